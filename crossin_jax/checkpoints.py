@@ -1,0 +1,282 @@
+"""Orbax checkpoints in T5X's layout, verified by digests.
+
+    MODEL_DIR/checkpoint_<step>/state       {'target': params, 'state': {'step', 'param_states'}}
+    MODEL_DIR/checkpoint_<step>/run         JSON: where the run stands (stream settings, open metric sums)
+    MODEL_DIR/digests/checkpoint_<step>.json  SHA-256 of every file of that checkpoint
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import warnings
+
+from absl import logging
+from flax import serialization
+from flax import traverse_util
+import gin
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from crossin_jax.data.prepared import write_json
+from crossin_jax.train_state import TrainState
+
+PREFIX = 'checkpoint'
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint that is missing, damaged or of another model; the message names the remedy."""
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """When to save and what to keep.
+
+  Attributes:
+    period: steps between checkpoints; the last step is always saved. 0 = only the last.
+    keep: how many of the latest stay.
+    keep_period: checkpoints at multiples of it stay for ever; None = none.
+    best_metric: evaluation figure ('heldout/loss', 'world/accuracy' ...) whose best checkpoint stays too.
+    best_mode: 'min' or 'max'.
+  """
+
+  period: int = 1000
+  keep: int = 2
+  keep_period: int | None = None
+  best_metric: str | None = None
+  best_mode: str = 'min'
+
+  def __post_init__(self):
+    if self.best_mode not in ('min', 'max'):
+      raise ValueError(f"CheckpointConfig.best_mode = {self.best_mode!r} is not 'min' or 'max'")
+    if self.period < 0 or self.keep < 1:
+      raise ValueError(f'CheckpointConfig.period = {self.period} must not be negative, keep = {self.keep} at least 1')
+
+
+def to_tree(state: TrainState) -> dict:
+  """T5X's tree of a TrainState; optimizer nodes without arrays are left out."""
+  return {
+      'target': state.params,
+      'state': {'step': state.step, 'param_states': _without_empty(serialization.to_state_dict(state.opt_state))},
+  }
+
+
+def from_tree(tree: dict, like: TrainState) -> TrainState:
+  """The inverse of `to_tree`; `like` gives the structure of the optimizer state."""
+  full = serialization.to_state_dict(like.opt_state)
+  flat = traverse_util.flatten_dict(full, keep_empty_nodes=True)
+  flat.update(traverse_util.flatten_dict(tree['state']['param_states']))
+  opt_state = serialization.from_state_dict(like.opt_state, traverse_util.unflatten_dict(flat))
+  return TrainState(tree['state']['step'], tree['target'], opt_state)
+
+
+def _without_empty(node):
+  if not isinstance(node, dict):
+    return node
+  kept = {key: _without_empty(value) for key, value in node.items()}
+  return {key: value for key, value in kept.items() if not (isinstance(value, dict) and not value)}
+
+
+class Checkpoints:
+  """The checkpoints of one MODEL_DIR."""
+
+  def __init__(self, model_dir: str, config: CheckpointConfig):
+    self.model_dir, self._config = os.path.abspath(model_dir), config
+    policies = ocp.checkpoint_managers
+    keep = [policies.LatestN(config.keep)]
+    if config.keep_period:
+      keep.append(policies.EveryNSteps(config.keep_period))
+    if config.best_metric:
+      # BestN keeps the highest figures.
+      sign = 1.0 if config.best_mode == 'max' else -1.0
+      figure = lambda metrics: sign * metrics[config.best_metric]
+      keep.append(policies.BestN(get_metric_fn=figure, n=1, keep_checkpoints_without_metrics=False))
+    self._manager = ocp.CheckpointManager(
+        self.model_dir,
+        item_handlers={
+            'state': ocp.PyTreeCheckpointHandler(use_ocdbt=True),
+            'run': ocp.JsonCheckpointHandler(),
+        },
+        options=ocp.CheckpointManagerOptions(
+            step_prefix=PREFIX,
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            # Needed for `metrics=` to be stored; what is kept is decided by the policy above.
+            best_fn=(lambda metrics: figure(metrics)) if config.best_metric else None,
+            cleanup_tmp_directories=True,
+        ),
+    )
+
+  def save(self, step: int, state: TrainState, run: dict, metrics: dict[str, float] | None = None) -> None:
+    """Begins to save in the background; returns when the arrays are copied off the devices."""
+    if step in self._manager.all_steps():
+      return
+    self.wait()
+    if self._config.best_metric and metrics is not None and self._config.best_metric not in metrics:
+      metrics = None
+    self._manager.save(
+        step,
+        args=ocp.args.Composite(state=ocp.args.PyTreeSave(to_tree(state)), run=ocp.args.JsonSave(run)),
+        metrics=metrics if self._config.best_metric else None,
+        force=True,
+    )
+
+  def restore_latest(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
+    """The newest undamaged checkpoint and its run state, or None if there is none at all.
+
+    Args:
+      abstract: shapes, dtypes and shardings to restore into.
+
+    Raises:
+      CheckpointError: there are checkpoints but none can be used.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    problems = []
+    for step in steps:
+      problem = self._damage(step)
+      if problem is None:
+        try:
+          state = restore_tree(self._path(step), abstract)
+          run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))['run']
+        except CheckpointError:
+          raise  # of another model: an older one would be too
+        except Exception as error:  # pylint: disable=broad-exception-caught  # Orbax raises many kinds
+          problem = f'{type(error).__name__}: {error}'
+      if problem is None:
+        for skipped in problems:
+          warnings.warn(f'{skipped}; using {self._path(step)} instead')
+        return state, run
+      problems.append(f'{self._path(step)} is damaged: {problem}')
+    if problems:
+      raise CheckpointError(
+          'no usable checkpoint: ' + '; '.join(problems) + f'. Delete {self.model_dir} to train from the start'
+      )
+    return None
+
+  def wait(self) -> None:
+    """Returns when the save in progress is complete and its digest written."""
+    self._manager.wait_until_finished()
+    self._write_digests()
+
+  def close(self) -> None:
+    """Waits and frees the manager."""
+    self.wait()
+    self._manager.close()
+
+  def _path(self, step: int) -> str:
+    return os.path.join(self.model_dir, f'{PREFIX}_{step}')
+
+  def _write_digests(self) -> None:
+    if jax.process_index():
+      return
+    folder = os.path.join(self.model_dir, 'digests')
+    present = {name for name in os.listdir(self.model_dir) if name.startswith(f'{PREFIX}_') and name[len(PREFIX) + 1 :].isdigit()}
+    for name in present:
+      if not os.path.exists(os.path.join(folder, f'{name}.json')):
+        write_json(os.path.join(folder, f'{name}.json'), file_digests(os.path.join(self.model_dir, name)))
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+      if name.removesuffix('.json') not in present:
+        os.unlink(os.path.join(folder, name))
+
+  def _damage(self, step: int) -> str | None:
+    """What is wrong with the files of a checkpoint, or None."""
+    path = os.path.join(self.model_dir, 'digests', f'{PREFIX}_{step}.json')
+    try:
+      with open(path, encoding='utf-8') as f:
+        expected = json.load(f)
+    except FileNotFoundError:
+      logging.warning('%s has no digest: it was saved just before the run was killed; used unverified', self._path(step))
+      return None
+    except ValueError as error:
+      return f'its digest {path} is not readable ({error})'
+    found = file_digests(self._path(step))
+    for name in sorted(expected):
+      if name not in found:
+        return f'file {name} is missing'
+      if found[name] != expected[name]:
+        return f'file {name} has changed since it was written'
+    return None
+
+
+def file_digests(directory: str) -> dict[str, str]:
+  """Relative path -> SHA-256 of every file below a directory."""
+  digests = {}
+  for folder, _, names in os.walk(directory):
+    for name in names:
+      path = os.path.join(folder, name)
+      with open(path, 'rb') as f:
+        digests[os.path.relpath(path, directory)] = hashlib.file_digest(f, 'sha256').hexdigest()
+  return digests
+
+
+def restore_tree(path: str, abstract: TrainState) -> TrainState:
+  """Reads `path`/state straight into the shards that `abstract` names.
+
+  Raises:
+    CheckpointError: the parameters have another structure or shape.
+  """
+  tree = to_tree(abstract)
+  _check_shapes(path, tree)
+  restored = ocp.PyTreeCheckpointer().restore(
+      os.path.join(path, 'state'), item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+  )
+  return from_tree(restored, abstract)
+
+
+def restore_params(path: str, abstract_params):
+  """Parameters alone from a checkpoint of this project or of T5X.
+
+  Args:
+    path: a `checkpoint_<step>` directory, or a MODEL_DIR (its latest checkpoint).
+    abstract_params: shapes, dtypes and shardings.
+
+  Raises:
+    CheckpointError: nothing there, or of another model.
+  """
+  path = latest_checkpoint(path)
+  tree = {'target': abstract_params}
+  _check_shapes(path, tree)
+  return ocp.PyTreeCheckpointer().restore(
+      os.path.join(path, 'state'),
+      item=tree,
+      transforms={},  # what is on disk beside `target` is not read
+      restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
+  )['target']
+
+
+def latest_checkpoint(path: str) -> str:
+  """`path` itself if it is a checkpoint, else the newest checkpoint in it.
+
+  Raises:
+    CheckpointError: neither.
+  """
+  path = os.path.abspath(path)
+  if os.path.isdir(os.path.join(path, 'state')):
+    return path
+  names = os.listdir(path) if os.path.isdir(path) else []
+  steps = [int(n[len(PREFIX) + 1 :]) for n in names if n.startswith(f'{PREFIX}_') and n[len(PREFIX) + 1 :].isdigit()]
+  if not steps:
+    raise CheckpointError(f'{path} is neither a {PREFIX}_<step> directory nor does it hold one')
+  return os.path.join(path, f'{PREFIX}_{max(steps)}')
+
+
+def _check_shapes(path: str, tree: dict) -> None:
+  """Compares parameter names and shapes on disk with those wanted, before anything is read."""
+  metadata = ocp.PyTreeCheckpointer().metadata(os.path.join(path, 'state'))
+  metadata = getattr(metadata, 'item_metadata', metadata)
+  metadata = getattr(metadata, 'tree', metadata)
+  on_disk = traverse_util.flatten_dict(dict(metadata)['target'], sep='/')
+  wanted = traverse_util.flatten_dict(tree['target'], sep='/')
+  differences = [f'{name}: not in the checkpoint' for name in sorted(wanted.keys() - on_disk.keys())]
+  differences += [f'{name}: not in the model' for name in sorted(on_disk.keys() - wanted.keys())]
+  differences += [
+      f'{name}: {tuple(on_disk[name].shape)} in the checkpoint, {tuple(wanted[name].shape)} in the model'
+      for name in sorted(wanted.keys() & on_disk.keys())
+      if tuple(np.shape(on_disk[name]) or on_disk[name].shape) != tuple(wanted[name].shape)
+  ]
+  if differences:
+    more = f' and {len(differences) - 5} more' if len(differences) > 5 else ''
+    raise CheckpointError(
+        f'{path} is of another model: {"; ".join(differences[:5])}{more}. Give the gin file that it was trained with'
+    )

@@ -1,0 +1,68 @@
+"""`crossin <command>`: each command is the `main` of the module that owns the noun."""
+
+import importlib
+import os
+import sys
+
+# command -> (module, function, what it does)
+COMMANDS = {
+    'quickstart': ('crossin_jax.quickstart', 'main', 'the main job on the embedded world: five arms and a report'),
+    'prepare': ('seqio_tasks.prepare', 'main', 'tokenise the tasks of a mixture'),
+    'inspect': ('crossin_jax.data.inspection', 'main', 'shares, lengths, dropped rows and examples of a mixture'),
+    'train': ('crossin_jax.train', 'main', 'train or resume in MODEL_DIR'),
+    'evaluate': ('crossin_jax.evaluation.questions', 'main', 'answer four-option questions with a checkpoint'),
+    'score': ('crossin_jax.evaluation.predictions', 'score_main', 'metrics from saved predictions'),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs a command; prints for people on stderr. Exit status: 0 done, 1 failed, 2 usage, 75 restart me."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  if not argv or argv[0] in ('-h', '--help'):
+    print(_help(), file=sys.stdout if argv else sys.stderr)
+    return 0 if argv else 2
+  if argv[0] == '--version':
+    from crossin_jax import __version__
+
+    print(__version__)
+    return 0
+  if argv[0] not in COMMANDS:
+    import difflib
+
+    near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+    print(f'crossin: no command {argv[0]!r}{f"; did you mean {near[0]}?" if near else ""}\n\n{_help()}', file=sys.stderr)
+    return 2
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  module, function, _ = COMMANDS[argv[0]]
+  from crossin_jax import config
+
+  try:
+    return getattr(importlib.import_module(module), function)(config.rewrite(argv[1:]))
+  except config.ConfigError as error:
+    print(f'crossin {argv[0]}: {error}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print(f'crossin {argv[0]}: interrupted', file=sys.stderr)
+    return 1
+  except Exception as error:  # pylint: disable=broad-exception-caught  # the last place to say it kindly
+    if os.environ.get('CROSSIN_TRACEBACK') or not _is_expected(error):
+      import traceback
+
+      traceback.print_exc()
+    print(f'crossin {argv[0]}: {error}', file=sys.stderr)
+    return 1
+
+
+def _is_expected(error: Exception) -> bool:
+  """Errors whose message is written for the user; anything else is a bug and shows its traceback."""
+  return isinstance(error, (ValueError, OSError)) or type(error).__name__ in ('TrainingError', 'CheckpointError')
+
+
+def _help() -> str:
+  width = max(map(len, COMMANDS))
+  lines = [f'  {name:<{width}}  {what}' for name, (_, _, what) in COMMANDS.items()]
+  return 'usage: crossin <command> [flags]; crossin <command> --help for each\n\n' + '\n'.join(lines)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,1 @@
+"""From prepared token files to batches: vocabulary, prompts, mixing, packing, loading. No TensorFlow."""

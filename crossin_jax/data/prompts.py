@@ -1,0 +1,139 @@
+"""Prompts: from an instruction row to tokens with explicit loss weights, in training and at inference alike."""
+
+import dataclasses
+
+import numpy as np
+
+from crossin_jax.data.vocabulary import Vocabulary
+
+_ALPACA = 'Below is an instruction that describes a task'
+_ALPACA_WITH_INPUT = ', paired with an input that provides further context'
+_CL_BOOST_WITH_INPUT = ' in one or more languages, paired with an input in one or more language that provides further context'
+_REQUEST = '. Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n'
+_LLAMA = '[INST] <<SYS>>\nYou are a helpful assistant.\n<</SYS>>\n\n{instruction}\n{input}[/INST]'
+
+# Template -> (with input, without input). METHODS A.4: the released prompts end in "\n " after "Response:",
+# because the slot behind it is left empty.
+TEMPLATES = {
+    'alpaca': (
+        _ALPACA + _ALPACA_WITH_INPUT + _REQUEST + '### Input:\n{input}\n\n### Response:\n ',
+        _ALPACA + _REQUEST + '### Response:\n ',
+    ),
+    'cl_boost': (
+        _ALPACA + _CL_BOOST_WITH_INPUT + _REQUEST + '### Input:\n{input}\n\n### Response:\n ',
+        _ALPACA + ' in one or more languages' + _REQUEST + '### Response:\n ',
+    ),
+    'llama': (_LLAMA, _LLAMA.replace('\n{input}', '\n')),
+    'gemma': ('{instruction}\n{input}\n', '{instruction}\n'),
+    # Nothing but the fields: for running text, where all fields but the output are empty, the prompt is empty too.
+    'plain': ('{instruction}\n{input}\n', '{instruction}\n'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One rendered example.
+
+  Attributes:
+    tokens: int32 [length], prompt, response and stop token; no BOS (it is the first decoder input).
+    loss_weights: float32 [length], what each token counts in the loss: 0 on the prompt.
+    shortened: '' or the field that had to be cut to fit: 'input', 'output' or 'input+output'.
+  """
+
+  tokens: np.ndarray
+  loss_weights: np.ndarray
+  shortened: str = ''
+
+
+class Rejected(ValueError):
+  """A row that cannot become an example; `reason` is a short word for the counts."""
+
+  def __init__(self, reason: str, detail: str = ''):
+    super().__init__(f'{reason}: {detail}' if detail else reason)
+    self.reason = reason
+
+
+def check_template(name: str) -> str:
+  """Returns the name; raises ValueError with the legal ones if it is unknown."""
+  if name not in TEMPLATES:
+    raise ValueError(f'template {name!r} is not one of {", ".join(TEMPLATES)}')
+  return name
+
+
+def render_prompt(template: str, instruction: str, input: str = '', tag: str = '') -> str:  # pylint: disable=redefined-builtin
+  """The text before the response.
+
+      render_prompt('gemma', 'Give three tips.', '', '[zh]') == 'Give three tips.\\n\\n[zh]\\n'
+
+  Args:
+    template: one of TEMPLATES.
+    instruction: with input and tag empty too, the row is running text and the prompt is ''.
+    input: further context; may be empty.
+    tag: language tag, put on its own line at the end of the input; a tagged row never has an empty input.
+  """
+  if tag:
+    input = f'{input}\n{tag}'
+  if not instruction and not input:
+    return ''
+  with_input, without_input = TEMPLATES[check_template(template)]
+  # replace, not format: braces in a row are text. The input goes last, so that a '{input}' inside an
+  # instruction is not taken for the slot.
+  text = with_input if input else without_input
+  before, after = text.split('{instruction}')
+  return before.replace('{input}', input) + instruction + after.replace('{input}', input)
+
+
+def render_example(
+    vocabulary: Vocabulary, template: str, row: dict[str, str], tag: str, max_length: int | None
+) -> Example:
+  """Tokens and loss weights of one row.
+
+  Prompt and response are tokenised apart, as the released code does, so that the border between them
+  never moves. A row that is too long loses the end of its input first (instruction and tag stay), then
+  the end of its response together with the stop token.
+
+  Args:
+    vocabulary: the tokenizer.
+    template: one of TEMPLATES.
+    row: 'instruction', 'input', 'output'.
+    tag: language tag or ''.
+    max_length: most tokens of the example; None = no limit.
+
+  Raises:
+    Rejected: 'empty_response' or 'prompt_too_long'.
+  """
+  if not row['output'].strip():
+    raise Rejected('empty_response')
+  response = [*vocabulary.encode(row['output']), vocabulary.eos_id]
+  prompt_of = lambda input: _encode(vocabulary, render_prompt(template, row['instruction'], input, tag))
+  prompt = prompt_of(row['input'])
+  shortened = []
+  if max_length is not None and len(prompt) + len(response) > max_length:
+    if row['input']:
+      prompt = _shorten_input(prompt_of, row['input'], max_length - len(response))
+      shortened.append('input')
+    if len(prompt) + len(response) > max_length:
+      response = response[: max(0, max_length - len(prompt))]
+      shortened.append('output')
+    if not response:
+      raise Rejected('prompt_too_long', f'{len(prompt)} tokens of prompt leave no room in {max_length}')
+  tokens = np.asarray(prompt + response, np.int32)
+  weights = np.zeros(len(tokens), np.float32)
+  weights[len(prompt) :] = 1.0
+  return Example(tokens, weights, '+'.join(shortened))
+
+
+def _encode(vocabulary: Vocabulary, text: str) -> list[int]:
+  return vocabulary.encode(text) if text else []
+
+
+def _shorten_input(prompt_of, input: str, room: int) -> list[int]:  # pylint: disable=redefined-builtin
+  """The prompt with the longest beginning of the input that fits in `room` tokens, or with none of it."""
+  low, high = 0, len(input)  # prompt_of(input[:low]) fits, or low is 0
+  while low < high:
+    middle = (low + high + 1) // 2
+    if len(prompt_of(input[:middle])) <= room:
+      low = middle
+    else:
+      high = middle - 1
+  return prompt_of(input[:low])

@@ -1,0 +1,251 @@
+"""Packed batches of a prepared mixture; batch n is a pure function of (settings, n)."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import json
+
+import gin
+import jax
+import numpy as np
+
+from crossin_jax.data import mixing
+from crossin_jax.data import packing
+from crossin_jax.data.prepared import PreparedMixture
+
+# DESIGN names of SeqIO and T5X, and which task each token came from, for losses by source and language.
+FEATURES = {
+    'decoder_input_tokens': np.int32,
+    'decoder_target_tokens': np.int32,
+    'decoder_loss_weights': np.float32,
+    'decoder_segment_ids': np.int32,
+    'decoder_positions': np.int32,
+    'decoder_task_ids': np.int32,
+}
+
+
+def empty_rows(rows: int, length: int) -> dict[str, np.ndarray]:
+  """A batch of nothing but padding: every feature zero, [rows, length]."""
+  return {name: np.zeros((rows, length), dtype) for name, dtype in FEATURES.items()}
+
+
+def write_segment(batch, row, start, segment, tokens, loss_weights, bos_id, task) -> None:
+  """Writes one example into a row of a batch, in place.
+
+      tokens 7 8 2 at start 0, BOS 1:  targets 7 8 2   inputs 1 7 8   positions 0 1 2   segments 1 1 1
+
+  Args:
+    batch: dict of FEATURES, [rows, length] each.
+    row, start: where it begins; segment: its id in the row, from 1.
+    tokens: int [n]; loss_weights: float [n]; bos_id: first input; task: index for `decoder_task_ids`.
+  """
+  place = slice(start, start + len(tokens))
+  batch['decoder_target_tokens'][row, place] = tokens
+  batch['decoder_input_tokens'][row, start] = bos_id
+  batch['decoder_input_tokens'][row, start + 1 : start + len(tokens)] = tokens[:-1]
+  batch['decoder_loss_weights'][row, place] = loss_weights
+  batch['decoder_segment_ids'][row, place] = segment
+  batch['decoder_positions'][row, place] = np.arange(len(tokens))
+  batch['decoder_task_ids'][row, place] = task
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+  """The packing of one window of the mixture.
+
+  Attributes:
+    rows: per row the examples (task, index in the task) in the order they stand there.
+    dropped: how many examples found no room in this window nor in the next.
+  """
+
+  rows: list[list[tuple[int, int]]]
+  dropped: int
+
+
+@gin.configurable(denylist=['mixture'])
+class BatchStream:
+  """Batches of packed rows.
+
+  The stream of examples is cut into windows of `window` examples. Each window is packed, first fit, into
+  the same number of rows, so that the window of any row is known without reading what comes before. What
+  does not fit is offered to the next window once that has packed its own; what does not fit there either
+  is dropped and counted.
+
+  Attributes:
+    rows_per_window: rows of each window.
+    dropped: examples dropped in the windows seen so far.
+  """
+
+  def __init__(self, mixture: PreparedMixture, *, batch_size: int, length: int, seed: int = 0, window: int = 16_384):
+    """Args:
+      mixture: what to read.
+      batch_size: rows of the global batch.
+      length: tokens in a row.
+      seed: of the order of rows; not of which rows belong to a volume.
+      window: examples that are packed together; larger packs tighter and takes longer to reach.
+    """
+    longest = max(int(task.split.lengths[: task.examples].max()) for task in mixture.tasks)
+    if longest > length:
+      raise ValueError(
+          f'mixture {mixture.name} was prepared with max_length {mixture.description["max_length"]} and holds an '
+          f'example of {longest} tokens, rows have {length}; raise the row length or prepare with a smaller max_length'
+      )
+    self.mixture, self.batch_size, self.length, self.seed, self.window_size = mixture, batch_size, length, seed, window
+    self._order = mixing.TaskOrder([task.rate for task in mixture.tasks], window)
+    self._keys = [mixing.fold(seed, task.split.name) for task in mixture.tasks]
+    # Rows per window follow from the first window alone: all windows are alike up to chance.
+    lengths = self._lengths(*self._examples(0))
+    self.rows_per_window = packing.rows_for(lengths, length)
+    self.dropped = 0
+    self._own = functools.lru_cache(maxsize=3)(self._own)
+    self._window = functools.lru_cache(maxsize=2)(self._window)
+
+  @property
+  def settings(self) -> dict:
+    """What the batches depend on, as JSON; two streams with equal settings give equal batches."""
+    return {
+        'mixture': self.mixture.name,
+        'tasks': [
+            {
+                'task': task.split.name,
+                'fingerprint': task.split.manifest['fingerprint'],
+                'rate': rate,
+                'examples': task.examples,
+            }
+            for task, rate in zip(self.mixture.tasks, self._order.rates)
+        ],
+        'batch_size': self.batch_size,
+        'length': self.length,
+        'seed': self.seed,
+        'window': self.window_size,
+    }
+
+  def batch(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+    """Features of batch `step` (from 0), [rows, length] each; `rows` selects some of the global batch."""
+    wanted = range(self.batch_size)[rows]
+    batch = empty_rows(len(wanted), self.length)
+    for i, row in enumerate(wanted):
+      start = 0
+      for segment, (task, index) in enumerate(self._row(step * self.batch_size + row), start=1):
+        tokens, weights = self.mixture.tasks[task].split.example(index)
+        write_segment(batch, i, start, segment, tokens, weights, self.mixture.bos_id, task)
+        start += len(tokens)
+    return batch
+
+  def examples(self, step: int) -> list[list[tuple[str, str]]]:
+    """(task, id) of every example of batch `step`, row by row: to name a bad one."""
+    first = step * self.batch_size
+    return [
+        [(self.mixture.tasks[task].split.name, self.mixture.tasks[task].split.id(index)) for task, index in self._row(row)]
+        for row in range(first, first + self.batch_size)
+    ]
+
+  def epochs(self, step: int) -> dict[str, float]:
+    """How often each task has been read by the start of batch `step`."""
+    seen = step * self.batch_size / self.rows_per_window * self.window_size
+    return {
+        task.split.name: seen * rate / sum(self._order.rates) / task.examples
+        for task, rate in zip(self.mixture.tasks, self._order.rates)
+    }
+
+  def _row(self, row: int) -> list[tuple[int, int]]:
+    return self._window(row // self.rows_per_window).rows[row % self.rows_per_window]
+
+  def _examples(self, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tasks and indices of the examples of one window, in mixture order."""
+    tasks, ordinals = self._order.block(window)
+    indices = np.empty(len(tasks), np.int64)
+    for t, task in enumerate(self.mixture.tasks):
+      of_task = np.flatnonzero(tasks == t)
+      epochs, places = np.divmod(ordinals[of_task], task.examples)
+      for epoch in np.unique(epochs):
+        of_epoch = epochs == epoch
+        key = mixing.fold(self._keys[t], int(epoch))
+        indices[of_task[of_epoch]] = mixing.permute(places[of_epoch], task.examples, key)
+    return tasks, indices
+
+  def _lengths(self, tasks, indices) -> np.ndarray:
+    lengths = np.empty(len(tasks), np.int64)
+    for t, task in enumerate(self.mixture.tasks):
+      lengths[tasks == t] = task.split.lengths[indices[tasks == t]]
+    return lengths
+
+  def _own(self, window: int):
+    """A window packed with its own examples alone: a function of the window only."""
+    tasks, indices = self._examples(window)
+    lengths = self._lengths(tasks, indices)
+    room = np.full(self.rows_per_window, self.length)
+    bins = packing.first_fit(lengths, self.length, room)
+    return tasks, indices, lengths, bins, room
+
+  def _window(self, window: int) -> Window:
+    tasks, indices, _, bins, room = self._own(window)
+    place = packing.spread_empty_rows(bins, self.rows_per_window)
+    rows = [[] for _ in range(self.rows_per_window)]
+    for task, index, bin_ in zip(tasks.tolist(), indices.tolist(), bins.tolist()):
+      if bin_ >= 0:
+        rows[place[bin_]].append((task, index))
+    dropped = 0
+    if window:
+      tasks, indices, lengths, bins, _ = self._own(window - 1)
+      late = np.flatnonzero(bins < 0)
+      bins = packing.first_fit(lengths[late], self.length, room.copy())
+      for task, index, bin_ in zip(tasks[late].tolist(), indices[late].tolist(), bins.tolist()):
+        if bin_ >= 0:
+          rows[place[bin_]].append((task, index))
+      dropped = int((bins < 0).sum())
+    self.dropped += dropped
+    return Window(rows, dropped)
+
+
+class Loader:
+  """Global arrays of a BatchStream, made ahead of time in a thread.
+
+  Each host fills only the rows of its own devices.
+  """
+
+  def __init__(self, stream: BatchStream, sharding: jax.sharding.Sharding, first_step: int, prefetch: int = 2):
+    """Args:
+      stream: the batches.
+      sharding: of a [batch, length] array.
+      first_step: step of the first batch.
+      prefetch: batches made ahead.
+    """
+    self._stream, self._sharding, self._next = stream, sharding, first_step
+    self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='loader')
+    self._ahead = collections.deque(self._executor.submit(self._load, first_step + i) for i in range(prefetch))
+    self._next += prefetch
+
+  def __next__(self) -> dict[str, jax.Array]:
+    self._ahead.append(self._executor.submit(self._load, self._next))
+    self._next += 1
+    return self._ahead.popleft().result()
+
+  def _load(self, step: int) -> dict[str, jax.Array]:
+    return put_batch(self._stream.batch, step, (self._stream.batch_size, self._stream.length), self._sharding)
+
+  def close(self) -> None:
+    """Stops the thread; batches made ahead are thrown away."""
+    self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def put_batch(make, step: int, shape: tuple[int, int], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
+  """A global batch from `make(step, rows) -> features of those rows`, each host making only its own rows."""
+  spans = {index[0].indices(shape[0])[:2] for index in sharding.addressable_devices_indices_map(shape).values()}
+  first, last = min(span[0] for span in spans), max(span[1] for span in spans)
+  local = make(step, slice(first, last))
+
+  def shard(array):
+    def of_index(index):
+      start, stop, _ = index[0].indices(shape[0])
+      return array[start - first : stop - first, index[1]]
+
+    return jax.make_array_from_callback(shape, sharding, of_index)
+
+  return {name: shard(array) for name, array in local.items()}
+
+
+def fingerprint(settings: dict) -> str:
+  """A short digest of stream settings."""
+  return f'{mixing.fold(json.dumps(settings, sort_keys=True)):016x}'

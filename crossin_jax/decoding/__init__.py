@@ -1,0 +1,1 @@
+"""Running a trained model: log-likelihood of given text, and generation with a cache."""

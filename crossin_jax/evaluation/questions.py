@@ -1,0 +1,281 @@
+"""`crossin evaluate`: four-option questions, parallel across languages, answered by likelihood and by generation."""
+
+import argparse
+import functools
+import json
+import os
+import sys
+
+import gin
+import numpy as np
+
+from crossin_jax import checkpoints
+from crossin_jax import config
+from crossin_jax import train_state
+from crossin_jax.data.prepared import read_json
+from crossin_jax.data.prompts import render_prompt
+from crossin_jax.data.vocabulary import Vocabulary
+from crossin_jax.decoding.generation import greedy
+from crossin_jax.decoding.scoring import sequence_losses
+from crossin_jax.evaluation.consistency import summarise
+from crossin_jax.evaluation.predictions import Predictions, write_predictions
+from crossin_jax.evaluation.results import METHODS, build_run, write_results
+from crossin_jax.partitioning import Partitioner
+
+
+class Questions:
+  """The items of a question file.
+
+  Attributes:
+    name: for figures: the file's name without folder and `.jsonl`, the part after the first dot as form
+      (`questions.tagged.jsonl` is 'questions/tagged').
+    ids: [items]; languages: codes in order of appearance.
+    rows: [item][language] of {'instruction', 'input', 'choices', 'answer'}.
+    answers: int64 [items, languages], index of the right choice.
+  """
+
+  def __init__(self, path: str, limit: int | None = None):
+    """Args:
+      path: JSONL, a line per item and language: id, language, instruction, input, choices (texts, parallel
+        across languages), answer (index).
+      limit: first so many items only.
+
+    Raises:
+      ValueError: names file, line and field of a malformed row, or the item that lacks a language.
+    """
+    stem = os.path.basename(path).removesuffix('.jsonl')
+    self.name = stem.replace('.', '/', 1)
+    items: dict[str, dict[str, dict]] = {}
+    with open(path, encoding='utf-8') as f:
+      for number, line in enumerate(f, start=1):
+        if not line.strip():
+          continue
+        row = _question(line, f'{path}, line {number}')
+        items.setdefault(row['id'], {})[row['language']] = row
+    if not items:
+      raise ValueError(f'{path} holds no question')
+    self.languages = list(dict.fromkeys(language for item in items.values() for language in item))
+    for id_, item in items.items():
+      if missing := [language for language in self.languages if language not in item]:
+        raise ValueError(f'{path}: item {id_!r} has no question in {", ".join(missing)}; consistency needs every language')
+    self.ids = list(items)[:limit]
+    self.rows = [[items[id_][language] for language in self.languages] for id_ in self.ids]
+    self.answers = np.array([[row['answer'] for row in item] for item in self.rows], np.int64)
+
+
+def _question(line: str, where: str) -> dict:
+  try:
+    row = json.loads(line)
+  except ValueError as error:
+    raise ValueError(f'{where}: not valid JSON ({error})') from None
+  for field, kind in (('id', str), ('language', str), ('instruction', str), ('choices', list), ('answer', int)):
+    if not isinstance(row.get(field) if isinstance(row, dict) else None, kind):
+      raise ValueError(f'{where}: field {field!r} must be a {kind.__name__}')
+  if not 0 <= row['answer'] < len(row['choices']) or len(row['choices']) < 2:
+    raise ValueError(f'{where}: answer {row["answer"]} is no index into {len(row["choices"])} choices')
+  return {'input': '', **row}
+
+
+class Prompts:
+  """How training prompted the model: template and tokenizer, as saved in its MODEL_DIR."""
+
+  def __init__(self, model_dir: str):
+    saved = read_json(os.path.join(model_dir, 'prompts.json'), 'it is written by `crossin train`; give that MODEL_DIR')
+    self.template = saved['prompts']['template']
+    words = saved['vocabulary']
+    self.vocabulary = Vocabulary(os.path.join(model_dir, words['file']), words['bos_token'], words['eos_token'])
+
+  def tokens(self, row: dict) -> list[int]:
+    """The prompt of one question."""
+    return self.vocabulary.encode(render_prompt(self.template, row['instruction'], row['input']))
+
+
+def choose_by_likelihood(
+    model, params, partition: Partitioner, questions: Questions, prompts: Prompts, *, length: int, rows: int
+) -> np.ndarray:
+  """The choice to which the model gives the highest probability, stop token included.
+
+  Returns:
+    int64 [items, languages].
+  """
+  sequences, spans = [], []
+  for item in questions.rows:
+    for row in item:
+      prompt = prompts.tokens(row)
+      for choice in row['choices']:
+        answer = [*prompts.vocabulary.encode(choice), prompts.vocabulary.eos_id]
+        sequences.append((prompt + answer, [0.0] * len(prompt) + [1.0] * len(answer)))
+      spans.append(len(row['choices']))
+  losses = sequence_losses(
+      model, params, partition, sequences, bos_id=prompts.vocabulary.bos_id, length=length, rows=rows
+  )
+  starts = np.cumsum([0, *spans])
+  chosen = [int(np.argmin(losses[a:b])) for a, b in zip(starts, starts[1:])]
+  return np.array(chosen, np.int64).reshape(questions.answers.shape)
+
+
+def generate_answers(
+    model, params, partition: Partitioner, questions: Questions, prompts: Prompts, *, max_new_tokens: int, rows: int
+) -> list[list[str]]:
+  """Greedy answers as text, [item][language]."""
+  tokens = [prompts.tokens(row) for item in questions.rows for row in item]
+  vocabulary = prompts.vocabulary
+  new = greedy(
+      model, params, partition, tokens,
+      bos_id=vocabulary.bos_id, eos_id=vocabulary.eos_id, max_new_tokens=max_new_tokens, rows=rows,
+  )  # fmt: skip
+  texts = iter(vocabulary.decode(ids) for ids in new)
+  return [[next(texts) for _ in item] for item in questions.rows]
+
+
+@gin.configurable
+def answer_questions(
+    model,
+    params,
+    partition: Partitioner,
+    questions: Questions,
+    prompts: Prompts,
+    *,
+    methods: tuple[str, ...] = METHODS,
+    length: int = 512,
+    rows: int = 32,
+    max_new_tokens: int = 32,
+) -> dict[str, Predictions]:
+  """Answers by each method, with what the model wrote (by likelihood: the text of its choice).
+
+  Args:
+    model, params, partition: the model on its mesh.
+    questions: the items.
+    prompts: template and tokenizer.
+    methods: of 'likelihood' and 'generate'.
+    length, rows: shape of the packed batches that score choices.
+    max_new_tokens: most tokens of a generated answer.
+
+  Returns:
+    method -> Predictions.
+  """
+  results = {}
+  for method in methods:
+    if method == 'likelihood':
+      chosen = choose_by_likelihood(model, params, partition, questions, prompts, length=length, rows=rows)
+      texts = [[row['choices'][c] for row, c in zip(item, cs)] for item, cs in zip(questions.rows, chosen)]
+    elif method == 'generate':
+      texts = generate_answers(model, params, partition, questions, prompts, max_new_tokens=max_new_tokens, rows=rows * 4)
+    else:
+      raise ValueError(f'method {method!r} is not one of {METHODS}')
+    choices = [[row['choices'] for row in item] for item in questions.rows]
+    results[method] = Predictions(questions.ids, questions.languages, choices, questions.answers, texts)
+  return results
+
+
+@gin.configurable
+class QuestionsEvaluator:
+  """Questions in the training loop, by likelihood: accuracy, C_3, AC3_3 and accuracy by language."""
+
+  def __init__(
+      self, path: str = gin.REQUIRED, model_dir: str = gin.REQUIRED, items: int = 100, name: str = 'questions'
+  ):
+    """Args:
+      path: question file.
+      model_dir: of the run itself: template and tokenizer are read from it.
+      items: first so many items of the file.
+      name: prefix of the figures.
+    """
+    self._load = functools.cache(lambda: (Questions(path, items), Prompts(model_dir)))
+    self.name = name
+
+  def __call__(self, model, params, partition):
+    """Yields ('eval/NAME/accuracy', x), ('eval/NAME/consistency_3', x), ('eval/NAME/ac3_3', x) and more."""
+    questions, prompts = self._load()
+    answered = answer_questions(model, params, partition, questions, prompts, methods=('likelihood',))['likelihood']
+    summary = summarise(answered.extract('strict'), questions.answers, questions.languages)
+    yield f'eval/{self.name}/accuracy', summary['accuracy']
+    yield f'eval/{self.name}/accuracy_by_language', summary['accuracy_by_language']
+    size = str(min(3, len(questions.languages)))
+    if size in summary['consistency']:
+      yield f'eval/{self.name}/consistency_{size}', summary['consistency'][size]
+      yield f'eval/{self.name}/ac3_{size}', summary['ac3'][size]
+
+
+@gin.configurable
+def evaluate(
+    checkpoint: str,
+    question_files: list[str],
+    output_dir: str,
+    variant: str,
+    seed: int | None = None,
+    model=gin.REQUIRED,
+    partitioner=Partitioner,
+) -> list[dict]:
+  """Answers question files with a checkpoint; writes predictions/*.jsonl and results.json.
+
+  Args:
+    checkpoint: a MODEL_DIR or one of its checkpoints.
+    question_files: see `Questions`.
+    output_dir: where results go.
+    variant, seed: written into the results.
+    model: the model of the checkpoint.
+    partitioner: mesh and axis rules.
+
+  Returns:
+    The runs of results.json.
+  """
+  path = checkpoints.latest_checkpoint(checkpoint)
+  prompts = Prompts(os.path.dirname(path))
+  partition = partitioner()
+  runs = []
+  with partition.activate():
+    abstract = train_state.parameter_shapes(model, partition)
+    params = checkpoints.restore_params(path, abstract)
+    for file in question_files:
+      questions = Questions(file)
+      print(f'evaluate {variant}: {len(questions.ids)} items in {", ".join(questions.languages)} ({questions.name})', file=sys.stderr)
+      for method, answered in answer_questions(model, params, partition, questions, prompts).items():
+        name = questions.name.replace('/', '.')
+        write_predictions(os.path.join(output_dir, 'predictions', f'{name}.{method}.jsonl'), answered)
+        summary = summarise(answered.extract('strict'), questions.answers, questions.languages)
+        runs.append(
+            build_run(summary, variant=variant, seed=seed, benchmark=questions.name, protocol='strict', method=method)
+        )
+  write_results(os.path.join(output_dir, 'results.json'), runs)
+  return runs
+
+
+def main(argv: list[str]) -> int:
+  """The command line of `crossin evaluate`."""
+  parser = argparse.ArgumentParser(
+      prog='crossin evaluate',
+      description='Answer four-option questions with a checkpoint, by likelihood and by greedy generation.',
+      epilog='example: crossin evaluate --checkpoint runs/a --questions world/questions.untagged.jsonl --output_dir runs/a/eval',
+  )
+  parser.add_argument('--checkpoint', required=True, help='a MODEL_DIR or checkpoint_<step>; its config.gin is read first')
+  parser.add_argument('--questions', required=True, action='append', help='question file (JSONL); may be repeated')
+  parser.add_argument('--output_dir', required=True, help='for results.json and predictions/')
+  parser.add_argument('--variant', help='name in results.json (default: name of the MODEL_DIR)')
+  parser.add_argument('--seed', type=int, help='seed of the run, for results.json')
+  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
+  config.add_flags(parser)
+  args = parser.parse_args(argv)
+  model_dir = os.path.dirname(checkpoints.latest_checkpoint(args.checkpoint))
+  saved = os.path.join(model_dir, 'config.gin')
+  if os.path.exists(saved):
+    args.gin_file.insert(0, saved)
+  config.parse(args)
+  if config.macro('MODEL') is None:
+    raise config.ConfigError(f'{saved} does not define MODEL; give the gin file of the model with --gin_file')
+  with gin.unlock_config():
+    gin.bind_parameter('evaluate.model', gin.query_parameter('train.model'))
+  variant = args.variant or os.path.basename(os.path.normpath(model_dir))
+  runs = evaluate(args.checkpoint, args.questions, args.output_dir, variant, args.seed)
+  for run in runs:
+    by_language = ' '.join(f'{language} {value:.3f}' for language, value in run['accuracy_by_language'].items())
+    third = '3' if '3' in run['ac3'] else max(run['ac3'], default=None)
+    more = f', C_{third} {run["consistency"][third]:.3f}, AC3_{third} {run["ac3"][third]:.3f}' if third else ''
+    print(
+        f'{run["benchmark"]} by {run["method"]}: accuracy {run["accuracy"]:.3f} ({by_language}){more}, '
+        f'unparsed {run["unparsed_rate"]:.3f}',
+        file=sys.stderr,
+    )
+  if args.json:
+    print(json.dumps({'runs': runs}))
+  return 0

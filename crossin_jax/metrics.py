@@ -1,0 +1,146 @@
+"""What a run tells of itself: metrics.jsonl, TensorBoard, a progress line."""
+
+import json
+import math
+import os
+import sys
+import time
+
+import numpy as np
+
+
+class TaskTable:
+  """Sums per task of a mixture, told by source and by language.
+
+  Attributes:
+    names: task names, in the order of `decoder_task_ids`.
+  """
+
+  def __init__(self, infos: list[dict]):
+    self._sources = [info['source'] for info in infos]
+    self._languages = [info['target_language'] for info in infos]
+
+  def means(self, loss_by_task, weight_by_task) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean losses by source and by language of the response; those without tokens are left out."""
+    return tuple(
+        {
+            label: float(loss / weight)
+            for label in sorted(set(labels))
+            for loss, weight in [
+                (
+                    sum(l for l, n in zip(loss_by_task, labels) if n == label),
+                    sum(w for w, n in zip(weight_by_task, labels) if n == label),
+                )
+            ]
+            if weight > 0
+        }
+        for labels in (self._sources, self._languages)
+    )
+
+
+class Period:
+  """Sums since the last logged line, kept in float64 and saved in checkpoints, so that a resumed run logs
+  the same lines."""
+
+  def __init__(self, tasks: int, saved: dict | None = None):
+    zeros = {'loss': 0.0, 'weight': 0.0, 'tokens': 0.0, 'steps': 0, 'skipped': 0, 'gradient_norm': 0.0}
+    zeros |= {'loss_by_task': [0.0] * tasks, 'weight_by_task': [0.0] * tasks}
+    self.sums = zeros if saved is None else dict(saved)
+
+  def add(self, metrics) -> None:
+    """Adds one step's `StepMetrics`, fetched to the host."""
+    sums, skipped = metrics.sums, bool(metrics.skipped)
+    self.sums['steps'] += 1
+    self.sums['skipped'] += skipped
+    self.sums['tokens'] += float(sums.tokens)
+    self.sums['gradient_norm'] = float(metrics.gradient_norm)
+    if not skipped:
+      for name in ('loss', 'weight'):
+        self.sums[name] += float(getattr(sums, name))
+      for name in ('loss_by_task', 'weight_by_task'):
+        self.sums[name] = [a + float(b) for a, b in zip(self.sums[name], np.asarray(getattr(sums, name)))]
+
+
+class MetricsWriter:
+  """Appends lines to MODEL_DIR/metrics.jsonl and scalars to MODEL_DIR/tensorboard (host 0 only).
+
+  A resumed run first cuts metrics.jsonl back to the restored step.
+  """
+
+  def __init__(self, model_dir: str, resumed_step: int):
+    from tensorboardX import SummaryWriter
+
+    self._path = os.path.join(model_dir, 'metrics.jsonl')
+    kept = []
+    if resumed_step and os.path.exists(self._path):
+      with open(self._path, encoding='utf-8') as f:
+        for line in f:
+          try:
+            if json.loads(line)['step'] <= resumed_step:
+              kept.append(line)
+          except (ValueError, KeyError, TypeError):
+            break  # the line that a kill cut short
+    temporary = f'{self._path}.writing'
+    with open(temporary, 'w', encoding='utf-8') as f:
+      f.writelines(kept)
+    os.replace(temporary, self._path)
+    self._file = open(self._path, 'a', encoding='utf-8')  # pylint: disable=consider-using-with
+    self._board = SummaryWriter(os.path.join(model_dir, 'tensorboard'), purge_step=resumed_step + 1)
+
+  def write(self, step: int, values: dict) -> None:
+    """One line; nested dicts become name/key in TensorBoard. NaN and infinities are written as null."""
+    self._file.write(json.dumps({'step': step, **_finite(values)}, ensure_ascii=False) + '\n')
+    self._file.flush()
+    for name, value in _flat(values):
+      if isinstance(value, (int, float)) and math.isfinite(value):
+        self._board.add_scalar(f'train/{name}' if '/' not in name else name, value, step)
+
+  def close(self) -> None:
+    """Flushes both."""
+    self._file.close()
+    self._board.close()
+
+
+def _finite(value):
+  if isinstance(value, dict):
+    return {k: _finite(v) for k, v in value.items()}
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flat(values: dict):
+  for name, value in values.items():
+    if isinstance(value, dict):
+      yield from ((f'{name}/{key}', v) for key, v in _flat(value))
+    else:
+      yield name, value
+
+
+class Progress:
+  """One line on stderr: step, loss, rate, time left. On a terminal it overwrites itself."""
+
+  def __init__(self, total: int, label: str, stream=None):
+    self._total, self._label, self._stream = total, label, stream or sys.stderr
+    self._start, self._first, self._shown = time.monotonic(), None, 0.0
+
+  def show(self, done: int, text: str = '', force: bool = False) -> None:
+    """At most every half second on a terminal, every 30 seconds elsewhere."""
+    now = time.monotonic()
+    if self._first is None:
+      self._first, self._start = done, now
+    terminal = self._stream.isatty()
+    if not force and done < self._total and now - self._shown < (0.5 if terminal else 30):
+      return
+    self._shown = now
+    rate = (done - self._first) / max(1e-9, now - self._start)
+    left = f', {duration((self._total - done) / rate)} left' if rate > 0 and done < self._total else ''
+    line = f'{self._label} {done:,}/{self._total:,} ({rate:.3g}/s{left}){" " + text if text else ""}'
+    end = '\n' if not terminal or done >= self._total else ''
+    self._stream.write(f'\r\033[K{line}{end}' if terminal else f'{line}{end}')
+    self._stream.flush()
+
+
+def duration(seconds: float) -> str:
+  """Seconds as people say them: '45 s', '12 min', '3.5 h'."""
+  if seconds < 90:
+    return f'{seconds:.0f} s'
+  return f'{seconds / 60:.0f} min' if seconds < 5400 else f'{seconds / 3600:.1f} h'

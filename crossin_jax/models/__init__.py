@@ -1,0 +1,1 @@
+"""Flax models: one decoder, one attention front."""

@@ -1,0 +1,146 @@
+"""What training changes, how it is initialised straight into its shards, and one step."""
+
+from typing import Any, Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from crossin_jax import losses
+from crossin_jax.partitioning import Partitioner
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Attributes:
+    step: int32 [], batches seen (also those whose update was skipped).
+    params: the model's parameters.
+    opt_state: the optax state.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+
+
+@flax.struct.dataclass
+class StepMetrics:
+  """Of one step, on the device.
+
+  Attributes:
+    sums: loss sums over the batch.
+    gradient_norm: float [], before clipping, of the mean loss.
+    skipped: bool [], the gradient or the loss was not finite and nothing was changed.
+  """
+
+  sums: losses.LossSums
+  gradient_norm: jax.Array
+  skipped: jax.Array
+
+
+def state_shardings(model, transform: optax.GradientTransformation, partitioner: Partitioner, length: int):
+  """Abstract TrainState with the sharding of each leaf, and nothing allocated.
+
+  Optimizer leaves lie as the parameter that they belong to; whatever has another shape (counts, factored
+  moments) is a whole copy on every device.
+
+  Returns:
+    A TrainState of jax.ShapeDtypeStruct with shardings.
+  """
+
+  def build(key):
+    variables = _init(model, key, length)
+    return TrainState(jnp.zeros((), jnp.int32), variables['params'], transform.init(variables['params']))
+
+  shapes = jax.eval_shape(build, jax.random.key(0))
+  axes = jax.eval_shape(lambda key: _init(model, key, length), jax.random.key(0))['params_axes']
+  params = partitioner.parameter_shardings(axes, shapes.params)
+
+  like_params = lambda node: jax.tree.structure(node) == jax.tree.structure(shapes.params)
+
+  def of_optimizer(node):
+    if not like_params(node):
+      return partitioner.replicated
+    return jax.tree.map(
+        lambda leaf, param, sharding: sharding if leaf.shape == param.shape else partitioner.replicated,
+        node, shapes.params, params,
+    )  # fmt: skip
+
+  opt_state = jax.tree.map(of_optimizer, shapes.opt_state, is_leaf=like_params)
+  shardings = TrainState(partitioner.replicated, params, opt_state)
+  return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+
+
+def parameter_shapes(model, partitioner: Partitioner):
+  """Shapes, dtypes and shardings of the parameters alone, nothing allocated."""
+  shapes = jax.eval_shape(lambda key: _init(model, key, 8), jax.random.key(0))
+  shardings = partitioner.parameter_shardings(shapes['params_axes'], shapes['params'])
+  return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes['params'], shardings)
+
+
+def init_state(model, transform, abstract: TrainState, length: int, seed: int) -> TrainState:
+  """A fresh state, every leaf made where it will live: no host ever holds the whole model."""
+
+  def build(key):
+    params = _init(model, key, length)['params']
+    return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params))
+
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  return jax.jit(build, out_shardings=shardings)(jax.random.key(seed))
+
+
+def _init(model, key, length):
+  tokens = jnp.zeros((1, length), jnp.int32)
+  return model.init(key, tokens, tokens, enable_dropout=False)
+
+
+def make_train_step(
+    model, optimizer, *, tasks: int, microbatches: int = 1, z_loss: float = 0.0, seed: int = 0, dropout: bool = False
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, StepMetrics]]:
+  """One step: gradients of the summed loss over microbatches, divided once by the summed weights.
+
+  Args:
+    model: called as `Decoder` is.
+    optimizer: `optimizers.Optimizer`.
+    tasks: number of tasks of the mixture.
+    microbatches: the batch is cut into this many, one after the other; the result is the same.
+    z_loss: see `losses.batch_loss`.
+    seed: of dropout; the key of a step is folded from (seed, step, microbatch).
+    dropout: whether the model has any.
+
+  Returns:
+    A function (state, batch) -> (state, metrics), to be jitted.
+  """
+
+  def step(state: TrainState, batch: dict[str, jax.Array]):
+    base_key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    def gradients(part, index):
+      key = jax.random.fold_in(base_key, index) if dropout else None
+      objective = lambda params: losses.batch_loss(model, params, part, tasks, z_loss, key)
+      (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+      return grads, sums
+
+    if microbatches == 1:
+      grads, sums = gradients(batch, 0)
+    else:
+      # Rows i, i + n, i + 2n ... form microbatch i: neighbouring rows lie on one device, so each microbatch
+      # uses all of them without moving data.
+      parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+      zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: gradients(jax.tree.map(lambda x: x[0], parts), 0)))
+
+      def accumulate(total, part_and_index):
+        return jax.tree.map(jnp.add, total, gradients(*part_and_index)), None
+
+      (grads, sums), _ = jax.lax.scan(accumulate, zeros, (parts, jnp.arange(microbatches)))
+
+    grads = jax.tree.map(lambda g: g / jnp.maximum(sums.weight, 1e-8).astype(g.dtype), grads)
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss)
+    updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
+    new = (optax.apply_updates(state.params, updates), opt_state)
+    params, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, (state.params, state.opt_state))
+    return TrainState(state.step + 1, params, opt_state), StepMetrics(sums, norm, ~finite)
+
+  return step

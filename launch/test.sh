@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# The test suite from a bare machine: makes .venv, installs with the test extra, runs pytest with the arguments given.
+#   bash launch/test.sh [-k packing] [-m "not slow"] ...
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh
+make_environment .venv 'test'
+exec env JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=2 .venv/bin/python -m pytest "$@"

@@ -1,0 +1,243 @@
+"""CrossIn as lists of examples: which row, from which language, into which language.
+
+No TensorFlow here: worker processes of `prepare` import this module.
+"""
+
+import dataclasses
+import functools
+import itertools
+
+import gin
+
+from crossin_jax.data.mixing import fold
+from crossin_jax.data.prompts import Example, Rejected, TEMPLATES, check_template, render_example
+from crossin_jax.data.vocabulary import Vocabulary
+from crossin_jax.languages import ENGLISH_NAMES
+
+# Mode -> what stands on its two sides. METHODS A.3.
+MODES = {
+    'base': 'English instruction, English response; no tag',
+    'mono': 'instruction and response in the same language, not English; no tag',
+    'en2x': 'English instruction, tagged, response in x',
+    'x2en': 'instruction in x, tagged, English response',
+    'x2x': 'instruction and response in two different languages, English among them; tagged',
+    'trans': 'translate the instruction text from x into English; no tag',
+    'text': 'running text, every token trained',
+}
+CROSSIN_MODES = ('mono', 'en2x', 'x2en', 'x2x', 'trans')  # those a volume limits
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Preset:
+  """How examples are drawn and cut: METHODS section C, this project's default and the released code.
+
+  Attributes:
+    name: goes into the names of Tasks and Mixtures.
+    assignment: 'one': every row once per mode, its language pair drawn by hash;
+      'every': every row in every pair; 'draws': as many draws with replacement as there are rows, row and
+      language shared by en2x, x2en and trans (released code).
+    same_language: x2x may draw the same language twice (released archive).
+    both_directions: trans also from English into x.
+    tags: language tag on en2x, x2en and x2x.
+    overlong: 'shorten_input' (see prompts.render_example) or 'right_cut' (released code).
+  """
+
+  name: str = 'default'
+  assignment: str = 'one'
+  same_language: bool = False
+  both_directions: bool = False
+  tags: bool = True
+  overlong: str = 'shorten_input'
+
+  def __post_init__(self):
+    if self.assignment not in ('one', 'every', 'draws'):
+      raise ValueError(f"Preset.assignment = {self.assignment!r} is not 'one', 'every' or 'draws'")
+    if self.overlong not in ('shorten_input', 'right_cut'):
+      raise ValueError(f"Preset.overlong = {self.overlong!r} is not 'shorten_input' or 'right_cut'")
+
+
+def language_pairs(mode: str, languages: tuple[str, ...], preset: Preset) -> tuple[tuple[str, str], ...]:
+  """(source, target) languages of a mode, in a fixed order.
+
+      language_pairs('en2x', ('en', 'zh', 'vi'), Preset()) == (('en', 'zh'), ('en', 'vi'))
+  """
+  others = tuple(language for language in languages if language != 'en')
+  if mode == 'base':
+    return (('en', 'en'),)
+  if mode in ('mono', 'text'):
+    chosen = others if mode == 'mono' else languages
+    return tuple((x, x) for x in chosen)
+  if mode == 'en2x':
+    return tuple(('en', x) for x in others)
+  if mode == 'x2en':
+    return tuple((x, 'en') for x in others)
+  if mode == 'x2x':
+    return tuple((s, t) for s, t in itertools.product(languages, repeat=2) if s != t or preset.same_language)
+  if mode == 'trans':
+    into_english = tuple((x, 'en') for x in others)
+    return into_english + (tuple(('en', x) for x in others) if preset.both_directions else ())
+  raise ValueError(f'mode {mode!r} is not one of {", ".join(MODES)}')
+
+
+@functools.lru_cache(maxsize=64)
+def split_rows(source, validation_rows: int, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """Row indices of the training and the validation split, both in hash order.
+
+  A row is in one split in all its languages. At most a twentieth of the rows is held out.
+  """
+  held_out = min(validation_rows, len(source) // 20)
+  order = sorted(range(len(source)), key=_by_hash(source.ids(), seed))
+  return tuple(order[held_out:]), tuple(order[:held_out])
+
+
+def _by_hash(ids, seed):
+  keys = [fold(seed, id_) for id_ in ids]
+  return lambda row: (keys[row], row)
+
+
+@functools.lru_cache(maxsize=64)
+def draw(source, mode: str, pairs, preset: Preset, seed: int, rows: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+  """The examples of one mode, all its language pairs together, in the order that a volume cuts.
+
+  Args:
+    source: the rows (only its ids are read).
+    mode: one of MODES.
+    pairs: language pairs of the mode.
+    preset: how to draw.
+    seed: of the hashes.
+    rows: row indices in hash order.
+
+  Returns:
+    (row, index in `pairs`) of every example. The first n of them are the examples at volume n, so a larger
+    volume contains a smaller one.
+  """
+  if not rows or not pairs:
+    return ()
+  if mode in ('base', 'text'):
+    return tuple((row, p) for row in rows for p in range(len(pairs)))
+  ids = source.ids()
+  if preset.assignment == 'draws':
+    # One draw of (row, language) for en2x, x2en and trans; x2x draws a pair of its own.
+    kind = mode if mode in ('x2x', 'mono') else 'shared'
+    return tuple(
+        (rows[fold(seed, 'row', i) % len(rows)], fold(seed, kind, 'language', i) % len(pairs)) for i in range(len(rows))
+    )
+  if preset.assignment == 'one':
+    return tuple((row, fold(seed, mode, ids[row]) % len(pairs)) for row in rows)
+  everything = [(row, p) for row in rows for p in range(len(pairs))]
+  return tuple(sorted(everything, key=lambda item: fold(seed, mode, ids[item[0]], pairs[item[1]])))
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSpec:
+  """One Task: one mode from one language into one language. Pickles into worker processes.
+
+  Attributes:
+    source: rows (`sources.Source`).
+    component: name the mixture gives it: the mode, or the name of an extra source.
+    mode, source_language, target_language: see MODES.
+    languages: of the mixture, English first: they decide which pair a row falls to.
+    preset, seed, validation_rows: see `Preset`, `draw`, `split_rows`.
+    template: one of prompts.TEMPLATES.
+    vocabulary: the tokenizer.
+  """
+
+  source: object
+  component: str
+  mode: str
+  source_language: str
+  target_language: str
+  languages: tuple[str, ...]
+  preset: Preset
+  seed: int
+  validation_rows: int
+  template: str
+  vocabulary: Vocabulary
+
+  def __post_init__(self):
+    check_template(self.template)
+
+  @property
+  def name(self) -> str:
+    """The Task's name; letters, digits, dots and underscores, as SeqIO wants."""
+    label = '' if self.component == self.mode else f'{self.component}.'
+    pair = f'{self.source_language}.{self.target_language}'
+    among = f'.among_{"_".join(self.languages)}' if self.mode in CROSSIN_MODES else ''
+    return f'{self.source.name}.{label}{self.mode}.{pair}{among}.{self.preset.name}'
+
+  @property
+  def pairs(self) -> tuple[tuple[str, str], ...]:
+    """All language pairs of the mode."""
+    if self.mode == 'text':
+      return ((self.source_language, self.target_language),)
+    return language_pairs(self.mode, self.languages, self.preset)
+
+  def items(self, split: str) -> list[tuple[int, int]]:
+    """(rank, row) of its examples in volume order; ranks are counted over all pairs of the mode."""
+    train, validation = split_rows(self.source, self.validation_rows, self.seed)
+    rows = {'train': train, 'validation': validation}[split]
+    mine = self.pairs.index((self.source_language, self.target_language))
+    drawn = draw(self.source, self.mode, self.pairs, self.preset, self.seed, rows)
+    return [(rank, row) for rank, (row, pair) in enumerate(drawn) if pair == mine]
+
+  def fields(self, row: int) -> dict[str, str]:
+    """'id', 'instruction', 'input', 'output' and 'tag' of one example, before any template."""
+    asked = self.source.row(row, self.source_language)
+    answered = self.source.row(row, self.target_language)
+    id_ = self.source.ids()[row]
+    if self.mode == 'trans':
+      return {
+          'id': id_,
+          'instruction': f'Translate the following sentence into {ENGLISH_NAMES[self.target_language]}.',
+          'input': asked['instruction'],
+          'output': answered['instruction'],
+          'tag': '',
+      }
+    tag = f'[{self.target_language}]' if self.preset.tags and self.mode in ('en2x', 'x2en', 'x2x') else ''
+    return {
+        'id': id_,
+        'instruction': asked['instruction'],
+        'input': asked['input'],
+        'output': answered['output'],
+        'tag': tag,
+    }
+
+  def example(self, fields: dict[str, str], max_length: int | None) -> Example:
+    """Tokens and weights of one example; raises prompts.Rejected."""
+    if self.preset.overlong == 'shorten_input' or max_length is None:
+      return render_example(self.vocabulary, self.template, fields, fields['tag'], max_length)
+    whole = render_example(self.vocabulary, self.template, fields, fields['tag'], None)
+    if len(whole.tokens) <= max_length:
+      return whole
+    cut = Example(whole.tokens[:max_length], whole.loss_weights[:max_length], 'output')
+    if not cut.loss_weights.any():
+      raise Rejected('prompt_too_long', f'no token of the response within {max_length}')
+    return cut
+
+  @property
+  def info(self) -> dict[str, str]:
+    """What a loss by source and by language groups by."""
+    return {
+        'name': self.name,
+        'source': self.source.name,
+        'component': self.component,
+        'mode': self.mode,
+        'source_language': self.source_language,
+        'target_language': self.target_language,
+    }
+
+  def fingerprint_parts(self, max_length: int) -> dict:
+    """Everything the prepared tokens depend on, readable, so that a difference can be named."""
+    return {
+        'source': f'{self.source.name} {self.source.digest()}',
+        'mode': self.mode,
+        'language pair': f'{self.source_language} -> {self.target_language}',
+        'languages': ' '.join(self.languages) if self.mode in CROSSIN_MODES else '',
+        'preset': repr(dataclasses.asdict(self.preset)),
+        'seed': self.seed,
+        'validation_rows': self.validation_rows,
+        'template': f'{self.template}: {TEMPLATES[self.template]!r}',
+        'vocabulary': self.vocabulary.digest,
+        'max_length': max_length,
+    }

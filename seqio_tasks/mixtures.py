@@ -1,0 +1,210 @@
+"""Mixtures as data: name <-> contents, and rates from counts, shares, temperature or epochs. No TensorFlow."""
+
+import dataclasses
+import re
+
+import gin
+
+from crossin_jax.data.vocabulary import Vocabulary
+from crossin_jax.languages import code_of
+from seqio_tasks.crossin import CROSSIN_MODES, Preset, TaskSpec, language_pairs
+
+RATES = ('counts', 'shares', 'temperature', 'epochs')
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureName:
+  """`source.variant.volume.languages.preset`, for instance `alpaca.base_x2x_trans.3000.en_zh_vi_es.default`.
+
+  Attributes:
+    source: name of the aligned source.
+    components: modes or names of extra sources, in order.
+    volume: examples per CrossIn mode, pooled over its language pairs; None = 'all'.
+    languages: codes, English first.
+    preset: name of the preset.
+  """
+
+  source: str
+  components: tuple[str, ...]
+  volume: int | None
+  languages: tuple[str, ...]
+  preset: str
+
+  def __str__(self) -> str:
+    volume = 'all' if self.volume is None else str(self.volume)
+    return '.'.join((self.source, '_'.join(self.components), volume, '_'.join(self.languages), self.preset))
+
+  @classmethod
+  def parse(cls, name: str) -> 'MixtureName':
+    """The inverse of str(); ValueError says what is wrong with a name."""
+    parts = name.split('.')
+    if len(parts) != 5 or not all(re.fullmatch(r'\w+', part) for part in parts):
+      raise ValueError(
+          f'mixture name {name!r} is not source.variant.volume.languages.preset, '
+          'such as alpaca.base_x2x.3000.en_zh_vi_es.default'
+      )
+    source, variant, volume, languages, preset = parts
+    if volume != 'all' and not volume.isdigit():
+      raise ValueError(f"mixture name {name!r}: volume {volume!r} is neither a number nor 'all'")
+    codes = tuple(code_of(code) for code in languages.split('_'))
+    if codes[0] != 'en' or len(set(codes)) != len(codes):
+      raise ValueError(f'mixture name {name!r}: languages must begin with en, each once')
+    return cls(source, tuple(variant.split('_')), None if volume == 'all' else int(volume), codes, preset)
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class MixtureSettings:
+  """What a mixture name does not say.
+
+  Attributes:
+    parallel: aligned rows for the CrossIn modes (`ParallelFiles`, `TfdsRows`, `WorldInstructions`).
+    english: rows of Base; None = the aligned rows in English.
+    texts: name -> list of one-language sources of running text, usable as components.
+    vocabulary: the tokenizer.
+    template: 'alpaca', 'cl_boost', 'llama', 'gemma' or 'plain'.
+    presets: those that names may use besides 'default' and 'released'.
+    seed: decides which rows and languages fall into a volume.
+    validation_rows: rows held out of every source, at most a twentieth of it.
+    max_length: most tokens of an example.
+    rates: 'counts' (proportional to examples), 'shares', 'temperature' or 'epochs'.
+    shares: component -> share, for rates = 'shares'; within a component by counts.
+    temperature: for rates = 'temperature': tasks weigh count ** (1 / temperature).
+    epochs: component -> how often it is read while a component of weight 1 is read once, for 'epochs'.
+  """
+
+  parallel: object = None
+  english: object = None
+  texts: dict | None = None
+  vocabulary: Vocabulary = gin.REQUIRED
+  template: str = 'alpaca'
+  presets: tuple[Preset, ...] = ()
+  seed: int = 0
+  validation_rows: int = 200
+  max_length: int = 2048
+  rates: str = 'counts'
+  shares: dict[str, float] | None = None
+  temperature: float = 1.0
+  epochs: dict[str, float] | None = None
+
+  def __post_init__(self):
+    if self.rates not in RATES:
+      raise ValueError(f'MixtureSettings.rates = {self.rates!r} is not one of {RATES}')
+    if self.temperature <= 0:
+      raise ValueError(f'MixtureSettings.temperature = {self.temperature} must be above 0')
+    if self.max_length < 2:
+      raise ValueError(f'MixtureSettings.max_length = {self.max_length} must be at least 2')
+
+  def preset(self, name: str) -> Preset:
+    """The preset of that name."""
+    known = {'default': Preset(), 'released': RELEASED} | {preset.name: preset for preset in self.presets}
+    if name not in known:
+      raise ValueError(f'preset {name!r} is not one of {", ".join(known)}; MixtureSettings.presets adds others')
+    return known[name]
+
+
+RELEASED = Preset('released', assignment='draws', same_language=True, overlong='right_cut')
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureEntry:
+  """A Task in a mixture: `volume` None = all of it; `examples` before any is dropped for its length."""
+
+  task: TaskSpec
+  volume: int | None
+  examples: int
+  rate: float
+
+
+def mixture_entries(name: MixtureName, settings: MixtureSettings) -> list[MixtureEntry]:
+  """Tasks of a mixture with their rates, which sum to 1.
+
+  Raises:
+    ValueError: an unknown component, a volume larger than the source, a language the source lacks, or
+      shares / epochs that do not name every component.
+  """
+  preset = settings.preset(name.preset)
+  if settings.parallel is not None and settings.parallel.name != name.source:
+    raise ValueError(f'mixture {name} is over source {name.source!r}, MixtureSettings.parallel is {settings.parallel.name!r}')
+  entries = []
+  for component in name.components:
+    for mode, source, pair in _component(component, name, settings, preset):
+      missing = set(pair) - set(source.languages)
+      if missing:
+        raise ValueError(f'source {source.name} has no rows in {", ".join(sorted(missing))}; it has {", ".join(source.languages)}')
+      task = TaskSpec(
+          source=source,
+          component=component,
+          mode=mode,
+          source_language=pair[0],
+          target_language=pair[1],
+          languages=name.languages,
+          preset=preset,
+          seed=settings.seed,
+          validation_rows=settings.validation_rows,
+          template=settings.template,
+          vocabulary=settings.vocabulary,
+      )
+      volume = name.volume if mode in CROSSIN_MODES else None
+      if volume is not None:
+        train = len(task_universe(task))
+        if volume > train:
+          raise ValueError(
+              f'mixture {name}: volume {volume} is more than the {train} examples that {source.name} gives for {mode}; '
+              f"use 'all' or a smaller volume"
+          )
+      count = sum(1 for rank, _ in task.items('train') if volume is None or rank < volume)
+      entries.append(MixtureEntry(task, volume, count, 0.0))
+  weights = _weights(entries, name, settings)
+  total = sum(weights)
+  if total <= 0:
+    raise ValueError(f'mixture {name} has no example with a rate above 0')
+  return [dataclasses.replace(entry, rate=weight / total) for entry, weight in zip(entries, weights)]
+
+
+def task_universe(task: TaskSpec):
+  """All (row, pair) examples of a Task's mode in the training split."""
+  from seqio_tasks.crossin import draw, split_rows
+
+  rows = split_rows(task.source, task.validation_rows, task.seed)[0]
+  return draw(task.source, task.mode, task.pairs, task.preset, task.seed, rows)
+
+
+def _component(component, name, settings, preset):
+  """(mode, source, language pair) of each Task of a component."""
+  texts = settings.texts or {}
+  if component in texts:
+    return [('text', source, (source.languages[0],) * 2) for source in texts[component] if source.languages[0] in name.languages]
+  if component == 'base':
+    source = settings.parallel if settings.english is None else settings.english
+  elif component in CROSSIN_MODES:
+    source = settings.parallel
+  else:
+    raise ValueError(
+        f'mixture {name}: component {component!r} is none of base, {", ".join(CROSSIN_MODES + tuple(texts))}'
+    )
+  if source is None:
+    raise ValueError(f'mixture {name}: component {component!r} needs MixtureSettings.parallel')
+  return [(component, source, pair) for pair in language_pairs(component, name.languages, preset)]
+
+
+def _weights(entries, name, settings) -> list[float]:
+  """Unnormalised rates. METHODS A.3 mixes by counts; temperature as in mT5, rate ~ count ** (1 / T)."""
+  counts = [float(entry.examples) for entry in entries]
+  if settings.rates == 'counts':
+    return counts
+  if settings.rates == 'temperature':
+    return [count ** (1.0 / settings.temperature) if count else 0.0 for count in counts]
+  table = settings.shares if settings.rates == 'shares' else settings.epochs
+  missing = set(name.components) - set(table or {})
+  if missing:
+    raise ValueError(f'mixture {name}: MixtureSettings.{settings.rates} gives nothing for {", ".join(sorted(missing))}')
+  if any(value < 0 for value in table.values()):
+    raise ValueError(f'MixtureSettings.{settings.rates} = {table} must not be negative')
+  if settings.rates == 'epochs':
+    return [count * table[entry.task.component] for count, entry in zip(counts, entries)]
+  totals = {c: sum(k for k, e in zip(counts, entries) if e.task.component == c) for c in name.components}
+  return [
+      table[entry.task.component] * count / totals[entry.task.component] if count else 0.0
+      for count, entry in zip(counts, entries)
+  ]

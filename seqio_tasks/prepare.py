@@ -1,0 +1,313 @@
+"""`crossin prepare`: tokenises the Tasks of a Mixture once, in parts, on all cores."""
+
+import argparse
+import collections
+import concurrent.futures
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+
+import numpy as np
+
+from crossin_jax import config
+from crossin_jax.data.prepared import FORMAT, PreparedDataError, safe_file_name, write_json, write_part
+from crossin_jax.data.prompts import Rejected
+from crossin_jax.metrics import Progress
+from seqio_tasks.crossin import TaskSpec
+from seqio_tasks.mixtures import MixtureName, MixtureSettings, mixture_entries
+
+PART = 8192  # examples tokenised by one job and stored in one file
+
+
+def prepare(
+    mixture: str, output_dir: str, settings: MixtureSettings, workers: int | None = None, overwrite: bool = False
+) -> dict:
+  """Writes the token files of a Mixture's Tasks, and the Mixture.
+
+  Tasks that are there already are kept if they are what would be written; a started one goes on where it
+  stopped.
+
+  Args:
+    mixture: name as in `mixtures.MixtureName`.
+    output_dir: D of `data.prepared`.
+    settings: sources, vocabulary, template, rates.
+    workers: processes; None = all cores this process may use.
+    overwrite: write stale Tasks anew instead of refusing them.
+
+  Returns:
+    {'mixture', 'tasks': number, 'examples', 'tokens', 'loss_tokens', 'dropped': {...}, 'seconds',
+    'tokenised': number of Tasks that were not there}.
+
+  Raises:
+    PreparedDataError: a Task is there with other settings; names the differences and the remedy.
+    ValueError: see `mixture_entries`.
+  """
+  started = time.monotonic()
+  name = MixtureName.parse(mixture)
+  entries = mixture_entries(name, settings)
+  specs = {entry.task.name: entry.task for entry in entries}
+  for spec in specs.values():
+    safe_file_name(spec.name)
+  todo = {}
+  for task, spec in specs.items():
+    if not _is_prepared(output_dir, spec, settings.max_length, overwrite):
+      todo[task] = spec
+  _tokenise(todo, output_dir, settings.max_length, workers or len(os.sched_getaffinity(0)))
+  manifests = {task: _read_manifest(output_dir, task) for task in specs}
+  vocabulary = settings.vocabulary
+  suffix = '.json' if vocabulary.path.endswith('.json') else '.model'
+  vocabulary_file = os.path.join('vocabularies', vocabulary.digest[:16] + suffix)
+  _copy(vocabulary.path, os.path.join(output_dir, vocabulary_file))
+  write_json(
+      os.path.join(output_dir, 'mixtures', f'{mixture}.json'),
+      {
+          'format': FORMAT,
+          'name': mixture,
+          'tasks': [
+              {
+                  'task': entry.task.name,
+                  'component': entry.task.component,
+                  'rate': entry.rate,
+                  'volume': entry.volume,
+                  'fingerprint': manifests[entry.task.name]['fingerprint'],
+              }
+              for entry in entries
+          ],
+          'rates': settings.rates,
+          'max_length': settings.max_length,
+          'languages': list(name.languages),
+          'prompts': {'template': settings.template, 'tags': settings.preset(name.preset).tags},
+          'vocabulary': {
+              'file': vocabulary_file,
+              'digest': vocabulary.digest,
+              'size': vocabulary.size,
+              'bos_id': vocabulary.bos_id,
+              'eos_id': vocabulary.eos_id,
+              'bos_token': vocabulary.bos_token,
+              'eos_token': vocabulary.eos_token,
+          },
+      },
+  )
+  dropped = collections.Counter()
+  totals = collections.Counter()
+  for manifest in manifests.values():
+    for split in manifest['splits'].values():
+      dropped.update(split['dropped'])
+      totals.update({key: split[key] for key in ('examples', 'tokens', 'loss_tokens')})
+  return {
+      'mixture': mixture,
+      'output_dir': output_dir,
+      'tasks': len(specs),
+      'tokenised': len(todo),
+      **totals,
+      'dropped': dict(dropped),
+      'seconds': round(time.monotonic() - started, 3),
+  }
+
+
+def _is_prepared(output_dir: str, spec: TaskSpec, max_length: int, overwrite: bool) -> bool:
+  manifest = _read_manifest(output_dir, spec.name)
+  if manifest is None:
+    return False
+  wanted = spec.fingerprint_parts(max_length)
+  if manifest.get('format') == FORMAT and manifest['fingerprint'] == _fingerprint(wanted):
+    return True
+  if overwrite:
+    return False
+  found = manifest.get('fingerprint_parts', {})
+  differences = [
+      f'{key} was {_short(found.get(key))}, now {_short(wanted[key])}' for key in wanted if found.get(key) != wanted[key]
+  ] or ['written by another version']
+  raise PreparedDataError(
+      f'{os.path.join(output_dir, "tasks", spec.name)} is stale: {"; ".join(differences)}. '
+      'Give --overwrite to write it anew, or another --output_dir'
+  )
+
+
+def _short(value) -> str:
+  text = str(value)
+  return text if len(text) <= 60 else text[:28] + ' ... ' + text[-28:]
+
+
+def _fingerprint(parts: dict) -> str:
+  return hashlib.sha256(json.dumps([FORMAT, parts], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _read_manifest(output_dir: str, task: str) -> dict | None:
+  try:
+    with open(os.path.join(output_dir, 'tasks', task, 'manifest.json'), encoding='utf-8') as f:
+      return json.load(f)
+  except FileNotFoundError:
+    return None
+  except ValueError as error:
+    path = os.path.join(output_dir, 'tasks', task, 'manifest.json')
+    raise PreparedDataError(f'{path} is not valid JSON ({error}); delete {os.path.dirname(path)} and prepare again') from None
+
+
+def _tokenise(specs: dict[str, TaskSpec], output_dir: str, max_length: int, workers: int) -> None:
+  """All parts of all Tasks, then their manifests."""
+  jobs, parts = [], {}
+  for task, spec in specs.items():
+    directory = os.path.join(output_dir, 'tasks', task)
+    os.makedirs(directory, exist_ok=True)
+    fingerprint = _fingerprint(spec.fingerprint_parts(max_length))
+    manifest = os.path.join(directory, 'manifest.json')
+    if os.path.exists(manifest):
+      os.unlink(manifest)  # --overwrite: from here on the Task is unfinished
+    for split in ('train', 'validation'):
+      parts[task, split] = []
+      count = len(spec.items(split))
+      for start in range(0, count, PART):
+        base = os.path.join(directory, f'{split}-{start // PART:05d}')
+        parts[task, split].append(base)
+        if not _finished(base, fingerprint):
+          jobs.append((task, split, start, min(start + PART, count), base, fingerprint))
+  if jobs:
+    _run_jobs(jobs, specs, max_length, workers)
+  for task, spec in specs.items():
+    splits = {}
+    for split in ('train', 'validation'):
+      records = []
+      for base in parts[task, split]:
+        with open(f'{base}.json', encoding='utf-8') as f:
+          records.append(json.load(f))
+      splits[split] = {
+          'parts': [{key: r[key] for key in ('file', 'examples', 'tokens', 'loss_tokens')} for r in records],
+          **{key: sum(r[key] for r in records) for key in ('rows', 'examples', 'tokens', 'loss_tokens')},
+          **{
+              key: dict(sum((collections.Counter(r[key]) for r in records), collections.Counter()))
+              for key in ('dropped', 'shortened')
+          },
+      }
+    fingerprint_parts = spec.fingerprint_parts(max_length)
+    set_aside = {f'{language}: {reason}': n for (language, reason), n in spec.source.set_aside().items()}
+    write_json(
+        os.path.join(output_dir, 'tasks', task, 'manifest.json'),
+        {
+            'format': FORMAT,
+            'fingerprint': _fingerprint(fingerprint_parts),
+            'fingerprint_parts': fingerprint_parts,
+            'task': spec.info,
+            'splits': splits,
+            'source_rows_set_aside': set_aside,
+        },
+    )
+    for split in splits:
+      for base in parts[task, split]:
+        os.unlink(f'{base}.json')
+
+
+def _finished(base: str, fingerprint: str) -> bool:
+  try:
+    with open(f'{base}.json', encoding='utf-8') as f:
+      return json.load(f)['fingerprint'] == fingerprint and os.path.exists(f'{base}.arrow')
+  except (OSError, ValueError, KeyError):
+    return False
+
+
+def _run_jobs(jobs, specs, max_length, workers) -> None:
+  progress = Progress(sum(job[3] - job[2] for job in jobs), 'prepare: examples')
+  progress.show(0)
+  done = 0
+  if workers == 1 or sum(job[3] - job[2] for job in jobs) < 2 * PART:
+    # Starting processes costs more than so little work.
+    for job in jobs:
+      done += _tokenise_part(specs[job[0]], job, max_length)
+      progress.show(done)
+    return
+  # spawn, not fork: this process may hold TensorFlow's threads.
+  context = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (specs, max_length)) as pool:
+    futures = [pool.submit(_job, job) for job in jobs]
+    try:
+      for future in concurrent.futures.as_completed(futures):
+        done += future.result()
+        progress.show(done)
+    except BaseException:
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
+
+
+_worker: tuple | None = None
+
+
+def _start_worker(specs, max_length):
+  global _worker  # pylint: disable=global-statement  # set once per worker process
+  _worker = specs, max_length
+
+
+def _job(job) -> int:
+  specs, max_length = _worker
+  return _tokenise_part(specs[job[0]], job, max_length)
+
+
+def _tokenise_part(spec: TaskSpec, job, max_length: int) -> int:
+  """Writes one part and its record; returns how many items it covered."""
+  _, split, start, end, base, fingerprint = job
+  examples, dropped, shortened = [], collections.Counter(), collections.Counter()
+  for rank, row in spec.items(split)[start:end]:
+    fields = spec.fields(row)
+    try:
+      example = spec.example(fields, max_length)
+    except Rejected as rejected:
+      dropped[rejected.reason] += 1
+      continue
+    if example.shortened:
+      shortened[example.shortened] += 1
+    examples.append((fields['id'], rank, example.tokens, example.loss_weights))
+  write_part(f'{base}.arrow', examples)
+  write_json(
+      f'{base}.json',
+      {
+          'fingerprint': fingerprint,
+          'file': os.path.basename(base) + '.arrow',
+          'rows': end - start,
+          'examples': len(examples),
+          'tokens': int(sum(len(e[2]) for e in examples)),
+          'loss_tokens': float(np.sum([e[3].sum() for e in examples])),
+          'dropped': dropped,
+          'shortened': shortened,
+      },
+  )
+  return end - start
+
+
+def _copy(source: str, target: str) -> None:
+  if os.path.exists(target):
+    return
+  os.makedirs(os.path.dirname(target), exist_ok=True)
+  shutil.copyfile(source, f'{target}.writing')
+  os.replace(f'{target}.writing', target)
+
+
+def main(argv: list[str]) -> int:
+  """The command line of `crossin prepare`."""
+  parser = argparse.ArgumentParser(
+      prog='crossin prepare',
+      description='Tokenise the tasks of a mixture into Arrow files that training reads.',
+      epilog='example: crossin prepare --gin_file=gin_configs/mixtures/alpaca.gin '
+      '--mixture alpaca.base_x2x.3000.en_zh_vi.default --output_dir prepared',
+  )
+  parser.add_argument('--mixture', required=True, help='source.variant.volume.languages.preset')
+  parser.add_argument('--output_dir', required=True, help='where tasks/ and mixtures/ are written')
+  parser.add_argument('--workers', type=int, help='processes (default: all cores)')
+  parser.add_argument('--overwrite', action='store_true', help='write stale tasks anew')
+  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
+  config.add_flags(parser)
+  args = parser.parse_args(argv)
+  config.parse(args)
+  summary = prepare(args.mixture, args.output_dir, MixtureSettings(), args.workers, args.overwrite)
+  dropped = ', '.join(f'{count:,} {reason}' for reason, count in summary['dropped'].items()) or 'none'
+  print(
+      f'{summary["mixture"]}: {summary["tasks"]} tasks ({summary["tokenised"]} new), {summary["examples"]:,} examples, '
+      f'{summary["tokens"]:,} tokens ({summary["loss_tokens"]:,.0f} trained), dropped: {dropped}, '
+      f'{summary["seconds"]:.1f} s -> {args.output_dir}',
+      file=sys.stderr,
+  )
+  if args.json:
+    print(json.dumps(summary))
+  return 0
