@@ -237,12 +237,13 @@ def restore_params(path: str, abstract_params):
   path = latest_checkpoint(path)
   tree = {'target': abstract_params}
   _check_shapes(path, tree)
-  return ocp.PyTreeCheckpointer().restore(
-      os.path.join(path, 'state'),
-      item=tree,
-      transforms={},  # what is on disk beside `target` is not read
-      restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
-  )['target']
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    arguments = ocp.args.PyTreeRestore(
+        item=tree,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
+        partial_restore=True,  # what is on disk beside `target` is not read
+    )
+    return checkpointer.restore(os.path.join(path, 'state'), args=arguments)['target']
 
 
 def latest_checkpoint(path: str) -> str:

@@ -87,3 +87,11 @@ def macro(name: str):
     return gin.query_parameter(f'%{name}')
   except ValueError:
     return None
+
+
+def bound(parameter: str):
+  """What gin binds a parameter to ('train.evaluators'), references unresolved; None if it is not bound."""
+  try:
+    return gin.query_parameter(parameter)
+  except ValueError:
+    return None

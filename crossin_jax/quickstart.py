@@ -36,11 +36,11 @@ from crossin_jax.metrics import duration
 # every arm; the other half is English questions (Base), or a third of them and two thirds of what the arm adds.
 REPLAY = {'tested': 0.3, 'shared': 0.2}
 ARMS = {
-    'Floor': {'base': 1.0},
-    'Base': {'base': 1.0},
-    'Mono': {'base': 1 / 3, 'mono': 2 / 3},
-    'x2x': {'base': 1 / 3, 'x2x': 2 / 3},
-    'x2x + Trans': {'base': 1 / 3, 'x2x': 1 / 3, 'trans': 1 / 3},
+  'Floor': {'base': 1.0},
+  'Base': {'base': 1.0},
+  'Mono': {'base': 1 / 3, 'mono': 2 / 3},
+  'x2x': {'base': 1 / 3, 'x2x': 2 / 3},
+  'x2x + Trans': {'base': 1 / 3, 'x2x': 1 / 3, 'trans': 1 / 3},
 }
 READING = {'tested': 0.45, 'shared': 0.2, 'base': 0.35}
 FORMS = ('untagged', 'tagged')
@@ -70,7 +70,7 @@ class Quickstart:
     # one job on two.
     self._cores: queue.Queue = queue.Queue()
     for i in range(jobs):
-      self._cores.put(set(cores[i :: jobs]) or set(cores))
+      self._cores.put(set(cores[i::jobs]) or set(cores))
     self._jobs = jobs
     self._started = time.monotonic()
 
@@ -93,7 +93,7 @@ class Quickstart:
           futures.append(pool.submit(self._arm, arm, seed))
         waiting = [job for job in waiting if job not in ready]
         concurrent.futures.wait(
-            [readings[a == 'Floor', s] for a, s in waiting], return_when=concurrent.futures.FIRST_COMPLETED
+          [readings[a == 'Floor', s] for a, s in waiting], return_when=concurrent.futures.FIRST_COMPLETED
         )
       for future in concurrent.futures.as_completed(futures):
         future.result()
@@ -134,54 +134,70 @@ class Quickstart:
       if os.path.exists(os.path.join(directory, 'mixtures', f'{mixture}.json')):
         continue
       self._command(
-          f'prepare.{os.path.basename(directory)}',
-          ['prepare', '--gin_file=gin_configs/mixtures/world.gin', f'--mixture={mixture}', f'--output_dir={directory}'],
-          {
-              'VOCABULARY': os.path.join(folder, 'world.model'),
-              'LANGUAGES': self.settings.languages,
-              'WORLD_SEED': self.settings.world_seed,
-              'TELL_TESTED': not floor,
-              'SHARES': shares,
-          },
+        f'prepare.{os.path.basename(directory)}',
+        ['prepare', '--gin_file=gin_configs/mixtures/world.gin', f'--mixture={mixture}', f'--output_dir={directory}'],
+        {
+          'VOCABULARY': os.path.join(folder, 'world.model'),
+          'LANGUAGES': self.settings.languages,
+          'WORLD_SEED': self.settings.world_seed,
+          'TELL_TESTED': not floor,
+          'SHARES': shares,
+        },
       )
 
   def _read(self, floor: bool, seed: int) -> None:
     what = 'without the tested facts' if floor else 'with the tested facts told in English'
-    self._say(f'reading {what} (seed {seed}): {self.settings.reading_steps} steps')
     self._train(
-        self._reading_dir(floor, seed), 'world_read', self._reading_data(floor), READING, seed,
-        {'TRAIN_STEPS': self.settings.reading_steps},
-    )  # fmt: skip
+      f'reading {what} (seed {seed}): {self.settings.reading_steps} steps',
+      self._reading_dir(floor, seed),
+      'world_read',
+      self._reading_data(floor),
+      READING,
+      seed,
+      {'TRAIN_STEPS': self.settings.reading_steps},
+    )
 
   def _arm(self, arm: str, seed: int) -> None:
     directory = self._arm_dir(arm, seed)
-    self._say(f'tuning {arm} (seed {seed}): {self.settings.tuning_steps} steps')
     self._train(
-        directory, 'world_tune', self._arm_data(arm), _tuning_shares(arm), seed,
-        {
-            'TRAIN_STEPS': self.settings.tuning_steps,
-            'INITIAL_CHECKPOINT_PATH': self._reading_dir(arm == 'Floor', seed),
-        },
-    )  # fmt: skip
+      f'tuning {arm} (seed {seed}): {self.settings.tuning_steps} steps',
+      directory,
+      'world_tune',
+      self._arm_data(arm),
+      _tuning_shares(arm),
+      seed,
+      {
+        'TRAIN_STEPS': self.settings.tuning_steps,
+        'INITIAL_CHECKPOINT_PATH': self._reading_dir(arm == 'Floor', seed),
+      },
+    )
     output = os.path.join(directory, 'evaluation')
     if not os.path.exists(os.path.join(output, 'results.json')):
       self._say(f'asking {arm} (seed {seed}) in {", ".join(self.settings.languages)}')
       files = [f'--questions={path}' for path in self.questions.values()]
       self._command(
-          f'evaluate.{os.path.basename(directory)}',
-          ['evaluate', f'--checkpoint={directory}', *files, f'--output_dir={output}', f'--variant={arm}', f'--seed={seed}'],
-          {},
+        f'evaluate.{os.path.basename(directory)}',
+        [
+          'evaluate',
+          f'--checkpoint={directory}',
+          *files,
+          f'--output_dir={output}',
+          f'--variant={arm}',
+          f'--seed={seed}',
+        ],
+        {},
       )
 
-  def _train(self, directory, run_file, data_dir, shares, seed, values) -> None:
+  def _train(self, what, directory, run_file, data_dir, shares, seed, values) -> None:
     if os.path.exists(os.path.join(directory, 'finished')):
       return
+    self._say(what)
     self._command(
-        f'train.{os.path.basename(directory)}',
-        ['train', f'--gin_file=gin_configs/runs/{run_file}.gin'],
-        {'MODEL_DIR': directory, 'DATA_DIR': data_dir, 'MIXTURE_OR_TASK_NAME': self._mixture(shares), 'RANDOM_SEED': seed}
-        | values,
-        self.settings.bindings,
+      f'train.{os.path.basename(directory)}',
+      ['train', f'--gin_file=gin_configs/runs/{run_file}.gin'],
+      {'MODEL_DIR': directory, 'DATA_DIR': data_dir, 'MIXTURE_OR_TASK_NAME': self._mixture(shares), 'RANDOM_SEED': seed}
+      | values,
+      self.settings.bindings,
     )
     write_json(os.path.join(directory, 'finished'), True)
 
@@ -191,8 +207,8 @@ class Quickstart:
     command += [f'--gin.{name}={value!r}' for name, value in values.items()] + list(bindings)
     path = os.path.join(self.out, 'logs', f'{log}.log')
     environment = os.environ | {
-        'JAX_COMPILATION_CACHE_DIR': os.path.abspath(os.path.join(self.out, 'compiled')),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
+      'JAX_COMPILATION_CACHE_DIR': os.path.abspath(os.path.join(self.out, 'compiled')),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
     }
     environment.setdefault('JAX_PLATFORMS', 'cpu')
     cores = self._cores.get()
@@ -258,45 +274,47 @@ class Quickstart:
     told = collections.Counter(len(fact.told_in) > 1 for fact in self.world.facts)
     path = os.path.join(self.out, 'report.html')
     report_lib.write_report(
-        path,
-        report_lib.Report(
-            title='CrossIn on an invented world',
-            languages=questions.languages,
-            arms=[report_lib.Arm(arm) for arm in settings.arms],
-            answers=questions.answers,
-            choices=choices,
-            runs=runs,
-            guessers=guessers(questions, self.world),
-            items=[
-                report_lib.Item(
-                    id_,
-                    {row['language']: row['instruction'] for row in item},
-                    {row['language']: row['choices'] for row in item},
-                )
-                for id_, item in zip(questions.ids, questions.rows)
-            ],
-            metrics=metrics,
-            world={
-                'territories': self.world.tuning_entities + self.world.test_entities,
-                'relations told in every language': ', '.join(self.world.shared_relations),
-                'relations told in English only': ', '.join(self.world.tested_relations),
-                'facts told in every language': told[True],
-                'facts told in English only': told[False],
-                'phrasings of a fact in English': self.world.english_phrasings,
-                'phrasings of a fact in each other language': self.world.other_phrasings,
-                'territories whose facts tuning asks about': self.world.tuning_entities,
-                'territories whose facts only the test asks about': self.world.test_entities,
-                'test questions': len(questions.ids),
-                'reading steps': settings.reading_steps,
-                'tuning steps': settings.tuning_steps,
-            },
-            seconds=seconds,
-            tokens=tokens,
-            config=operative,
-            command=shlex.join(['crossin', *sys.argv[1:]]),
-            versions={'python': platform.python_version()}
-            | {name: importlib.metadata.version(name) for name in ('crossin-jax', 'jax', 'flax', 'optax', 'orbax-checkpoint')},
-        ),
+      path,
+      report_lib.Report(
+        title='CrossIn on an invented world',
+        languages=questions.languages,
+        arms=[report_lib.Arm(arm) for arm in settings.arms],
+        answers=questions.answers,
+        choices=choices,
+        runs=runs,
+        guessers=guessers(questions, self.world),
+        items=[
+          report_lib.Item(
+            id_,
+            {row['language']: row['instruction'] for row in item},
+            {row['language']: row['choices'] for row in item},
+          )
+          for id_, item in zip(questions.ids, questions.rows)
+        ],
+        metrics=metrics,
+        world={
+          'territories': self.world.tuning_entities + self.world.test_entities,
+          'relations told in every language': ', '.join(self.world.shared_relations),
+          'relations told in English only': ', '.join(self.world.tested_relations),
+          'facts told in every language': told[True],
+          'facts told in English only': told[False],
+          'phrasings of a fact in English': self.world.english_phrasings,
+          'phrasings of a fact in each other language': self.world.other_phrasings,
+          'territories whose facts tuning asks about': self.world.tuning_entities,
+          'territories whose facts only the test asks about': self.world.test_entities,
+          'test questions': len(questions.ids),
+          'reading steps': settings.reading_steps,
+          'tuning steps': settings.tuning_steps,
+        },
+        seconds=seconds,
+        tokens=tokens,
+        config=operative,
+        command=shlex.join(['crossin', *sys.argv[1:]]),
+        versions={'python': platform.python_version()}
+        | {
+          name: importlib.metadata.version(name) for name in ('crossin-jax', 'jax', 'flax', 'optax', 'orbax-checkpoint')
+        },
+      ),
     )
     return path
 
@@ -339,19 +357,23 @@ def _slug(arm: str) -> str:
 def main(argv: list[str]) -> int:
   """The command line of `crossin quickstart`."""
   parser = argparse.ArgumentParser(
-      prog='crossin quickstart',
-      description='Read an invented world in English, tune it in five ways, ask in every language, write a report.',
-      epilog='example: crossin quickstart --languages en,zh,vi,es --seeds 1 --output_dir runs/quickstart',
+    prog='crossin quickstart',
+    description='Read an invented world in English, tune it in five ways, ask in every language, write a report.',
+    epilog='example: crossin quickstart --languages en,zh,vi,es --seeds 1 --output_dir runs/quickstart',
   )
   parser.add_argument('--output_dir', default='runs/quickstart', help='for everything (default: %(default)s)')
-  parser.add_argument('--languages', default='en,zh,vi,es', help='English first, any of thirteen (default: %(default)s)')
+  parser.add_argument(
+    '--languages', default='en,zh,vi,es', help='English first, any of thirteen (default: %(default)s)'
+  )
   parser.add_argument('--arms', default=','.join(ARMS), help='of: %(default)s')
   parser.add_argument('--seeds', type=int, default=1, help='runs of every arm (default: 1)')
-  parser.add_argument('--reading_steps', type=int, default=1500, help='(default: %(default)s)')
+  parser.add_argument('--reading_steps', type=int, default=1700, help='(default: %(default)s)')
   parser.add_argument('--tuning_steps', type=int, default=200, help='(default: %(default)s)')
   parser.add_argument('--world_seed', type=int, default=0, help='another seed is another world (default: 0)')
   parser.add_argument('--vocabulary_size', type=int, help='pieces (default: 1500, and 300 more a language beyond four)')
-  parser.add_argument('--jobs', type=int, default=len(os.sched_getaffinity(0)), help='processes at a time (default: cores)')
+  parser.add_argument(
+    '--jobs', type=int, default=len(os.sched_getaffinity(0)), help='processes at a time (default: cores)'
+  )
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   args, bindings = parser.parse_known_args(argv)
   if stray := [b for b in bindings if not b.startswith('--gin_bindings=')]:
@@ -366,7 +388,7 @@ def main(argv: list[str]) -> int:
   if size > 1500:
     bindings = [*bindings, f'--gin_bindings=DecoderConfig.vocab_size = {-(-size // 128) * 128}']
   settings = Settings(
-      languages, arms, args.seeds, args.reading_steps, args.tuning_steps, args.world_seed, size, tuple(bindings)
+    languages, arms, args.seeds, args.reading_steps, args.tuning_steps, args.world_seed, size, tuple(bindings)
   )
   started = time.monotonic()
   path = Quickstart(args.output_dir, settings, args.jobs).run()
@@ -381,9 +403,14 @@ def main(argv: list[str]) -> int:
 def _print_table(runs: list[dict], settings: Settings) -> None:
   """Likelihood choices on untagged questions, mean over seeds, on the terminal."""
   size = str(min(3, len(settings.languages)))
-  print(f'\n{"arm":14}' + ''.join(f'{l:>8}' for l in settings.languages) + f'{"C_" + size:>8}{"AC3_" + size:>8}', file=sys.stderr)
+  print(
+    f'\n{"arm":14}' + ''.join(f'{l:>8}' for l in settings.languages) + f'{"C_" + size:>8}{"AC3_" + size:>8}',
+    file=sys.stderr,
+  )
   for arm in settings.arms:
-    mine = [r for r in runs if r['variant'] == arm and r['method'] == 'likelihood' and r['benchmark'].endswith('untagged')]
+    mine = [
+      r for r in runs if r['variant'] == arm and r['method'] == 'likelihood' and r['benchmark'].endswith('untagged')
+    ]
     mean = lambda get: sum(map(get, mine)) / len(mine)
     cells = [mean(lambda r, l=l: r['accuracy_by_language'][l]) for l in settings.languages]
     cells += [mean(lambda r: r['consistency'][size]), mean(lambda r: r['ac3'][size])]

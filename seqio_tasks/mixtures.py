@@ -40,8 +40,8 @@ class MixtureName:
     parts = name.split('.')
     if len(parts) != 5 or not all(re.fullmatch(r'\w+', part) for part in parts):
       raise ValueError(
-          f'mixture name {name!r} is not source.variant.volume.languages.preset, '
-          'such as alpaca.base_x2x.3000.en_zh_vi_es.default'
+        f'mixture name {name!r} is not source.variant.volume.languages.preset, '
+        'such as alpaca.base_x2x.3000.en_zh_vi_es.default'
       )
     source, variant, volume, languages, preset = parts
     if volume != 'all' and not volume.isdigit():
@@ -125,33 +125,37 @@ def mixture_entries(name: MixtureName, settings: MixtureSettings) -> list[Mixtur
   """
   preset = settings.preset(name.preset)
   if settings.parallel is not None and settings.parallel.name != name.source:
-    raise ValueError(f'mixture {name} is over source {name.source!r}, MixtureSettings.parallel is {settings.parallel.name!r}')
+    raise ValueError(
+      f'mixture {name} is over source {name.source!r}, MixtureSettings.parallel is {settings.parallel.name!r}'
+    )
   entries = []
   for component in name.components:
     for mode, source, pair in _component(component, name, settings, preset):
       missing = set(pair) - set(source.languages)
       if missing:
-        raise ValueError(f'source {source.name} has no rows in {", ".join(sorted(missing))}; it has {", ".join(source.languages)}')
+        raise ValueError(
+          f'source {source.name} has no rows in {", ".join(sorted(missing))}; it has {", ".join(source.languages)}'
+        )
       task = TaskSpec(
-          source=source,
-          component=component,
-          mode=mode,
-          source_language=pair[0],
-          target_language=pair[1],
-          languages=name.languages,
-          preset=preset,
-          seed=settings.seed,
-          validation_rows=settings.validation_rows,
-          template=settings.template,
-          vocabulary=settings.vocabulary,
+        source=source,
+        component=component,
+        mode=mode,
+        source_language=pair[0],
+        target_language=pair[1],
+        languages=name.languages,
+        preset=preset,
+        seed=settings.seed,
+        validation_rows=settings.validation_rows,
+        template=settings.template,
+        vocabulary=settings.vocabulary,
       )
       volume = name.volume if mode in CROSSIN_MODES else None
       if volume is not None:
         train = len(task_universe(task))
         if volume > train:
           raise ValueError(
-              f'mixture {name}: volume {volume} is more than the {train} examples that {source.name} gives for {mode}; '
-              f"use 'all' or a smaller volume"
+            f'mixture {name}: volume {volume} is more than the {train} examples that {source.name} gives for {mode}; '
+            f"use 'all' or a smaller volume"
           )
       count = sum(1 for rank, _ in task.items('train') if volume is None or rank < volume)
       entries.append(MixtureEntry(task, volume, count, 0.0))
@@ -174,14 +178,18 @@ def _component(component, name, settings, preset):
   """(mode, source, language pair) of each Task of a component."""
   texts = settings.texts or {}
   if component in texts:
-    return [('text', source, (source.languages[0],) * 2) for source in texts[component] if source.languages[0] in name.languages]
+    return [
+      ('text', source, (source.languages[0],) * 2)
+      for source in texts[component]
+      if source.languages[0] in name.languages
+    ]
   if component == 'base':
     source = settings.parallel if settings.english is None else settings.english
   elif component in CROSSIN_MODES:
     source = settings.parallel
   else:
     raise ValueError(
-        f'mixture {name}: component {component!r} is none of base, {", ".join(CROSSIN_MODES + tuple(texts))}'
+      f'mixture {name}: component {component!r} is none of base, {", ".join(CROSSIN_MODES + tuple(texts))}'
     )
   if source is None:
     raise ValueError(f'mixture {name}: component {component!r} needs MixtureSettings.parallel')
@@ -205,6 +213,6 @@ def _weights(entries, name, settings) -> list[float]:
     return [count * table[entry.task.component] for count, entry in zip(counts, entries)]
   totals = {c: sum(k for k, e in zip(counts, entries) if e.task.component == c) for c in name.components}
   return [
-      table[entry.task.component] * count / totals[entry.task.component] if count else 0.0
-      for count, entry in zip(counts, entries)
+    table[entry.task.component] * count / totals[entry.task.component] if count else 0.0
+    for count, entry in zip(counts, entries)
   ]

@@ -42,11 +42,11 @@ def cldr_names(language: str) -> dict[str, dict[str, str]]:
   # and Babel then answers with those of the locale that was loaded first.
   form = 'stand-alone' if language == 'fi' else 'format'
   return {
-      'territory': dict(locale.territories),
-      'language': dict(locale.languages),
-      'currency': dict(locale.currencies),
-      'month': {str(k): v for k, v in locale.months[form]['wide'].items()},
-      'weekday': {str(k): v for k, v in locale.days[form]['wide'].items()},
+    'territory': dict(locale.territories),
+    'language': dict(locale.languages),
+    'currency': dict(locale.currencies),
+    'month': {str(k): v for k, v in locale.months[form]['wide'].items()},
+    'weekday': {str(k): v for k, v in locale.days[form]['wide'].items()},
   }
 
 
@@ -59,23 +59,27 @@ def usable_keys(kind: str) -> tuple[str, ...]:
   """
   pattern = {'territory': '[A-Z]{2}', 'language': '[a-z]{2}', 'currency': '[A-Z]{3}'}.get(kind)
   names = {language: cldr_names(language)[kind] for language in LANGUAGES}
-  keys = sorted(
+  keys = (
+    sorted(
       key
       for key in names['en']
       if all(key in names[language] for language in LANGUAGES)
       and (pattern is None or re.fullmatch(pattern, key))
       and not (kind == 'territory' and key in _NO_COUNTRY)
       and not any(re.search(r"[()&,.\-–—’'0-9]|SAR", names[language][key]) for language in LANGUAGES)
-  ) if pattern else sorted(names['en'], key=int)
+    )
+    if pattern
+    else sorted(names['en'], key=int)
+  )
   if pattern is None:
     return tuple(keys)
   kept = []
   for key in keys:
     clash = any(
-        names[language][key].lower() in names[language][other].lower()
-        or names[language][other].lower() in names[language][key].lower()
-        for language in LANGUAGES
-        for other in kept
+      names[language][key].lower() in names[language][other].lower()
+      or names[language][other].lower() in names[language][key].lower()
+      for language in LANGUAGES
+      for other in kept
     )
     if not clash:
       kept.append(key)
@@ -163,7 +167,7 @@ class World:
     most = len(usable_keys('territory')) - VALUES_PER_KIND
     if self.tuning_entities < 1 or self.test_entities < 1 or self.tuning_entities + self.test_entities > most:
       raise ValueError(
-          f'World.tuning_entities + test_entities = {self.tuning_entities + self.test_entities}: each at least 1, together at most {most}'
+        f'World.tuning_entities + test_entities = {self.tuning_entities + self.test_entities}: each at least 1, together at most {most}'
       )
 
   def _random(self, *purpose) -> random.Random:
@@ -214,29 +218,29 @@ class World:
     """Rows of running text told in a language: instruction and input empty, output the sentence."""
     phrasings = self.english_phrasings if language == 'en' else self.other_phrasings
     return [
-        {
-            'id': f'{fact.entity}.{fact.relation}.{k}',
-            'instruction': '',
-            'input': '',
-            'output': self._fill(template, fact, language),
-        }
-        for fact in self.facts
-        if language in fact.told_in
-        for k, template in enumerate(templates(language)[fact.relation]['statements'][:phrasings])
+      {
+        'id': f'{fact.entity}.{fact.relation}.{k}',
+        'instruction': '',
+        'input': '',
+        'output': self._fill(template, fact, language),
+      }
+      for fact in self.facts
+      if language in fact.told_in
+      for k, template in enumerate(templates(language)[fact.relation]['statements'][:phrasings])
     ]
 
   def instructions(self, language: str) -> list[dict[str, str]]:
     """Question-answer rows about the tuning entities, aligned by id across languages."""
     return [
-        {
-            'id': f'{fact.entity}.{fact.relation}.{k}',
-            'instruction': self._fill(template, fact, language),
-            'input': '',
-            'output': self.name(KINDS[fact.relation], fact.value, language),
-        }
-        for fact in self.facts
-        if fact.group == 'tuning'
-        for k, template in enumerate(templates(language)[fact.relation]['questions'])
+      {
+        'id': f'{fact.entity}.{fact.relation}.{k}',
+        'instruction': self._fill(template, fact, language),
+        'input': '',
+        'output': self.name(KINDS[fact.relation], fact.value, language),
+      }
+      for fact in self.facts
+      if fact.group == 'tuning'
+      for k, template in enumerate(templates(language)[fact.relation]['questions'])
     ]
 
   @functools.cached_property
@@ -263,16 +267,16 @@ class World:
       Rows {'id', 'language', 'instruction', 'input', 'choices': four names, 'answer': index}.
     """
     return [
-        {
-            'id': question.id,
-            'language': language,
-            'instruction': self._fill(templates(language)[question.fact.relation]['questions'][0], question.fact, language),
-            'input': f'\n[{language}]' if tag else '',
-            'choices': [self.name(KINDS[question.fact.relation], key, language) for key in question.options],
-            'answer': question.answer,
-        }
-        for question in self.questions
-        for language in self.languages
+      {
+        'id': question.id,
+        'language': language,
+        'instruction': self._fill(templates(language)[question.fact.relation]['questions'][0], question.fact, language),
+        'input': f'\n[{language}]' if tag else '',
+        'choices': [self.name(KINDS[question.fact.relation], key, language) for key in question.options],
+        'answer': question.answer,
+      }
+      for question in self.questions
+      for language in self.languages
     ]
 
   def facts_table(self) -> str:
@@ -281,18 +285,20 @@ class World:
     for fact in self.facts:
       asked = 'tuning' if fact.group == 'tuning' else 'test' if fact.relation in self.tested_relations else '-'
       lines.append(
-          '\t'.join((
-              self.name('territory', fact.entity, 'en'),
-              fact.relation,
-              self.name(KINDS[fact.relation], fact.value, 'en'),
-              fact.group,
-              ' '.join(fact.told_in) or '-',
-              asked,
-          ))
+        '\t'.join(
+          (
+            self.name('territory', fact.entity, 'en'),
+            fact.relation,
+            self.name(KINDS[fact.relation], fact.value, 'en'),
+            fact.group,
+            ' '.join(fact.told_in) or '-',
+            asked,
+          )
+        )
       )
     return '\n'.join(lines) + '\n'
 
   def _fill(self, template: str, fact: Fact, language: str) -> str:
     return template.format(
-        e=self.name('territory', fact.entity, language), v=self.name(KINDS[fact.relation], fact.value, language)
+      e=self.name('territory', fact.entity, language), v=self.name(KINDS[fact.relation], fact.value, language)
     )

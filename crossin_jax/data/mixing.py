@@ -38,9 +38,8 @@ def integer_rates(rates) -> tuple[int, ...]:
 class TaskOrder:
   """Tasks of the places of a mixture, block by block, each block reached without those before it.
 
-  The state at the border of two blocks is what the schedule reaches when it is started one block
-  earlier; block b is the schedule between its two borders. All windows hold across borders because a
-  border state comes from a schedule that kept them.
+  There is one schedule, earliest deadline first from place 0, ties by task. How many examples of each
+  task it has served by any place follows from the rates alone (`_border`), so a block begins there.
   """
 
   def __init__(self, rates, block_size: int):
@@ -57,30 +56,77 @@ class TaskOrder:
       whole stream, epochs included) stands there.
     """
     start = index * self.block_size
-    before, after = self._border(index), self._border(index + 1)
-    tasks, _ = self._schedule(start, before, after)
+    before = self._border(start)
+    tasks = self._schedule(start, before)
     ordinals = np.empty(self.block_size, np.int64)
     for task, count in enumerate(before):
       places = np.flatnonzero(tasks == task)
       ordinals[places] = count + np.arange(len(places))
     return tasks, ordinals
 
-  def _border(self, index: int) -> tuple[int, ...]:
-    """How many examples of each task stand before block `index`."""
-    if index == 0:
-      return (0,) * len(self.rates)
-    start = (index - 1) * self.block_size
-    # Any start state from which all windows can be kept will do: the whole parts, and one more for those
-    # whose next deadline comes first.
-    counts = [start * rate // _ONE for rate in self.rates]
-    urgent = sorted(
-        (self._deadline(task, counts[task]), task)
-        for task in range(len(counts))
-        if self.rates[task] and start * self.rates[task] % _ONE
+  def _border(self, place: int) -> tuple[int, ...]:
+    """How many examples of each task the schedule has served before `place`.
+
+    The set served by a schedule of fixed priorities is the greedy basis of a matroid: a set of released
+    examples can be served if for every earlier place s at most place - s of them are released at s or
+    later. Examples whose deadline has come are all in it. Besides them each task has at most one that is
+    released and not yet due, its candidate; those are taken in order of their deadlines unless, for some
+    s, they would leave more to the places from s on than fits there (`_must_be_older`).
+    """
+    counts = [place * rate // _ONE for rate in self.rates]
+    candidates = sorted(
+        (self._deadline(task, counts[task]), task, self._release(task, counts[task]))
+        for task, rate in enumerate(self.rates)
+        if place * rate % _ONE
     )
-    for _, task in urgent[: start - sum(counts)]:
+    extras = place - sum(counts)
+    releases = sorted({release for *_, release in candidates})
+    # For each border between two releases: at most so many of the candidates released after it.
+    caps, exact = {}, False
+    for low, high in zip(releases, releases[1:]):
+      older = [task for _, task, release in candidates if release <= low]
+      caps[low] = extras - sum(high * self.rates[task] % _ONE for task in older) // _ONE
+    while True:
+      chosen, later, refused = [], dict.fromkeys(caps, 0), False
+      for _, task, release in candidates:
+        if len(chosen) == extras:
+          break
+        over = [low for low in caps if low < release]
+        if any(later[low] >= caps[low] for low in over):
+          refused = True
+          continue
+        chosen.append(task)
+        for low in over:
+          later[low] += 1
+      if exact or not refused:
+        break
+      # The caps above are lower bounds that cost nothing; only where they refuse somebody are the true ones needed.
+      exact = True
+      for low, high in zip(releases, releases[1:]):
+        if caps[low] < extras:
+          older = [task for _, task, release in candidates if release <= low]
+          caps[low] = extras - self._must_be_older(low + 1, high + 1, older)
+    for task in chosen:
       counts[task] += 1
-    return self._schedule(start, tuple(counts), None)[1]
+    return tuple(counts)
+
+  def _must_be_older(self, low: int, high: int, older: list[int]) -> int:
+    """The most candidates, over places s from low to high - 1, that must be served before s and be among `older`.
+
+    At s the schedule has served one more than the whole part for as many tasks as the fractions of s * rate
+    sum to; those that are not among `older` can take one each if their fraction is not zero.
+    """
+    rates = np.array(self.rates, np.uint64)
+    others = np.ones(len(rates), bool)
+    others[older] = False
+    most = 0
+    for first in range(low, high, 1 << 16):
+      places = np.arange(first, min(high, first + (1 << 16)), dtype=np.uint64)
+      # Modulo 2**40 in 64 bits: the product may wrap, its low bits stay exact.
+      fractions = places[:, None] * rates & np.uint64(_ONE - 1)
+      served = fractions.sum(axis=1) >> np.uint64(40)
+      most = max(most, int((served.astype(np.int64) - (fractions[:, others] > 0).sum(axis=1)).max()))
+    return most
 
   def _release(self, task: int, ordinal: int) -> int:
     return ordinal * _ONE // self.rates[task]
@@ -88,32 +134,22 @@ class TaskOrder:
   def _deadline(self, task: int, ordinal: int) -> int:
     return -(-(ordinal + 1) * _ONE // self.rates[task])
 
-  def _schedule(self, start, before, after) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Earliest deadline first over one block; `after` (or None) pins the counts at its end."""
+  def _schedule(self, start: int, before: tuple[int, ...]) -> np.ndarray:
+    """Earliest deadline first over one block."""
     counts = list(before)
-    end = start + self.block_size
-    waiting, ready = [], []
-
-    def enqueue(task):
-      ordinal = counts[task]
-      if after is not None and ordinal >= after[task]:
-        return
-      deadline = self._deadline(task, ordinal)
-      heapq.heappush(waiting, (self._release(task, ordinal), min(deadline, end) if after else deadline, task))
-
-    for task, rate in enumerate(self.rates):
-      if rate:
-        enqueue(task)
+    waiting = [(self._release(t, counts[t]), self._deadline(t, counts[t]), t) for t, r in enumerate(self.rates) if r]
+    heapq.heapify(waiting)
+    ready = []
     tasks = np.empty(self.block_size, np.int32)
-    for place in range(self.block_size):
-      while waiting and (waiting[0][0] <= start + place or not ready):
+    for i in range(self.block_size):
+      while waiting and waiting[0][0] <= start + i:
         _, deadline, task = heapq.heappop(waiting)
         heapq.heappush(ready, (deadline, task))
-      _, task = heapq.heappop(ready)
-      tasks[place] = task
+      _, task = heapq.heappop(ready)  # rates sum to one: by every place more examples are released than places passed
+      tasks[i] = task
       counts[task] += 1
-      enqueue(task)
-    return tasks, tuple(counts)
+      heapq.heappush(waiting, (self._release(task, counts[task]), self._deadline(task, counts[task]), task))
+    return tasks
 
 
 def fold(*parts) -> int:

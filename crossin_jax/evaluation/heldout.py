@@ -17,19 +17,19 @@ class HeldoutLoss:
   """
 
   def __init__(
-      self,
-      data_dir: str = gin.REQUIRED,
-      mixture: str = gin.REQUIRED,
-      length: int = 2048,
-      rows: int = 8,
-      examples_per_task: int = 200,
-      name: str = 'heldout',
+    self,
+    data_dir: str = gin.REQUIRED,
+    mixture: str = gin.REQUIRED,
+    length: int = 2048,
+    rows: int = 8,
+    examples_per_task: int = 200,
+    name: str = 'heldout',
   ):
     """Args:
-      data_dir, mixture: what `crossin prepare` wrote.
-      length, rows: shape of the packed batches.
-      examples_per_task: most validation rows of each task.
-      name: prefix of the figures.
+    data_dir, mixture: what `crossin prepare` wrote.
+    length, rows: shape of the packed batches.
+    examples_per_task: most validation rows of each task.
+    name: prefix of the figures.
     """
     self._open = functools.cache(lambda: PreparedMixture(data_dir, mixture, 'validation'))
     self._length, self._rows, self._most, self.name = length, rows, examples_per_task, name
@@ -43,7 +43,7 @@ class HeldoutLoss:
         sequences.append(task.split.example(index))
         languages.append(task.info['target_language'])
     losses = sequence_losses(
-        model, params, partition, sequences, bos_id=mixture.bos_id, length=self._length, rows=self._rows
+      model, params, partition, sequences, bos_id=mixture.bos_id, length=self._length, rows=self._rows
     )
     weights = [float(weights.sum()) for _, weights in sequences]
     yield f'eval/{self.name}/loss', float(losses.sum() / sum(weights))

@@ -9,10 +9,8 @@ import sys
 import gin
 import numpy as np
 
-from crossin_jax import checkpoints
-from crossin_jax import config
-from crossin_jax import train_state
-from crossin_jax.data.prepared import read_json
+from crossin_jax import checkpoints, config, train_state
+from crossin_jax.data.prepared import read_json, write_json
 from crossin_jax.data.prompts import render_prompt
 from crossin_jax.data.vocabulary import Vocabulary
 from crossin_jax.decoding.generation import greedy
@@ -57,7 +55,9 @@ class Questions:
     self.languages = list(dict.fromkeys(language for item in items.values() for language in item))
     for id_, item in items.items():
       if missing := [language for language in self.languages if language not in item]:
-        raise ValueError(f'{path}: item {id_!r} has no question in {", ".join(missing)}; consistency needs every language')
+        raise ValueError(
+          f'{path}: item {id_!r} has no question in {", ".join(missing)}; consistency needs every language'
+        )
     self.ids = list(items)[:limit]
     self.rows = [[items[id_][language] for language in self.languages] for id_ in self.ids]
     self.answers = np.array([[row['answer'] for row in item] for item in self.rows], np.int64)
@@ -91,7 +91,7 @@ class Prompts:
 
 
 def choose_by_likelihood(
-    model, params, partition: Partitioner, questions: Questions, prompts: Prompts, *, length: int, rows: int
+  model, params, partition: Partitioner, questions: Questions, prompts: Prompts, *, length: int, rows: int
 ) -> np.ndarray:
   """The choice to which the model gives the highest probability, stop token included.
 
@@ -107,7 +107,7 @@ def choose_by_likelihood(
         sequences.append((prompt + answer, [0.0] * len(prompt) + [1.0] * len(answer)))
       spans.append(len(row['choices']))
   losses = sequence_losses(
-      model, params, partition, sequences, bos_id=prompts.vocabulary.bos_id, length=length, rows=rows
+    model, params, partition, sequences, bos_id=prompts.vocabulary.bos_id, length=length, rows=rows
   )
   starts = np.cumsum([0, *spans])
   chosen = [int(np.argmin(losses[a:b])) for a, b in zip(starts, starts[1:])]
@@ -115,7 +115,7 @@ def choose_by_likelihood(
 
 
 def generate_answers(
-    model, params, partition: Partitioner, questions: Questions, prompts: Prompts, *, max_new_tokens: int, rows: int
+  model, params, partition: Partitioner, questions: Questions, prompts: Prompts, *, max_new_tokens: int, rows: int
 ) -> list[list[str]]:
   """Greedy answers as text, [item][language]."""
   tokens = [prompts.tokens(row) for item in questions.rows for row in item]
@@ -130,16 +130,16 @@ def generate_answers(
 
 @gin.configurable
 def answer_questions(
-    model,
-    params,
-    partition: Partitioner,
-    questions: Questions,
-    prompts: Prompts,
-    *,
-    methods: tuple[str, ...] = METHODS,
-    length: int = 512,
-    rows: int = 32,
-    max_new_tokens: int = 32,
+  model,
+  params,
+  partition: Partitioner,
+  questions: Questions,
+  prompts: Prompts,
+  *,
+  methods: tuple[str, ...] = METHODS,
+  length: int = 512,
+  rows: int = 32,
+  max_new_tokens: int = 32,
 ) -> dict[str, Predictions]:
   """Answers by each method, with what the model wrote (by likelihood: the text of its choice).
 
@@ -160,7 +160,9 @@ def answer_questions(
       chosen = choose_by_likelihood(model, params, partition, questions, prompts, length=length, rows=rows)
       texts = [[row['choices'][c] for row, c in zip(item, cs)] for item, cs in zip(questions.rows, chosen)]
     elif method == 'generate':
-      texts = generate_answers(model, params, partition, questions, prompts, max_new_tokens=max_new_tokens, rows=rows * 4)
+      texts = generate_answers(
+        model, params, partition, questions, prompts, max_new_tokens=max_new_tokens, rows=rows * 4
+      )
     else:
       raise ValueError(f'method {method!r} is not one of {METHODS}')
     choices = [[row['choices'] for row in item] for item in questions.rows]
@@ -173,13 +175,13 @@ class QuestionsEvaluator:
   """Questions in the training loop, by likelihood: accuracy, C_3, AC3_3 and accuracy by language."""
 
   def __init__(
-      self, path: str = gin.REQUIRED, model_dir: str = gin.REQUIRED, items: int = 100, name: str = 'questions'
+    self, path: str = gin.REQUIRED, model_dir: str = gin.REQUIRED, items: int = 100, name: str = 'questions'
   ):
     """Args:
-      path: question file.
-      model_dir: of the run itself: template and tokenizer are read from it.
-      items: first so many items of the file.
-      name: prefix of the figures.
+    path: question file.
+    model_dir: of the run itself: template and tokenizer are read from it.
+    items: first so many items of the file.
+    name: prefix of the figures.
     """
     self._load = functools.cache(lambda: (Questions(path, items), Prompts(model_dir)))
     self.name = name
@@ -199,15 +201,18 @@ class QuestionsEvaluator:
 
 @gin.configurable
 def evaluate(
-    checkpoint: str,
-    question_files: list[str],
-    output_dir: str,
-    variant: str,
-    seed: int | None = None,
-    model=gin.REQUIRED,
-    partitioner=Partitioner,
-) -> list[dict]:
-  """Answers question files with a checkpoint; writes predictions/*.jsonl and results.json.
+  checkpoint: str,
+  question_files: list[str],
+  output_dir: str,
+  variant: str,
+  seed: int | None = None,
+  model=gin.REQUIRED,
+  evaluators: tuple = (),
+  partitioner=Partitioner,
+) -> tuple[list[dict], dict]:
+  """Answers question files with a checkpoint and runs evaluators on it.
+
+  Writes predictions/*.jsonl and results.json where there are questions, and figures.json.
 
   Args:
     checkpoint: a MODEL_DIR or one of its checkpoints.
@@ -215,10 +220,11 @@ def evaluate(
     output_dir: where results go.
     variant, seed: written into the results.
     model: the model of the checkpoint.
+    evaluators: as in training, for instance `HeldoutLoss`.
     partitioner: mesh and axis rules.
 
   Returns:
-    The runs of results.json.
+    The runs of results.json, and the evaluators' figures.
   """
   path = checkpoints.latest_checkpoint(checkpoint)
   prompts = Prompts(os.path.dirname(path))
@@ -229,27 +235,40 @@ def evaluate(
     params = checkpoints.restore_params(path, abstract)
     for file in question_files:
       questions = Questions(file)
-      print(f'evaluate {variant}: {len(questions.ids)} items in {", ".join(questions.languages)} ({questions.name})', file=sys.stderr)
+      print(
+        f'evaluate {variant}: {len(questions.ids)} items in {", ".join(questions.languages)} ({questions.name})',
+        file=sys.stderr,
+      )
       for method, answered in answer_questions(model, params, partition, questions, prompts).items():
         name = questions.name.replace('/', '.')
         write_predictions(os.path.join(output_dir, 'predictions', f'{name}.{method}.jsonl'), answered)
         summary = summarise(answered.extract('strict'), questions.answers, questions.languages)
         runs.append(
-            build_run(summary, variant=variant, seed=seed, benchmark=questions.name, protocol='strict', method=method)
+          build_run(summary, variant=variant, seed=seed, benchmark=questions.name, protocol='strict', method=method)
         )
-  write_results(os.path.join(output_dir, 'results.json'), runs)
-  return runs
+    figures = {name: value for evaluator in evaluators for name, value in evaluator(model, params, partition)}
+  if runs:
+    write_results(os.path.join(output_dir, 'results.json'), runs)
+  write_json(os.path.join(output_dir, 'figures.json'), figures)
+  return runs, figures
+
+
+def _of_kind(evaluators, kind: str) -> tuple:
+  """Those of a tuple of gin references that make a given class."""
+  return tuple(e for e in evaluators or () if e.selector.split('.')[-1] == kind)
 
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin evaluate`."""
   parser = argparse.ArgumentParser(
-      prog='crossin evaluate',
-      description='Answer four-option questions with a checkpoint, by likelihood and by greedy generation.',
-      epilog='example: crossin evaluate --checkpoint runs/a --questions world/questions.untagged.jsonl --output_dir runs/a/eval',
+    prog='crossin evaluate',
+    description='Answer four-option questions with a checkpoint, by likelihood and by greedy generation; held-out loss.',
+    epilog='example: crossin evaluate --checkpoint runs/a --questions world/questions.untagged.jsonl --output_dir runs/a/eval',
   )
-  parser.add_argument('--checkpoint', required=True, help='a MODEL_DIR or checkpoint_<step>; its config.gin is read first')
-  parser.add_argument('--questions', required=True, action='append', help='question file (JSONL); may be repeated')
+  parser.add_argument(
+    '--checkpoint', required=True, help='a MODEL_DIR or checkpoint_<step>; its config.gin is read first'
+  )
+  parser.add_argument('--questions', action='append', default=[], help='question file (JSONL); may be repeated')
   parser.add_argument('--output_dir', required=True, help='for results.json and predictions/')
   parser.add_argument('--variant', help='name in results.json (default: name of the MODEL_DIR)')
   parser.add_argument('--seed', type=int, help='seed of the run, for results.json')
@@ -265,17 +284,21 @@ def main(argv: list[str]) -> int:
     raise config.ConfigError(f'{saved} does not define MODEL; give the gin file of the model with --gin_file')
   with gin.unlock_config():
     gin.bind_parameter('evaluate.model', gin.query_parameter('train.model'))
+    # Questions of the run's own loop are asked again only where named: they may be the same file.
+    gin.bind_parameter('evaluate.evaluators', _of_kind(config.bound('train.evaluators'), 'HeldoutLoss'))
   variant = args.variant or os.path.basename(os.path.normpath(model_dir))
-  runs = evaluate(args.checkpoint, args.questions, args.output_dir, variant, args.seed)
+  runs, figures = evaluate(args.checkpoint, args.questions, args.output_dir, variant, args.seed)
+  for name, value in figures.items():
+    print(f'{name}: {value}', file=sys.stderr)
   for run in runs:
     by_language = ' '.join(f'{language} {value:.3f}' for language, value in run['accuracy_by_language'].items())
     third = '3' if '3' in run['ac3'] else max(run['ac3'], default=None)
     more = f', C_{third} {run["consistency"][third]:.3f}, AC3_{third} {run["ac3"][third]:.3f}' if third else ''
     print(
-        f'{run["benchmark"]} by {run["method"]}: accuracy {run["accuracy"]:.3f} ({by_language}){more}, '
-        f'unparsed {run["unparsed_rate"]:.3f}',
-        file=sys.stderr,
+      f'{run["benchmark"]} by {run["method"]}: accuracy {run["accuracy"]:.3f} ({by_language}){more}, '
+      f'unparsed {run["unparsed_rate"]:.3f}',
+      file=sys.stderr,
     )
   if args.json:
-    print(json.dumps({'runs': runs}))
+    print(json.dumps({'runs': runs, 'figures': figures}))
   return 0

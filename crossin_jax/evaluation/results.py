@@ -6,18 +6,18 @@ between 0 and 1.
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+import json
+import os
 from pathlib import Path
+import statistics
+import tempfile
 
-METHODS = ("generate", "likelihood")
+METHODS = ('generate', 'likelihood')
 
-_FRACTIONS = ("accuracy", "unparsed_rate")
-_MAPS = ("accuracy_by_language", "consistency", "ac3", "pairwise_consistency")
+_FRACTIONS = ('accuracy', 'unparsed_rate')
+_MAPS = ('accuracy_by_language', 'consistency', 'ac3', 'pairwise_consistency')
 KEYS = (
     "variant", "seed", "benchmark", "protocol", "method", "accuracy", "accuracy_by_language", "consistency", "ac3",
     "pairwise_consistency", "unparsed_rate", "items", "prompts",
@@ -25,138 +25,136 @@ KEYS = (
 
 
 def build_run(
-    summary: Mapping,
-    *,
-    variant: str,
-    seed: int | None,
-    benchmark: str,
-    protocol: str,
-    method: str,
-    prompt_accuracies: Sequence[float] | None = None,
+  summary: Mapping,
+  *,
+  variant: str,
+  seed: int | None,
+  benchmark: str,
+  protocol: str,
+  method: str,
+  prompt_accuracies: Sequence[float] | None = None,
 ) -> dict:
-    """One entry of "runs", validated.
+  """One entry of "runs", validated.
 
-    Args:
-      summary: what `consistency.summarise` returns.
-      variant: the model or arm, e.g. 'x2x'.
-      seed: seed of the training run; None for a model that was not trained here.
-      benchmark: name of the task, e.g. 'cross_mmlu', or 'world/untagged' with the prompt form after the slash.
-      protocol: 'strict' or 'seaeval'; for the likelihood method, where nothing is extracted, 'strict'.
-      method: 'generate' (text, then extraction) or 'likelihood' (the most probable option).
-      prompt_accuracies: accuracy under each prompt form that was tried; None = the one of `summary`.
-    """
-    accuracies = [summary["accuracy"]] if prompt_accuracies is None else list(prompt_accuracies)
-    if not accuracies:
-        raise ValueError("prompt_accuracies is empty; pass one accuracy per prompt form, or None for a single prompt")
-    run = {
-        "variant": variant,
-        "seed": seed,
-        "benchmark": benchmark,
-        "protocol": protocol,
-        "method": method,
-        **{key: summary[key] for key in (*_FRACTIONS[:1], *_MAPS, *_FRACTIONS[1:], "items")},
-        "prompts": {
-            "median": float(statistics.median(accuracies)),
-            "min": float(min(accuracies)),
-            "max": float(max(accuracies)),
-        },
-    }
-    validate_run(run)
-    return run
+  Args:
+    summary: what `consistency.summarise` returns.
+    variant: the model or arm, e.g. 'x2x'.
+    seed: seed of the training run; None for a model that was not trained here.
+    benchmark: name of the task, e.g. 'cross_mmlu', or 'world/untagged' with the prompt form after the slash.
+    protocol: 'strict' or 'seaeval'; for the likelihood method, where nothing is extracted, 'strict'.
+    method: 'generate' (text, then extraction) or 'likelihood' (the most probable option).
+    prompt_accuracies: accuracy under each prompt form that was tried; None = the one of `summary`.
+  """
+  accuracies = [summary['accuracy']] if prompt_accuracies is None else list(prompt_accuracies)
+  if not accuracies:
+    raise ValueError('prompt_accuracies is empty; pass one accuracy per prompt form, or None for a single prompt')
+  run = {
+    'variant': variant,
+    'seed': seed,
+    'benchmark': benchmark,
+    'protocol': protocol,
+    'method': method,
+    **{key: summary[key] for key in (*_FRACTIONS[:1], *_MAPS, *_FRACTIONS[1:], 'items')},
+    'prompts': {
+      'median': float(statistics.median(accuracies)),
+      'min': float(min(accuracies)),
+      'max': float(max(accuracies)),
+    },
+  }
+  validate_run(run)
+  return run
 
 
-def validate_run(run: Mapping, where: str = "run") -> None:
-    """Raises ValueError naming `where`, the key, what was found and what was expected, if `run` breaks the schema.
+def validate_run(run: Mapping, where: str = 'run') -> None:
+  """Raises ValueError naming `where`, the key, what was found and what was expected, if `run` breaks the schema.
 
-    Keys beyond the schema are allowed, so that a command may add a note.
-    """
+  Keys beyond the schema are allowed, so that a command may add a note.
+  """
 
-    def fail(text: str) -> None:
-        raise ValueError(f"{where}: {text}")
+  def fail(text: str) -> None:
+    raise ValueError(f'{where}: {text}')
 
-    if not isinstance(run, Mapping):
-        fail(f"expected an object, found {type(run).__name__}")
-    missing = [key for key in KEYS if key not in run]
-    if missing:
-        fail(f"lacks {', '.join(missing)}")
-    for key in ("variant", "benchmark", "protocol"):
-        if not isinstance(run[key], str) or not run[key]:
-            fail(f"'{key}' must be a non-empty text, found {run[key]!r}")
-    if run["seed"] is not None and (isinstance(run["seed"], bool) or not isinstance(run["seed"], int)):
-        fail(f"'seed' must be an integer or null, found {run['seed']!r}")
-    if run["method"] not in METHODS:
-        fail(f"'method' must be {' or '.join(METHODS)}, found {run['method']!r}")
-    if isinstance(run["items"], bool) or not isinstance(run["items"], int) or run["items"] < 1:
-        fail(f"'items' must be a count of at least 1, found {run['items']!r}")
-    for key in _FRACTIONS:
-        _check_fraction(run[key], key, fail)
-    for key in (*_MAPS, "prompts"):
-        if not isinstance(run[key], Mapping):
-            fail(f"'{key}' must be an object, found {type(run[key]).__name__}")
-        for name, value in run[key].items():
-            _check_fraction(value, f"{key}.{name}", fail)
-    languages = list(run["accuracy_by_language"])
-    if not languages:
-        fail("'accuracy_by_language' is empty")
-    sizes = [str(s) for s in range(2, len(languages) + 1)]
-    for key in ("consistency", "ac3"):
-        if sorted(run[key]) != sorted(sizes):
-            fail(
-                f"'{key}' must have the keys {', '.join(sizes)} for {len(languages)} languages, found {', '.join(run[key])}"
-            )
-    wanted = {frozenset(pair) for pair in combinations(languages, 2)}
-    found = {frozenset(name.split(",")) for name in run["pairwise_consistency"]}
-    if found != wanted:
-        fail(f"'pairwise_consistency' must name each pair of {', '.join(languages)} once, as 'en,zh'")
-    if sorted(run["prompts"]) != ["max", "median", "min"]:
-        fail(f"'prompts' must have the keys median, min, max, found {', '.join(run['prompts'])}")
+  if not isinstance(run, Mapping):
+    fail(f'expected an object, found {type(run).__name__}')
+  missing = [key for key in KEYS if key not in run]
+  if missing:
+    fail(f'lacks {", ".join(missing)}')
+  for key in ('variant', 'benchmark', 'protocol'):
+    if not isinstance(run[key], str) or not run[key]:
+      fail(f"'{key}' must be a non-empty text, found {run[key]!r}")
+  if run['seed'] is not None and (isinstance(run['seed'], bool) or not isinstance(run['seed'], int)):
+    fail(f"'seed' must be an integer or null, found {run['seed']!r}")
+  if run['method'] not in METHODS:
+    fail(f"'method' must be {' or '.join(METHODS)}, found {run['method']!r}")
+  if isinstance(run['items'], bool) or not isinstance(run['items'], int) or run['items'] < 1:
+    fail(f"'items' must be a count of at least 1, found {run['items']!r}")
+  for key in _FRACTIONS:
+    _check_fraction(run[key], key, fail)
+  for key in (*_MAPS, 'prompts'):
+    if not isinstance(run[key], Mapping):
+      fail(f"'{key}' must be an object, found {type(run[key]).__name__}")
+    for name, value in run[key].items():
+      _check_fraction(value, f'{key}.{name}', fail)
+  languages = list(run['accuracy_by_language'])
+  if not languages:
+    fail("'accuracy_by_language' is empty")
+  sizes = [str(s) for s in range(2, len(languages) + 1)]
+  for key in ('consistency', 'ac3'):
+    if sorted(run[key]) != sorted(sizes):
+      fail(f"'{key}' must have the keys {', '.join(sizes)} for {len(languages)} languages, found {', '.join(run[key])}")
+  wanted = {frozenset(pair) for pair in combinations(languages, 2)}
+  found = {frozenset(name.split(',')) for name in run['pairwise_consistency']}
+  if found != wanted:
+    fail(f"'pairwise_consistency' must name each pair of {', '.join(languages)} once, as 'en,zh'")
+  if sorted(run['prompts']) != ['max', 'median', 'min']:
+    fail(f"'prompts' must have the keys median, min, max, found {', '.join(run['prompts'])}")
 
 
 def _check_fraction(value: object, key: str, fail) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-        fail(f"'{key}' must be a fraction between 0 and 1, found {value!r}")
+  if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+    fail(f"'{key}' must be a fraction between 0 and 1, found {value!r}")
 
 
 def write_results(path: str | os.PathLike, runs: Iterable[Mapping]) -> None:
-    """Writes {"runs": [...]} after checking every run. The file appears by rename: whole, or not at all."""
-    runs = list(runs)
-    for i, run in enumerate(runs):
-        validate_run(run, f"runs[{i}]")
-    write_text(path, json.dumps({"runs": runs}, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+  """Writes {"runs": [...]} after checking every run. The file appears by rename: whole, or not at all."""
+  runs = list(runs)
+  for i, run in enumerate(runs):
+    validate_run(run, f'runs[{i}]')
+  write_text(path, json.dumps({'runs': runs}, ensure_ascii=False, indent=1, allow_nan=False) + '\n')
 
 
 def read_results(path: str | os.PathLike) -> list[dict]:
-    """The runs of a results.json. Raises ValueError naming the file and the run where it is damaged."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); write it again with `crossin evaluate`") from error
-    if not isinstance(content, dict) or not isinstance(content.get("runs"), list):
-        raise ValueError(f'{path}: expected {{"runs": [...]}}; is this a results.json?')
-    for i, run in enumerate(content["runs"]):
-        validate_run(run, f"{path}: runs[{i}]")
-    return content["runs"]
+  """The runs of a results.json. Raises ValueError naming the file and the run where it is damaged."""
+  try:
+    content = json.loads(Path(path).read_text(encoding='utf-8'))
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise ValueError(f'{path} is not valid JSON ({error}); write it again with `crossin evaluate`') from error
+  if not isinstance(content, dict) or not isinstance(content.get('runs'), list):
+    raise ValueError(f'{path}: expected {{"runs": [...]}}; is this a results.json?')
+  for i, run in enumerate(content['runs']):
+    validate_run(run, f'{path}: runs[{i}]')
+  return content['runs']
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a UTF-8 file that appears by rename, with the permissions an ordinary file would get."""
-    write_bytes(path, text.encode("utf-8"))
+  """Writes a UTF-8 file that appears by rename, with the permissions an ordinary file would get."""
+  write_bytes(path, text.encode('utf-8'))
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """As `write_text`, for bytes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner may read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+  """As `write_text`, for bytes."""
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  try:
+    with os.fdopen(handle, 'wb') as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner may read
+    os.replace(temporary, path)
+  except BaseException:
+    Path(temporary).unlink(missing_ok=True)
+    raise

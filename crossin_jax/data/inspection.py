@@ -1,0 +1,162 @@
+"""`crossin inspect`: what a prepared mixture holds and what training will see of it."""
+
+import argparse
+import json
+import sys
+
+import numpy as np
+
+from crossin_jax import config
+from crossin_jax.data.prepared import PreparedMixture
+from crossin_jax.data.stream import BatchStream
+from crossin_jax.data.vocabulary import Vocabulary
+
+
+def inspect(
+    mixture: PreparedMixture, *, batch_size: int = 16, length: int = 2048, seed: int = 0, steps: int | None = None
+) -> dict:
+  """Figures of a mixture, and of the first `steps` batches of its stream.
+
+  Args:
+    mixture: what to look at.
+    batch_size, length, seed: of the stream.
+    steps: batches to read; None = as many as 16,384 examples fill.
+
+  Returns:
+    {'mixture', 'tasks': [{'task', 'examples', 'rate', 'share_examples', 'share_tokens', 'share_loss_tokens',
+    'epochs_per_1000_steps', 'length': {'mean', 'median', 'p95', 'max'}, 'dropped', 'shortened', 'set_aside'}],
+    'components': {name: {'rate', 'share_examples', 'share_loss_tokens'}}, 'steps', 'packing_utilisation',
+    'examples_per_row', 'dropped_by_packing'}; shares are fractions of what the batches read hold.
+  """
+  stream = BatchStream(mixture, batch_size=batch_size, length=length, seed=seed)
+  steps = steps or max(1, stream.rows_per_window // batch_size)
+  count = len(mixture.tasks)
+  tokens, loss_tokens, examples = np.zeros(count), np.zeros(count), np.zeros(count)
+  used = rows = 0
+  for step in range(steps):
+    batch = stream.batch(step)
+    real = batch['decoder_segment_ids'] > 0
+    used += int(real.sum())
+    rows += batch_size
+    tasks = batch['decoder_task_ids']
+    tokens += np.bincount(tasks[real], minlength=count)
+    loss_tokens += np.bincount(tasks[real], weights=batch['decoder_loss_weights'][real], minlength=count)
+    examples += np.bincount(tasks[real & (batch['decoder_positions'] == 0)], minlength=count)
+  components = {entry['task']: entry['component'] for entry in mixture.description['tasks']}
+  result_tasks, result_components = [], {}
+  total_rate = sum(task.rate for task in mixture.tasks)
+  per_1000 = stream.epochs(1000)
+  for t, task in enumerate(mixture.tasks):
+    lengths = task.split.lengths[: task.examples]
+    manifest = task.split.manifest
+    row = {
+        'task': task.split.name,
+        'examples': task.examples,
+        'rate': task.rate / total_rate,
+        'share_examples': float(examples[t] / examples.sum()),
+        'share_tokens': float(tokens[t] / tokens.sum()),
+        'share_loss_tokens': float(loss_tokens[t] / loss_tokens.sum()),
+        'epochs_per_1000_steps': per_1000[task.split.name],
+        'length': {
+            'mean': float(lengths.mean()),
+            'median': float(np.median(lengths)),
+            'p95': float(np.percentile(lengths, 95)),
+            'max': int(lengths.max()),
+        },
+        'dropped': manifest['splits']['train']['dropped'],
+        'shortened': manifest['splits']['train']['shortened'],
+        'set_aside': manifest['source_rows_set_aside'],
+    }
+    result_tasks.append(row)
+    component = result_components.setdefault(
+        components[task.split.name], {'rate': 0.0, 'share_examples': 0.0, 'share_loss_tokens': 0.0}
+    )
+    for key in component:
+      component[key] += row[key]
+  return {
+      'mixture': mixture.name,
+      'tasks': result_tasks,
+      'components': result_components,
+      'steps': steps,
+      'packing_utilisation': used / (rows * length),
+      'examples_per_row': float(examples.sum() / rows),
+      'dropped_by_packing': stream.dropped,
+  }
+
+
+def marked(vocabulary: Vocabulary, tokens, loss_weights, colour: bool) -> str:
+  """An example as text with its trained part marked: underlined and green, or between ⟦ and ⟧.
+
+  The text is decoded run by run, so what is shown is what the ids say, not what the row said.
+  """
+  pieces = []
+  trained = np.asarray(loss_weights) > 0
+  edges = [0, *(np.flatnonzero(np.diff(trained.astype(int))) + 1).tolist(), len(tokens)]
+  for start, end in zip(edges, edges[1:]):
+    ids = [int(i) for i in tokens[start:end]]
+    stop = ids[-1] == vocabulary.eos_id
+    text = vocabulary.decode(ids) + ('⏎stop' if stop else '')
+    if trained[start]:
+      text = f'\033[4;32m{text}\033[0m' if colour else f'⟦{text}⟧'
+    pieces.append(text)
+  return ''.join(pieces)
+
+
+def main(argv: list[str]) -> int:
+  """The command line of `crossin inspect`."""
+  parser = argparse.ArgumentParser(
+      prog='crossin inspect',
+      description='Rates, expected and realised shares, epochs, lengths, dropped rows, and examples with trained tokens marked.',
+      epilog='example: crossin inspect --data_dir prepared --mixture alpaca.base_x2x.3000.en_zh_vi_es.default --examples 2',
+  )
+  parser.add_argument('--mixture', required=True, help='name of a prepared mixture')
+  parser.add_argument('--data_dir', required=True, help='--output_dir of `crossin prepare`')
+  parser.add_argument('--length', type=int, default=2048, help='tokens in a packed row (default: %(default)s)')
+  parser.add_argument('--batch_size', type=int, default=16, help='rows of a batch (default: %(default)s)')
+  parser.add_argument('--seed', type=int, default=0, help='of the row order (default: 0)')
+  parser.add_argument('--steps', type=int, help='batches to read (default: one window of examples)')
+  parser.add_argument('--examples', type=int, default=1, help='examples shown of each task (default: 1)')
+  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
+  config.add_flags(parser)
+  args = parser.parse_args(argv)
+  config.parse(args)
+  mixture = PreparedMixture(args.data_dir, args.mixture)
+  found = inspect(mixture, batch_size=args.batch_size, length=args.length, seed=args.seed, steps=args.steps)
+  out = sys.stderr
+  print(f'{found["mixture"]}: {found["steps"]} batches of {args.batch_size} x {args.length}', file=out)
+  width = max(len(row['task']) for row in found['tasks'])
+  head = ('examples', 'rate', 'examples', 'tokens', 'trained', 'epochs', 'length', 'p95', 'max')
+  print(f'{"":{width}}{"":>10}{"":>9}{"share realised in":>27}{"per 1000":>10}', file=out)
+  print(f'{"task":{width}}' + ''.join(f'{h:>{w}}' for h, w in zip(head, (10, 9, 9, 9, 9, 10, 8, 7, 7))), file=out)
+  for row in found['tasks']:
+    cells = f'{row["examples"]:>10,}' + ''.join(
+        f'{row[k]:>9.4f}' for k in ('rate', 'share_examples', 'share_tokens', 'share_loss_tokens')
+    )
+    cells += f'{row["epochs_per_1000_steps"]:>10.2f}'
+    cells += f'{row["length"]["mean"]:>8.0f}{row["length"]["p95"]:>7.0f}{row["length"]["max"]:>7,}'
+    print(f'{row["task"]:{width}}{cells}', file=out)
+    for what in ('dropped', 'shortened', 'set_aside'):
+      if row[what]:
+        told = ', '.join(f'{count:,} {reason}' for reason, count in row[what].items())
+        print(f'{"":{width}}  {what.replace("_", " ")}: {told}', file=out)
+  for name, component in found['components'].items():
+    print(
+        f'component {name}: rate {component["rate"]:.4f}, {component["share_examples"]:.4f} of examples, '
+        f'{component["share_loss_tokens"]:.4f} of trained tokens',
+        file=out,
+    )
+  print(
+      f'packing: {found["packing_utilisation"]:.2%} of positions used, {found["examples_per_row"]:.1f} examples a row, '
+      f'{found["dropped_by_packing"]} examples found no room',
+      file=out,
+  )
+  words = mixture.description['vocabulary']
+  vocabulary = Vocabulary(mixture.vocabulary_path, words['bos_token'], words['eos_token'])
+  for task in mixture.tasks:
+    for index in range(min(args.examples, task.examples)):
+      tokens, weights = task.split.example(index)
+      print(f'\n--- {task.split.name}, row {task.split.id(index)}: {len(tokens)} tokens, {weights.sum():g} trained', file=out)
+      print(marked(vocabulary, tokens, weights, out.isatty()), file=out)
+  if args.json:
+    print(json.dumps(found))
+  return 0

@@ -1,0 +1,209 @@
+"""What the tests share: four forced CPU devices, a tiny vocabulary, a tiny world and a tiny model."""
+
+import os
+import pathlib
+
+# Before jax is imported, and inherited by subprocesses.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
+os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+_FLAG = '--xla_force_host_platform_device_count=4'
+if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}'.strip()
+
+import gin
+import hypothesis
+import numpy as np
+import pytest
+
+hypothesis.settings.register_profile(
+    'tests', deadline=None, max_examples=int(os.environ.get('CROSSIN_TEST_EXAMPLES', 60)), suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile('tests')
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+TINY_LANGUAGES = ('en', 'zh', 'vi', 'es')
+TINY_MIXTURE = 'world.tested_shared_base_x2x.all.en_zh_vi_es.every'
+TINY_SHARES = {'tested': 0.3, 'shared': 0.2, 'base': 0.2, 'x2x': 0.3}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_gin():
+  """No test sees the gin bindings of another."""
+  gin.clear_config()
+  yield
+  gin.clear_config()
+
+
+@pytest.fixture(scope='session')
+def shared_data() -> pathlib.Path:
+  """The real data beside the repository, or a skip."""
+  path = REPOSITORY.parent / 'shared' / 'data'
+  if not path.is_dir():
+    pytest.skip(f'{path} is not there: tests on real data need it')
+  return path
+
+
+@pytest.fixture(scope='session')
+def tiny_world():
+  """18 entities, four languages, ten relations."""
+  from seqio_tasks.world import World
+
+  return World(languages=TINY_LANGUAGES, tuning_entities=6, test_entities=12)
+
+
+@pytest.fixture(scope='session')
+def tiny_vocabulary(tmp_path_factory, tiny_world):
+  """A SentencePiece BPE vocabulary of 1,200 ids, trained on the tiny world."""
+  from crossin_jax.data.vocabulary import Vocabulary
+  from seqio_tasks.world_sources import train_vocabulary
+
+  path = str(tmp_path_factory.mktemp('vocabulary') / 'tiny.model')
+  train_vocabulary(tiny_world, 1200, path)
+  return Vocabulary(path)
+
+
+@pytest.fixture
+def tiny_settings(tiny_world, tiny_vocabulary):
+  """A function (**changes) -> MixtureSettings over the tiny world."""
+
+  def settings(**changes):
+    from seqio_tasks.crossin import Preset
+    from seqio_tasks.mixtures import MixtureSettings
+    from seqio_tasks.world_sources import WorldInstructions, world_texts
+
+    return MixtureSettings(**{
+        'parallel': WorldInstructions(tiny_world),
+        'texts': world_texts(tiny_world),
+        'vocabulary': tiny_vocabulary,
+        'template': 'plain',
+        'presets': (Preset('every', assignment='every'),),
+        'validation_rows': 6,
+        'max_length': 64,
+        'rates': 'shares',
+        'shares': TINY_SHARES,
+        **changes,
+    })  # fmt: skip
+
+  return settings
+
+
+@pytest.fixture(scope='session')
+def tiny_prepared(tmp_path_factory, tiny_world, tiny_vocabulary):
+  """(directory, mixture name) of the tiny world, prepared. Read only: copy it before changing anything."""
+  from seqio_tasks.crossin import Preset
+  from seqio_tasks.mixtures import MixtureSettings
+  from seqio_tasks.prepare import prepare
+  from seqio_tasks.world_sources import WorldInstructions, world_texts
+
+  directory = str(tmp_path_factory.mktemp('prepared'))
+  settings = MixtureSettings(
+      parallel=WorldInstructions(tiny_world),
+      texts=world_texts(tiny_world),
+      vocabulary=tiny_vocabulary,
+      template='plain',
+      presets=(Preset('every', assignment='every'),),
+      validation_rows=6,
+      max_length=64,
+      rates='shares',
+      shares=TINY_SHARES,
+  )
+  prepare(TINY_MIXTURE, directory, settings, workers=1)
+  return directory, TINY_MIXTURE
+
+
+def write_prepared(directory, tasks, *, name='synthetic', max_length=64, parts=2, bos_id=1, vocabulary_size=100) -> str:
+  """Writes a prepared mixture by hand and returns its name.
+
+  Args:
+    directory: D of `crossin_jax.data.prepared`.
+    tasks: name -> (rate, volume or None, list of (tokens, weights)).
+    name, max_length, bos_id, vocabulary_size: of the mixture.
+    parts: Arrow files per task.
+  """
+  from crossin_jax.data import prepared
+
+  directory = str(directory)
+  entries = []
+  for task, (rate, volume, examples) in tasks.items():
+    folder = os.path.join(directory, 'tasks', task)
+    os.makedirs(folder, exist_ok=True)
+    size = -(-len(examples) // parts) if examples else 1
+    records = []
+    for first in range(0, len(examples), size):
+      chunk = examples[first : first + size]
+      file = f'train-{first // size:05d}.arrow'
+      prepared.write_part(
+          os.path.join(folder, file), [(f'{task}/{first + i}', first + i, *example) for i, example in enumerate(chunk)]
+      )
+      records.append({
+          'file': file,
+          'examples': len(chunk),
+          'tokens': int(sum(len(t) for t, _ in chunk)),
+          'loss_tokens': float(sum(np.sum(w) for _, w in chunk)),
+      })  # fmt: skip
+    source, _, language = task.partition('.')
+    info = {'name': task, 'source': source, 'component': 'x', 'mode': 'base', 'source_language': 'en'}
+    prepared.write_json(
+        os.path.join(folder, 'manifest.json'),
+        {
+            'format': prepared.FORMAT,
+            'fingerprint': f'of {task}',
+            'task': info | {'target_language': language or 'en'},
+            'splits': {'train': {'parts': records}},
+        },
+    )
+    entries.append({'task': task, 'component': 'x', 'rate': rate, 'volume': volume, 'fingerprint': f'of {task}'})
+  prepared.write_json(
+      os.path.join(directory, 'mixtures', f'{name}.json'),
+      {
+          'format': prepared.FORMAT,
+          'name': name,
+          'tasks': entries,
+          'max_length': max_length,
+          'vocabulary': {'bos_id': bos_id, 'size': vocabulary_size, 'eos_id': 2, 'file': 'none'},
+      },
+  )
+  return name
+
+
+def ragged_batch(rng, rows, length, *, vocabulary=61, tasks=3, uneven=True):
+  """A packed batch with ragged segments and padding, and the examples in it.
+
+  Returns:
+    (features of `crossin_jax.data.stream`, list of (row, start, tokens, weights, task)).
+  """
+  from crossin_jax.data.stream import empty_rows, write_segment
+
+  batch, examples = empty_rows(rows, length), []
+  for row in range(rows):
+    start, segment = 0, 1
+    while start < length - 3:
+      size = int(rng.integers(2, length // 2))
+      if start + size > length or (segment > 1 and rng.random() < 0.2):
+        break
+      tokens = rng.integers(0, vocabulary, size).astype(np.int32)
+      weights = rng.random(size).astype(np.float32) if uneven else np.ones(size, np.float32)
+      weights[: int(rng.integers(0, size))] = 0
+      task = int(rng.integers(tasks))
+      write_segment(batch, row, start, segment, tokens, weights, 1, task)
+      examples.append((row, start, tokens, weights, task))
+      start, segment = start + size, segment + 1
+  return batch, examples
+
+
+def tiny_config(**changes):
+  """A DecoderConfig of two layers that compiles in a moment."""
+  from crossin_jax.models.decoder import DecoderConfig
+
+  sizes = {'vocab_size': 61, 'embed_dim': 16, 'num_layers': 2, 'num_heads': 4, 'num_kv_heads': 2, 'mlp_dim': 24}
+  return DecoderConfig(**{**sizes, **changes})
+
+
+def init_params(model, seed=0):
+  """Parameters of a model, plainly initialised."""
+  import jax
+  import jax.numpy as jnp
+
+  tokens = jnp.zeros((1, 4), jnp.int32)
+  return model.init(jax.random.key(seed), tokens, tokens, enable_dropout=False)['params']

@@ -1,0 +1,34 @@
+"""`crossin inspect`: shares add up, trained tokens are marked from the ids."""
+
+import json
+
+import numpy as np
+import pytest
+
+from crossin_jax.data import inspection
+from crossin_jax.data.prepared import PreparedMixture
+
+
+def test_shares_follow_the_rates_and_sum_to_one(tiny_prepared):
+  directory, name = tiny_prepared
+  found = inspection.inspect(PreparedMixture(directory, name), batch_size=4, length=64)
+  for share in ('rate', 'share_examples', 'share_tokens', 'share_loss_tokens'):
+    assert sum(row[share] for row in found['tasks']) == pytest.approx(1)
+  for row in found['tasks']:
+    assert row['share_examples'] == pytest.approx(row['rate'], abs=0.02)
+  assert 0.8 < found['packing_utilisation'] <= 1
+
+
+def test_trained_tokens_are_marked(tiny_vocabulary):
+  prompt, answer = tiny_vocabulary.encode('en question\n'), tiny_vocabulary.encode('answer')
+  tokens = np.array([*prompt, *answer, tiny_vocabulary.eos_id])
+  weights = np.array([0] * len(prompt) + [1] * (len(answer) + 1))
+  assert inspection.marked(tiny_vocabulary, tokens, weights, colour=False) == 'en question\n⟦answer⏎stop⟧'
+
+
+def test_command_prints_json(tiny_prepared, capsys):
+  directory, name = tiny_prepared
+  assert inspection.main(['--mixture', name, '--data_dir', directory, '--length', '64', '--json']) == 0
+  out, err = capsys.readouterr()
+  assert json.loads(out.splitlines()[-1])['mixture'] == name
+  assert 'packing:' in err and '⏎stop' in err

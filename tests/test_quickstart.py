@@ -1,0 +1,71 @@
+"""The main job end to end, small: every arm, resumption, the page."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from crossin_jax import quickstart
+from crossin_jax.evaluation.questions import Questions
+from seqio_tasks.world import World
+from seqio_tasks.world_sources import write_questions
+
+
+def run(*arguments, check=True):
+  command = [sys.executable, '-m', 'crossin_jax.cli', 'quickstart', *arguments]
+  return subprocess.run(command, check=check, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_two_arms_end_to_end_and_again(tmp_path):
+  out = str(tmp_path / 'out')
+  flags = ['--output_dir', out, '--languages', 'en,ur', '--arms', 'Base,x2x', '--reading_steps', '6', '--tuning_steps', '4']
+  first = run(*flags, '--json')
+  found = json.loads(first.stdout.splitlines()[-1])
+  variants = {(r['variant'], r['benchmark'], r['method']) for r in found['runs']}
+  assert variants == {
+      (arm, f'questions/{form}', method)
+      for arm in ('Base', 'x2x')
+      for form in ('untagged', 'tagged')
+      for method in ('likelihood', 'generate')
+  }
+  assert all(r['items'] >= 400 and list(r['accuracy_by_language']) == ['en', 'ur'] for r in found['runs'])
+  page = (tmp_path / 'out' / 'report.html').read_text(encoding='utf-8')
+  assert 'dir="rtl"' in page and 'x2x' in page
+  assert (tmp_path / 'out' / 'world' / 'facts.tsv').exists()
+  # A second start finds everything done.
+  second = run(*flags, '--json')
+  assert 'tuning' not in second.stderr and json.loads(second.stdout.splitlines()[-1])['runs'] == found['runs']
+  # Other settings in the same directory are refused, naming the difference.
+  other = run(*flags[:-1], '5', check=False)
+  assert other.returncode == 1 and 'tuning_steps was 4, now 5' in other.stderr
+
+
+@pytest.mark.parametrize(
+    'flags', [['--arms', 'Base,y2y'], ['--languages', 'en,xx'], ['--seeds', '0'], ['--nonsense']]
+)
+def test_wrong_usage_is_said(flags, tmp_path):
+  found = run('--output_dir', str(tmp_path), *flags, check=False)
+  assert found.returncode in (1, 2) and flags[-1].split(',')[-1] in found.stderr + ' 0'
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_guessers_are_at_chance(tmp_path, seed):
+  """A guesser is right in 1 of 4 within four standard deviations, in every language."""
+  world = World(seed=seed)
+  write_questions(world, str(tmp_path))
+  questions = Questions(str(tmp_path / 'questions.untagged.jsonl'))
+  assert len(questions.ids) >= 400
+  for name, chosen in quickstart.guessers(questions, world).items():
+    accuracy = (chosen == questions.answers).mean(axis=0)
+    bound = 4 * np.sqrt(0.25 * 0.75 / len(questions.ids))
+    assert (np.abs(accuracy - 0.25) < bound).all(), (name, accuracy)
+
+
+def test_every_arm_has_the_same_replay_and_shares_that_sum_to_one():
+  for arm in quickstart.ARMS:
+    shares = quickstart._tuning_shares(arm)
+    assert abs(sum(shares.values()) - 1) < 1e-9
+    assert all(shares[name] == share for name, share in quickstart.REPLAY.items())
