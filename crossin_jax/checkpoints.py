@@ -11,7 +11,6 @@ import json
 import os
 import warnings
 
-from absl import logging
 from flax import serialization
 from flax import traverse_util
 import gin
@@ -53,6 +52,10 @@ class CheckpointConfig:
       raise ValueError(f"CheckpointConfig.best_mode = {self.best_mode!r} is not 'min' or 'max'")
     if self.period < 0 or self.keep < 1:
       raise ValueError(f'CheckpointConfig.period = {self.period} must not be negative, keep = {self.keep} at least 1')
+
+  def is_due(self, step: int) -> bool:
+    """Whether the checkpoint period ends at this step."""
+    return bool(self.period) and step % self.period == 0
 
 
 def to_tree(state: TrainState) -> dict:
@@ -108,19 +111,19 @@ class Checkpoints:
         ),
     )
 
-  def save(self, step: int, state: TrainState, run: dict, metrics: dict[str, float] | None = None) -> None:
+  def save(self, step: int, state: TrainState, run: dict, figures: dict | None = None) -> None:
     """Begins to save in the background; returns when the arrays are copied off the devices."""
     if step in self._manager.all_steps():
       return
     self.wait()
-    if self._config.best_metric and metrics is not None and self._config.best_metric not in metrics:
-      metrics = None
-    self._manager.save(
-        step,
-        args=ocp.args.Composite(state=ocp.args.PyTreeSave(to_tree(state)), run=ocp.args.JsonSave(run)),
-        metrics=metrics if self._config.best_metric else None,
-        force=True,
-    )
+    # Figures are kept beside the checkpoint only where a best one is to be chosen by them.
+    metric = self._config.best_metric
+    metrics = {metric: float(figures[metric])} if metric and figures and metric in figures else None
+    items = ocp.args.Composite(state=ocp.args.PyTreeSave(to_tree(state)), run=ocp.args.JsonSave(run))
+    try:
+      self._manager.save(step, args=items, metrics=metrics, force=True)
+    except OSError as error:
+      raise self._cannot_save(error) from error
 
   def restore_latest(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
     """The newest undamaged checkpoint and its run state, or None if there is none at all.
@@ -134,7 +137,7 @@ class Checkpoints:
     steps = sorted(self._manager.all_steps(), reverse=True)
     problems = []
     for step in steps:
-      problem = self._damage(step)
+      problem = self._agreed_damage(step)
       if problem is None:
         try:
           state = restore_tree(self._path(step), abstract)
@@ -155,9 +158,22 @@ class Checkpoints:
     return None
 
   def wait(self) -> None:
-    """Returns when the save in progress is complete and its digest written."""
-    self._manager.wait_until_finished()
-    self._write_digests()
+    """Returns when the save in progress is complete and its digest written.
+
+    Raises:
+      CheckpointError: it failed (a full disk, say); the checkpoint before it is whole.
+    """
+    try:
+      self._manager.wait_until_finished()
+      self._write_digests()
+    except Exception as error:  # pylint: disable=broad-exception-caught  # the saving thread raises many kinds
+      raise self._cannot_save(error) from error
+
+  def _cannot_save(self, error: Exception) -> CheckpointError:
+    return CheckpointError(
+      f'cannot save a checkpoint in {self.model_dir}: {str(error).splitlines()[0]}. Make room there and start the same '
+      'command again; it goes on from the last whole checkpoint'
+    )
 
   def close(self) -> None:
     """Waits and frees the manager."""
@@ -179,6 +195,16 @@ class Checkpoints:
       if name.removesuffix('.json') not in present:
         os.unlink(os.path.join(folder, name))
 
+  def _agreed_damage(self, step: int) -> str | None:
+    """Host 0's verdict on a checkpoint, the same on all hosts, so that all restore the same one."""
+    if jax.process_count() == 1:
+      return self._damage(step)
+    from jax.experimental import multihost_utils
+
+    problem = None if jax.process_index() else self._damage(step)
+    damaged = multihost_utils.broadcast_one_to_all(np.asarray(problem is not None))
+    return (problem or 'host 0 found it damaged') if damaged else None
+
   def _damage(self, step: int) -> str | None:
     """What is wrong with the files of a checkpoint, or None."""
     path = os.path.join(self.model_dir, 'digests', f'{PREFIX}_{step}.json')
@@ -186,7 +212,7 @@ class Checkpoints:
       with open(path, encoding='utf-8') as f:
         expected = json.load(f)
     except FileNotFoundError:
-      logging.warning('%s has no digest: it was saved just before the run was killed; used unverified', self._path(step))
+      warnings.warn(f'{self._path(step)} has no digest, the run was killed right after it was saved; it is used unverified')
       return None
     except ValueError as error:
       return f'its digest {path} is not readable ({error})'

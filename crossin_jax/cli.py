@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import warnings
 
 # command -> (module, function, what it does)
 COMMANDS = {
@@ -12,6 +13,7 @@ COMMANDS = {
     'train': ('crossin_jax.train', 'main', 'train or resume in MODEL_DIR'),
     'evaluate': ('crossin_jax.evaluation.questions', 'main', 'answer four-option questions with a checkpoint'),
     'score': ('crossin_jax.evaluation.predictions', 'score_main', 'metrics from saved predictions'),
+    'sweep': ('crossin_jax.sweep', 'main', 'ablations over gin values: one table and one plot'),
 }
 
 
@@ -34,7 +36,13 @@ def main(argv: list[str] | None = None) -> int:
     return 2
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   module, function, _ = COMMANDS[argv[0]]
+  from absl import logging
   from crossin_jax import config
+
+  # Orbax and JAX tell of their inner life on this channel; ours is warnings and stderr.
+  logging.set_verbosity(logging.ERROR)
+  warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
+  warnings.filterwarnings('ignore', category=DeprecationWarning)
 
   try:
     return getattr(importlib.import_module(module), function)(config.rewrite(argv[1:]))
@@ -55,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _is_expected(error: Exception) -> bool:
   """Errors whose message is written for the user; anything else is a bug and shows its traceback."""
-  return isinstance(error, (ValueError, OSError)) or type(error).__name__ in ('TrainingError', 'CheckpointError')
+  return isinstance(error, (ValueError, OSError)) or type(error).__name__ in ('TrainingError', 'CheckpointError', 'RunError')
 
 
 def _help() -> str:

@@ -5,6 +5,7 @@ import difflib
 import logging
 import os
 import re
+import tokenize
 
 import gin
 
@@ -49,12 +50,17 @@ def parse(args: argparse.Namespace) -> None:
   for path in args.gin_file:
     if not any(os.path.isfile(os.path.join(folder, path)) for folder in ('', *paths, root)):
       raise ConfigError(f'gin file {path!r} is not there (looked in: current folder, {", ".join([*paths, root])})')
+  # gin's other reader takes folders for Python packages, and breaks on ours, which has no __init__.py.
+  gin.config._FILE_READERS[:] = [(open, os.path.isfile)]  # pylint: disable=protected-access
   # gin logs an error for every search path that a file is not in.
   logging.disable(logging.ERROR)
   try:
     gin.parse_config_files_and_bindings(args.gin_file, args.gin_bindings, finalize_config=True)
   except (ValueError, SyntaxError, NameError, OSError, ImportError, AttributeError) as error:
     raise ConfigError(f'{_explain(str(error))}') from error
+  except tokenize.TokenError as error:  # gin does not say in which file
+    where = ', '.join([*args.gin_file, *args.gin_bindings])
+    raise ConfigError(f'a bracket or a quotation mark is not closed in one of: {where} ({error})') from error
   finally:
     logging.disable(logging.NOTSET)
 
@@ -65,7 +71,7 @@ def _explain(message: str) -> str:
   wanted = None
   if match := re.search(r"No configurable matching (?:reference )?'?@?([\w./]+?)(?:\(\))?'", message):
     wanted = match[1].split('/')[-1]
-    for selector in gin.config._REGISTRY:  # pylint: disable=protected-access  # gin has no public list
+    for selector, _ in gin.config._REGISTRY.items():  # pylint: disable=protected-access  # gin has no public list
       names.add(selector)
       names.add(selector.split('.')[-1])
   elif match := re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message):

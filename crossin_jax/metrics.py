@@ -67,7 +67,12 @@ class MetricsWriter:
   A resumed run first cuts metrics.jsonl back to the restored step.
   """
 
-  def __init__(self, model_dir: str, resumed_step: int):
+  def __init__(self, model_dir: str, resumed_step: int, evaluated: int = 0):
+    """Args:
+      model_dir: where metrics.jsonl and tensorboard/ are.
+      resumed_step: lines after it are cut off.
+      evaluated: last step whose evaluation was completed; figures after it are cut off too.
+    """
     from tensorboardX import SummaryWriter
 
     self._path = os.path.join(model_dir, 'metrics.jsonl')
@@ -76,7 +81,8 @@ class MetricsWriter:
       with open(self._path, encoding='utf-8') as f:
         for line in f:
           try:
-            if json.loads(line)['step'] <= resumed_step:
+            values = json.loads(line)
+            if values['step'] <= (resumed_step if 'loss' in values else evaluated):
               kept.append(line)
           except (ValueError, KeyError, TypeError):
             break  # the line that a kill cut short

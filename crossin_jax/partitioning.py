@@ -1,6 +1,7 @@
 """The device mesh, and which logical axis lies on which mesh axis."""
 
 import contextlib
+import os
 
 import flax.core
 from flax.linen import partitioning as nn_partitioning
@@ -42,16 +43,25 @@ class Partitioner:
     rules: logical axis -> mesh axis, mesh axes or None.
   """
 
-  def __init__(self, mesh_shape=(1, -1, 1), logical_axis_rules=None, devices=None):
+  def __init__(self, mesh_shape=(1, -1, 1), logical_axis_rules=None, devices=None, platform=None):
     """Args:
       mesh_shape: sizes of data, fsdp and tensor; one of them may be -1 (all devices that are left).
       logical_axis_rules: rule list; None = `standard_logical_axis_rules()`.
-      devices: which; None = all of `jax.devices()`.
+      devices: which; None = all of them.
+      platform: 'cpu', 'gpu' or 'tpu' to insist on that kind; None = what JAX finds.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices, or a rule names no mesh axis.
+      ValueError: no device of that platform, sizes that do not multiply to the number of devices, or a rule that
+        names no mesh axis.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    try:
+      devices = list(jax.devices(platform) if devices is None else devices)
+    except RuntimeError as error:
+      wanted = platform or os.environ.get('JAX_PLATFORMS', 'any')
+      raise ValueError(
+        f'no device of the kind asked for ({wanted}): {str(error).splitlines()[0]} Install the extra for it '
+        "(pip install 'crossin-jax[tpu]' or '[cuda]'), or unset JAX_PLATFORMS and Partitioner.platform"
+      ) from None
     shape = list(mesh_shape)
     if len(shape) != 3 or shape.count(-1) > 1 or any(s < 1 and s != -1 for s in shape):
       raise ValueError(f'Partitioner.mesh_shape = {mesh_shape}: three sizes for {MESH_AXES}, one of them may be -1')

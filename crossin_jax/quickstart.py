@@ -15,9 +15,7 @@ import importlib.metadata
 import json
 import os
 import platform
-import queue
 import shlex
-import subprocess
 import sys
 import time
 
@@ -29,6 +27,7 @@ from crossin_jax.evaluation import report as report_lib
 from crossin_jax.evaluation.predictions import read_predictions
 from crossin_jax.evaluation.questions import Questions
 from crossin_jax.evaluation.results import read_results, write_results
+from crossin_jax.jobs import Jobs
 from crossin_jax.languages import code_of
 from crossin_jax.metrics import duration
 
@@ -65,12 +64,7 @@ class Quickstart:
 
   def __init__(self, output_dir: str, settings: Settings, jobs: int):
     self.out, self.settings = output_dir, settings
-    cores = sorted(os.sched_getaffinity(0))
-    # One core a job: small matrices gain little from threads, and two jobs on one core each are faster than
-    # one job on two.
-    self._cores: queue.Queue = queue.Queue()
-    for i in range(jobs):
-      self._cores.put(set(cores[i::jobs]) or set(cores))
+    self._commands = Jobs(output_dir, jobs, {'JAX_PLATFORMS': os.environ.get('JAX_PLATFORMS', 'cpu')})
     self._jobs = jobs
     self._started = time.monotonic()
 
@@ -133,7 +127,7 @@ class Quickstart:
       mixture = self._mixture(shares)
       if os.path.exists(os.path.join(directory, 'mixtures', f'{mixture}.json')):
         continue
-      self._command(
+      self._commands.run(
         f'prepare.{os.path.basename(directory)}',
         ['prepare', '--gin_file=gin_configs/mixtures/world.gin', f'--mixture={mixture}', f'--output_dir={directory}'],
         {
@@ -175,7 +169,7 @@ class Quickstart:
     if not os.path.exists(os.path.join(output, 'results.json')):
       self._say(f'asking {arm} (seed {seed}) in {", ".join(self.settings.languages)}')
       files = [f'--questions={path}' for path in self.questions.values()]
-      self._command(
+      self._commands.run(
         f'evaluate.{os.path.basename(directory)}',
         [
           'evaluate',
@@ -192,7 +186,7 @@ class Quickstart:
     if os.path.exists(os.path.join(directory, 'finished')):
       return
     self._say(what)
-    self._command(
+    self._commands.run(
       f'train.{os.path.basename(directory)}',
       ['train', f'--gin_file=gin_configs/runs/{run_file}.gin'],
       {'MODEL_DIR': directory, 'DATA_DIR': data_dir, 'MIXTURE_OR_TASK_NAME': self._mixture(shares), 'RANDOM_SEED': seed}
@@ -200,31 +194,6 @@ class Quickstart:
       self.settings.bindings,
     )
     write_json(os.path.join(directory, 'finished'), True)
-
-  def _command(self, log: str, arguments: list[str], values: dict, bindings=()) -> None:
-    """Runs `crossin` on a core of its own; its output goes to OUT/logs, its end on the terminal if it fails."""
-    command = [sys.executable, '-m', 'crossin_jax.cli', *arguments]
-    command += [f'--gin.{name}={value!r}' for name, value in values.items()] + list(bindings)
-    path = os.path.join(self.out, 'logs', f'{log}.log')
-    environment = os.environ | {
-      'JAX_COMPILATION_CACHE_DIR': os.path.abspath(os.path.join(self.out, 'compiled')),
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
-    }
-    environment.setdefault('JAX_PLATFORMS', 'cpu')
-    cores = self._cores.get()
-    try:
-      with open(path, 'w', encoding='utf-8') as f:
-        f.write(shlex.join(command) + '\n')
-        f.flush()
-        process = subprocess.Popen(command, stdout=f, stderr=subprocess.STDOUT, env=environment)  # pylint: disable=consider-using-with
-        os.sched_setaffinity(process.pid, cores)
-        status = process.wait()
-    finally:
-      self._cores.put(cores)
-    if status:
-      with open(path, encoding='utf-8') as f:
-        end = ''.join(f.readlines()[-15:])
-      raise RuntimeError(f'step {log} failed with status {status}; its log {path} ends:\n{end}')
 
   # ---- names -------------------------------------------------------------------------------------------------
 

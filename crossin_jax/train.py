@@ -1,28 +1,27 @@
 """`crossin train`: one loop for every model, mesh and mixture, read top to bottom."""
 
 import argparse
-import contextlib
 import json
 import os
-import shutil
-import signal
 import sys
-import threading
 import time
 from typing import Callable
+import warnings
 
-from absl import logging
 import gin
 import jax
-import numpy as np
 
 from crossin_jax import checkpoints
 from crossin_jax import config
+from crossin_jax import distributed
+from crossin_jax import interruption
 from crossin_jax import metrics as metrics_lib
+from crossin_jax import nonfinite
 from crossin_jax import optimizers
+from crossin_jax import run_directory
 from crossin_jax import train_state
-from crossin_jax.data.prepared import PreparedMixture, write_json
-from crossin_jax.data.stream import BatchStream, Loader, fingerprint
+from crossin_jax.data.prepared import PreparedMixture
+from crossin_jax.data.stream import BatchStream, Loader, check_resume, fingerprint
 from crossin_jax.partitioning import Partitioner
 
 RESTART = 75  # exit status of a run that was told to stop, saved, and wants to be started again
@@ -34,27 +33,30 @@ class TrainingError(RuntimeError):
 
 @gin.configurable
 def train(
-    model_dir: str = gin.REQUIRED,
-    model: Callable = gin.REQUIRED,
-    optimizer: Callable[..., optimizers.Optimizer] = optimizers.adamw,
-    data_dir: str = gin.REQUIRED,
-    mixture: str = gin.REQUIRED,
-    total_steps: int = gin.REQUIRED,
-    batch_size: int = 16,
-    length: int = 2048,
-    microbatches: int = 1,
-    seed: int = 0,
-    z_loss: float = 0.0,
-    initial_checkpoint: str | None = None,
-    evaluators: tuple = (),
-    evaluation_period: int = 0,
-    early_stopping_patience: int | None = None,
-    log_period: int = 10,
-    nan_policy: str = 'skip',
-    max_skipped_steps: int = 10,
-    new_stream: bool = False,
-    checkpoint_config: Callable = checkpoints.CheckpointConfig,
-    partitioner: Callable = Partitioner,
+  model_dir: str = gin.REQUIRED,
+  model: Callable = gin.REQUIRED,
+  optimizer: Callable[..., optimizers.Optimizer] = optimizers.adamw,
+  data_dir: str = gin.REQUIRED,
+  mixture: str = gin.REQUIRED,
+  total_steps: int | None = None,
+  epochs: float | None = None,
+  epochs_until: str = 'all',
+  batch_size: int = 16,
+  length: int = 2048,
+  microbatches: int = 1,
+  seed: int = 0,
+  z_loss: float = 0.0,
+  initial_checkpoint: str | None = None,
+  evaluators: tuple = (),
+  evaluation_period: int = 0,
+  early_stopping_patience: int | None = None,
+  log_period: int = 10,
+  nan_policy: str = 'skip',
+  spike_factor: float | None = None,
+  max_skipped_steps: int = 10,
+  new_stream: bool = False,
+  checkpoint_config: Callable = checkpoints.CheckpointConfig,
+  partitioner: Callable = Partitioner,
 ) -> int:
   """Trains, or resumes, in `model_dir`.
 
@@ -64,7 +66,9 @@ def train(
     optimizer: called with total_steps; returns an `Optimizer`.
     data_dir: D of `crossin prepare`.
     mixture: name of a prepared mixture.
-    total_steps: batches of the whole run.
+    total_steps: batches of the whole run; sources begin anew, in another order, as often as that takes.
+    epochs: instead of total_steps: how often the tasks are read.
+    epochs_until: 'all' tasks have been read so often, or the 'first' one has.
     batch_size: rows of the global batch.
     length: tokens in a row.
     microbatches: the batch is cut into this many; changes memory, not results.
@@ -76,7 +80,9 @@ def train(
     early_stopping_patience: evaluations without a better `CheckpointConfig.best_metric` after which the run
       ends; None = never.
     log_period: steps per line of metrics.jsonl.
-    nan_policy: 'skip' leaves a step with a non-finite loss or gradient out, 'stop' ends the run there.
+    nan_policy: 'skip' leaves a step with a non-finite loss or gradient (or a spike) out, 'stop' ends the run
+      there. Either names the examples to blame.
+    spike_factor: a loss above this many times the median of the last 50 steps counts as a spike; None = none does.
     max_skipped_steps: that many in a row end the run also under 'skip'.
     new_stream: go on with other data settings than the checkpoint's, on purpose.
     checkpoint_config: when to save, what to keep.
@@ -86,22 +92,26 @@ def train(
     0 when all steps are done (or early stopping ended them), 75 when told to stop.
 
   Raises:
-    TrainingError: changed data on resume, NaN, a batch that does not fit the mesh, a vocabulary larger
-      than the model's.
+    TrainingError: NaN, a batch that does not fit the mesh, a vocabulary larger than the model's.
+    ValueError: changed data on resume, and settings that are no legal choice.
+    RunError, CheckpointError, PreparedDataError: see there.
   """
   if nan_policy not in ('skip', 'stop'):
-    raise TrainingError(f"train.nan_policy = {nan_policy!r} is not 'skip' or 'stop'")
-  os.makedirs(model_dir, exist_ok=True)
-  with _write_lock(model_dir), StopSignal() as stop:
+    raise ValueError(f"train.nan_policy = {nan_policy!r} is not 'skip' or 'stop'")
+  if (total_steps is None) == (epochs is None):
+    raise ValueError('set one of train.total_steps (TRAIN_STEPS) and train.epochs')
+  with run_directory.exclusive(model_dir), interruption.StopSignal() as stop:
     # ---- what there is -----------------------------------------------------------------------------------
     partition = partitioner()
     prepared = PreparedMixture(data_dir, mixture)
     stream = BatchStream(prepared, batch_size=batch_size, length=length, seed=seed)
+    total_steps = total_steps or stream.steps_for_epochs(epochs, epochs_until)
     optimizer = optimizer(total_steps=total_steps)
     checkpoint_settings = checkpoint_config()
     _check_fit(model, prepared, partition, batch_size, microbatches)
     tasks = [task.info for task in prepared.tasks]
     table = metrics_lib.TaskTable(tasks)
+    chief = jax.process_index() == 0
     with partition.activate():
       abstract = train_state.state_shardings(model, optimizer.transform, partition, length)
 
@@ -110,108 +120,121 @@ def train(
       restored = saved.restore_latest(abstract)
       if restored:
         state, run = restored
-        _check_stream(run['stream'], stream.settings, new_stream)
+        check_resume(run['stream'], stream.settings, new_stream)
       else:
         state = train_state.init_state(model, optimizer.transform, abstract, length, seed)
-        run = {'period': None, 'best': None, 'evaluations_without_better': 0}
+        run = {'period': None, 'losses': [], 'best': None, 'evaluations_without_better': 0, 'evaluated': 0}
         if initial_checkpoint:
-          params = checkpoints.restore_params(initial_checkpoint, abstract.params)
-          state = state.replace(params=params)
+          state = state.replace(params=checkpoints.restore_params(initial_checkpoint, abstract.params))
       step = first_step = int(state.step)
       period = metrics_lib.Period(len(tasks), run['period'])
-      if jax.process_index() == 0:
-        _save_config(model_dir, prepared)
-        writer = metrics_lib.MetricsWriter(model_dir, first_step)
-      if step >= total_steps:
-        logging.info('%s is finished at step %d', model_dir, step)
-        saved.close()
-        return 0
-
-      # ---- compile, in a thread: Python hears no signal while XLA holds the main one ---------------------------
-      step_fn = jax.jit(
-          train_state.make_train_step(
-              model,
-              optimizer,
-              tasks=len(tasks),
-              microbatches=microbatches,
-              z_loss=z_loss,
-              seed=seed,
-              dropout=getattr(getattr(model, 'config', None), 'dropout_rate', 0) > 0,
-          ),
-          donate_argnums=0,
-          out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
-      )
-      loader = Loader(stream, partition.batch_sharding, first_step)
+      spikes = nonfinite.SpikeThreshold(spike_factor, run['losses'])
+      if chief:
+        run_directory.describe(model_dir, prepared)
+        writer = metrics_lib.MetricsWriter(model_dir, first_step, evaluated=run['evaluated'])
       progress = metrics_lib.Progress(total_steps, f'train {os.path.basename(os.path.normpath(model_dir))}: step')
+      make_step = train_state.make_train_step(
+        model,
+        optimizer,
+        tasks=len(tasks),
+        microbatches=microbatches,
+        z_loss=z_loss,
+        seed=seed,
+        dropout=getattr(getattr(model, 'config', None), 'dropout_rate', 0) > 0,
+      )
+      shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+      step_fn = jax.jit(make_step, donate_argnums=0, out_shardings=(shardings, None))
       rate_at = jax.jit(optimizer.schedule)
-      skipped_in_a_row, pending, finished_early = 0, None, False
+      threshold_of = lambda at: jax.device_put(spikes.at(at), partition.replicated)
+      loader = Loader(stream, partition.batch_sharding, first_step)
+      skipped_in_a_row, pending = 0, None
       clock = time.monotonic()
 
       def finish(pending_step, pending_metrics):
-        """Reads one step's metrics, logs a line at the end of a period, and minds NaN."""
+        """Reads one step's metrics, logs a line at the end of a period, and minds NaN and spikes."""
         nonlocal clock, period, skipped_in_a_row
         values = jax.device_get(pending_metrics)
         period.add(values)
+        spikes.add(pending_step, values)
         skipped_in_a_row = skipped_in_a_row + 1 if values.skipped else 0
         if values.skipped:
-          logging.warning('step %d: loss or gradient is not finite; its update was left out', pending_step)
+          blamed = nonfinite.blame(model, state.params, partition, stream, pending_step - 1, values)
+          print(f'step {pending_step}: {blamed}; its update was left out', file=sys.stderr)
           if nan_policy == 'stop' or skipped_in_a_row >= max_skipped_steps:
             raise TrainingError(
-                f'{skipped_in_a_row} step(s) in a row with a non-finite loss or gradient, last {pending_step}. '
-                'Lower the learning rate or look at the rows of that batch'
+              f'step {pending_step}: {blamed}; {skipped_in_a_row} such step(s) in a row. Mend or remove those rows and '
+              'prepare again, or lower the learning rate (schedule.peak)'
             )
         if pending_step % log_period == 0 or pending_step == total_steps:
           now = time.monotonic()
           line = _metrics_line(period.sums, table, float(rate_at(pending_step - 1)), now - clock)
-          if jax.process_index() == 0:
+          if chief:
             writer.write(pending_step, line)
             progress.show(pending_step, f'loss {line["loss"]:.4f}')
           clock, period = now, metrics_lib.Period(len(tasks))
 
+      def evaluate() -> dict:
+        """Figures of all evaluators at this step; Interrupted if told to stop meanwhile."""
+        nonlocal clock
+        figures = {name: value for evaluator in evaluators for name, value in evaluator(model, state.params, partition)}
+        if chief and figures:
+          writer.write(step, figures)
+          shown = ' '.join(f'{k} {v:.4f}' for k, v in figures.items() if isinstance(v, float))
+          progress.show(step, shown, force=True)
+        run['evaluated'] = step
+        clock = time.monotonic()
+        return figures
+
+      def save(figures) -> None:
+        now = {'stream': stream.settings, 'fingerprint': fingerprint(stream.settings), 'period': period.sums}
+        saved.save(step, state, run | now | {'losses': spikes.losses}, figures)
+
       # ---- the loop ------------------------------------------------------------------------------------------
+      # A step is due for evaluation once; a run that was stopped in the middle of one begins with it.
+      evaluation_due = lambda: evaluation_period and (step % evaluation_period == 0 or step == total_steps)
+      finished_early = bool(run.get('finished_early'))
       try:
+        if step and evaluation_due() and run['evaluated'] < step:
+          figures = evaluate()
+          finished_early = _early_stop(run, figures, checkpoint_settings, early_stopping_patience)
+        if step < total_steps and not finished_early:
+          step_fn = interruption.in_thread(step_fn.lower(state, next(loader), threshold_of(step + 1)).compile)
+          loader.restart(first_step)
         while step < total_steps and not finished_early:
-          batch = next(loader)
-          if step == first_step:
-            step_fn = _in_thread(step_fn.lower(state, batch).compile)
+          batch, threshold = next(loader), threshold_of(step + 1)
           with jax.transfer_guard('disallow'):
-            state, step_metrics = step_fn(state, batch)
+            state, step_metrics = step_fn(state, batch, threshold)
           if pending:
             finish(*pending)  # step n runs while the metrics of step n - 1 are read
           step += 1
           pending = (step, step_metrics)
 
-          evaluate = evaluation_period and (step % evaluation_period == 0 or step == total_steps)
-          save = step == total_steps or (checkpoint_settings.period and step % checkpoint_settings.period == 0)
           stopping = stop.requested()
-          figures = {}
-          if evaluate or save or stopping:
+          due = evaluation_due()
+          if due or stopping or step == total_steps or checkpoint_settings.is_due(step):
             finish(*pending)
-            pending = None
-          if evaluate and not stopping:
-            figures = {name: value for evaluator in evaluators for name, value in evaluator(model, state.params, partition)}
-            if jax.process_index() == 0 and figures:
-              writer.write(step, figures)
-              shown = ' '.join(f'{k} {v:.4f}' for k, v in figures.items() if isinstance(v, float))
-              progress.show(step, shown, force=True)
-            finished_early = _early_stop(run, figures, checkpoint_settings, early_stopping_patience)
-            clock = time.monotonic()
-          if save or stopping or finished_early:
-            run |= {'stream': stream.settings, 'fingerprint': fingerprint(stream.settings), 'period': period.sums}
-            saved.save(step, state, run, {k: v for k, v in figures.items() if isinstance(v, float)} or None)
+            pending, figures = None, {}
+            if due and not stopping:
+              figures = evaluate()
+              finished_early = run['finished_early'] = _early_stop(
+                run, figures, checkpoint_settings, early_stopping_patience
+              )
+            if stopping or finished_early or step == total_steps or checkpoint_settings.is_due(step):
+              save(figures)
           if stopping and step < total_steps:
-            saved.close()
-            logging.info('told to stop: saved step %d, exiting with %d', step, RESTART)
-            print(f'told to stop: saved step {step}; start the same command again to go on', file=sys.stderr)
-            return RESTART
+            raise interruption.Interrupted
+      except interruption.Interrupted:
+        save({})
+        saved.close()
+        print(f'told to stop: saved step {step}; start the same command again to go on', file=sys.stderr)
+        return RESTART
       finally:
         loader.close()
-        saved.wait()
       saved.close()
-      if jax.process_index() == 0:
+      if chief:
         writer.close()
         if stream.dropped:
-          logging.warning('%d examples found no room in their window nor in the next and were left out', stream.dropped)
+          warnings.warn(f'{stream.dropped} examples found no room in their window nor in the next and were left out')
   return 0
 
 
@@ -229,23 +252,6 @@ def _check_fit(model, prepared, partition, batch_size, microbatches) -> None:
         f'the model has {model_size} ids, the vocabulary of mixture {prepared.name} has {prepared.vocabulary_size}; '
         f'set DecoderConfig.vocab_size to at least that'
     )
-
-
-def _check_stream(saved: dict, now: dict, new_stream: bool) -> None:
-  """A changed stream on resume is an error that names the difference."""
-  if saved == now or new_stream:
-    return
-  flat = lambda settings: {
-      **{key: value for key, value in settings.items() if key != 'tasks'},
-      **{f'task {t["task"]}: {key}': t[key] for t in settings['tasks'] for key in ('fingerprint', 'rate', 'examples')},
-  }
-  before, after = flat(saved), flat(now)
-  names = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-  differences = '; '.join(f'{key} was {before.get(key)}, now {after.get(key)}' for key in names[:6])
-  raise TrainingError(
-      f'the data of this run have changed since its checkpoint: {differences}. Undo the change, use another '
-      'MODEL_DIR, or go on with a new stream on purpose: --gin.train.new_stream=True'
-  )
 
 
 def _metrics_line(sums: dict, table, learning_rate: float, seconds: float) -> dict:
@@ -285,96 +291,6 @@ def _early_stop(run: dict, figures: dict, settings, patience: int | None) -> boo
   return patience is not None and run['evaluations_without_better'] >= patience
 
 
-def _save_config(model_dir: str, prepared: PreparedMixture) -> None:
-  """The operative config, and what inference needs to prompt the model as training did."""
-  path = os.path.join(model_dir, 'config.gin')
-  with open(f'{path}.writing', 'w', encoding='utf-8') as f:
-    f.write(gin.operative_config_str())
-  os.replace(f'{path}.writing', path)
-  vocabulary = prepared.description['vocabulary']
-  copy = os.path.basename(vocabulary['file'])
-  shutil.copyfile(prepared.vocabulary_path, os.path.join(model_dir, copy))
-  write_json(
-      os.path.join(model_dir, 'prompts.json'),
-      {'prompts': prepared.description['prompts'], 'vocabulary': {**vocabulary, 'file': copy}},
-  )
-
-
-def _in_thread(function):
-  """Runs a function in a thread and waits in small steps, so that signals are heard meanwhile."""
-  box = {}
-  mesh = jax.sharding.get_mesh()
-
-  def target():
-    try:
-      with jax.set_mesh(mesh) if not mesh.empty else contextlib.nullcontext():
-        box['value'] = function()
-    except BaseException as error:  # pylint: disable=broad-exception-caught  # raised again below
-      box['error'] = error
-
-  thread = threading.Thread(target=target, daemon=True, name='compile')
-  thread.start()
-  while thread.is_alive():
-    thread.join(0.2)
-  if 'error' in box:
-    raise box['error']
-  return box['value']
-
-
-class StopSignal:
-  """Hears SIGTERM and SIGINT between steps; a second SIGINT acts at once."""
-
-  def __init__(self):
-    self._flag, self._previous = False, {}
-
-  def __enter__(self):
-    if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._previous[number] = signal.signal(number, self._hear)
-    return self
-
-  def __exit__(self, *_):
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
-
-  def _hear(self, number, _):
-    if self._flag and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    self._flag = True
-
-  def requested(self) -> bool:
-    """Whether any host was told to stop; all hosts get the same answer."""
-    if jax.process_count() == 1:
-      return self._flag
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(np.asarray(self._flag)).any())
-
-
-@contextlib.contextmanager
-def _write_lock(model_dir: str):
-  """One run per MODEL_DIR: a second one refuses and names the first."""
-  if jax.process_index():
-    yield
-    return
-  import fcntl
-  import socket
-
-  path = os.path.join(model_dir, 'lock')
-  with open(path, 'a+', encoding='utf-8') as f:
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      f.seek(0)
-      raise TrainingError(
-          f'{model_dir} is in use by {f.read().strip() or "another run"}; wait for it, stop it, or use another MODEL_DIR'
-      ) from None
-    f.truncate(0)
-    f.write(f'process {os.getpid()} on {socket.gethostname()}')
-    f.flush()
-    yield
-
-
 def main(argv: list[str]) -> int:
   """The command line of `crossin train`."""
   parser = argparse.ArgumentParser(
@@ -383,9 +299,11 @@ def main(argv: list[str]) -> int:
       epilog="example: crossin train --gin_file=gin_configs/runs/world_tune.gin --gin.MODEL_DIR=\"'runs/a'\"",
   )
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
+  distributed.add_flags(parser)
   config.add_flags(parser)
   args = parser.parse_args(argv)
   config.parse(args)
+  distributed.initialize(args)
   status = train()
   if args.json:
     model_dir = gin.query_parameter('train.model_dir')
@@ -395,4 +313,9 @@ def main(argv: list[str]) -> int:
       for line in f:
         last |= json.loads(line)
     print(json.dumps({'model_dir': model_dir, 'status': status, **last}))
+  if interruption.left_behind():
+    # XLA is still compiling in a thread; the interpreter's own way out would wait for it or crash in it.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
   return status

@@ -31,7 +31,7 @@ class StepMetrics:
   Attributes:
     sums: loss sums over the batch.
     gradient_norm: float [], before clipping, of the mean loss.
-    skipped: bool [], the gradient or the loss was not finite and nothing was changed.
+    skipped: bool [], the gradient or the loss was not finite, or the loss above the threshold: nothing was changed.
   """
 
   sums: losses.LossSums
@@ -97,7 +97,7 @@ def _init(model, key, length):
 
 def make_train_step(
     model, optimizer, *, tasks: int, microbatches: int = 1, z_loss: float = 0.0, seed: int = 0, dropout: bool = False
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, StepMetrics]]:
+) -> Callable[[TrainState, dict[str, jax.Array], jax.Array], tuple[TrainState, StepMetrics]]:
   """One step: gradients of the summed loss over microbatches, divided once by the summed weights.
 
   Args:
@@ -110,10 +110,11 @@ def make_train_step(
     dropout: whether the model has any.
 
   Returns:
-    A function (state, batch) -> (state, metrics), to be jitted.
+    A function (state, batch, threshold float []) -> (state, metrics), to be jitted; a mean loss above the threshold
+    leaves the step out.
   """
 
-  def step(state: TrainState, batch: dict[str, jax.Array]):
+  def step(state: TrainState, batch: dict[str, jax.Array], threshold: jax.Array = jnp.inf):
     base_key = jax.random.fold_in(jax.random.key(seed), state.step)
 
     def gradients(part, index):
@@ -137,7 +138,7 @@ def make_train_step(
 
     grads = jax.tree.map(lambda g: g / jnp.maximum(sums.weight, 1e-8).astype(g.dtype), grads)
     norm = optax.global_norm(grads)
-    finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss)
+    finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss) & (sums.loss <= threshold * jnp.maximum(sums.weight, 1e-8))
     updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
     new = (optax.apply_updates(state.params, updates), opt_state)
     params, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, (state.params, state.opt_state))

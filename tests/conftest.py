@@ -2,14 +2,19 @@
 
 import os
 import pathlib
+import sys
+
+# Test files import the helpers below as `conftest`, in every import mode of pytest.
+sys.modules.setdefault('conftest', sys.modules[__name__])
 
 # Before jax is imported, and inherited by subprocesses.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-_FLAG = '--xla_force_host_platform_device_count=4'
-if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}'.strip()
+# Four devices; LLVM's optimiser off, because tests compile much and compute little.
+for _flag in ('--xla_force_host_platform_device_count=4', '--xla_backend_optimization_level=0'):
+  if _flag.split('=')[0] not in os.environ.get('XLA_FLAGS', ''):
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_flag}'.strip()
 
 import gin
 import hypothesis
@@ -201,9 +206,20 @@ def tiny_config(**changes):
 
 
 def init_params(model, seed=0):
-  """Parameters of a model, plainly initialised."""
+  """Parameters of a model in their usual sizes, drawn by NumPy: JAX's own initialiser takes seconds to compile."""
   import jax
   import jax.numpy as jnp
 
   tokens = jnp.zeros((1, 4), jnp.int32)
-  return model.init(jax.random.key(seed), tokens, tokens, enable_dropout=False)['params']
+  init = lambda key: model.init(key, tokens, tokens, enable_dropout=False)['params']
+  rng = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    name = path[-1].key
+    if name == 'scale':
+      return jnp.ones(leaf.shape, leaf.dtype)
+    fan_in = 1 if name == 'token_embedding' and not model.config.tie_embeddings else leaf.shape[-2]
+    fan_in = leaf.shape[-1] if name == 'token_embedding' and model.config.tie_embeddings else fan_in
+    return jnp.asarray(rng.standard_normal(leaf.shape) / np.sqrt(fan_in), leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init, jax.random.key(0)))

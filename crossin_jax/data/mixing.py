@@ -81,31 +81,26 @@ class TaskOrder:
     )
     extras = place - sum(counts)
     releases = sorted({release for *_, release in candidates})
-    # For each border between two releases: at most so many of the candidates released after it.
-    caps, exact = {}, False
+    # After each release but the last: (how many candidates released later may be chosen, place of the next
+    # release, candidates released by then, whether the number is exact). It starts as a lower bound that costs nothing.
+    releases = sorted({release for *_, release in candidates})
+    caps = {}
     for low, high in zip(releases, releases[1:]):
       older = [task for _, task, release in candidates if release <= low]
-      caps[low] = extras - sum(high * self.rates[task] % _ONE for task in older) // _ONE
-    while True:
-      chosen, later, refused = [], dict.fromkeys(caps, 0), False
-      for _, task, release in candidates:
-        if len(chosen) == extras:
-          break
-        over = [low for low in caps if low < release]
-        if any(later[low] >= caps[low] for low in over):
-          refused = True
-          continue
+      caps[low] = (extras - sum(high * self.rates[task] % _ONE for task in older) // _ONE, high, older, False)
+    chosen, later = [], dict.fromkeys(caps, 0)
+    for _, task, release in candidates:
+      if len(chosen) == extras:
+        break
+      over = [low for low in caps if low < release]
+      for low in over:
+        cap, high, older, exact = caps[low]
+        if later[low] >= cap and not exact:
+          caps[low] = (extras - self._must_be_older(low + 1, high + 1, older), high, older, True)
+      if all(later[low] < caps[low][0] for low in over):
         chosen.append(task)
         for low in over:
           later[low] += 1
-      if exact or not refused:
-        break
-      # The caps above are lower bounds that cost nothing; only where they refuse somebody are the true ones needed.
-      exact = True
-      for low, high in zip(releases, releases[1:]):
-        if caps[low] < extras:
-          older = [task for _, task, release in candidates if release <= low]
-          caps[low] = extras - self._must_be_older(low + 1, high + 1, older)
     for task in chosen:
       counts[task] += 1
     return tuple(counts)

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tempfile
+import warnings
 
 import numpy as np
 import pyarrow as pa
@@ -185,8 +186,12 @@ class PreparedMixture:
       count = task.first(entry['volume'] if split == 'train' else None)
       if count and entry['rate'] > 0:
         self.tasks.append(MixtureTask(task, float(entry['rate']), count))
+      elif split == 'train':
+        why = 'its rate is 0' if count else 'it has no example'
+        warnings.warn(f'mixture {name}: task {entry["task"]} is left out, {why}; the other rates keep their proportions')
     if not self.tasks:
-      raise PreparedDataError(f'mixture {name} in {directory} has no example in split {split!r}')
+      remedy = '; prepare it with MixtureSettings.validation_rows above 0' if split == 'validation' else ''
+      raise PreparedDataError(f'mixture {name} in {directory} has no example in split {split!r}{remedy}')
 
   @functools.cached_property
   def bos_id(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from crossin_jax.data import mixing
 from crossin_jax.data import packing
-from crossin_jax.data.prepared import PreparedMixture
+from crossin_jax.data.prepared import PreparedDataError, PreparedMixture
 
 # DESIGN names of SeqIO and T5X, and which task each token came from, for losses by source and language.
 FEATURES = {
@@ -74,7 +74,6 @@ class BatchStream:
 
   Attributes:
     rows_per_window: rows of each window.
-    dropped: examples dropped in the windows seen so far.
   """
 
   def __init__(self, mixture: PreparedMixture, *, batch_size: int, length: int, seed: int = 0, window: int = 16_384):
@@ -97,7 +96,7 @@ class BatchStream:
     # Rows per window follow from the first window alone: all windows are alike up to chance.
     lengths = self._lengths(*self._examples(0))
     self.rows_per_window = packing.rows_for(lengths, length)
-    self.dropped = 0
+    self._dropped = {}  # window -> examples dropped; a window may be packed again after it has left the cache
     self._own = functools.lru_cache(maxsize=3)(self._own)
     self._window = functools.lru_cache(maxsize=2)(self._window)
 
@@ -112,6 +111,7 @@ class BatchStream:
                 'fingerprint': task.split.manifest['fingerprint'],
                 'rate': rate,
                 'examples': task.examples,
+                'made from': task.split.manifest['fingerprint_parts'],
             }
             for task, rate in zip(self.mixture.tasks, self._order.rates)
         ],
@@ -121,6 +121,22 @@ class BatchStream:
         'window': self.window_size,
     }
 
+  @property
+  def dropped(self) -> int:
+    """Examples dropped in the windows seen so far."""
+    return sum(self._dropped.values())
+
+  def steps_for_epochs(self, epochs: float, until: str = 'all') -> int:
+    """Batches after which every task ('all') or some task ('first') has been read `epochs` times; at least 1.
+
+    A pure function of the settings, so all hosts stop together.
+    """
+    if until not in ('all', 'first') or epochs <= 0:
+      raise ValueError(f"train.epochs = {epochs} must be above 0 and train.epochs_until = {until!r} 'all' or 'first'")
+    per_step = self.epochs(1).values()
+    slowest = min(per_step) if until == 'all' else max(per_step)
+    return max(1, int(np.ceil(epochs / slowest - 1e-9)))
+
   def batch(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
     """Features of batch `step` (from 0), [rows, length] each; `rows` selects some of the global batch."""
     wanted = range(self.batch_size)[rows]
@@ -129,6 +145,11 @@ class BatchStream:
       start = 0
       for segment, (task, index) in enumerate(self._row(step * self.batch_size + row), start=1):
         tokens, weights = self.mixture.tasks[task].split.example(index)
+        if tokens.max() >= self.mixture.vocabulary_size or tokens.min() < 0:
+          raise PreparedDataError(
+            f'task {self.mixture.tasks[task].split.name}, row {self.mixture.tasks[task].split.id(index)} holds id '
+            f'{tokens.max()}, the vocabulary has {self.mixture.vocabulary_size}; prepare it again with --overwrite'
+          )
         write_segment(batch, i, start, segment, tokens, weights, self.mixture.bos_id, task)
         start += len(tokens)
     return batch
@@ -195,7 +216,7 @@ class BatchStream:
         if bin_ >= 0:
           rows[place[bin_]].append((task, index))
       dropped = int((bins < 0).sum())
-    self.dropped += dropped
+    self._dropped[window] = dropped
     return Window(rows, dropped)
 
 
@@ -212,10 +233,14 @@ class Loader:
       first_step: step of the first batch.
       prefetch: batches made ahead.
     """
-    self._stream, self._sharding, self._next = stream, sharding, first_step
+    self._stream, self._sharding, self._prefetch = stream, sharding, prefetch
     self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='loader')
-    self._ahead = collections.deque(self._executor.submit(self._load, first_step + i) for i in range(prefetch))
-    self._next += prefetch
+    self.restart(first_step)
+
+  def restart(self, step: int) -> None:
+    """Makes `step` the next batch."""
+    self._ahead = collections.deque(self._executor.submit(self._load, step + i) for i in range(self._prefetch))
+    self._next = step + self._prefetch
 
   def __next__(self) -> dict[str, jax.Array]:
     self._ahead.append(self._executor.submit(self._load, self._next))
@@ -249,3 +274,35 @@ def put_batch(make, step: int, shape: tuple[int, int], sharding: jax.sharding.Sh
 def fingerprint(settings: dict) -> str:
   """A short digest of stream settings."""
   return f'{mixing.fold(json.dumps(settings, sort_keys=True)):016x}'
+
+
+def check_resume(saved: dict, now: dict, new_stream: bool = False) -> None:
+  """Refuses to go on with other data than a run began with.
+
+  Args:
+    saved: `BatchStream.settings` in the checkpoint.
+    now: those of this run.
+    new_stream: go on all the same.
+
+  Raises:
+    ValueError: names what changed, from what to what.
+  """
+  if saved == now or new_stream:
+    return
+
+  def flat(settings):
+    values = {key: value for key, value in settings.items() if key != 'tasks'}
+    for task in settings['tasks']:
+      values |= {f'{key} of task {task["task"]}': task[key] for key in ('rate', 'examples')}
+      values |= {f'{key} of task {task["task"]}': value for key, value in task.get('made from', {}).items()}
+    return values
+
+  short = lambda value: str(value) if len(str(value)) <= 60 else f'{str(value)[:28]} ... {str(value)[-28:]}'
+  before, after = flat(saved), flat(now)
+  changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+  differences = '; '.join(f'{key} was {short(before.get(key))}, now {short(after.get(key))}' for key in changed[:6])
+  more = f'; and {len(changed) - 6} more' if len(changed) > 6 else ''
+  raise ValueError(
+    f'the data of this run have changed since its checkpoint: {differences}{more}. Undo the change, use another '
+    'MODEL_DIR, or go on with a new stream on purpose: --gin.train.new_stream=True'
+  )

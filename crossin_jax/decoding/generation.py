@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crossin_jax import interruption
 from crossin_jax.data.stream import put_batch
 from crossin_jax.partitioning import Partitioner
 
@@ -33,6 +34,7 @@ def greedy(
   order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
   results: list[list[int]] = [[] for _ in prompts]
   for first in range(0, len(order), rows):
+    interruption.check()
     chunk = order[first : first + rows]
     longest = 1 + max(len(prompts[i]) for i in chunk)
     length = -(-longest // BUCKET) * BUCKET

@@ -3,8 +3,10 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from crossin_jax import interruption
 from crossin_jax import losses
 from crossin_jax.data.packing import first_fit
 from crossin_jax.data.stream import empty_rows, put_batch, write_segment
@@ -44,7 +46,7 @@ def sequence_losses(
   contents = [[] for _ in range(bins.max() + 1)]
   for item, bin_ in zip(order, bins):
     contents[bin_].append(int(item))
-  losses_fn = _weighted_losses(model, partition.replicated)
+  losses_fn = weighted_losses(model, partition.replicated)
   totals = np.zeros(len(sequences))
 
   def make(step, selected):
@@ -58,6 +60,7 @@ def sequence_losses(
     return {name: values[selected] for name, values in batch.items()}
 
   for step in range(-(-len(contents) // rows)):
+    interruption.check()
     batch = put_batch(make, step, (rows, length), partition.batch_sharding)
     weighted_BL = np.asarray(losses_fn(params, batch), np.float64)
     for i, row in enumerate(contents[step * rows : (step + 1) * rows]):
@@ -69,9 +72,12 @@ def sequence_losses(
 
 
 @functools.lru_cache(maxsize=8)
-def _weighted_losses(model, replicated):
+def weighted_losses(model, replicated):
+  """A jitted (params, batch) -> float [B, L], token losses times weights, whole on every device."""
+
   def compute(params, batch):
     loss_BL, _ = losses.token_losses(losses.apply_model(model, params, batch), batch['decoder_target_tokens'])
-    return loss_BL * batch['decoder_loss_weights']
+    weight_BL = batch['decoder_loss_weights']
+    return jnp.where(weight_BL != 0, loss_BL * weight_BL, 0)
 
   return jax.jit(compute, out_shardings=replicated)

@@ -1,0 +1,97 @@
+"""Being told to stop: heard between steps, between batches of an evaluation, and while XLA compiles."""
+
+import contextlib
+import signal
+import threading
+
+import jax
+import numpy as np
+
+
+class Interrupted(Exception):
+  """The run was told to stop in the middle of something that may be left."""
+
+
+_current: 'StopSignal | None' = None
+
+
+class StopSignal:
+  """Hears SIGTERM and SIGINT while it is entered; a second SIGINT acts at once."""
+
+  def __init__(self):
+    self._flag, self._previous, self._outer = False, {}, None
+
+  def __enter__(self):
+    global _current  # pylint: disable=global-statement  # signals are global too
+    self._outer, _current = _current, self
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._previous[number] = signal.signal(number, self._hear)
+    return self
+
+  def __exit__(self, *_):
+    global _current  # pylint: disable=global-statement
+    _current = self._outer
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def _hear(self, number, _):
+    if self._flag and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self._flag = True
+
+  def heard(self) -> bool:
+    """Whether this host was told to stop."""
+    return self._flag
+
+  def requested(self) -> bool:
+    """Whether any host was told to stop; all hosts must ask at the same place and get the same answer."""
+    if jax.process_count() == 1:
+      return self._flag
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.asarray(self._flag)).any())
+
+
+def check() -> None:
+  """Raises Interrupted if the run around it was told to stop; outside a run it does nothing.
+
+  Long evaluations call it between batches, on all hosts alike.
+  """
+  if _current is not None and _current.requested():
+    raise Interrupted
+
+
+def in_thread(function):
+  """Runs a function in a thread and waits in small steps.
+
+  Python runs no signal handler while XLA compiles on the main thread.
+
+  Raises:
+    Interrupted: this (only) host was told to stop; the thread is left behind. With several hosts the
+      function is waited for, so that all of them leave together.
+  """
+  box = {}
+  mesh = jax.sharding.get_mesh()
+
+  def target():
+    try:
+      with contextlib.nullcontext() if mesh.empty else jax.set_mesh(mesh):
+        box['value'] = function()
+    except BaseException as error:  # pylint: disable=broad-exception-caught  # raised again below
+      box['error'] = error
+
+  thread = threading.Thread(target=target, daemon=True, name='compile')
+  thread.start()
+  while thread.is_alive():
+    thread.join(0.2)
+    if _current is not None and _current.heard() and jax.process_count() == 1:
+      raise Interrupted
+  if 'error' in box:
+    raise box['error']
+  return box['value']
+
+
+def left_behind() -> bool:
+  """Whether a thread of `in_thread` still runs: the interpreter must then be left without its usual clean-up."""
+  return any(thread.name == 'compile' for thread in threading.enumerate())

@@ -1,0 +1,120 @@
+"""`crossin` commands in processes of their own, each on its share of the cores, their output in a log each."""
+
+from collections.abc import Mapping, Sequence
+import contextlib
+import os
+import queue
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+
+
+class StepFailed(RuntimeError):
+  """A command ended with another status than 0; the message ends with the end of its log."""
+
+
+class Stopped(RuntimeError):
+  """The commands were told to stop; those that can have saved their work."""
+
+
+class Jobs:
+  """Runs `crossin` commands, at most `jobs` at a time; called from as many threads as one likes.
+
+  Attributes:
+    output_dir: logs go to output_dir/logs, compiled programs to output_dir/compiled.
+    jobs: commands at a time. The cores this process may use are dealt out to them: small matrices gain little from
+      threads, and two jobs on one core each are faster than two on both.
+    environment: variables for the commands, beside those of this process.
+    pass_fds: open files that the commands inherit.
+  """
+
+  def __init__(self, output_dir: str, jobs: int = 1, environment: Mapping[str, str] | None = None):
+    self.output_dir, self.jobs, self.pass_fds = output_dir, jobs, ()
+    self.environment = {
+      'JAX_COMPILATION_CACHE_DIR': os.path.abspath(os.path.join(output_dir, 'compiled')),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
+      **(environment or {}),
+    }
+    cores = sorted(os.sched_getaffinity(0))
+    self._every_core = set(cores)
+    self._cores: queue.Queue = queue.Queue()
+    for i in range(jobs):
+      self._cores.put(set(cores[i::jobs]) or set(cores))
+    self._running: set[subprocess.Popen] = set()
+    self._stopped = False
+
+  def run(
+    self,
+    log: str,
+    arguments: Sequence[str],
+    values: Mapping | None = None,
+    bindings: Sequence[str] = (),
+    all_cores: bool = False,
+  ) -> None:
+    """Runs one command to its end.
+
+    Args:
+      log: name of its log, without folder and `.log`.
+      arguments: the command and its flags: ['train', '--gin_file=...'].
+      values: gin values: {'TRAIN_STEPS': 20} becomes --gin.TRAIN_STEPS=20.
+      bindings: more flags, as they are.
+      all_cores: on every core, without waiting for a share; for a command that runs alone.
+
+    Raises:
+      StepFailed: it ended with another status than 0.
+      Stopped: `stop` was called.
+    """
+    command = [sys.executable, '-m', 'crossin_jax.cli', *arguments]
+    command += [f'--gin.{name}={value!r}' for name, value in (values or {}).items()] + list(bindings)
+    path = os.path.join(self.output_dir, 'logs', f'{log}.log')
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    cores = self._every_core if all_cores else self._cores.get()
+    try:
+      with open(path, 'w', encoding='utf-8') as f:
+        f.write(shlex.join(command) + '\n')
+        f.flush()
+        if self._stopped:
+          raise Stopped(f'step {log} was not started')
+        process = subprocess.Popen(  # pylint: disable=consider-using-with
+          command, stdout=f, stderr=subprocess.STDOUT, env=os.environ | self.environment, pass_fds=self.pass_fds
+        )
+        self._running.add(process)
+        os.sched_setaffinity(process.pid, cores)
+        if self._stopped:  # in the moment between the question and the entry
+          process.send_signal(signal.SIGTERM)
+        status = process.wait()
+        self._running.discard(process)
+    finally:
+      if not all_cores:
+        self._cores.put(cores)
+    if status and self._stopped:
+      raise Stopped(f'step {log} was told to stop')
+    if status:
+      with open(path, encoding='utf-8', errors='replace') as f:
+        end = ''.join(f.readlines()[-15:])
+      raise StepFailed(f'step {log} failed with status {status}; its log {path} ends:\n{end}')
+
+  def stop(self, number: int = signal.SIGTERM) -> None:
+    """Sends a signal to every running command and starts no other; `run` raises Stopped."""
+    self._stopped = True
+    for process in list(self._running):
+      process.send_signal(number)
+
+  @contextlib.contextmanager
+  def stopping_on_signals(self):
+    """SIGTERM and SIGINT to this process are handed on as SIGTERM (training saves), from the second on as SIGKILL.
+
+    Only in the main thread, where alone Python hears signals; elsewhere it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+      yield
+      return
+    hear = lambda *_: self.stop(signal.SIGKILL if self._stopped else signal.SIGTERM)
+    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+      yield
+    finally:
+      for number, handler in before.items():
+        signal.signal(number, handler)

@@ -1,0 +1,64 @@
+"""MODEL_DIR: one run at a time in it, and what it needs to be understood later."""
+
+import contextlib
+import os
+import shutil
+import socket
+
+import gin
+import jax
+
+from crossin_jax.data.prepared import PreparedMixture, write_json
+
+
+class RunError(RuntimeError):
+  """A MODEL_DIR that this run may not use; the message says why and what to do."""
+
+
+@contextlib.contextmanager
+def exclusive(model_dir: str):
+  """Holds MODEL_DIR for this run; a second run is refused and told which is the first.
+
+  Raises:
+    RunError: another process holds it, or it cannot be written.
+  """
+  if jax.process_index():
+    yield
+    return
+  import fcntl
+
+  path = os.path.join(model_dir, 'lock')
+  try:
+    os.makedirs(model_dir, exist_ok=True)
+    f = open(path, 'a+', encoding='utf-8')  # pylint: disable=consider-using-with
+  except OSError as error:
+    raise RunError(f'cannot write in MODEL_DIR {model_dir} ({error.strerror}); choose another') from None
+  with f:
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      f.seek(0)
+      holder = f.read().strip() or 'another run'
+      raise RunError(f'{model_dir} is in use by {holder}; wait for it, stop it, or use another MODEL_DIR') from None
+    f.truncate(0)
+    f.write(f'process {os.getpid()} on {socket.gethostname()}')
+    f.flush()
+    yield
+
+
+def describe(model_dir: str, prepared: PreparedMixture) -> None:
+  """Writes config.gin (the operative configuration), prompts.json and the tokenizer into MODEL_DIR.
+
+  Inference prompts the model as training did from the last two.
+  """
+  path = os.path.join(model_dir, 'config.gin')
+  with open(f'{path}.writing', 'w', encoding='utf-8') as f:
+    f.write(gin.operative_config_str())
+  os.replace(f'{path}.writing', path)
+  vocabulary = prepared.description['vocabulary']
+  copy = os.path.basename(vocabulary['file'])
+  shutil.copyfile(prepared.vocabulary_path, os.path.join(model_dir, copy))
+  write_json(
+    os.path.join(model_dir, 'prompts.json'),
+    {'prompts': prepared.description['prompts'], 'vocabulary': {**vocabulary, 'file': copy}},
+  )

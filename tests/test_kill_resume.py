@@ -1,0 +1,23 @@
+"""A run that is killed at random moments ends as if nothing had happened."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = pathlib.Path(__file__).resolve().parents[1] / 'benchmarks' / 'kill_resume.py'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind, kills, statuses', [('KILL', 10, {'-9'}), ('TERM', 3, {'75', '-15'})])
+def test_killed_runs_give_the_same_parameters_and_metrics(kind, kills, statuses):
+  # -15 is a run that was told to stop before it had installed its handler: nothing was begun yet.
+  found = subprocess.run(
+    [sys.executable, str(SCRIPT), '--kills', str(kills), '--signal', kind, '--seed', '1'], capture_output=True, text=True
+  )
+  assert found.returncode == 0, found.stderr[-3000:]
+  said = json.loads(found.stdout.splitlines()[-1])
+  assert said['kills'] == kills and said['parameters_and_metrics_equal']
+  assert set(said['exit_statuses']) <= statuses and said['seconds_to_stop_at_most'] < 60
