@@ -125,7 +125,11 @@ def main() -> int:
     while True:
       starts += 1
       process = subprocess.Popen(
-        command(work, work / 'killed', args.steps), env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=ROOT
+        command(work, work / 'killed', args.steps),
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        cwd=ROOT,
       )
       if kills < args.kills:
         # Anywhere from the imports to the last save.
@@ -155,16 +159,18 @@ def main() -> int:
     for problem in problems:
       print(problem, file=sys.stderr)
     print(
-      json.dumps({
-        'kills': kills,
-        'signal': args.signal,
-        'starts': starts,
-        'steps': args.steps,
-        'seconds_undisturbed': round(seconds, 1),
-        'seconds_to_stop_at_most': round(max(stop_seconds, default=0), 1),
-        'exit_statuses': {str(s): statuses.count(s) for s in sorted(set(statuses))},
-        'parameters_and_metrics_equal': not problems,
-      })
+      json.dumps(
+        {
+          'kills': kills,
+          'signal': args.signal,
+          'starts': starts,
+          'steps': args.steps,
+          'seconds_undisturbed': round(seconds, 1),
+          'seconds_to_stop_at_most': round(max(stop_seconds, default=0), 1),
+          'exit_statuses': {str(s): statuses.count(s) for s in sorted(set(statuses))},
+          'parameters_and_metrics_equal': not problems,
+        }
+      )
     )
     return 1 if problems else 0
 

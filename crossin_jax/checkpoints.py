@@ -1,8 +1,8 @@
 """Orbax checkpoints in T5X's layout, verified by digests.
 
-    MODEL_DIR/checkpoint_<step>/state       {'target': params, 'state': {'step', 'param_states'}}
-    MODEL_DIR/checkpoint_<step>/run         JSON: where the run stands (stream settings, open metric sums)
-    MODEL_DIR/digests/checkpoint_<step>.json  SHA-256 of every file of that checkpoint
+MODEL_DIR/checkpoint_<step>/state       {'target': params, 'state': {'step', 'param_states'}}
+MODEL_DIR/checkpoint_<step>/run         JSON: where the run stands (stream settings, open metric sums)
+MODEL_DIR/digests/checkpoint_<step>.json  SHA-256 of every file of that checkpoint
 """
 
 import dataclasses
@@ -61,8 +61,8 @@ class CheckpointConfig:
 def to_tree(state: TrainState) -> dict:
   """T5X's tree of a TrainState; optimizer nodes without arrays are left out."""
   return {
-      'target': state.params,
-      'state': {'step': state.step, 'param_states': _without_empty(serialization.to_state_dict(state.opt_state))},
+    'target': state.params,
+    'state': {'step': state.step, 'param_states': _without_empty(serialization.to_state_dict(state.opt_state))},
   }
 
 
@@ -87,6 +87,7 @@ class Checkpoints:
 
   def __init__(self, model_dir: str, config: CheckpointConfig):
     self.model_dir, self._config = os.path.abspath(model_dir), config
+    self._damaged = set()  # steps that `restore_latest` could not use
     policies = ocp.checkpoint_managers
     keep = [policies.LatestN(config.keep)]
     if config.keep_period:
@@ -97,25 +98,31 @@ class Checkpoints:
       figure = lambda metrics: sign * metrics[config.best_metric]
       keep.append(policies.BestN(get_metric_fn=figure, n=1, keep_checkpoints_without_metrics=False))
     self._manager = ocp.CheckpointManager(
-        self.model_dir,
-        item_handlers={
-            'state': ocp.PyTreeCheckpointHandler(use_ocdbt=True),
-            'run': ocp.JsonCheckpointHandler(),
-        },
-        options=ocp.CheckpointManagerOptions(
-            step_prefix=PREFIX,
-            preservation_policy=policies.AnyPreservationPolicy(keep),
-            # Needed for `metrics=` to be stored; what is kept is decided by the policy above.
-            best_fn=(lambda metrics: figure(metrics)) if config.best_metric else None,
-            cleanup_tmp_directories=True,
-        ),
+      self.model_dir,
+      item_handlers={
+        'state': ocp.PyTreeCheckpointHandler(use_ocdbt=True),
+        'run': ocp.JsonCheckpointHandler(),
+      },
+      options=ocp.CheckpointManagerOptions(
+        step_prefix=PREFIX,
+        preservation_policy=policies.AnyPreservationPolicy(keep),
+        # Needed for `metrics=` to be stored; what is kept is decided by the policy above.
+        best_fn=(lambda metrics: figure(metrics)) if config.best_metric else None,
+        cleanup_tmp_directories=True,
+      ),
     )
 
   def save(self, step: int, state: TrainState, run: dict, figures: dict | None = None) -> None:
     """Begins to save in the background; returns when the arrays are copied off the devices."""
-    if step in self._manager.all_steps():
+    if step in self._manager.all_steps() and step not in self._damaged:
       return
     self.wait()
+    # What was found damaged makes room for what is saved in its place, and does not count among those kept.
+    for damaged in sorted(self._damaged & set(self._manager.all_steps())):
+      self._manager.delete(damaged)
+    if self._damaged:
+      self._damaged.clear()
+      self._write_digests()
     # Figures are kept beside the checkpoint only where a best one is to be chosen by them.
     metric = self._config.best_metric
     metrics = {metric: float(figures[metric])} if metric and figures and metric in figures else None
@@ -147,13 +154,14 @@ class Checkpoints:
         except Exception as error:  # pylint: disable=broad-exception-caught  # Orbax raises many kinds
           problem = f'{type(error).__name__}: {error}'
       if problem is None:
+        self._damaged = {damaged for damaged in steps if damaged > step}
         for skipped in problems:
           warnings.warn(f'{skipped}; using {self._path(step)} instead')
         return state, run
       problems.append(f'{self._path(step)} is damaged: {problem}')
     if problems:
       raise CheckpointError(
-          'no usable checkpoint: ' + '; '.join(problems) + f'. Delete {self.model_dir} to train from the start'
+        'no usable checkpoint: ' + '; '.join(problems) + f'. Delete {self.model_dir} to train from the start'
       )
     return None
 
@@ -187,7 +195,9 @@ class Checkpoints:
     if jax.process_index():
       return
     folder = os.path.join(self.model_dir, 'digests')
-    present = {name for name in os.listdir(self.model_dir) if name.startswith(f'{PREFIX}_') and name[len(PREFIX) + 1 :].isdigit()}
+    present = {
+      name for name in os.listdir(self.model_dir) if name.startswith(f'{PREFIX}_') and name[len(PREFIX) + 1 :].isdigit()
+    }
     for name in present:
       if not os.path.exists(os.path.join(folder, f'{name}.json')):
         write_json(os.path.join(folder, f'{name}.json'), file_digests(os.path.join(self.model_dir, name)))
@@ -206,23 +216,27 @@ class Checkpoints:
     return (problem or 'host 0 found it damaged') if damaged else None
 
   def _damage(self, step: int) -> str | None:
-    """What is wrong with the files of a checkpoint, or None."""
-    path = os.path.join(self.model_dir, 'digests', f'{PREFIX}_{step}.json')
-    try:
-      with open(path, encoding='utf-8') as f:
-        expected = json.load(f)
-    except FileNotFoundError:
-      warnings.warn(f'{self._path(step)} has no digest, the run was killed right after it was saved; it is used unverified')
-      return None
-    except ValueError as error:
-      return f'its digest {path} is not readable ({error})'
-    found = file_digests(self._path(step))
-    for name in sorted(expected):
-      if name not in found:
-        return f'file {name} is missing'
-      if found[name] != expected[name]:
-        return f'file {name} has changed since it was written'
+    return damage(self._path(step))
+
+
+def damage(path: str) -> str | None:
+  """What is wrong with the files of a `checkpoint_<step>` directory by its digest, or None."""
+  digest = os.path.join(os.path.dirname(path), 'digests', f'{os.path.basename(path)}.json')
+  try:
+    with open(digest, encoding='utf-8') as f:
+      expected = json.load(f)
+  except FileNotFoundError:
+    warnings.warn(f'{path} has no digest, the run was killed right after it was saved; it is used unverified')
     return None
+  except ValueError as error:
+    return f'its digest {digest} is not readable ({error})'
+  found = file_digests(path)
+  for name in sorted(expected):
+    if name not in found:
+      return f'file {name} is missing'
+    if found[name] != expected[name]:
+      return f'file {name} has changed since it was written'
+  return None
 
 
 def file_digests(directory: str) -> dict[str, str]:
@@ -245,7 +259,7 @@ def restore_tree(path: str, abstract: TrainState) -> TrainState:
   tree = to_tree(abstract)
   _check_shapes(path, tree)
   restored = ocp.PyTreeCheckpointer().restore(
-      os.path.join(path, 'state'), item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+    os.path.join(path, 'state'), item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
   )
   return from_tree(restored, abstract)
 
@@ -258,16 +272,20 @@ def restore_params(path: str, abstract_params):
     abstract_params: shapes, dtypes and shardings.
 
   Raises:
-    CheckpointError: nothing there, or of another model.
+    CheckpointError: nothing there, damaged, or of another model.
   """
   path = latest_checkpoint(path)
+  # T5X's own checkpoints, and copies without their digests, are read unverified.
+  if os.path.exists(os.path.join(os.path.dirname(path), 'digests', f'{os.path.basename(path)}.json')):
+    if problem := damage(path):
+      raise CheckpointError(f'{path} is damaged: {problem}. Name another checkpoint_<step>, or copy it anew')
   tree = {'target': abstract_params}
   _check_shapes(path, tree)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     arguments = ocp.args.PyTreeRestore(
-        item=tree,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
-        partial_restore=True,  # what is on disk beside `target` is not read
+      item=tree,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
+      partial_restore=True,  # what is on disk beside `target` is not read
     )
     return checkpointer.restore(os.path.join(path, 'state'), args=arguments)['target']
 
@@ -298,12 +316,12 @@ def _check_shapes(path: str, tree: dict) -> None:
   differences = [f'{name}: not in the checkpoint' for name in sorted(wanted.keys() - on_disk.keys())]
   differences += [f'{name}: not in the model' for name in sorted(on_disk.keys() - wanted.keys())]
   differences += [
-      f'{name}: {tuple(on_disk[name].shape)} in the checkpoint, {tuple(wanted[name].shape)} in the model'
-      for name in sorted(wanted.keys() & on_disk.keys())
-      if tuple(np.shape(on_disk[name]) or on_disk[name].shape) != tuple(wanted[name].shape)
+    f'{name}: {tuple(on_disk[name].shape)} in the checkpoint, {tuple(wanted[name].shape)} in the model'
+    for name in sorted(wanted.keys() & on_disk.keys())
+    if tuple(np.shape(on_disk[name]) or on_disk[name].shape) != tuple(wanted[name].shape)
   ]
   if differences:
     more = f' and {len(differences) - 5} more' if len(differences) > 5 else ''
     raise CheckpointError(
-        f'{path} is of another model: {"; ".join(differences[:5])}{more}. Give the gin file that it was trained with'
+      f'{path} is of another model: {"; ".join(differences[:5])}{more}. Give the gin file that it was trained with'
     )

@@ -7,13 +7,13 @@ import warnings
 
 # command -> (module, function, what it does)
 COMMANDS = {
-    'quickstart': ('crossin_jax.quickstart', 'main', 'the main job on the embedded world: five arms and a report'),
-    'prepare': ('seqio_tasks.prepare', 'main', 'tokenise the tasks of a mixture'),
-    'inspect': ('crossin_jax.data.inspection', 'main', 'shares, lengths, dropped rows and examples of a mixture'),
-    'train': ('crossin_jax.train', 'main', 'train or resume in MODEL_DIR'),
-    'evaluate': ('crossin_jax.evaluation.questions', 'main', 'answer four-option questions with a checkpoint'),
-    'score': ('crossin_jax.evaluation.predictions', 'score_main', 'metrics from saved predictions'),
-    'sweep': ('crossin_jax.sweep', 'main', 'ablations over gin values: one table and one plot'),
+  'quickstart': ('crossin_jax.quickstart', 'main', 'the main job on the embedded world: five arms and a report'),
+  'prepare': ('seqio_tasks.prepare', 'main', 'tokenise the tasks of a mixture'),
+  'inspect': ('crossin_jax.data.inspection', 'main', 'shares, lengths, dropped rows and examples of a mixture'),
+  'train': ('crossin_jax.train', 'main', 'train or resume in MODEL_DIR'),
+  'evaluate': ('crossin_jax.evaluation.questions', 'main', 'answer four-option questions with a checkpoint'),
+  'score': ('crossin_jax.evaluation.predictions', 'score_main', 'metrics from saved predictions'),
+  'sweep': ('crossin_jax.sweep', 'main', 'ablations over gin values: one table and one plot'),
 }
 
 
@@ -32,7 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     import difflib
 
     near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-    print(f'crossin: no command {argv[0]!r}{f"; did you mean {near[0]}?" if near else ""}\n\n{_help()}', file=sys.stderr)
+    print(
+      f'crossin: no command {argv[0]!r}{f"; did you mean {near[0]}?" if near else ""}\n\n{_help()}', file=sys.stderr
+    )
     return 2
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   module, function, _ = COMMANDS[argv[0]]
@@ -57,13 +59,21 @@ def main(argv: list[str] | None = None) -> int:
       import traceback
 
       traceback.print_exc()
-    print(f'crossin {argv[0]}: {error}', file=sys.stderr)
+    # gin adds where a call was configured; the message is for people.
+    print(f'crossin {argv[0]}: {str(error).split(_GIN_NOTE)[0]}', file=sys.stderr)
     return 1
+
+
+_GIN_NOTE = '\n  In call to configurable'
 
 
 def _is_expected(error: Exception) -> bool:
   """Errors whose message is written for the user; anything else is a bug and shows its traceback."""
-  return isinstance(error, (ValueError, OSError)) or type(error).__name__ in ('TrainingError', 'CheckpointError', 'RunError')
+  return isinstance(error, (ValueError, OSError)) or type(error).__name__ in (
+    'TrainingError',
+    'CheckpointError',
+    'RunError',
+  )
 
 
 def _help() -> str:

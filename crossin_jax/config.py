@@ -2,9 +2,12 @@
 
 import argparse
 import difflib
+import inspect
 import logging
 import os
 import re
+import types
+import typing
 import tokenize
 
 import gin
@@ -21,7 +24,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   group.add_argument('--gin_search_paths', default='', help='comma-separated folders in which gin files are looked for')
   group.add_argument('--gin_bindings', action='append', default=[], metavar='BINDING', help="'NAME = VALUE'")
   group.add_argument(
-      '--gin.NAME', dest='_shown_in_help_only', metavar='VALUE', help='set a gin value: --gin.train.total_steps=100'
+    '--gin.NAME', dest='_shown_in_help_only', metavar='VALUE', help='set a gin value: --gin.train.total_steps=100'
   )
 
 
@@ -56,6 +59,9 @@ def parse(args: argparse.Namespace) -> None:
   logging.disable(logging.ERROR)
   try:
     gin.parse_config_files_and_bindings(args.gin_file, args.gin_bindings, finalize_config=True)
+    _check_types()
+  except ConfigError:
+    raise
   except (ValueError, SyntaxError, NameError, OSError, ImportError, AttributeError) as error:
     raise ConfigError(f'{_explain(str(error))}') from error
   except tokenize.TokenError as error:  # gin does not say in which file
@@ -65,8 +71,74 @@ def parse(args: argparse.Namespace) -> None:
     logging.disable(logging.NOTSET)
 
 
+def _check_types() -> None:
+  """Compares every bound value with the annotation of its parameter; gin itself takes anything.
+
+  Raises:
+    ConfigError: names the parameter, the value and the type wanted.
+  """
+  for (_, selector), parameters in gin.config._CONFIG.items():  # pylint: disable=protected-access  # gin has no public list
+    configurable = gin.config._REGISTRY.get(selector)  # pylint: disable=protected-access
+    if configurable is None or selector == 'gin.macro':
+      continue
+    function = configurable.wrapped.__init__ if inspect.isclass(configurable.wrapped) else configurable.wrapped
+    try:
+      annotations = typing.get_type_hints(function)
+    except Exception:  # pylint: disable=broad-exception-caught  # an annotation that cannot be resolved is no check
+      continue
+    for name, value in parameters.items():
+      if isinstance(value, gin.config.ConfigurableReference):
+        value = _macro_value(value)
+      if name in annotations and not _fits(value, annotations[name]):
+        short = selector.split('.')[-1]
+        wanted = str(getattr(annotations[name], '__name__', annotations[name])).replace('typing.', '')
+        raise ConfigError(f'{short}.{name} = {value!r} is a {type(value).__name__}, it must be {wanted}')
+
+
+_UNKNOWN = object()
+
+
+def _macro_value(reference):
+  """The literal behind `%NAME`, or _UNKNOWN for anything that only exists when it is called."""
+  for _ in range(10):
+    if not isinstance(reference, gin.config.ConfigurableReference):
+      return reference
+    if reference.selector != 'gin.macro':
+      return _UNKNOWN
+    try:
+      reference = gin.query_parameter(f'%{reference.scopes[-1]}')
+    except ValueError:
+      return _UNKNOWN
+  return _UNKNOWN
+
+
+def _fits(value, annotation) -> bool:
+  """Whether a literal is of an annotated type, as far as plain types go."""
+  if value is _UNKNOWN or annotation is typing.Any:
+    return True
+  arguments = typing.get_args(annotation)
+  origin = typing.get_origin(annotation)
+  if origin in (typing.Union, types.UnionType):
+    return any(_fits(value, argument) for argument in arguments)
+  if annotation is type(None) or annotation is None:
+    return value is None
+  if annotation is float:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+  if annotation is int:
+    return isinstance(value, int) and not isinstance(value, bool)
+  if annotation in (str, bool):
+    return isinstance(value, annotation)
+  if origin in (tuple, list) or annotation in (tuple, list):
+    return isinstance(value, (tuple, list)) or not isinstance(value, (str, int, float, bool, dict))
+  if origin is dict or annotation is dict:
+    return isinstance(value, dict) or not isinstance(value, (str, int, float, bool, list, tuple))
+  return True
+
+
 def _explain(message: str) -> str:
   """Adds the nearest known name to gin's message."""
+  if match := re.search(r'(\w+)/macro.value set to `%gin.REQUIRED`', message):
+    return f'{match[1]} is not set: give --gin.{match[1]}=VALUE (a text in both quotes: --gin.{match[1]}="\'text\'")'
   names = set()
   wanted = None
   if match := re.search(r"No configurable matching (?:reference )?'?@?([\w./]+?)(?:\(\))?'", message):
@@ -75,8 +147,6 @@ def _explain(message: str) -> str:
       names.add(selector)
       names.add(selector.split('.')[-1])
   elif match := re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message):
-    import inspect
-
     wanted = match[2]
     found = gin.config._REGISTRY.get_match(match[1].split('.')[-1])  # pylint: disable=protected-access
     if found is not None:

@@ -29,7 +29,10 @@ class SpikeThreshold:
   def add(self, step: int, values) -> None:
     """Notes one step's `StepMetrics`; steps that were left out do not count."""
     if self._factor is not None and not values.skipped:
-      self.losses = [*self.losses[-HISTORY - 2 :], [step, float(values.sums.loss) / max(float(values.sums.weight), 1e-8)]]
+      self.losses = [
+        *self.losses[-HISTORY - 2 :],
+        [step, float(values.sums.loss) / max(float(values.sums.weight), 1e-8)],
+      ]
 
   def at(self, step: int) -> np.ndarray:
     """float32 []: infinity without a factor or before ten losses are known."""

@@ -1,6 +1,7 @@
 """MODEL_DIR: one run at a time in it, and what it needs to be understood later."""
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -30,7 +31,7 @@ def exclusive(model_dir: str):
   path = os.path.join(model_dir, 'lock')
   try:
     os.makedirs(model_dir, exist_ok=True)
-    f = open(path, 'a+', encoding='utf-8')  # pylint: disable=consider-using-with
+    f = open(path, 'ab+', buffering=0)  # pylint: disable=consider-using-with  # held below
   except OSError as error:
     raise RunError(f'cannot write in MODEL_DIR {model_dir} ({error.strerror}); choose another') from None
   with f:
@@ -38,12 +39,19 @@ def exclusive(model_dir: str):
       fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       f.seek(0)
-      holder = f.read().strip() or 'another run'
+      holder = f.read().decode().strip() or 'another run'
       raise RunError(f'{model_dir} is in use by {holder}; wait for it, stop it, or use another MODEL_DIR') from None
-    f.truncate(0)
-    f.write(f'process {os.getpid()} on {socket.gethostname()}')
-    f.flush()
-    yield
+    try:
+      f.truncate(0)
+      f.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
+      yield
+    except OSError as error:
+      if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+        raise
+      raise RunError(
+        f'cannot write in MODEL_DIR {model_dir} ({error.strerror}). Make room there and start the same command again; it '
+        'goes on from the last whole checkpoint'
+      ) from error
 
 
 def describe(model_dir: str, prepared: PreparedMixture) -> None:

@@ -272,7 +272,6 @@ def plot(table: Sequence[dict], axes: dict[str, list], figure: str | None, chanc
     ConfigError: no row has that figure.
   """
   from matplotlib.figure import Figure  # half a second to import
-  from matplotlib.transforms import ScaledTranslation
 
   table = [row for row in table if row['benchmark'] == table[0]['benchmark']]
   known = list(dict.fromkeys(name for row in table for name in row['figures']))
@@ -291,38 +290,40 @@ def plot(table: Sequence[dict], axes: dict[str, list], figure: str | None, chanc
 
   page = Figure(figsize=(5.6, 3.5), dpi=220, layout='constrained')
   panel = page.add_subplot()
-  spread = min(5.0, 24 / max(1, len(lines)))  # points between the error bars of neighbouring lines
+  panel.set_xscale(scale)
+  styles = _styles(list(lines))
+  xlim = _room(min(place.values()), max(place.values()), 0.06, scale == 'log')
+  # Lines stand side by side by so many parts of the axis; where all are one point (volume 0), they meet.
+  spread = min(0.015, 0.07 / len(lines))
+  at = {value: [row['figures'][figure] for row in table if row['values'][along] == value] for value in place}
+  shared = {value for value, found in at.items() if len(found) > 1 and all(one == found[0] for one in found)}
   for k, (label, rows) in enumerate(lines.items()):
     rows = sorted(rows, key=lambda row: place[row['values'][along]])
-    x = [place[row['values'][along]] for row in rows]
-    y, low, high = (
-      np.array([np.nan if row['figures'][figure][end] is None else row['figures'][figure][end] for row in rows])
-      * factor
-      for end in ('estimate', 'low', 'high')
-    )
-    shift = ScaledTranslation((k - (len(lines) - 1) / 2) * spread / 72, 0, page.dpi_scale_trans)
-    # Every second line of a colour is dashed and hollow: nine lines and more stay apart, in grey too.
-    colour, again = _COLOURS[k % len(_COLOURS)], k // len(_COLOURS) % 2
+    moved = [0 if row['values'][along] in shared else (k - (len(lines) - 1) / 2) * spread for row in rows]
+    x = [_move(place[row['values'][along]], part, xlim, scale) for row, part in zip(rows, moved)]
+    y, low, high = _arrays([row['figures'][figure] for row in rows], factor)
+    colour, marker, again = styles[label]
     panel.errorbar(
-      x, y, yerr=np.maximum(0, [y - low, high - y]), label=label, transform=shift + panel.transData,
-      color=colour, marker=_MARKERS[k % len(_MARKERS)], markersize=5, linewidth=1.5, elinewidth=1, capsize=2.5,
-      linestyle=(0, (4, 2)) if again else '-', markerfacecolor='white' if again else colour,
+      x, y, yerr=np.maximum(0, [y - low, high - y]), label=label, color=colour, marker=marker, markersize=5, linewidth=1.5,
+      elinewidth=1, capsize=2.5, linestyle=(0, (3.5, 1.5)) if again else '-', markerfacecolor='white' if again else colour,
     )  # fmt: skip
+  for value in shared:
+    y, low, high = _arrays(at[value][:1], factor)
+    panel.errorbar([place[value]], y, yerr=np.maximum(0, [y - low, high - y]), color='#333', marker='o', markersize=5.5,
+                   elinewidth=1, capsize=2.5, zorder=4)  # fmt: skip
   if figure in chance:
     panel.axhline(100 * chance[figure], color='#555', linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     panel.annotate(
       'chance', (1, 100 * chance[figure]), xycoords=('axes fraction', 'data'), xytext=(4, 0), textcoords='offset points',
       va='center', fontsize=8.5, color='#555',
     )  # fmt: skip
-  panel.set_xscale(scale)
   panel.set_xticks(list(place.values()), [_label(along, value, variants) for value in place], minor=False)
   panel.xaxis.minorticks_off()
-  if scale == 'linear':
-    ends, room = (min(place.values()), max(place.values())), 0.06 * (max(place.values()) - min(place.values()) or 1)
-    panel.set_xlim(ends[0] - room, ends[1] + room)
-  else:
-    panel.margins(x=0.06)
-  if 'all' in place and len(place) > 1:
+  panel.set_xlim(xlim)
+  seen = [v * factor for row in table for v in _ends(row['figures'][figure])]
+  bottom, top = _room(min(seen), max(seen), 0.08)
+  panel.set_ylim((0, max(top, 110 * chance.get(figure, 0))) if factor == 100 else (bottom, top))
+  if place.get('all', 0) > 0:
     # 'all' is no number: the axis is broken before it.
     panel.annotate('//', (place['all'] - 0.5, 0), xycoords=('data', 'axes fraction'), ha='center', va='center', fontsize=9,
                    bbox={'boxstyle': 'square,pad=0.02', 'facecolor': 'white', 'edgecolor': 'none'})  # fmt: skip
@@ -331,11 +332,9 @@ def plot(table: Sequence[dict], axes: dict[str, list], figure: str | None, chanc
   panel.spines[['top', 'right']].set_visible(False)
   panel.grid(axis='y', alpha=0.2, linewidth=0.7)
   panel.set_axisbelow(True)
-  if factor == 100:
-    panel.set_ylim(bottom=0)
   if len(lines) > 1 or next(iter(lines)):
     page.legend(
-      loc='outside upper left', ncols=min(len(lines), 3), frameon=False, fontsize=9, handlelength=2.2, columnspacing=1.4
+      loc='outside upper left', ncols=min(len(lines), 3), frameon=False, fontsize=9, handlelength=2.9, columnspacing=1.4
     )
   buffer = io.BytesIO()
   page.savefig(buffer, format='png', metadata={'Software': None})
@@ -367,6 +366,31 @@ def _scale(values: Sequence) -> tuple[str, dict]:
   return 'linear', place
 
 
+def _room(low: float, high: float, part: float, log: bool = False) -> tuple[float, float]:
+  """The range widened on both sides by a part of it."""
+  if log:
+    return low / (high / low) ** part, high * (high / low) ** part
+  room = part * ((high - low) or abs(high) or 1)
+  return low - room, high + room
+
+
+def _move(place: float, part: float, limits: tuple[float, float], scale: str) -> float:
+  low, high = limits
+  return place * (high / low) ** part if scale == 'log' else place + part * (high - low)
+
+
+def _arrays(figures: Sequence[dict], factor: float) -> list[np.ndarray]:
+  """Estimates and ends of intervals, NaN where there is none."""
+  return [
+    np.array([np.nan if one[key] is None else one[key] * factor for one in figures])
+    for key in ('estimate', 'low', 'high')
+  ]
+
+
+def _ends(figure: dict) -> list[float]:
+  return [figure[key] for key in ('estimate', 'low', 'high') if figure[key] is not None]
+
+
 def _line_label(values: dict, along: str, variants: dict[str, str]) -> str:
   parts = []
   for axis, value in values.items():
@@ -374,6 +398,18 @@ def _line_label(values: dict, along: str, variants: dict[str, str]) -> str:
       name = '' if axis in ('variant', 'languages', 'preset') else f'{axis.split(".")[-1].lower()} '
       parts.append(name + _label(axis, value, variants))
   return ', '.join(parts)
+
+
+def _styles(labels: Sequence[str]) -> dict[str, tuple[str, str, bool]]:
+  """Colour, marker, and whether dashed and hollow: what a line with Trans is, in the colour of the same line without it."""
+  stem = lambda label: label.replace(' + trans', '')
+  stems = list(dict.fromkeys(map(stem, labels)))
+  styles = {}
+  for label in labels:
+    k = stems.index(stem(label))
+    again = (stem(label) != label and stem(label) in labels) != bool(k // len(_COLOURS) % 2)
+    styles[label] = _COLOURS[k % len(_COLOURS)], _MARKERS[(k + k // len(_COLOURS)) % len(_MARKERS)], again
+  return styles
 
 
 def _mathematical(text: str) -> str:

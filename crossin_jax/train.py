@@ -243,14 +243,14 @@ def _check_fit(model, prepared, partition, batch_size, microbatches) -> None:
   rows = partition.batch_ways * microbatches
   if batch_size % rows:
     raise TrainingError(
-        f'batch_size = {batch_size} does not divide into {partition.batch_ways} parts of the mesh '
-        f'{dict(partition.mesh.shape)} times {microbatches} microbatches; use a multiple of {rows}'
+      f'batch_size = {batch_size} does not divide into {partition.batch_ways} parts of the mesh '
+      f'{dict(partition.mesh.shape)} times {microbatches} microbatches; use a multiple of {rows}'
     )
   model_size = getattr(getattr(model, 'config', None), 'vocab_size', None)
   if model_size is not None and model_size < prepared.vocabulary_size:
     raise TrainingError(
-        f'the model has {model_size} ids, the vocabulary of mixture {prepared.name} has {prepared.vocabulary_size}; '
-        f'set DecoderConfig.vocab_size to at least that'
+      f'the model has {model_size} ids, the vocabulary of mixture {prepared.name} has {prepared.vocabulary_size}; '
+      f'set DecoderConfig.vocab_size to at least that'
     )
 
 
@@ -259,18 +259,18 @@ def _metrics_line(sums: dict, table, learning_rate: float, seconds: float) -> di
   mean = sums['loss'] / sums['weight'] if sums['weight'] else float('nan')
   by_source, by_language = table.means(sums['loss_by_task'], sums['weight_by_task'])
   return {
-      'loss': mean,
-      'loss_tokens': sums['weight'],
-      'tokens': sums['tokens'],
-      'gradient_norm': sums['gradient_norm'],
-      'learning_rate': learning_rate,
-      'skipped_steps': sums['skipped'],
-      'seconds_per_step': seconds / max(1, sums['steps']),
-      'tokens_per_second': sums['tokens'] / seconds if seconds else None,
-      'loss_tokens_per_second': sums['weight'] / seconds if seconds else None,
-      'mfu': None,
-      'loss_by_source': by_source,
-      'loss_by_language': by_language,
+    'loss': mean,
+    'loss_tokens': sums['weight'],
+    'tokens': sums['tokens'],
+    'gradient_norm': sums['gradient_norm'],
+    'learning_rate': learning_rate,
+    'skipped_steps': sums['skipped'],
+    'seconds_per_step': seconds / max(1, sums['steps']),
+    'tokens_per_second': sums['tokens'] / seconds if seconds else None,
+    'loss_tokens_per_second': sums['weight'] / seconds if seconds else None,
+    'mfu': None,
+    'loss_by_source': by_source,
+    'loss_by_language': by_language,
   }
 
 
@@ -282,7 +282,7 @@ def _early_stop(run: dict, figures: dict, settings, patience: int | None) -> boo
     return False
   if settings.best_metric not in figures:
     raise TrainingError(
-        f'CheckpointConfig.best_metric = {settings.best_metric!r} is none of the evaluators\' figures: {", ".join(figures)}'
+      f"CheckpointConfig.best_metric = {settings.best_metric!r} is none of the evaluators' figures: {', '.join(figures)}"
     )
   value, best = figures[settings.best_metric], run.get('best')
   better = best is None or (value < best if settings.best_mode == 'min' else value > best)
@@ -294,9 +294,9 @@ def _early_stop(run: dict, figures: dict, settings, patience: int | None) -> boo
 def main(argv: list[str]) -> int:
   """The command line of `crossin train`."""
   parser = argparse.ArgumentParser(
-      prog='crossin train',
-      description='Train, or resume, in MODEL_DIR. Exit status: 0 finished, 75 told to stop (start again), 1 failed, 2 usage.',
-      epilog="example: crossin train --gin_file=gin_configs/runs/world_tune.gin --gin.MODEL_DIR=\"'runs/a'\"",
+    prog='crossin train',
+    description='Train, or resume, in MODEL_DIR. Exit status: 0 finished, 75 told to stop (start again), 1 failed, 2 usage.',
+    epilog='example: crossin train --gin_file=gin_configs/runs/world_tune.gin --gin.MODEL_DIR="\'runs/a\'"',
   )
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   distributed.add_flags(parser)

@@ -24,7 +24,7 @@ PART = 8192  # examples tokenised by one job and stored in one file
 
 
 def prepare(
-    mixture: str, output_dir: str, settings: MixtureSettings, workers: int | None = None, overwrite: bool = False
+  mixture: str, output_dir: str, settings: MixtureSettings, workers: int | None = None, overwrite: bool = False
 ) -> dict:
   """Writes the token files of a Mixture's Tasks, and the Mixture.
 
@@ -56,42 +56,48 @@ def prepare(
   for task, spec in specs.items():
     if not _is_prepared(output_dir, spec, settings.max_length, overwrite):
       todo[task] = spec
-  _tokenise(todo, output_dir, settings.max_length, workers or len(os.sched_getaffinity(0)))
-  manifests = {task: _read_manifest(output_dir, task) for task in specs}
-  vocabulary = settings.vocabulary
-  suffix = '.json' if vocabulary.path.endswith('.json') else '.model'
-  vocabulary_file = os.path.join('vocabularies', vocabulary.digest[:16] + suffix)
-  _copy(vocabulary.path, os.path.join(output_dir, vocabulary_file))
-  write_json(
+  try:
+    _tokenise(todo, output_dir, settings.max_length, workers or len(os.sched_getaffinity(0)))
+    manifests = {task: _read_manifest(output_dir, task) for task in specs}
+    vocabulary = settings.vocabulary
+    suffix = '.json' if vocabulary.path.endswith('.json') else '.model'
+    vocabulary_file = os.path.join('vocabularies', vocabulary.digest[:16] + suffix)
+    _copy(vocabulary.path, os.path.join(output_dir, vocabulary_file))
+    write_json(
       os.path.join(output_dir, 'mixtures', f'{mixture}.json'),
       {
-          'format': FORMAT,
-          'name': mixture,
-          'tasks': [
-              {
-                  'task': entry.task.name,
-                  'component': entry.task.component,
-                  'rate': entry.rate,
-                  'volume': entry.volume,
-                  'fingerprint': manifests[entry.task.name]['fingerprint'],
-              }
-              for entry in entries
-          ],
-          'rates': settings.rates,
-          'max_length': settings.max_length,
-          'languages': list(name.languages),
-          'prompts': {'template': settings.template, 'tags': settings.preset(name.preset).tags},
-          'vocabulary': {
-              'file': vocabulary_file,
-              'digest': vocabulary.digest,
-              'size': vocabulary.size,
-              'bos_id': vocabulary.bos_id,
-              'eos_id': vocabulary.eos_id,
-              'bos_token': vocabulary.bos_token,
-              'eos_token': vocabulary.eos_token,
-          },
+        'format': FORMAT,
+        'name': mixture,
+        'tasks': [
+          {
+            'task': entry.task.name,
+            'component': entry.task.component,
+            'rate': entry.rate,
+            'volume': entry.volume,
+            'fingerprint': manifests[entry.task.name]['fingerprint'],
+          }
+          for entry in entries
+        ],
+        'rates': settings.rates,
+        'max_length': settings.max_length,
+        'languages': list(name.languages),
+        'prompts': {'template': settings.template, 'tags': settings.preset(name.preset).tags},
+        'vocabulary': {
+          'file': vocabulary_file,
+          'digest': vocabulary.digest,
+          'size': vocabulary.size,
+          'bos_id': vocabulary.bos_id,
+          'eos_id': vocabulary.eos_id,
+          'bos_token': vocabulary.bos_token,
+          'eos_token': vocabulary.eos_token,
+        },
       },
-  )
+    )
+  except OSError as error:
+    raise PreparedDataError(
+      f'cannot write in {output_dir} ({error.strerror or error}). Make room there, or give another --output_dir; parts '
+      'that are finished are kept'
+    ) from error
   dropped = collections.Counter()
   totals = collections.Counter()
   for manifest in manifests.values():
@@ -99,13 +105,13 @@ def prepare(
       dropped.update(split['dropped'])
       totals.update({key: split[key] for key in ('examples', 'tokens', 'loss_tokens')})
   return {
-      'mixture': mixture,
-      'output_dir': output_dir,
-      'tasks': len(specs),
-      'tokenised': len(todo),
-      **totals,
-      'dropped': dict(dropped),
-      'seconds': round(time.monotonic() - started, 3),
+    'mixture': mixture,
+    'output_dir': output_dir,
+    'tasks': len(specs),
+    'tokenised': len(todo),
+    **totals,
+    'dropped': dict(dropped),
+    'seconds': round(time.monotonic() - started, 3),
   }
 
 
@@ -120,11 +126,11 @@ def _is_prepared(output_dir: str, spec: TaskSpec, max_length: int, overwrite: bo
     return False
   found = manifest.get('fingerprint_parts', {})
   differences = [
-      f'{key} was {_short(found.get(key))}, now {_short(wanted[key])}' for key in wanted if found.get(key) != wanted[key]
+    f'{key} was {_short(found.get(key))}, now {_short(wanted[key])}' for key in wanted if found.get(key) != wanted[key]
   ] or ['written by another version']
   raise PreparedDataError(
-      f'{os.path.join(output_dir, "tasks", spec.name)} is stale: {"; ".join(differences)}. '
-      'Give --overwrite to write it anew, or another --output_dir'
+    f'{os.path.join(output_dir, "tasks", spec.name)} is stale: {"; ".join(differences)}. '
+    'Give --overwrite to write it anew, or another --output_dir'
   )
 
 
@@ -145,7 +151,9 @@ def _read_manifest(output_dir: str, task: str) -> dict | None:
     return None
   except ValueError as error:
     path = os.path.join(output_dir, 'tasks', task, 'manifest.json')
-    raise PreparedDataError(f'{path} is not valid JSON ({error}); delete {os.path.dirname(path)} and prepare again') from None
+    raise PreparedDataError(
+      f'{path} is not valid JSON ({error}); delete {os.path.dirname(path)} and prepare again'
+    ) from None
 
 
 def _tokenise(specs: dict[str, TaskSpec], output_dir: str, max_length: int, workers: int) -> None:
@@ -176,25 +184,25 @@ def _tokenise(specs: dict[str, TaskSpec], output_dir: str, max_length: int, work
         with open(f'{base}.json', encoding='utf-8') as f:
           records.append(json.load(f))
       splits[split] = {
-          'parts': [{key: r[key] for key in ('file', 'examples', 'tokens', 'loss_tokens')} for r in records],
-          **{key: sum(r[key] for r in records) for key in ('rows', 'examples', 'tokens', 'loss_tokens')},
-          **{
-              key: dict(sum((collections.Counter(r[key]) for r in records), collections.Counter()))
-              for key in ('dropped', 'shortened')
-          },
+        'parts': [{key: r[key] for key in ('file', 'examples', 'tokens', 'loss_tokens')} for r in records],
+        **{key: sum(r[key] for r in records) for key in ('rows', 'examples', 'tokens', 'loss_tokens')},
+        **{
+          key: dict(sum((collections.Counter(r[key]) for r in records), collections.Counter()))
+          for key in ('dropped', 'shortened')
+        },
       }
     fingerprint_parts = spec.fingerprint_parts(max_length)
     set_aside = {f'{language}: {reason}': n for (language, reason), n in spec.source.set_aside().items()}
     write_json(
-        os.path.join(output_dir, 'tasks', task, 'manifest.json'),
-        {
-            'format': FORMAT,
-            'fingerprint': _fingerprint(fingerprint_parts),
-            'fingerprint_parts': fingerprint_parts,
-            'task': spec.info,
-            'splits': splits,
-            'source_rows_set_aside': set_aside,
-        },
+      os.path.join(output_dir, 'tasks', task, 'manifest.json'),
+      {
+        'format': FORMAT,
+        'fingerprint': _fingerprint(fingerprint_parts),
+        'fingerprint_parts': fingerprint_parts,
+        'task': spec.info,
+        'splits': splits,
+        'source_rows_set_aside': set_aside,
+      },
     )
     for split in splits:
       for base in parts[task, split]:
@@ -261,17 +269,17 @@ def _tokenise_part(spec: TaskSpec, job, max_length: int) -> int:
     examples.append((fields['id'], rank, example.tokens, example.loss_weights))
   write_part(f'{base}.arrow', examples)
   write_json(
-      f'{base}.json',
-      {
-          'fingerprint': fingerprint,
-          'file': os.path.basename(base) + '.arrow',
-          'rows': end - start,
-          'examples': len(examples),
-          'tokens': int(sum(len(e[2]) for e in examples)),
-          'loss_tokens': float(np.sum([e[3].sum() for e in examples])),
-          'dropped': dropped,
-          'shortened': shortened,
-      },
+    f'{base}.json',
+    {
+      'fingerprint': fingerprint,
+      'file': os.path.basename(base) + '.arrow',
+      'rows': end - start,
+      'examples': len(examples),
+      'tokens': int(sum(len(e[2]) for e in examples)),
+      'loss_tokens': float(np.sum([e[3].sum() for e in examples])),
+      'dropped': dropped,
+      'shortened': shortened,
+    },
   )
   return end - start
 
@@ -287,10 +295,10 @@ def _copy(source: str, target: str) -> None:
 def main(argv: list[str]) -> int:
   """The command line of `crossin prepare`."""
   parser = argparse.ArgumentParser(
-      prog='crossin prepare',
-      description='Tokenise the tasks of a mixture into Arrow files that training reads.',
-      epilog='example: crossin prepare --gin_file=gin_configs/mixtures/alpaca.gin '
-      '--mixture alpaca.base_x2x.3000.en_zh_vi.default --output_dir prepared',
+    prog='crossin prepare',
+    description='Tokenise the tasks of a mixture into Arrow files that training reads.',
+    epilog='example: crossin prepare --gin_file=gin_configs/mixtures/alpaca.gin '
+    '--mixture alpaca.base_x2x.3000.en_zh_vi.default --output_dir prepared',
   )
   parser.add_argument('--mixture', required=True, help='source.variant.volume.languages.preset')
   parser.add_argument('--output_dir', required=True, help='where tasks/ and mixtures/ are written')
@@ -303,10 +311,10 @@ def main(argv: list[str]) -> int:
   summary = prepare(args.mixture, args.output_dir, MixtureSettings(), args.workers, args.overwrite)
   dropped = ', '.join(f'{count:,} {reason}' for reason, count in summary['dropped'].items()) or 'none'
   print(
-      f'{summary["mixture"]}: {summary["tasks"]} tasks ({summary["tokenised"]} new), {summary["examples"]:,} examples, '
-      f'{summary["tokens"]:,} tokens ({summary["loss_tokens"]:,.0f} trained), dropped: {dropped}, '
-      f'{summary["seconds"]:.1f} s -> {args.output_dir}',
-      file=sys.stderr,
+    f'{summary["mixture"]}: {summary["tasks"]} tasks ({summary["tokenised"]} new), {summary["examples"]:,} examples, '
+    f'{summary["tokens"]:,} tokens ({summary["loss_tokens"]:,.0f} trained), dropped: {dropped}, '
+    f'{summary["seconds"]:.1f} s -> {args.output_dir}',
+    file=sys.stderr,
   )
   if args.json:
     print(json.dumps(summary))

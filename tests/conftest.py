@@ -117,7 +117,7 @@ def tiny_prepared(tmp_path_factory, tiny_world, tiny_vocabulary):
   return directory, TINY_MIXTURE
 
 
-def write_prepared(directory, tasks, *, name='synthetic', max_length=64, parts=2, bos_id=1, vocabulary_size=100) -> str:
+def write_prepared(directory, tasks, *, name='synthetic', max_length=64, parts=2, bos_id=1, vocabulary_size=100_000) -> str:
   """Writes a prepared mixture by hand and returns its name.
 
   Args:
@@ -154,6 +154,7 @@ def write_prepared(directory, tasks, *, name='synthetic', max_length=64, parts=2
         {
             'format': prepared.FORMAT,
             'fingerprint': f'of {task}',
+            'fingerprint_parts': {'source': task},
             'task': info | {'target_language': language or 'en'},
             'splits': {'train': {'parts': records}},
         },

@@ -42,7 +42,9 @@ def train(prepared, model_dir, processes, steps, *, microbatches=1, devices=1, m
     if processes > 1:
       command += [f'--coordinator_address={address}', f'--process_count={processes}', f'--process_index={index}']
     running.append(
-      subprocess.Popen(command, env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+      subprocess.Popen(
+        command, env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+      )
     )
   errors = [process.communicate()[1] for process in running]
   assert [process.returncode for process in running] == [0] * processes, errors[0][-2000:]

@@ -15,7 +15,9 @@ SCRIPT = pathlib.Path(__file__).resolve().parents[1] / 'benchmarks' / 'kill_resu
 def test_killed_runs_give_the_same_parameters_and_metrics(kind, kills, statuses):
   # -15 is a run that was told to stop before it had installed its handler: nothing was begun yet.
   found = subprocess.run(
-    [sys.executable, str(SCRIPT), '--kills', str(kills), '--signal', kind, '--seed', '1'], capture_output=True, text=True
+    [sys.executable, str(SCRIPT), '--kills', str(kills), '--signal', kind, '--seed', '1'],
+    capture_output=True,
+    text=True,
   )
   assert found.returncode == 0, found.stderr[-3000:]
   said = json.loads(found.stdout.splitlines()[-1])
