@@ -72,11 +72,11 @@ class Jobs:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     cores = self._every_core if all_cores else self._cores.get()
     try:
+      if self._stopped:
+        raise Stopped(f'step {log} was not started')
       with open(path, 'w', encoding='utf-8') as f:
         f.write(shlex.join(command) + '\n')
         f.flush()
-        if self._stopped:
-          raise Stopped(f'step {log} was not started')
         process = subprocess.Popen(  # pylint: disable=consider-using-with
           command, stdout=f, stderr=subprocess.STDOUT, env=os.environ | self.environment, pass_fds=self.pass_fds
         )

@@ -121,6 +121,8 @@ def train(
       if restored:
         state, run = restored
         check_resume(run['stream'], stream.settings, new_stream)
+        if run['stream'] != stream.settings:
+          run['period'] = None  # open sums are of other tasks
       else:
         state = train_state.init_state(model, optimizer.transform, abstract, length, seed)
         run = {'period': None, 'losses': [], 'best': None, 'evaluations_without_better': 0, 'evaluated': 0}

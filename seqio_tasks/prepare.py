@@ -227,8 +227,10 @@ def _run_jobs(jobs, specs, max_length, workers) -> None:
       done += _tokenise_part(specs[job[0]], job, max_length)
       progress.show(done)
     return
-  # spawn, not fork: this process may hold TensorFlow's threads.
-  context = multiprocessing.get_context('spawn')
+  # A forked worker shares the rows that are loaded here; but a process with the threads of JAX or TensorFlow must not
+  # fork, and then each worker loads them anew.
+  threaded = {'jax', 'tensorflow'} & sys.modules.keys()
+  context = multiprocessing.get_context('spawn' if threaded else 'fork')
   with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (specs, max_length)) as pool:
     futures = [pool.submit(_job, job) for job in jobs]
     try:

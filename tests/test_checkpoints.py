@@ -1,5 +1,6 @@
 """Checkpoints: T5X's layout, bitwise round trips, retention, and damage that is noticed."""
 
+import functools
 import json
 import os
 import shutil
@@ -32,12 +33,14 @@ def adamw():
   return optimizers.adamw(100)
 
 
+@functools.cache
 def abstract_on(transform, mesh=(1, 1, 1), model=MODEL):
   partition = Partitioner(mesh_shape=mesh, devices=jax.devices()[: int(np.prod(mesh))])
   with partition.activate():
     return train_state.state_shardings(model, transform, partition, 16)
 
 
+@functools.cache
 def state_on(transform, step=0, mesh=(1, 1, 1), seed=0):
   """A state whose every leaf is random, so that swapped or forgotten leaves are seen."""
   params = init_params(MODEL, seed)
@@ -111,9 +114,9 @@ def test_nothing_there_is_none(tmp_path, adamw):
 
 
 def test_retention(tmp_path, adamw):
-  save(tmp_path / 'a', adamw.transform, range(1, 8), CheckpointConfig(keep=2))
-  assert steps_in(tmp_path / 'a') == [6, 7]
-  save(tmp_path / 'b', adamw.transform, range(1, 8), CheckpointConfig(keep=1, keep_period=3))
+  save(tmp_path / 'a', adamw.transform, range(1, 5), CheckpointConfig(keep=2))
+  assert steps_in(tmp_path / 'a') == [3, 4]
+  save(tmp_path / 'b', adamw.transform, (2, 3, 6, 7), CheckpointConfig(keep=1, keep_period=3))
   assert steps_in(tmp_path / 'b') == [3, 6, 7]
   # Digests are those of the checkpoints that are there.
   for directory in 'ab':
@@ -123,10 +126,10 @@ def test_retention(tmp_path, adamw):
 
 @pytest.mark.parametrize('mode, best', [('min', 3), ('max', 2)])
 def test_the_best_stays(tmp_path, adamw, mode, best):
-  metrics = {step: {'x': value, 'y': -value} for step, value in zip(range(1, 7), (5.0, 9.0, 1.0, 4.0, 6.0, 2.0))}
+  metrics = {step: {'x': value, 'y': -value} for step, value in zip(range(1, 6), (5.0, 9.0, 1.0, 0.0, 2.0))}
   metrics[4] = {'y': 0.0}  # a step without the figure
-  save(tmp_path, adamw.transform, range(1, 7), CheckpointConfig(keep=1, best_metric='x', best_mode=mode), metrics)
-  assert steps_in(tmp_path) == [best, 6]
+  save(tmp_path, adamw.transform, range(1, 6), CheckpointConfig(keep=1, best_metric='x', best_mode=mode), metrics)
+  assert steps_in(tmp_path) == [best, 5]
   # Also after a restart.
   save(tmp_path, adamw.transform, [8], CheckpointConfig(keep=1, best_metric='x', best_mode=mode), {8: {'x': 5.0}})
   assert steps_in(tmp_path) == [best, 8]

@@ -79,10 +79,14 @@ def two_leaves(steps=5, scale=3.0):
 
 
 def run(optimizer, params, gradients):
-  state = optimizer.transform.init(params)
-  for gradient in gradients:
+  @jax.jit
+  def step(gradient, state, params):
     updates, state = optimizer.transform.update(gradient, state, params)
-    params = optax.apply_updates(params, updates)
+    return optax.apply_updates(params, updates), state
+
+  state = jax.jit(optimizer.transform.init)(params)
+  for gradient in gradients:
+    params, state = step(gradient, state, params)
   return params
 
 

@@ -1,0 +1,123 @@
+"""One training step on this CPU against transformers + torch, and compile time over depth.
+
+    python benchmarks/step_speed.py [--threads 2] [--rounds 5]
+
+The same Llama (512 wide, 8 layers, 32,000 ids), batch (4 x 512 tokens) and dtype (f32), AdamW in both, alternating.
+Prints one JSON object: seconds of each, their ratio (above 1: this project is faster), FLOP/s of both, the compile
+time at 8 and 32 scanned layers. Needs torch and transformers.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crossin_jax import optimizers
+from crossin_jax import train_state
+from crossin_jax.data.stream import empty_rows
+from crossin_jax.models.decoder import Decoder, DecoderConfig
+from crossin_jax.partitioning import Partitioner
+
+ROWS, LENGTH, WIDTH, LAYERS, HEADS, MLP, IDS = 4, 512, 512, 8, 8, 1376, 32_000
+
+
+def ours(layers: int):
+  """(state, jitted step, batch) of this project."""
+  config = DecoderConfig(
+    vocab_size=IDS, embed_dim=WIDTH, num_layers=layers, num_heads=HEADS, num_kv_heads=HEADS, mlp_dim=MLP
+  )
+  model, optimizer, partition = Decoder(config), optimizers.adamw(total_steps=1000), Partitioner()
+  batch = empty_rows(ROWS, LENGTH)
+  tokens = np.random.default_rng(0).integers(3, IDS, (ROWS, LENGTH))
+  batch['decoder_input_tokens'][:] = tokens
+  batch['decoder_target_tokens'][:] = np.roll(tokens, -1, axis=1)
+  batch['decoder_loss_weights'][:] = 1
+  batch['decoder_segment_ids'][:] = 1
+  batch['decoder_positions'][:] = np.arange(LENGTH)
+  with partition.activate():
+    abstract = train_state.state_shardings(model, optimizer.transform, partition, LENGTH)
+    state = train_state.init_state(model, optimizer.transform, abstract, LENGTH, 0)
+  step = jax.jit(train_state.make_train_step(model, optimizer, tasks=1), donate_argnums=0)
+  return state, step, jax.tree.map(jnp.asarray, batch)
+
+
+def theirs():
+  """A function that takes one step with transformers and torch."""
+  import torch
+  import transformers
+
+  config = transformers.LlamaConfig(
+    vocab_size=IDS, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS,
+    intermediate_size=MLP, max_position_embeddings=LENGTH, tie_word_embeddings=False, attn_implementation='sdpa',
+  )  # fmt: skip
+  model = transformers.LlamaForCausalLM(config).train()
+  optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
+  tokens = torch.randint(3, IDS, (ROWS, LENGTH))
+
+  def step():
+    optimizer.zero_grad(set_to_none=True)
+    loss = model(input_ids=tokens, labels=tokens).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return float(loss)
+
+  return step, sum(p.numel() for p in model.parameters())
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--threads', type=int, default=2)
+  parser.add_argument('--rounds', type=int, default=5)
+  args = parser.parse_args()
+  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+  import torch
+
+  torch.set_num_threads(args.threads)
+  compile_seconds = {}
+  for layers in (8, 32):
+    state, step, batch = ours(layers)
+    started = time.perf_counter()
+    compiled = step.lower(state, batch, jnp.float32(np.inf)).compile()
+    compile_seconds[layers] = round(time.perf_counter() - started, 2)
+    if layers == LAYERS:
+      kept = state, compiled, batch
+    del state
+  state, compiled, batch = kept
+  torch_step, parameters = theirs()
+  times: dict[str, list[float]] = {'ours': [], 'theirs': []}
+  for round_ in range(args.rounds + 1):
+    started = time.perf_counter()
+    state, metrics = compiled(state, batch, jnp.float32(np.inf))
+    jax.block_until_ready(metrics)
+    middle = time.perf_counter()
+    torch_step()
+    if round_:  # the first warms both up
+      times['ours'].append(middle - started)
+      times['theirs'].append(time.perf_counter() - middle)
+  flops = 6 * (parameters - IDS * WIDTH) * ROWS * LENGTH  # the embedding is a look-up
+  medians = {name: statistics.median(values) for name, values in times.items()}
+  print(
+    json.dumps({
+      'parameters': parameters,
+      'tokens_per_step': ROWS * LENGTH,
+      'seconds_per_step': {name: round(value, 3) for name, value in medians.items()},
+      'speed_of_ours_over_transformers': round(statistics.median(b / a for a, b in zip(times['ours'], times['theirs'])), 3),
+      'gflops_per_second': {name: round(flops / value / 1e9, 1) for name, value in medians.items()},
+      'compile_seconds_by_layers': compile_seconds,
+      'threads': args.threads,
+    })
+  )
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
