@@ -27,7 +27,7 @@ from crossin_jax.evaluation import report as report_lib
 from crossin_jax.evaluation.predictions import read_predictions
 from crossin_jax.evaluation.questions import Questions
 from crossin_jax.evaluation.results import read_results, write_results
-from crossin_jax.jobs import Jobs
+from crossin_jax.jobs import Jobs, Stopped
 from crossin_jax.languages import code_of
 from crossin_jax.metrics import duration
 
@@ -43,6 +43,7 @@ ARMS = {
 }
 READING = {'tested': 0.45, 'shared': 0.2, 'base': 0.35}
 FORMS = ('untagged', 'tagged')
+RESTART = 75  # exit status of a quickstart that was told to stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Quickstart:
 
   def __init__(self, output_dir: str, settings: Settings, jobs: int):
     self.out, self.settings = output_dir, settings
-    self._commands = Jobs(output_dir, jobs, {'JAX_PLATFORMS': os.environ.get('JAX_PLATFORMS', 'cpu')})
+    self.commands = Jobs(output_dir, jobs, {'JAX_PLATFORMS': os.environ.get('JAX_PLATFORMS', 'cpu')})
     self._jobs = jobs
     self._started = time.monotonic()
 
@@ -127,7 +128,7 @@ class Quickstart:
       mixture = self._mixture(shares)
       if os.path.exists(os.path.join(directory, 'mixtures', f'{mixture}.json')):
         continue
-      self._commands.run(
+      self.commands.run(
         f'prepare.{os.path.basename(directory)}',
         ['prepare', '--gin_file=gin_configs/mixtures/world.gin', f'--mixture={mixture}', f'--output_dir={directory}'],
         {
@@ -169,7 +170,7 @@ class Quickstart:
     if not os.path.exists(os.path.join(output, 'results.json')):
       self._say(f'asking {arm} (seed {seed}) in {", ".join(self.settings.languages)}')
       files = [f'--questions={path}' for path in self.questions.values()]
-      self._commands.run(
+      self.commands.run(
         f'evaluate.{os.path.basename(directory)}',
         [
           'evaluate',
@@ -186,7 +187,7 @@ class Quickstart:
     if os.path.exists(os.path.join(directory, 'finished')):
       return
     self._say(what)
-    self._commands.run(
+    self.commands.run(
       f'train.{os.path.basename(directory)}',
       ['train', f'--gin_file=gin_configs/runs/{run_file}.gin'],
       {'MODEL_DIR': directory, 'DATA_DIR': data_dir, 'MIXTURE_OR_TASK_NAME': self._mixture(shares), 'RANDOM_SEED': seed}
@@ -360,7 +361,13 @@ def main(argv: list[str]) -> int:
     languages, arms, args.seeds, args.reading_steps, args.tuning_steps, args.world_seed, size, tuple(bindings)
   )
   started = time.monotonic()
-  path = Quickstart(args.output_dir, settings, args.jobs).run()
+  quickstart = Quickstart(args.output_dir, settings, args.jobs)
+  try:
+    with quickstart.commands.stopping_on_signals():
+      path = quickstart.run()
+  except Stopped:
+    print('told to stop; start the same command again to go on', file=sys.stderr)
+    return RESTART
   runs = read_results(os.path.join(args.output_dir, 'results.json'))
   _print_table(runs, settings)
   print(f'\n{duration(time.monotonic() - started)}. Open {os.path.abspath(path)}', file=sys.stderr)

@@ -20,13 +20,16 @@ for _flag in _FLAGS:
   if _flag.split('=')[0] not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_flag}'.strip()
 
-import gin
-import hypothesis
-import numpy as np
-import pytest
+import gin  # noqa: E402
+import hypothesis  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 hypothesis.settings.register_profile(
-    'tests', deadline=None, max_examples=int(os.environ.get('CROSSIN_TEST_EXAMPLES', 60)), suppress_health_check=[hypothesis.HealthCheck.too_slow]
+  'tests',
+  deadline=None,
+  max_examples=int(os.environ.get('CROSSIN_TEST_EXAMPLES', 60)),
+  suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile('tests')
 
@@ -107,21 +110,23 @@ def tiny_prepared(tmp_path_factory, tiny_world, tiny_vocabulary):
 
   directory = str(tmp_path_factory.mktemp('prepared'))
   settings = MixtureSettings(
-      parallel=WorldInstructions(tiny_world),
-      texts=world_texts(tiny_world),
-      vocabulary=tiny_vocabulary,
-      template='plain',
-      presets=(Preset('every', assignment='every'),),
-      validation_rows=6,
-      max_length=64,
-      rates='shares',
-      shares=TINY_SHARES,
+    parallel=WorldInstructions(tiny_world),
+    texts=world_texts(tiny_world),
+    vocabulary=tiny_vocabulary,
+    template='plain',
+    presets=(Preset('every', assignment='every'),),
+    validation_rows=6,
+    max_length=64,
+    rates='shares',
+    shares=TINY_SHARES,
   )
   prepare(TINY_MIXTURE, directory, settings, workers=1)
   return directory, TINY_MIXTURE
 
 
-def write_prepared(directory, tasks, *, name='synthetic', max_length=64, parts=2, bos_id=1, vocabulary_size=100_000) -> str:
+def write_prepared(
+  directory, tasks, *, name='synthetic', max_length=64, parts=2, bos_id=1, vocabulary_size=100_000
+) -> str:
   """Writes a prepared mixture by hand and returns its name.
 
   Args:
@@ -143,7 +148,7 @@ def write_prepared(directory, tasks, *, name='synthetic', max_length=64, parts=2
       chunk = examples[first : first + size]
       file = f'train-{first // size:05d}.arrow'
       prepared.write_part(
-          os.path.join(folder, file), [(f'{task}/{first + i}', first + i, *example) for i, example in enumerate(chunk)]
+        os.path.join(folder, file), [(f'{task}/{first + i}', first + i, *example) for i, example in enumerate(chunk)]
       )
       records.append({
           'file': file,
@@ -154,25 +159,25 @@ def write_prepared(directory, tasks, *, name='synthetic', max_length=64, parts=2
     source, _, language = task.partition('.')
     info = {'name': task, 'source': source, 'component': 'x', 'mode': 'base', 'source_language': 'en'}
     prepared.write_json(
-        os.path.join(folder, 'manifest.json'),
-        {
-            'format': prepared.FORMAT,
-            'fingerprint': f'of {task}',
-            'fingerprint_parts': {'source': task},
-            'task': info | {'target_language': language or 'en'},
-            'splits': {'train': {'parts': records}},
-        },
+      os.path.join(folder, 'manifest.json'),
+      {
+        'format': prepared.FORMAT,
+        'fingerprint': f'of {task}',
+        'fingerprint_parts': {'source': task},
+        'task': info | {'target_language': language or 'en'},
+        'splits': {'train': {'parts': records}},
+      },
     )
     entries.append({'task': task, 'component': 'x', 'rate': rate, 'volume': volume, 'fingerprint': f'of {task}'})
   prepared.write_json(
-      os.path.join(directory, 'mixtures', f'{name}.json'),
-      {
-          'format': prepared.FORMAT,
-          'name': name,
-          'tasks': entries,
-          'max_length': max_length,
-          'vocabulary': {'bos_id': bos_id, 'size': vocabulary_size, 'eos_id': 2, 'file': 'none'},
-      },
+    os.path.join(directory, 'mixtures', f'{name}.json'),
+    {
+      'format': prepared.FORMAT,
+      'name': name,
+      'tasks': entries,
+      'max_length': max_length,
+      'vocabulary': {'bos_id': bos_id, 'size': vocabulary_size, 'eos_id': 2, 'file': 'none'},
+    },
   )
   return name
 

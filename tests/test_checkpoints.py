@@ -14,7 +14,12 @@ import pytest
 
 from crossin_jax import optimizers, train_state
 from crossin_jax.checkpoints import (
-    CheckpointConfig, CheckpointError, Checkpoints, latest_checkpoint, restore_params, restore_tree,
+  CheckpointConfig,
+  CheckpointError,
+  Checkpoints,
+  latest_checkpoint,
+  restore_params,
+  restore_tree,
 )  # fmt: skip
 from crossin_jax.models.decoder import Decoder
 from crossin_jax.partitioning import Partitioner
@@ -80,7 +85,11 @@ def steps_in(directory):
 
 def some_file(directory, step, item='state'):
   """The largest file of a checkpoint's item: its arrays."""
-  paths = [os.path.join(folder, name) for folder, _, names in os.walk(directory / f'checkpoint_{step}' / item) for name in names]
+  paths = [
+    os.path.join(folder, name)
+    for folder, _, names in os.walk(directory / f'checkpoint_{step}' / item)
+    for name in names
+  ]
   return max(paths, key=os.path.getsize)
 
 
@@ -98,7 +107,9 @@ def test_layout_is_t5xs_and_plain_orbax_reads_it(tmp_path, adamw):
   assert tree['target']['decoder']['token_embedding'].dtype == np.float32
 
 
-@pytest.mark.parametrize('written, read', [((1, 1, 1), (1, 1, 1)), ((1, 2, 2), (4, 1, 1)), ((1, 1, 1), (1, 2, 2))], ids=str)
+@pytest.mark.parametrize(
+  'written, read', [((1, 1, 1), (1, 1, 1)), ((1, 2, 2), (4, 1, 1)), ((1, 1, 1), (1, 2, 2))], ids=str
+)
 def test_round_trip_is_bitwise_onto_any_mesh(tmp_path, optimizer, written, read):
   save(tmp_path, optimizer.transform, [3], mesh=written)
   state, run = restore(tmp_path, optimizer.transform, read)
@@ -204,7 +215,9 @@ def test_another_model_is_an_error_that_names_the_parameters(tmp_path, adamw):
   wider = abstract_on(adamw.transform, model=Decoder(tiny_config(vocab_size=64, mlp_dim=32)))
   untied = abstract_on(adamw.transform, model=Decoder(tiny_config(vocab_size=64, tie_embeddings=True)))
   path = str(tmp_path / 'checkpoint_1')
-  with pytest.raises(CheckpointError, match=r'mlp/gate/kernel: \(2, 16, 24\) in the checkpoint, \(2, 16, 32\) in the model'):
+  with pytest.raises(
+    CheckpointError, match=r'mlp/gate/kernel: \(2, 16, 24\) in the checkpoint, \(2, 16, 32\) in the model'
+  ):
     restore_tree(path, wider)
   with pytest.raises(CheckpointError, match='decoder/lm_head: not in the model'):
     restore_params(path, untied.params)

@@ -53,7 +53,9 @@ def test_a_missing_file_names_where_it_was_looked_for(tmp_path):
     parse('--gin_file=nothing.gin', f'--gin_search_paths={tmp_path}')
 
 
-@pytest.mark.parametrize('binding', ['schedule.peak=', 'schedule.peak=[1', 'schedule.peak=open("/etc/passwd")', 'schedule.peak=x'])
+@pytest.mark.parametrize(
+  'binding', ['schedule.peak=', 'schedule.peak=[1', 'schedule.peak=open("/etc/passwd")', 'schedule.peak=x']
+)
 def test_a_value_that_is_none_is_an_error(binding):
   with pytest.raises(config.ConfigError):
     parse(f'--gin.{binding}')

@@ -34,7 +34,7 @@ def test_token_losses_equal_the_definition():
   expected_z = np.log(np.exp(wide - wide.max(-1, keepdims=True)).sum(-1)) + wide.max(-1)
   np.testing.assert_allclose(log_z, expected_z, rtol=1e-6)
   np.testing.assert_allclose(
-      loss, expected_z - np.take_along_axis(wide, targets[..., None], -1)[..., 0], rtol=1e-5, atol=1e-5
+    loss, expected_z - np.take_along_axis(wide, targets[..., None], -1)[..., 0], rtol=1e-5, atol=1e-5
   )
 
 
@@ -58,7 +58,13 @@ def test_packed_loss_equals_the_sum_of_unpacked_ones(tiny, batch):
   partition = Partitioner(mesh_shape=(1, 1, 1), devices=jax.devices()[:1])
   with partition.activate():
     scored = sequence_losses(
-        model, params, partition, [(tokens, weights) for _, _, tokens, weights, _ in examples], bos_id=1, length=48, rows=3
+      model,
+      params,
+      partition,
+      [(tokens, weights) for _, _, tokens, weights, _ in examples],
+      bos_id=1,
+      length=48,
+      rows=3,
     )
   np.testing.assert_allclose(scored.sum(), sums.loss, rtol=1e-5)
   one = sequence_alone(tiny, examples[3])
@@ -76,7 +82,9 @@ def test_loss_by_task_sums_to_loss_and_adding_is_grouping(tiny, batch):
   whole = loss(params, batch[0])[1]
   np.testing.assert_allclose(whole.loss_by_task.sum(), whole.loss, rtol=1e-6)
   np.testing.assert_allclose(whole.weight_by_task.sum(), whole.weight, rtol=1e-6)
-  halves = [loss(params, {name: array[part] for name, array in batch[0].items()})[1] for part in (slice(2), slice(2, 6))]
+  halves = [
+    loss(params, {name: array[part] for name, array in batch[0].items()})[1] for part in (slice(2), slice(2, 6))
+  ]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, halves[0] + halves[1])
 
 

@@ -31,10 +31,10 @@ def test_decays_in_closed_form():
   for step in (10, 11, 35, 60, 109, 110, 500):
     part = min(1.0, (step - warmup) / (total - warmup))
     expected = {
-        'cosine': peak * ((1 - final) * 0.5 * (1 + np.cos(np.pi * part)) + final),
-        'linear': peak * (1 - (1 - final) * part),
-        'rsqrt': peak * np.sqrt(warmup / step),
-        'constant': peak,
+      'cosine': peak * ((1 - final) * 0.5 * (1 + np.cos(np.pi * part)) + final),
+      'linear': peak * (1 - (1 - final) * part),
+      'rsqrt': peak * np.sqrt(warmup / step),
+      'constant': peak,
     }
     for decay, value in expected.items():
       rate = rates(total, peak=peak, decay=decay, warmup_steps=warmup, final_ratio=final)
@@ -95,7 +95,9 @@ def test_adamw_equals_arithmetic(clip):
   gin.parse_config('schedule.peak = 0.1\nschedule.warmup_steps = 2')
   optimizer = optimizers.adamw(20, weight_decay=0.3, b2=0.95, clip_norm=clip)
   params, gradients = two_leaves()
-  expected = numpy_adamw(params, gradients, lambda i: float(optimizer.schedule(i)), 0.9, 0.95, 1e-8, 0.3, clip, {'kernel'})
+  expected = numpy_adamw(
+    params, gradients, lambda i: float(optimizer.schedule(i)), 0.9, 0.95, 1e-8, 0.3, clip, {'kernel'}
+  )
   found = run(optimizer, params, gradients)
   for name in params:
     np.testing.assert_allclose(found[name], expected[name], rtol=2e-5, atol=1e-6, err_msg=name)

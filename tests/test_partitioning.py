@@ -50,9 +50,9 @@ def test_unknown_logical_axes_are_not_cut():
 def test_what_an_axis_does_not_divide_is_not_cut():
   partition = Partitioner(mesh_shape=(1, 2, 2))
   axes = {
-      'even_axes': nn_partitioning.AxisMetadata(names=P('vocab', 'embed')),
-      'odd_axes': nn_partitioning.AxisMetadata(names=P('vocab', 'embed')),
-      'none_axes': nn_partitioning.AxisMetadata(names=P('kv')),
+    'even_axes': nn_partitioning.AxisMetadata(names=P('vocab', 'embed')),
+    'odd_axes': nn_partitioning.AxisMetadata(names=P('vocab', 'embed')),
+    'none_axes': nn_partitioning.AxisMetadata(names=P('kv')),
   }
   shape = lambda *s: jax.ShapeDtypeStruct(s, np.float32)
   found = partition.parameter_shardings(axes, {'even': shape(64, 16), 'odd': shape(61, 16), 'none': shape(8)})

@@ -23,7 +23,9 @@ TASKS, LENGTH, ROWS = 3, 16, 8
 def recorder():
   """An optimizer whose state after a step is the gradient that it was given, in full precision."""
   init = lambda params: (jax.tree.map(jnp.zeros_like, params),)
-  return Optimizer(optax.GradientTransformation(init, lambda g, s, p: (jax.tree.map(lambda x: -0.1 * x, g), (g,))), None)
+  return Optimizer(
+    optax.GradientTransformation(init, lambda g, s, p: (jax.tree.map(lambda x: -0.1 * x, g), (g,))), None
+  )
 
 
 @functools.cache
@@ -117,7 +119,9 @@ def test_the_gradient_is_that_of_the_mean_over_weights():
   """Independent of the step: finite differences of sum / sum in float64."""
   with jax.enable_x64(True):
     gradients, metrics, _, state = reference('float64')
-    model = Decoder(tiny_config(vocab_size=64, num_layers=1, dtype='float64', param_dtype='float64', tie_embeddings=True))
+    model = Decoder(
+      tiny_config(vocab_size=64, num_layers=1, dtype='float64', param_dtype='float64', tie_embeddings=True)
+    )
     batch = batch_of('float64')
 
     @jax.jit
@@ -163,7 +167,9 @@ def test_constraints_of_the_model_reach_the_program():
   model = Decoder(tiny_config(vocab_size=64, num_layers=1))
   tokens = jnp.zeros((ROWS, LENGTH), jnp.int32)
   with partition.activate():
-    logits = jax.jit(lambda params: model.apply({'params': params}, tokens, tokens, enable_dropout=False))(init_params(model))
+    logits = jax.jit(lambda params: model.apply({'params': params}, tokens, tokens, enable_dropout=False))(
+      init_params(model)
+    )
     assert logits.sharding.shard_shape(logits.shape) == (ROWS // 2, LENGTH, 32)
 
 
@@ -206,7 +212,9 @@ def test_init_lies_in_shards_and_is_the_same_on_every_mesh():
     with partition.activate():
       abstract = train_state.state_shardings(model, optimizer.transform, partition, LENGTH)
       states.append(train_state.init_state(model, optimizer.transform, abstract, LENGTH, seed=1))
-      jax.tree.map(lambda leaf, want: leaf.sharding == want.sharding or pytest.fail(str(leaf.sharding)), states[-1], abstract)
+      jax.tree.map(
+        lambda leaf, want: leaf.sharding == want.sharding or pytest.fail(str(leaf.sharding)), states[-1], abstract
+      )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *states)
   other = train_state.init_state(model, optimizer.transform, abstract, LENGTH, seed=2)
   assert np.abs(np.asarray(other.params['decoder']['lm_head']) - states[0].params['decoder']['lm_head']).max() > 0.1
@@ -218,7 +226,7 @@ def test_dropout_of_a_step_is_keyed_by_seed_and_step():
   params = init_params(model)
   state = train_state.TrainState(jnp.zeros((), jnp.int32), params, optimizer.transform.init(params))
   steps = [
-      jax.jit(train_state.make_train_step(model, optimizer, tasks=TASKS, seed=seed, dropout=True)) for seed in (0, 1)
+    jax.jit(train_state.make_train_step(model, optimizer, tasks=TASKS, seed=seed, dropout=True)) for seed in (0, 1)
   ]
   run = lambda step, number: float(step(state.replace(step=jnp.int32(number)), batch_of('float32'))[1].sums.loss)
   found = [run(steps[0], 0), run(steps[0], 1), run(steps[1], 0)]

@@ -80,7 +80,6 @@ class TaskOrder:
         if place * rate % _ONE
     )
     extras = place - sum(counts)
-    releases = sorted({release for *_, release in candidates})
     # After each release but the last: (how many candidates released later may be chosen, place of the next
     # release, candidates released by then, whether the number is exact). It starts as a lower bound that costs nothing.
     releases = sorted({release for *_, release in candidates})

@@ -227,21 +227,24 @@ def _plots(report: Report, rows: list[dict], figures: tables.Figures) -> dict[st
     series = _curves(report, style, lambda row, key=key: row.get(key))
     if series:
       drawn[name] = ready(plots.curves(series, ylabel), name)
-  panels = {code: _curves(report, style, lambda row, code=code: _language_loss(row, code)) for code in report.languages}
+  key = _language_losses(report)
+  panels = {
+    code: _curves(report, style, lambda row, code=code: (row.get(key) or {}).get(code)) for code in report.languages
+  }
   panels = {code: series for code, series in panels.items() if series}
   if panels:
     drawn['by_language'] = ready(plots.small_curves(panels, 'loss'), 'by-language')
   return drawn
 
 
-def _language_loss(row: Mapping, code: str) -> float | None:
-  for key in (f'eval/heldout/loss_by_language/{code}', f'eval/heldout/loss/{code}', f'loss_by_language/{code}'):
-    if row.get(key) is not None:
-      return row[key]
-  for key in ('eval/heldout/loss_by_language', 'loss_by_language'):
-    if isinstance(row.get(key), Mapping) and row[key].get(code) is not None:
-      return row[key][code]
-  return None
+def _language_losses(report: Report) -> str:
+  """The key of metrics rows whose losses by language are drawn: of training if it is there, else held out.
+
+  Never both: the two alternate in a run and would make a saw of one line.
+  """
+  keys = ('loss_by_language', 'eval/heldout/loss_by_language')
+  rows = [row for rows in report.metrics.values() for row in rows]
+  return next((key for key in keys if any(isinstance(row.get(key), Mapping) for row in rows)), keys[0])
 
 
 def _curves(report: Report, style: Mapping[str, int], pick) -> list[plots.Series]:

@@ -13,10 +13,10 @@ small = st.floats(1e-9, 1e-4)
 ordinary = st.floats(0.001, 1000.0)
 counts = st.integers(1, 60_000).map(float)
 rate_lists = st.one_of(
-    st.lists(st.one_of(ordinary, st.just(0.0)), min_size=1, max_size=30),
-    st.lists(st.one_of(small, ordinary), min_size=1, max_size=12),
-    st.lists(st.one_of(counts, st.just(0.0)), min_size=1, max_size=30),
-    st.integers(1, 30).map(lambda n: [1.0] * n),
+  st.lists(st.one_of(ordinary, st.just(0.0)), min_size=1, max_size=30),
+  st.lists(st.one_of(small, ordinary), min_size=1, max_size=12),
+  st.lists(st.one_of(counts, st.just(0.0)), min_size=1, max_size=30),
+  st.integers(1, 30).map(lambda n: [1.0] * n),
 ).filter(lambda rates: sum(rates) > 0)
 
 

@@ -10,23 +10,23 @@ from crossin_jax.data.prompts import Rejected, render_example, render_prompt
 
 # METHODS A.4, written out: the slot {output_lang} behind each of them is empty.
 WITH_INPUT = {
-    'alpaca': 'Below is an instruction that describes a task, paired with an input that provides further context. Write a '
-    'response that appropriately completes the request.\n\n### Instruction:\nI\n\n### Input:\nX\n\n### Response:\n ',
-    'cl_boost': 'Below is an instruction that describes a task in one or more languages, paired with an input in one or more '
-    'language that provides further context. Write a response that appropriately completes the request.\n\n'
-    '### Instruction:\nI\n\n### Input:\nX\n\n### Response:\n ',
-    'llama': '[INST] <<SYS>>\nYou are a helpful assistant.\n<</SYS>>\n\nI\nX[/INST]',
-    'gemma': 'I\nX\n',
-    'plain': 'I\nX\n',
+  'alpaca': 'Below is an instruction that describes a task, paired with an input that provides further context. Write a '
+  'response that appropriately completes the request.\n\n### Instruction:\nI\n\n### Input:\nX\n\n### Response:\n ',
+  'cl_boost': 'Below is an instruction that describes a task in one or more languages, paired with an input in one or more '
+  'language that provides further context. Write a response that appropriately completes the request.\n\n'
+  '### Instruction:\nI\n\n### Input:\nX\n\n### Response:\n ',
+  'llama': '[INST] <<SYS>>\nYou are a helpful assistant.\n<</SYS>>\n\nI\nX[/INST]',
+  'gemma': 'I\nX\n',
+  'plain': 'I\nX\n',
 }
 WITHOUT_INPUT = {
-    'alpaca': 'Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n'
-    '### Instruction:\nI\n\n### Response:\n ',
-    'cl_boost': 'Below is an instruction that describes a task in one or more languages. Write a response that appropriately '
-    'completes the request.\n\n### Instruction:\nI\n\n### Response:\n ',
-    'llama': '[INST] <<SYS>>\nYou are a helpful assistant.\n<</SYS>>\n\nI\n[/INST]',
-    'gemma': 'I\n',
-    'plain': 'I\n',
+  'alpaca': 'Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n'
+  '### Instruction:\nI\n\n### Response:\n ',
+  'cl_boost': 'Below is an instruction that describes a task in one or more languages. Write a response that appropriately '
+  'completes the request.\n\n### Instruction:\nI\n\n### Response:\n ',
+  'llama': '[INST] <<SYS>>\nYou are a helpful assistant.\n<</SYS>>\n\nI\n[/INST]',
+  'gemma': 'I\n',
+  'plain': 'I\n',
 }
 TEMPLATE = st.sampled_from(list(prompts.TEMPLATES))
 

@@ -35,9 +35,9 @@ def synthetic(tmp_path_factory):
   directory = tmp_path_factory.mktemp('synthetic')
   rng = np.random.default_rng(0)
   tasks = {
-      'a.en': (0.6, None, examples(rng, 150, 32)),
-      'b.zh': (0.3, 40, examples(rng, 60, 32, first=10_000, mean=20)),
-      'c.vi': (0.1, None, examples(rng, 17, 32, first=20_000, mean=5)),
+    'a.en': (0.6, None, examples(rng, 150, 32)),
+    'b.zh': (0.3, 40, examples(rng, 60, 32, first=10_000, mean=20)),
+    'c.vi': (0.1, None, examples(rng, 17, 32, first=20_000, mean=5)),
   }
   name = write_prepared(directory, tasks, max_length=32)
   return str(directory), name, tasks
@@ -97,7 +97,7 @@ def test_every_segment_is_one_stored_example(synthetic):
     # No gap before the last segment: examples stand next to each other.
     assert (np.diff((~padding).astype(int), axis=1) <= 0).all()
     in_row = collections.Counter()
-    for row, start, tokens, weights, inputs, positions, task in segments_of(batch):
+    for row, _, tokens, weights, inputs, positions, task in segments_of(batch):
       expected, expected_weights = stored[int(tokens[0])]
       np.testing.assert_array_equal(tokens, expected)
       np.testing.assert_array_equal(weights, expected_weights)
@@ -165,7 +165,9 @@ def test_every_example_comes_once_an_epoch_and_moved_ones_are_accounted_for(tmp_
 
 def test_dropped_counts_each_window_once(tmp_path):
   rng = np.random.default_rng(1)
-  items = [(np.zeros(int(n), np.int32), np.ones(int(n), np.float32)) for n in np.clip(rng.lognormal(2, 1.2, 500), 2, 64)]
+  items = [
+    (np.zeros(int(n), np.int32), np.ones(int(n), np.float32)) for n in np.clip(rng.lognormal(2, 1.2, 500), 2, 64)
+  ]
   name = write_prepared(tmp_path, {'a': (1.0, None, items)}, max_length=64)
   stream = BatchStream(PreparedMixture(str(tmp_path), name), batch_size=1, length=64, window=32)
   stream.rows_per_window = int(np.ceil(32 * np.mean([len(tokens) for tokens, _ in items]) / 64)) - 1
@@ -194,7 +196,7 @@ def realistic(directory):
   items = [(np.zeros(n, np.int32), np.ones(n, np.float32)) for n in sizes]
   half = len(items) // 2
   return write_prepared(
-      directory, {'a': (0.7, None, items[:half]), 'b': (0.3, None, items[half:])}, max_length=2048, parts=1
+    directory, {'a': (0.7, None, items[:half]), 'b': (0.3, None, items[half:])}, max_length=2048, parts=1
   )
 
 

@@ -74,7 +74,9 @@ def test_nothing_reaches_back_or_across_by_gradient(scan):
   tokens = np.arange(10)[None]
 
   def outputs(rows):
-    changed = {'decoder': {**params['decoder'], 'token_embedding': params['decoder']['token_embedding'].at[:10].set(rows)}}
+    changed = {
+      'decoder': {**params['decoder'], 'token_embedding': params['decoder']['token_embedding'].at[:10].set(rows)}
+    }
     return (apply(model, changed, tokens)[0] ** 2).sum(axis=-1)
 
   jacobian = np.abs(jax.jit(jax.jacrev(outputs))(x[0])).max(axis=-1)
@@ -92,7 +94,7 @@ def test_packed_logits_equal_unpacked_ones(tiny):
     inputs = np.zeros((1, 24), np.int32)
     inputs[0, : len(tokens)] = [1, *tokens[:-1]]
     np.testing.assert_allclose(
-        packed[row, start : start + len(tokens)], alone(inputs)[0, : len(tokens)], atol=3e-6, rtol=3e-5
+      packed[row, start : start + len(tokens)], alone(inputs)[0, : len(tokens)], atol=3e-6, rtol=3e-5
     )
 
 
@@ -106,9 +108,7 @@ def stacked(params, layers):
 def test_scan_equals_unrolled(tiny):
   unrolled = Decoder(tiny_config(scan_layers=False))
   params = with_random(init_params(unrolled))
-  np.testing.assert_allclose(
-      apply(unrolled, params), apply(tiny[0], stacked(params, 2)), atol=1e-5, rtol=1e-5
-  )
+  np.testing.assert_allclose(apply(unrolled, params), apply(tiny[0], stacked(params, 2)), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize('policy', [policy for policy in REMAT_POLICIES if policy != 'none'])
@@ -208,7 +208,9 @@ def test_wrong_calls_are_refused(tiny):
     apply(model, params, prefill=True, mutable=['cache'])
   ones, cache = jnp.ones((1, 4), jnp.int32), empty_cache(model, params, 1, 4)
   with pytest.raises(ValueError, match='one token a row, got 2'):
-    model.apply({'params': params, **cache}, ones[:, :2], ones[:, :2], enable_dropout=False, decode=True, mutable=['cache'])
+    model.apply(
+      {'params': params, **cache}, ones[:, :2], ones[:, :2], enable_dropout=False, decode=True, mutable=['cache']
+    )
 
 
 def test_call_signature_is_t5xs():
@@ -266,7 +268,7 @@ def test_float64():
     assert low.dtype == jnp.float32
     difference = np.abs(np.asarray(logits) - np.asarray(low)).max()
     assert 0 < difference < 1e-4
-      # Really 64 bits all the way: the rounding error against a float64 reference is that of float64.
+    # Really 64 bits all the way: the rounding error against a float64 reference is that of float64.
     config = dataclasses.replace(LLAMA, dtype='float64', param_dtype='float64')
     params = with_random(init_params(Decoder(config)), 7)
     tokens = np.random.default_rng(8).integers(0, 67, (1, 7))
@@ -304,7 +306,7 @@ def numpy_attention(q, k, v, segments, window=None, prefix=None, scale=None):
 
 
 @pytest.mark.parametrize(
-    'options', [{}, {'window': 3}, {'scale': 0.7}, {'prefix': True}, {'window': 1}], ids=lambda o: str(o)
+  'options', [{}, {'window': 3}, {'scale': 0.7}, {'prefix': True}, {'window': 1}], ids=lambda o: str(o)
 )
 def test_attention_equals_its_definition(options):
   rng = np.random.default_rng(0)
@@ -316,7 +318,7 @@ def test_attention_equals_its_definition(options):
   options = dict(options)
   use_prefix = options.pop('prefix', False)
   found = attention(
-      q, k, v, q_segments_BT=segments, k_segments_BS=segments, prefix_BS=prefix if use_prefix else None, **options
+    q, k, v, q_segments_BT=segments, k_segments_BS=segments, prefix_BS=prefix if use_prefix else None, **options
   )
   expected = numpy_attention(q, k, v, segments, prefix=prefix if use_prefix else None, **options)
   np.testing.assert_allclose(found, expected, atol=2e-6)
@@ -361,7 +363,7 @@ def numpy_llama(params, config, tokens):
       layer = lambda *path, i=i: get(f'layers_{i}', *path)
       h = norm(x, layer('pre_attention_norm', 'scale'))
       q, k, v = (
-          (h @ layer('self_attention', name, 'kernel')).reshape(len(row), -1, size) for name in ('query', 'key', 'value')
+        (h @ layer('self_attention', name, 'kernel')).reshape(len(row), -1, size) for name in ('query', 'key', 'value')
       )
       out = numpy_attention(rotated(q)[None], rotated(k)[None], v[None], np.ones((1, len(row))))[0]
       x = x + out.reshape(len(row), -1) @ layer('self_attention', 'out', 'kernel')
@@ -415,7 +417,10 @@ def test_logits_equal_transformers(tie):
   params = with_random(init_params(model), 9)
   flat = traverse_util.flatten_dict(params['decoder'], sep='/')
   tensor = lambda x: torch.tensor(np.array(x))
-  state = {'model.embed_tokens.weight': tensor(flat['token_embedding']), 'model.norm.weight': tensor(flat['final_norm/scale'])}
+  state = {
+    'model.embed_tokens.weight': tensor(flat['token_embedding']),
+    'model.norm.weight': tensor(flat['final_norm/scale']),
+  }
   state['lm_head.weight'] = tensor(flat['token_embedding'] if tie else flat['lm_head'].T)
   for i in range(2):
     for ours, hugging in names.items():

@@ -13,6 +13,7 @@ from seqio_tasks.crossin import MODES, Preset, TaskSpec, language_pairs, split_r
 from seqio_tasks.mixtures import RELEASED, MixtureName, MixtureSettings, mixture_entries
 
 LANGUAGES = ('en', 'zh', 'vi', 'es')
+DEFAULT = Preset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +52,17 @@ def entries(name, given):
 def drawn(entries_, mode):
   """(rank, row, source language, target language) of all examples of a mode within the volume, in rank order."""
   found = [
-      (rank, row, entry.task.source_language, entry.task.target_language)
-      for entry in entries_
-      if entry.task.mode == mode
-      for rank, row in entry.task.items('train')
-      if entry.volume is None or rank < entry.volume
+    (rank, row, entry.task.source_language, entry.task.target_language)
+    for entry in entries_
+    if entry.task.mode == mode
+    for rank, row in entry.task.items('train')
+    if entry.volume is None or rank < entry.volume
   ]
   return sorted(found)
 
 
 def test_pairs_of_each_mode():
-  pairs = lambda mode, preset=Preset(): set(language_pairs(mode, ('en', 'zh', 'vi'), preset))
+  pairs = lambda mode, preset=DEFAULT: set(language_pairs(mode, ('en', 'zh', 'vi'), preset))
   assert pairs('base') == {('en', 'en')}
   assert pairs('mono') == {('zh', 'zh'), ('vi', 'vi')}
   assert pairs('en2x') == {('en', 'zh'), ('en', 'vi')}
@@ -116,7 +117,9 @@ def test_released_triplets_share_row_and_language_with_replacement(tiny_vocabula
   found = entries('rows.en2x_x2en_trans_x2x.all.en_zh_vi_es.released', given)
   en2x, x2en, trans, x2x = (drawn(found, mode) for mode in ('en2x', 'x2en', 'trans', 'x2x'))
   assert len(en2x) == len(x2en) == len(trans) == len(x2x) == 3000
-  assert [(rank, row, target) for rank, row, _, target in en2x] == [(rank, row, source) for rank, row, source, _ in x2en]
+  assert [(rank, row, target) for rank, row, _, target in en2x] == [
+    (rank, row, source) for rank, row, source, _ in x2en
+  ]
   assert x2en == trans
   # n draws with replacement use about 63 % of n rows.
   used = len({row for _, row, *_ in en2x})
@@ -158,11 +161,13 @@ def test_held_out_rows_are_in_no_training_task_in_any_language(tiny_vocabulary, 
 
 def test_seed_and_languages_change_the_draw_and_nothing_else_does(tiny_vocabulary):
   base = drawn(entries('rows.x2x.500.en_zh_vi_es.default', settings(tiny_vocabulary)), 'x2x')
-  assert base == drawn(entries('rows.base_x2x.500.en_zh_vi_es.default', settings(tiny_vocabulary, template='llama')), 'x2x')
+  assert base == drawn(
+    entries('rows.base_x2x.500.en_zh_vi_es.default', settings(tiny_vocabulary, template='llama')), 'x2x'
+  )
   assert base != drawn(entries('rows.x2x.500.en_zh_vi_es.default', settings(tiny_vocabulary, seed=1)), 'x2x')
 
 
-def spec(vocabulary, mode, source, target, preset=Preset()):
+def spec(vocabulary, mode, source, target, preset=DEFAULT):
   return TaskSpec(Rows(), mode, mode, source, target, LANGUAGES, preset, 0, 0, 'gemma', vocabulary)
 
 
@@ -240,14 +245,14 @@ word = st.text(st.sampled_from('abcXYZ019'), min_size=1, max_size=8)
 
 
 @hypothesis.given(
-    st.builds(
-        MixtureName,
-        st.text(st.sampled_from('abc_1'), min_size=1, max_size=8),
-        st.lists(st.one_of(st.sampled_from(sorted(MODES)), word), min_size=1, max_size=4).map(tuple),
-        st.one_of(st.none(), st.integers(0, 10**6)),
-        st.lists(codes, unique=True, max_size=4).map(lambda rest: ('en', *rest)),
-        word,
-    )
+  st.builds(
+    MixtureName,
+    st.text(st.sampled_from('abc_1'), min_size=1, max_size=8),
+    st.lists(st.one_of(st.sampled_from(sorted(MODES)), word), min_size=1, max_size=4).map(tuple),
+    st.one_of(st.none(), st.integers(0, 10**6)),
+    st.lists(codes, unique=True, max_size=4).map(lambda rest: ('en', *rest)),
+    word,
+  )
 )
 def test_names_come_back(name):
   assert MixtureName.parse(str(name)) == name

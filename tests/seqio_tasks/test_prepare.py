@@ -178,10 +178,10 @@ def test_changing_rates_or_volumes_tokenises_nothing(tmp_path, small_settings):
   assert run(tmp_path, small_settings())['tokenised'] == 3
   before = times(tmp_path)
   for mixture, changes in (
-      (SMALL, {'shares': {'base': 0.1, 'x2x': 0.9}}),
-      (SMALL, {'rates': 'temperature', 'temperature': 2.0}),
-      ('world.base_x2x.50.en_zh.every', {}),
-      ('world.x2x.17.en_zh.every', {'rates': 'counts'}),
+    (SMALL, {'shares': {'base': 0.1, 'x2x': 0.9}}),
+    (SMALL, {'rates': 'temperature', 'temperature': 2.0}),
+    ('world.base_x2x.50.en_zh.every', {}),
+    ('world.x2x.17.en_zh.every', {'rates': 'counts'}),
   ):
     assert run(tmp_path, small_settings(**changes), mixture)['tokenised'] == 0
   assert times(tmp_path) == before

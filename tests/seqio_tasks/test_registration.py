@@ -54,7 +54,9 @@ def test_a_short_sequence_length_cuts_as_max_length_does(registered, tiny_settin
   task = next(task for task in registered.tasks if '.x2x.' in task.name)
   from seqio_tasks.mixtures import MixtureName, mixture_entries
 
-  spec = next(e.task for e in mixture_entries(MixtureName.parse(TINY_MIXTURE), tiny_settings()) if e.task.name == task.name)
+  spec = next(
+    e.task for e in mixture_entries(MixtureName.parse(TINY_MIXTURE), tiny_settings()) if e.task.name == task.name
+  )
   from crossin_jax.data.prompts import Rejected
 
   expected = []
@@ -92,7 +94,9 @@ def test_features_of_the_converter_keep_every_invariant(small, tiny_settings, ti
   rows = list(dataset.take(60).as_numpy_iterator())
   used = segments = 0
   for row in rows:
-    assert set(row) == {f'decoder_{n}' for n in ('input_tokens', 'target_tokens', 'loss_weights', 'segment_ids', 'positions')}
+    assert set(row) == {
+      f'decoder_{n}' for n in ('input_tokens', 'target_tokens', 'loss_weights', 'segment_ids', 'positions')
+    }
     assert all(array.shape == (64,) for array in row.values())
     ids = row['decoder_segment_ids']
     assert not any(array[ids == 0].any() for array in row.values())
@@ -124,11 +128,11 @@ def test_id_0_survives_the_converter(seqio):
   converter = CrossInFeatureConverter(pack=True, bos_id=9)
   rows = list(converter(dataset, {'targets': 6, 'loss_weights': 6}).as_numpy_iterator())
   expected = {
-      'decoder_target_tokens': [[0, 5, 0, 0, 0, 0], [7, 0, 0, 2, 0, 0]],
-      'decoder_input_tokens': [[9, 0, 5, 9, 0, 0], [9, 7, 0, 0, 0, 0]],
-      'decoder_loss_weights': [[0, 1, 0.5, 1, 1, 0], [0, 0, 1, 1, 0, 0]],
-      'decoder_segment_ids': [[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 0, 0]],
-      'decoder_positions': [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 0, 0]],
+    'decoder_target_tokens': [[0, 5, 0, 0, 0, 0], [7, 0, 0, 2, 0, 0]],
+    'decoder_input_tokens': [[9, 0, 5, 9, 0, 0], [9, 7, 0, 0, 0, 0]],
+    'decoder_loss_weights': [[0, 1, 0.5, 1, 1, 0], [0, 0, 1, 1, 0, 0]],
+    'decoder_segment_ids': [[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 0, 0]],
+    'decoder_positions': [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 0, 0]],
   }
   for name, values in expected.items():
     np.testing.assert_array_equal([row[name] for row in rows], values, err_msg=name)
@@ -161,7 +165,7 @@ def test_registering_again_replaces(registered, tiny_settings, seqio):
   import seqio_tasks.registration
 
   again = seqio_tasks.registration.register(
-      TINY_MIXTURE, tiny_settings(shares={'tested': 1, 'shared': 1, 'base': 1, 'x2x': 97})
+    TINY_MIXTURE, tiny_settings(shares={'tested': 1, 'shared': 1, 'base': 1, 'x2x': 97})
   )
   assert seqio.MixtureRegistry.get(TINY_MIXTURE) is again
   share = sum(again.get_rate(t) for t in again.tasks if '.x2x.' in t.name) / again.total_rate
@@ -174,9 +178,9 @@ def test_a_volume_registers_a_prefix(tiny_settings, seqio):
   name = 'world.x2x.40.en_zh_vi_es.every'
   mixture = seqio_tasks.registration.register(name, tiny_settings(rates='counts'))
   ids = [
-      example['id']
-      for task in mixture.tasks
-      for example in task.get_dataset(sequence_length=LENGTHS, split='train', shuffle=False).as_numpy_iterator()
+    example['id']
+    for task in mixture.tasks
+    for example in task.get_dataset(sequence_length=LENGTHS, split='train', shuffle=False).as_numpy_iterator()
   ]
   assert len(ids) == 40
 

@@ -15,7 +15,7 @@ def world(request):
 
 
 def test_every_value_is_equally_frequent(world):
-  for world in (world, World()):
+  for world in (world, World()):  # noqa: B020
     for relation in world.shared_relations + world.tested_relations:
       for group, entities in world.entities.items():
         facts = [fact for fact in world.facts if fact.relation == relation and fact.group == group]
