@@ -77,19 +77,21 @@ def main() -> int:
       batches += 1
     seconds = time.perf_counter() - started
   print(
-    json.dumps({
-      'rows': args.rows,
-      'tokens_per_example': round(summary['tokens'] / summary['examples'], 1),
-      'prepare_examples_per_second_and_core': round(statistics.median(ours)),
-      'tokenizer_alone_examples_per_second_and_core': round(statistics.median(theirs)),
-      'prepare_over_tokenizer': round(statistics.median(a / b for a, b in zip(ours, theirs)), 3),
-      'loader_rows_of_2048_per_second': round(batches * 8 / seconds),
-      'loader_tokens_per_second': round(tokens / seconds),
-      'packing_utilisation': round(tokens / (batches * 8 * 2048), 4),
-      'gpus_fed_at_1b_parameters': round(tokens / seconds / TOKENS_PER_GPU_SECOND, 1),
-      'seconds_to_open': round(opened, 3),
-      'seconds_to_batch_100000': round(reached, 3),
-    })
+    json.dumps(
+      {
+        'rows': args.rows,
+        'tokens_per_example': round(summary['tokens'] / summary['examples'], 1),
+        'prepare_examples_per_second_and_core': round(statistics.median(ours)),
+        'tokenizer_alone_examples_per_second_and_core': round(statistics.median(theirs)),
+        'prepare_over_tokenizer': round(statistics.median(a / b for a, b in zip(ours, theirs)), 3),
+        'loader_rows_of_2048_per_second': round(batches * 8 / seconds),
+        'loader_tokens_per_second': round(tokens / seconds),
+        'packing_utilisation': round(tokens / (batches * 8 * 2048), 4),
+        'gpus_fed_at_1b_parameters': round(tokens / seconds / TOKENS_PER_GPU_SECOND, 1),
+        'seconds_to_open': round(opened, 3),
+        'seconds_to_batch_100000': round(reached, 3),
+      }
+    )
   )
   return 0
 

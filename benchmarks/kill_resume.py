@@ -27,10 +27,10 @@ MIXTURE = 'world.tested_shared_base.all.en_fi.every'
 
 def prepare(work: pathlib.Path) -> pathlib.Path:
   """A small world, prepared; returns its data directory."""
+  from crossin_jax.data.vocabulary import Vocabulary
   from seqio_tasks import mixtures, world, world_sources
   from seqio_tasks.crossin import Preset
   from seqio_tasks.prepare import prepare as prepare_mixture
-  from crossin_jax.data.vocabulary import Vocabulary
 
   small = world.World(languages=('en', 'fi'), tuning_entities=12, test_entities=24)
   world_sources.train_vocabulary(small, 600, str(work / 'world.model'))

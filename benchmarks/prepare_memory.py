@@ -31,12 +31,14 @@ def main() -> int:
     for language in ('en', 'fi'):
       with open(folder / f'rows.{language}.jsonl', 'w', encoding='utf-8') as f:
         for i in range(args.rows):
-          line = json.dumps({
-            'id': str(i),
-            'instruction': f'{language} question {i} about the harvest and the ferry?',
-            'input': '',
-            'output': f'The answer of row {i} in {language} is the night ferry to Finland, ' * 3,
-          })
+          line = json.dumps(
+            {
+              'id': str(i),
+              'instruction': f'{language} question {i} about the harvest and the ferry?',
+              'input': '',
+              'output': f'The answer of row {i} in {language} is the night ferry to Finland, ' * 3,
+            }
+          )
           size += f.write(line + '\n')
     values = {
       'PARALLEL': str(folder / 'rows'),
@@ -65,15 +67,17 @@ def main() -> int:
       return 1
     summary = json.loads(process.stdout.read().splitlines()[-1])
   print(
-    json.dumps({
-      'rows': args.rows,
-      'languages': 2,
-      'file_gigabytes': round(size / 1e9, 2),
-      'examples': summary['examples'],
-      'seconds': round(time.monotonic() - started, 1),
-      'peak_gigabytes': round(peak / 1e9, 2),
-      'peak_bytes_per_row_and_language': round(peak / args.rows / 2),
-    })
+    json.dumps(
+      {
+        'rows': args.rows,
+        'languages': 2,
+        'file_gigabytes': round(size / 1e9, 2),
+        'examples': summary['examples'],
+        'seconds': round(time.monotonic() - started, 1),
+        'peak_gigabytes': round(peak / 1e9, 2),
+        'peak_bytes_per_row_and_language': round(peak / args.rows / 2),
+      }
+    )
   )
   return 0
 

@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossin_jax import optimizers
-from crossin_jax import train_state
+from crossin_jax import optimizers, train_state
 from crossin_jax.data.stream import empty_rows
 from crossin_jax.models.decoder import Decoder, DecoderConfig
 from crossin_jax.partitioning import Partitioner
@@ -106,15 +105,19 @@ def main() -> int:
   flops = 6 * (parameters - IDS * WIDTH) * ROWS * LENGTH  # the embedding is a look-up
   medians = {name: statistics.median(values) for name, values in times.items()}
   print(
-    json.dumps({
-      'parameters': parameters,
-      'tokens_per_step': ROWS * LENGTH,
-      'seconds_per_step': {name: round(value, 3) for name, value in medians.items()},
-      'speed_of_ours_over_transformers': round(statistics.median(b / a for a, b in zip(times['ours'], times['theirs'])), 3),
-      'gflops_per_second': {name: round(flops / value / 1e9, 1) for name, value in medians.items()},
-      'compile_seconds_by_layers': compile_seconds,
-      'threads': args.threads,
-    })
+    json.dumps(
+      {
+        'parameters': parameters,
+        'tokens_per_step': ROWS * LENGTH,
+        'seconds_per_step': {name: round(value, 3) for name, value in medians.items()},
+        'speed_of_ours_over_transformers': round(
+          statistics.median(b / a for a, b in zip(times['ours'], times['theirs'])), 3
+        ),
+        'gflops_per_second': {name: round(flops / value / 1e9, 1) for name, value in medians.items()},
+        'compile_seconds_by_layers': compile_seconds,
+        'threads': args.threads,
+      }
+    )
   )
   return 0
 

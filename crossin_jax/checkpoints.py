@@ -11,8 +11,7 @@ import json
 import os
 import warnings
 
-from flax import serialization
-from flax import traverse_util
+from flax import serialization, traverse_util
 import gin
 import jax
 import numpy as np
@@ -37,7 +36,8 @@ class CheckpointConfig:
     period: steps between checkpoints; the last step is always saved. 0 = only the last.
     keep: how many of the latest stay.
     keep_period: checkpoints at multiples of it stay for ever; None = none.
-    best_metric: evaluation figure ('heldout/loss', 'world/accuracy' ...) whose best checkpoint stays too.
+    best_metric: evaluation figure ('eval/heldout/loss', 'eval/questions/ac3_3' ...) whose best checkpoint stays too, among the
+      steps that are both evaluated and saved.
     best_mode: 'min' or 'max'.
   """
 

@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   module, function, _ = COMMANDS[argv[0]]
   from absl import logging
+
   from crossin_jax import config
 
   # Orbax and JAX tell of their inner life on this channel; ours is warnings and stderr.

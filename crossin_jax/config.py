@@ -6,9 +6,9 @@ import inspect
 import logging
 import os
 import re
+import tokenize
 import types
 import typing
-import tokenize
 
 import gin
 

@@ -34,5 +34,5 @@ def code_of(language: str) -> str:
   near = difflib.get_close_matches(key, [*ENGLISH_NAMES, *_CODES], n=3)
   hint = f'; did you mean {" or ".join(near)}?' if near else ''
   raise ValueError(
-      f'unknown language {language!r}{hint} Known codes: {", ".join(ENGLISH_NAMES)} (crossin_jax/languages.py holds the table)'
+    f'unknown language {language!r}{hint} Known codes: {", ".join(ENGLISH_NAMES)} (crossin_jax/languages.py holds the table)'
   )

@@ -41,18 +41,18 @@ def token_losses(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.Arra
 def apply_model(model, params: Any, batch: dict[str, jax.Array], dropout_key: jax.Array | None = None) -> jax.Array:
   """Logits [B, L, V] of a packed batch; dropout acts when a key is given."""
   return model.apply(
-      {'params': params},
-      batch['decoder_input_tokens'],
-      batch['decoder_target_tokens'],
-      decoder_segment_ids=batch['decoder_segment_ids'],
-      decoder_positions=batch['decoder_positions'],
-      enable_dropout=dropout_key is not None,
-      rngs=None if dropout_key is None else {'dropout': dropout_key},
+    {'params': params},
+    batch['decoder_input_tokens'],
+    batch['decoder_target_tokens'],
+    decoder_segment_ids=batch['decoder_segment_ids'],
+    decoder_positions=batch['decoder_positions'],
+    enable_dropout=dropout_key is not None,
+    rngs=None if dropout_key is None else {'dropout': dropout_key},
   )
 
 
 def batch_loss(
-    model, params: Any, batch: dict[str, jax.Array], tasks: int, z_loss: float = 0.0, dropout_key: jax.Array | None = None
+  model, params: Any, batch: dict[str, jax.Array], tasks: int, z_loss: float = 0.0, dropout_key: jax.Array | None = None
 ) -> tuple[jax.Array, LossSums]:
   """Sum of weighted token losses of one (micro)batch, not divided by anything.
 
@@ -77,10 +77,10 @@ def batch_loss(
     objective += z_loss * jnp.where(weight_BL != 0, log_z_BL**2 * weight_BL, 0).sum()
   by_task = lambda x_BL: jnp.zeros(tasks, x_BL.dtype).at[batch['decoder_task_ids']].add(x_BL)
   sums = LossSums(
-      loss=weighted_BL.sum(),
-      weight=weight_BL.sum(),
-      tokens=(batch['decoder_segment_ids'] > 0).sum().astype(loss_BL.dtype),
-      loss_by_task=by_task(weighted_BL),
-      weight_by_task=by_task(weight_BL),
+    loss=weighted_BL.sum(),
+    weight=weight_BL.sum(),
+    tokens=(batch['decoder_segment_ids'] > 0).sum().astype(loss_BL.dtype),
+    loss_by_task=by_task(weighted_BL),
+    weight_by_task=by_task(weight_BL),
   )
   return objective, jax.lax.stop_gradient(sums)

@@ -23,18 +23,18 @@ class TaskTable:
   def means(self, loss_by_task, weight_by_task) -> tuple[dict[str, float], dict[str, float]]:
     """Mean losses by source and by language of the response; those without tokens are left out."""
     return tuple(
-        {
-            label: float(loss / weight)
-            for label in sorted(set(labels))
-            for loss, weight in [
-                (
-                    sum(l for l, n in zip(loss_by_task, labels) if n == label),
-                    sum(w for w, n in zip(weight_by_task, labels) if n == label),
-                )
-            ]
-            if weight > 0
-        }
-        for labels in (self._sources, self._languages)
+      {
+        label: float(loss / weight)
+        for label in sorted(set(labels))
+        for loss, weight in [
+          (
+            sum(l for l, n in zip(loss_by_task, labels) if n == label),
+            sum(w for w, n in zip(weight_by_task, labels) if n == label),
+          )
+        ]
+        if weight > 0
+      }
+      for labels in (self._sources, self._languages)
     )
 
 
@@ -69,9 +69,9 @@ class MetricsWriter:
 
   def __init__(self, model_dir: str, resumed_step: int, evaluated: int = 0):
     """Args:
-      model_dir: where metrics.jsonl and tensorboard/ are.
-      resumed_step: lines after it are cut off.
-      evaluated: last step whose evaluation was completed; figures after it are cut off too.
+    model_dir: where metrics.jsonl and tensorboard/ are.
+    resumed_step: lines after it are cut off.
+    evaluated: last step whose evaluation was completed; figures after it are cut off too.
     """
     from tensorboardX import SummaryWriter
 

@@ -1,7 +1,7 @@
 """Optimizers as plain optax transforms, with the schedule beside them so that the true rate is logged."""
 
+from collections.abc import Callable
 import dataclasses
-from typing import Callable
 
 import gin
 import jax
@@ -21,12 +21,12 @@ class Optimizer:
 
 @gin.configurable
 def schedule(
-    total_steps: int,
-    peak: float = 1e-4,
-    decay: str = 'cosine',
-    warmup_steps: int | None = None,
-    warmup_ratio: float = 0.03,
-    final_ratio: float = 0.0,
+  total_steps: int,
+  peak: float = 1e-4,
+  decay: str = 'cosine',
+  warmup_steps: int | None = None,
+  warmup_ratio: float = 0.03,
+  final_ratio: float = 0.0,
 ) -> Schedule:
   """Linear warm-up from zero, then one of four decays.
 
@@ -49,10 +49,10 @@ def schedule(
     raise ValueError(f'schedule.warmup_steps = {warmup} is not between 0 and the {total_steps} steps of the run')
   rest = max(1, total_steps - warmup)
   after = {
-      'cosine': lambda: optax.cosine_decay_schedule(peak, rest, alpha=final_ratio),
-      'linear': lambda: optax.linear_schedule(peak, final_ratio * peak, rest),
-      'rsqrt': lambda: lambda step: peak * jax.lax.rsqrt(1.0 + step / max(1, warmup)),
-      'constant': lambda: optax.constant_schedule(peak),
+    'cosine': lambda: optax.cosine_decay_schedule(peak, rest, alpha=final_ratio),
+    'linear': lambda: optax.linear_schedule(peak, final_ratio * peak, rest),
+    'rsqrt': lambda: lambda step: peak * jax.lax.rsqrt(1.0 + step / max(1, warmup)),
+    'constant': lambda: optax.constant_schedule(peak),
   }[decay]()
   if not warmup:
     return after
@@ -63,18 +63,18 @@ def schedule(
 def decay_mask(params):
   """True for matrices, False for norm scales and biases (also when layers are stacked)."""
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: str(getattr(path[-1], 'key', path[-1])) not in ('scale', 'bias'), params
+    lambda path, _: str(getattr(path[-1], 'key', path[-1])) not in ('scale', 'bias'), params
   )
 
 
 @gin.configurable
 def adamw(
-    total_steps: int,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    epsilon: float = 1e-8,
-    weight_decay: float = 0.01,
-    clip_norm: float | None = 1.0,
+  total_steps: int,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  epsilon: float = 1e-8,
+  weight_decay: float = 0.01,
+  clip_norm: float | None = 1.0,
 ) -> Optimizer:
   """AdamW (Loshchilov and Hutter 2019) after clipping by the global norm; no decay on norm scales.
 
@@ -88,18 +88,18 @@ def adamw(
   """
   rate = schedule(total_steps)
   return Optimizer(
-      _chain(clip_norm, optax.adamw(rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay, mask=decay_mask)), rate
+    _chain(clip_norm, optax.adamw(rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay, mask=decay_mask)), rate
   )
 
 
 @gin.configurable
 def adafactor(
-    total_steps: int,
-    decay_rate: float = 0.8,
-    clipping_threshold: float | None = 1.0,
-    multiply_by_parameter_scale: bool = True,
-    weight_decay: float | None = None,
-    clip_norm: float | None = None,
+  total_steps: int,
+  decay_rate: float = 0.8,
+  clipping_threshold: float | None = 1.0,
+  multiply_by_parameter_scale: bool = True,
+  weight_decay: float | None = None,
+  clip_norm: float | None = None,
 ) -> Optimizer:
   """Adafactor (Shazeer and Stern 2018), its second moments factored from 128 columns up.
 
@@ -113,12 +113,12 @@ def adafactor(
   """
   rate = schedule(total_steps)
   factored = optax.adafactor(
-      rate,
-      decay_rate=decay_rate,
-      clipping_threshold=clipping_threshold,
-      multiply_by_parameter_scale=multiply_by_parameter_scale,
-      weight_decay_rate=weight_decay,
-      weight_decay_mask=decay_mask,
+    rate,
+    decay_rate=decay_rate,
+    clipping_threshold=clipping_threshold,
+    multiply_by_parameter_scale=multiply_by_parameter_scale,
+    weight_decay_rate=weight_decay,
+    weight_decay_mask=decay_mask,
   )
   return Optimizer(_chain(clip_norm, factored), rate)
 

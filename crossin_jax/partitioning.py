@@ -21,16 +21,16 @@ def standard_logical_axis_rules() -> tuple[tuple[str, object], ...]:
   `data` and `fsdp`. A T5X rule list may be given instead: `model` is read as `tensor`.
   """
   return (
-      ('batch', ('data', 'fsdp')),
-      ('vocab', 'tensor'),
-      ('embed', 'fsdp'),
-      ('mlp', 'tensor'),
-      ('heads', 'tensor'),
-      ('joined_kv', 'tensor'),
-      ('kv', None),
-      ('length', None),
-      ('layers', None),
-      ('embed_activation', None),
+    ('batch', ('data', 'fsdp')),
+    ('vocab', 'tensor'),
+    ('embed', 'fsdp'),
+    ('mlp', 'tensor'),
+    ('heads', 'tensor'),
+    ('joined_kv', 'tensor'),
+    ('kv', None),
+    ('length', None),
+    ('layers', None),
+    ('embed_activation', None),
   )
 
 
@@ -70,18 +70,18 @@ class Partitioner:
       shape[shape.index(-1)] = len(devices) // known
     if int(np.prod(shape)) != len(devices):
       raise ValueError(
-          f'Partitioner.mesh_shape = {tuple(mesh_shape)} does not fit {len(devices)} {devices[0].platform} devices; '
-          'the sizes of data, fsdp and tensor must multiply to that number'
+        f'Partitioner.mesh_shape = {tuple(mesh_shape)} does not fit {len(devices)} {devices[0].platform} devices; '
+        'the sizes of data, fsdp and tensor must multiply to that number'
       )
     # Neighbouring devices belong to the last axis: tensor traffic stays on the fastest links.
     self.mesh = Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
-    self.rules = tuple(
-        (name, _renamed(axis)) for name, axis in (logical_axis_rules or standard_logical_axis_rules())
-    )
+    self.rules = tuple((name, _renamed(axis)) for name, axis in (logical_axis_rules or standard_logical_axis_rules()))
     for name, axis in self.rules:
       for part in axis if isinstance(axis, tuple) else (axis,):
         if part is not None and part not in MESH_AXES:
-          raise ValueError(f'logical axis rule ({name!r}, {axis!r}): {part!r} is not one of {MESH_AXES} (or T5X\'s model)')
+          raise ValueError(
+            f"logical axis rule ({name!r}, {axis!r}): {part!r} is not one of {MESH_AXES} (or T5X's model)"
+          )
 
   @contextlib.contextmanager
   def activate(self):

@@ -1,25 +1,27 @@
 """`crossin train`: one loop for every model, mesh and mixture, read top to bottom."""
 
 import argparse
+from collections.abc import Callable
 import json
 import os
 import sys
 import time
-from typing import Callable
 import warnings
 
 import gin
 import jax
 
-from crossin_jax import checkpoints
-from crossin_jax import config
-from crossin_jax import distributed
-from crossin_jax import interruption
+from crossin_jax import (
+  checkpoints,
+  config,
+  distributed,
+  interruption,
+  nonfinite,
+  optimizers,
+  run_directory,
+  train_state,
+)
 from crossin_jax import metrics as metrics_lib
-from crossin_jax import nonfinite
-from crossin_jax import optimizers
-from crossin_jax import run_directory
-from crossin_jax import train_state
 from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.data.stream import BatchStream, Loader, check_resume, fingerprint
 from crossin_jax.partitioning import Partitioner

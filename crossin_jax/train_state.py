@@ -1,6 +1,7 @@
 """What training changes, how it is initialised straight into its shards, and one step."""
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -14,9 +15,9 @@ from crossin_jax.partitioning import Partitioner
 @flax.struct.dataclass
 class TrainState:
   """Attributes:
-    step: int32 [], batches seen (also those whose update was skipped).
-    params: the model's parameters.
-    opt_state: the optax state.
+  step: int32 [], batches seen (also those whose update was skipped).
+  params: the model's parameters.
+  opt_state: the optax state.
   """
 
   step: jax.Array
@@ -96,7 +97,7 @@ def _init(model, key, length):
 
 
 def make_train_step(
-    model, optimizer, *, tasks: int, microbatches: int = 1, z_loss: float = 0.0, seed: int = 0, dropout: bool = False
+  model, optimizer, *, tasks: int, microbatches: int = 1, z_loss: float = 0.0, seed: int = 0, dropout: bool = False
 ) -> Callable[[TrainState, dict[str, jax.Array], jax.Array], tuple[TrainState, StepMetrics]]:
   """One step: gradients of the summed loss over microbatches, divided once by the summed weights.
 

@@ -10,19 +10,19 @@ import itertools
 import gin
 
 from crossin_jax.data.mixing import fold
-from crossin_jax.data.prompts import Example, Rejected, TEMPLATES, check_template, render_example
+from crossin_jax.data.prompts import TEMPLATES, Example, Rejected, check_template, render_example
 from crossin_jax.data.vocabulary import Vocabulary
 from crossin_jax.languages import ENGLISH_NAMES
 
 # Mode -> what stands on its two sides. METHODS A.3.
 MODES = {
-    'base': 'English instruction, English response; no tag',
-    'mono': 'instruction and response in the same language, not English; no tag',
-    'en2x': 'English instruction, tagged, response in x',
-    'x2en': 'instruction in x, tagged, English response',
-    'x2x': 'instruction and response in two different languages, English among them; tagged',
-    'trans': 'translate the instruction text from x into English; no tag',
-    'text': 'running text, every token trained',
+  'base': 'English instruction, English response; no tag',
+  'mono': 'instruction and response in the same language, not English; no tag',
+  'en2x': 'English instruction, tagged, response in x',
+  'x2en': 'instruction in x, tagged, English response',
+  'x2x': 'instruction and response in two different languages, English among them; tagged',
+  'trans': 'translate the instruction text from x into English; no tag',
+  'text': 'running text, every token trained',
 }
 CROSSIN_MODES = ('mono', 'en2x', 'x2en', 'x2x', 'trans')  # those a volume limits
 
@@ -60,7 +60,7 @@ class Preset:
 def language_pairs(mode: str, languages: tuple[str, ...], preset: Preset) -> tuple[tuple[str, str], ...]:
   """(source, target) languages of a mode, in a fixed order.
 
-      language_pairs('en2x', ('en', 'zh', 'vi'), Preset()) == (('en', 'zh'), ('en', 'vi'))
+  language_pairs('en2x', ('en', 'zh', 'vi'), Preset()) == (('en', 'zh'), ('en', 'vi'))
   """
   others = tuple(language for language in languages if language != 'en')
   if mode == 'base':
@@ -121,7 +121,7 @@ def draw(source, mode: str, pairs, preset: Preset, seed: int, rows: tuple[int, .
     # One draw of (row, language) for en2x, x2en and trans; x2x draws a pair of its own.
     kind = mode if mode in ('x2x', 'mono') else 'shared'
     return tuple(
-        (rows[fold(seed, 'row', i) % len(rows)], fold(seed, kind, 'language', i) % len(pairs)) for i in range(len(rows))
+      (rows[fold(seed, 'row', i) % len(rows)], fold(seed, kind, 'language', i) % len(pairs)) for i in range(len(rows))
     )
   if preset.assignment == 'one':
     return tuple((row, fold(seed, mode, ids[row]) % len(pairs)) for row in rows)
@@ -188,19 +188,19 @@ class TaskSpec:
     id_ = self.source.ids()[row]
     if self.mode == 'trans':
       return {
-          'id': id_,
-          'instruction': f'Translate the following sentence into {ENGLISH_NAMES[self.target_language]}.',
-          'input': asked['instruction'],
-          'output': answered['instruction'],
-          'tag': '',
+        'id': id_,
+        'instruction': f'Translate the following sentence into {ENGLISH_NAMES[self.target_language]}.',
+        'input': asked['instruction'],
+        'output': answered['instruction'],
+        'tag': '',
       }
     tag = f'[{self.target_language}]' if self.preset.tags and self.mode in ('en2x', 'x2en', 'x2x') else ''
     return {
-        'id': id_,
-        'instruction': asked['instruction'],
-        'input': asked['input'],
-        'output': answered['output'],
-        'tag': tag,
+      'id': id_,
+      'instruction': asked['instruction'],
+      'input': asked['input'],
+      'output': answered['output'],
+      'tag': tag,
     }
 
   def example(self, fields: dict[str, str], max_length: int | None) -> Example:
@@ -219,25 +219,25 @@ class TaskSpec:
   def info(self) -> dict[str, str]:
     """What a loss by source and by language groups by."""
     return {
-        'name': self.name,
-        'source': self.source.name,
-        'component': self.component,
-        'mode': self.mode,
-        'source_language': self.source_language,
-        'target_language': self.target_language,
+      'name': self.name,
+      'source': self.source.name,
+      'component': self.component,
+      'mode': self.mode,
+      'source_language': self.source_language,
+      'target_language': self.target_language,
     }
 
   def fingerprint_parts(self, max_length: int) -> dict:
     """Everything the prepared tokens depend on, readable, so that a difference can be named."""
     return {
-        'source': f'{self.source.name} {self.source.digest()}',
-        'mode': self.mode,
-        'language pair': f'{self.source_language} -> {self.target_language}',
-        'languages': ' '.join(self.languages) if self.mode in CROSSIN_MODES else '',
-        'preset': repr(dataclasses.asdict(self.preset)),
-        'seed': self.seed,
-        'validation_rows': self.validation_rows,
-        'template': f'{self.template}: {TEMPLATES[self.template]!r}',
-        'vocabulary': self.vocabulary.digest,
-        'max_length': max_length,
+      'source': f'{self.source.name} {self.source.digest()}',
+      'mode': self.mode,
+      'language pair': f'{self.source_language} -> {self.target_language}',
+      'languages': ' '.join(self.languages) if self.mode in CROSSIN_MODES else '',
+      'preset': repr(dataclasses.asdict(self.preset)),
+      'seed': self.seed,
+      'validation_rows': self.validation_rows,
+      'template': f'{self.template}: {TEMPLATES[self.template]!r}',
+      'vocabulary': self.vocabulary.digest,
+      'max_length': max_length,
     }

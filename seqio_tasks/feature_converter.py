@@ -1,6 +1,6 @@
 """SeqIO examples to decoder features, with real tokens of id 0 kept and the loss weights as they were made."""
 
-from typing import Mapping
+from collections.abc import Mapping
 
 import seqio
 import tensorflow as tf

@@ -102,8 +102,8 @@ def read_tfds(name: str, split: str, data_dir: str = '') -> Iterator[Row]:
       builder = tfds.builder(name, data_dir=data_dir or None)
   except Exception as error:  # TFDS raises many kinds
     raise SourceError(
-        f'{name}: not a TFDS dataset ({_first_line(error)}); give the directory that holds its dataset_info.json, '
-        'or a TFDS name and data_dir'
+      f'{name}: not a TFDS dataset ({_first_line(error)}); give the directory that holds its dataset_info.json, '
+      'or a TFDS name and data_dir'
     ) from error
   splits, features = ', '.join(builder.info.splits), builder.info.features
   if not splits:
@@ -157,8 +157,8 @@ def find_files(stem: str, languages: Sequence[str]) -> dict[str, str]:
       continue
     if os.path.isdir(stem):
       raise SourceError(
-          f'{stem}: is a directory, holding {_some(sorted(os.listdir(stem)))}; name one file in it, or the stem NAME '
-          f'of files NAME_{language}.json'
+        f'{stem}: is a directory, holding {_some(sorted(os.listdir(stem)))}; name one file in it, or the stem NAME '
+        f'of files NAME_{language}.json'
       )
     if os.path.isfile(stem):
       raise SourceError(f'{stem}: unknown kind of file; rename it so that it ends in one of {", ".join(EXTENSIONS)}')
@@ -166,8 +166,8 @@ def find_files(stem: str, languages: Sequence[str]) -> dict[str, str]:
     if extension(base):
       raise SourceError(f'{stem}: no such file, found beside it: {beside}; correct the path')
     raise SourceError(
-        f'{stem}: no file for language {language!r}, looked for {base}_{language} and {base}.{language} with '
-        f'{", ".join(EXTENSIONS)}, found beside it: {beside}; add the file, or take {language!r} out of languages'
+      f'{stem}: no file for language {language!r}, looked for {base}_{language} and {base}.{language} with '
+      f'{", ".join(EXTENSIONS)}, found beside it: {beside}; add the file, or take {language!r} out of languages'
     )
   return files
 
@@ -192,8 +192,8 @@ def check_row(fields: Any, path: str, number: int, line: int | None = None, with
   if not isinstance(fields, dict):
     hint = ' (a JSON list: name the file .json)' if line is not None and isinstance(fields, list) else ''
     raise SourceError(
-        f'{at()}: a row must be an object with instruction, input and output, found {_found(fields)}{hint}; '
-        'mend or remove the row'
+      f'{at()}: a row must be an object with instruction, input and output, found {_found(fields)}{hint}; '
+      'mend or remove the row'
     )
   texts = []
   for field in TEXT_FIELDS:
@@ -205,8 +205,8 @@ def check_row(fields: Any, path: str, number: int, line: int | None = None, with
       raise SourceError(f'{at()}: field {field!r} is missing, found {present}; add it, or rename the field meant')
     if not isinstance(value, str):
       raise SourceError(
-          f'{at()}: field {field!r} must be a string, found {_found(value)}; write it as one string, '
-          'or remove the row from the files of all languages'
+        f'{at()}: field {field!r} must be a string, found {_found(value)}; write it as one string, '
+        'or remove the row from the files of all languages'
       )
     texts.append(value)
   id_, language = fields.get('id'), None
@@ -214,8 +214,8 @@ def check_row(fields: Any, path: str, number: int, line: int | None = None, with
     id_ = str(id_)
   if id_ is not None and not (isinstance(id_, str) and id_):
     raise SourceError(
-        f"{at()}: field 'id' must be a whole number or a string that is not empty, found {_found(id_)}; "
-        'mend it, or remove the field from every row'
+      f"{at()}: field 'id' must be a whole number or a string that is not empty, found {_found(id_)}; "
+      'mend it, or remove the field from every row'
     )
   if with_language and fields.get('language') is not None:
     language = fields['language']
@@ -312,8 +312,8 @@ def _read_json(path: str) -> Iterator[tuple[None, Any]]:
     raise SourceError(str(error) + ('' if rows is None else f'. Whole rows before it: {rows}')) from None
   if not isinstance(json_rows, list):
     raise SourceError(
-        f'{path}: must hold a list of rows, found {_found(json_rows)}; '
-        'put the rows in [ ], or one per line in a .jsonl file'
+      f'{path}: must hold a list of rows, found {_found(json_rows)}; '
+      'put the rows in [ ], or one per line in a .jsonl file'
     )
   for fields in json_rows:
     yield None, fields

@@ -42,17 +42,17 @@ def _register_task(entry: MixtureEntry) -> seqio.Task:
   seqio.TaskRegistry.remove(name)
   vocabulary = SeqioVocabulary(spec.vocabulary)
   return seqio.TaskRegistry.add(
-      name,
-      source=seqio.FunctionDataSource(
-          dataset_fn=functools.partial(_rows, spec, volume),
-          splits=('train', 'validation'),
-          num_input_examples={'train': entry.examples, 'validation': len(spec.items('validation'))},
-      ),
-      preprocessors=[functools.partial(render, spec=spec)],
-      output_features={
-          'targets': seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32),
-          'loss_weights': seqio.Feature(seqio.PassThroughVocabulary(1), add_eos=False, dtype=tf.float32),
-      },
+    name,
+    source=seqio.FunctionDataSource(
+      dataset_fn=functools.partial(_rows, spec, volume),
+      splits=('train', 'validation'),
+      num_input_examples={'train': entry.examples, 'validation': len(spec.items('validation'))},
+    ),
+    preprocessors=[functools.partial(render, spec=spec)],
+    output_features={
+      'targets': seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32),
+      'loss_weights': seqio.Feature(seqio.PassThroughVocabulary(1), add_eos=False, dtype=tf.float32),
+    },
   )
 
 

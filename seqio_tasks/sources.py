@@ -282,15 +282,15 @@ def _by_language(rows: Iterable[Row], languages: Sequence[str], file: str) -> di
         if field == 'language' and len(languages) > 1:
           hint = ", or give the stem of one file per language as path ('/data/alpaca' for /data/alpaca_en.json)"
         raise SourceError(
-            f'{file}, row {row.number} (counted from 0): field {field!r} is missing, and one file with several '
-            f'languages is aligned by it; add it{hint}'
+          f'{file}, row {row.number} (counted from 0): field {field!r} is missing, and one file with several '
+          f'languages is aligned by it; add it{hint}'
         )
     columns[row.language].add(row)
   for language in languages:
     if language not in columns:
       raise SourceError(
-          f'{file}: no rows in language {language!r}, found {", ".join(sorted(columns))}; add them, '
-          f'or take {language!r} out of languages'
+        f'{file}: no rows in language {language!r}, found {", ".join(sorted(columns))}; add them, '
+        f'or take {language!r} out of languages'
       )
   return {language: columns[language] for language in languages}
 
@@ -312,16 +312,16 @@ def _aligned_by_id(columns: Mapping[str, _Column]) -> _Table:
       first = places[language].setdefault(id_, i)
       if first != i:
         raise SourceError(
-            f"{where}: id {id_!r} of language {language!r} is already that of row {column.numbers[first]}; "
-            "make ids unique, or set align = 'position' if each language has its own file"
+          f'{where}: id {id_!r} of language {language!r} is already that of row {column.numbers[first]}; '
+          "make ids unique, or set align = 'position' if each language has its own file"
         )
   first, *others = columns
   ids = [id_ for id_ in columns[first].ids if all(id_ in places[other] for other in others)]
   if not ids:
     examples = ', '.join(f'{column.ids[0]!r} in {column.file} ({language})' for language, column in columns.items())
     raise SourceError(
-        f"no id occurs in all of {', '.join(columns)}; the first ids are {examples}. Give rows that belong together "
-        "the same id, or set align = 'position' if row n belongs to row n"
+      f'no id occurs in all of {", ".join(columns)}; the first ids are {examples}. Give rows that belong together '
+      "the same id, or set align = 'position' if row n belongs to row n"
     )
   lone = {(language, 'no_counterpart'): len(column.ids) - len(ids) for language, column in columns.items()}
   texts = {language: [column.texts[places[language][id_]] for id_ in ids] for language, column in columns.items()}
@@ -336,8 +336,8 @@ def _aligned_by_position(columns: Mapping[str, _Column], check_ids: bool) -> _Ta
     parting = 'without ids the first unequal row cannot be told'
     if differing is not None:
       parting = (
-          f'the first unequal row is {differing} (counted from 0), id {first.ids[differing]!r} in {first.file}, '
-          f'{other.ids[differing]!r} in {other.file}'
+        f'the first unequal row is {differing} (counted from 0), id {first.ids[differing]!r} in {first.file}, '
+        f'{other.ids[differing]!r} in {other.file}'
       )
     elif any(first.ids) and any(other.ids):
       last = min(len(first.ids), len(other.ids)) - 1
@@ -345,13 +345,13 @@ def _aligned_by_position(columns: Mapping[str, _Column], check_ids: bool) -> _Ta
     if len(first.texts) != len(other.texts):
       lengths = ', '.join(f'{column.file} has {len(column.texts)}' for column in columns.values())
       raise SourceError(
-          f'files aligned by position have unequal numbers of rows: {lengths}; {parting}. '
-          'Mend the files, or give every row an id'
+        f'files aligned by position have unequal numbers of rows: {lengths}; {parting}. '
+        'Mend the files, or give every row an id'
       )
     if check_ids and differing is not None:
       raise SourceError(
-          f'files with an id in some rows only are aligned by position, but {parting}. Give every row an id, '
-          "or set align = 'position' if the ids do not matter"
+        f'files with an id in some rows only are aligned by position, but {parting}. Give every row an id, '
+        "or set align = 'position' if the ids do not matter"
       )
   ids = [str(number) for number in first.numbers]
   return _Table(ids, {language: column.texts for language, column in columns.items()}, {})

@@ -42,12 +42,12 @@ class AlignedInstructions(tfds.core.GeneratorBasedBuilder):
   def _info(self) -> tfds.core.DatasetInfo:
     fields = ('id', 'language', *TEXT_FIELDS)
     return tfds.core.DatasetInfo(
-        builder=self,
-        description='Instruction rows that say the same thing in every language.',
-        features=tfds.features.FeaturesDict({field: tfds.features.Text() for field in fields}),
-        # Keeps the rows in order. Keys must then be integers.
-        disable_shuffling=True,
-        metadata=tfds.core.MetadataDict(),
+      builder=self,
+      description='Instruction rows that say the same thing in every language.',
+      features=tfds.features.FeaturesDict({field: tfds.features.Text() for field in fields}),
+      # Keeps the rows in order. Keys must then be integers.
+      disable_shuffling=True,
+      metadata=tfds.core.MetadataDict(),
     )
 
   def _split_generators(self, dl_manager):

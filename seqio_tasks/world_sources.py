@@ -88,8 +88,8 @@ class WorldStatements(_Rows):
 def world_texts(world: World) -> dict[str, list[WorldStatements]]:
   """Components of running text: 'tested' (told in English only) and 'shared' (told in every language)."""
   return {
-      'tested': [WorldStatements(world, 'en', tested=True)],
-      'shared': [WorldStatements(world, language) for language in world.languages],
+    'tested': [WorldStatements(world, 'en', tested=True)],
+    'shared': [WorldStatements(world, language) for language in world.languages],
   }
 
 
@@ -112,16 +112,16 @@ def train_vocabulary(world: World, size: int, path: str) -> None:
   text += [f'[{language}]' for language in world.languages]
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(text),
-      model_writer=model,
-      vocab_size=size,
-      model_type='bpe',
-      character_coverage=1.0,
-      normalization_rule_name='identity',
-      user_defined_symbols=['\n'],
-      byte_fallback=True,
-      num_threads=1,
-      minloglevel=2,
+    sentence_iterator=iter(text),
+    model_writer=model,
+    vocab_size=size,
+    model_type='bpe',
+    character_coverage=1.0,
+    normalization_rule_name='identity',
+    user_defined_symbols=['\n'],
+    byte_fallback=True,
+    num_threads=1,
+    minloglevel=2,
   )
   os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
   with open(f'{path}.writing', 'wb') as f:
@@ -133,9 +133,9 @@ def write_questions(world: World, directory: str) -> None:
   """Writes facts.tsv (which fact is told in which language) and the two question files."""
   os.makedirs(directory, exist_ok=True)
   for name, text in (
-      ('facts.tsv', world.facts_table()),
-      ('questions.untagged.jsonl', _lines(world.question_rows(tag=False))),
-      ('questions.tagged.jsonl', _lines(world.question_rows(tag=True))),
+    ('facts.tsv', world.facts_table()),
+    ('questions.untagged.jsonl', _lines(world.question_rows(tag=False))),
+    ('questions.tagged.jsonl', _lines(world.question_rows(tag=True))),
   ):
     path = os.path.join(directory, name)
     with open(f'{path}.writing', 'w', encoding='utf-8') as f:

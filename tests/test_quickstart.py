@@ -21,15 +21,26 @@ def run(*arguments, check=True):
 @pytest.mark.slow
 def test_two_arms_end_to_end_and_again(tmp_path):
   out = str(tmp_path / 'out')
-  flags = ['--output_dir', out, '--languages', 'en,ur', '--arms', 'Base,x2x', '--reading_steps', '6', '--tuning_steps', '4']
+  flags = [
+    '--output_dir',
+    out,
+    '--languages',
+    'en,ur',
+    '--arms',
+    'Base,x2x',
+    '--reading_steps',
+    '6',
+    '--tuning_steps',
+    '4',
+  ]
   first = run(*flags, '--json')
   found = json.loads(first.stdout.splitlines()[-1])
   variants = {(r['variant'], r['benchmark'], r['method']) for r in found['runs']}
   assert variants == {
-      (arm, f'questions/{form}', method)
-      for arm in ('Base', 'x2x')
-      for form in ('untagged', 'tagged')
-      for method in ('likelihood', 'generate')
+    (arm, f'questions/{form}', method)
+    for arm in ('Base', 'x2x')
+    for form in ('untagged', 'tagged')
+    for method in ('likelihood', 'generate')
   }
   assert all(r['items'] >= 400 and list(r['accuracy_by_language']) == ['en', 'ur'] for r in found['runs'])
   page = (tmp_path / 'out' / 'report.html').read_text(encoding='utf-8')

@@ -13,7 +13,7 @@ from crossin_jax.data.vocabulary import Vocabulary
 
 
 def inspect(
-    mixture: PreparedMixture, *, batch_size: int = 16, length: int = 2048, seed: int = 0, steps: int | None = None
+  mixture: PreparedMixture, *, batch_size: int = 16, length: int = 2048, seed: int = 0, steps: int | None = None
 ) -> dict:
   """Figures of a mixture, and of the first `steps` batches of its stream.
 
@@ -50,37 +50,37 @@ def inspect(
     lengths = task.split.lengths[: task.examples]
     manifest = task.split.manifest
     row = {
-        'task': task.split.name,
-        'examples': task.examples,
-        'rate': task.rate / total_rate,
-        'share_examples': float(examples[t] / examples.sum()),
-        'share_tokens': float(tokens[t] / tokens.sum()),
-        'share_loss_tokens': float(loss_tokens[t] / loss_tokens.sum()),
-        'epochs_per_1000_steps': per_1000[task.split.name],
-        'length': {
-            'mean': float(lengths.mean()),
-            'median': float(np.median(lengths)),
-            'p95': float(np.percentile(lengths, 95)),
-            'max': int(lengths.max()),
-        },
-        'dropped': manifest['splits']['train']['dropped'],
-        'shortened': manifest['splits']['train']['shortened'],
-        'set_aside': manifest['source_rows_set_aside'],
+      'task': task.split.name,
+      'examples': task.examples,
+      'rate': task.rate / total_rate,
+      'share_examples': float(examples[t] / examples.sum()),
+      'share_tokens': float(tokens[t] / tokens.sum()),
+      'share_loss_tokens': float(loss_tokens[t] / loss_tokens.sum()),
+      'epochs_per_1000_steps': per_1000[task.split.name],
+      'length': {
+        'mean': float(lengths.mean()),
+        'median': float(np.median(lengths)),
+        'p95': float(np.percentile(lengths, 95)),
+        'max': int(lengths.max()),
+      },
+      'dropped': manifest['splits']['train']['dropped'],
+      'shortened': manifest['splits']['train']['shortened'],
+      'set_aside': manifest['source_rows_set_aside'],
     }
     result_tasks.append(row)
     component = result_components.setdefault(
-        components[task.split.name], {'rate': 0.0, 'share_examples': 0.0, 'share_loss_tokens': 0.0}
+      components[task.split.name], {'rate': 0.0, 'share_examples': 0.0, 'share_loss_tokens': 0.0}
     )
     for key in component:
       component[key] += row[key]
   return {
-      'mixture': mixture.name,
-      'tasks': result_tasks,
-      'components': result_components,
-      'steps': steps,
-      'packing_utilisation': used / (rows * length),
-      'examples_per_row': float(examples.sum() / rows),
-      'dropped_by_packing': stream.dropped,
+    'mixture': mixture.name,
+    'tasks': result_tasks,
+    'components': result_components,
+    'steps': steps,
+    'packing_utilisation': used / (rows * length),
+    'examples_per_row': float(examples.sum() / rows),
+    'dropped_by_packing': stream.dropped,
   }
 
 
@@ -105,9 +105,9 @@ def marked(vocabulary: Vocabulary, tokens, loss_weights, colour: bool) -> str:
 def main(argv: list[str]) -> int:
   """The command line of `crossin inspect`."""
   parser = argparse.ArgumentParser(
-      prog='crossin inspect',
-      description='Rates, expected and realised shares, epochs, lengths, dropped rows, and examples with trained tokens marked.',
-      epilog='example: crossin inspect --data_dir prepared --mixture alpaca.base_x2x.3000.en_zh_vi_es.default --examples 2',
+    prog='crossin inspect',
+    description='Rates, expected and realised shares, epochs, lengths, dropped rows, and examples with trained tokens marked.',
+    epilog='example: crossin inspect --data_dir prepared --mixture alpaca.base_x2x.3000.en_zh_vi_es.default --examples 2',
   )
   parser.add_argument('--mixture', required=True, help='name of a prepared mixture')
   parser.add_argument('--data_dir', required=True, help='--output_dir of `crossin prepare`')
@@ -130,7 +130,7 @@ def main(argv: list[str]) -> int:
   print(f'{"task":{width}}' + ''.join(f'{h:>{w}}' for h, w in zip(head, (10, 9, 9, 9, 9, 10, 8, 7, 7))), file=out)
   for row in found['tasks']:
     cells = f'{row["examples"]:>10,}' + ''.join(
-        f'{row[k]:>9.4f}' for k in ('rate', 'share_examples', 'share_tokens', 'share_loss_tokens')
+      f'{row[k]:>9.4f}' for k in ('rate', 'share_examples', 'share_tokens', 'share_loss_tokens')
     )
     cells += f'{row["epochs_per_1000_steps"]:>10.2f}'
     cells += f'{row["length"]["mean"]:>8.0f}{row["length"]["p95"]:>7.0f}{row["length"]["max"]:>7,}'
@@ -141,21 +141,24 @@ def main(argv: list[str]) -> int:
         print(f'{"":{width}}  {what.replace("_", " ")}: {told}', file=out)
   for name, component in found['components'].items():
     print(
-        f'component {name}: rate {component["rate"]:.4f}, {component["share_examples"]:.4f} of examples, '
-        f'{component["share_loss_tokens"]:.4f} of trained tokens',
-        file=out,
+      f'component {name}: rate {component["rate"]:.4f}, {component["share_examples"]:.4f} of examples, '
+      f'{component["share_loss_tokens"]:.4f} of trained tokens',
+      file=out,
     )
   print(
-      f'packing: {found["packing_utilisation"]:.2%} of positions used, {found["examples_per_row"]:.1f} examples a row, '
-      f'{found["dropped_by_packing"]} examples found no room',
-      file=out,
+    f'packing: {found["packing_utilisation"]:.2%} of positions used, {found["examples_per_row"]:.1f} examples a row, '
+    f'{found["dropped_by_packing"]} examples found no room',
+    file=out,
   )
   words = mixture.description['vocabulary']
   vocabulary = Vocabulary(mixture.vocabulary_path, words['bos_token'], words['eos_token'])
   for task in mixture.tasks:
     for index in range(min(args.examples, task.examples)):
       tokens, weights = task.split.example(index)
-      print(f'\n--- {task.split.name}, row {task.split.id(index)}: {len(tokens)} tokens, {weights.sum():g} trained', file=out)
+      print(
+        f'\n--- {task.split.name}, row {task.split.id(index)}: {len(tokens)} tokens, {weights.sum():g} trained',
+        file=out,
+      )
       print(marked(vocabulary, tokens, weights, out.isatty()), file=out)
   if args.json:
     print(json.dumps(found))

@@ -75,9 +75,9 @@ class TaskOrder:
     """
     counts = [place * rate // _ONE for rate in self.rates]
     candidates = sorted(
-        (self._deadline(task, counts[task]), task, self._release(task, counts[task]))
-        for task, rate in enumerate(self.rates)
-        if place * rate % _ONE
+      (self._deadline(task, counts[task]), task, self._release(task, counts[task]))
+      for task, rate in enumerate(self.rates)
+      if place * rate % _ONE
     )
     extras = place - sum(counts)
     # After each release but the last: (how many candidates released later may be chosen, place of the next

@@ -1,9 +1,9 @@
 """Prepared token files: what `crossin prepare` writes and training reads.
 
-    D/tasks/<task>/manifest.json            fingerprint, counts, what was dropped and why
-    D/tasks/<task>/<split>-00000.arrow      id, rank, tokens, loss_weights; one record batch a file
-    D/mixtures/<mixture>.json               tasks with rate and volume, max_length, prompts, vocabulary
-    D/vocabularies/<digest>.<suffix>        the tokenizer that made the tokens
+D/tasks/<task>/manifest.json            fingerprint, counts, what was dropped and why
+D/tasks/<task>/<split>-00000.arrow      id, rank, tokens, loss_weights; one record batch a file
+D/mixtures/<mixture>.json               tasks with rate and volume, max_length, prompts, vocabulary
+D/vocabularies/<digest>.<suffix>        the tokenizer that made the tokens
 """
 
 import dataclasses
@@ -18,12 +18,14 @@ import numpy as np
 import pyarrow as pa
 
 FORMAT = 1  # raise when the files change their meaning: older ones are then refused
-SCHEMA = pa.schema([
+SCHEMA = pa.schema(
+  [
     ('id', pa.string()),
     ('rank', pa.int64()),  # place of the item in the Task's hash order, dropped ones counted
     ('tokens', pa.list_(pa.int32())),
     ('loss_weights', pa.list_(pa.float32())),
-])
+  ]
+)
 
 
 class PreparedDataError(ValueError):
@@ -65,13 +67,13 @@ def write_part(path: str, examples) -> None:
   np.cumsum([len(t) for t in tokens], out=offsets[1:])
   joined = lambda arrays, dtype: np.concatenate([*arrays, np.zeros(0, dtype)]).astype(dtype)
   batch = pa.record_batch(
-      [
-          pa.array(ids, pa.string()),
-          pa.array(ranks, pa.int64()),
-          pa.ListArray.from_arrays(offsets, joined(tokens, np.int32)),
-          pa.ListArray.from_arrays(offsets, joined(weights, np.float32)),
-      ],
-      schema=SCHEMA,
+    [
+      pa.array(ids, pa.string()),
+      pa.array(ranks, pa.int64()),
+      pa.ListArray.from_arrays(offsets, joined(tokens, np.int32)),
+      pa.ListArray.from_arrays(offsets, joined(weights, np.float32)),
+    ],
+    schema=SCHEMA,
   )
   temporary = f'{path}.writing'
   try:
@@ -99,7 +101,7 @@ class TaskSplit:
     self.manifest = read_json(os.path.join(self.directory, 'manifest.json'), remedy)
     if self.manifest.get('format') != FORMAT:
       raise PreparedDataError(
-          f'{self.directory} has format {self.manifest.get("format")}, this version reads {FORMAT}; {remedy} --overwrite'
+        f'{self.directory} has format {self.manifest.get("format")}, this version reads {FORMAT}; {remedy} --overwrite'
       )
     parts = self.manifest['splits'].get(split, {'parts': []})['parts']
     self._batches, lengths, ranks = [], [], []
@@ -111,7 +113,7 @@ class TaskSplit:
         raise PreparedDataError(f'{path} cannot be read ({error}); {remedy} --overwrite') from None
       if batch.num_rows != part['examples']:
         raise PreparedDataError(
-            f'{path} holds {batch.num_rows} examples, its manifest says {part["examples"]}; {remedy} --overwrite'
+          f'{path} holds {batch.num_rows} examples, its manifest says {part["examples"]}; {remedy} --overwrite'
         )
       # NumPy views on the mapped file: nothing is copied until a row is asked for.
       tokens, weights = batch.column('tokens'), batch.column('loss_weights')
@@ -180,15 +182,17 @@ class PreparedMixture:
       task = TaskSplit(directory, entry['task'], split)
       if task.manifest['fingerprint'] != entry['fingerprint']:
         raise PreparedDataError(
-            f'mixture {name} in {directory} was written for another version of task {entry["task"]}; '
-            f'run `crossin prepare --mixture {name} --output_dir {directory}` again'
+          f'mixture {name} in {directory} was written for another version of task {entry["task"]}; '
+          f'run `crossin prepare --mixture {name} --output_dir {directory}` again'
         )
       count = task.first(entry['volume'] if split == 'train' else None)
       if count and entry['rate'] > 0:
         self.tasks.append(MixtureTask(task, float(entry['rate']), count))
       elif split == 'train':
         why = 'its rate is 0' if count else 'it has no example'
-        warnings.warn(f'mixture {name}: task {entry["task"]} is left out, {why}; the other rates keep their proportions')
+        warnings.warn(
+          f'mixture {name}: task {entry["task"]} is left out, {why}; the other rates keep their proportions'
+        )
     if not self.tasks:
       remedy = '; prepare it with MixtureSettings.validation_rows above 0' if split == 'validation' else ''
       raise PreparedDataError(f'mixture {name} in {directory} has no example in split {split!r}{remedy}')

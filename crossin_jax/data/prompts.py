@@ -8,25 +8,27 @@ from crossin_jax.data.vocabulary import Vocabulary
 
 _ALPACA = 'Below is an instruction that describes a task'
 _ALPACA_WITH_INPUT = ', paired with an input that provides further context'
-_CL_BOOST_WITH_INPUT = ' in one or more languages, paired with an input in one or more language that provides further context'
+_CL_BOOST_WITH_INPUT = (
+  ' in one or more languages, paired with an input in one or more language that provides further context'
+)
 _REQUEST = '. Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n'
 _LLAMA = '[INST] <<SYS>>\nYou are a helpful assistant.\n<</SYS>>\n\n{instruction}\n{input}[/INST]'
 
 # Template -> (with input, without input). METHODS A.4: the released prompts end in "\n " after "Response:",
 # because the slot behind it is left empty.
 TEMPLATES = {
-    'alpaca': (
-        _ALPACA + _ALPACA_WITH_INPUT + _REQUEST + '### Input:\n{input}\n\n### Response:\n ',
-        _ALPACA + _REQUEST + '### Response:\n ',
-    ),
-    'cl_boost': (
-        _ALPACA + _CL_BOOST_WITH_INPUT + _REQUEST + '### Input:\n{input}\n\n### Response:\n ',
-        _ALPACA + ' in one or more languages' + _REQUEST + '### Response:\n ',
-    ),
-    'llama': (_LLAMA, _LLAMA.replace('\n{input}', '\n')),
-    'gemma': ('{instruction}\n{input}\n', '{instruction}\n'),
-    # Nothing but the fields: for running text, where all fields but the output are empty, the prompt is empty too.
-    'plain': ('{instruction}\n{input}\n', '{instruction}\n'),
+  'alpaca': (
+    _ALPACA + _ALPACA_WITH_INPUT + _REQUEST + '### Input:\n{input}\n\n### Response:\n ',
+    _ALPACA + _REQUEST + '### Response:\n ',
+  ),
+  'cl_boost': (
+    _ALPACA + _CL_BOOST_WITH_INPUT + _REQUEST + '### Input:\n{input}\n\n### Response:\n ',
+    _ALPACA + ' in one or more languages' + _REQUEST + '### Response:\n ',
+  ),
+  'llama': (_LLAMA, _LLAMA.replace('\n{input}', '\n')),
+  'gemma': ('{instruction}\n{input}\n', '{instruction}\n'),
+  # Nothing but the fields: for running text, where all fields but the output are empty, the prompt is empty too.
+  'plain': ('{instruction}\n{input}\n', '{instruction}\n'),
 }
 
 
@@ -84,7 +86,7 @@ def render_prompt(template: str, instruction: str, input: str = '', tag: str = '
 
 
 def render_example(
-    vocabulary: Vocabulary, template: str, row: dict[str, str], tag: str, max_length: int | None
+  vocabulary: Vocabulary, template: str, row: dict[str, str], tag: str, max_length: int | None
 ) -> Example:
   """Tokens and loss weights of one row.
 

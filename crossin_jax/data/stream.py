@@ -10,18 +10,17 @@ import gin
 import jax
 import numpy as np
 
-from crossin_jax.data import mixing
-from crossin_jax.data import packing
+from crossin_jax.data import mixing, packing
 from crossin_jax.data.prepared import PreparedDataError, PreparedMixture
 
 # DESIGN names of SeqIO and T5X, and which task each token came from, for losses by source and language.
 FEATURES = {
-    'decoder_input_tokens': np.int32,
-    'decoder_target_tokens': np.int32,
-    'decoder_loss_weights': np.float32,
-    'decoder_segment_ids': np.int32,
-    'decoder_positions': np.int32,
-    'decoder_task_ids': np.int32,
+  'decoder_input_tokens': np.int32,
+  'decoder_target_tokens': np.int32,
+  'decoder_loss_weights': np.float32,
+  'decoder_segment_ids': np.int32,
+  'decoder_positions': np.int32,
+  'decoder_task_ids': np.int32,
 }
 
 
@@ -78,17 +77,17 @@ class BatchStream:
 
   def __init__(self, mixture: PreparedMixture, *, batch_size: int, length: int, seed: int = 0, window: int = 16_384):
     """Args:
-      mixture: what to read.
-      batch_size: rows of the global batch.
-      length: tokens in a row.
-      seed: of the order of rows; not of which rows belong to a volume.
-      window: examples that are packed together; larger packs tighter and takes longer to reach.
+    mixture: what to read.
+    batch_size: rows of the global batch.
+    length: tokens in a row.
+    seed: of the order of rows; not of which rows belong to a volume.
+    window: examples that are packed together; larger packs tighter and takes longer to reach.
     """
     longest = max(int(task.split.lengths[: task.examples].max()) for task in mixture.tasks)
     if longest > length:
       raise ValueError(
-          f'mixture {mixture.name} was prepared with max_length {mixture.description["max_length"]} and holds an '
-          f'example of {longest} tokens, rows have {length}; raise the row length or prepare with a smaller max_length'
+        f'mixture {mixture.name} was prepared with max_length {mixture.description["max_length"]} and holds an '
+        f'example of {longest} tokens, rows have {length}; raise the row length or prepare with a smaller max_length'
       )
     self.mixture, self.batch_size, self.length, self.seed, self.window_size = mixture, batch_size, length, seed, window
     self._order = mixing.TaskOrder([task.rate for task in mixture.tasks], window)
@@ -104,21 +103,21 @@ class BatchStream:
   def settings(self) -> dict:
     """What the batches depend on, as JSON; two streams with equal settings give equal batches."""
     return {
-        'mixture': self.mixture.name,
-        'tasks': [
-            {
-                'task': task.split.name,
-                'fingerprint': task.split.manifest['fingerprint'],
-                'rate': rate,
-                'examples': task.examples,
-                'made from': task.split.manifest['fingerprint_parts'],
-            }
-            for task, rate in zip(self.mixture.tasks, self._order.rates)
-        ],
-        'batch_size': self.batch_size,
-        'length': self.length,
-        'seed': self.seed,
-        'window': self.window_size,
+      'mixture': self.mixture.name,
+      'tasks': [
+        {
+          'task': task.split.name,
+          'fingerprint': task.split.manifest['fingerprint'],
+          'rate': rate,
+          'examples': task.examples,
+          'made from': task.split.manifest['fingerprint_parts'],
+        }
+        for task, rate in zip(self.mixture.tasks, self._order.rates)
+      ],
+      'batch_size': self.batch_size,
+      'length': self.length,
+      'seed': self.seed,
+      'window': self.window_size,
     }
 
   @property
@@ -158,16 +157,19 @@ class BatchStream:
     """(task, id) of every example of batch `step`, row by row: to name a bad one."""
     first = step * self.batch_size
     return [
-        [(self.mixture.tasks[task].split.name, self.mixture.tasks[task].split.id(index)) for task, index in self._row(row)]
-        for row in range(first, first + self.batch_size)
+      [
+        (self.mixture.tasks[task].split.name, self.mixture.tasks[task].split.id(index))
+        for task, index in self._row(row)
+      ]
+      for row in range(first, first + self.batch_size)
     ]
 
   def epochs(self, step: int) -> dict[str, float]:
     """How often each task has been read by the start of batch `step`."""
     seen = step * self.batch_size / self.rows_per_window * self.window_size
     return {
-        task.split.name: seen * rate / sum(self._order.rates) / task.examples
-        for task, rate in zip(self.mixture.tasks, self._order.rates)
+      task.split.name: seen * rate / sum(self._order.rates) / task.examples
+      for task, rate in zip(self.mixture.tasks, self._order.rates)
     }
 
   def _row(self, row: int) -> list[tuple[int, int]]:
@@ -228,10 +230,10 @@ class Loader:
 
   def __init__(self, stream: BatchStream, sharding: jax.sharding.Sharding, first_step: int, prefetch: int = 2):
     """Args:
-      stream: the batches.
-      sharding: of a [batch, length] array.
-      first_step: step of the first batch.
-      prefetch: batches made ahead.
+    stream: the batches.
+    sharding: of a [batch, length] array.
+    first_step: step of the first batch.
+    prefetch: batches made ahead.
     """
     self._stream, self._sharding, self._prefetch = stream, sharding, prefetch
     self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='loader')

@@ -28,7 +28,7 @@ class Vocabulary:
   def __post_init__(self):
     if not os.path.isfile(self.path):
       raise FileNotFoundError(
-          f'vocabulary {self.path!r} is not a file; set Vocabulary.path to a SentencePiece .model or a tokenizer.json'
+        f'vocabulary {self.path!r} is not a file; set Vocabulary.path to a SentencePiece .model or a tokenizer.json'
       )
 
   def __getstate__(self):
@@ -96,7 +96,6 @@ class Vocabulary:
 
 
 class _SentencePiece:
-
   def __init__(self, path: str):
     import sentencepiece
 
@@ -129,7 +128,6 @@ class _SentencePiece:
 
 
 class _Tokenizers:
-
   def __init__(self, path: str):
     import tokenizers
 

@@ -14,7 +14,7 @@ BUCKET = 16  # prompt lengths are rounded up to a multiple of it
 
 
 def greedy(
-    model, params, partition: Partitioner, prompts, *, bos_id: int, eos_id: int, max_new_tokens: int = 32, rows: int = 64
+  model, params, partition: Partitioner, prompts, *, bos_id: int, eos_id: int, max_new_tokens: int = 32, rows: int = 64
 ) -> list[list[int]]:
   """The most likely next token, again and again, until the stop token.
 
@@ -64,16 +64,18 @@ def _decode(model, max_new_tokens: int, replicated):
     tokens, lengths = batch['tokens'], batch['real'].sum(axis=1)
     rows, length = tokens.shape
     full = jnp.ones((rows, length + max_new_tokens), jnp.int32)
-    create = lambda: model.apply({'params': params}, full, full, enable_dropout=False, decode=True, mutable=['cache'])[1]
+    create = lambda: model.apply({'params': params}, full, full, enable_dropout=False, decode=True, mutable=['cache'])[
+      1
+    ]
     cache = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(create))
     logits, cache = model.apply(
-        {'params': params, **cache},
-        tokens,
-        tokens,
-        enable_dropout=False,
-        prefill=True,
-        prefill_lengths=lengths,
-        mutable=['cache'],
+      {'params': params, **cache},
+      tokens,
+      tokens,
+      enable_dropout=False,
+      prefill=True,
+      prefill_lengths=lengths,
+      mutable=['cache'],
     )
     last = jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0]
     token = jnp.argmax(last, axis=-1).astype(jnp.int32)
@@ -86,13 +88,13 @@ def _decode(model, max_new_tokens: int, replicated):
     def advance(carry):
       step, token, cache, done, new = carry
       logits, cache = model.apply(
-          {'params': params, **cache},
-          token[:, None],
-          token[:, None],
-          enable_dropout=False,
-          decode=True,
-          max_decode_length=length + max_new_tokens,
-          mutable=['cache'],
+        {'params': params, **cache},
+        token[:, None],
+        token[:, None],
+        enable_dropout=False,
+        decode=True,
+        max_decode_length=length + max_new_tokens,
+        mutable=['cache'],
       )
       token = jnp.where(done, eos_id, jnp.argmax(logits[:, 0], axis=-1)).astype(jnp.int32)
       return step + 1, token, cache, done | (token == eos_id), new.at[:, step].set(token)

@@ -6,15 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossin_jax import interruption
-from crossin_jax import losses
+from crossin_jax import interruption, losses
 from crossin_jax.data.packing import first_fit
 from crossin_jax.data.stream import empty_rows, put_batch, write_segment
 from crossin_jax.partitioning import Partitioner
 
 
 def sequence_losses(
-    model, params, partition: Partitioner, sequences, *, bos_id: int, length: int = 512, rows: int = 32
+  model, params, partition: Partitioner, sequences, *, bos_id: int, length: int = 512, rows: int = 32
 ) -> np.ndarray:
   """Sum of weighted token losses of each sequence, in nats; its negative is the log-likelihood.
 

@@ -11,17 +11,17 @@ IMPLEMENTATIONS = ('auto', 'xla')
 
 
 def attention(
-    q_BTHD: jax.Array,
-    k_BSKD: jax.Array,
-    v_BSKD: jax.Array,
-    *,
-    q_segments_BT: jax.Array | None = None,
-    k_segments_BS: jax.Array | None = None,
-    q_index_BT: jax.Array | None = None,
-    prefix_BS: jax.Array | None = None,
-    window: int | None = None,
-    scale: float | None = None,
-    implementation: str = 'auto',
+  q_BTHD: jax.Array,
+  k_BSKD: jax.Array,
+  v_BSKD: jax.Array,
+  *,
+  q_segments_BT: jax.Array | None = None,
+  k_segments_BS: jax.Array | None = None,
+  q_index_BT: jax.Array | None = None,
+  prefix_BS: jax.Array | None = None,
+  window: int | None = None,
+  scale: float | None = None,
+  implementation: str = 'auto',
 ) -> jax.Array:
   """Causal grouped-query attention that never looks into another packed segment.
 

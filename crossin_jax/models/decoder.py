@@ -69,12 +69,12 @@ class DecoderConfig:
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
-          f'DecoderConfig.num_heads = {self.num_heads} must be a multiple of num_kv_heads = {self.num_kv_heads}'
+        f'DecoderConfig.num_heads = {self.num_heads} must be a multiple of num_kv_heads = {self.num_kv_heads}'
       )
     if self.head_dim is None:
       if self.embed_dim % self.num_heads:
         raise ValueError(
-            f'DecoderConfig.embed_dim = {self.embed_dim} is no multiple of num_heads = {self.num_heads}; set head_dim'
+          f'DecoderConfig.embed_dim = {self.embed_dim} is no multiple of num_heads = {self.num_heads}; set head_dim'
         )
       object.__setattr__(self, 'head_dim', self.embed_dim // self.num_heads)
     if self.remat not in REMAT_POLICIES:
@@ -96,11 +96,11 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     kernel = param_with_axes(
-        'kernel',
-        nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal'),
-        (x.shape[-1], self.features),
-        self.param_dtype,
-        axes=self.axes,
+      'kernel',
+      nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal'),
+      (x.shape[-1], self.features),
+      self.param_dtype,
+      axes=self.axes,
     )
     return jnp.dot(x, kernel.astype(self.dtype))
 
@@ -185,11 +185,11 @@ class SelfAttention(nn.Module):
       cached_value.value = write(cached_value.value, v_BLKD.transpose(0, 2, 3, 1), index_B)
       cache_index.value = index_B + 1
       out_BLHD = attention(
-          q_BLHD,
-          cached_key.value.transpose(0, 3, 1, 2),
-          cached_value.value.transpose(0, 3, 1, 2),
-          q_index_BT=index_B[:, None],
-          implementation=config.attention,
+        q_BLHD,
+        cached_key.value.transpose(0, 3, 1, 2),
+        cached_value.value.transpose(0, 3, 1, 2),
+        q_index_BT=index_B[:, None],
+        implementation=config.attention,
       )
     else:
       if prefill:
@@ -199,13 +199,13 @@ class SelfAttention(nn.Module):
         cached_value.value = jnp.pad(v_BLKD.transpose(0, 2, 3, 1), pad)
         cache_index.value = jnp.asarray(prefill_lengths, jnp.int32)
       out_BLHD = attention(
-          q_BLHD,
-          k_BLKD,
-          v_BLKD,
-          q_segments_BT=segments_BL,
-          k_segments_BS=segments_BL,
-          prefix_BS=prefix_BL,
-          implementation=config.attention,
+        q_BLHD,
+        k_BLKD,
+        v_BLKD,
+        q_segments_BT=segments_BL,
+        k_segments_BS=segments_BL,
+        prefix_BS=prefix_BL,
+        implementation=config.attention,
       )
     out_BLE = out_BLHD.reshape(batch, length, config.num_heads * config.head_dim)
     return Dense(config.embed_dim, ('joined_kv', 'embed'), dtype, param_dtype, name='out')(out_BLE)
@@ -233,17 +233,13 @@ class Block(nn.Module):
   config: DecoderConfig
 
   @nn.compact
-  def __call__(
-      self, x_BLE, segments_BL, positions_BL, prefix_BL, prefill_lengths, decode, prefill, deterministic
-  ):
+  def __call__(self, x_BLE, segments_BL, positions_BL, prefix_BL, prefill_lengths, decode, prefill, deterministic):
     config = self.config
-    norm = lambda name: RMSNorm(
-        config.norm_epsilon, jnp.dtype(config.dtype), jnp.dtype(config.param_dtype), name=name
-    )
+    norm = lambda name: RMSNorm(config.norm_epsilon, jnp.dtype(config.dtype), jnp.dtype(config.param_dtype), name=name)
     drop = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,), deterministic=deterministic)
     x_BLE = with_sharding_constraint(x_BLE, ('batch', 'length', 'embed_activation'))
     attended = SelfAttention(config, name='self_attention')(
-        norm('pre_attention_norm')(x_BLE), segments_BL, positions_BL, prefix_BL, decode, prefill, prefill_lengths
+      norm('pre_attention_norm')(x_BLE), segments_BL, positions_BL, prefix_BL, decode, prefill, prefill_lengths
     )
     x_BLE = x_BLE + drop(attended)
     x_BLE = x_BLE + drop(GatedMLP(config, name='mlp')(norm('pre_mlp_norm')(x_BLE)))
@@ -270,11 +266,11 @@ class DecoderStack(nn.Module):
     config = self.config
     dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
     embedding_VE = param_with_axes(
-        'token_embedding',
-        nn.initializers.normal(stddev=1.0 if not config.tie_embeddings else config.embed_dim**-0.5),
-        (config.vocab_size, config.embed_dim),
-        param_dtype,
-        axes=('vocab', 'embed'),
+      'token_embedding',
+      nn.initializers.normal(stddev=1.0 if not config.tie_embeddings else config.embed_dim**-0.5),
+      (config.vocab_size, config.embed_dim),
+      param_dtype,
+      axes=('vocab', 'embed'),
     )
     x_BLE = jnp.take(embedding_VE.astype(dtype), tokens_BL, axis=0)
     block = remat_block(config.remat)
@@ -282,12 +278,12 @@ class DecoderStack(nn.Module):
     if config.scan_layers:
       # The cache is stacked along axis 0 too, so its batch axis is 1: T5X reads `scan_layers` for that.
       layers = nn_partitioning.scan_with_axes(
-          block,
-          variable_axes={'params': 0, 'cache': 0},
-          split_rngs={'params': True, 'dropout': True},
-          in_axes=(nn.broadcast,) * len(arguments),
-          length=config.num_layers,
-          axis_name='layers',
+        block,
+        variable_axes={'params': 0, 'cache': 0},
+        split_rngs={'params': True, 'dropout': True},
+        in_axes=(nn.broadcast,) * len(arguments),
+        length=config.num_layers,
+        axis_name='layers',
       )
       x_BLE, _ = layers(config, name='layers')(x_BLE, *arguments)
     else:
@@ -298,15 +294,13 @@ class DecoderStack(nn.Module):
       head_EV = embedding_VE.T
     else:
       head_EV = param_with_axes(
-          'lm_head',
-          nn.initializers.normal(stddev=config.embed_dim**-0.5),
-          (config.embed_dim, config.vocab_size),
-          param_dtype,
-          axes=('embed', 'vocab'),
+        'lm_head',
+        nn.initializers.normal(stddev=config.embed_dim**-0.5),
+        (config.embed_dim, config.vocab_size),
+        param_dtype,
+        axes=('embed', 'vocab'),
       )
-    logits_BLV = jnp.dot(
-        x_BLE, head_EV.astype(dtype), preferred_element_type=jnp.promote_types(dtype, jnp.float32)
-    )
+    logits_BLV = jnp.dot(x_BLE, head_EV.astype(dtype), preferred_element_type=jnp.promote_types(dtype, jnp.float32))
     return with_sharding_constraint(logits_BLV, ('batch', 'length', 'vocab'))
 
 
@@ -326,18 +320,18 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      decoder_input_tokens: jax.Array,
-      decoder_target_tokens: jax.Array,
-      decoder_segment_ids: jax.Array | None = None,
-      decoder_positions: jax.Array | None = None,
-      decoder_causal_attention: jax.Array | None = None,
-      *,
-      enable_dropout: bool = True,
-      decode: bool = False,
-      max_decode_length: int | None = None,
-      prefill: bool = False,
-      prefill_lengths: jax.Array | None = None,
+    self,
+    decoder_input_tokens: jax.Array,
+    decoder_target_tokens: jax.Array,
+    decoder_segment_ids: jax.Array | None = None,
+    decoder_positions: jax.Array | None = None,
+    decoder_causal_attention: jax.Array | None = None,
+    *,
+    enable_dropout: bool = True,
+    decode: bool = False,
+    max_decode_length: int | None = None,
+    prefill: bool = False,
+    prefill_lengths: jax.Array | None = None,
   ) -> jax.Array:
     """Logits of the next token.
 
@@ -368,12 +362,12 @@ class Decoder(nn.Module):
     if decoder_positions is None:
       decoder_positions = jnp.broadcast_to(jnp.arange(decoder_input_tokens.shape[1]), decoder_input_tokens.shape)
     return DecoderStack(self.config, name='decoder')(
-        decoder_input_tokens,
-        decoder_segment_ids,
-        decoder_positions,
-        decoder_causal_attention,
-        prefill_lengths,
-        decode,
-        prefill,
-        not enable_dropout,
+      decoder_input_tokens,
+      decoder_segment_ids,
+      decoder_positions,
+      decoder_causal_attention,
+      prefill_lengths,
+      decode,
+      prefill,
+      not enable_dropout,
     )

@@ -81,7 +81,9 @@ def test_epochs_that_cannot_be(tmp_path, epochs, until):
 
 def test_what_changed_is_named_on_resume(tmp_path):
   before = open_stream(tmp_path / 'a', {'a.en': (0.5, None, examples(9)), 'b.en': (0.5, None, examples(9))}).settings
-  after = open_stream(tmp_path / 'b', {'a.en': (0.2, None, examples(8)), 'b.en': (0.8, None, examples(9))}, seed=4).settings
+  after = open_stream(
+    tmp_path / 'b', {'a.en': (0.2, None, examples(8)), 'b.en': (0.8, None, examples(9))}, seed=4
+  ).settings
   check_resume(before, before)
   check_resume(before, after, new_stream=True)
   with pytest.raises(ValueError) as error:

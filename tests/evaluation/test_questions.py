@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossin_jax import losses
-from crossin_jax import train_state
+from crossin_jax import losses, train_state
 from crossin_jax.data.prompts import render_prompt
 from crossin_jax.decoding.generation import greedy
 from crossin_jax.decoding.scoring import sequence_losses
@@ -91,16 +90,16 @@ def _write(path, rows):
 
 def _rows(items=3):
   return [
-      {
-          'id': f'q{i}',
-          'language': language,
-          'instruction': f'{language} question {i}?',
-          'input': '',
-          'choices': ['one', 'two', 'three', 'four'],
-          'answer': i % 4,
-      }
-      for i in range(items)
-      for language in ('en', 'zh')
+    {
+      'id': f'q{i}',
+      'language': language,
+      'instruction': f'{language} question {i}?',
+      'input': '',
+      'choices': ['one', 'two', 'three', 'four'],
+      'answer': i % 4,
+    }
+    for i in range(items)
+    for language in ('en', 'zh')
   ]
 
 
@@ -108,7 +107,7 @@ def test_likelihood_chooses_the_most_probable_option_with_its_stop_token(setting
   model, params, partition = setting
   model = Decoder(dataclasses.replace(CONFIG, vocab_size=-(-tiny_vocabulary.size // 64) * 64))
   params = jax.jit(
-      lambda key: model.init(key, jnp.ones((1, 4), int), jnp.ones((1, 4), int), enable_dropout=False)['params']
+    lambda key: model.init(key, jnp.ones((1, 4), int), jnp.ones((1, 4), int), enable_dropout=False)['params']
   )(jax.random.key(3))
   questions = lib.Questions(_write(tmp_path / 'questions.tagged.jsonl', _rows()))
   assert questions.name == 'questions/tagged'
@@ -126,14 +125,14 @@ def test_likelihood_chooses_the_most_probable_option_with_its_stop_token(setting
 
 
 @pytest.mark.parametrize(
-    'change, message',
-    [
-        (lambda rows: rows[1].pop('choices'), r"line 2: field 'choices' must be a list"),
-        (lambda rows: rows[2].update(answer=4), r'line 3: answer 4 is no index into 4 choices'),
-        (lambda rows: rows[2].update(answer='B'), r"line 3: field 'answer' must be a int"),
-        (lambda rows: rows.pop(3), r"item 'q1' has no question in zh"),
-        (lambda rows: rows.clear(), r'holds no question'),
-    ],
+  'change, message',
+  [
+    (lambda rows: rows[1].pop('choices'), r"line 2: field 'choices' must be a list"),
+    (lambda rows: rows[2].update(answer=4), r'line 3: answer 4 is no index into 4 choices'),
+    (lambda rows: rows[2].update(answer='B'), r"line 3: field 'answer' must be a int"),
+    (lambda rows: rows.pop(3), r"item 'q1' has no question in zh"),
+    (lambda rows: rows.clear(), r'holds no question'),
+  ],
 )
 def test_a_malformed_question_file_is_named(tmp_path, change, message):
   rows = _rows()

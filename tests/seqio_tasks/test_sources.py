@@ -26,16 +26,16 @@ needs_real = pytest.mark.skipif(not REAL.is_dir(), reason='no ../shared/data bes
 
 # Text that a careless reader breaks: line separators, CRLF, quotes, an empty input, letters outside the BMP.
 ROWS = {
-    'en': [
-        {'id': 'a', 'instruction': 'Name a colour.', 'input': '', 'output': 'Red'},
-        {'id': 'b', 'instruction': 'Split\u2028this\u2029line', 'input': 'x\r\ny\tz', 'output': '"1"\\n\n😀'},
-        {'id': 'c', 'instruction': '', 'input': '', 'output': ' running text '},
-    ],
-    'zh': [
-        {'id': 'a', 'instruction': '说出一种颜色。', 'input': '', 'output': '红色'},
-        {'id': 'b', 'instruction': '分开\u2028这一行', 'input': 'x\r\ny', 'output': '“一”\n😀'},
-        {'id': 'c', 'instruction': '', 'input': '', 'output': '文本'},
-    ],
+  'en': [
+    {'id': 'a', 'instruction': 'Name a colour.', 'input': '', 'output': 'Red'},
+    {'id': 'b', 'instruction': 'Split\u2028this\u2029line', 'input': 'x\r\ny\tz', 'output': '"1"\\n\n😀'},
+    {'id': 'c', 'instruction': '', 'input': '', 'output': ' running text '},
+  ],
+  'zh': [
+    {'id': 'a', 'instruction': '说出一种颜色。', 'input': '', 'output': '红色'},
+    {'id': 'b', 'instruction': '分开\u2028这一行', 'input': 'x\r\ny', 'output': '“一”\n😀'},
+    {'id': 'c', 'instruction': '', 'input': '', 'output': '文本'},
+  ],
 }
 TEXTS = {language: [{k: v for k, v in row.items() if k != 'id'} for row in rows] for language, rows in ROWS.items()}
 LONG = [{**ROWS[language][i], 'language': language} for i in range(3) for language in ('zh', 'en')]
@@ -215,9 +215,9 @@ def test_set_aside_in_one_language_is_dropped_in_all(tmp_path):
   assert source.ids() == ['0', '5'], 'numbers of the rows in the file'
   assert [source.row(1, language)['output'] for language in ('en', 'zh')] == ['5', '5']
   assert source.set_aside() == {
-      ('en', 'empty_response'): 1,  # empty in both: counted once
-      ('zh', 'control_characters'): 2,
-      ('zh', 'too_long'): 1,
+    ('en', 'empty_response'): 1,  # empty in both: counted once
+    ('zh', 'control_characters'): 2,
+    ('zh', 'too_long'): 1,
   }
 
 
@@ -263,7 +263,7 @@ def test_no_common_ids(tmp_path):
 
 def test_ids_asked_for_but_missing(tmp_path):
   assert "a_zh.json, row 1 (counted from 0): field 'id' is missing" in error(
-      pair(tmp_path, [row('a'), row('b')], [row('a'), row()], align='id')
+    pair(tmp_path, [row('a'), row('b')], [row('a'), row()], align='id')
   )
 
 
@@ -271,17 +271,17 @@ def test_ids_asked_for_but_missing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'settings, expected',
-    [
-        ({'languages': ('en', 'vietnamse')}, 'vietnamese'),
-        ({'languages': ('zh', 'en')}, "'en' must come first"),
-        ({'languages': ('en', 'English')}, 'none twice'),
-        ({'languages': ()}, 'at least one'),
-        ({'languages': (3,)}, 'languages'),
-        ({'align': 'row'}, "'auto', 'id' or 'position'"),
-        ({'name': 'open-platypus'}, 'open_platypus'),
-        ({'max_characters': 0}, 'max_characters'),
-    ],
+  'settings, expected',
+  [
+    ({'languages': ('en', 'vietnamse')}, 'vietnamese'),
+    ({'languages': ('zh', 'en')}, "'en' must come first"),
+    ({'languages': ('en', 'English')}, 'none twice'),
+    ({'languages': ()}, 'at least one'),
+    ({'languages': (3,)}, 'languages'),
+    ({'align': 'row'}, "'auto', 'id' or 'position'"),
+    ({'name': 'open-platypus'}, 'open_platypus'),
+    ({'max_characters': 0}, 'max_characters'),
+  ],
 )
 def test_settings(settings, expected):
   with pytest.raises(SourceError, match=expected):
@@ -400,7 +400,7 @@ def test_wrong_type(tmp_path, field, value):
 @pytest.mark.parametrize('value', [True, 1.0, [], ''])
 def test_wrong_id(tmp_path, value):
   assert "row 0 (line 1): field 'id' must be a whole number or a string" in error(
-      one(tmp_path / 'a.jsonl', json.dumps({**row(), 'id': value}))
+    one(tmp_path / 'a.jsonl', json.dumps({**row(), 'id': value}))
   )
 
 
@@ -471,9 +471,9 @@ def test_long_form_faults(tmp_path):
 TEXT = st.text(st.characters(exclude_categories=()), max_size=12)
 VALUES = st.one_of(TEXT, st.none(), st.integers(), st.booleans(), st.floats(), st.lists(TEXT, max_size=2))
 ANY_ROW = st.one_of(
-    st.fixed_dictionaries({'instruction': TEXT, 'output': TEXT}, optional={'input': TEXT | st.none(), 'id': TEXT}),
-    st.dictionaries(st.sampled_from(['id', 'language', 'instruction', 'input', 'output', 'x']), VALUES),
-    VALUES,
+  st.fixed_dictionaries({'instruction': TEXT, 'output': TEXT}, optional={'input': TEXT | st.none(), 'id': TEXT}),
+  st.dictionaries(st.sampled_from(['id', 'language', 'instruction', 'input', 'output', 'x']), VALUES),
+  VALUES,
 )
 GOOD_ROW = st.fixed_dictionaries({'instruction': TEXT, 'output': TEXT, 'id': st.integers(0, 9)})
 quick = hypothesis.settings(max_examples=200, deadline=None, database=None)

@@ -12,14 +12,14 @@ tfds = pytest.importorskip('tensorflow_datasets')
 tfds_builder = pytest.importorskip('seqio_tasks.tfds_builder')
 
 ENGLISH = (
-    '{"id": "a", "instruction": "Name a colour.", "output": "Red"}\n'
-    '{"id": "b", "instruction": "Split\u2028this", "input": "x\\r\\ny", "output": "\\"1\\"\\n😀"}\n'
-    '{"id": "c", "instruction": "", "output": " "}\n'
+  '{"id": "a", "instruction": "Name a colour.", "output": "Red"}\n'
+  '{"id": "b", "instruction": "Split\u2028this", "input": "x\\r\\ny", "output": "\\"1\\"\\n😀"}\n'
+  '{"id": "c", "instruction": "", "output": " "}\n'
 )
 CHINESE = (
-    '{"id": "b", "instruction": "分开", "input": "x\\r\\ny", "output": "一"}\n'
-    '{"id": "a", "instruction": "说出一种颜色。", "output": "红色"}\n'
-    '{"id": "c", "instruction": "", "output": "文本"}\n'
+  '{"id": "b", "instruction": "分开", "input": "x\\r\\ny", "output": "一"}\n'
+  '{"id": "a", "instruction": "说出一种颜色。", "output": "红色"}\n'
+  '{"id": "c", "instruction": "", "output": "文本"}\n'
 )
 
 
@@ -37,8 +37,8 @@ def test_the_same_rows(written):
   source, directory, data_dir = written
   assert directory == os.path.join(data_dir, 'aligned_instructions', 'tiny', '1.0.0')
   for read in (
-      TfdsRows(directory, ('en', 'zh')),
-      TfdsRows('aligned_instructions/tiny:1.0.0', ('en', 'zh'), data_dir=data_dir),
+    TfdsRows(directory, ('en', 'zh')),
+    TfdsRows('aligned_instructions/tiny:1.0.0', ('en', 'zh'), data_dir=data_dir),
   ):
     assert isinstance(read, Source)
     assert (read.name, read.ids(), read.set_aside()) == ('tiny', ['a', 'b'], {})
@@ -80,14 +80,14 @@ def test_builder_pickles(written):
 
 
 @pytest.mark.parametrize(
-    'settings, expected',
-    [
-        ({'languages': ('en', 'vi')}, "no rows in language 'vi', found en, zh"),
-        ({'split': 'test'}, "split 'test' cannot be opened .*; it has train"),
-        ({'builder': 'DATA_DIR'}, 'not a TFDS dataset'),
-        ({'builder': '/no/such/directory'}, 'not a TFDS dataset'),
-        ({'builder': 'no_such_dataset_at_all'}, 'not a TFDS dataset'),
-    ],
+  'settings, expected',
+  [
+    ({'languages': ('en', 'vi')}, "no rows in language 'vi', found en, zh"),
+    ({'split': 'test'}, "split 'test' cannot be opened .*; it has train"),
+    ({'builder': 'DATA_DIR'}, 'not a TFDS dataset'),
+    ({'builder': '/no/such/directory'}, 'not a TFDS dataset'),
+    ({'builder': 'no_such_dataset_at_all'}, 'not a TFDS dataset'),
+  ],
 )
 def test_errors(written, settings, expected):
   _, directory, data_dir = written
