@@ -202,8 +202,7 @@ def train(
           figures = evaluate()
           finished_early = _early_stop(run, figures, checkpoint_settings, early_stopping_patience)
         if step < total_steps and not finished_early:
-          step_fn = interruption.in_thread(step_fn.lower(state, next(loader), threshold_of(step + 1)).compile)
-          loader.restart(first_step)
+          step_fn = interruption.in_thread(step_fn.lower(state, loader.peek(), threshold_of(step + 1)).compile)
         while step < total_steps and not finished_early:
           batch, threshold = next(loader), threshold_of(step + 1)
           with jax.transfer_guard('disallow'):

@@ -235,14 +235,14 @@ class Loader:
     first_step: step of the first batch.
     prefetch: batches made ahead.
     """
-    self._stream, self._sharding, self._prefetch = stream, sharding, prefetch
+    self._stream, self._sharding = stream, sharding
     self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='loader')
-    self.restart(first_step)
+    self._ahead = collections.deque(self._executor.submit(self._load, first_step + i) for i in range(prefetch))
+    self._next = first_step + prefetch
 
-  def restart(self, step: int) -> None:
-    """Makes `step` the next batch."""
-    self._ahead = collections.deque(self._executor.submit(self._load, step + i) for i in range(self._prefetch))
-    self._next = step + self._prefetch
+  def peek(self) -> dict[str, jax.Array]:
+    """The next batch, which stays the next: to compile with."""
+    return self._ahead[0].result()
 
   def __next__(self) -> dict[str, jax.Array]:
     self._ahead.append(self._executor.submit(self._load, self._next))
