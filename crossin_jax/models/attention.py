@@ -17,10 +17,10 @@ def attention(
   *,
   q_segments_BT: jax.Array | None = None,
   k_segments_BS: jax.Array | None = None,
-  q_index_BT: jax.Array | None = None,
   prefix_BS: jax.Array | None = None,
   window: int | None = None,
   scale: float | None = None,
+  softcap: float | None = None,
   implementation: str = 'auto',
 ) -> jax.Array:
   """Causal grouped-query attention that never looks into another packed segment.
@@ -37,12 +37,11 @@ def attention(
     v_BSKD: values.
     q_segments_BT: int segment ids of the queries, 0 = padding; None = one segment.
     k_segments_BS: int segment ids of the keys; required with q_segments_BT.
-    q_index_BT: int array index of each query among the keys; default arange(T). While decoding it is
-      the place in the cache that the token was written to.
-    prefix_BS: 1 where a key belongs to a prompt that its segment may read in both directions
+    prefix_BS: 1 where a token belongs to a prompt that its segment may read in both directions
       (T5X's `decoder_causal_attention`).
     window: keys further back than window - 1 are not seen; None = no limit.
     scale: factor on the logits; default D ** -0.5.
+    softcap: c, logits become c tanh(logits / c); None = none.
     implementation: 'auto' or 'xla' (the reference: holds B x H x T x S logits).
 
   Returns:
@@ -53,30 +52,65 @@ def attention(
   """
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(f'attention implementation {implementation!r} is not one of {IMPLEMENTATIONS}')
-  heads, key_heads = q_BTHD.shape[2], k_BSKD.shape[2]
-  if heads % key_heads:
-    raise ValueError(f'{heads} query heads are no multiple of {key_heads} key/value heads')
-  batch, queries, _, size = q_BTHD.shape
-  keys = k_BSKD.shape[1]
-  scale = size**-0.5 if scale is None else scale
-
-  if q_index_BT is None:
-    q_index_BT = jnp.arange(queries)[None]
-  q_index_BT1, k_index_S = q_index_BT[:, :, None], jnp.arange(keys)[None, None]
-  mask_BTS = k_index_S <= q_index_BT1
+  q_index_1T1, k_index_11S = jnp.arange(q_BTHD.shape[1])[None, :, None], jnp.arange(k_BSKD.shape[1])[None, None]
+  mask_BTS = k_index_11S <= q_index_1T1
   if prefix_BS is not None:
-    prefix_BT1 = jnp.take_along_axis(prefix_BS, jnp.broadcast_to(q_index_BT, (batch, queries)), 1)[:, :, None]
-    mask_BTS |= (prefix_BS[:, None] > 0) & (prefix_BT1 > 0)
+    mask_BTS |= (prefix_BS[:, None] > 0) & (prefix_BS[:, :, None] > 0)
   if window is not None:
-    mask_BTS &= q_index_BT1 - k_index_S < window
+    mask_BTS &= q_index_1T1 - k_index_11S < window
   if q_segments_BT is not None:
     mask_BTS &= q_segments_BT[:, :, None] == k_segments_BS[:, None]
+  # Head-major copies: the batched products then run over contiguous matrices.
+  heads_first = lambda x: x.transpose(0, 2, 1, 3)
+  return _xla(q_BTHD, heads_first(k_BSKD), heads_first(v_BSKD), mask_BTS, scale, softcap, 'bksd')
 
+
+def cached_attention(
+  q_BTHD: jax.Array,
+  k_BKDS: jax.Array,
+  v_BKDS: jax.Array,
+  *,
+  q_index_BT: jax.Array,
+  k_index_BS: jax.Array,
+  window: int | None = None,
+  scale: float | None = None,
+  softcap: float | None = None,
+) -> jax.Array:
+  """The same over a cache, in the cache's own layout: nothing is transposed.
+
+  Args:
+    q_BTHD: queries of the newest tokens.
+    k_BKDS, v_BKDS: the cache.
+    q_index_BT: int position of each query in its row.
+    k_index_BS: int position of what each slot of the cache holds (or [1, S]); negative = nothing.
+    window, scale, softcap: as in `attention`.
+
+  Returns:
+    [B, T, H, D] in the dtype of q.
+  """
+  q_index_BT1, k_index_B1S = q_index_BT[:, :, None], k_index_BS[:, None]
+  mask_BTS = (k_index_B1S <= q_index_BT1) & (k_index_B1S >= 0)
+  if window is not None:
+    mask_BTS &= q_index_BT1 - k_index_B1S < window
+  return _xla(q_BTHD, k_BKDS, v_BKDS, mask_BTS, scale, softcap, 'bkds')
+
+
+def _xla(q_BTHD, keys, values, mask_BTS, scale, softcap, layout):
+  """The reference; `layout` names the axes of keys and values."""
+  batch, queries, heads, size = q_BTHD.shape
+  key_heads = keys.shape[1]
+  if heads % key_heads:
+    raise ValueError(f'{heads} query heads are no multiple of {key_heads} key/value heads')
   # Softmax in at least f32: bf16 sums over thousands of keys lose the small ones.
   accumulate = jnp.promote_types(q_BTHD.dtype, jnp.float32)
-  q_BTKGD = q_BTHD.reshape(batch, queries, key_heads, heads // key_heads, size) * scale
-  logits_BKGTS = jnp.einsum('btkgd,bskd->bkgts', q_BTKGD, k_BSKD, preferred_element_type=accumulate)
+  q_BKGTD = (q_BTHD * jnp.asarray(size**-0.5 if scale is None else scale, q_BTHD.dtype)).reshape(
+    batch, queries, key_heads, heads // key_heads, size
+  )
+  q_BKGTD = q_BKGTD.transpose(0, 2, 3, 1, 4)
+  logits_BKGTS = jnp.einsum(f'bkgtd,{layout}->bkgts', q_BKGTD, keys, preferred_element_type=accumulate)
+  if softcap is not None:
+    logits_BKGTS = softcap * jnp.tanh(logits_BKGTS / softcap)
   logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, jnp.finfo(accumulate).min)
-  weights_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BSKD.dtype)
-  out_BTKGD = jnp.einsum('bkgts,bskd->btkgd', weights_BKGTS, v_BSKD)
-  return out_BTKGD.reshape(batch, queries, heads, size)
+  weights_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(values.dtype)
+  out_BKGTD = jnp.einsum(f'bkgts,{layout}->bkgtd', weights_BKGTS, values)
+  return out_BKGTD.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, size)

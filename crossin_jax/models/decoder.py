@@ -1,7 +1,8 @@
-"""A Llama-like decoder in Flax Linen, with T5X's call signature, parameter axes and cache.
+"""A decoder in Flax Linen for the Llama, Mistral, Qwen, Gemma, Phi and OLMo families, with T5X's call signature,
+parameter axes and cache.
 
 Letters: B batch, L length, E model width, H query heads, K key/value heads, D head size, F MLP width,
-V vocabulary.
+V vocabulary, S slots of a cache.
 """
 
 import dataclasses
@@ -9,206 +10,190 @@ from typing import Any
 
 from flax import linen as nn
 from flax.linen import partitioning as nn_partitioning
+import flax.struct
 import gin
 import jax
 import jax.numpy as jnp
 
-from crossin_jax.models.attention import attention
+from crossin_jax.models import rotary
+from crossin_jax.models.attention import attention, cached_attention
+from crossin_jax.models.decoder_config import ACTIVATIONS, DecoderConfig
 
 param_with_axes = nn_partitioning.param_with_axes
 with_sharding_constraint = nn_partitioning.with_sharding_constraint
 
-REMAT_POLICIES = ('none', 'minimal', 'full')
-ACTIVATIONS = {'silu': nn.silu, 'gelu': lambda x: nn.gelu(x, approximate=True)}
 
-
-@gin.configurable
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-  """Sizes and choices of one decoder.
+@flax.struct.dataclass
+class Tokens:
+  """What every layer needs to know of the tokens.
 
   Attributes:
-    vocab_size: rows of the embedding; at least the vocabulary's size. A multiple of 128 shards well.
-    embed_dim: E, width of the residual stream.
-    num_layers: blocks.
-    num_heads: H, query heads.
-    num_kv_heads: K, key/value heads; divides num_heads.
-    head_dim: D; None = embed_dim / num_heads.
-    mlp_dim: F, width of the gated MLP.
-    mlp_activation: 'silu' or 'gelu' (tanh approximation).
-    rope_theta: base of the rotary wave lengths.
-    norm_epsilon: added to the mean square in RMSNorm.
-    tie_embeddings: logits through the transposed embedding instead of a head of their own.
-    dropout_rate: 0 to 1, on the residual branches.
-    dtype: 'float32', 'bfloat16' or 'float64' for the arithmetic.
-    param_dtype: dtype of the parameters.
-    remat: 'none' keeps every activation, 'minimal' keeps the outputs of matrix products,
-      'full' keeps only the input of each block.
-    scan_layers: one compiled block for all layers (compile time does not grow with depth).
-    attention: 'auto' or 'xla', see `attention`.
+    segments_BL: int, 0 = padding; None = every row is one segment.
+    prefix_BL: int, 1 where a prompt is read in both directions; None = causal.
+    prefill_lengths_B: int, real tokens of each prompt; None outside prefill.
+    rope: kind of layer -> (sine, cosine) [B, L, R] of the positions.
   """
 
-  vocab_size: int = 32_000
-  embed_dim: int = 512
-  num_layers: int = 8
-  num_heads: int = 8
-  num_kv_heads: int = 8
-  head_dim: int | None = None
-  mlp_dim: int = 1376
-  mlp_activation: str = 'silu'
-  rope_theta: float = 10_000.0
-  norm_epsilon: float = 1e-5
-  tie_embeddings: bool = False
-  dropout_rate: float = 0.0
-  dtype: str = 'float32'
-  param_dtype: str = 'float32'
-  remat: str = 'none'
-  scan_layers: bool = True
-  attention: str = 'auto'
-
-  def __post_init__(self):
-    if self.num_heads % self.num_kv_heads:
-      raise ValueError(
-        f'DecoderConfig.num_heads = {self.num_heads} must be a multiple of num_kv_heads = {self.num_kv_heads}'
-      )
-    if self.head_dim is None:
-      if self.embed_dim % self.num_heads:
-        raise ValueError(
-          f'DecoderConfig.embed_dim = {self.embed_dim} is no multiple of num_heads = {self.num_heads}; set head_dim'
-        )
-      object.__setattr__(self, 'head_dim', self.embed_dim // self.num_heads)
-    if self.remat not in REMAT_POLICIES:
-      raise ValueError(f'DecoderConfig.remat = {self.remat!r} is not one of {REMAT_POLICIES}')
-    if self.mlp_activation not in ACTIVATIONS:
-      raise ValueError(f'DecoderConfig.mlp_activation = {self.mlp_activation!r} is not one of {tuple(ACTIVATIONS)}')
-    if not 0.0 <= self.dropout_rate < 1.0:
-      raise ValueError(f'DecoderConfig.dropout_rate = {self.dropout_rate} is not in [0, 1)')
+  segments_BL: jax.Array | None
+  prefix_BL: jax.Array | None
+  prefill_lengths_B: jax.Array | None
+  rope: dict[str, tuple[jax.Array, jax.Array]]
 
 
 class Dense(nn.Module):
-  """A matrix product without bias; the kernel is [inputs, features]."""
+  """A matrix product; the kernel is [inputs, features]. With `lora`, an adapter beside it."""
 
   features: int
   axes: tuple[str, str]
-  dtype: Any
-  param_dtype: Any
+  config: DecoderConfig
+  bias: bool = False
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    kernel = param_with_axes(
-      'kernel',
-      nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal'),
-      (x.shape[-1], self.features),
-      self.param_dtype,
-      axes=self.axes,
-    )
-    return jnp.dot(x, kernel.astype(self.dtype))
+  def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
+    dtype, param_dtype = jnp.dtype(self.config.dtype), jnp.dtype(self.config.param_dtype)
+    fan_in = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
+    shape = (x.shape[-1], self.features)
+    kernel = param_with_axes('kernel', fan_in, shape, param_dtype, axes=self.axes)
+    y = jnp.dot(x, kernel.astype(dtype))
+    if self.bias:
+      bias = param_with_axes('bias', nn.initializers.zeros, (self.features,), param_dtype, axes=self.axes[1:])
+      y += bias.astype(dtype)
+    lora = self.config.lora
+    if lora is not None and self.name in lora.targets:
+      # A as PEFT draws it: uniform within 1 / sqrt(inputs).
+      spread = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+      a = param_with_axes('lora_a', spread, (shape[0], lora.rank), param_dtype, axes=(self.axes[0], 'lora_rank'))
+      b = param_with_axes(
+        'lora_b', nn.initializers.zeros, (lora.rank, shape[1]), param_dtype, axes=('lora_rank', self.axes[1])
+      )
+      low = jnp.dot(nn.Dropout(lora.dropout, deterministic=deterministic)(x), a.astype(dtype))
+      y += jnp.dot(low, b.astype(dtype)) * jnp.asarray(lora.scale, dtype)
+    return y
 
 
 class RMSNorm(nn.Module):
-  """x / sqrt(mean(x^2) + epsilon) * scale, computed in at least f32 (Zhang and Sennrich 2019)."""
+  """x / sqrt(mean(x^2) + epsilon) * (scale + offset), computed in at least f32 (Zhang and Sennrich 2019)."""
 
-  epsilon: float
-  dtype: Any
-  param_dtype: Any
+  config: DecoderConfig
+  axis: str = 'embed'
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = param_with_axes('scale', nn.initializers.ones, (x.shape[-1],), self.param_dtype, axes=('embed',))
+    config = self.config
+    init = nn.initializers.constant(1.0 - config.norm_offset)
+    scale = param_with_axes('scale', init, (x.shape[-1],), jnp.dtype(config.param_dtype), axes=(self.axis,))
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-    return (wide * scale).astype(self.dtype)
-
-
-def rotate(x_BLHD: jax.Array, positions_BL: jax.Array, theta: float) -> jax.Array:
-  """Rotary position embedding (Su et al. 2021), halves layout as in the Llama checkpoints.
-
-  Args:
-    x_BLHD: queries or keys.
-    positions_BL: int positions within the segment, from 0.
-    theta: base; pair d of D / 2 turns by position * theta ** (-2 d / D).
-
-  Returns:
-    The rotated array in the dtype of x.
-  """
-  half = x_BLHD.shape[-1] // 2
-  wide = jnp.promote_types(x_BLHD.dtype, jnp.float32)
-  inverse_wavelength = theta ** (-jnp.arange(half, dtype=wide) / half)
-  angle_BL1D = positions_BL[:, :, None, None].astype(wide) * inverse_wavelength
-  sin, cos = jnp.sin(angle_BL1D), jnp.cos(angle_BL1D)
-  first, second = jnp.split(x_BLHD.astype(wide), 2, axis=-1)
-  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BLHD.dtype)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_epsilon)
+    return (wide * (scale.astype(wide.dtype) + config.norm_offset)).astype(config.dtype)
 
 
 class SelfAttention(nn.Module):
   """Grouped-query self-attention with rotary positions and, while decoding, a cache."""
 
   config: DecoderConfig
+  kind: str
 
   @nn.compact
-  def __call__(self, x_BLE, segments_BL, positions_BL, prefix_BL, decode, prefill, prefill_lengths):
-    config = self.config
-    dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
+  def __call__(self, x_BLE, tokens: Tokens, decode: bool, prefill: bool, deterministic: bool):
+    config, window = self.config, self.config.window_of(self.kind)
     batch, length, _ = x_BLE.shape
 
-    def project(name, heads):
-      joined = Dense(heads * config.head_dim, ('embed', 'joined_kv'), dtype, param_dtype, name=name)(x_BLE)
-      return joined.reshape(batch, length, heads, config.head_dim)
+    def project(name, heads, norm=None):
+      bias = config.attention_bias != 'none'
+      dense = Dense(heads * config.head_dim, ('embed', 'joined_kv'), config, bias, name=name)
+      joined = dense(x_BLE, deterministic)
+      if norm and config.qk_norm == 'joined':
+        joined = RMSNorm(config, 'joined_kv', name=norm)(joined)
+      split = joined.reshape(batch, length, heads, config.head_dim)
+      return RMSNorm(config, 'kv', name=norm)(split) if norm and config.qk_norm == 'head' else split
 
-    q_BLHD = project('query', config.num_heads)
-    k_BLKD = project('key', config.num_kv_heads)
+    q_BLHD = project('query', config.num_heads, 'query_norm')
+    k_BLKD = project('key', config.num_kv_heads, 'key_norm')
     v_BLKD = project('value', config.num_kv_heads)
 
-    # Cache in T5X's layout: [B, K, D, length], and an index that is scalar until prefill makes it [B].
-    index_B = None
+    # Cache in T5X's layout: [B, K, D, slots], and an index that is scalar until prefill makes it [B]. A local layer has
+    # `window` slots at most, and position p lies in slot p mod slots.
+    index_B, rope = None, tokens.rope
     if decode or prefill:
       ready = self.has_variable('cache', 'cached_key')
-      shape = (batch, config.num_kv_heads, config.head_dim, length)
-      cached_key = self.variable('cache', 'cached_key', jnp.zeros, shape, dtype)
-      cached_value = self.variable('cache', 'cached_value', jnp.zeros, shape, dtype)
+      slots = length if window is None else min(length, window)
+      shape = (batch, config.num_kv_heads, config.head_dim, slots)
+      cached_key = self.variable('cache', 'cached_key', jnp.zeros, shape, jnp.dtype(config.dtype))
+      cached_value = self.variable('cache', 'cached_value', jnp.zeros, shape, jnp.dtype(config.dtype))
       cache_index = self.variable('cache', 'cache_index', lambda: jnp.zeros((), jnp.int32))
       if ready and decode:
         index_B = jnp.broadcast_to(cache_index.value, (batch,))
-        positions_BL = index_B[:, None]
+        q_index_BL = index_B[:, None] + jnp.arange(length)
+        rope = {self.kind: rotary.tables(config, self.kind, q_index_BL)}
 
-    q_BLHD = rotate(q_BLHD, positions_BL, config.rope_theta)
-    k_BLKD = rotate(k_BLKD, positions_BL, config.rope_theta)
-    q_BLHD = with_sharding_constraint(q_BLHD, ('batch', 'length', 'heads', 'kv'))
-    k_BLKD = with_sharding_constraint(k_BLKD, ('batch', 'length', 'heads', 'kv'))
+    q_BLHD = with_sharding_constraint(rotary.rotate(q_BLHD, *rope[self.kind]), ('batch', 'length', 'heads', 'kv'))
+    k_BLKD = with_sharding_constraint(rotary.rotate(k_BLKD, *rope[self.kind]), ('batch', 'length', 'heads', 'kv'))
     v_BLKD = with_sharding_constraint(v_BLKD, ('batch', 'length', 'heads', 'kv'))
-
+    options = {'window': window, 'scale': config.query_scale, 'softcap': config.attention_softcap}
     if index_B is not None:
-      if length != 1:
-        raise ValueError(f'decoding takes one token a row, got {length}')
-      write = jax.vmap(lambda cache, new, i: jax.lax.dynamic_update_slice(cache, new, (0, 0, i)))
-      cached_key.value = write(cached_key.value, k_BLKD.transpose(0, 2, 3, 1), index_B)
-      cached_value.value = write(cached_value.value, v_BLKD.transpose(0, 2, 3, 1), index_B)
-      cache_index.value = index_B + 1
-      out_BLHD = attention(
-        q_BLHD,
-        cached_key.value.transpose(0, 3, 1, 2),
-        cached_value.value.transpose(0, 3, 1, 2),
-        q_index_BT=index_B[:, None],
-        implementation=config.attention,
-      )
+      k_BKDL, v_BKDL = k_BLKD.transpose(0, 2, 3, 1), v_BLKD.transpose(0, 2, 3, 1)
+      slots = cached_key.value.shape[-1]
+      if length > 1 and window is not None:
+        # Several tokens may push out of the ring what the first of them still sees: old slots and new tokens side by side.
+        k_index_BS = jnp.concatenate([_held(index_B - 1, slots), q_index_BL], axis=1)
+        side_by_side = lambda cache, new: jnp.concatenate([cache.value, new], axis=-1)
+        keys, values = side_by_side(cached_key, k_BKDL), side_by_side(cached_value, v_BKDL)
+      cached_key.value = _write(cached_key.value, k_BKDL, index_B, window is not None)
+      cached_value.value = _write(cached_value.value, v_BKDL, index_B, window is not None)
+      cache_index.value = index_B + length
+      if length == 1 or window is None:
+        keys, values = cached_key.value, cached_value.value
+        k_index_BS = jnp.arange(slots)[None] if window is None else _held(index_B, slots)
+      out_BLHD = cached_attention(q_BLHD, keys, values, q_index_BT=q_index_BL, k_index_BS=k_index_BS, **options)
     else:
       if prefill:
-        capacity = cached_key.value.shape[-1]
-        pad = ((0, 0), (0, 0), (0, 0), (0, capacity - length))
-        cached_key.value = jnp.pad(k_BLKD.transpose(0, 2, 3, 1), pad)
-        cached_value.value = jnp.pad(v_BLKD.transpose(0, 2, 3, 1), pad)
-        cache_index.value = jnp.asarray(prefill_lengths, jnp.int32)
+        lengths_B = jnp.asarray(tokens.prefill_lengths_B, jnp.int32)
+        fill = lambda new_BLKD, slots: _fill(new_BLKD.transpose(0, 2, 3, 1), lengths_B, slots)
+        cached_key.value = fill(k_BLKD, cached_key.value.shape[-1])
+        cached_value.value = fill(v_BLKD, cached_value.value.shape[-1])
+        cache_index.value = lengths_B
       out_BLHD = attention(
         q_BLHD,
         k_BLKD,
         v_BLKD,
-        q_segments_BT=segments_BL,
-        k_segments_BS=segments_BL,
-        prefix_BS=prefix_BL,
+        q_segments_BT=tokens.segments_BL,
+        k_segments_BS=tokens.segments_BL,
+        prefix_BS=tokens.prefix_BL,
         implementation=config.attention,
+        **options,
       )
     out_BLE = out_BLHD.reshape(batch, length, config.num_heads * config.head_dim)
-    return Dense(config.embed_dim, ('joined_kv', 'embed'), dtype, param_dtype, name='out')(out_BLE)
+    dense = Dense(config.embed_dim, ('joined_kv', 'embed'), config, config.attention_bias == 'all', name='out')
+    return dense(out_BLE, deterministic)
+
+
+def _held(last_B: jax.Array, slots: int) -> jax.Array:
+  """Position that each slot of a ring holds once `last_B` was written; negative = none yet. int [B, slots].
+
+  last = 5, 4 slots: slots hold 4, 5, 2, 3.
+  """
+  return last_B[:, None] - (last_B[:, None] - jnp.arange(slots)) % slots
+
+
+def _write(cache_BKDS: jax.Array, new_BKDL: jax.Array, index_B: jax.Array, ring: bool) -> jax.Array:
+  """The cache with new tokens from position index_B on; a ring keeps the last of them where they do not all fit."""
+  slots, length = cache_BKDS.shape[-1], new_BKDL.shape[-1]
+  if ring and length > 1:
+    new_BKDL = new_BKDL[..., -slots:]
+    first_B = index_B + max(0, length - slots)
+    at_BL = (first_B[:, None] + jnp.arange(new_BKDL.shape[-1])) % slots
+    return jax.vmap(lambda cache, new, at: cache.at[:, :, at].set(new))(cache_BKDS, new_BKDL, at_BL)
+  write = lambda cache, new, i: jax.lax.dynamic_update_slice(cache, new, (0, 0, i))
+  return jax.vmap(write)(cache_BKDS, new_BKDL, index_B % slots if ring else index_B)
+
+
+def _fill(new_BKDL: jax.Array, lengths_B: jax.Array, slots: int) -> jax.Array:
+  """The cache of right-padded prompts: as they are, or the last `slots` tokens of each in a ring."""
+  length = new_BKDL.shape[-1]
+  if length <= slots:
+    return jnp.pad(new_BKDL, ((0, 0), (0, 0), (0, 0), (0, slots - length)))
+  at_BS = jnp.clip(_held(lengths_B - 1, slots), 0)
+  return jnp.take_along_axis(new_BKDL, at_BS[:, None, None], axis=-1)
 
 
 class GatedMLP(nn.Module):
@@ -217,32 +202,39 @@ class GatedMLP(nn.Module):
   config: DecoderConfig
 
   @nn.compact
-  def __call__(self, x_BLE: jax.Array) -> jax.Array:
+  def __call__(self, x_BLE: jax.Array, deterministic: bool) -> jax.Array:
     config = self.config
-    dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
-    gate_BLF = Dense(config.mlp_dim, ('embed', 'mlp'), dtype, param_dtype, name='gate')(x_BLE)
-    up_BLF = Dense(config.mlp_dim, ('embed', 'mlp'), dtype, param_dtype, name='up')(x_BLE)
+    dense = lambda name, features, axes: Dense(features, axes, config, config.mlp_bias, name=name)
+    gate_BLF = dense('gate', config.mlp_dim, ('embed', 'mlp'))(x_BLE, deterministic)
+    up_BLF = dense('up', config.mlp_dim, ('embed', 'mlp'))(x_BLE, deterministic)
     hidden_BLF = ACTIVATIONS[config.mlp_activation](gate_BLF) * up_BLF
     hidden_BLF = with_sharding_constraint(hidden_BLF, ('batch', 'length', 'mlp'))
-    return Dense(config.embed_dim, ('mlp', 'embed'), dtype, param_dtype, name='down')(hidden_BLF)
+    return dense('down', config.embed_dim, ('mlp', 'embed'))(hidden_BLF, deterministic)
 
 
 class Block(nn.Module):
-  """One layer: pre-norm attention and pre-norm MLP, each added to the residual stream."""
+  """One layer: attention and MLP, normalised before or after or both, each added to the residual stream."""
 
   config: DecoderConfig
+  kind: str
 
   @nn.compact
-  def __call__(self, x_BLE, segments_BL, positions_BL, prefix_BL, prefill_lengths, decode, prefill, deterministic):
+  def __call__(self, x_BLE, tokens: Tokens, decode: bool, prefill: bool, deterministic: bool):
     config = self.config
-    norm = lambda name: RMSNorm(config.norm_epsilon, jnp.dtype(config.dtype), jnp.dtype(config.param_dtype), name=name)
-    drop = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,), deterministic=deterministic)
+
+    def add(x_BLE, name, function):
+      y_BLE = x_BLE
+      if config.norm_placement != 'post':
+        y_BLE = RMSNorm(config, name=f'pre_{name}_norm')(y_BLE)
+      y_BLE = function(y_BLE)
+      if config.norm_placement != 'pre':
+        y_BLE = RMSNorm(config, name=f'post_{name}_norm')(y_BLE)
+      return x_BLE + nn.Dropout(config.dropout_rate, broadcast_dims=(-2,), deterministic=deterministic)(y_BLE)
+
     x_BLE = with_sharding_constraint(x_BLE, ('batch', 'length', 'embed_activation'))
-    attended = SelfAttention(config, name='self_attention')(
-      norm('pre_attention_norm')(x_BLE), segments_BL, positions_BL, prefix_BL, decode, prefill, prefill_lengths
-    )
-    x_BLE = x_BLE + drop(attended)
-    x_BLE = x_BLE + drop(GatedMLP(config, name='mlp')(norm('pre_mlp_norm')(x_BLE)))
+    attend = SelfAttention(config, self.kind, name='self_attention')
+    x_BLE = add(x_BLE, 'attention', lambda y: attend(y, tokens, decode, prefill, deterministic))
+    x_BLE = add(x_BLE, 'mlp', lambda y: GatedMLP(config, name='mlp')(y, deterministic))
     # nn.scan wants (carry, output of the layer).
     return x_BLE, None
 
@@ -252,8 +244,21 @@ def remat_block(policy: str):
   if policy == 'none':
     return Block
   keep = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims if policy == 'minimal' else None
-  # Arguments 6 to 8 (decode, prefill, deterministic) are Python bools; 0 is the module itself.
-  return nn.remat(Block, prevent_cse=False, policy=keep, static_argnums=(6, 7, 8))
+  # Arguments 3 to 5 (decode, prefill, deterministic) are Python bools; 0 is the module itself.
+  return nn.remat(Block, prevent_cse=False, policy=keep, static_argnums=(3, 4, 5))
+
+
+class Turn(nn.Module):
+  """One turn of a pattern of several layers."""
+
+  config: DecoderConfig
+
+  @nn.compact
+  def __call__(self, x_BLE, *arguments):
+    block = remat_block(self.config.remat)
+    for j, kind in enumerate(self.config.layer_pattern):
+      x_BLE, _ = block(self.config, kind, name=f'block_{j}')(x_BLE, *arguments)
+    return x_BLE, None
 
 
 class DecoderStack(nn.Module):
@@ -262,45 +267,55 @@ class DecoderStack(nn.Module):
   config: DecoderConfig
 
   @nn.compact
-  def __call__(self, tokens_BL, segments_BL, positions_BL, prefix_BL, prefill_lengths, decode, prefill, deterministic):
+  def __call__(self, inputs_BL, positions_BL, tokens: Tokens, decode: bool, prefill: bool, deterministic: bool):
     config = self.config
     dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
     embedding_VE = param_with_axes(
       'token_embedding',
       nn.initializers.normal(stddev=1.0 if not config.tie_embeddings else config.embed_dim**-0.5),
-      (config.vocab_size, config.embed_dim),
+      (config.padded_vocab_size, config.embed_dim),
       param_dtype,
       axes=('vocab', 'embed'),
     )
-    x_BLE = jnp.take(embedding_VE.astype(dtype), tokens_BL, axis=0)
-    block = remat_block(config.remat)
-    arguments = (segments_BL, positions_BL, prefix_BL, prefill_lengths, decode, prefill, deterministic)
-    if config.scan_layers:
+    x_BLE = jnp.take(embedding_VE.astype(dtype), inputs_BL, axis=0)
+    if config.embedding_scale:
+      x_BLE *= jnp.asarray(config.embed_dim**0.5, dtype)
+    kinds = {config.kind(i) for i in range(config.num_layers)}
+    tokens = tokens.replace(rope={kind: rotary.tables(config, kind, positions_BL) for kind in sorted(kinds)})
+    arguments = (tokens, decode, prefill, deterministic)
+    block, period = remat_block(config.remat), len(config.layer_pattern)
+    turns = config.num_layers // period if config.scan_layers else 0
+    if turns:
       # The cache is stacked along axis 0 too, so its batch axis is 1: T5X reads `scan_layers` for that.
       layers = nn_partitioning.scan_with_axes(
-        block,
+        block if period == 1 else Turn,
         variable_axes={'params': 0, 'cache': 0},
         split_rngs={'params': True, 'dropout': True},
         in_axes=(nn.broadcast,) * len(arguments),
-        length=config.num_layers,
+        length=turns,
         axis_name='layers',
       )
-      x_BLE, _ = layers(config, name='layers')(x_BLE, *arguments)
-    else:
-      for i in range(config.num_layers):
-        x_BLE, _ = block(config, name=f'layers_{i}')(x_BLE, *arguments)
-    x_BLE = RMSNorm(config.norm_epsilon, dtype, param_dtype, name='final_norm')(x_BLE)
+      settings = (config, config.layer_pattern[0]) if period == 1 else (config,)
+      x_BLE, _ = layers(*settings, name='layers')(x_BLE, *arguments)
+    for i in range(turns * period, config.num_layers):
+      x_BLE, _ = block(config, config.kind(i), name=config.place(i)[0])(x_BLE, *arguments)
+    x_BLE = RMSNorm(config, name='final_norm')(x_BLE)
     if config.tie_embeddings:
       head_EV = embedding_VE.T
     else:
       head_EV = param_with_axes(
         'lm_head',
         nn.initializers.normal(stddev=config.embed_dim**-0.5),
-        (config.embed_dim, config.vocab_size),
+        (config.embed_dim, config.padded_vocab_size),
         param_dtype,
         axes=('embed', 'vocab'),
       )
     logits_BLV = jnp.dot(x_BLE, head_EV.astype(dtype), preferred_element_type=jnp.promote_types(dtype, jnp.float32))
+    if config.logit_softcap is not None:
+      logits_BLV = config.logit_softcap * jnp.tanh(logits_BLV / config.logit_softcap)
+    if config.padded_vocab_size > config.vocab_size:
+      real = jnp.arange(config.padded_vocab_size) < config.vocab_size
+      logits_BLV = jnp.where(real, logits_BLV, jnp.finfo(logits_BLV.dtype).min)
     return with_sharding_constraint(logits_BLV, ('batch', 'length', 'vocab'))
 
 
@@ -343,13 +358,15 @@ class Decoder(nn.Module):
       decoder_positions: int [B, L], position within the segment; None = arange(L).
       decoder_causal_attention: int [B, L], 1 on prompts that are read in both directions; None = causal.
       enable_dropout: whether dropout acts; needs the 'dropout' rng if its rate is above 0.
-      decode: without a cache: makes one of length L; with one: takes one token a row, L = 1.
+      decode: without a cache: makes one with room for L tokens; with one: takes L tokens a row (usually 1), which stand
+        behind those before and must fit. On local layers, padding behind a row's last token pushes older ones out of
+        its ring, so several tokens may only be followed by more where they were all real.
       max_decode_length: not read, the cache knows its length.
       prefill: fills the cache from whole prompts, right-padded.
       prefill_lengths: int [B], real tokens of each prompt (BOS counted).
 
     Returns:
-      float [B, L, V], at least f32.
+      float [B, L, V], at least f32; V is vocab_size rounded up to vocab_multiple.
 
     Raises:
       ValueError: decode and prefill together, prefill without lengths.
@@ -361,13 +378,40 @@ class Decoder(nn.Module):
       raise ValueError('prefill needs prefill_lengths')
     if decoder_positions is None:
       decoder_positions = jnp.broadcast_to(jnp.arange(decoder_input_tokens.shape[1]), decoder_input_tokens.shape)
+    tokens = Tokens(decoder_segment_ids, decoder_causal_attention, prefill_lengths, {})
     return DecoderStack(self.config, name='decoder')(
-      decoder_input_tokens,
-      decoder_segment_ids,
-      decoder_positions,
-      decoder_causal_attention,
-      prefill_lengths,
-      decode,
-      prefill,
-      not enable_dropout,
+      decoder_input_tokens, decoder_positions, tokens, decode, prefill, not enable_dropout
     )
+
+
+def unrolled(model: Decoder, params: Any) -> tuple[Decoder, Any]:
+  """The same model for decoding: layer by layer, parameters in the arithmetic's dtype.
+
+  A scan copies the whole cache at every step, and a cast would be repeated at every step.
+
+  Args:
+    model: a Decoder; anything else is returned as it is.
+    params: its parameters, in their shards.
+
+  Returns:
+    A model without scan and its parameters, each layer's in shards like those it came from.
+  """
+  config = getattr(model, 'config', None)
+  if not isinstance(config, DecoderConfig):
+    return model, params
+  plain = dataclasses.replace(config, scan_layers=False, remat='none')
+
+  def unstack(params):
+    params = jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
+    stack = dict(params['decoder'])
+    layers = {}
+    for i in range(config.num_layers):
+      path, index = config.place(i)
+      node = stack
+      for key in path.split('/'):
+        node = node[key]
+      layers[plain.place(i)[0]] = node if index is None else jax.tree.map(lambda leaf: leaf[index], node)
+    rest = {key: value for key, value in stack.items() if not key.startswith(('layers', 'tail_'))}
+    return {'decoder': {**rest, **layers}}
+
+  return Decoder(plain), jax.jit(unstack)(params)

@@ -1,0 +1,170 @@
+"""What one decoder is: sizes, and the declared differences between families."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+import gin
+
+from crossin_jax.models.attention import IMPLEMENTATIONS
+from crossin_jax.models.lora import LoraConfig
+
+REMAT_POLICIES = ('none', 'minimal', 'full')
+ACTIVATIONS = {
+  'silu': nn.silu,
+  'gelu': lambda x: nn.gelu(x, approximate=True),
+  'gelu_exact': lambda x: nn.gelu(x, approximate=False),
+}
+ROPE_TYPES = ('linear', 'llama3', 'yarn', 'longrope')
+LAYER_KINDS = ('global', 'local')
+CHOICES = {
+  'mlp_activation': tuple(ACTIVATIONS),
+  'remat': REMAT_POLICIES,
+  'attention_bias': ('none', 'qkv', 'all'),
+  'qk_norm': ('none', 'head', 'joined'),
+  'norm_placement': ('pre', 'post', 'both'),
+  'attention': IMPLEMENTATIONS,
+  'dtype': ('float32', 'bfloat16', 'float64'),
+  'param_dtype': ('float32', 'bfloat16', 'float64'),
+}
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+  """Sizes and choices of one decoder.
+
+  Attributes:
+    vocab_size: ids that the model knows; at least the vocabulary's size.
+    vocab_multiple: the embedding's rows are rounded up to a multiple of it (128 shards well); the rows beyond vocab_size
+      get no probability and are cut off on export.
+    embed_dim: E, width of the residual stream.
+    num_layers: blocks.
+    num_heads: H, query heads.
+    num_kv_heads: K, key/value heads; divides num_heads.
+    head_dim: D; None = embed_dim / num_heads.
+    mlp_dim: F, width of the gated MLP.
+    mlp_activation: 'silu', 'gelu' (tanh approximation) or 'gelu_exact'.
+    mlp_bias: biases in the MLP.
+    attention_bias: 'none', 'qkv' (Qwen2) or 'all' (with the output too).
+    qk_norm: RMSNorm of queries and keys: 'none', 'head' (each head, Qwen3 and Gemma 3) or 'joined' (all heads, OLMo 2).
+    query_scale: factor on the attention logits; None = head_dim ** -0.5.
+    attention_softcap: c, logits become c tanh(logits / c) (Gemma 2); None = none.
+    logit_softcap: the same on the output logits.
+    layer_pattern: kinds of the layers, repeated from the first on: 'global' sees everything before, 'local' the last
+      `window` tokens.
+    window: tokens that a local layer sees, its own included.
+    rope_theta: base of the rotary wave lengths.
+    rope_local_theta: that of local layers, which then are not scaled (Gemma 3); None = as the global ones.
+    rope_scaling: None or a dict as `rope_parameters` of a config.json: rope_type of 'linear', 'llama3', 'yarn', 'longrope'
+      and its numbers.
+    rope_fraction: share of each head that is rotated (Phi-3: partial_rotary_factor).
+    norm_placement: RMSNorm before attention and MLP ('pre'), on their output ('post', OLMo 2), or 'both' (Gemma 2).
+    norm_epsilon: added to the mean square in RMSNorm.
+    norm_offset: added to the scale of every RMSNorm (Gemma stores scale - 1).
+    embedding_scale: embeddings are multiplied by sqrt(E) (Gemma).
+    tie_embeddings: logits through the transposed embedding instead of a head of their own.
+    dropout_rate: 0 to 1, on the residual branches.
+    lora: None, or a `LoraConfig`: adapters are trained, the rest is frozen.
+    dtype: 'float32', 'bfloat16' or 'float64' for the arithmetic.
+    param_dtype: dtype of the parameters.
+    remat: 'none' keeps every activation, 'minimal' keeps the outputs of matrix products,
+      'full' keeps only the input of each block.
+    scan_layers: one compiled block (one turn of the pattern) for all layers: compile time does not grow with depth.
+    attention: 'auto' or 'xla', see `attention`.
+  """
+
+  vocab_size: int = 32_000
+  vocab_multiple: int = 1
+  embed_dim: int = 512
+  num_layers: int = 8
+  num_heads: int = 8
+  num_kv_heads: int = 8
+  head_dim: int | None = None
+  mlp_dim: int = 1376
+  mlp_activation: str = 'silu'
+  mlp_bias: bool = False
+  attention_bias: str = 'none'
+  qk_norm: str = 'none'
+  query_scale: float | None = None
+  attention_softcap: float | None = None
+  logit_softcap: float | None = None
+  layer_pattern: tuple[str, ...] = ('global',)
+  window: int | None = None
+  rope_theta: float = 10_000.0
+  rope_local_theta: float | None = None
+  rope_scaling: Any = None
+  rope_fraction: float = 1.0
+  norm_placement: str = 'pre'
+  norm_epsilon: float = 1e-5
+  norm_offset: float = 0.0
+  embedding_scale: bool = False
+  tie_embeddings: bool = False
+  dropout_rate: float = 0.0
+  lora: LoraConfig | None = None
+  dtype: str = 'float32'
+  param_dtype: str = 'float32'
+  remat: str = 'none'
+  scan_layers: bool = True
+  attention: str = 'auto'
+
+  def __post_init__(self):
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+        f'DecoderConfig.num_heads = {self.num_heads} must be a multiple of num_kv_heads = {self.num_kv_heads}'
+      )
+    if self.head_dim is None:
+      if self.embed_dim % self.num_heads:
+        raise ValueError(
+          f'DecoderConfig.embed_dim = {self.embed_dim} is no multiple of num_heads = {self.num_heads}; set head_dim'
+        )
+      object.__setattr__(self, 'head_dim', self.embed_dim // self.num_heads)
+    for name, legal in CHOICES.items():
+      if getattr(self, name) not in legal:
+        raise ValueError(f'DecoderConfig.{name} = {getattr(self, name)!r} is not one of {legal}')
+    if not 0.0 <= self.dropout_rate < 1.0:
+      raise ValueError(f'DecoderConfig.dropout_rate = {self.dropout_rate} is not in [0, 1)')
+    object.__setattr__(self, 'layer_pattern', tuple(self.layer_pattern))
+    if not self.layer_pattern or not set(self.layer_pattern) <= set(LAYER_KINDS):
+      raise ValueError(f'DecoderConfig.layer_pattern = {self.layer_pattern!r} is not made of {LAYER_KINDS}')
+    if 'local' in self.layer_pattern and not self.window:
+      raise ValueError('DecoderConfig.layer_pattern has local layers; set DecoderConfig.window')
+    # Hashable, because compiled functions are kept by model.
+    object.__setattr__(self, 'rope_scaling', _frozen(self.rope_scaling))
+    if self.rope_scaling and dict(self.rope_scaling).get('rope_type') not in ROPE_TYPES:
+      raise ValueError(f'DecoderConfig.rope_scaling = {dict(self.rope_scaling)}: rope_type is not one of {ROPE_TYPES}')
+
+  @property
+  def padded_vocab_size(self) -> int:
+    """Rows of the embedding."""
+    return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+  def kind(self, layer: int) -> str:
+    """'global' or 'local'."""
+    return self.layer_pattern[layer % len(self.layer_pattern)]
+
+  def window_of(self, kind: str) -> int | None:
+    """Tokens that a layer of this kind sees; None = all before."""
+    return self.window if kind == 'local' else None
+
+  def place(self, layer: int) -> tuple[str, int | None]:
+    """Where a layer's parameters lie: the path below `decoder/`, and its index in the stacked arrays there.
+
+    With one turn of the pattern scanned: `layers` (a pattern of one) or `layers/block_<j>`; layers behind the last whole turn
+    are `tail_<j>`. Without scan: `layers_<i>`.
+    """
+    if not self.scan_layers:
+      return f'layers_{layer}', None
+    period = len(self.layer_pattern)
+    turn, j = divmod(layer, period)
+    if turn >= self.num_layers // period:
+      return f'tail_{j}', None
+    return ('layers' if period == 1 else f'layers/block_{j}'), turn
+
+
+def _frozen(value):
+  """Dicts and lists as tuples, all the way down."""
+  if isinstance(value, Mapping):
+    return tuple(sorted((key, _frozen(item)) for key, item in value.items()))
+  return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value

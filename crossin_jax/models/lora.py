@@ -1,0 +1,81 @@
+"""LoRA: low-rank adapters beside frozen matrices (Hu et al. 2021), and which leaves a run trains."""
+
+import dataclasses
+import math
+
+from flax import traverse_util
+import gin
+
+# The matrices that may carry an adapter, by the name of their module.
+TARGETS = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
+BASE_DTYPES = ('float32', 'bfloat16')
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Adapters: W x becomes W x + scale B A dropout(x), with B = 0 at first.
+
+  Attributes:
+    rank: r, columns of A and rows of B.
+    alpha: scale = alpha / rank, or alpha / sqrt(rank) with rs_lora.
+    dropout: 0 to 1, on the adapter's input.
+    targets: of 'query', 'key', 'value', 'out', 'gate', 'up', 'down'.
+    rs_lora: rank-stabilised scale (Kalajdzievski 2023).
+    train_embeddings: embedding and output head are trained in full as well (and tied ones stay tied).
+    base_dtype: dtype in which the frozen parameters are held: 'float32' or 'bfloat16'.
+  """
+
+  rank: int = 16
+  alpha: float = 32.0
+  dropout: float = 0.0
+  targets: tuple[str, ...] = TARGETS
+  rs_lora: bool = False
+  train_embeddings: bool = False
+  base_dtype: str = 'bfloat16'
+
+  def __post_init__(self):
+    object.__setattr__(self, 'targets', tuple(self.targets))
+    if self.rank < 1:
+      raise ValueError(f'LoraConfig.rank = {self.rank} must be at least 1')
+    if not 0.0 <= self.dropout < 1.0:
+      raise ValueError(f'LoraConfig.dropout = {self.dropout} is not in [0, 1)')
+    if unknown := [target for target in self.targets if target not in TARGETS]:
+      raise ValueError(f'LoraConfig.targets = {unknown} are not among {TARGETS}')
+    if not self.targets:
+      raise ValueError(f'LoraConfig.targets is empty; name some of {TARGETS}')
+    if self.base_dtype not in BASE_DTYPES:
+      raise ValueError(f'LoraConfig.base_dtype = {self.base_dtype!r} is not one of {BASE_DTYPES}')
+
+  @property
+  def scale(self) -> float:
+    """Factor on the adapter's output."""
+    return self.alpha / (math.sqrt(self.rank) if self.rs_lora else self.rank)
+
+
+def is_trained(path: tuple[str, ...], lora: LoraConfig | None) -> bool:
+  """Whether a run trains the leaf at this path of the parameter tree."""
+  if lora is None or path[-1].startswith('lora_'):
+    return True
+  return lora.train_embeddings and path[-1] in ('token_embedding', 'lm_head')
+
+
+def split(params, lora: LoraConfig | None):
+  """(trained, frozen) parts of a parameter tree, each a tree with only its leaves; frozen is {} without LoRA."""
+  if lora is None:
+    return params, {}
+  flat = traverse_util.flatten_dict(params)
+  part = lambda wanted: traverse_util.unflatten_dict({k: v for k, v in flat.items() if is_trained(k, lora) == wanted})
+  return part(True), part(False)
+
+
+def merge(trained, frozen):
+  """The whole tree of both parts of `split`."""
+  if not frozen:
+    return trained
+  return traverse_util.unflatten_dict({**traverse_util.flatten_dict(frozen), **traverse_util.flatten_dict(trained)})
+
+
+def of_model(model) -> LoraConfig | None:
+  """The adapters of a model, if it has any."""
+  return getattr(getattr(model, 'config', None), 'lora', None)

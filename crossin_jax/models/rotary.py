@@ -1,0 +1,101 @@
+"""Rotary positions (Su et al. 2021), with the ways in which model families stretch them.
+
+Letters: B batch, L length, H heads, D size of a head, R = half of the rotated part of a head.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def tables(config, kind: str, positions_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Sine and cosine of every angle.
+
+  Args:
+    config: a `DecoderConfig`.
+    kind: 'global' or 'local'.
+    positions_BL: int positions within the segment, from 0.
+
+  Returns:
+    Two arrays [B, L, R], f32 (f64 where the arithmetic is), multiplied by the scaling's attention factor.
+  """
+  wide = jnp.promote_types(config.dtype, jnp.float32)
+  inverse, factor = wavelengths(config, kind)
+  if isinstance(inverse, tuple):  # short and long (LongRoPE): the longest position of a row decides
+    short, long, limit = inverse
+    far_B11 = (positions_BL.max(axis=1) >= limit)[:, None, None]
+    inverse_BLR = jnp.where(far_B11, jnp.asarray(long, wide), jnp.asarray(short, wide))
+  else:
+    inverse_BLR = jnp.asarray(inverse, wide)
+  angle_BLR = positions_BL[:, :, None].astype(wide) * inverse_BLR
+  return jnp.sin(angle_BLR) * factor, jnp.cos(angle_BLR) * factor
+
+
+def rotate(x_BLHD: jax.Array, sin_BLR: jax.Array, cos_BLR: jax.Array) -> jax.Array:
+  """Rotates the first 2 R of each head, halves layout as in the Llama checkpoints; in the dtype of x."""
+  rotated = 2 * sin_BLR.shape[-1]
+  sin, cos = sin_BLR[:, :, None], cos_BLR[:, :, None]
+  first, second = jnp.split(x_BLHD[..., :rotated].astype(sin.dtype), 2, axis=-1)
+  parts = [first * cos - second * sin, second * cos + first * sin]
+  if rotated < x_BLHD.shape[-1]:
+    parts.append(x_BLHD[..., rotated:].astype(sin.dtype))
+  return jnp.concatenate(parts, axis=-1).astype(x_BLHD.dtype)
+
+
+def wavelengths(config, kind: str):
+  """Angle per position of each of the R pairs, f32 (f64 where the arithmetic is) [R], and the factor on sine and cosine.
+
+  For 'longrope' the first is (short [R], long [R], the position from which long holds).
+  """
+  local = kind == 'local' and config.rope_local_theta is not None
+  theta = config.rope_local_theta if local else config.rope_theta
+  dim = int(config.head_dim * config.rope_fraction)
+  # f32 as in the checkpoints' own code: at position 100,000 the last bit of an exponent is an angle of 0.01.
+  wide = np.float64 if config.dtype == 'float64' else np.float32
+  power = wide(theta) ** (np.arange(0, dim, 2, dtype=wide) / wide(dim))
+  inverse = wide(1.0) / power
+  scaling = {} if local or not config.rope_scaling else dict(config.rope_scaling)
+  kind_of_scaling = scaling.get('rope_type')
+  if kind_of_scaling == 'linear':
+    return inverse / wide(scaling['factor']), 1.0
+  if kind_of_scaling == 'llama3':
+    return _llama3(inverse, scaling), 1.0
+  if kind_of_scaling == 'yarn':
+    return _yarn(power, dim, theta, scaling)
+  if kind_of_scaling == 'longrope':
+    original, factor = scaling['original_max_position_embeddings'], scaling['factor']
+    attention = scaling.get('attention_factor')
+    if attention is None:
+      attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    stretched = lambda by: wide(1.0) / (np.asarray(by, wide) * power)
+    return (stretched(scaling['short_factor']), stretched(scaling['long_factor']), original), attention
+  return inverse, 1.0
+
+
+def _llama3(inverse, scaling):
+  """Llama 3.1: long waves are slowed by `factor`, short ones kept, those between blended."""
+  factor, low, high = scaling['factor'], scaling['low_freq_factor'], scaling['high_freq_factor']
+  original = scaling['original_max_position_embeddings']
+  wavelength = 2 * np.pi / inverse
+  blend = np.clip((original / wavelength - low) / (high - low), 0, 1)
+  return ((1 - blend) * inverse / factor + blend * inverse).astype(inverse.dtype)
+
+
+def _yarn(power, dim, theta, scaling):
+  """YaRN (Peng et al. 2023, section 3)."""
+  factor, original = scaling['factor'], scaling['original_max_position_embeddings']
+  turns = lambda n: dim * math.log(original / (n * 2 * math.pi)) / (2 * math.log(theta))
+  low, high = turns(scaling.get('beta_fast') or 32), turns(scaling.get('beta_slow') or 1)
+  if scaling.get('truncate', True):
+    low, high = math.floor(low), math.ceil(high)
+  low, high = max(low, 0), min(high, dim - 1)
+  ramp = np.clip((np.arange(dim // 2, dtype=power.dtype) - low) / (high - low if high > low else 0.001), 0, 1)
+  inverse = (1 / (factor * power)) * ramp + (1 / power) * (1 - ramp)
+  magnitude = lambda scale, m=1.0: 1.0 if scale <= 1 else 0.1 * m * math.log(scale) + 1.0
+  attention = scaling.get('attention_factor')
+  if attention is None:
+    m, all_m = scaling.get('mscale'), scaling.get('mscale_all_dim')
+    attention = magnitude(factor, m) / magnitude(factor, all_m) if m and all_m else magnitude(factor)
+  return inverse.astype(power.dtype), attention
