@@ -3,6 +3,8 @@
 MODEL_DIR/checkpoint_<step>/state       {'target': params, 'state': {'step', 'param_states'}}
 MODEL_DIR/checkpoint_<step>/run         JSON: where the run stands (stream settings, open metric sums)
 MODEL_DIR/digests/checkpoint_<step>.json  SHA-256 of every file of that checkpoint
+
+With LoRA, `target` holds what is trained and `run` says where the other parameters come from.
 """
 
 import dataclasses
@@ -18,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from crossin_jax.data.prepared import write_json
+from crossin_jax.models import huggingface, lora
 from crossin_jax.train_state import TrainState
 
 PREFIX = 'checkpoint'
@@ -67,12 +70,12 @@ def to_tree(state: TrainState) -> dict:
 
 
 def from_tree(tree: dict, like: TrainState) -> TrainState:
-  """The inverse of `to_tree`; `like` gives the structure of the optimizer state."""
+  """The inverse of `to_tree`; `like` gives the structure of the optimizer state, and what is frozen."""
   full = serialization.to_state_dict(like.opt_state)
   flat = traverse_util.flatten_dict(full, keep_empty_nodes=True)
   flat.update(traverse_util.flatten_dict(tree['state']['param_states']))
   opt_state = serialization.from_state_dict(like.opt_state, traverse_util.unflatten_dict(flat))
-  return TrainState(tree['state']['step'], tree['target'], opt_state)
+  return TrainState(tree['state']['step'], tree['target'], opt_state, like.frozen)
 
 
 def _without_empty(node):
@@ -221,7 +224,7 @@ class Checkpoints:
 
 def damage(path: str) -> str | None:
   """What is wrong with the files of a `checkpoint_<step>` directory by its digest, or None."""
-  digest = os.path.join(os.path.dirname(path), 'digests', f'{os.path.basename(path)}.json')
+  digest = _digest_path(path)
   try:
     with open(digest, encoding='utf-8') as f:
       expected = json.load(f)
@@ -264,23 +267,47 @@ def restore_tree(path: str, abstract: TrainState) -> TrainState:
   return from_tree(restored, abstract)
 
 
-def restore_params(path: str, abstract_params):
-  """Parameters alone from a checkpoint of this project or of T5X.
+def restore_params(path: str, abstract_params, model):
+  """Parameters alone, from a checkpoint of this project or of T5X, or from a Hugging Face directory.
 
   Args:
-    path: a `checkpoint_<step>` directory, or a MODEL_DIR (its latest checkpoint).
-    abstract_params: shapes, dtypes and shardings.
+    path: a `checkpoint_<step>` directory, a MODEL_DIR (its latest checkpoint), or a directory with config.json and
+      safetensors.
+    abstract_params: shapes, dtypes and shardings of the wanted leaves: all of the model's or some. Of a LoRA run those
+      that it did not train are read from where it had them.
+    model: the model that they are for.
 
   Raises:
     CheckpointError: nothing there, damaged, or of another model.
+    WeightsError: a Hugging Face directory that does not fit.
   """
+  if huggingface.is_directory(path):
+    return huggingface.load_params(path, model.config, abstract_params)
   path = latest_checkpoint(path)
   # T5X's own checkpoints, and copies without their digests, are read unverified.
-  if os.path.exists(os.path.join(os.path.dirname(path), 'digests', f'{os.path.basename(path)}.json')):
+  if os.path.exists(_digest_path(path)):
     if problem := damage(path):
       raise CheckpointError(f'{path} is damaged: {problem}. Name another checkpoint_<step>, or copy it anew')
+  base = _run_of(path).get('base')
+  if base is None:
+    return _restore_target(path, abstract_params, partly=lora.of_model(model) is not None)
+  if lora.of_model(model) is None:
+    raise CheckpointError(
+      f'{path} holds LoRA adapters, and the model has none; write the merged model first '
+      '(crossin export-hf --format merged), or set DecoderConfig.lora'
+    )
+  if base_reference(base['path'])['digest'] != base['digest']:
+    raise CheckpointError(f'{path} holds adapters for {base["path"]}, whose weights have changed since')
+  flat = traverse_util.flatten_dict(abstract_params)
+  on_disk = traverse_util.flatten_dict(_target_shapes(path)).keys()
+  part = lambda mine: traverse_util.unflatten_dict({k: v for k, v in flat.items() if (k in on_disk) == mine})
+  return lora.merge(_restore_target(path, part(True)), restore_params(base['path'], part(False), model))
+
+
+def _restore_target(path: str, abstract_params, partly: bool = False):
+  """Parameters of one checkpoint; with `partly` it may hold more of them than are wanted."""
   tree = {'target': abstract_params}
-  _check_shapes(path, tree)
+  _check_shapes(path, tree, partly)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     arguments = ocp.args.PyTreeRestore(
       item=tree,
@@ -288,6 +315,65 @@ def restore_params(path: str, abstract_params):
       partial_restore=True,  # what is on disk beside `target` is not read
     )
     return checkpointer.restore(os.path.join(path, 'state'), args=arguments)['target']
+
+
+def base_reference(path: str) -> dict[str, str]:
+  """Where the frozen parameters of a LoRA run are, and what they are: {'path', 'digest'}; of a LoRA run, its own base."""
+  if huggingface.is_directory(path):
+    return {'path': os.path.abspath(path), 'digest': huggingface.Tensors(path).digest()}
+  path = latest_checkpoint(path)
+  if base := _run_of(path).get('base'):
+    return base
+  try:
+    with open(_digest_path(path), encoding='utf-8') as f:
+      files = json.load(f)
+  except (FileNotFoundError, ValueError):
+    files = file_digests(path)
+  return {'path': path, 'digest': hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()}
+
+
+def has_adapters(path: str) -> bool:
+  """Whether this is a checkpoint of a LoRA run."""
+  return not huggingface.is_directory(path) and _run_of(latest_checkpoint(path)).get('base') is not None
+
+
+def check_base(saved: dict | None, base: dict) -> None:
+  """Raises CheckpointError if a run that is resumed had other frozen parameters."""
+  if saved is None:
+    raise CheckpointError('the run so far trained all parameters, now DecoderConfig.lora is set; use another MODEL_DIR')
+  if saved['digest'] != base['digest']:
+    raise CheckpointError(
+      f'the adapters were trained on {saved["path"]}, and {base["path"]} holds other weights; give the same '
+      'INITIAL_CHECKPOINT_PATH, or another MODEL_DIR'
+    )
+
+
+def save_params(directory: str, params, step: int = 0) -> str:
+  """Writes parameters as `checkpoint_<step>` with its digest, for training to begin from and for T5X to restore.
+
+  Returns:
+    The checkpoint's path.
+  """
+  path = os.path.join(os.path.abspath(directory), f'{PREFIX}_{step}')
+  tree = {'target': params, 'state': {'step': jax.numpy.asarray(step, jax.numpy.int32), 'param_states': {}}}
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
+    checkpointer.save(os.path.join(path, 'state'), args=ocp.args.PyTreeSave(tree))
+  if jax.process_index() == 0:
+    write_json(_digest_path(path), file_digests(path))
+  return path
+
+
+def _digest_path(path: str) -> str:
+  return os.path.join(os.path.dirname(path), 'digests', f'{os.path.basename(path)}.json')
+
+
+def _run_of(path: str) -> dict:
+  """Where the run stood, as saved in the checkpoint; {} where a checkpoint has none."""
+  try:
+    with open(os.path.join(path, 'run', 'metadata'), encoding='utf-8') as f:
+      return json.load(f)
+  except (FileNotFoundError, NotADirectoryError):
+    return {}
 
 
 def latest_checkpoint(path: str) -> str:
@@ -306,15 +392,20 @@ def latest_checkpoint(path: str) -> str:
   return os.path.join(path, f'{PREFIX}_{max(steps)}')
 
 
-def _check_shapes(path: str, tree: dict) -> None:
-  """Compares parameter names and shapes on disk with those wanted, before anything is read."""
+def _target_shapes(path: str) -> dict:
+  """The tree of parameters on disk, with what Orbax knows of each."""
   metadata = ocp.PyTreeCheckpointer().metadata(os.path.join(path, 'state'))
   metadata = getattr(metadata, 'item_metadata', metadata)
   metadata = getattr(metadata, 'tree', metadata)
-  on_disk = traverse_util.flatten_dict(dict(metadata)['target'], sep='/')
+  return dict(metadata)['target']
+
+
+def _check_shapes(path: str, tree: dict, partly: bool = False) -> None:
+  """Compares parameter names and shapes on disk with those wanted, before anything is read."""
+  on_disk = traverse_util.flatten_dict(_target_shapes(path), sep='/')
   wanted = traverse_util.flatten_dict(tree['target'], sep='/')
   differences = [f'{name}: not in the checkpoint' for name in sorted(wanted.keys() - on_disk.keys())]
-  differences += [f'{name}: not in the model' for name in sorted(on_disk.keys() - wanted.keys())]
+  differences += [f'{name}: not in the model' for name in sorted(on_disk.keys() - wanted.keys()) if not partly]
   differences += [
     f'{name}: {tuple(on_disk[name].shape)} in the checkpoint, {tuple(wanted[name].shape)} in the model'
     for name in sorted(wanted.keys() & on_disk.keys())

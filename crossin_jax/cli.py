@@ -11,6 +11,12 @@ COMMANDS = {
   'prepare': ('seqio_tasks.prepare', 'main', 'tokenise the tasks of a mixture'),
   'inspect': ('crossin_jax.data.inspection', 'main', 'shares, lengths, dropped rows and examples of a mixture'),
   'train': ('crossin_jax.train', 'main', 'train or resume in MODEL_DIR'),
+  'import-hf': ('crossin_jax.models.conversion', 'import_main', 'a Hugging Face directory as a checkpoint'),
+  'export-hf': (
+    'crossin_jax.models.conversion',
+    'export_main',
+    'a checkpoint as a directory for transformers, PEFT or T5X',
+  ),
   'evaluate': ('crossin_jax.evaluation.questions', 'main', 'answer four-option questions with a checkpoint'),
   'score': ('crossin_jax.evaluation.predictions', 'score_main', 'metrics from saved predictions'),
   'sweep': ('crossin_jax.sweep', 'main', 'ablations over gin values: one table and one plot'),

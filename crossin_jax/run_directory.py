@@ -9,7 +9,11 @@ import socket
 import gin
 import jax
 
+from crossin_jax import checkpoints, config
 from crossin_jax.data.prepared import PreparedMixture, write_json
+from crossin_jax.models import huggingface
+
+COMPANIONS = 'huggingface'  # folder in MODEL_DIR
 
 
 class RunError(RuntimeError):
@@ -54,11 +58,23 @@ def exclusive(model_dir: str):
       ) from error
 
 
-def describe(model_dir: str, prepared: PreparedMixture) -> None:
+def companions_of(path: str) -> str | None:
+  """The folder with config.json and tokenizer files that belong to a checkpoint, MODEL_DIR or Hugging Face directory."""
+  parent = os.path.dirname(os.path.abspath(path))
+  for folder in (path, os.path.join(path, COMPANIONS), os.path.join(parent, COMPANIONS)):
+    if huggingface.is_directory(folder):
+      return folder
+  return None
+
+
+def describe(model_dir: str, prepared: PreparedMixture, initial_checkpoint: str | None = None) -> None:
   """Writes config.gin (the operative configuration), prompts.json and the tokenizer into MODEL_DIR.
 
-  Inference prompts the model as training did from the last two.
+  Inference prompts the model as training did from the last two. Where the parameters came from a Hugging Face directory,
+  its configuration and tokenizer go to MODEL_DIR/huggingface, for the way back.
   """
+  if initial_checkpoint and (source := companions_of(initial_checkpoint)):
+    huggingface.copy_companions(source, os.path.join(model_dir, COMPANIONS))
   path = os.path.join(model_dir, 'config.gin')
   with open(f'{path}.writing', 'w', encoding='utf-8') as f:
     f.write(gin.operative_config_str())
@@ -70,3 +86,54 @@ def describe(model_dir: str, prepared: PreparedMixture) -> None:
     os.path.join(model_dir, 'prompts.json'),
     {'prompts': prepared.description['prompts'], 'vocabulary': {**vocabulary, 'file': copy}},
   )
+
+
+def imported_config(directory: str) -> str:
+  """gin text of a model that config.json in `directory` describes."""
+  return (
+    'import crossin_jax.models.architectures\nimport crossin_jax.models.decoder\nimport crossin_jax.train\n\n'
+    f'MODEL = @Decoder()\nDecoder.config = @from_huggingface()\nfrom_huggingface.directory = {directory!r}\n'
+    'train.model = %MODEL\n'
+  )
+
+
+def parse_saved(args, checkpoint: str) -> None:
+  """Parses gin flags on top of what a checkpoint was trained or imported with, or of what a config.json says.
+
+  Args:
+    args: flags of `config.add_flags`.
+    checkpoint: a MODEL_DIR, a checkpoint or a Hugging Face directory.
+
+  Raises:
+    ConfigError: nothing says what the model is. CheckpointError: nothing is there.
+  """
+  if huggingface.is_directory(checkpoint):
+    folder = checkpoint
+    args.gin_bindings[:0] = imported_config(os.path.abspath(checkpoint)).splitlines()
+  else:
+    folder = os.path.dirname(checkpoints.latest_checkpoint(checkpoint))
+    saved, directory = os.path.join(folder, 'config.gin'), os.path.join(folder, COMPANIONS)
+    if os.path.exists(saved):
+      args.gin_file.insert(0, saved)
+      with open(saved, encoding='utf-8') as f:
+        # The directory that the run began from may be gone; its configuration was copied.
+        if 'from_huggingface.directory' in f.read() and huggingface.is_directory(directory):
+          args.gin_bindings.insert(0, f'from_huggingface.directory = {os.path.abspath(directory)!r}')
+  config.parse(args)
+  if config.macro('MODEL') is None:
+    raise config.ConfigError(
+      f'{folder}/config.gin does not define MODEL; give the gin file of the model with --gin_file'
+    )
+
+
+@gin.configurable
+def _model(model=gin.REQUIRED):
+  return model
+
+
+def saved_model(args, checkpoint: str):
+  """The model of a checkpoint, see `parse_saved`."""
+  parse_saved(args, checkpoint)
+  with gin.unlock_config():
+    gin.bind_parameter('_model.model', gin.query_parameter('train.model'))
+  return _model()

@@ -24,6 +24,7 @@ from crossin_jax import (
 from crossin_jax import metrics as metrics_lib
 from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.data.stream import BatchStream, Loader, check_resume, fingerprint
+from crossin_jax.models import lora
 from crossin_jax.partitioning import Partitioner
 
 RESTART = 75  # exit status of a run that was told to stop, saved, and wants to be started again
@@ -76,7 +77,8 @@ def train(
     microbatches: the batch is cut into this many; changes memory, not results.
     seed: of initialisation, dropout and row order.
     z_loss: factor on log(Z)^2; 0 = none.
-    initial_checkpoint: parameters to start from (checkpoint or MODEL_DIR, ours or T5X's); None = fresh.
+    initial_checkpoint: parameters to start from: a checkpoint or MODEL_DIR (ours or T5X's), or a Hugging Face directory;
+      None = fresh.
     evaluators: each called with (model, params, partitioner), yields (name, value).
     evaluation_period: steps between evaluations, and one after the last step; 0 = none.
     early_stopping_patience: evaluations without a better `CheckpointConfig.best_metric` after which the run
@@ -118,23 +120,31 @@ def train(
       abstract = train_state.state_shardings(model, optimizer.transform, partition, length)
 
       # ---- restore, or initialise --------------------------------------------------------------------------
+      adapters = lora.of_model(model)
+      if adapters and not initial_checkpoint:
+        raise TrainingError(
+          'LoRA adapters need a model beneath: set train.initial_checkpoint (INITIAL_CHECKPOINT_PATH)'
+        )
+      base = checkpoints.base_reference(initial_checkpoint) if adapters else None
       saved = checkpoints.Checkpoints(model_dir, checkpoint_settings)
       restored = saved.restore_latest(abstract)
       if restored:
         state, run = restored
         check_resume(run['stream'], stream.settings, new_stream)
+        if adapters:
+          checkpoints.check_base(run.get('base'), base)
+          state = state.replace(frozen=checkpoints.restore_params(base['path'], abstract.frozen, model))
         if run['stream'] != stream.settings:
           run['period'] = None  # open sums are of other tasks
       else:
-        state = train_state.init_state(model, optimizer.transform, abstract, length, seed)
+        known = _initial_params(initial_checkpoint, model, abstract)
+        state = train_state.init_state(model, optimizer.transform, abstract, length, seed, known)
         run = {'period': None, 'losses': [], 'best': None, 'evaluations_without_better': 0, 'evaluated': 0}
-        if initial_checkpoint:
-          state = state.replace(params=checkpoints.restore_params(initial_checkpoint, abstract.params))
       step = first_step = int(state.step)
       period = metrics_lib.Period(len(tasks), run['period'])
       spikes = nonfinite.SpikeThreshold(spike_factor, run['losses'])
       if chief:
-        run_directory.describe(model_dir, prepared)
+        run_directory.describe(model_dir, prepared, initial_checkpoint)
         writer = metrics_lib.MetricsWriter(model_dir, first_step, evaluated=run['evaluated'])
       progress = metrics_lib.Progress(total_steps, f'train {os.path.basename(os.path.normpath(model_dir))}: step')
       make_step = train_state.make_train_step(
@@ -144,7 +154,7 @@ def train(
         microbatches=microbatches,
         z_loss=z_loss,
         seed=seed,
-        dropout=getattr(getattr(model, 'config', None), 'dropout_rate', 0) > 0,
+        dropout=getattr(getattr(model, 'config', None), 'dropout_rate', 0) > 0 or bool(adapters and adapters.dropout),
       )
       shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
       step_fn = jax.jit(make_step, donate_argnums=0, out_shardings=(shardings, None))
@@ -162,7 +172,7 @@ def train(
         spikes.add(pending_step, values)
         skipped_in_a_row = skipped_in_a_row + 1 if values.skipped else 0
         if values.skipped:
-          blamed = nonfinite.blame(model, state.params, partition, stream, pending_step - 1, values)
+          blamed = nonfinite.blame(model, state.model_params, partition, stream, pending_step - 1, values)
           print(f'step {pending_step}: {blamed}; its update was left out', file=sys.stderr)
           if nan_policy == 'stop' or skipped_in_a_row >= max_skipped_steps:
             raise TrainingError(
@@ -180,7 +190,9 @@ def train(
       def evaluate() -> dict:
         """Figures of all evaluators at this step; Interrupted if told to stop meanwhile."""
         nonlocal clock
-        figures = {name: value for evaluator in evaluators for name, value in evaluator(model, state.params, partition)}
+        figures = {
+          name: value for evaluator in evaluators for name, value in evaluator(model, state.model_params, partition)
+        }
         if chief and figures:
           writer.write(step, figures)
           shown = ' '.join(f'{k} {v:.4f}' for k, v in figures.items() if isinstance(v, float))
@@ -190,7 +202,12 @@ def train(
         return figures
 
       def save(figures) -> None:
-        now = {'stream': stream.settings, 'fingerprint': fingerprint(stream.settings), 'period': period.sums}
+        now = {
+          'stream': stream.settings,
+          'fingerprint': fingerprint(stream.settings),
+          'period': period.sums,
+          'base': base,
+        }
         saved.save(step, state, run | now | {'losses': spikes.losses}, figures)
 
       # ---- the loop ------------------------------------------------------------------------------------------
@@ -239,6 +256,16 @@ def train(
         if stream.dropped:
           warnings.warn(f'{stream.dropped} examples found no room in their window nor in the next and were left out')
   return 0
+
+
+def _initial_params(initial_checkpoint: str | None, model, abstract):
+  """The parameters that training starts from, or None: of a LoRA run its adapters too, of anything else no adapters."""
+  if not initial_checkpoint:
+    return None
+  wanted = lora.merge(abstract.params, abstract.frozen)
+  if lora.of_model(model) and not checkpoints.has_adapters(initial_checkpoint):
+    wanted = lora.without_adapters(wanted)
+  return checkpoints.restore_params(initial_checkpoint, wanted, model)
 
 
 def _check_fit(model, prepared, partition, batch_size, microbatches) -> None:

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+from flax import traverse_util
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
 from crossin_jax import losses
+from crossin_jax.models import lora
 from crossin_jax.partitioning import Partitioner
 
 
@@ -16,13 +18,20 @@ from crossin_jax.partitioning import Partitioner
 class TrainState:
   """Attributes:
   step: int32 [], batches seen (also those whose update was skipped).
-  params: the model's parameters.
-  opt_state: the optax state.
+  params: the parameters that are trained: all of them, or with LoRA the adapters.
+  opt_state: the optax state, of the trained ones only.
+  frozen: the other parameters, not saved with the run; {} where all are trained.
   """
 
   step: jax.Array
   params: Any
   opt_state: Any
+  frozen: Any = flax.struct.field(default_factory=dict)
+
+  @property
+  def model_params(self):
+    """All parameters, as the model takes them."""
+    return lora.merge(self.params, self.frozen)
 
 
 @flax.struct.dataclass
@@ -51,12 +60,11 @@ def state_shardings(model, transform: optax.GradientTransformation, partitioner:
   """
 
   def build(key):
-    variables = _init(model, key, length)
-    return TrainState(jnp.zeros((), jnp.int32), variables['params'], transform.init(variables['params']))
+    trained, frozen = lora.split(_init_params(model, key, length), lora.of_model(model))
+    return TrainState(jnp.zeros((), jnp.int32), trained, transform.init(trained), frozen)
 
   shapes = jax.eval_shape(build, jax.random.key(0))
-  axes = jax.eval_shape(lambda key: _init(model, key, length), jax.random.key(0))['params_axes']
-  params = partitioner.parameter_shardings(axes, shapes.params)
+  params, frozen = lora.split(parameter_shardings(model, partitioner, length), lora.of_model(model))
 
   like_params = lambda node: jax.tree.structure(node) == jax.tree.structure(shapes.params)
 
@@ -69,31 +77,62 @@ def state_shardings(model, transform: optax.GradientTransformation, partitioner:
     )  # fmt: skip
 
   opt_state = jax.tree.map(of_optimizer, shapes.opt_state, is_leaf=like_params)
-  shardings = TrainState(partitioner.replicated, params, opt_state)
+  shardings = TrainState(partitioner.replicated, params, opt_state, frozen)
   return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
 
 
 def parameter_shapes(model, partitioner: Partitioner):
-  """Shapes, dtypes and shardings of the parameters alone, nothing allocated."""
-  shapes = jax.eval_shape(lambda key: _init(model, key, 8), jax.random.key(0))
-  shardings = partitioner.parameter_shardings(shapes['params_axes'], shapes['params'])
-  return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes['params'], shardings)
+  """Shapes, dtypes and shardings of all parameters, nothing allocated."""
+  shapes = jax.eval_shape(lambda key: _init_params(model, key, 8), jax.random.key(0))
+  shardings = parameter_shardings(model, partitioner, 8)
+  return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
 
 
-def init_state(model, transform, abstract: TrainState, length: int, seed: int) -> TrainState:
-  """A fresh state, every leaf made where it will live: no host ever holds the whole model."""
+def parameter_shardings(model, partitioner: Partitioner, length: int):
+  """The sharding of every parameter by its logical axes."""
+  variables = jax.eval_shape(lambda key: _init(model, key, length), jax.random.key(0))
+  return partitioner.parameter_shardings(variables['params_axes'], variables['params'])
 
-  def build(key):
-    params = _init(model, key, length)['params']
-    return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params))
 
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  return jax.jit(build, out_shardings=shardings)(jax.random.key(seed))
+def init_state(model, transform, abstract: TrainState, length: int, seed: int, params=None) -> TrainState:
+  """A fresh state, every leaf made where it will live: no host ever holds the whole model.
+
+  Args:
+    model, transform: the model and the optax transformation.
+    abstract: as `state_shardings` gives it.
+    length: tokens of a row.
+    seed: of what is drawn.
+    params: parameters that are known already (of a checkpoint), a tree with any of the model's leaves; they are not drawn.
+  """
+  known = traverse_util.flatten_dict(params or {})
+  flat = traverse_util.flatten_dict(lora.merge(abstract.params, abstract.frozen))
+  shardings = {path: leaf.sharding for path, leaf in flat.items() if path not in known}
+
+  def draw(key):
+    drawn = traverse_util.flatten_dict(_init_params(model, key, length))
+    return {path: drawn[path] for path in shardings}
+
+  everything = {**known, **jax.jit(draw, out_shardings=shardings)(jax.random.key(seed))}
+  trained, frozen = lora.split(traverse_util.unflatten_dict(everything), lora.of_model(model))
+  of = lambda tree: jax.tree.map(lambda leaf: leaf.sharding, tree)
+  opt_state = jax.jit(transform.init, out_shardings=of(abstract.opt_state))(trained)
+  step = jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding)
+  return TrainState(step, trained, opt_state, frozen)
 
 
 def _init(model, key, length):
   tokens = jnp.zeros((1, length), jnp.int32)
   return model.init(key, tokens, tokens, enable_dropout=False)
+
+
+def _init_params(model, key, length):
+  """Fresh parameters; those that will not be trained in the dtype that they are held in."""
+  params = _init(model, key, length)['params']
+  adapters = lora.of_model(model)
+  if adapters is None:
+    return params
+  cast = lambda path, leaf: leaf if lora.is_trained(path, adapters) else leaf.astype(adapters.base_dtype)
+  return traverse_util.path_aware_map(cast, params)
 
 
 def make_train_step(
@@ -120,7 +159,7 @@ def make_train_step(
 
     def gradients(part, index):
       key = jax.random.fold_in(base_key, index) if dropout else None
-      objective = lambda params: losses.batch_loss(model, params, part, tasks, z_loss, key)
+      objective = lambda params: losses.batch_loss(model, lora.merge(params, state.frozen), part, tasks, z_loss, key)
       (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
       return grads, sums
 
@@ -143,6 +182,6 @@ def make_train_step(
     updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
     new = (optax.apply_updates(state.params, updates), opt_state)
     params, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, (state.params, state.opt_state))
-    return TrainState(state.step + 1, params, opt_state), StepMetrics(sums, norm, ~finite)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), StepMetrics(sums, norm, ~finite)
 
   return step

@@ -220,7 +220,7 @@ def test_another_model_is_an_error_that_names_the_parameters(tmp_path, adamw):
   ):
     restore_tree(path, wider)
   with pytest.raises(CheckpointError, match='decoder/lm_head: not in the model'):
-    restore_params(path, untied.params)
+    restore_params(path, untied.params, MODEL)
   checkpoints = Checkpoints(str(tmp_path), CheckpointConfig())
   with pytest.raises(CheckpointError, match='of another model'):
     checkpoints.restore_latest(wider)
@@ -232,13 +232,13 @@ def test_restore_params_from_either_path_and_whatever_the_optimizer(tmp_path, op
   partition = Partitioner(mesh_shape=(1, 2, 2), devices=jax.devices()[:4])
   shapes = train_state.parameter_shapes(MODEL, partition)
   for path, step in ((tmp_path, 11), (tmp_path / 'checkpoint_2', 2)):
-    params = restore_params(str(path), shapes)
+    params = restore_params(str(path), shapes, MODEL)
     equal(params, state_on(optimizer.transform, step).params)
     for leaf, want in zip(jax.tree.leaves(params), jax.tree.leaves(shapes)):
       assert leaf.sharding.is_equivalent_to(want.sharding, leaf.ndim)
   assert latest_checkpoint(str(tmp_path)).endswith('checkpoint_11')
   with pytest.raises(CheckpointError, match='neither a checkpoint_<step> directory'):
-    restore_params(str(tmp_path / 'nothing'), shapes)
+    restore_params(str(tmp_path / 'nothing'), shapes, MODEL)
 
 
 def test_restore_params_reads_t5xs_own_tree(tmp_path):
@@ -246,7 +246,9 @@ def test_restore_params_reads_t5xs_own_tree(tmp_path):
   params = jax.tree.map(np.asarray, init_params(MODEL))
   tree = {'target': params, 'state': {'step': np.int32(5)}, 'flax_mutables': {'x': np.zeros(2)}}
   ocp.PyTreeCheckpointer().save(str(tmp_path / 'checkpoint_5' / 'state'), tree)
-  found = restore_params(str(tmp_path), train_state.parameter_shapes(MODEL, Partitioner(mesh_shape=(1, 4, 1))))
+  found = restore_params(
+    str(tmp_path), train_state.parameter_shapes(MODEL, Partitioner(mesh_shape=(1, 4, 1))), MODEL
+  )
   equal(found, params)
 
 
@@ -255,9 +257,9 @@ def test_restore_params_verifies_digests(tmp_path, adamw):
   flip(some_file(tmp_path, 11))
   shapes = train_state.parameter_shapes(MODEL, Partitioner(mesh_shape=(1, 4, 1)))
   with pytest.raises(CheckpointError, match='checkpoint_11 is damaged: file .* has changed'):
-    restore_params(str(tmp_path / 'checkpoint_11'), shapes)
+    restore_params(str(tmp_path / 'checkpoint_11'), shapes, MODEL)
   with pytest.raises(CheckpointError, match='checkpoint_11 is damaged'):
-    restore_params(str(tmp_path), shapes)
+    restore_params(str(tmp_path), shapes, MODEL)
 
 
 def test_digests_are_sha256_of_every_file(tmp_path, adamw):

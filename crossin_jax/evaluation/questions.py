@@ -9,7 +9,7 @@ import sys
 import gin
 import numpy as np
 
-from crossin_jax import checkpoints, config, train_state
+from crossin_jax import checkpoints, config, run_directory, train_state
 from crossin_jax.data.prepared import read_json, write_json
 from crossin_jax.data.prompts import render_prompt
 from crossin_jax.data.vocabulary import Vocabulary
@@ -232,7 +232,7 @@ def evaluate(
   runs = []
   with partition.activate():
     abstract = train_state.parameter_shapes(model, partition)
-    params = checkpoints.restore_params(path, abstract)
+    params = checkpoints.restore_params(path, abstract, model)
     for file in question_files:
       questions = Questions(file)
       print(
@@ -275,18 +275,12 @@ def main(argv: list[str]) -> int:
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   config.add_flags(parser)
   args = parser.parse_args(argv)
-  model_dir = os.path.dirname(checkpoints.latest_checkpoint(args.checkpoint))
-  saved = os.path.join(model_dir, 'config.gin')
-  if os.path.exists(saved):
-    args.gin_file.insert(0, saved)
-  config.parse(args)
-  if config.macro('MODEL') is None:
-    raise config.ConfigError(f'{saved} does not define MODEL; give the gin file of the model with --gin_file')
+  run_directory.parse_saved(args, args.checkpoint)
   with gin.unlock_config():
     gin.bind_parameter('evaluate.model', gin.query_parameter('train.model'))
     # Questions of the run's own loop are asked again only where named: they may be the same file.
     gin.bind_parameter('evaluate.evaluators', _of_kind(config.bound('train.evaluators'), 'HeldoutLoss'))
-  variant = args.variant or os.path.basename(os.path.normpath(model_dir))
+  variant = args.variant or os.path.basename(os.path.dirname(checkpoints.latest_checkpoint(args.checkpoint)))
   runs, figures = evaluate(args.checkpoint, args.questions, args.output_dir, variant, args.seed)
   for name, value in figures.items():
     print(f'{name}: {value}', file=sys.stderr)

@@ -1,6 +1,6 @@
 """Weights in and out of Hugging Face directories: safetensors only, a tensor at a time, straight into the mesh's shards."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import functools
 import hashlib
 import json
@@ -314,28 +314,40 @@ def _check(tensors: Tensors, table: Mapping, config: DecoderConfig, directory: s
 # ---- writing ----------------------------------------------------------------------------------------------------
 
 
-def model_tensors(model_type: str, config: DecoderConfig, params, dtype: str) -> Iterator[tuple[str, tuple, object]]:
+def model_tensors(
+  model_type: str, config: DecoderConfig, params, dtype: str
+) -> Iterator[tuple[str, tuple, Callable[[], np.ndarray]]]:
   """(name, shape, function that fetches it to the host as NumPy) of every tensor of a model, in the files' order.
 
-  The functions must be called on every host, in this order.
+  Adapters are folded into their kernels, in f32. The functions must be called on every host, in this order.
   """
   flat = traverse_util.flatten_dict(params['decoder'], sep='/')
 
   def fetch(leaves):
     parts = []
     for path, index in leaves:
-      leaf = flat[path]
-      value = _whole(leaf, index, dtype)
+      value = whole(flat[path], index, dtype if _adapter(flat, path) is None else 'float32')
+      if adapter := _adapter(flat, path):
+        a, b = (whole(leaf, index, 'float32') for leaf in adapter)
+        value = (value + np.float32(config.lora.scale) * (a @ b)).astype(dtype)
       if path in ('token_embedding', 'lm_head'):
         value = value[: config.vocab_size] if path == 'token_embedding' else value[:, : config.vocab_size]
       parts.append(value.T if _is_transposed(path) else value)
-    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
   for name, leaves in tensor_leaves(model_type, config).items():
     yield name, tensor_shape(leaves, config), functools.partial(fetch, leaves)
 
 
-def _whole(leaf, index: int | None, dtype: str) -> np.ndarray:
+def _adapter(flat: Mapping, path: str) -> tuple | None:
+  """(A, B) beside a kernel, if there are any."""
+  module, _, leaf = path.rpartition('/')
+  return (
+    (flat[f'{module}/lora_a'], flat[f'{module}/lora_b']) if leaf == 'kernel' and f'{module}/lora_a' in flat else None
+  )
+
+
+def whole(leaf, index: int | None, dtype: str) -> np.ndarray:
   """A leaf, or one layer of it, on this host."""
   if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
     replicated = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec())
@@ -374,7 +386,7 @@ def write_tensors(directory: str, tensors, dtype: str, *, shard_bytes: int, sing
     for name, _, fetch in group:
       value = fetch()
       if chief:
-        values[name] = value
+        values[name] = np.ascontiguousarray(value)  # safetensors writes memory as it lies
       weight_map[name] = file
     if chief:
       safetensors.numpy.save_file(values, os.path.join(directory, file), metadata={'format': 'pt'})

@@ -5,6 +5,8 @@ import math
 
 from flax import traverse_util
 import gin
+import jax
+import jax.numpy as jnp
 
 # The matrices that may carry an adapter, by the name of their module.
 TARGETS = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
@@ -76,6 +78,30 @@ def merge(trained, frozen):
   return traverse_util.unflatten_dict({**traverse_util.flatten_dict(frozen), **traverse_util.flatten_dict(trained)})
 
 
+def without_adapters(params):
+  """The tree without its adapters."""
+  flat = traverse_util.flatten_dict(params)
+  return traverse_util.unflatten_dict({k: v for k, v in flat.items() if not k[-1].startswith('lora_')})
+
+
 def of_model(model) -> LoraConfig | None:
   """The adapters of a model, if it has any."""
   return getattr(getattr(model, 'config', None), 'lora', None)
+
+
+def folded(params, adapters: LoraConfig | None):
+  """The tree with every adapter folded into its kernel, in f32, in the kernel's dtype; shardings are kept."""
+  if adapters is None:
+    return params
+
+  def fold(params):
+    flat = traverse_util.flatten_dict(params)
+    whole = {path: leaf for path, leaf in flat.items() if not path[-1].startswith('lora_')}
+    for path, leaf in whole.items():
+      if path[-1] == 'kernel' and (*path[:-1], 'lora_a') in flat:
+        a, b = flat[*path[:-1], 'lora_a'], flat[*path[:-1], 'lora_b']
+        delta = jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision='highest')
+        whole[path] = (leaf.astype(jnp.float32) + adapters.scale * delta).astype(leaf.dtype)
+    return traverse_util.unflatten_dict(whole)
+
+  return jax.jit(fold)(params)
