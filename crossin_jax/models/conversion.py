@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 
-import gin
 import jax
 
 from crossin_jax import checkpoints, config, run_directory, train_state
@@ -23,7 +22,6 @@ class ConversionError(ValueError):
   """What cannot be converted as asked; the message says what can."""
 
 
-@gin.configurable
 def import_hf(directory: str, output_dir: str, model=None, partitioner=Partitioner) -> dict:
   """Writes a Hugging Face directory as `output_dir`/checkpoint_0, with config.gin and the model's own files beside it.
 
