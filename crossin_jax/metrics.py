@@ -40,7 +40,11 @@ class TaskTable:
 
 class Period:
   """Sums since the last logged line, kept in float64 and saved in checkpoints, so that a resumed run logs
-  the same lines."""
+  the same lines.
+
+  Attributes:
+    sums: name -> sum, JSON. Never changed in place: a checkpoint writes it in the background while steps go on.
+  """
 
   def __init__(self, tasks: int, saved: dict | None = None):
     zeros = {'loss': 0.0, 'weight': 0.0, 'tokens': 0.0, 'steps': 0, 'skipped': 0, 'gradient_norm': 0.0}
@@ -49,16 +53,17 @@ class Period:
 
   def add(self, metrics) -> None:
     """Adds one step's `StepMetrics`, fetched to the host."""
-    sums, skipped = metrics.sums, bool(metrics.skipped)
-    self.sums['steps'] += 1
-    self.sums['skipped'] += skipped
-    self.sums['tokens'] += float(sums.tokens)
-    self.sums['gradient_norm'] = float(metrics.gradient_norm)
+    step, skipped, sums = metrics.sums, bool(metrics.skipped), dict(self.sums)
+    sums['steps'] += 1
+    sums['skipped'] += skipped
+    sums['tokens'] += float(step.tokens)
+    sums['gradient_norm'] = float(metrics.gradient_norm)
     if not skipped:
       for name in ('loss', 'weight'):
-        self.sums[name] += float(getattr(sums, name))
+        sums[name] += float(getattr(step, name))
       for name in ('loss_by_task', 'weight_by_task'):
-        self.sums[name] = [a + float(b) for a, b in zip(self.sums[name], np.asarray(getattr(sums, name)))]
+        sums[name] = [a + float(b) for a, b in zip(sums[name], np.asarray(getattr(step, name)))]
+    self.sums = sums
 
 
 class MetricsWriter:

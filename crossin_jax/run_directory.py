@@ -58,6 +58,14 @@ def exclusive(model_dir: str):
       ) from error
 
 
+def name_of(checkpoint: str) -> str:
+  """The last part of a MODEL_DIR's or Hugging Face directory's path, for tables."""
+  folder = (
+    checkpoint if huggingface.is_directory(checkpoint) else os.path.dirname(checkpoints.latest_checkpoint(checkpoint))
+  )
+  return os.path.basename(os.path.abspath(folder))
+
+
 def companions_of(path: str) -> str | None:
   """The folder with config.json and tokenizer files that belong to a checkpoint, MODEL_DIR or Hugging Face directory."""
   parent = os.path.dirname(os.path.abspath(path))

@@ -13,6 +13,7 @@ import jax
 
 from crossin_jax import (
   checkpoints,
+  compiled,
   config,
   distributed,
   interruption,
@@ -104,7 +105,11 @@ def train(
     raise ValueError(f"train.nan_policy = {nan_policy!r} is not 'skip' or 'stop'")
   if (total_steps is None) == (epochs is None):
     raise ValueError('set one of train.total_steps (TRAIN_STEPS) and train.epochs')
-  with run_directory.exclusive(model_dir), interruption.StopSignal() as stop:
+  with (
+    run_directory.exclusive(model_dir),
+    compiled.compiled_programs(model_dir),
+    interruption.StopSignal() as stop,
+  ):
     # ---- what there is -----------------------------------------------------------------------------------
     partition = partitioner()
     prepared = PreparedMixture(data_dir, mixture)
@@ -133,7 +138,8 @@ def train(
         check_resume(run['stream'], stream.settings, new_stream)
         if adapters:
           checkpoints.check_base(run.get('base'), base)
-          state = state.replace(frozen=checkpoints.restore_params(base['path'], abstract.frozen, model))
+          frozen = checkpoints.restore_params(base['path'], abstract.frozen, model)
+          state = state.replace(frozen=lora.quantised(frozen, adapters))
         if run['stream'] != stream.settings:
           run['period'] = None  # open sums are of other tasks
       else:
@@ -156,7 +162,7 @@ def train(
         seed=seed,
         dropout=getattr(getattr(model, 'config', None), 'dropout_rate', 0) > 0 or bool(adapters and adapters.dropout),
       )
-      shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+      shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
       step_fn = jax.jit(make_step, donate_argnums=0, out_shardings=(shardings, None))
       rate_at = jax.jit(optimizer.schedule)
       threshold_of = lambda at: jax.device_put(spikes.at(at), partition.replicated)
@@ -218,7 +224,8 @@ def train(
         if step and evaluation_due() and run['evaluated'] < step:
           figures = evaluate()
           finished_early = _early_stop(run, figures, checkpoint_settings, early_stopping_patience)
-        if step < total_steps and not finished_early:
+        # A step compiled ahead of time refuses 4-bit arguments for their layout; it then compiles at its first call.
+        if step < total_steps and not finished_early and not (adapters and adapters.base_dtype == 'nf4'):
           step_fn = interruption.in_thread(step_fn.lower(state, loader.peek(), threshold_of(step + 1)).compile)
         while step < total_steps and not finished_early:
           batch, threshold = next(loader), threshold_of(step + 1)

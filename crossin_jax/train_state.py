@@ -117,7 +117,7 @@ def init_state(model, transform, abstract: TrainState, length: int, seed: int, p
   of = lambda tree: jax.tree.map(lambda leaf: leaf.sharding, tree)
   opt_state = jax.jit(transform.init, out_shardings=of(abstract.opt_state))(trained)
   step = jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding)
-  return TrainState(step, trained, opt_state, frozen)
+  return TrainState(step, trained, opt_state, lora.quantised(frozen, lora.of_model(model)))
 
 
 def _init(model, key, length):
@@ -131,7 +131,7 @@ def _init_params(model, key, length):
   adapters = lora.of_model(model)
   if adapters is None:
     return params
-  cast = lambda path, leaf: leaf if lora.is_trained(path, adapters) else leaf.astype(adapters.base_dtype)
+  cast = lambda path, leaf: leaf if lora.is_trained(path, adapters) else leaf.astype(adapters.held_dtype)
   return traverse_util.path_aware_map(cast, params)
 
 

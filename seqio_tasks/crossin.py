@@ -6,11 +6,13 @@ No TensorFlow here: worker processes of `prepare` import this module.
 import dataclasses
 import functools
 import itertools
+from typing import NamedTuple
 
 import gin
+import numpy as np
 
 from crossin_jax.data.mixing import fold
-from crossin_jax.data.prompts import TEMPLATES, Example, Rejected, check_template, render_example
+from crossin_jax.data.prompts import Example, Rejected, check_template, describe_template, render_example, stop_id
 from crossin_jax.data.vocabulary import Vocabulary
 from crossin_jax.languages import ENGLISH_NAMES
 
@@ -81,23 +83,31 @@ def language_pairs(mode: str, languages: tuple[str, ...], preset: Preset) -> tup
 
 
 @functools.lru_cache(maxsize=64)
-def split_rows(source, validation_rows: int, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """Row indices of the training and the validation split, both in hash order.
+def split_rows(source, validation_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Row indices of the training and the validation split, both int64 and in hash order; do not change them.
 
   A row is in one split in all its languages. At most a twentieth of the rows is held out.
   """
   held_out = min(validation_rows, len(source) // 20)
-  order = sorted(range(len(source)), key=_by_hash(source.ids(), seed))
-  return tuple(order[held_out:]), tuple(order[:held_out])
+  keys = np.fromiter((fold(seed, id_) for id_ in source.ids()), np.uint64, len(source))
+  order = np.argsort(keys, kind='stable')
+  return order[held_out:], order[:held_out]
 
 
-def _by_hash(ids, seed):
-  keys = [fold(seed, id_) for id_ in ids]
-  return lambda row: (keys[row], row)
+class Drawn(NamedTuple):
+  """The examples of one mode, all its language pairs together.
+
+  Attributes:
+    rows: int64 [examples], row of the source.
+    pairs: int16 [examples], index in the mode's language pairs.
+  """
+
+  rows: np.ndarray
+  pairs: np.ndarray
 
 
 @functools.lru_cache(maxsize=64)
-def draw(source, mode: str, pairs, preset: Preset, seed: int, rows: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+def draw(source, mode: str, pairs, preset: Preset, seed: int, validation_rows: int, split: str) -> Drawn:
   """The examples of one mode, all its language pairs together, in the order that a volume cuts.
 
   Args:
@@ -106,27 +116,31 @@ def draw(source, mode: str, pairs, preset: Preset, seed: int, rows: tuple[int, .
     pairs: language pairs of the mode.
     preset: how to draw.
     seed: of the hashes.
-    rows: row indices in hash order.
+    validation_rows: see `split_rows`.
+    split: 'train' or 'validation'.
 
   Returns:
-    (row, index in `pairs`) of every example. The first n of them are the examples at volume n, so a larger
-    volume contains a smaller one.
+    The first n of the examples are those at volume n, so a larger volume contains a smaller one. Do not change them.
   """
-  if not rows or not pairs:
-    return ()
+  rows = split_rows(source, validation_rows, seed)[('train', 'validation').index(split)]
+  count, n = len(rows), len(pairs)
+  if not count or not n:
+    return Drawn(np.zeros(0, np.int64), np.zeros(0, np.int16))
   if mode in ('base', 'text'):
-    return tuple((row, p) for row in rows for p in range(len(pairs)))
-  ids = source.ids()
+    return Drawn(np.repeat(rows, n), np.tile(np.arange(n, dtype=np.int16), count))
   if preset.assignment == 'draws':
     # One draw of (row, language) for en2x, x2en and trans; x2x draws a pair of its own.
     kind = mode if mode in ('x2x', 'mono') else 'shared'
-    return tuple(
-      (rows[fold(seed, 'row', i) % len(rows)], fold(seed, kind, 'language', i) % len(pairs)) for i in range(len(rows))
+    places = np.fromiter((fold(seed, 'row', i) % count for i in range(count)), np.int64, count)
+    return Drawn(
+      rows[places], np.fromiter((fold(seed, kind, 'language', i) % n for i in range(count)), np.int16, count)
     )
+  ids = source.ids()
   if preset.assignment == 'one':
-    return tuple((row, fold(seed, mode, ids[row]) % len(pairs)) for row in rows)
-  everything = [(row, p) for row in rows for p in range(len(pairs))]
-  return tuple(sorted(everything, key=lambda item: fold(seed, mode, ids[item[0]], pairs[item[1]])))
+    return Drawn(rows, np.fromiter((fold(seed, mode, ids[row]) % n for row in rows.tolist()), np.int16, count))
+  keys = (fold(seed, mode, id_, pair) for id_ in map(ids.__getitem__, rows.tolist()) for pair in pairs)
+  order = np.argsort(np.fromiter(keys, np.uint64, count * n), kind='stable')
+  return Drawn(rows[order // n], (order % n).astype(np.int16))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +153,7 @@ class TaskSpec:
     mode, source_language, target_language: see MODES.
     languages: of the mixture, English first: they decide which pair a row falls to.
     preset, seed, validation_rows: see `Preset`, `draw`, `split_rows`.
-    template: one of prompts.TEMPLATES.
+    template: one of prompts.TEMPLATES, or 'chat'.
     vocabulary: the tokenizer.
   """
 
@@ -157,6 +171,7 @@ class TaskSpec:
 
   def __post_init__(self):
     check_template(self.template)
+    stop_id(self.vocabulary, self.template)  # a chat template that cannot serve is refused before anything is read
 
   @property
   def name(self) -> str:
@@ -173,13 +188,15 @@ class TaskSpec:
       return ((self.source_language, self.target_language),)
     return language_pairs(self.mode, self.languages, self.preset)
 
-  def items(self, split: str) -> list[tuple[int, int]]:
-    """(rank, row) of its examples in volume order; ranks are counted over all pairs of the mode."""
-    train, validation = split_rows(self.source, self.validation_rows, self.seed)
-    rows = {'train': train, 'validation': validation}[split]
-    mine = self.pairs.index((self.source_language, self.target_language))
-    drawn = draw(self.source, self.mode, self.pairs, self.preset, self.seed, rows)
-    return [(rank, row) for rank, (row, pair) in enumerate(drawn) if pair == mine]
+  def drawn(self, split: str) -> Drawn:
+    """The examples of its mode, those of the other language pairs too, in volume order."""
+    return draw(self.source, self.mode, self.pairs, self.preset, self.seed, self.validation_rows, split)
+
+  def items(self, split: str) -> np.ndarray:
+    """int64 [examples, 2]: rank and row of its examples in volume order; ranks are counted over all pairs."""
+    drawn, mine = self.drawn(split), self.pairs.index((self.source_language, self.target_language))
+    ranks = np.flatnonzero(drawn.pairs == mine)
+    return np.stack([ranks, drawn.rows[ranks]], axis=1)
 
   def fields(self, row: int) -> dict[str, str]:
     """'id', 'instruction', 'input', 'output' and 'tag' of one example, before any template."""
@@ -237,7 +254,7 @@ class TaskSpec:
       'preset': repr(dataclasses.asdict(self.preset)),
       'seed': self.seed,
       'validation_rows': self.validation_rows,
-      'template': f'{self.template}: {TEMPLATES[self.template]!r}',
+      'template': describe_template(self.vocabulary, self.template),
       'vocabulary': self.vocabulary.digest,
       'max_length': max_length,
     }

@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import gin
+import numpy as np
 
 from crossin_jax.data.vocabulary import Vocabulary
 from crossin_jax.languages import code_of
@@ -62,7 +63,7 @@ class MixtureSettings:
     english: rows of Base; None = the aligned rows in English.
     texts: name -> list of one-language sources of running text, usable as components.
     vocabulary: the tokenizer.
-    template: 'alpaca', 'cl_boost', 'llama', 'gemma' or 'plain'.
+    template: 'alpaca', 'cl_boost', 'llama', 'gemma', 'plain', or 'chat' (the template that lies beside the tokenizer).
     presets: those that names may use besides 'default' and 'released'.
     seed: decides which rows and languages fall into a volume.
     validation_rows: rows held out of every source, at most a twentieth of it.
@@ -151,27 +152,20 @@ def mixture_entries(name: MixtureName, settings: MixtureSettings) -> list[Mixtur
       )
       volume = name.volume if mode in CROSSIN_MODES else None
       if volume is not None:
-        train = len(task_universe(task))
+        train = len(task.drawn('train').rows)
         if volume > train:
           raise ValueError(
             f'mixture {name}: volume {volume} is more than the {train} examples that {source.name} gives for {mode}; '
             f"use 'all' or a smaller volume"
           )
-      count = sum(1 for rank, _ in task.items('train') if volume is None or rank < volume)
+      ranks = task.items('train')[:, 0]
+      count = len(ranks) if volume is None else int(np.searchsorted(ranks, volume))
       entries.append(MixtureEntry(task, volume, count, 0.0))
   weights = _weights(entries, name, settings)
   total = sum(weights)
   if total <= 0:
     raise ValueError(f'mixture {name} has no example with a rate above 0')
   return [dataclasses.replace(entry, rate=weight / total) for entry, weight in zip(entries, weights)]
-
-
-def task_universe(task: TaskSpec):
-  """All (row, pair) examples of a Task's mode in the training split."""
-  from seqio_tasks.crossin import draw, split_rows
-
-  rows = split_rows(task.source, task.validation_rows, task.seed)[0]
-  return draw(task.source, task.mode, task.pairs, task.preset, task.seed, rows)
 
 
 def _component(component, name, settings, preset):

@@ -15,7 +15,7 @@ import numpy as np
 
 from crossin_jax import config
 from crossin_jax.data.prepared import FORMAT, PreparedDataError, safe_file_name, write_json, write_part
-from crossin_jax.data.prompts import Rejected
+from crossin_jax.data.prompts import CHAT, Rejected, stop_id
 from crossin_jax.metrics import Progress
 from seqio_tasks.crossin import TaskSpec
 from seqio_tasks.mixtures import MixtureName, MixtureSettings, mixture_entries
@@ -81,15 +81,21 @@ def prepare(
         'rates': settings.rates,
         'max_length': settings.max_length,
         'languages': list(name.languages),
-        'prompts': {'template': settings.template, 'tags': settings.preset(name.preset).tags},
+        'prompts': {
+          'template': settings.template,
+          'tags': settings.preset(name.preset).tags,
+          'chat_template': vocabulary.chat if settings.template == CHAT else None,
+          'stop_id': stop_id(vocabulary, settings.template),
+        },
         'vocabulary': {
           'file': vocabulary_file,
           'digest': vocabulary.digest,
           'size': vocabulary.size,
           'bos_id': vocabulary.bos_id,
           'eos_id': vocabulary.eos_id,
-          'bos_token': vocabulary.bos_token,
-          'eos_token': vocabulary.eos_token,
+          # By name, because the files that told them stay behind.
+          'bos_token': vocabulary.token_text(vocabulary.bos_id),
+          'eos_token': vocabulary.token_text(vocabulary.eos_id),
         },
       },
     )
@@ -227,8 +233,8 @@ def _run_jobs(jobs, specs, max_length, workers) -> None:
       done += _tokenise_part(specs[job[0]], job, max_length)
       progress.show(done)
     return
-  # A forked worker shares the rows that are loaded here; but a process with the threads of JAX or TensorFlow must not
-  # fork, and then each worker loads them anew.
+  # A forked worker shares the rows that are read here; but a process with the threads of JAX or TensorFlow must not
+  # fork, and then each worker reads them anew.
   threaded = {'jax', 'tensorflow'} & sys.modules.keys()
   context = multiprocessing.get_context('spawn' if threaded else 'fork')
   with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (specs, max_length)) as pool:
@@ -259,7 +265,7 @@ def _tokenise_part(spec: TaskSpec, job, max_length: int) -> int:
   """Writes one part and its record; returns how many items it covered."""
   _, split, start, end, base, fingerprint = job
   examples, dropped, shortened = [], collections.Counter(), collections.Counter()
-  for rank, row in spec.items(split)[start:end]:
+  for rank, row in spec.items(split)[start:end].tolist():
     fields = spec.fields(row)
     try:
       example = spec.example(fields, max_length)

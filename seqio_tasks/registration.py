@@ -61,7 +61,9 @@ FIELDS = ('id', 'instruction', 'input', 'output', 'tag')
 
 def _rows(spec: TaskSpec, volume, split, shuffle_files=False, seed=None) -> tf.data.Dataset:
   """Rows of a Task as string features, in volume order (shuffled by `seed` on request)."""
-  items = [(rank, row) for rank, row in spec.items(split) if volume is None or split != 'train' or rank < volume]
+  items = spec.items(split)
+  if volume is not None and split == 'train':
+    items = items[items[:, 0] < volume]
   if shuffle_files:
     np.random.default_rng(seed).shuffle(items)
 

@@ -1,16 +1,14 @@
 """Sources: instruction rows that say the same thing in every language, from files or TFDS.
 
 Row i of a source is one instruction in each of its languages. A row that is unusable in one language is set
-aside in all of them and counted, so that the alignment holds. TensorFlow is imported by `TfdsRows` alone, when it
-reads.
+aside in all of them and counted, so that the alignment holds. The text stays on disk (`columns.Column`), so that a
+source may be larger than memory. TensorFlow is imported by `TfdsRows` alone, when it reads.
 """
 
-import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 import hashlib
-import itertools
 import os
 import re
 from typing import Protocol, runtime_checkable
@@ -18,13 +16,12 @@ from typing import Protocol, runtime_checkable
 import gin
 
 from crossin_jax.languages import code_of
-from seqio_tasks.readers import TEXT_FIELDS, Row, SourceError, extension, find_files, read_rows, read_tfds
+from seqio_tasks.alignment import Table, aligned
+from seqio_tasks.columns import Column
+from seqio_tasks.readers import TEXT_FIELDS, Row, extension, find_files, read_rows, read_tfds
+from seqio_tasks.source_errors import SourceError
 
-# Unicode category Cc without \t \n \r, and half surrogate pairs ("\ud83d" alone in JSON), which UTF-8 cannot hold.
-_UNUSABLE = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]')
 _NAME = re.compile(r'[\w.]+')  # what SeqIO task names and TFDS config names both allow
-
-Texts = tuple[str, str, str]  # instruction, input, output
 
 
 @runtime_checkable
@@ -44,7 +41,7 @@ class Source(Protocol):
   def __len__(self) -> int:
     """How many rows are kept."""
 
-  def ids(self) -> list[str]:
+  def ids(self) -> Sequence[str]:
     """The ids of the kept rows, in row order; equal in all languages."""
 
   def row(self, index: int, language: str) -> dict[str, str]:
@@ -55,30 +52,6 @@ class Source(Protocol):
 
   def digest(self) -> str:
     """SHA-256 (hex) of ids and texts in row order."""
-
-
-@dataclasses.dataclass
-class _Column:
-  """The rows of one language as read, before alignment: file, row numbers in it, ids and texts of equal length."""
-
-  file: str
-  numbers: list[int] = dataclasses.field(default_factory=list)
-  ids: list[str | None] = dataclasses.field(default_factory=list)
-  texts: list[Texts] = dataclasses.field(default_factory=list)
-
-  def add(self, row: Row):
-    self.numbers.append(row.number)
-    self.ids.append(row.id)
-    self.texts.append(row.texts)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Table:
-  """Aligned rows: texts[language][i] has ids[i]."""
-
-  ids: list[str]
-  texts: dict[str, list[Texts]]
-  set_aside: dict[tuple[str, str], int]
 
 
 class _Rows:
@@ -108,21 +81,21 @@ class _Rows:
     object.__setattr__(self, 'languages', languages)
     object.__setattr__(self, 'name', name)
 
-  def _columns(self) -> tuple[dict[str, _Column], str]:
+  def _columns(self) -> tuple[dict[str, Column], str]:
     """Reads; returns the rows of each language and how they are to be aligned."""
     raise NotImplementedError
 
   @functools.cached_property
-  def _table(self) -> _Table:
-    return _without_unusable(_aligned(*self._columns()), self.max_characters)
+  def _table(self) -> Table:
+    return aligned(*self._columns())
 
   def __len__(self) -> int:
-    return len(self._table.ids)
+    return len(self._table)
 
-  def ids(self) -> list[str]:
+  def ids(self) -> Sequence[str]:
     """The ids of the kept rows in row order: those of the rows, or row numbers of the files ('0', '1', ...).
 
-    The list is the source's own, not a copy: do not change it.
+    They are read when they are asked for; a list of them takes memory.
     """
     return self._table.ids
 
@@ -133,9 +106,9 @@ class _Rows:
       IndexError: no such row.
       SourceError: the source does not have the language.
     """
-    if language not in self._table.texts:
+    if language not in self._table.columns:
       raise SourceError(f'{self.name} has the languages {", ".join(self.languages)}, not {language!r}')
-    return dict(zip(TEXT_FIELDS, self._table.texts[language][index], strict=True))
+    return dict(zip(TEXT_FIELDS, self._table.texts(index, language), strict=True))
 
   def set_aside(self) -> dict[tuple[str, str], int]:
     """(language, reason) -> rows set aside.
@@ -159,17 +132,16 @@ class _Rows:
   def _digest(self) -> str:
     table, digest = self._table, hashlib.sha256()
 
-    def update(text: str):
-      data = text.encode()
-      digest.update(len(data).to_bytes(8, 'little') + data)
+    def update(*texts: bytes):
+      digest.update(b''.join(len(text).to_bytes(8, 'little') + text for text in texts))
 
-    update(f'{len(table.ids)}')
+    update(str(len(table)).encode())
     for id_ in table.ids:
-      update(id_)
-    for language in sorted(table.texts):
-      update(language)
-      for text in itertools.chain.from_iterable(table.texts[language]):
-        update(text)
+      update(id_.encode())
+    for language in sorted(table.columns):
+      update(language.encode())
+      for _, *texts in table.fields(language):
+        update(*texts)
     return digest.hexdigest()
 
 
@@ -216,18 +188,17 @@ class ParallelFiles(_Rows):
     if self.align not in ('auto', 'id', 'position'):
       raise SourceError(f"ParallelFiles.align = {self.align!r}: must be 'auto', 'id' or 'position'")
 
-  def _columns(self) -> tuple[dict[str, _Column], str]:
+  def _columns(self) -> tuple[dict[str, Column], str]:
     if os.path.isfile(self.path) and extension(self.path):
-      rows = list(read_rows(self.path, with_language=True))
-      if len(self.languages) > 1 or any(row.language for row in rows):
-        return _by_language(rows, self.languages, self.path), 'id'
-      files = {self.languages[0]: self.path}
-    else:
-      files = find_files(self.path, self.languages)
-    columns = {language: _Column(file) for language, file in files.items()}
-    for column in columns.values():
-      for row in read_rows(column.file):
-        column.add(row)
+      rows, one = read_rows(self.path, with_language=True), len(self.languages) == 1
+      columns, long_form = _by_language(rows, self.languages, self.path, self.max_characters, may_be_plain=one)
+      return columns, 'id' if long_form else self.align
+    columns = {}
+    for language, file in find_files(self.path, self.languages).items():
+      columns[language] = Column(file, self.max_characters)
+      for row in read_rows(file):
+        columns[language].add(row)
+      columns[language].seal()
     return columns, self.align
 
 
@@ -268,116 +239,51 @@ class TfdsRows(_Rows):
     # Without a version: aligned_instructions/alpaca/1.0.0 and aligned_instructions/alpaca:1.0.0 are both 'alpaca'.
     self._check(os.path.basename(re.sub(r'[:/][\d.*]+/*$', '', builder).rstrip('/')))
 
-  def _columns(self) -> tuple[dict[str, _Column], str]:
-    return _by_language(read_tfds(self.builder, self.split, self.data_dir), self.languages, self.builder), 'id'
+  def _columns(self) -> tuple[dict[str, Column], str]:
+    rows = read_tfds(self.builder, self.split, self.data_dir)
+    return _by_language(rows, self.languages, self.builder, self.max_characters)[0], 'id'
 
 
-def _by_language(rows: Iterable[Row], languages: Sequence[str], file: str) -> dict[str, _Column]:
-  """Rows in long form, parted; those in other languages are left out."""
-  columns = collections.defaultdict(lambda: _Column(file))
+def _by_language(
+  rows: Iterable[Row], languages: Sequence[str], file: str, max_characters: int, may_be_plain: bool = False
+) -> tuple[dict[str, Column], bool]:
+  """Rows in long form, parted; those in other languages are left out.
+
+  Args:
+    rows: as read.
+    languages: those wanted.
+    file: for messages.
+    max_characters: of a usable field.
+    may_be_plain: rows without any language are those of the one language wanted.
+
+  Returns:
+    language -> rows, and whether the file is in long form.
+  """
+  columns = {language: Column(file, max_characters) for language in languages}
+  found, incomplete = set(), None
   for row in rows:
-    for field, value in (('language', row.language), ('id', row.id)):
-      if value is None:
-        hint = ''
-        if field == 'language' and len(languages) > 1:
-          hint = ", or give the stem of one file per language as path ('/data/alpaca' for /data/alpaca_en.json)"
-        raise SourceError(
-          f'{file}, row {row.number} (counted from 0): field {field!r} is missing, and one file with several '
-          f'languages is aligned by it; add it{hint}'
-        )
-    columns[row.language].add(row)
+    if incomplete is None and (row.language is None or row.id is None):
+      incomplete = row.number, 'language' if row.language is None else 'id'
+    found.add(row.language)
+    language = languages[0] if may_be_plain and row.language is None else row.language
+    if language in columns:
+      columns[language].add(row)
+  columns = {language: column.seal() for language, column in columns.items()}
+  if may_be_plain and found == {None}:
+    return columns, False
+  if incomplete:
+    number, field = incomplete
+    hint = ''
+    if field == 'language' and len(languages) > 1:
+      hint = ", or give the stem of one file per language as path ('/data/alpaca' for /data/alpaca_en.json)"
+    raise SourceError(
+      f'{file}, row {number} (counted from 0): field {field!r} is missing, and one file with several '
+      f'languages is aligned by it; add it{hint}'
+    )
   for language in languages:
-    if language not in columns:
+    if language not in found:
       raise SourceError(
-        f'{file}: no rows in language {language!r}, found {", ".join(sorted(columns))}; add them, '
+        f'{file}: no rows in language {language!r}, found {", ".join(sorted(found))}; add them, '
         f'or take {language!r} out of languages'
       )
-  return {language: columns[language] for language in languages}
-
-
-def _aligned(columns: Mapping[str, _Column], align: str) -> _Table:
-  if align == 'id' or align == 'auto' and all(None not in column.ids for column in columns.values()):
-    return _aligned_by_id(columns)
-  return _aligned_by_position(columns, check_ids=align == 'auto')
-
-
-def _aligned_by_id(columns: Mapping[str, _Column]) -> _Table:
-  places = {}  # language -> id -> index
-  for language, column in columns.items():
-    places[language] = {}
-    for i, id_ in enumerate(column.ids):
-      where = f'{column.file}, row {column.numbers[i]} (counted from 0)'
-      if id_ is None:
-        raise SourceError(f"{where}: field 'id' is missing; add it, or set align = 'position'")
-      first = places[language].setdefault(id_, i)
-      if first != i:
-        raise SourceError(
-          f'{where}: id {id_!r} of language {language!r} is already that of row {column.numbers[first]}; '
-          "make ids unique, or set align = 'position' if each language has its own file"
-        )
-  first, *others = columns
-  ids = [id_ for id_ in columns[first].ids if all(id_ in places[other] for other in others)]
-  if not ids:
-    examples = ', '.join(f'{column.ids[0]!r} in {column.file} ({language})' for language, column in columns.items())
-    raise SourceError(
-      f'no id occurs in all of {", ".join(columns)}; the first ids are {examples}. Give rows that belong together '
-      "the same id, or set align = 'position' if row n belongs to row n"
-    )
-  lone = {(language, 'no_counterpart'): len(column.ids) - len(ids) for language, column in columns.items()}
-  texts = {language: [column.texts[places[language][id_]] for id_ in ids] for language, column in columns.items()}
-  return _Table(ids, texts, {key: count for key, count in lone.items() if count})
-
-
-def _aligned_by_position(columns: Mapping[str, _Column], check_ids: bool) -> _Table:
-  first, *others = columns.values()
-  for other in others:
-    pairs = zip(first.ids, other.ids, strict=False)
-    differing = next((i for i, (a, b) in enumerate(pairs) if a and b and a != b), None)
-    parting = 'without ids the first unequal row cannot be told'
-    if differing is not None:
-      parting = (
-        f'the first unequal row is {differing} (counted from 0), id {first.ids[differing]!r} in {first.file}, '
-        f'{other.ids[differing]!r} in {other.file}'
-      )
-    elif any(first.ids) and any(other.ids):
-      last = min(len(first.ids), len(other.ids)) - 1
-      parting = f'ids are equal up to the end of the shorter file, row {last} (counted from 0)'
-    if len(first.texts) != len(other.texts):
-      lengths = ', '.join(f'{column.file} has {len(column.texts)}' for column in columns.values())
-      raise SourceError(
-        f'files aligned by position have unequal numbers of rows: {lengths}; {parting}. '
-        'Mend the files, or give every row an id'
-      )
-    if check_ids and differing is not None:
-      raise SourceError(
-        f'files with an id in some rows only are aligned by position, but {parting}. Give every row an id, '
-        "or set align = 'position' if the ids do not matter"
-      )
-  ids = [str(number) for number in first.numbers]
-  return _Table(ids, {language: column.texts for language, column in columns.items()}, {})
-
-
-def _without_unusable(table: _Table, max_characters: int) -> _Table:
-  set_aside, kept = collections.Counter(table.set_aside), []
-  for i, id_ in enumerate(table.ids):
-    for language, texts in table.texts.items():
-      reason = _unusable(id_, texts[i], max_characters)
-      if reason:
-        set_aside[language, reason] += 1
-        break
-    else:
-      kept.append(i)
-  texts = {language: [texts[i] for i in kept] for language, texts in table.texts.items()}
-  return _Table([table.ids[i] for i in kept], texts, dict(set_aside))
-
-
-def _unusable(id_: str, texts: Texts, max_characters: int) -> str:
-  """Why the row is set aside; '' if it is not."""
-  if not texts[2].strip():
-    return 'empty_response'
-  if max(map(len, texts)) > max_characters:
-    return 'too_long'
-  for text in (id_, *texts):
-    if found := _UNUSABLE.search(text):
-      return 'lone_surrogates' if found[0] >= '\ud800' else 'control_characters'
-  return ''
+  return columns, True

@@ -246,9 +246,7 @@ def test_restore_params_reads_t5xs_own_tree(tmp_path):
   params = jax.tree.map(np.asarray, init_params(MODEL))
   tree = {'target': params, 'state': {'step': np.int32(5)}, 'flax_mutables': {'x': np.zeros(2)}}
   ocp.PyTreeCheckpointer().save(str(tmp_path / 'checkpoint_5' / 'state'), tree)
-  found = restore_params(
-    str(tmp_path), train_state.parameter_shapes(MODEL, Partitioner(mesh_shape=(1, 4, 1))), MODEL
-  )
+  found = restore_params(str(tmp_path), train_state.parameter_shapes(MODEL, Partitioner(mesh_shape=(1, 4, 1))), MODEL)
   equal(found, params)
 
 

@@ -93,3 +93,41 @@ def test_full_tuning_from_a_directory(hf, tiny_prepared, tmp_path):
   )
   tokenizer = transformers.AutoTokenizer.from_pretrained(out)
   assert tokenizer.eos_token_id is not None
+
+
+@pytest.mark.parametrize('held', ['int8', 'nf4', 'bfloat16'])
+def test_a_base_held_in_few_bits_is_trained_on_and_resumed(hf, tiny_prepared, tmp_path, held):
+  """The loss is near that over the f32 base, the frozen part is small, and a resumed run ends the same."""
+  if held != 'bfloat16':
+    pytest.importorskip('qwix', reason='int8 and nf4 need the extra `quant`')
+  constant = ("--gin.schedule.decay='constant'", '--gin.schedule.warmup_steps=1')
+  few = f"--gin.LoraConfig.base_dtype='{held}'"
+  exact, whole, parts = (str(tmp_path / name) for name in ('exact', 'whole', 'parts'))
+  assert train('crossin_lora', hf, tiny_prepared, exact, *constant) == 0
+  assert train('crossin_lora', hf, tiny_prepared, whole, *constant, few) == 0
+  assert train('crossin_lora', hf, tiny_prepared, parts, *constant, few, steps=3) == 0
+  assert train('crossin_lora', hf, tiny_prepared, parts, *constant, few) == 0
+  assert export_loss.reported(whole) == export_loss.reported(parts) != export_loss.reported(exact)
+  assert export_loss.reported(whole) == pytest.approx(export_loss.reported(exact), rel=0.02)
+  assert cli.main(['evaluate', '--checkpoint', whole, '--output_dir', str(tmp_path / 'evaluation')]) == 0
+  with open(tmp_path / 'evaluation' / 'figures.json', encoding='utf-8') as f:
+    assert json.load(f)['eval/heldout/loss'] == pytest.approx(export_loss.reported(whole), rel=1e-5)
+
+
+def test_quantised_matrices_take_their_bits():
+  pytest.importorskip('qwix', reason='int8 and nf4 need the extra `quant`')
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from crossin_jax.models import lora
+
+  kernel = jax.random.normal(jax.random.key(0), (3, 128, 64), jnp.bfloat16)
+  for held, bits, error in (('int8', 8.6, 0.01), ('nf4', 4.6, 0.1)):
+    params = {'mlp': {'kernel': kernel.copy()}, 'norm': {'scale': jnp.ones(4)}}
+    found = lora.quantised(params, lora.LoraConfig(base_dtype=held))
+    leaves = jax.tree.leaves(found['mlp'])
+    size = sum(leaf.size * (4 if 'int4' in str(leaf.dtype) else leaf.dtype.itemsize * 8) for leaf in leaves)
+    assert size / kernel.size < bits
+    again = lora.whole(found['mlp']['kernel'], jnp.float32)
+    assert np.abs(again - kernel.astype(jnp.float32)).mean() < error

@@ -84,7 +84,7 @@ def inspect(
   }
 
 
-def marked(vocabulary: Vocabulary, tokens, loss_weights, colour: bool) -> str:
+def marked(vocabulary: Vocabulary, tokens, loss_weights, colour: bool, stop_id: int | None = None) -> str:
   """An example as text with its trained part marked: underlined and green, or between ⟦ and ⟧.
 
   The text is decoded run by run, so what is shown is what the ids say, not what the row said.
@@ -94,7 +94,7 @@ def marked(vocabulary: Vocabulary, tokens, loss_weights, colour: bool) -> str:
   edges = [0, *(np.flatnonzero(np.diff(trained.astype(int))) + 1).tolist(), len(tokens)]
   for start, end in zip(edges, edges[1:]):
     ids = [int(i) for i in tokens[start:end]]
-    stop = ids[-1] == vocabulary.eos_id
+    stop = ids[-1] in (vocabulary.eos_id, stop_id)
     text = vocabulary.decode(ids) + ('⏎stop' if stop else '')
     if trained[start]:
       text = f'\033[4;32m{text}\033[0m' if colour else f'⟦{text}⟧'
@@ -159,7 +159,7 @@ def main(argv: list[str]) -> int:
         f'\n--- {task.split.name}, row {task.split.id(index)}: {len(tokens)} tokens, {weights.sum():g} trained',
         file=out,
       )
-      print(marked(vocabulary, tokens, weights, out.isatty()), file=out)
+      print(marked(vocabulary, tokens, weights, out.isatty(), mixture.description['prompts'].get('stop_id')), file=out)
   if args.json:
     print(json.dumps(found))
   return 0

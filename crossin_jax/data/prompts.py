@@ -30,6 +30,8 @@ TEMPLATES = {
   # Nothing but the fields: for running text, where all fields but the output are empty, the prompt is empty too.
   'plain': ('{instruction}\n{input}\n', '{instruction}\n'),
 }
+# The template that the tokenizer brings along (data/chat.py).
+CHAT = 'chat'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +59,27 @@ class Rejected(ValueError):
 
 def check_template(name: str) -> str:
   """Returns the name; raises ValueError with the legal ones if it is unknown."""
-  if name not in TEMPLATES:
-    raise ValueError(f'template {name!r} is not one of {", ".join(TEMPLATES)}')
+  if name not in TEMPLATES and name != CHAT:
+    raise ValueError(f'template {name!r} is not one of {", ".join((*TEMPLATES, CHAT))}')
   return name
+
+
+def describe_template(vocabulary: Vocabulary, name: str) -> str:
+  """The whole text of a template, for fingerprints."""
+  return f'{name}: {vocabulary.chat if name == CHAT else TEMPLATES[check_template(name)]!r}'
+
+
+def stop_id(vocabulary: Vocabulary, template: str) -> int:
+  """The token that ends a response: the tokenizer's stop token, or what the chat template writes there."""
+  return vocabulary.chat_stop_id if template == CHAT else vocabulary.eos_id
+
+
+def prompt_tokens(vocabulary: Vocabulary, template: str, instruction: str, input: str = '', tag: str = '') -> list[int]:  # pylint: disable=redefined-builtin
+  """Ids of the prompt of one row, in training and at inference alike; without BOS."""
+  if template == CHAT:
+    user = render_prompt('plain', instruction, input, tag)[:-1]  # its last newline is the template's business
+    return vocabulary.chat_prompt(user) if user else []
+  return _encode(vocabulary, render_prompt(template, instruction, input, tag))
 
 
 def render_prompt(template: str, instruction: str, input: str = '', tag: str = '') -> str:  # pylint: disable=redefined-builtin
@@ -96,7 +116,7 @@ def render_example(
 
   Args:
     vocabulary: the tokenizer.
-    template: one of TEMPLATES.
+    template: one of TEMPLATES, or 'chat'.
     row: 'instruction', 'input', 'output'.
     tag: language tag or ''.
     max_length: most tokens of the example; None = no limit.
@@ -106,8 +126,8 @@ def render_example(
   """
   if not row['output'].strip():
     raise Rejected('empty_response')
-  response = [*vocabulary.encode(row['output']), vocabulary.eos_id]
-  prompt_of = lambda input: _encode(vocabulary, render_prompt(template, row['instruction'], input, tag))
+  response = [*vocabulary.encode(row['output']), stop_id(vocabulary, template)]
+  prompt_of = lambda input: prompt_tokens(vocabulary, template, row['instruction'], input, tag)
   prompt = prompt_of(row['input'])
   shortened = []
   if max_length is not None and len(prompt) + len(response) > max_length:

@@ -5,8 +5,12 @@ import functools
 import hashlib
 import json
 import os
+import re
+import shutil
 
 import gin
+
+from crossin_jax.data import chat
 
 
 @gin.configurable
@@ -19,11 +23,13 @@ class Vocabulary:
     bos_token: begins every sequence; None = what the file (or `tokenizer_config.json` beside it) says,
       else the stop token.
     eos_token: the stop token, trained at the end of every response; None = what the file says.
+    chat_template: Jinja text for prompts of the template 'chat'; None = what lies beside the file.
   """
 
   path: str
   bos_token: str | None = None
   eos_token: str | None = None
+  chat_template: str | None = None
 
   def __post_init__(self):
     if not os.path.isfile(self.path):
@@ -32,7 +38,7 @@ class Vocabulary:
       )
 
   def __getstate__(self):
-    return {'path': self.path, 'bos_token': self.bos_token, 'eos_token': self.eos_token}
+    return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
   @functools.cached_property
   def _backend(self):
@@ -66,6 +72,50 @@ class Vocabulary:
         raise
       return self.eos_id
 
+  @functools.cached_property
+  def chat(self) -> str:
+    """Text of the chat template.
+
+    Raises:
+      ChatTemplateError: there is none.
+    """
+    text = self.chat_template or chat.find(self.path)
+    if text is None:
+      raise chat.ChatTemplateError(
+        f'no chat template beside {self.path} (chat_template.jinja, or tokenizer_config.json); set '
+        'Vocabulary.chat_template, or choose another MixtureSettings.template'
+      )
+    return text
+
+  def chat_prompt(self, user: str) -> list[int]:
+    """Ids before the response to a message of the user, without BOS: it is the first decoder input already."""
+    ids = self.encode_with_specials(chat.prompt(self.chat, user, **self._special_texts))
+    return ids[1:] if ids and ids[0] == self.bos_id and self._backend.special('bos_token') is not None else ids
+
+  @functools.cached_property
+  def chat_stop_id(self) -> int:
+    """The token that ends a response in the chat template.
+
+    Raises:
+      ChatTemplateError: the template writes no special token there.
+    """
+    after = chat.after_response(self.chat, **self._special_texts)
+    first = self.encode_with_specials(after.lstrip())[0]
+    if first not in self._backend.specials.values():
+      raise chat.ChatTemplateError(
+        f'the chat template ends a response with {after!r}, which is no special token of {self.path}; generation could '
+        'not stop there'
+      )
+    return first
+
+  @property
+  def _special_texts(self) -> dict[str, str]:
+    return {'bos_token': self._backend.text_of(self.bos_id), 'eos_token': self._backend.text_of(self.eos_id)}
+
+  def encode_with_specials(self, text: str) -> list[int]:
+    """Ids of a text in which special tokens are written out (`<|im_start|>`)."""
+    return self._backend.encode_with_specials(text)
+
   def _special(self, kind: str, token: str | None) -> int:
     if token is None:
       index = self._backend.special(kind)
@@ -76,6 +126,27 @@ class Vocabulary:
     if index is None:
       raise ValueError(f'Vocabulary.{kind} = {token!r} is no token of {self.path}')
     return index
+
+  def token_text(self, index: int) -> str:
+    """A special token as it is written out."""
+    return self._backend.text_of(index)
+
+  def save_for_transformers(self, directory: str) -> None:
+    """Writes the tokenizer so that transformers' AutoTokenizer reads it."""
+    name = 'tokenizer.json' if self.path.endswith('.json') else 'tokenizer.model'
+    shutil.copyfile(self.path, os.path.join(directory, name))
+    settings = {
+      'tokenizer_class': 'PreTrainedTokenizerFast' if name == 'tokenizer.json' else 'LlamaTokenizer',
+      'bos_token': self.token_text(self.bos_id),
+      'eos_token': self.token_text(self.eos_id),
+      'add_bos_token': True,
+      'add_eos_token': False,
+      'clean_up_tokenization_spaces': False,
+    }
+    if chat_template := self.chat_template or chat.find(self.path):
+      settings['chat_template'] = chat_template
+    with open(os.path.join(directory, 'tokenizer_config.json'), 'w', encoding='utf-8') as f:
+      json.dump(settings, f, ensure_ascii=False, indent=1)
 
   def encode(self, text: str) -> list[int]:
     """Ids of a text, without BOS or stop token."""
@@ -105,6 +176,21 @@ class _SentencePiece:
     except (RuntimeError, OSError) as error:
       raise ValueError(f'{path} is not a SentencePiece model ({error}); a tokenizers file must end in .json') from None
     self.size = self.processor.vocab_size()
+
+    count = range(self.size)
+    kinds = (self.processor.IsControl, getattr(self.processor, 'is_user_defined', lambda i: False))
+    self.specials = {self.processor.IdToPiece(i): i for i in count if any(kind(i) for kind in kinds)}
+
+  def text_of(self, index):
+    return self.processor.IdToPiece(index)
+
+  def encode_with_specials(self, text):
+    if not self.specials:
+      return self.encode(text)
+    parts = re.split('(' + '|'.join(map(re.escape, sorted(self.specials, key=len, reverse=True))) + ')', text)
+    return [
+      i for part in parts if part for i in ([self.specials[part]] if part in self.specials else self.encode(part))
+    ]
 
   def special(self, kind):
     index = self.processor.bos_id() if kind == 'bos_token' else self.processor.eos_id()
@@ -143,6 +229,15 @@ class _Tokenizers:
     if os.path.isfile(config):
       with open(config, encoding='utf-8') as f:
         self.config = json.load(f)
+
+    added = self.tokenizer.get_added_tokens_decoder()
+    self.specials = {token.content: i for i, token in added.items()}
+
+  def text_of(self, index):
+    return self.tokenizer.id_to_token(index)
+
+  def encode_with_specials(self, text):
+    return self.encode(text)  # the library knows its added tokens in any text
 
   def special(self, kind):
     token = self.config.get(kind)

@@ -10,14 +10,14 @@ import gin
 import numpy as np
 
 from crossin_jax import checkpoints, config, run_directory, train_state
-from crossin_jax.data.prepared import read_json, write_json
-from crossin_jax.data.prompts import render_prompt
-from crossin_jax.data.vocabulary import Vocabulary
+from crossin_jax.data.prepared import write_json
+from crossin_jax.data.saved_prompts import Prompts
 from crossin_jax.decoding.generation import greedy
-from crossin_jax.decoding.scoring import sequence_losses
+from crossin_jax.decoding.scoring import continuation_losses
 from crossin_jax.evaluation.consistency import summarise
 from crossin_jax.evaluation.predictions import Predictions, write_predictions
 from crossin_jax.evaluation.results import METHODS, build_run, write_results
+from crossin_jax.models import huggingface, lora
 from crossin_jax.partitioning import Partitioner
 
 
@@ -76,20 +76,6 @@ def _question(line: str, where: str) -> dict:
   return {'input': '', **row}
 
 
-class Prompts:
-  """How training prompted the model: template and tokenizer, as saved in its MODEL_DIR."""
-
-  def __init__(self, model_dir: str):
-    saved = read_json(os.path.join(model_dir, 'prompts.json'), 'it is written by `crossin train`; give that MODEL_DIR')
-    self.template = saved['prompts']['template']
-    words = saved['vocabulary']
-    self.vocabulary = Vocabulary(os.path.join(model_dir, words['file']), words['bos_token'], words['eos_token'])
-
-  def tokens(self, row: dict) -> list[int]:
-    """The prompt of one question."""
-    return self.vocabulary.encode(render_prompt(self.template, row['instruction'], row['input']))
-
-
 def choose_by_likelihood(
   model, params, partition: Partitioner, questions: Questions, prompts: Prompts, *, length: int, rows: int
 ) -> np.ndarray:
@@ -98,19 +84,14 @@ def choose_by_likelihood(
   Returns:
     int64 [items, languages].
   """
-  sequences, spans = [], []
-  for item in questions.rows:
-    for row in item:
-      prompt = prompts.tokens(row)
-      for choice in row['choices']:
-        answer = [*prompts.vocabulary.encode(choice), prompts.vocabulary.eos_id]
-        sequences.append((prompt + answer, [0.0] * len(prompt) + [1.0] * len(answer)))
-      spans.append(len(row['choices']))
-  losses = sequence_losses(
-    model, params, partition, sequences, bos_id=prompts.vocabulary.bos_id, length=length, rows=rows
-  )
-  starts = np.cumsum([0, *spans])
-  chosen = [int(np.argmin(losses[a:b])) for a, b in zip(starts, starts[1:])]
+  rows_asked = [row for item in questions.rows for row in item]
+  losses = continuation_losses(
+      model, params, partition,
+      [prompts.tokens(row) for row in rows_asked],
+      [[[*prompts.vocabulary.encode(choice), prompts.stop_id] for choice in row['choices']] for row in rows_asked],
+      bos_id=prompts.vocabulary.bos_id, length=length, rows=rows,
+  )  # fmt: skip
+  chosen = [int(np.argmin(of_choices)) for of_choices in losses]
   return np.array(chosen, np.int64).reshape(questions.answers.shape)
 
 
@@ -122,7 +103,7 @@ def generate_answers(
   vocabulary = prompts.vocabulary
   new = greedy(
       model, params, partition, tokens,
-      bos_id=vocabulary.bos_id, eos_id=vocabulary.eos_id, max_new_tokens=max_new_tokens, rows=rows,
+      bos_id=vocabulary.bos_id, eos_id=prompts.stop_id, max_new_tokens=max_new_tokens, rows=rows,
   )  # fmt: skip
   texts = iter(vocabulary.decode(ids) for ids in new)
   return [[next(texts) for _ in item] for item in questions.rows]
@@ -215,7 +196,7 @@ def evaluate(
   Writes predictions/*.jsonl and results.json where there are questions, and figures.json.
 
   Args:
-    checkpoint: a MODEL_DIR or one of its checkpoints.
+    checkpoint: a MODEL_DIR or one of its checkpoints, or a Hugging Face directory.
     question_files: see `Questions`.
     output_dir: where results go.
     variant, seed: written into the results.
@@ -226,13 +207,14 @@ def evaluate(
   Returns:
     The runs of results.json, and the evaluators' figures.
   """
-  path = checkpoints.latest_checkpoint(checkpoint)
-  prompts = Prompts(os.path.dirname(path))
+  if not (is_imported := huggingface.is_directory(checkpoint)):
+    checkpoint = checkpoints.latest_checkpoint(checkpoint)
+  prompts = Prompts(checkpoint if is_imported else os.path.dirname(checkpoint)) if question_files else None
   partition = partitioner()
   runs = []
   with partition.activate():
     abstract = train_state.parameter_shapes(model, partition)
-    params = checkpoints.restore_params(path, abstract, model)
+    params = lora.quantised(checkpoints.restore_params(checkpoint, abstract, model), lora.of_model(model))
     for file in question_files:
       questions = Questions(file)
       print(
@@ -266,7 +248,9 @@ def main(argv: list[str]) -> int:
     epilog='example: crossin evaluate --checkpoint runs/a --questions world/questions.untagged.jsonl --output_dir runs/a/eval',
   )
   parser.add_argument(
-    '--checkpoint', required=True, help='a MODEL_DIR or checkpoint_<step>; its config.gin is read first'
+    '--checkpoint',
+    required=True,
+    help='a MODEL_DIR, checkpoint_<step> (its config.gin is read first) or Hugging Face directory',
   )
   parser.add_argument('--questions', action='append', default=[], help='question file (JSONL); may be repeated')
   parser.add_argument('--output_dir', required=True, help='for results.json and predictions/')
@@ -280,7 +264,7 @@ def main(argv: list[str]) -> int:
     gin.bind_parameter('evaluate.model', gin.query_parameter('train.model'))
     # Questions of the run's own loop are asked again only where named: they may be the same file.
     gin.bind_parameter('evaluate.evaluators', _of_kind(config.bound('train.evaluators'), 'HeldoutLoss'))
-  variant = args.variant or os.path.basename(os.path.dirname(checkpoints.latest_checkpoint(args.checkpoint)))
+  variant = args.variant or run_directory.name_of(args.checkpoint)
   runs, figures = evaluate(args.checkpoint, args.questions, args.output_dir, variant, args.seed)
   for name, value in figures.items():
     print(f'{name}: {value}', file=sys.stderr)

@@ -15,7 +15,7 @@ import gin
 import jax
 import jax.numpy as jnp
 
-from crossin_jax.models import rotary
+from crossin_jax.models import lora, rotary
 from crossin_jax.models.attention import attention, cached_attention
 from crossin_jax.models.decoder_config import ACTIVATIONS, DecoderConfig
 
@@ -54,20 +54,20 @@ class Dense(nn.Module):
     fan_in = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
     shape = (x.shape[-1], self.features)
     kernel = param_with_axes('kernel', fan_in, shape, param_dtype, axes=self.axes)
-    y = jnp.dot(x, kernel.astype(dtype))
+    y = jnp.dot(x, lora.whole(kernel, dtype))  # the frozen kernel of a LoRA run may be quantised
     if self.bias:
       bias = param_with_axes('bias', nn.initializers.zeros, (self.features,), param_dtype, axes=self.axes[1:])
       y += bias.astype(dtype)
-    lora = self.config.lora
-    if lora is not None and self.name in lora.targets:
+    adapters = self.config.lora
+    if adapters is not None and self.name in adapters.targets:
       # A as PEFT draws it: uniform within 1 / sqrt(inputs).
       spread = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-      a = param_with_axes('lora_a', spread, (shape[0], lora.rank), param_dtype, axes=(self.axes[0], 'lora_rank'))
+      a = param_with_axes('lora_a', spread, (shape[0], adapters.rank), param_dtype, axes=(self.axes[0], 'lora_rank'))
       b = param_with_axes(
-        'lora_b', nn.initializers.zeros, (lora.rank, shape[1]), param_dtype, axes=('lora_rank', self.axes[1])
+        'lora_b', nn.initializers.zeros, (adapters.rank, shape[1]), param_dtype, axes=('lora_rank', self.axes[1])
       )
-      low = jnp.dot(nn.Dropout(lora.dropout, deterministic=deterministic)(x), a.astype(dtype))
-      y += jnp.dot(low, b.astype(dtype)) * jnp.asarray(lora.scale, dtype)
+      low = jnp.dot(nn.Dropout(adapters.dropout, deterministic=deterministic)(x), a.astype(dtype))
+      y += jnp.dot(low, b.astype(dtype)) * jnp.asarray(adapters.scale, dtype)
     return y
 
 
@@ -402,7 +402,8 @@ def unrolled(model: Decoder, params: Any) -> tuple[Decoder, Any]:
   plain = dataclasses.replace(config, scan_layers=False, remat='none')
 
   def unstack(params):
-    params = jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
+    is_whole = lambda leaf: not isinstance(leaf, dict)
+    params = jax.tree.map(lambda leaf: lora.whole(leaf, config.dtype), params, is_leaf=is_whole)
     stack = dict(params['decoder'])
     layers = {}
     for i in range(config.num_layers):

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 # The matrices that may carry an adapter, by the name of their module.
 TARGETS = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
-BASE_DTYPES = ('float32', 'bfloat16')
+QUANTISED = ('int8', 'nf4')
+BASE_DTYPES = ('float32', 'bfloat16', *QUANTISED)
+TILE = 64  # inputs that share a scale in nf4, as in QLoRA (Dettmers et al. 2023)
 
 
 @gin.configurable
@@ -25,7 +27,8 @@ class LoraConfig:
     targets: of 'query', 'key', 'value', 'out', 'gate', 'up', 'down'.
     rs_lora: rank-stabilised scale (Kalajdzievski 2023).
     train_embeddings: embedding and output head are trained in full as well (and tied ones stay tied).
-    base_dtype: dtype in which the frozen parameters are held: 'float32' or 'bfloat16'.
+    base_dtype: how the frozen parameters are held: 'float32', 'bfloat16', or their matrices as 'int8' (a scale per output) or
+      'nf4' (a scale per 64 inputs and output) and the rest in bf16. The last two need the extra `quant`.
   """
 
   rank: int = 16
@@ -48,6 +51,11 @@ class LoraConfig:
       raise ValueError(f'LoraConfig.targets is empty; name some of {TARGETS}')
     if self.base_dtype not in BASE_DTYPES:
       raise ValueError(f'LoraConfig.base_dtype = {self.base_dtype!r} is not one of {BASE_DTYPES}')
+
+  @property
+  def held_dtype(self) -> str:
+    """dtype of frozen leaves that are not quantised."""
+    return 'bfloat16' if self.base_dtype in QUANTISED else self.base_dtype
 
   @property
   def scale(self) -> float:
@@ -82,6 +90,39 @@ def without_adapters(params):
   """The tree without its adapters."""
   flat = traverse_util.flatten_dict(params)
   return traverse_util.unflatten_dict({k: v for k, v in flat.items() if not k[-1].startswith('lora_')})
+
+
+def quantised(params, adapters: LoraConfig | None):
+  """The tree with the frozen matrices of its blocks as qwix.QArray, if `base_dtype` says so; leaf by leaf, shardings kept.
+
+  Raises:
+    ImportError: qwix is not installed.
+  """
+  if adapters is None or adapters.base_dtype not in QUANTISED:
+    return params
+  try:
+    import qwix
+  except ImportError as error:
+    raise ImportError(
+      f"LoraConfig.base_dtype = {adapters.base_dtype!r} needs qwix: pip install 'crossin-jax[quant]'"
+    ) from error
+
+  def quantise(leaf):
+    *layers, inputs, outputs = range(leaf.ndim)
+    tiles = {inputs: TILE} if adapters.base_dtype == 'nf4' and leaf.shape[inputs] % TILE == 0 else {}
+    return qwix.quantize(leaf, adapters.base_dtype, channelwise_axes=[*layers, outputs], tiled_axes=tiles)
+
+  one = jax.jit(quantise, donate_argnums=0)
+  return traverse_util.path_aware_map(lambda path, leaf: one(leaf) if path[-1] == 'kernel' else leaf, params)
+
+
+def whole(kernel, dtype):
+  """A kernel as a plain array, whether it is quantised or not."""
+  if isinstance(kernel, jax.Array):
+    return kernel.astype(dtype)
+  import qwix
+
+  return qwix.dequantize(kernel).astype(dtype)
 
 
 def of_model(model) -> LoraConfig | None:

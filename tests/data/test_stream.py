@@ -84,6 +84,16 @@ def test_some_rows_equal_the_rows_of_the_whole(synthetic, step, a, b):
   equal(stream.batch(step, rows), {name: array[rows] for name, array in whole.items()})
 
 
+@pytest.mark.parametrize('hosts', [1, 2, 4])
+def test_the_batch_of_several_hosts_is_the_batch_of_one(synthetic, hosts):
+  """Each host has a stream of its own and makes its rows only; set together they are the same packed rows."""
+  alone = stream_of(synthetic, batch_size=8)
+  streams = [stream_of(synthetic, batch_size=8) for _ in range(hosts)]
+  for step in (*range(12), 500, 3):
+    parts = [stream.batch(step, slice(i * 8 // hosts, (i + 1) * 8 // hosts)) for i, stream in enumerate(streams)]
+    equal({name: np.concatenate([part[name] for part in parts]) for name in FEATURES}, alone.batch(step))
+
+
 def test_every_segment_is_one_stored_example(synthetic):
   stored = {int(tokens[0]): (tokens, weights) for _, _, items in synthetic[2].values() for tokens, weights in items}
   stream = stream_of(synthetic)

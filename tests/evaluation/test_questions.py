@@ -112,7 +112,7 @@ def test_likelihood_chooses_the_most_probable_option_with_its_stop_token(setting
   questions = lib.Questions(_write(tmp_path / 'questions.tagged.jsonl', _rows()))
   assert questions.name == 'questions/tagged'
   prompts = lib.Prompts.__new__(lib.Prompts)
-  prompts.template, prompts.vocabulary = 'gemma', tiny_vocabulary
+  prompts.template, prompts.vocabulary, prompts.stop_id = 'gemma', tiny_vocabulary, tiny_vocabulary.eos_id
   chosen = lib.choose_by_likelihood(model, params, partition, questions, prompts, length=96, rows=4)
   for i, item in enumerate(questions.rows):
     for j, row in enumerate(item):

@@ -143,7 +143,7 @@ def test_every_assignment_has_every_row_in_every_pair(tiny_vocabulary):
 @hypothesis.settings(max_examples=15)
 def test_splits_part_the_rows(count, wanted, seed):
   train, validation = split_rows(Rows(count), wanted, seed)
-  assert sorted(train + validation) == list(range(count))
+  assert sorted([*train, *validation]) == list(range(count))
   assert len(validation) == min(wanted, count // 20)
 
 

@@ -70,7 +70,8 @@ def test_summary_and_mixture_file(tmp_path, small_settings, tiny_vocabulary):
   assert found['tasks'] == found['tokenised'] == 3 and found['dropped'] == {}
   written = json.loads((tmp_path / 'mixtures' / f'{SMALL}.json').read_text())
   assert sum(task['rate'] for task in written['tasks']) == pytest.approx(1)
-  assert written['prompts'] == {'template': 'plain', 'tags': True} and written['max_length'] == 64
+  said = {'template': 'plain', 'tags': True, 'chat_template': None, 'stop_id': tiny_vocabulary.eos_id}
+  assert written['prompts'] == said and written['max_length'] == 64
   copy = tmp_path / written['vocabulary']['file']
   assert copy.read_bytes() == pathlib.Path(tiny_vocabulary.path).read_bytes()
   assert run(tmp_path, small_settings())['tokenised'] == 0
