@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 
-from conftest import tiny_config
+from conftest import REPOSITORY, tiny_config
 import jax
 import numpy as np
 import pytest
@@ -353,3 +353,57 @@ def test_parse_errors_name_the_model_dir(tmp_path):
     parser = argparse.ArgumentParser()
     config.add_flags(parser)
     run_directory.saved_model(parser.parse_args([]), str(tmp_path))
+
+
+LOAD = """
+import json, sys, threading, time
+import jax
+from crossin_jax import train_state
+from crossin_jax.models import architectures, huggingface
+from crossin_jax.models.decoder import Decoder
+from crossin_jax.partitioning import Partitioner
+
+def anonymous():
+  with open('/proc/self/status') as f:
+    return next(int(line.split()[1]) * 1024 for line in f if line.startswith('RssAnon'))
+
+peak, done = 0, False
+def watch():
+  global peak
+  while not done:
+    peak = max(peak, anonymous())
+    time.sleep(0.002)
+
+partition, model = Partitioner(), Decoder(architectures.from_huggingface(sys.argv[1]))
+with partition.activate():
+  abstract = train_state.parameter_shapes(model, partition)
+  jax.block_until_ready(huggingface.load_params(sys.argv[1], model.config, abstract))  # compiled now
+  before = anonymous()
+  thread = threading.Thread(target=watch)
+  thread.start()
+  params = jax.block_until_ready(huggingface.load_params(sys.argv[1], model.config, abstract))
+  done = True
+  thread.join()
+live = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+print(json.dumps({'beyond': peak - before - live, 'live': live}))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='needs /proc to measure memory')
+def test_reading_takes_no_more_than_a_tensor_beyond_the_arrays(tmp_path):
+  """Stacked layers never lie on the host as a whole: 80 MB a leaf here, of 3 MB a layer."""
+  import subprocess
+  import sys
+
+  config = transformers.LlamaConfig(
+      vocab_size=4000, hidden_size=512, intermediate_size=1600, num_hidden_layers=24, num_attention_heads=8,
+      num_key_value_heads=8, tie_word_embeddings=True,
+  )  # fmt: skip
+  transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(str(tmp_path))
+  run = subprocess.run(
+    [sys.executable, '-c', LOAD, str(tmp_path)], capture_output=True, text=True, check=True, cwd=REPOSITORY
+  )
+  found = json.loads(run.stdout.splitlines()[-1])
+  largest = 4000 * 512 * 4
+  assert found['live'] > 330e6
+  assert found['beyond'] < largest + 40e6, found
