@@ -3,7 +3,7 @@
     python benchmarks/kill_resume.py --kills 10
 
 A run with asynchronous checkpoints and evaluation in the loop is first done undisturbed, then with `kill -9`
-(or SIGTERM) at random moments, restarted each time. The final parameters must be bitwise those of the
+(or SIGTERM, or every fourth time SIGTERM) at random moments, restarted each time. The final parameters must be bitwise those of the
 undisturbed run, and metrics.jsonl the same but for timings. Prints one JSON object; exit status 1 on a difference.
 """
 
@@ -100,7 +100,7 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--kills', type=int, default=10)
   parser.add_argument('--steps', type=int, default=100)
-  parser.add_argument('--signal', choices=('KILL', 'TERM'), default='KILL')
+  parser.add_argument('--signal', choices=('KILL', 'TERM', 'both'), default='KILL')
   parser.add_argument('--seed', type=int, default=0)
   args = parser.parse_args()
   rng = random.Random(args.seed)
@@ -112,7 +112,8 @@ def main() -> int:
       'JAX_COMPILATION_CACHE_DIR': str(work / 'compiled'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
-    environment.pop('XLA_FLAGS', None)
+    flags = os.environ.get('XLA_FLAGS', '').split()
+    environment['XLA_FLAGS'] = ' '.join(flag for flag in flags if 'device_count' not in flag)
     prepare(work)
     # Twice: the second finds its programs compiled, as the restarts do, and gives the time to kill within.
     for name in ('first', 'undisturbed'):
@@ -137,8 +138,9 @@ def main() -> int:
           process.wait(rng.uniform(0.2, 1.0) * seconds)
         except subprocess.TimeoutExpired:
           kills += 1
+          kind = args.signal if args.signal != 'both' else 'KILL' if kills % 4 else 'TERM'
           signalled = time.monotonic()
-          process.send_signal(getattr(signal, f'SIG{args.signal}'))
+          process.send_signal(getattr(signal, f'SIG{kind}'))
           process.wait()
           stop_seconds.append(time.monotonic() - signalled)
           statuses.append(process.returncode)

@@ -332,6 +332,12 @@ def base_reference(path: str) -> dict[str, str]:
   return {'path': path, 'digest': hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()}
 
 
+def check_source(path: str) -> None:
+  """Raises CheckpointError if parameters cannot begin from here: neither a checkpoint nor a Hugging Face directory."""
+  if not huggingface.is_directory(path):
+    latest_checkpoint(path)
+
+
 def has_adapters(path: str) -> bool:
   """Whether this is a checkpoint of a LoRA run."""
   return not huggingface.is_directory(path) and _run_of(latest_checkpoint(path)).get('base') is not None
@@ -388,7 +394,9 @@ def latest_checkpoint(path: str) -> str:
   names = os.listdir(path) if os.path.isdir(path) else []
   steps = [int(n[len(PREFIX) + 1 :]) for n in names if n.startswith(f'{PREFIX}_') and n[len(PREFIX) + 1 :].isdigit()]
   if not steps:
-    raise CheckpointError(f'{path} is neither a {PREFIX}_<step> directory nor does it hold one')
+    raise CheckpointError(
+      f'{path} is neither a {PREFIX}_<step> directory nor does it hold one (nor a config.json of Hugging Face)'
+    )
   return os.path.join(path, f'{PREFIX}_{max(steps)}')
 
 

@@ -18,7 +18,9 @@ COMMANDS = {
     'a checkpoint as a directory for transformers, PEFT or T5X',
   ),
   'evaluate': ('crossin_jax.evaluation.questions', 'main', 'answer four-option questions with a checkpoint'),
+  'generate': ('crossin_jax.decoding.generate', 'main', 'answer the prompts of a JSONL file with a checkpoint'),
   'score': ('crossin_jax.evaluation.predictions', 'score_main', 'metrics from saved predictions'),
+  'bench': ('crossin_jax.bench', 'main', 'measured throughput: train, decode or data'),
   'sweep': ('crossin_jax.sweep', 'main', 'ablations over gin values: one table and one plot'),
 }
 
@@ -45,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   module, function, _ = COMMANDS[argv[0]]
   from absl import logging
+  import gin
 
   from crossin_jax import config
 
@@ -54,7 +57,9 @@ def main(argv: list[str] | None = None) -> int:
   warnings.filterwarnings('ignore', category=DeprecationWarning)
 
   try:
-    return getattr(importlib.import_module(module), function)(config.rewrite(argv[1:]))
+    with gin.unlock_config():  # another command may have run in this process
+      command = getattr(importlib.import_module(module), function)
+    return command(config.rewrite(argv[1:]))
   except config.ConfigError as error:
     print(f'crossin {argv[0]}: {error}', file=sys.stderr)
     return 2

@@ -16,6 +16,7 @@ from crossin_jax import (
   compiled,
   config,
   distributed,
+  flops,
   interruption,
   nonfinite,
   optimizers,
@@ -118,6 +119,8 @@ def train(
     optimizer = optimizer(total_steps=total_steps)
     checkpoint_settings = checkpoint_config()
     _check_fit(model, prepared, partition, batch_size, microbatches)
+    if initial_checkpoint:
+      checkpoints.check_source(initial_checkpoint)
     tasks = [task.info for task in prepared.tasks]
     table = metrics_lib.TaskTable(tasks)
     chief = jax.process_index() == 0
@@ -188,6 +191,7 @@ def train(
         if pending_step % log_period == 0 or pending_step == total_steps:
           now = time.monotonic()
           line = _metrics_line(period.sums, table, float(rate_at(pending_step - 1)), now - clock)
+          line['mfu'] = flops.utilisation(getattr(model, 'config', None), length, line['tokens_per_second'] or 0.0)
           if chief:
             writer.write(pending_step, line)
             progress.show(pending_step, f'loss {line["loss"]:.4f}')

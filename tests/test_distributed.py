@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,65 +14,107 @@ import pytest
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
-def train(prepared, model_dir, processes, steps, *, microbatches=1, devices=1, mesh='(1, -1, 1)'):
-  """Runs `crossin train` in that many processes; returns the losses by step."""
-  directory, mixture = prepared
-  values = {
-    'DATA_DIR': directory,
-    'MODEL_DIR': str(model_dir),
-    'MIXTURE_OR_TASK_NAME': mixture,
-    'TRAIN_STEPS': steps,
-    'schedule.decay': 'constant',  # so that a run cut at half its steps has had the same rates
-    'schedule.warmup_steps': 2,
-    'BATCH_SIZE': 8,
-    'train.log_period': 1,
-    'train.microbatches': microbatches,
-    'CheckpointConfig.period': 6,
-    'DecoderConfig.embed_dim': 32,
-    'DecoderConfig.mlp_dim': 64,
-  }
-  with socket.socket() as s:
-    s.bind(('127.0.0.1', 0))
-    address = f'127.0.0.1:{s.getsockname()[1]}'
-  environment = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
-  running = []
-  for index in range(processes):
-    command = [sys.executable, '-m', 'crossin_jax.cli', 'train', '--gin_file=gin_configs/runs/world_tune.gin']
-    command += [f'--gin.{name}={value!r}' for name, value in values.items()]
-    command += [f'--gin.MESH_SHAPE={mesh}', '--gin.train.evaluators=()', '--gin.train.evaluation_period=0']
-    if processes > 1:
-      command += [f'--coordinator_address={address}', f'--process_count={processes}', f'--process_index={index}']
-    running.append(
-      subprocess.Popen(
-        command, env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+STEPS, SAVED = 12, 6  # of a whole run; at which of them it is saved
+
+
+@pytest.fixture(scope='module')
+def train(tiny_prepared, tmp_path_factory):
+  """A function (model_dir, processes, **options) that runs `crossin train` in that many processes: losses by step."""
+  directory, mixture = tiny_prepared
+  compiled = tmp_path_factory.mktemp('compiled')
+  flags = [flag for flag in os.environ['XLA_FLAGS'].split() if 'device_count' not in flag]
+
+  def run(model_dir, processes, *, microbatches=1, devices=1, mesh='(1, -1, 1)'):
+    values = {
+      'DATA_DIR': directory,
+      'MODEL_DIR': str(model_dir),
+      'MIXTURE_OR_TASK_NAME': mixture,
+      'TRAIN_STEPS': STEPS,
+      'schedule.warmup_steps': 2,
+      'BATCH_SIZE': 8,
+      'train.log_period': 1,
+      'train.microbatches': microbatches,
+      'CheckpointConfig.period': SAVED,
+      'CheckpointConfig.keep': 2,
+      'DecoderConfig.embed_dim': 32,
+      'DecoderConfig.mlp_dim': 64,
+    }
+    with socket.socket() as s:
+      s.bind(('127.0.0.1', 0))
+      address = f'127.0.0.1:{s.getsockname()[1]}'
+    environment = os.environ | {
+      'XLA_FLAGS': ' '.join([*flags, f'--xla_force_host_platform_device_count={devices}']),
+      'JAX_ENABLE_COMPILATION_CACHE': 'true',
+      'JAX_COMPILATION_CACHE_DIR': str(compiled),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
+    running = []
+    for index in range(processes):
+      command = [sys.executable, '-m', 'crossin_jax.cli', 'train', '--gin_file=gin_configs/runs/world_tune.gin']
+      command += [f'--gin.{name}={value!r}' for name, value in values.items()]
+      command += [f'--gin.MESH_SHAPE={mesh}', '--gin.train.evaluators=()', '--gin.train.evaluation_period=0']
+      if processes > 1:
+        command += [f'--coordinator_address={address}', f'--process_count={processes}', f'--process_index={index}']
+      running.append(
+        subprocess.Popen(
+          command, env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
       )
-    )
-  errors = [process.communicate()[1] for process in running]
-  assert [process.returncode for process in running] == [0] * processes, errors[0][-2000:]
-  with open(os.path.join(model_dir, 'metrics.jsonl'), encoding='utf-8') as f:
-    return {row['step']: row['loss'] for row in map(json.loads, f)}
+    errors = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running] == [0] * processes, errors[0][-2000:]
+    with open(os.path.join(model_dir, 'metrics.jsonl'), encoding='utf-8') as f:
+      return {row['step']: row['loss'] for row in map(json.loads, f)}
+
+  return run
+
+
+@pytest.fixture(scope='module')
+def alone(train, tmp_path_factory):
+  """Losses of the run in one process."""
+  losses = train(tmp_path_factory.mktemp('alone') / 'run', 1)
+  assert list(losses) == list(range(1, STEPS + 1)) and losses[STEPS] < losses[1]
+  return losses
+
+
+@pytest.fixture(scope='module')
+def on_two(train, tmp_path_factory):
+  """MODEL_DIR and losses of the run in two processes."""
+  model_dir = tmp_path_factory.mktemp('two') / 'run'
+  return model_dir, train(model_dir, 2, microbatches=2)
+
+
+def equal(found, wanted):
+  assert list(found) == list(wanted)
+  np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_losses_do_not_depend_on_the_number_of_processes(tiny_prepared, tmp_path):
-  alone = train(tiny_prepared, tmp_path / 'p1', 1, 12)
-  assert list(alone) == list(range(1, 13)) and alone[12] < alone[1]
-  for name, processes, options in (
-    ('p2', 2, {'microbatches': 2}),
-    ('p4', 4, {'mesh': '(2, 2, 1)'}),
-    ('p1m4', 1, {'microbatches': 4, 'devices': 2, 'mesh': '(1, 1, 2)'}),
-  ):
-    found = train(tiny_prepared, tmp_path / name, processes, 12, **options)
-    np.testing.assert_allclose(list(found.values()), list(alone.values()), rtol=1e-5, err_msg=name)
+def test_two_processes_have_the_losses_of_one(alone, on_two):
+  equal(on_two[1], alone)
 
 
 @pytest.mark.slow
-def test_a_run_saved_on_two_processes_goes_on_with_one(tiny_prepared, tmp_path):
-  alone = train(tiny_prepared, tmp_path / 'alone', 1, 12)
-  train(tiny_prepared, tmp_path / 'moved', 2, 6)
-  found = train(tiny_prepared, tmp_path / 'moved', 1, 12)
-  assert list(found) == list(range(1, 13))
-  np.testing.assert_allclose(list(found.values()), list(alone.values()), rtol=1e-5)
+@pytest.mark.parametrize('processes, options', [
+    (4, {'mesh': '(2, 2, 1)'}),
+    (1, {'microbatches': 4, 'devices': 2, 'mesh': '(1, 1, 2)'}),
+])  # fmt: skip
+def test_losses_do_not_depend_on_processes_and_mesh(train, alone, tmp_path, processes, options):
+  equal(train(tmp_path / 'run', processes, **options), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('processes, mesh', [(1, '(1, -1, 1)'), (4, '(2, 1, 2)')])
+def test_a_run_saved_on_two_processes_goes_on(train, alone, on_two, tmp_path, processes, mesh):
+  """As if the two had been killed after their save at half of the steps: the lines after it are done again."""
+  shutil.copytree(on_two[0], tmp_path / 'run')
+  shutil.rmtree(tmp_path / 'run' / f'checkpoint_{STEPS}')
+  (tmp_path / 'run' / 'digests' / f'checkpoint_{STEPS}.json').unlink()
+  path = tmp_path / 'run' / 'metrics.jsonl'
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text(''.join(lines[: SAVED + 2]))  # and half of the next line
+  with path.open('a') as f:
+    f.write(lines[SAVED + 2][:20])
+  equal(train(tmp_path / 'run', processes, mesh=mesh), alone)
 
 
 def test_flags_go_together(capsys):

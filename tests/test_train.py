@@ -123,7 +123,8 @@ def test_a_run_leaves_what_it_should(undisturbed, tiny_prepared, tiny_vocabulary
     np.testing.assert_allclose(line['loss_by_source']['world'], line['loss'], rtol=1e-5)
   with open(undisturbed / 'prompts.json', encoding='utf-8') as f:
     described = json.load(f)
-  assert described['prompts'] == {'template': 'plain', 'tags': True}
+  said = {'template': 'plain', 'tags': True, 'chat_template': None, 'stop_id': tiny_vocabulary.eos_id}
+  assert described['prompts'] == said
   copy = undisturbed / described['vocabulary']['file']
   with open(tiny_vocabulary.path, 'rb') as f:
     assert copy.read_bytes() == f.read()

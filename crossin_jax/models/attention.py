@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 IMPLEMENTATIONS = ('auto', 'xla')
+SMALLEST_BLOCK, MOST_BLOCKS = 128, 8  # queries at a time; every block is compiled on its own
 
 
 def attention(
@@ -42,7 +43,7 @@ def attention(
     window: keys further back than window - 1 are not seen; None = no limit.
     scale: factor on the logits; default D ** -0.5.
     softcap: c, logits become c tanh(logits / c); None = none.
-    implementation: 'auto' or 'xla' (the reference: holds B x H x T x S logits).
+    implementation: 'auto' or 'xla' (the reference: holds the logits of a block of queries, B x H x T / 8 x S).
 
   Returns:
     [B, T, H, D] in the dtype of q. Rows of padding hold finite values without meaning.
@@ -52,17 +53,28 @@ def attention(
   """
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(f'attention implementation {implementation!r} is not one of {IMPLEMENTATIONS}')
-  q_index_1T1, k_index_11S = jnp.arange(q_BTHD.shape[1])[None, :, None], jnp.arange(k_BSKD.shape[1])[None, None]
-  mask_BTS = k_index_11S <= q_index_1T1
-  if prefix_BS is not None:
-    mask_BTS |= (prefix_BS[:, None] > 0) & (prefix_BS[:, :, None] > 0)
-  if window is not None:
-    mask_BTS &= q_index_1T1 - k_index_11S < window
-  if q_segments_BT is not None:
-    mask_BTS &= q_segments_BT[:, :, None] == k_segments_BS[:, None]
+  length = q_BTHD.shape[1]
   # Head-major copies: the batched products then run over contiguous matrices.
-  heads_first = lambda x: x.transpose(0, 2, 1, 3)
-  return _xla(q_BTHD, heads_first(k_BSKD), heads_first(v_BSKD), mask_BTS, scale, softcap, 'bksd')
+  k_BKSD, v_BKSD = k_BSKD.transpose(0, 2, 1, 3), v_BSKD.transpose(0, 2, 1, 3)
+  blocks = (
+    1 if prefix_BS is not None or length != k_BSKD.shape[1] else max(1, min(MOST_BLOCKS, length // SMALLEST_BLOCK))
+  )
+  outputs = []
+  for i in range(blocks):
+    # Keys that no query of the block sees are not touched: half of the work of a long row, more with a window.
+    start, stop = length * i // blocks, length * (i + 1) // blocks
+    first, last = (0, k_BSKD.shape[1]) if blocks == 1 else (0 if window is None else max(0, start - window + 1), stop)
+    q_index_1T1, k_index_11S = jnp.arange(start, stop)[None, :, None], jnp.arange(first, last)[None, None]
+    mask_BTS = k_index_11S <= q_index_1T1
+    if prefix_BS is not None:
+      mask_BTS |= (prefix_BS[:, None] > 0) & (prefix_BS[:, :, None] > 0)
+    if window is not None:
+      mask_BTS &= q_index_1T1 - k_index_11S < window
+    if q_segments_BT is not None:
+      mask_BTS &= q_segments_BT[:, start:stop, None] == k_segments_BS[:, None, first:last]
+    keys, values = k_BKSD[:, :, first:last], v_BKSD[:, :, first:last]
+    outputs.append(_xla(q_BTHD[:, start:stop], keys, values, mask_BTS, scale, softcap, 'bksd'))
+  return outputs[0] if blocks == 1 else jnp.concatenate(outputs, axis=1)
 
 
 def cached_attention(
@@ -111,6 +123,12 @@ def _xla(q_BTHD, keys, values, mask_BTS, scale, softcap, layout):
   if softcap is not None:
     logits_BKGTS = softcap * jnp.tanh(logits_BKGTS / softcap)
   logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, jnp.finfo(accumulate).min)
-  weights_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(values.dtype)
-  out_BKGTD = jnp.einsum(f'bkgts,{layout}->bkgtd', weights_BKGTS, values)
+  # Divided after the product with the values, as flash attention does: a pass over D numbers instead of S.
+  highest_BKGT1 = jax.lax.stop_gradient(logits_BKGTS.max(axis=-1, keepdims=True))
+  weights_BKGTS = jnp.exp(logits_BKGTS - highest_BKGT1)
+  sums_BKGT1 = weights_BKGTS.sum(axis=-1, keepdims=True)
+  out_BKGTD = jnp.einsum(
+    f'bkgts,{layout}->bkgtd', weights_BKGTS.astype(values.dtype), values, preferred_element_type=accumulate
+  )
+  out_BKGTD = (out_BKGTD / sums_BKGT1).astype(values.dtype)
   return out_BKGTD.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, size)

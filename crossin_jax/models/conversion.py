@@ -5,11 +5,13 @@ import json
 import os
 import shutil
 import sys
+import warnings
 
 import jax
 
 from crossin_jax import checkpoints, config, run_directory, train_state
 from crossin_jax.data.prepared import read_json, write_json
+from crossin_jax.data.saved_prompts import TOKENIZERS
 from crossin_jax.models import architectures, huggingface, lora, peft
 from crossin_jax.models.decoder import Decoder
 from crossin_jax.partitioning import Partitioner
@@ -46,7 +48,12 @@ def import_hf(directory: str, output_dir: str, model=None, partitioner=Partition
     params = huggingface.load_params(directory, model.config, abstract)
     path = checkpoints.save_params(output_dir, params)
   companions = os.path.abspath(os.path.join(output_dir, run_directory.COMPANIONS))
-  huggingface.copy_companions(directory, companions)
+  copied = huggingface.copy_companions(directory, companions)
+  if not set(TOKENIZERS) & set(copied):
+    warnings.warn(
+      f'{directory} has no tokenizer ({" or ".join(TOKENIZERS)}): training and export work, but nothing can be asked of '
+      'the model as it is. Copy the tokenizer into it and import again'
+    )
   write_text(os.path.join(output_dir, 'config.gin'), run_directory.imported_config(companions))
   return {
     'checkpoint': path,

@@ -40,6 +40,11 @@ class Tokens:
   rope: dict[str, tuple[jax.Array, jax.Array]]
 
 
+def product(x: jax.Array, kernel: jax.Array, **options) -> jax.Array:
+  """x [..., E] times kernel [E, F], all tokens in one matrix: XLA's CPU backward pass takes 1.7 times as long over [B, L, E]."""
+  return jnp.dot(x.reshape(-1, x.shape[-1]), kernel, **options).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 class Dense(nn.Module):
   """A matrix product; the kernel is [inputs, features]. With `lora`, an adapter beside it."""
 
@@ -54,7 +59,7 @@ class Dense(nn.Module):
     fan_in = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
     shape = (x.shape[-1], self.features)
     kernel = param_with_axes('kernel', fan_in, shape, param_dtype, axes=self.axes)
-    y = jnp.dot(x, lora.whole(kernel, dtype))  # the frozen kernel of a LoRA run may be quantised
+    y = product(x, lora.whole(kernel, dtype))  # the frozen kernel of a LoRA run may be quantised
     if self.bias:
       bias = param_with_axes('bias', nn.initializers.zeros, (self.features,), param_dtype, axes=self.axes[1:])
       y += bias.astype(dtype)
@@ -66,8 +71,8 @@ class Dense(nn.Module):
       b = param_with_axes(
         'lora_b', nn.initializers.zeros, (adapters.rank, shape[1]), param_dtype, axes=('lora_rank', self.axes[1])
       )
-      low = jnp.dot(nn.Dropout(adapters.dropout, deterministic=deterministic)(x), a.astype(dtype))
-      y += jnp.dot(low, b.astype(dtype)) * jnp.asarray(adapters.scale, dtype)
+      low = product(nn.Dropout(adapters.dropout, deterministic=deterministic)(x), a.astype(dtype))
+      y += product(low, b.astype(dtype)) * jnp.asarray(adapters.scale, dtype)
     return y
 
 
@@ -310,7 +315,7 @@ class DecoderStack(nn.Module):
         param_dtype,
         axes=('embed', 'vocab'),
       )
-    logits_BLV = jnp.dot(x_BLE, head_EV.astype(dtype), preferred_element_type=jnp.promote_types(dtype, jnp.float32))
+    logits_BLV = product(x_BLE, head_EV.astype(dtype), preferred_element_type=jnp.promote_types(dtype, jnp.float32))
     if config.logit_softcap is not None:
       logits_BLV = config.logit_softcap * jnp.tanh(logits_BLV / config.logit_softcap)
     if config.padded_vocab_size > config.vocab_size:

@@ -283,6 +283,19 @@ def test_malformed_tensors(tmp_path, capsys, change, message):
   assert re.search(message, error) and 'Traceback' not in error, error
 
 
+def test_a_directory_without_a_tokenizer_is_said_so(directories, tmp_path, capsys):
+  crossin('import-hf', directories('llama3'), '--output_dir', tmp_path / 'in')
+  assert re.search(r'warning: .*llama3_float32 has no tokenizer \(tokenizer.json or', capsys.readouterr().err)
+  (tmp_path / 'q.jsonl').write_text(
+    json.dumps({'id': '1', 'language': 'en', 'instruction': 'What?', 'choices': ['a', 'b'], 'answer': 0}) + '\n'
+  )
+  arguments = ['--questions', str(tmp_path / 'q.jsonl'), '--output_dir', str(tmp_path / 'out')]
+  for checkpoint in (directories('llama3'), str(tmp_path / 'in')):
+    assert cli.main(['evaluate', '--checkpoint', checkpoint, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert 'a Hugging Face directory with its tokenizer' in error and 'Traceback' not in error
+
+
 def test_outputs_are_not_overwritten(directories, tmp_path, capsys):
   source = directories('llama3')
   crossin('import-hf', source, '--output_dir', tmp_path / 'in')

@@ -1,0 +1,229 @@
+"""How the next token is chosen: penalties on what was said, filters on what may come, one draw a row.
+
+Order and meaning are those of transformers' LogitsProcessors: repetition penalty, no-repeat-n-gram, then only if it samples
+temperature, top-k, top-p, min-p.
+
+Letters: R rows, V vocabulary, C places of the history.
+"""
+
+import dataclasses
+
+import gin
+import jax
+import jax.numpy as jnp
+
+_BLOCK = 128  # a row of the vocabulary is searched in blocks: twice over few entries is cheaper than once over all
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How text is generated.
+
+  Attributes:
+    temperature: logits are divided by it; 0 = greedy, always the most likely token.
+    top_k: only the k most likely tokens (and those equal to the k-th); 0 = all.
+    top_p: only the most likely tokens that together have this probability, (0, 1]; 1 = all.
+    min_p: only tokens with at least this share of the most likely one's probability, [0, 1); 0 = all.
+    repetition_penalty: logits of tokens in prompt or answer are divided by it if positive, multiplied if negative
+      (Keskar et al. 2019); 1 = none.
+    no_repeat_ngram_size: no n tokens in a row appear twice in prompt and answer; 0 = they may.
+    max_new_tokens: most tokens of an answer, its stop token counted.
+    stop: texts that end an answer; they and what follows are cut off.
+    seed: of the draws. A row's draws depend on this, its id and the place in its answer, on nothing around it.
+    samples: answers to each prompt.
+  """
+
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  min_p: float = 0.0
+  repetition_penalty: float = 1.0
+  no_repeat_ngram_size: int = 0
+  max_new_tokens: int = 256
+  stop: tuple[str, ...] = ()
+  seed: int = 0
+  samples: int = 1
+
+  def __post_init__(self):
+    object.__setattr__(self, 'stop', (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+    legal = {
+      'temperature': (self.temperature >= 0, 'at least 0 (0 = greedy)'),
+      'top_k': (self.top_k >= 0, 'at least 0 (0 = all)'),
+      'top_p': (0 < self.top_p <= 1, 'above 0 and at most 1'),
+      'min_p': (0 <= self.min_p < 1, 'at least 0 and below 1'),
+      'repetition_penalty': (self.repetition_penalty > 0, 'above 0'),
+      'no_repeat_ngram_size': (self.no_repeat_ngram_size >= 0, 'at least 0 (0 = off)'),
+      'max_new_tokens': (self.max_new_tokens >= 1, 'at least 1'),
+      'stop': (all(isinstance(s, str) and s for s in self.stop), 'texts that are not empty'),
+      'samples': (self.samples >= 1, 'at least 1'),
+    }
+    for name, (ok, wanted) in legal.items():
+      if not ok:
+        raise ValueError(f'Sampling.{name} = {getattr(self, name)!r} must be {wanted}')
+    if self.samples > 1 and self.greedy:
+      raise ValueError(f'Sampling.samples = {self.samples} would be equal answers at temperature 0; set a temperature')
+
+  @property
+  def greedy(self) -> bool:
+    """Whether nothing is drawn."""
+    return self.temperature == 0
+
+  @property
+  def needs_history(self) -> bool:
+    """Whether the choice looks at the tokens before."""
+    return self.repetition_penalty != 1 or self.no_repeat_ngram_size > 0
+
+  @property
+  def compiled(self) -> 'Sampling':
+    """The part that is compiled into a program; what is equal here shares one."""
+    changes = {'max_new_tokens': 1, 'stop': (), 'seed': 0, 'samples': 1}
+    if self.greedy:
+      changes |= {'top_k': 0, 'top_p': 1.0, 'min_p': 0.0}
+    return dataclasses.replace(self, **changes)
+
+
+def penalised(scores_RV: jax.Array, history_RC: jax.Array, lengths_R: jax.Array, sampling: Sampling) -> jax.Array:
+  """Scores after repetition penalty and no-repeat-n-gram.
+
+      history [5 7 5 _], length 3, n = 2: "5 7" stood there, so 7 is forbidden after this 5
+
+  Args:
+    scores_RV: float logits.
+    history_RC: int tokens of prompt (BOS counted) and answer so far, right-padded with anything.
+    lengths_R: int, how many of them are real.
+    sampling: its repetition_penalty and no_repeat_ngram_size are read.
+  """
+  rows, vocabulary = scores_RV.shape
+  capacity = history_RC.shape[1]
+  row_R1 = jnp.arange(rows)[:, None]
+  if sampling.repetition_penalty != 1:
+    real_RC = jnp.arange(capacity)[None] < lengths_R[:, None]
+    at_RC = jnp.where(real_RC, history_RC, vocabulary)  # outside: dropped below
+    old_RC = jnp.take_along_axis(scores_RV, jnp.minimum(at_RC, vocabulary - 1), axis=1)
+    factor = sampling.repetition_penalty
+    new_RC = jnp.where(old_RC < 0, old_RC * factor, old_RC / factor)
+    # A token that stands there twice is written twice, with one value.
+    scores_RV = scores_RV.at[row_R1, at_RC].set(new_RC, mode='drop')
+  n = sampling.no_repeat_ngram_size
+  if 0 < n <= capacity:
+    starts = capacity - n + 1
+    match_RS = jnp.arange(starts)[None] + n <= lengths_R[:, None]
+    for j in range(n - 1):
+      last_R1 = jnp.take_along_axis(history_RC, jnp.maximum(lengths_R[:, None] - (n - 1) + j, 0), axis=1)
+      match_RS &= history_RC[:, j : j + starts] == last_R1
+    banned_RS = jnp.where(match_RS, history_RC[:, n - 1 :], vocabulary)
+    scores_RV = scores_RV.at[row_R1, banned_RS].set(-jnp.inf, mode='drop')
+  return scores_RV
+
+
+def choose(scores_RV: jax.Array, keys_R: jax.Array | None, sampling: Sampling) -> jax.Array:
+  """The next token of each row.
+
+  Args:
+    scores_RV: float logits after penalties.
+    keys_R: a random key for each row and place; not read when greedy.
+    sampling: temperature, top_k, top_p and min_p are read.
+
+  Returns:
+    int32 [R].
+  """
+  if sampling.greedy:
+    return argmax(scores_RV)
+  weights_RV = weights(scores_RV, sampling)
+  allowed_RV = weights_RV if sampling.min_p == 0 else jnp.where(weights_RV < sampling.min_p, 0, weights_RV)
+  uniform = lambda attempt: jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, attempt)))(keys_R)
+  if sampling.top_p == 1:
+    return draw(allowed_RV, uniform(0))
+
+  # Top-p without sorting: draw from all, keep what is in the nucleus. A token that is not rules out itself and all
+  # less likely ones, so the next draw is from the rest: about as many draws as a quickselect has steps, mostly one.
+  def attempt(carry):
+    number, _, floor_R, chosen_R = carry
+    token_R = draw(jnp.where(weights_RV > floor_R[:, None], allowed_RV, 0), uniform(number))
+    inside_R = in_nucleus(weights_RV, token_R, sampling.top_p)
+    weight_R = jnp.take_along_axis(weights_RV, token_R[:, None], axis=1)[:, 0]
+    newly_R = inside_R & (chosen_R < 0)
+    return (
+      number + 1,
+      (chosen_R >= 0) | inside_R,
+      jnp.where(inside_R, floor_R, jnp.maximum(floor_R, weight_R)),
+      jnp.where(newly_R, token_R, chosen_R),
+    )
+
+  rows = scores_RV.shape[0]
+  start = (0, jnp.zeros(rows, bool), jnp.full(rows, -1.0, weights_RV.dtype), jnp.full(rows, -1, jnp.int32))
+  return jax.lax.while_loop(lambda carry: ~carry[1].all(), attempt, start)[-1]
+
+
+def weights(scores_RV: jax.Array, sampling: Sampling) -> jax.Array:
+  """Probabilities after temperature and top-k, as shares of the most likely token's (which has 1); float [R, V]."""
+  if sampling.temperature != 1:
+    scores_RV = scores_RV / sampling.temperature
+  best_R1 = scores_RV.max(axis=-1, keepdims=True)
+  weights_RV = jnp.exp(scores_RV - best_R1)
+  if 0 < sampling.top_k < scores_RV.shape[-1]:
+    # The barrier keeps XLA from turning "the last of the top k" into a sort of the whole row.
+    kth_R1 = jax.lax.optimization_barrier(jax.lax.top_k(scores_RV, sampling.top_k)[0])[:, -1:]
+    weights_RV = jnp.where(scores_RV < kth_R1, 0, weights_RV)
+  return weights_RV
+
+
+def in_nucleus(weights_RV: jax.Array, token_R: jax.Array, top_p: float) -> jax.Array:
+  """Whether the tokens more likely than this one have less than top_p together; bool [R].
+
+  Of tokens equally likely at the border transformers keeps some, by the order of its sort; here all are kept.
+  """
+  weight_R1 = jnp.take_along_axis(weights_RV, token_R[:, None], axis=1)
+  above_R = jnp.where(weights_RV > weight_R1, weights_RV, 0).sum(axis=-1)
+  return (above_R < top_p * weights_RV.sum(axis=-1)) & (weight_R1[:, 0] > 0)
+
+
+def draw(weights_RV: jax.Array, uniform_R: jax.Array) -> jax.Array:
+  """A token of each row with probability in proportion to its weight; never one of weight 0.
+
+      weights [1 0 3], uniform 0.2 -> 0;  uniform 0.3 -> 2
+
+  Args:
+    weights_RV: float, at least one above 0 in each row.
+    uniform_R: float in [0, 1), one number a row.
+
+  Returns:
+    int32 [R].
+  """
+  blocks_RNB = _blocks(weights_RV, 0)
+  block_sums_RN = blocks_RNB.sum(axis=-1)
+  target_R = uniform_R * block_sums_RN.sum(axis=-1)
+  block_R, rest_R = _first_above(block_sums_RN, target_R)
+  inside_RB = jnp.take_along_axis(blocks_RNB, block_R[:, None, None], axis=1)[:, 0]
+  place_R, _ = _first_above(inside_RB, rest_R)
+  return (block_R * _BLOCK + place_R).astype(jnp.int32)
+
+
+def _first_above(weights_RN: jax.Array, target_R: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """First index whose cumulative weight exceeds the target, and what of the target is left for inside of it.
+
+  Sums in another order may round to a little less than the target, and the cumulative sum need not rise where weights
+  are zero: an index without weight is never taken.
+  """
+  cumulative_RN = jnp.cumsum(weights_RN, axis=-1)
+  hit_RN = (cumulative_RN > target_R[:, None]) & (weights_RN > 0)
+  index_R = jnp.where(hit_RN.any(axis=-1), jnp.argmax(hit_RN, axis=-1), jnp.argmax(weights_RN, axis=-1))
+  before_RN = cumulative_RN - weights_RN
+  return index_R, jnp.maximum(target_R - jnp.take_along_axis(before_RN, index_R[:, None], axis=1)[:, 0], 0)
+
+
+def argmax(scores_RV: jax.Array) -> jax.Array:
+  """jnp.argmax over the last axis, in blocks: XLA's own does one number at a time on a CPU. int32 [R]."""
+  blocks_RNB = _blocks(scores_RV, -jnp.inf)
+  block_R = jnp.argmax(blocks_RNB.max(axis=-1), axis=-1)
+  inside_RB = jnp.take_along_axis(blocks_RNB, block_R[:, None, None], axis=1)[:, 0]
+  return (block_R * _BLOCK + jnp.argmax(inside_RB, axis=-1)).astype(jnp.int32)
+
+
+def _blocks(x_RV: jax.Array, fill: float) -> jax.Array:
+  """[R, V] as [R, blocks, _BLOCK], filled up at the end."""
+  rows, vocabulary = x_RV.shape
+  if missing := -vocabulary % _BLOCK:
+    x_RV = jnp.pad(x_RV, ((0, 0), (0, missing)), constant_values=fill)
+  return x_RV.reshape(rows, -1, _BLOCK)
