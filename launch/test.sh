@@ -5,4 +5,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 make_environment .venv 'test'
-exec env JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=2 .venv/bin/python -m pytest "$@"
+# Two files at a time: most tests use one core.
+exec env JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=2 .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
