@@ -1,12 +1,14 @@
 """Greedy generation on this CPU against transformers.generate: the same weights, prompts and threads.
 
-    python benchmarks/decode_speed.py [--threads 2] [--rounds 3] [--rows 64]
+    python benchmarks/decode_speed.py [--threads 2] [--rounds 3] [--rows 64] [--kv_heads 8]
 
-A Llama of 58 million parameters (512 wide, 8 layers, 8 heads, 32,000 ids, f32), 64 prompts of 8 to 128 tokens. Twice:
-every answer 128 tokens long, and every answer with a length of its own between 1 and 128, which is how answers are.
-transformers gets the prompts as one left-padded batch with its cache, and in the second case only the tokens up to each
-length are counted, as a batch goes on until its longest row has ended. Rounds alternate. Prints one JSON object: tokens/s of
-each, their ratio (above 1: this project is faster), whether the tokens are equal. Needs torch and transformers.
+A Llama of 58 million parameters (512 wide, 8 layers, 8 heads, 32,000 ids, f32), random weights, 64 prompts whose lengths are
+those of English Alpaca prompts (41 to 130 tokens). Twice: every answer 128 tokens long; and answers as long as Alpaca's, 6 to
+300 tokens, median 48. transformers gets the prompts as one left-padded batch with its cache; in the second case it goes on until
+the longest answer has ended, as a batch does, and only the tokens of each answer are counted, for both. Rounds alternate.
+Prints one JSON object: tokens/s of each, their ratio (above 1: this project is faster), in how many rows the tokens are equal.
+On a shared machine --threads 1 is the fairer comparison: torch's two threads wait for each other actively.
+Needs torch and transformers.
 """
 
 import argparse
@@ -27,18 +29,30 @@ from crossin_jax.decoding.schedule import Prompt
 from crossin_jax.models.decoder import Decoder, DecoderConfig
 from crossin_jax.partitioning import Partitioner
 
-PROMPTS, SHORTEST, LONGEST, NEW = 64, 8, 128, 128
+PROMPTS, NEW = 64, 128
+# Tokens of 2,000 English Alpaca rows (template 'alpaca', Mistral's tokenizer), at these quantiles.
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
+PROMPT_LENGTHS = (38, 41, 44, 48, 66, 77, 89, 120, 237)
+ANSWER_LENGTHS = (2, 6, 16, 48, 92, 129, 166, 269, 424)
 WIDTH, LAYERS, HEADS, MLP, IDS, BOS = 512, 8, 8, 1376, 32_000, 1
 NEVER = -1  # no token stops a row: lengths are given
 
 
-def random_weights(rng) -> dict:
+def lengths_at(quantiles, rng) -> list[int]:
+  """PROMPTS lengths that have these quantiles, in random order."""
+  at = (np.arange(PROMPTS) + 0.5) / PROMPTS
+  return rng.permutation(np.round(np.interp(at, QUANTILES, quantiles)).astype(int)).tolist()
+
+
+def random_weights(rng, kv_heads: int) -> dict:
   """Parameters in this project's tree, NumPy."""
+  narrow = WIDTH // HEADS * kv_heads
   normal = lambda *shape: rng.standard_normal(shape, dtype=np.float32) * shape[-2] ** -0.5
   layer = lambda: {
     'pre_attention_norm': {'scale': np.ones(WIDTH, np.float32)},
     'pre_mlp_norm': {'scale': np.ones(WIDTH, np.float32)},
-    'self_attention': {name: {'kernel': normal(WIDTH, WIDTH)} for name in ('query', 'key', 'value', 'out')},
+    'self_attention': {name: {'kernel': normal(WIDTH, WIDTH)} for name in ('query', 'out')}
+    | {name: {'kernel': normal(WIDTH, narrow)} for name in ('key', 'value')},
     'mlp': {name: {'kernel': normal(WIDTH, MLP)} for name in ('gate', 'up')} | {'down': {'kernel': normal(MLP, WIDTH)}},
   }
   return {
@@ -51,14 +65,14 @@ def random_weights(rng) -> dict:
   }
 
 
-def theirs(weights: dict, prompts, threads: int):
-  """A function that generates with transformers; returns int [PROMPTS, NEW]."""
+def theirs(weights: dict, prompts, kv_heads: int, threads: int):
+  """A function (new tokens) that generates with transformers; it returns int [PROMPTS, new tokens]."""
   import torch
   import transformers
 
   torch.set_num_threads(threads)
   config = transformers.LlamaConfig(
-    vocab_size=IDS, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS,
+    vocab_size=IDS, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=kv_heads,
     intermediate_size=MLP, rms_norm_eps=1e-5, rope_theta=10_000.0, max_position_embeddings=2048,
     tie_word_embeddings=False, attn_implementation='sdpa', bos_token_id=BOS, eos_token_id=None,
   )  # fmt: skip
@@ -85,9 +99,9 @@ def theirs(weights: dict, prompts, threads: int):
     mask[i, width - 1 - len(prompt) :] = 1
   tokens, mask = torch.from_numpy(tokens), torch.from_numpy(mask)
 
-  def generate():
+  def generate(new):
     with torch.inference_mode():
-      found = model.generate(tokens, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+      found = model.generate(tokens, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0)
     return found[:, width:].numpy()
 
   return generate
@@ -98,15 +112,16 @@ def main() -> int:
   parser.add_argument('--threads', type=int, default=2)
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--rows', type=int, default=64, help='rows that this project decodes at a time')
+  parser.add_argument('--kv_heads', type=int, default=HEADS, help='key and value heads of the model, 1 to 8')
   args = parser.parse_args()
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
   rng = np.random.default_rng(0)
-  prompts = [rng.integers(3, IDS, n).tolist() for n in rng.integers(SHORTEST, LONGEST, PROMPTS)]
-  lengths = {'equal': [NEW] * PROMPTS, 'ragged': rng.integers(1, NEW + 1, PROMPTS).tolist()}
-  weights = random_weights(rng)
-  hugging_face = theirs(weights, prompts, args.threads)
+  prompts = [rng.integers(3, IDS, n).tolist() for n in lengths_at(PROMPT_LENGTHS, rng)]
+  lengths = {'equal': [NEW] * PROMPTS, 'alpaca': lengths_at(ANSWER_LENGTHS, rng)}
+  weights = random_weights(rng, args.kv_heads)
+  hugging_face = theirs(weights, prompts, args.kv_heads, args.threads)
   config = DecoderConfig(
-    vocab_size=IDS, embed_dim=WIDTH, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, mlp_dim=MLP,
+    vocab_size=IDS, embed_dim=WIDTH, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=args.kv_heads, mlp_dim=MLP,
     norm_epsilon=1e-5, rope_theta=10_000.0, scan_layers=False,
   )  # fmt: skip
   partition = Partitioner()
@@ -119,19 +134,20 @@ def main() -> int:
     seconds: dict[str, dict[str, list[float]]] = {case: {'ours': [], 'theirs': []} for case in lengths}
     for round_ in range(args.rounds + 1):
       for case, wanted in lengths.items():
+        asked = [Prompt(prompt, max_new_tokens=n) for prompt, n in zip(prompts, wanted)]
         started = time.perf_counter()
-        ours = [a.tokens for a in generate([Prompt(p, max_new_tokens=n) for p, n in zip(prompts, wanted)])]
+        ours = [answer.tokens for answer in generate(asked)]
         middle = time.perf_counter()
-        if not round_:  # the first warms both up
-          results[case] = {'first_call_seconds': round(middle - started, 2)}
-        if round_ or case == 'equal':
-          other = hugging_face()
-        if round_:
-          seconds[case]['ours'].append(middle - started)
-          seconds[case]['theirs'].append(time.perf_counter() - middle)
-        print(f'round {round_} {case}: {middle - started:.2f} s, {time.perf_counter() - middle:.2f} s', file=sys.stderr)
+        other = hugging_face(max(wanted))
+        times = {'ours': middle - started, 'theirs': time.perf_counter() - middle}
         assert [len(row) for row in ours] == wanted
-        results[case]['equal_rows'] = sum(row == list(other[i, : len(row)]) for i, row in enumerate(ours))
+        if not round_:  # the first warms both up
+          results[case] = {'first_call_seconds': {name: round(value, 2) for name, value in times.items()}}
+          results[case]['equal_rows'] = sum(row == list(other[i, : len(row)]) for i, row in enumerate(ours))
+          continue
+        for name, value in times.items():
+          seconds[case][name].append(value)
+        print(f'round {round_} {case}: {times["ours"]:.2f} s, {times["theirs"]:.2f} s', file=sys.stderr)
   for case, wanted in lengths.items():
     ratios = [b / a for a, b in zip(seconds[case]['ours'], seconds[case]['theirs'])]
     per_second = {name: round(sum(wanted) / statistics.median(times), 1) for name, times in seconds[case].items()}
