@@ -17,9 +17,10 @@ COMMANDS = {
     'export_main',
     'a checkpoint as a directory for transformers, PEFT or T5X',
   ),
-  'evaluate': ('crossin_jax.evaluation.questions', 'main', 'answer four-option questions with a checkpoint'),
+  'evaluate': ('crossin_jax.evaluation.evaluate', 'main', 'benchmarks and held-out loss on a checkpoint'),
+  'build-cross-xquad': ('crossin_jax.evaluation.cross_xquad', 'main', 'Cross-XQuAD from XQuAD, for any of its languages'),
   'generate': ('crossin_jax.decoding.generate', 'main', 'answer the prompts of a JSONL file with a checkpoint'),
-  'score': ('crossin_jax.evaluation.predictions', 'score_main', 'metrics from saved predictions'),
+  'score': ('crossin_jax.evaluation.score', 'main', 'metrics from saved predictions'),
   'bench': ('crossin_jax.bench', 'main', 'measured throughput: train, decode or data'),
   'sweep': ('crossin_jax.sweep', 'main', 'ablations over gin values: one table and one plot'),
 }

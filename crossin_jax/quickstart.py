@@ -25,7 +25,7 @@ from crossin_jax import config
 from crossin_jax.data.prepared import read_json, write_json
 from crossin_jax.evaluation import report as report_lib
 from crossin_jax.evaluation.predictions import read_predictions
-from crossin_jax.evaluation.questions import Questions
+from crossin_jax.evaluation.questions import Questions, read_questions
 from crossin_jax.evaluation.results import read_results, write_results
 from crossin_jax.jobs import Jobs, Stopped
 from crossin_jax.languages import code_of
@@ -237,7 +237,7 @@ class Quickstart:
           if 'tokens' in row:
             tokens[arm] += int(row['tokens'])
             seconds[arm] += row['tokens'] / row['tokens_per_second']
-    questions = Questions(self.questions['untagged'])
+    questions = read_questions(self.questions['untagged'])
     write_results(os.path.join(self.out, 'results.json'), runs)
     with open(os.path.join(self._arm_dir(settings.arms[-1], 0), 'config.gin'), encoding='utf-8') as f:
       operative = f.read()

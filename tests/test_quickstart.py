@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crossin_jax import quickstart
-from crossin_jax.evaluation.questions import Questions
+from crossin_jax.evaluation.questions import read_questions
 from seqio_tasks.world import World
 from seqio_tasks.world_sources import write_questions
 
@@ -78,7 +78,7 @@ def test_guessers_are_at_chance(tmp_path, seed):
   """A guesser is right in 1 of 4 within four standard deviations, in every language."""
   world = World(seed=seed)
   write_questions(world, str(tmp_path))
-  questions = Questions(str(tmp_path / 'questions.untagged.jsonl'))
+  questions = read_questions(str(tmp_path / 'questions.untagged.jsonl'))
   assert len(questions.ids) >= 400
   for name, chosen in quickstart.guessers(questions, world).items():
     accuracy = (chosen == questions.answers).mean(axis=0)

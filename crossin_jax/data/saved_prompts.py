@@ -18,6 +18,7 @@ class Prompts:
     vocabulary: the tokenizer.
     stop_id: the token that ends a response.
     tags: whether training put language tags on prompts.
+    untaught: no template is known, neither of training nor for chat.
   """
 
   def __init__(self, directory: str):
@@ -34,6 +35,7 @@ class Prompts:
       has_chat = chat.find(tokenizer) is not None
       self.vocabulary, self.template, self.tags = Vocabulary(tokenizer), 'chat' if has_chat else 'plain', False
       self.stop_id = self.vocabulary.chat_stop_id if has_chat else self.vocabulary.eos_id
+      self.untaught = not has_chat
       return
     saved = read_json(
       os.path.join(directory, 'prompts.json'),
@@ -45,6 +47,7 @@ class Prompts:
     )
     self.template, self.tags = prompts['template'], prompts.get('tags', False)
     self.stop_id = prompts.get('stop_id', self.vocabulary.eos_id)
+    self.untaught = False
 
   def tokens(self, row: dict, tag: str = '') -> list[int]:
     """Ids of the prompt of one row ('instruction', 'input'), without BOS."""

@@ -37,7 +37,7 @@ def build_run(
   """One entry of "runs", validated.
 
   Args:
-    summary: what `consistency.summarise` returns.
+    summary: what `consistency.summarise` returns; further figures in it are kept.
     variant: the model or arm, e.g. 'x2x'.
     seed: seed of the training run; None for a model that was not trained here.
     benchmark: name of the task, e.g. 'cross_mmlu', or 'world/untagged' with the prompt form after the slash.
@@ -48,6 +48,7 @@ def build_run(
   accuracies = [summary['accuracy']] if prompt_accuracies is None else list(prompt_accuracies)
   if not accuracies:
     raise ValueError('prompt_accuracies is empty; pass one accuracy per prompt form, or None for a single prompt')
+  further = {key: summary[key] for key in summary if key not in KEYS}
   run = {
     'variant': variant,
     'seed': seed,
@@ -60,9 +61,33 @@ def build_run(
       'min': float(min(accuracies)),
       'max': float(max(accuracies)),
     },
+    **further,
   }
   validate_run(run)
   return run
+
+
+def median_summary(summaries: Sequence[Mapping]) -> dict:
+  """The median of every figure over prompts (METHODS.md C10), as one summary.
+
+  The median of AC3 is not AC3 of the medians. Of two prompts the median is their mean.
+
+  Returns:
+    The summary, with 'prompt_figures': {"accuracy": {"median", "min", "max"}, "consistency_2": ..., "ac3_2": ...,
+    "unparsed_rate": ...} and 'by_prompt': the single summaries.
+  """
+  median = lambda values: float(statistics.median(values))
+  combined, spread = {'items': summaries[0]['items']}, {}
+  for key in summaries[0].keys() - {'items'}:
+    if isinstance(summaries[0][key], Mapping):
+      values = {f'{key}_{name}': [s[key][name] for s in summaries] for name in summaries[0][key]}
+      combined[key] = {name: median(values[f'{key}_{name}']) for name in summaries[0][key]}
+    else:
+      values = {key: [summary[key] for summary in summaries]}
+      combined[key] = median(values[key])
+    if key in ('accuracy', 'consistency', 'ac3', 'unparsed_rate', 'f1'):
+      spread |= {name: {'median': median(own), 'min': min(own), 'max': max(own)} for name, own in values.items()}
+  return combined | {'prompt_figures': dict(sorted(spread.items())), 'by_prompt': [dict(s) for s in summaries]}
 
 
 def validate_run(run: Mapping, where: str = 'run') -> None:
@@ -99,10 +124,13 @@ def validate_run(run: Mapping, where: str = 'run') -> None:
   if not languages:
     fail("'accuracy_by_language' is empty")
   sizes = [str(s) for s in range(2, len(languages) + 1)]
+  # Open answers (spans) are not comparable across languages: their runs have no consistency at all.
+  if not any(run[key] for key in ('consistency', 'ac3', 'pairwise_consistency')):
+    sizes = []
   for key in ('consistency', 'ac3'):
     if sorted(run[key]) != sorted(sizes):
       fail(f"'{key}' must have the keys {', '.join(sizes)} for {len(languages)} languages, found {', '.join(run[key])}")
-  wanted = {frozenset(pair) for pair in combinations(languages, 2)}
+  wanted = {frozenset(pair) for pair in combinations(languages, 2)} if sizes else set()
   found = {frozenset(name.split(',')) for name in run['pairwise_consistency']}
   if found != wanted:
     fail(f"'pairwise_consistency' must name each pair of {', '.join(languages)} once, as 'en,zh'")

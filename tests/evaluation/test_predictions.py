@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crossin_jax import cli
 from crossin_jax.evaluation import predictions as P
 from crossin_jax.evaluation import results as R
 from crossin_jax.languages import code_of
@@ -105,12 +106,25 @@ def test_unequal_languages_are_named_and_can_be_left_out(tmp_path):
     P.read_predictions(write(tmp_path / 'q.jsonl', [line('1'), line('2', 'zh')]), allow_partial=True)
 
 
+def test_every_malformed_line_is_named_and_the_rest_scored_on_request(tmp_path, capsys):
+  path = write(tmp_path / 'p.jsonl', [line('1'), '{no', line('2', answer='three'), line('3'), line('3'), '[]'])
+  with pytest.raises(P.PredictionError) as refused:
+    P.read_predictions(path)
+  assert all(f'line {n}:' in str(refused.value) or f'line {n},' in str(refused.value) for n in (2, 3, 5, 6))
+  assert 'line 1:' not in str(refused.value) and '4 malformed lines' in str(refused.value)
+  partial = P.read_predictions(path, allow_partial=True)
+  assert partial.ids == ['1', '3'] and len(partial.malformed) == 4
+  assert cli.main(['score', '--task', 't', '--predictions', str(path)]) == 1
+  assert cli.main(['score', '--task', 't', '--predictions', str(path), '--allow-partial']) == 0
+  assert capsys.readouterr().err.count('left out:') == 4
+
+
 def test_damaged_files(tmp_path):
   (tmp_path / 'cut.jsonl.gz').write_bytes(gzip.compress(b'x' * 9999)[:-9])
-  with pytest.raises(P.PredictionError, match='cut off'):
+  with pytest.raises(P.RecordError, match='cut off'):
     P.read_predictions(tmp_path / 'cut.jsonl.gz')
   (tmp_path / 'latin.jsonl').write_bytes(json.dumps(line()).encode() + b'\n\xe9\n')
-  with pytest.raises(P.PredictionError, match='line 2: not UTF-8'):
+  with pytest.raises(P.RecordError, match='line 2: not UTF-8'):
     P.read_predictions(tmp_path / 'latin.jsonl')
   (tmp_path / 'empty.jsonl').write_text('\n')
   with pytest.raises(P.PredictionError, match='no predictions'):
@@ -128,7 +142,8 @@ def test_score_command(tmp_path, capsys):
     [line('1'), line('1', 'zh', '一\n二'), line('2', prediction='two'), line('2', 'zh', '?')],
   )
   assert (
-    P.score_main(['--task', 'toy', '--predictions', str(path), '--protocol', 'strict', '--first_line', '--json']) == 0
+    cli.main(['score', '--task', 'toy', '--predictions', str(path), '--protocol', 'strict', '--first_line', '--json'])
+    == 0
   )
   out, err = capsys.readouterr()
   run = json.loads(out.splitlines()[-1])
@@ -141,16 +156,19 @@ def test_score_command(tmp_path, capsys):
   )
   assert run['prompts'] == {'median': 0.5, 'min': 0.5, 'max': 0.5}
   assert 'C_2' in err and 'Chinese' in err
-  assert P.score_main(['--task', 'toy', '--predictions', str(path)]) == 0
+  assert cli.main(['score', '--task', 'toy', '--predictions', str(path)]) == 0
   assert capsys.readouterr().out == ''
 
 
 def test_score_exit_codes(tmp_path, capsys):
-  assert P.score_main(['--task', 'toy', '--predictions', str(tmp_path / 'absent.jsonl')]) == 1
+  assert cli.main(['score', '--task', 'toy', '--predictions', str(tmp_path / 'absent.jsonl')]) == 1
   assert 'absent.jsonl' in capsys.readouterr().err
-  assert P.score_main(['--task', 'toy']) == 2
-  assert P.score_main(['--task', 'toy', '--predictions', 'x', '--protocol', 'lenient']) == 2
-  assert P.score_main(['--help']) == 0
+  with pytest.raises(SystemExit, match='2'):
+    cli.main(['score', '--task', 'toy'])
+  with pytest.raises(SystemExit, match='2'):
+    cli.main(['score', '--task', 'toy', '--predictions', 'x', '--protocol', 'lenient'])
+  with pytest.raises(SystemExit, match='0'):
+    cli.main(['score', '--help'])
   assert 'example:' in capsys.readouterr().out
 
 
@@ -162,7 +180,9 @@ def test_score_command_on_published_predictions(capsys):
   for case in json.loads((GOLDEN / 'INDEX.json').read_text()):
     flags = ['--first_line'] if case['first_line_only'] else []
     file = str(GOLDEN / f'{case["case"]}.pred.jsonl.gz')
-    assert P.score_main(['--task', 'cross_mmlu', '--predictions', file, '--protocol', 'seaeval', '--json', *flags]) == 0
+    assert (
+      cli.main(['score', '--task', 'cross_mmlu', '--predictions', file, '--protocol', 'seaeval', '--json', *flags]) == 0
+    )
     run = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert run['accuracy'] == pytest.approx(case['overall_acc'], abs=1e-9)
     assert run['ac3']['3'] == pytest.approx(case['AC3_3'], abs=1e-9)

@@ -11,9 +11,11 @@ import pytest
 
 from crossin_jax import losses, train_state
 from crossin_jax.data.prompts import render_prompt
+from crossin_jax.data.saved_prompts import Prompts
 from crossin_jax.decoding.generation import greedy
 from crossin_jax.decoding.scoring import sequence_losses
-from crossin_jax.evaluation import questions as lib
+from crossin_jax.evaluation import asking
+from crossin_jax.evaluation.questions import read_questions
 from crossin_jax.models.decoder import Decoder, DecoderConfig
 from crossin_jax.partitioning import Partitioner
 
@@ -109,11 +111,12 @@ def test_likelihood_chooses_the_most_probable_option_with_its_stop_token(setting
   params = jax.jit(
     lambda key: model.init(key, jnp.ones((1, 4), int), jnp.ones((1, 4), int), enable_dropout=False)['params']
   )(jax.random.key(3))
-  questions = lib.Questions(_write(tmp_path / 'questions.tagged.jsonl', _rows()))
+  questions = read_questions(_write(tmp_path / 'questions.tagged.jsonl', _rows()))
   assert questions.name == 'questions/tagged'
-  prompts = lib.Prompts.__new__(lib.Prompts)
+  prompts = Prompts.__new__(Prompts)
   prompts.template, prompts.vocabulary, prompts.stop_id = 'gemma', tiny_vocabulary, tiny_vocabulary.eos_id
-  chosen = lib.choose_by_likelihood(model, params, partition, questions, prompts, length=96, rows=4)
+  prompts.untaught = False
+  found = asking.choose_by_likelihood(model, params, partition, questions, prompts, length=96, rows=4)
   for i, item in enumerate(questions.rows):
     for j, row in enumerate(item):
       prompt = tiny_vocabulary.encode(render_prompt('gemma', row['instruction']))
@@ -121,7 +124,7 @@ def test_likelihood_chooses_the_most_probable_option_with_its_stop_token(setting
       for choice in row['choices']:
         answer = [*tiny_vocabulary.encode(choice), tiny_vocabulary.eos_id]
         scores.append(_plain_loss(model, params, prompt + answer, [0] * len(prompt) + [1] * len(answer)))
-      assert chosen[i, j] == int(np.argmin(scores))
+      np.testing.assert_allclose(found[i][j], scores, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -138,4 +141,4 @@ def test_a_malformed_question_file_is_named(tmp_path, change, message):
   rows = _rows()
   change(rows)
   with pytest.raises(ValueError, match=message):
-    lib.Questions(_write(tmp_path / 'q.jsonl', rows))
+    read_questions(_write(tmp_path / 'q.jsonl', rows))
