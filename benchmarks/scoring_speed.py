@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from crossin_jax import train_state
-from crossin_jax.decoding.scoring import continuation_losses
+from crossin_jax.decoding.scoring import continuation_losses, sequence_losses
 from crossin_jax.models.decoder import Decoder, DecoderConfig
 from crossin_jax.partitioning import Partitioner
 
@@ -42,14 +42,20 @@ def main() -> int:
     fan_in = lambda leaf: leaf.shape[-2] if leaf.ndim > 1 else 1
     draw = lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32) / np.sqrt(fan_in(leaf))
     params = jax.tree.map(lambda leaf: jax.device_put(draw(leaf), leaf.sharding), shapes)
+    settings = {'bos_id': BOS, 'length': 512, 'rows': 8}
+    sequences = [
+      (prefix + option, [0.0] * len(prefix) + [1.0] * len(option))
+      for prefix, own in zip(prefixes, options)
+      for option in own
+    ]
+    shared_prefixes = lambda: np.concatenate(
+      continuation_losses(model, params, partition, prefixes, options, **settings)
+    )
+    whole = lambda: sequence_losses(model, params, partition, sequences, **settings)
     for round_ in range(args.rounds + 1):
       for shared in (True, False):
         started = time.perf_counter()
-        losses[shared] = np.concatenate(
-          continuation_losses(
-            model, params, partition, prefixes, options, bos_id=BOS, length=512, rows=8, shared=shared
-          )
-        )
+        losses[shared] = (shared_prefixes if shared else whole)()
         if round_:  # the first compiles
           seconds[shared].append(time.perf_counter() - started)
         print(f'round {round_}, shared {shared}: {time.perf_counter() - started:.2f} s', file=sys.stderr)

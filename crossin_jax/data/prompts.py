@@ -12,6 +12,10 @@ _CL_BOOST_WITH_INPUT = (
   ' in one or more languages, paired with an input in one or more language that provides further context'
 )
 _REQUEST = '. Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n'
+_XINS = (
+  'Below is a text that describes a candidate output. Write an English instruction that can take the given text as an '
+  'appropriate answer.\n\n### Text:\n{instruction}\n\n### English Instruction:'
+)
 _LLAMA = '[INST] <<SYS>>\nYou are a helpful assistant.\n<</SYS>>\n\n{instruction}\n{input}[/INST]'
 
 # Template -> (with input, without input). METHODS A.4: the released prompts end in "\n " after "Response:",
@@ -27,6 +31,19 @@ TEMPLATES = {
   ),
   'llama': (_LLAMA, _LLAMA.replace('\n{input}', '\n')),
   'gemma': ('{instruction}\n{input}\n', '{instruction}\n'),
+  # X-Instruction (METHODS B.3, B.6). The instruction already says "Answer in Urdu.", or more in the assistant style.
+  'xinstruction': (
+    _ALPACA + _REQUEST.replace('{instruction}', '{instruction}\n{input} ') + '### Response:',
+    _ALPACA + _REQUEST.replace('{instruction}', '{instruction} ') + '### Response:',
+  ),
+  # Text -> English instruction: the text stands in the instruction field.
+  'xins': (_XINS.replace('{instruction}', '{instruction}\n{input}'), _XINS),
+  # Instruction and, as input, response -> level 1, 2 or 3 (wording of this project; the published one is unknown).
+  'xrate': (
+    'Below are an English instruction and a text that may answer it. Rate the text: 3 answers the instruction well, 2 has '
+    'flaws, 1 does not answer it.\n\n### Instruction:\n{instruction}\n\n### Text:\n{input}\n\n### Level:',
+    'Below is an English instruction without any text to answer it.\n\n### Instruction:\n{instruction}\n\n### Level:',
+  ),
   # Nothing but the fields: for running text, where all fields but the output are empty, the prompt is empty too.
   'plain': ('{instruction}\n{input}\n', '{instruction}\n'),
 }

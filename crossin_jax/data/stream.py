@@ -258,7 +258,10 @@ class Loader:
 
 
 def put_batch(make, step: int, shape: tuple[int, int], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
-  """A global batch from `make(step, rows) -> features of those rows`, each host making only its own rows."""
+  """A global batch from `make(step, rows) -> features of those rows`, each host making only its own rows.
+
+  `shape` is that of most features; others may have another length.
+  """
   spans = {index[0].indices(shape[0])[:2] for index in sharding.addressable_devices_indices_map(shape).values()}
   first, last = min(span[0] for span in spans), max(span[1] for span in spans)
   local = make(step, slice(first, last))
@@ -268,7 +271,7 @@ def put_batch(make, step: int, shape: tuple[int, int], sharding: jax.sharding.Sh
       start, stop, _ = index[0].indices(shape[0])
       return array[start - first : stop - first, index[1]]
 
-    return jax.make_array_from_callback(shape, sharding, of_index)
+    return jax.make_array_from_callback((shape[0], *array.shape[1:]), sharding, of_index)
 
   return {name: shard(array) for name, array in local.items()}
 

@@ -119,8 +119,8 @@ def generate(
 ) -> dict | None:
   """Answers the rows of a file, or goes on with it.
 
-  Rows {"id", "index", "sample" where there are several, "output", "tokens", "finish_reason"} are appended as they finish; at
-  the end they are put into the order of the input. How they are generated is `Sampling` and `Generator`, in gin.
+  Rows {"id", "index", "sample" where there are several, "output", "tokens", "finish_reason"}, and what else the input row has,
+  are appended as they finish; at the end they are put into the order of the input. How they are generated is `Sampling` and `Generator`, in gin.
 
   Args:
     checkpoint: a MODEL_DIR, one of its checkpoints, or a Hugging Face directory.
@@ -190,6 +190,7 @@ def generate(
 def _output_row(rows: list[dict], index: int, answer, sampling: Sampling) -> dict:
   sample = {'sample': answer.sample} if sampling.samples > 1 else {}
   return {
+    **rows[index],
     'id': rows[index].get('id', index),
     'index': index,
     **sample,

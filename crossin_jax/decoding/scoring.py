@@ -1,5 +1,6 @@
-"""Log-likelihood of given sequences: packed, or continuations behind prefixes that are read once."""
+"""Log-likelihood of given sequences: packed, or continuations as branches of prefixes that are read once."""
 
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 
@@ -10,9 +11,6 @@ import numpy as np
 from crossin_jax import interruption, losses
 from crossin_jax.data.packing import first_fit
 from crossin_jax.data.stream import empty_rows, put_batch, write_segment
-from crossin_jax.decoding import slots
-from crossin_jax.decoding.cache import bucket
-from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.partitioning import Partitioner
 
 
@@ -42,13 +40,7 @@ def sequence_losses(
   if lengths.max() > length:
     raise ValueError(f'a sequence of {lengths.max()} tokens does not fit in rows of {length}')
   rows = -(-rows // partition.batch_ways) * partition.batch_ways
-  # Longest first packs tightest, and nothing here depends on order.
-  order = np.argsort(-lengths, kind='stable')
-  room = np.full(len(sequences), length)
-  bins = first_fit(lengths[order], length, room)
-  contents = [[] for _ in range(bins.max() + 1)]
-  for item, bin_ in zip(order, bins):
-    contents[bin_].append(int(item))
+  contents = _bins(lengths, length)
   losses_fn = weighted_losses(model, partition.replicated)
   totals = np.zeros(len(sequences))
 
@@ -74,6 +66,17 @@ def sequence_losses(
   return totals
 
 
+def _bins(lengths: np.ndarray, length: int) -> list[list[int]]:
+  """Items of each packed row."""
+  # Longest first packs tightest, and nothing here depends on order.
+  order = np.argsort(-lengths, kind='stable')
+  bins = first_fit(lengths[order], length, np.full(len(lengths), length))
+  contents = [[] for _ in range(bins.max() + 1)]
+  for item, bin_ in zip(order, bins):
+    contents[bin_].append(int(item))
+  return contents
+
+
 @functools.lru_cache(maxsize=8)
 def weighted_losses(model, replicated):
   """A jitted (params, batch) -> float [B, L], token losses times weights, whole on every device."""
@@ -87,30 +90,19 @@ def weighted_losses(model, replicated):
 
 
 def continuation_losses(
-  model,
-  params,
-  partition: Partitioner,
-  prefixes,
-  continuations,
-  *,
-  bos_id: int,
-  length: int = 512,
-  rows: int = 32,
-  shared: bool | None = None,
+  model, params, partition: Partitioner, prefixes, continuations, *, bos_id: int, length: int = 512, rows: int = 32
 ) -> list[np.ndarray]:
   """Sum of token losses of each continuation of each prefix, in nats; its negative is the log-likelihood.
 
-  A prefix is read once, and its continuations after it from its cache; equal prefixes are one.
+  A prefix is read once: its continuations stand behind it in one row as branches that do not see each other, and logits are
+  computed for their tokens only. Equal prefixes are one.
 
   Args:
-    model, params, partition: as in `sequence_losses`.
+    model, params, partition: as in `sequence_losses`; the model takes `decoder_branches` and `decoder_logit_places`.
     prefixes: list of token lists, without BOS.
     continuations: for each prefix a list of token lists, none of them empty.
     bos_id: first decoder input.
-    length, rows: length * rows tokens are read at a time. Without sharing: shape of the packed batches, and `length` holds
-      the longest prefix with its longest continuation.
-    shared: whether prefixes are shared, or every sequence is packed whole; None = shared where that reads less than half
-      as many tokens, padding counted, because it compiles more programs.
+    length, rows: about so many tokens in a packed row, and rows of a batch. Longer ones get longer rows and fewer of them.
 
   Returns:
     float64 [continuations] for each prefix, the same on every host.
@@ -124,88 +116,168 @@ def continuation_losses(
   unique: dict[tuple[int, ...], list[tuple[int, int]]] = {}
   for i, prefix in enumerate(prefixes):
     unique.setdefault(tuple(prefix), []).extend((i, j) for j in range(len(continuations[i])))
-  tokens_of = lambda place: continuations[place[0]][place[1]]
-  batches = _prefix_batches(unique, tokens_of, length * rows, partition.batch_ways)
-  if shared is None:
-    packed = sum(len(prefix) + len(tokens_of(place)) for prefix, places in unique.items() for place in places)
-    shared = 2 * sum(batch.cost for batch in batches) < packed
+  trees = [
+    tree
+    for prefix, owners in unique.items()
+    for tree in _trees(prefix, [continuations[i][j] for i, j in owners], owners, length)
+  ]
   results = [np.zeros(len(options)) for options in continuations]
-  if not shared:
-    places = [place for own in unique.values() for place in own]
-    sequences = [
-      ([*prefixes[i], *continuations[i][j]], [0.0] * len(prefixes[i]) + [1.0] * len(continuations[i][j]))
-      for i, j in places
-    ]
-    found = sequence_losses(model, params, partition, sequences, bos_id=bos_id, length=length, rows=rows)
-    for (i, j), loss in zip(places, found):
-      results[i][j] = loss
-    return results
-
-  programs = slots.programs(model, partition, Sampling(), (), 1)
-  put = lambda array: jax.make_array_from_callback(
-    array.shape, partition.sharding(('batch', 'length')[: array.ndim]), lambda index: array[index]
-  )
-  for batch in batches:
-    interruption.check()
-    tokens_PL, length_P = np.zeros((batch.rows, batch.length), np.int32), np.zeros(batch.rows, np.int32)
-    for row, (prefix, _) in enumerate(batch.items):
-      length_P[row] = len(prefix)
-      tokens_PL[row, : len(prefix)] = [bos_id, *prefix][:-1]
-    cache = programs.prefill(params, put(tokens_PL), put(length_P), room=batch.room)
-    for turn in range(max(len(places) for _, places in batch.items)):
-      inputs, targets = np.zeros((2, batch.rows, batch.room), np.int32)
-      weights = np.zeros((batch.rows, batch.room), np.float32)
-      for row, (prefix, places) in enumerate(batch.items):
-        if turn < len(places):
-          option = tokens_of(places[turn])
-          inputs[row, : len(option)] = [([bos_id, *prefix])[-1], *option[:-1]]
-          targets[row, : len(option)], weights[row, : len(option)] = option, 1
-      arrays = map(put, (inputs, targets, weights))
-      found = np.asarray(programs.score(params, cache, batch.length + batch.room, *arrays), np.float64)
-      for row, (_, places) in enumerate(batch.items):
-        if turn < len(places):
-          i, j = places[turn]
-          results[i][j] = found[row]
+  for (i, j), losses_T, _ in _read(model, params, partition, trees, bos_id, length, rows, ()):
+    results[i][j] = losses_T.sum()
   return results
 
 
 @dataclasses.dataclass
-class _PrefixBatch:
-  """Prefixes that are read together.
+class _Tree:
+  """A prefix with its continuations.
 
   Attributes:
-    items: (prefix, [(prefix index, continuation index)]).
-    rows, length, room: shapes: rows, bucket of prefixes, bucket of continuations.
+    prefix: tokens, without BOS.
+    branches: tokens of each continuation.
+    owners: what each of them is called.
   """
 
-  items: list
-  rows: int
-  length: int
-  room: int
+  prefix: Sequence[int]
+  branches: list
+  owners: list
 
   @property
-  def cost(self) -> int:
-    """Tokens that are computed."""
-    return self.rows * (self.length + self.room * max(len(places) for _, places in self.items))
+  def length(self) -> int:
+    """Decoder inputs: BOS and prefix but for its last token, which begins every branch."""
+    return len(self.prefix) + sum(map(len, self.branches))
 
 
-def _prefix_batches(unique: dict, tokens_of, most_tokens: int, ways: int) -> list[_PrefixBatch]:
-  """Batches of few shapes: prefixes and continuations in buckets of length, rare buckets joined to larger ones."""
-  shapes: dict[tuple[int, int], list] = {}
-  for prefix, places in unique.items():
-    if places:
-      room = max(len(tokens_of(place)) for place in places)
-      shapes.setdefault((bucket(len(prefix)), -(-room // 8) * 8), []).append((prefix, places))
-  few = sum(map(len, shapes.values())) / 8
-  for shape in sorted(shapes):
-    larger = [other for other in shapes if other != shape and other[0] >= shape[0] and other[1] >= shape[1]]
-    if larger and len(shapes[shape]) < few:
-      shapes[min(larger)] += shapes.pop(shape)
-  batches = []
-  for (length, room), items in shapes.items():
-    items.sort(key=lambda item: len(item[1]))  # like numbers of continuations beside each other
-    rows = ways
-    while rows < len(items) and 2 * rows * length <= most_tokens:
-      rows *= 2
-    batches += [_PrefixBatch(items[i : i + rows], rows, length, room) for i in range(0, len(items), rows)]
-  return batches
+def _trees(prefix, branches: list, owners: list, length: int) -> Iterator[_Tree]:
+  """One tree, or several where the continuations of a prefix make more than a row."""
+  tree = _Tree(prefix, [], [])
+  for branch, owner in zip(branches, owners):
+    if tree.branches and tree.length + len(branch) > length:
+      yield tree
+      tree = _Tree(prefix, [], [])
+    tree.branches.append(branch)
+    tree.owners.append(owner)
+  if tree.branches:
+    yield tree
+
+
+def _read(model, params, partition: Partitioner, trees: list[_Tree], bos_id: int, length: int, rows: int, token_ids):
+  """Reads trees packed into rows.
+
+      prefix 5 6, branches 7 8 and 9:  inputs     BOS 5 | 6 7 | 6      targets  7 8 9
+                                       branches    0  0 | 1 1 | 2
+                                       positions   0  1 | 2 3 | 2
+
+  Args:
+    model, params, partition, bos_id, length, rows: as in `continuation_losses`.
+    trees: what is read.
+    token_ids: tokens whose log-probabilities are wanted in place of each target.
+
+  Yields:
+    (owner, float64 losses of the branch's tokens, float64 [branch tokens, token_ids] log-probabilities).
+  """
+  if not trees:
+    return
+  lengths = np.array([tree.length for tree in trees])
+  width, contents = _shape(lengths, length)
+  rows = max(1, min(rows * length // width, len(contents)))
+  rows = -(-rows // partition.batch_ways) * partition.batch_ways
+  wanted = [sum(len(branch) for tree in row for branch in trees[tree].branches) for row in contents]
+  places = -(-max(wanted) // 16) * 16  # of logits in a row
+  losses_fn = _tree_losses(model, partition.replicated, token_ids)
+  names = ('inputs', 'segments', 'positions', 'branches')
+
+  def make(step, selected):
+    batch = {name: np.zeros((rows, width), np.int32) for name in names}
+    batch |= {name: np.zeros((rows, places), np.int32) for name in ('places', 'targets')}
+    for i, row in enumerate(contents[step * rows : (step + 1) * rows]):
+      start = asked = 0
+      for segment, tree in enumerate((trees[t] for t in row), start=1):
+        read = [bos_id, *tree.prefix]
+        trunk = len(tree.prefix)
+        parts = [(read[:-1], 0, 0)]
+        parts += [([read[-1], *branch[:-1]], number, trunk) for number, branch in enumerate(tree.branches, start=1)]
+        for inputs, number, first in parts:
+          stop = start + len(inputs)
+          batch['inputs'][i, start:stop] = inputs
+          batch['segments'][i, start:stop] = segment
+          batch['branches'][i, start:stop] = number
+          batch['positions'][i, start:stop] = np.arange(first, first + len(inputs))
+          if number:
+            batch['places'][i, asked : asked + len(inputs)] = np.arange(start, stop)
+            batch['targets'][i, asked : asked + len(inputs)] = tree.branches[number - 1]
+            asked += len(inputs)
+          start = stop
+    return {name: values[selected] for name, values in batch.items()}
+
+  for step in range(-(-len(contents) // rows)):
+    interruption.check()
+    batch = put_batch(make, step, (rows, width), partition.batch_sharding)
+    losses_BM, scores_BMT = (np.asarray(found, np.float64) for found in losses_fn(params, batch))
+    for i, row in enumerate(contents[step * rows : (step + 1) * rows]):
+      asked = 0
+      for tree in row:
+        for owner, branch in zip(trees[tree].owners, trees[tree].branches):
+          own = slice(asked, asked + len(branch))
+          yield owner, losses_BM[i, own], scores_BMT[i, own]
+          asked = own.stop
+
+
+def _shape(lengths: np.ndarray, length: int) -> tuple[int, list[list[int]]]:
+  """Width of the packed rows and what stands in each: the one that wastes least, attention counted.
+
+  Attention over a row of n tokens costs about n / 2048 of what the matrices cost (58 M parameters on a CPU; less in larger models).
+  """
+  longest = int(lengths.max())
+  widths = sorted(
+    {
+      -(-max(longest, int(wanted)) // 64) * 64
+      for wanted in (longest, 1.25 * longest, 1.5 * longest, 2 * longest, length)
+    }
+  )
+  shapes = [(width, _bins(lengths, width)) for width in widths]
+  return min(shapes, key=lambda shape: shape[0] * len(shape[1]) * (1 + shape[0] / 2048))
+
+
+@functools.lru_cache(maxsize=8)
+def _tree_losses(model, replicated, token_ids: tuple[int, ...]):
+  """A jitted (params, batch) -> losses [B, M] and log-probabilities [B, M, token_ids], whole on every device."""
+
+  def compute(params, batch):
+    logits_BMV = model.apply(
+      {'params': params},
+      batch['inputs'],
+      batch['inputs'],
+      decoder_segment_ids=batch['segments'],
+      decoder_positions=batch['positions'],
+      decoder_branches=batch['branches'],
+      decoder_logit_places=batch['places'],
+      enable_dropout=False,
+    )
+    loss_BM, log_z_BM = losses.token_losses(logits_BMV, batch['targets'])
+    chosen = jnp.asarray(token_ids, jnp.int32)
+    return loss_BM, jnp.take(logits_BMV, chosen, axis=-1) - log_z_BM[..., None]
+
+  return jax.jit(compute, out_shardings=replicated)
+
+
+def next_token_log_probabilities(
+  model, params, partition: Partitioner, prompts, token_ids, *, bos_id: int, length: int = 512, rows: int = 32
+) -> np.ndarray:
+  """Log-probability of each of a few tokens right behind each prompt: one forward pass for all of them.
+
+  Args:
+    model, params, partition: as in `sequence_losses`.
+    prompts: list of token lists, without BOS.
+    token_ids: the tokens.
+    bos_id: first decoder input.
+    length, rows: about so many tokens in a packed row, and rows of a batch.
+
+  Returns:
+    float64 [prompts, tokens], the same on every host.
+  """
+  # The first token makes room for the last of the prompt to be read; which one it is changes nothing.
+  trees = [_Tree(prompt, [[token_ids[0]]], [(i, 0)]) for i, prompt in enumerate(prompts)]
+  found = np.zeros((len(prompts), len(token_ids)))
+  for (i, _), _, scores_T in _read(model, params, partition, trees, bos_id, length, rows, tuple(token_ids)):
+    found[i] = scores_T[0]
+  return found

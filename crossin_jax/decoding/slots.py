@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from crossin_jax import interruption, losses
+from crossin_jax import interruption
 from crossin_jax.decoding import cache as cache_lib
 from crossin_jax.decoding.sampling import Sampling, choose, penalised
 from crossin_jax.partitioning import Partitioner
@@ -103,11 +103,11 @@ class Programs:
     make = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), structure)
     return self._run(('empty', rows, capacity), make, (), shardings)
 
-  def prefill(self, params, tokens_PL: jax.Array, length_P: jax.Array, room: int = 0):
-    """The cache of P prompts, with room for more tokens; no logits are computed, because the last token of each is
+  def prefill(self, params, tokens_PL: jax.Array, length_P: jax.Array):
+    """The cache of P prompts; no logits are computed, because the last token of each is
     read by what comes after."""
     rows, length = tokens_PL.shape
-    tree = cache_lib.shapes(self._model, rows, length + room)
+    tree = cache_lib.shapes(self._model, rows, length)
 
     def run(params, tokens_PL, length_P):
       variables = {'params': params, 'cache': cache_lib.zeros(tree)}
@@ -115,29 +115,7 @@ class Programs:
       return self._model.apply(variables, tokens_PL, tokens_PL, **options)[1]['cache']
 
     shardings = cache_lib.shardings(self._partition, tree)
-    return self._run(('prefill', rows, length, room), run, (params, tokens_PL, length_P), shardings)
-
-  def score(
-    self, params, cache, capacity: int, tokens_PT: jax.Array, targets_PT: jax.Array, weights_PT: jax.Array
-  ) -> jax.Array:
-    """Sum of weighted losses of the targets of each row, in nats, float [P].
-
-    Args:
-      params: of the model.
-      cache: from `prefill`, with room for T; it stays as it is.
-      capacity: of the cache.
-      tokens_PT: what stands before each target, beginning with the last token of the prompt.
-      targets_PT, weights_PT: 0 weighs padding.
-    """
-
-    def run(params, cache, tokens_PT, targets_PT, weights_PT):
-      options = {'enable_dropout': False, 'decode': True, 'mutable': ['cache']}
-      logits_PTV, _ = self._model.apply({'params': params, 'cache': cache}, tokens_PT, targets_PT, **options)
-      loss_PT, _ = losses.token_losses(logits_PTV, targets_PT)
-      return jnp.where(weights_PT != 0, loss_PT * weights_PT, 0).sum(axis=-1)
-
-    arguments = (params, cache, tokens_PT, targets_PT, weights_PT)
-    return self._run(('score', *tokens_PT.shape, capacity), run, arguments, self._partition.replicated)
+    return self._run(('prefill', rows, length), run, (params, tokens_PL, length_P), shardings)
 
   def insert(self, slots: Slots, new_cache, arrivals: Arrivals) -> Slots:
     """Puts prefilled prompts into slots and sets them to work. `slots` is used up."""

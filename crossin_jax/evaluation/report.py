@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 import os
-from pathlib import Path
-import re
 
 import numpy as np
 
-from crossin_jax.evaluation import consistency, plots, results, tables
+from crossin_jax.evaluation import consistency, pages, plots, tables
 
 EXPLANATIONS = {
   'floor': 'Never read the facts that are asked about; otherwise treated like Base. What it scores is what guessing is worth.',
@@ -80,20 +78,7 @@ class Report:
 
 def write_report(path: str | os.PathLike, report: Report) -> None:
   """Writes the page; the file appears by rename. Raises ValueError where arrays and languages do not fit."""
-  from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-  environment = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / 'templates'),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  environment.filters.update(
-    percent=tables.percent, points=tables.points, duration=_duration, thousands=_thousands, sub=_sub
-  )
-  page = environment.get_template('report.html.j2').render(_context(_with_figures(report)))
-  results.write_text(path, page)
+  pages.write(path, 'report.html.j2', _context(_with_figures(report)), duration=_duration, thousands=_thousands)
 
 
 def _with_figures(report: Report) -> Report:
@@ -123,7 +108,7 @@ def _context(report: Report) -> dict:
   guessers = [figures.guesser_row(name, array) for name, array in report.guessers.items()]
   return {
     'report': report,
-    'languages': [_language(code) for code in languages],
+    'languages': [pages.language(code) for code in languages],
     's': figures.s,
     'arms': [
       {
@@ -155,17 +140,6 @@ def _context(report: Report) -> dict:
 
 def _explanation(name: str) -> str:
   return EXPLANATIONS.get(''.join(filter(str.isalnum, name.casefold())), '')
-
-
-def _language(code: str) -> dict:
-  from babel import Locale, UnknownLocaleError
-
-  try:
-    locale = Locale.parse(code, sep='-')
-    own, direction = locale.languages.get(code, code), locale.text_direction
-  except (UnknownLocaleError, ValueError):
-    own, direction = code, 'ltr'
-  return {'code': code, 'name': tables.language_name(code), 'own': own, 'dir': direction}
 
 
 def _findings(
@@ -282,7 +256,7 @@ def _examples(report: Report) -> list[dict]:
           chip = {'title': tables.title(arm), 'colour': plots.COLOURS[a % len(plots.COLOURS)]}
           (silent if chosen < 0 else options[chosen]['arms']).append(chip)
       cards.append(
-        {'language': _language(code), 'question': item.questions[code], 'options': options, 'silent': silent}
+        {'language': pages.language(code), 'question': item.questions[code], 'options': options, 'silent': silent}
       )
     shown.append({'id': item.id, 'cards': cards})
   return shown
@@ -312,10 +286,3 @@ def _duration(seconds: float | None) -> str:
 
 def _thousands(value: float | None) -> str:
   return '\N{EM DASH}' if value is None else f'{round(value):,}'
-
-
-def _sub(text: str):
-  """'AC3_3' and 'C_2' with their index set low, and no line break before a per cent sign."""
-  from markupsafe import Markup, escape
-
-  return Markup(re.sub(r'\b(AC3|C)_(\d+)', r'\1<sub>\2</sub>', str(escape(text)).replace(' %', '\N{NO-BREAK SPACE}%')))

@@ -19,6 +19,8 @@ def attention(
   q_segments_BT: jax.Array | None = None,
   k_segments_BS: jax.Array | None = None,
   prefix_BS: jax.Array | None = None,
+  branches_BS: jax.Array | None = None,
+  positions_BS: jax.Array | None = None,
   window: int | None = None,
   scale: float | None = None,
   softcap: float | None = None,
@@ -40,6 +42,10 @@ def attention(
     k_segments_BS: int segment ids of the keys; required with q_segments_BT.
     prefix_BS: 1 where a token belongs to a prompt that its segment may read in both directions
       (T5X's `decoder_causal_attention`).
+    branches_BS: int, of a segment that goes on in several ways (the same text with different endings): 0 = trunk, seen by
+      all; a branch sees the trunk and itself. None = no branches. Queries and keys are the same tokens then.
+    positions_BS: int, positions within the segment; required with branches and a window, because a branch does not stand right
+      behind its trunk.
     window: keys further back than window - 1 are not seen; None = no limit.
     scale: factor on the logits; default D ** -0.5.
     softcap: c, logits become c tanh(logits / c); None = none.
@@ -63,12 +69,18 @@ def attention(
   for i in range(blocks):
     # Keys that no query of the block sees are not touched: half of the work of a long row, more with a window.
     start, stop = length * i // blocks, length * (i + 1) // blocks
-    first, last = (0, k_BSKD.shape[1]) if blocks == 1 else (0 if window is None else max(0, start - window + 1), stop)
+    near = 0 if window is None or branches_BS is not None else max(0, start - window + 1)
+    first, last = (0, k_BSKD.shape[1]) if blocks == 1 else (near, stop)
     q_index_1T1, k_index_11S = jnp.arange(start, stop)[None, :, None], jnp.arange(first, last)[None, None]
     mask_BTS = k_index_11S <= q_index_1T1
     if prefix_BS is not None:
       mask_BTS |= (prefix_BS[:, None] > 0) & (prefix_BS[:, :, None] > 0)
-    if window is not None:
+    if branches_BS is not None:
+      own_BTS = branches_BS[:, start:stop, None] == branches_BS[:, None, first:last]
+      mask_BTS &= (branches_BS[:, None, first:last] == 0) | own_BTS
+    if window is not None and branches_BS is not None:
+      mask_BTS &= positions_BS[:, start:stop, None] - positions_BS[:, None, first:last] < window
+    elif window is not None:
       mask_BTS &= q_index_1T1 - k_index_11S < window
     if q_segments_BT is not None:
       mask_BTS &= q_segments_BT[:, start:stop, None] == k_segments_BS[:, None, first:last]

@@ -31,12 +31,16 @@ class Tokens:
     segments_BL: int, 0 = padding; None = every row is one segment.
     prefix_BL: int, 1 where a prompt is read in both directions; None = causal.
     prefill_lengths_B: int, real tokens of each prompt; None outside prefill.
+    branches_BL: int, see `attention`; None = no branches.
+    positions_BL: int, positions within the segment; None without branches.
     rope: kind of layer -> (sine, cosine) [B, L, R] of the positions.
   """
 
   segments_BL: jax.Array | None
   prefix_BL: jax.Array | None
   prefill_lengths_B: jax.Array | None
+  branches_BL: jax.Array | None
+  positions_BL: jax.Array | None
   rope: dict[str, tuple[jax.Array, jax.Array]]
 
 
@@ -164,6 +168,8 @@ class SelfAttention(nn.Module):
         q_segments_BT=tokens.segments_BL,
         k_segments_BS=tokens.segments_BL,
         prefix_BS=tokens.prefix_BL,
+        branches_BS=tokens.branches_BL,
+        positions_BS=tokens.positions_BL,
         implementation=config.attention,
         **options,
       )
@@ -272,7 +278,9 @@ class DecoderStack(nn.Module):
   config: DecoderConfig
 
   @nn.compact
-  def __call__(self, inputs_BL, positions_BL, tokens: Tokens, decode: bool, prefill: bool, deterministic: bool):
+  def __call__(
+    self, inputs_BL, positions_BL, places_BM, tokens: Tokens, decode: bool, prefill: bool, deterministic: bool
+  ):
     config = self.config
     dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
     embedding_VE = param_with_axes(
@@ -304,6 +312,8 @@ class DecoderStack(nn.Module):
       x_BLE, _ = layers(*settings, name='layers')(x_BLE, *arguments)
     for i in range(turns * period, config.num_layers):
       x_BLE, _ = block(config, config.kind(i), name=config.place(i)[0])(x_BLE, *arguments)
+    if places_BM is not None:
+      x_BLE = jnp.take_along_axis(x_BLE, places_BM[..., None], axis=1)
     x_BLE = RMSNorm(config, name='final_norm')(x_BLE)
     if config.tie_embeddings:
       head_EV = embedding_VE.T
@@ -352,6 +362,8 @@ class Decoder(nn.Module):
     max_decode_length: int | None = None,
     prefill: bool = False,
     prefill_lengths: jax.Array | None = None,
+    decoder_branches: jax.Array | None = None,
+    decoder_logit_places: jax.Array | None = None,
   ) -> jax.Array:
     """Logits of the next token.
 
@@ -369,23 +381,29 @@ class Decoder(nn.Module):
       max_decode_length: not read, the cache knows its length.
       prefill: fills the cache from whole prompts, right-padded.
       prefill_lengths: int [B], real tokens of each prompt (BOS counted).
+      decoder_branches: int [B, L], 0 = trunk of the segment, n = its n-th ending, which sees the trunk and itself; None = no
+        branches. `decoder_positions` are required then: every ending goes on where the trunk ends.
+      decoder_logit_places: int [B, M], array places whose logits are wanted; None = all. The head is computed there only.
 
     Returns:
-      float [B, L, V], at least f32; V is vocab_size rounded up to vocab_multiple.
+      float [B, L or M, V], at least f32; V is vocab_size rounded up to vocab_multiple.
 
     Raises:
-      ValueError: decode and prefill together, prefill without lengths.
+      ValueError: decode and prefill together, prefill without lengths, branches without positions.
     """
     del decoder_target_tokens, max_decode_length
     if decode and prefill:
       raise ValueError('decode and prefill exclude each other')
     if prefill and prefill_lengths is None:
       raise ValueError('prefill needs prefill_lengths')
+    if decoder_branches is not None and decoder_positions is None:
+      raise ValueError('decoder_branches needs decoder_positions')
+    positions = None if decoder_branches is None else decoder_positions
     if decoder_positions is None:
       decoder_positions = jnp.broadcast_to(jnp.arange(decoder_input_tokens.shape[1]), decoder_input_tokens.shape)
-    tokens = Tokens(decoder_segment_ids, decoder_causal_attention, prefill_lengths, {})
+    tokens = Tokens(decoder_segment_ids, decoder_causal_attention, prefill_lengths, decoder_branches, positions, {})
     return DecoderStack(self.config, name='decoder')(
-      decoder_input_tokens, decoder_positions, tokens, decode, prefill, not enable_dropout
+      decoder_input_tokens, decoder_positions, decoder_logit_places, tokens, decode, prefill, not enable_dropout
     )
 
 

@@ -18,6 +18,12 @@ WITH_INPUT = {
   'llama': '[INST] <<SYS>>\nYou are a helpful assistant.\n<</SYS>>\n\nI\nX[/INST]',
   'gemma': 'I\nX\n',
   'plain': 'I\nX\n',
+  'xinstruction': 'Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n'
+  '### Instruction:\nI\nX \n\n### Response:',
+  'xins': 'Below is a text that describes a candidate output. Write an English instruction that can take the given text as an '
+  'appropriate answer.\n\n### Text:\nI\nX\n\n### English Instruction:',
+  'xrate': 'Below are an English instruction and a text that may answer it. Rate the text: 3 answers the instruction well, 2 has '
+  'flaws, 1 does not answer it.\n\n### Instruction:\nI\n\n### Text:\nX\n\n### Level:',
 }
 WITHOUT_INPUT = {
   'alpaca': 'Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n'
@@ -27,6 +33,11 @@ WITHOUT_INPUT = {
   'llama': '[INST] <<SYS>>\nYou are a helpful assistant.\n<</SYS>>\n\nI\n[/INST]',
   'gemma': 'I\n',
   'plain': 'I\n',
+  'xinstruction': 'Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n'
+  '### Instruction:\nI \n\n### Response:',
+  'xins': 'Below is a text that describes a candidate output. Write an English instruction that can take the given text as an '
+  'appropriate answer.\n\n### Text:\nI\n\n### English Instruction:',
+  'xrate': 'Below is an English instruction without any text to answer it.\n\n### Instruction:\nI\n\n### Level:',
 }
 TEMPLATE = st.sampled_from(list(prompts.TEMPLATES))
 

@@ -1,14 +1,11 @@
 """Continuations behind shared prefixes: the losses of whole sequences, from far fewer tokens."""
 
-import dataclasses
-
 from conftest import init_params, tiny_config
 import jax
 import numpy as np
 import pytest
 
-from crossin_jax.decoding import scoring, slots
-from crossin_jax.decoding.sampling import Sampling
+from crossin_jax.decoding import scoring
 from crossin_jax.models.decoder import Decoder
 from crossin_jax.partitioning import Partitioner
 
@@ -26,46 +23,102 @@ def questions(seed=0, items=11, longest=40):
 
 @pytest.mark.parametrize('count', [1, 4], ids=['1 device', '4 devices'])
 @pytest.mark.parametrize('changes', [{}, {'layer_pattern': ('local', 'global'), 'window': 7, 'scan_layers': False}])
-def test_shared_prefixes_give_the_losses_of_whole_sequences(count, changes):
+@pytest.mark.parametrize('length', [64, 512])
+def test_branches_give_the_losses_of_whole_sequences(count, changes, length):
   model = Decoder(tiny_config(**changes))
   params = init_params(model, 1)
   partition = Partitioner((1, -1, 1), devices=jax.devices()[:count])
   prefixes, continuations = questions()
+  whole = [
+    (prefix + option, [0.0] * len(prefix) + [1.0] * len(option))
+    for prefix, options in zip(prefixes, continuations)
+    for option in options
+  ]
   with partition.activate():
-    score = lambda **options: scoring.continuation_losses(
-      model, params, partition, prefixes, continuations, bos_id=1, length=64, rows=4, **options
+    found = scoring.continuation_losses(
+      model, params, partition, prefixes, continuations, bos_id=1, length=length, rows=4
     )
-    shared, packed = score(shared=True), score(shared=False)
-  assert [len(found) for found in shared] == [len(options) for options in continuations]
-  for found, expected in zip(shared, packed):
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-  assert sum((losses > 0).sum() for losses in shared) == sum(map(len, continuations)) > 15
+    expected = scoring.sequence_losses(model, params, partition, whole, bos_id=1, length=64, rows=4)
+  assert [len(own) for own in found] == [len(options) for options in continuations]
+  np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-5, atol=1e-5)
+  assert len(expected) > 15
 
 
-def test_a_prefix_is_read_once_and_the_cheaper_way_is_taken(monkeypatch):
-  """64 tokens with four short continuations: about a third of the tokens. Short prefixes are packed."""
+def test_a_prefix_is_read_once(monkeypatch):
+  """60 tokens with four short continuations: a third of the tokens of whole sequences, in one program."""
   model = Decoder(tiny_config())
   params = init_params(model, 1)
   partition = Partitioner((1, 1, 1), devices=jax.devices()[:1])
   rng = np.random.default_rng(2)
-  long = [rng.integers(3, 61, 60).tolist() for _ in range(8)]
+  prefixes = [rng.integers(3, 61, 60).tolist() for _ in range(8)]
   options = [[rng.integers(3, 61, 5).tolist() for _ in range(4)] for _ in range(9)]
   read = []
-  prefill = slots.Programs.prefill
+  put = scoring.put_batch
   monkeypatch.setattr(
-    slots.Programs, 'prefill', lambda self, params, *a, **k: read.append(a[0].shape) or prefill(self, params, *a, **k)
+    scoring, 'put_batch', lambda make, step, shape, *a: read.append(shape) or put(make, step, shape, *a)
   )
-  whole = []
-  packed = scoring.sequence_losses
-  monkeypatch.setattr(scoring, 'sequence_losses', lambda *a, **k: whole.append(len(a[3])) or packed(*a, **k))
   with partition.activate():
-    score = lambda prefixes: scoring.continuation_losses(
-      model, params, partition, prefixes, options, bos_id=1, length=128, rows=4
+    scoring.continuation_losses(
+      model, params, partition, [*prefixes, prefixes[0]], options, bos_id=1, length=128, rows=4
     )
-    score([*long, long[0]])
-    assert sum(rows * length for rows, length in read) == 8 * 64 and not whole, 'equal prefixes are one'
-    score([prefix[:4] for prefix in [*long, long[0]]])
-    assert len(read) == 1 and whole == [36]
+  real = 8 * 60 + 9 * 20  # equal prefixes are one
+  assert len(set(read)) == 1 and real <= sum(rows * width for rows, width in read) <= 2.5 * real < 9 * 4 * 65
+
+
+def test_more_continuations_than_a_row_holds():
+  model = Decoder(tiny_config())
+  params = init_params(model, 1)
+  partition = Partitioner((1, 1, 1), devices=jax.devices()[:1])
+  rng = np.random.default_rng(3)
+  prefix, options = rng.integers(3, 61, 20).tolist(), [rng.integers(3, 61, 9).tolist() for _ in range(40)]
+  with partition.activate():
+    (found,) = scoring.continuation_losses(model, params, partition, [prefix], [options], bos_id=1, length=64, rows=2)
+    whole = [(prefix + option, [0.0] * 20 + [1.0] * 9) for option in options]
+    expected = scoring.sequence_losses(model, params, partition, whole, bos_id=1, length=64, rows=2)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_branch_sees_its_trunk_and_itself_alone():
+  """By gradient: no logit of one continuation depends on a token of another, whatever the window."""
+  for changes in ({}, {'layer_pattern': ('local', 'global'), 'window': 5, 'scan_layers': False}):
+    model = Decoder(tiny_config(**changes))
+    params = init_params(model, 1)
+    tokens = np.array([[1, 5, 6, 7, 8, 9, 10, 11]])
+    branches = np.array([[0, 0, 0, 1, 1, 2, 2, 2]])
+    positions = np.array([[0, 1, 2, 3, 4, 3, 4, 5]])
+
+    def logits(tokens, places=None):
+      return np.asarray(
+        model.apply(
+          {'params': params}, tokens, tokens, decoder_segment_ids=np.ones_like(tokens), decoder_positions=positions,
+          decoder_branches=branches, decoder_logit_places=places, enable_dropout=False,
+        )
+      )  # fmt: skip
+
+    before = logits(tokens)
+    np.testing.assert_allclose(logits(tokens, np.array([[4, 7]])), before[:, [4, 7]], rtol=1e-6)
+    for changed in range(8):
+      after = logits(np.where(np.arange(8) == changed, 20, tokens))
+      moved = np.abs(after - before).max(axis=(0, 2)) > 1e-7
+      sees = [i >= changed and branches[0, changed] in (0, branches[0, i]) for i in range(8)]
+      assert not (moved & ~np.array(sees)).any(), changed
+      assert moved[changed]
+
+
+def test_log_probabilities_of_the_next_token():
+  model = Decoder(tiny_config())
+  params = init_params(model, 1)
+  partition = Partitioner((1, -1, 1))
+  prompts = [[5, 6, 7], [8], list(range(3, 40)), []]
+  with partition.activate():
+    found = scoring.next_token_log_probabilities(
+      model, params, partition, prompts, [11, 3, 60], bos_id=1, length=48, rows=2
+    )
+  for prompt, own in zip(prompts, found):
+    tokens = np.array([[1, *prompt]] * 4)
+    logits = np.asarray(model.apply({'params': params}, tokens, tokens, enable_dropout=False))[0, -1]
+    wanted = jax.nn.log_softmax(logits)[np.array([11, 3, 60])]
+    np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_an_empty_continuation_is_refused():
@@ -77,18 +130,3 @@ def test_an_empty_continuation_is_refused():
 def test_nothing_to_score():
   partition = Partitioner((1, 1, 1), devices=jax.devices()[:1])
   assert [len(found) for found in scoring.continuation_losses(None, None, partition, [[3]], [[]], bos_id=1)] == [0]
-
-
-def test_scoring_compiles_once_a_bucket():
-  model = Decoder(dataclasses.replace(tiny_config(), mlp_dim=20))
-  params = init_params(model, 1)
-  partition = Partitioner((1, 1, 1), devices=jax.devices()[:1])
-  with partition.activate():
-    for seed in (0, 1):
-      prefixes, continuations = questions(seed, items=20)
-      scoring.continuation_losses(
-        model, params, partition, prefixes, continuations, bos_id=1, length=64, rows=4, shared=True
-      )
-    compiled = slots.programs(model, partition, Sampling(), (), 1).compiled
-  assert len(set(compiled)) == len(compiled)
-  assert {shape[0] for shape in compiled} == {'prefill', 'score'}

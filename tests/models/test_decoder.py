@@ -215,10 +215,12 @@ def test_call_signature_is_t5xs():
   assert list(parameters) == [
       'self', 'decoder_input_tokens', 'decoder_target_tokens', 'decoder_segment_ids', 'decoder_positions',
       'decoder_causal_attention', 'enable_dropout', 'decode', 'max_decode_length', 'prefill', 'prefill_lengths',
+      'decoder_branches', 'decoder_logit_places',  # this project's own, optional
   ]  # fmt: skip
   assert {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty} == {
       'decoder_segment_ids': None, 'decoder_positions': None, 'decoder_causal_attention': None, 'enable_dropout': True,
       'decode': False, 'max_decode_length': None, 'prefill': False, 'prefill_lengths': None,
+      'decoder_branches': None, 'decoder_logit_places': None,
   }  # fmt: skip
 
 

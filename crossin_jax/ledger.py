@@ -1,0 +1,120 @@
+"""What requests cost and what was done for it: prices, a budget that threads share, counters."""
+
+from collections.abc import Callable, Mapping
+import threading
+
+TOKENS = ('prompt_tokens', 'completion_tokens')
+
+
+class BudgetError(ValueError):
+  """The budget does not allow it, or is used up; replies had so far are kept."""
+
+
+class Ledger:
+  """Shared by the threads that send.
+
+  Attributes:
+    priced: whether both prices are known.
+    spent: USD, replies of earlier starts included.
+  """
+
+  def __init__(
+    self,
+    price_in: float | Mapping[str, float] | None = None,
+    price_out: float | Mapping[str, float] | None = None,
+    budget: float | None = None,
+    budget_requests: int | None = None,
+  ):
+    """See `Endpoint`. Raises ValueError: a budget without prices."""
+    self.priced = price_in is not None and price_out is not None
+    if budget is not None and not self.priced:
+      raise ValueError(
+        'a budget needs both prices (price_in, price_out, USD per million tokens); '
+        'without prices limit the requests (budget_requests)'
+      )
+    self._prices, self._budget, self._most = (price_in, price_out), budget, budget_requests
+    self._changed = threading.Condition()
+    self.spent, self._now, self._reserved, self._paid, self._earlier = 0.0, 0.0, 0.0, set(), 0
+    self._counts = dict.fromkeys(('sent', 'repeated', 'refused', 'cached', 'failed', *TOKENS, 'without_usage'), 0)
+    self._errors: dict[str, int] = {}
+
+  def cost(self, model: str, usage: Mapping[str, int]) -> float:
+    """USD; 0 without prices."""
+    if not self.priced:
+      return 0.0
+    try:
+      prices = [price[model] if isinstance(price, Mapping) else price for price in self._prices]
+    except KeyError:
+      raise ValueError(f'no price is given for the model {model!r}') from None
+    return sum(price * usage[name] for price, name in zip(prices, TOKENS)) / 1e6
+
+  def check(self, usd: float, requests: int) -> None:
+    """Raises BudgetError where so much in all would be over the budget."""
+    if self._budget is not None and usd > self._budget:
+      raise BudgetError(
+        f'the estimate of {usd:.2f} USD is over the budget of {self._budget:.2f} USD; raise --budget, or ask for less'
+      )
+    if self._most is not None and requests > self._most:
+      raise BudgetError(f'{requests:,} requests are over the limit of {self._most:,}; raise --budget_requests')
+
+  @property
+  def had(self) -> int:
+    """Requests that count towards the limit: those sent, and replies of earlier starts."""
+    return self._counts['sent'] + self._earlier
+
+  def earlier(self, key: str, usd: float) -> None:
+    """A reply that was there before counts towards the budget, once."""
+    if key not in self._paid:
+      self._paid.add(key)
+      self._earlier += 1
+      self.spent += usd
+
+  def reserve(self, usd: float, stopped: Callable[[], bool]) -> bool:
+    """Waits until one request more may be sent beside those under way, and counts it; False if stopped.
+
+    Raises:
+      BudgetError: used up.
+    """
+    with self._changed:
+      while self._budget is not None and self.spent < self._budget <= self.spent + self._reserved and not stopped():
+        self._changed.wait(0.2)
+      if stopped():
+        return False
+      go_on = 'the replies are kept: raise it and start the same command again to go on'
+      if self._budget is not None and self.spent >= self._budget:
+        raise BudgetError(f'the budget of {self._budget:.2f} USD is used up ({self.spent:.2f} USD); {go_on}')
+      if self._most is not None and self.had >= self._most:
+        raise BudgetError(f'the limit of {self._most:,} requests is reached; {go_on}')
+      self._reserved += usd
+      self._counts['sent'] += 1
+      return True
+
+  def release(self, usd: float) -> None:
+    """The request that `reserve` was asked for is over."""
+    with self._changed:
+      self._reserved -= usd
+      self._changed.notify_all()
+
+  def pay(self, key: str, usd: float, usage: Mapping[str, int]) -> None:
+    """A reply was received."""
+    with self._changed:
+      self._paid.add(key)
+      self.spent, self._now = self.spent + usd, self._now + usd
+      for name in TOKENS:
+        self._counts[name] += usage[name]
+
+  def count(self, name: str) -> None:
+    """One more of a counter."""
+    with self._changed:
+      self._counts[name] += 1
+
+  def error(self, kind: str) -> None:
+    """One more request without a reply."""
+    with self._changed:
+      self._errors[kind] = self._errors.get(kind, 0) + 1
+
+  def counts(self) -> dict:
+    """All counters, USD of what was received now (None without prices), errors by kind."""
+    with self._changed:
+      usd = self._now if self.priced else None
+      return {**self._counts, 'usd': usd, 'errors': dict(sorted(self._errors.items()))}
