@@ -31,6 +31,7 @@ COMMANDS = {
   'responses': ('crossin_jax.evaluation.responses', 'main', 'language, repetition and length of open answers'),
   'judge': ('crossin_jax.evaluation.judge', 'main', 'two systems judged pair by pair through an endpoint'),
   'translate': ('crossin_jax.translate', 'main', 'aligned rows from English ones, through an endpoint or a model'),
+  'xinstruction': ('crossin_jax.xinstruction.pipeline', 'main', 'an instruction set from natural text, step by step'),
   'bench': ('crossin_jax.bench', 'main', 'measured throughput: train, decode or data'),
   'sweep': ('crossin_jax.sweep', 'main', 'ablations over gin values: one table and one plot'),
 }

@@ -203,6 +203,26 @@ class ParallelFiles(_Rows):
 
 
 @gin.configurable
+def one_language_files(
+  stems: dict[str, str | None], languages: Sequence[str], name: str
+) -> dict[str, list[ParallelFiles]]:
+  """Components of rows that are not aligned: each language has its own file.
+
+      one_language_files({'rows': 'out/plain'}, ('sw', 'ta'), 'xi')  ->  out/plain_sw.json and out/plain_ta.json as component 'rows'
+
+  Args:
+    stems: component -> stem of its files, see `ParallelFiles.path`; None leaves it out.
+    languages: codes.
+    name: of the sources.
+  """
+  files = lambda component, stem: [
+    ParallelFiles(find_files(stem, (language,))[language], (language,), name=f'{name}.{component}')
+    for language in languages
+  ]
+  return {component: files(component, stem) for component, stem in stems.items() if stem}
+
+
+@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class TfdsRows(_Rows):
   """Instruction rows from a prepared TFDS dataset with the features id, language, instruction, input, output.

@@ -122,7 +122,7 @@ def continuation_losses(
     for tree in _trees(prefix, [continuations[i][j] for i, j in owners], owners, length)
   ]
   results = [np.zeros(len(options)) for options in continuations]
-  for (i, j), losses_T, _ in _read(model, params, partition, trees, bos_id, length, rows, ()):
+  for (i, j), losses_T in _read(model, params, partition, trees, bos_id, length, rows):
     results[i][j] = losses_T.sum()
   return results
 
@@ -160,7 +160,7 @@ def _trees(prefix, branches: list, owners: list, length: int) -> Iterator[_Tree]
     yield tree
 
 
-def _read(model, params, partition: Partitioner, trees: list[_Tree], bos_id: int, length: int, rows: int, token_ids):
+def _read(model, params, partition: Partitioner, trees: list[_Tree], bos_id: int, length: int, rows: int):
   """Reads trees packed into rows.
 
       prefix 5 6, branches 7 8 and 9:  inputs     BOS 5 | 6 7 | 6      targets  7 8 9
@@ -170,10 +170,9 @@ def _read(model, params, partition: Partitioner, trees: list[_Tree], bos_id: int
   Args:
     model, params, partition, bos_id, length, rows: as in `continuation_losses`.
     trees: what is read.
-    token_ids: tokens whose log-probabilities are wanted in place of each target.
 
   Yields:
-    (owner, float64 losses of the branch's tokens, float64 [branch tokens, token_ids] log-probabilities).
+    (owner, float64 losses of the branch's tokens).
   """
   if not trees:
     return
@@ -183,7 +182,7 @@ def _read(model, params, partition: Partitioner, trees: list[_Tree], bos_id: int
   rows = -(-rows // partition.batch_ways) * partition.batch_ways
   wanted = [sum(len(branch) for tree in row for branch in trees[tree].branches) for row in contents]
   places = -(-max(wanted) // 16) * 16  # of logits in a row
-  losses_fn = _tree_losses(model, partition.replicated, token_ids)
+  losses_fn = _tree_losses(model, partition.replicated)
   names = ('inputs', 'segments', 'positions', 'branches')
 
   def make(step, selected):
@@ -212,14 +211,13 @@ def _read(model, params, partition: Partitioner, trees: list[_Tree], bos_id: int
   for step in range(-(-len(contents) // rows)):
     interruption.check()
     batch = put_batch(make, step, (rows, width), partition.batch_sharding)
-    losses_BM, scores_BMT = (np.asarray(found, np.float64) for found in losses_fn(params, batch))
+    losses_BM = np.asarray(losses_fn(params, batch), np.float64)
     for i, row in enumerate(contents[step * rows : (step + 1) * rows]):
       asked = 0
       for tree in row:
         for owner, branch in zip(trees[tree].owners, trees[tree].branches):
-          own = slice(asked, asked + len(branch))
-          yield owner, losses_BM[i, own], scores_BMT[i, own]
-          asked = own.stop
+          yield owner, losses_BM[i, asked : asked + len(branch)]
+          asked += len(branch)
 
 
 def _shape(lengths: np.ndarray, length: int) -> tuple[int, list[list[int]]]:
@@ -239,8 +237,8 @@ def _shape(lengths: np.ndarray, length: int) -> tuple[int, list[list[int]]]:
 
 
 @functools.lru_cache(maxsize=8)
-def _tree_losses(model, replicated, token_ids: tuple[int, ...]):
-  """A jitted (params, batch) -> losses [B, M] and log-probabilities [B, M, token_ids], whole on every device."""
+def _tree_losses(model, replicated):
+  """A jitted (params, batch) -> losses [B, M], whole on every device."""
 
   def compute(params, batch):
     logits_BMV = model.apply(
@@ -253,31 +251,6 @@ def _tree_losses(model, replicated, token_ids: tuple[int, ...]):
       decoder_logit_places=batch['places'],
       enable_dropout=False,
     )
-    loss_BM, log_z_BM = losses.token_losses(logits_BMV, batch['targets'])
-    chosen = jnp.asarray(token_ids, jnp.int32)
-    return loss_BM, jnp.take(logits_BMV, chosen, axis=-1) - log_z_BM[..., None]
+    return losses.token_losses(logits_BMV, batch['targets'])[0]
 
   return jax.jit(compute, out_shardings=replicated)
-
-
-def next_token_log_probabilities(
-  model, params, partition: Partitioner, prompts, token_ids, *, bos_id: int, length: int = 512, rows: int = 32
-) -> np.ndarray:
-  """Log-probability of each of a few tokens right behind each prompt: one forward pass for all of them.
-
-  Args:
-    model, params, partition: as in `sequence_losses`.
-    prompts: list of token lists, without BOS.
-    token_ids: the tokens.
-    bos_id: first decoder input.
-    length, rows: about so many tokens in a packed row, and rows of a batch.
-
-  Returns:
-    float64 [prompts, tokens], the same on every host.
-  """
-  # The first token makes room for the last of the prompt to be read; which one it is changes nothing.
-  trees = [_Tree(prompt, [[token_ids[0]]], [(i, 0)]) for i, prompt in enumerate(prompts)]
-  found = np.zeros((len(prompts), len(token_ids)))
-  for (i, _), _, scores_T in _read(model, params, partition, trees, bos_id, length, rows, tuple(token_ids)):
-    found[i] = scores_T[0]
-  return found

@@ -105,22 +105,6 @@ def test_a_branch_sees_its_trunk_and_itself_alone():
       assert moved[changed]
 
 
-def test_log_probabilities_of_the_next_token():
-  model = Decoder(tiny_config())
-  params = init_params(model, 1)
-  partition = Partitioner((1, -1, 1))
-  prompts = [[5, 6, 7], [8], list(range(3, 40)), []]
-  with partition.activate():
-    found = scoring.next_token_log_probabilities(
-      model, params, partition, prompts, [11, 3, 60], bos_id=1, length=48, rows=2
-    )
-  for prompt, own in zip(prompts, found):
-    tokens = np.array([[1, *prompt]] * 4)
-    logits = np.asarray(model.apply({'params': params}, tokens, tokens, enable_dropout=False))[0, -1]
-    wanted = jax.nn.log_softmax(logits)[np.array([11, 3, 60])]
-    np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-5)
-
-
 def test_an_empty_continuation_is_refused():
   partition = Partitioner((1, 1, 1), devices=jax.devices()[:1])
   with pytest.raises(ValueError, match='prefix 1 has an empty continuation'):

@@ -1,0 +1,156 @@
+"""`crossin xinstruction chunks`: a model over chunk files, one output file for each input file.
+
+Any number of hosts may share the files of a folder: worker i of n takes every n-th, and what is there is not done again. A chunk is
+always computed alone, in fixed shapes, so who computes it changes nothing.
+"""
+
+import argparse
+import os
+import sys
+import time
+
+import gin
+import numpy as np
+
+from crossin_jax import checkpoints, config, interruption, run_directory, train_state
+from crossin_jax.data.saved_prompts import Prompts
+from crossin_jax.decoding.generate import RESTART, stop_ids
+from crossin_jax.decoding.generation import Generator
+from crossin_jax.decoding.sampling import Sampling
+from crossin_jax.decoding.schedule import Prompt
+from crossin_jax.decoding.scoring import continuation_losses
+from crossin_jax.metrics import Progress
+from crossin_jax.models import huggingface, lora
+from crossin_jax.partitioning import Partitioner
+from crossin_jax.xinstruction import levels
+from crossin_jax.xinstruction import rows as rows_lib
+
+KINDS = {
+  'write': 'documents {"id", "text"} -> {"id", "instruction"}: the generator',
+  'respond': 'rows {"id", "instruction"} -> {"id", "output"}: a response model',
+  'rate': 'rows {"id", "instruction", "output"} -> {"id", "score"}: the rater',
+}
+
+
+@gin.configurable
+class ChunkWorker:
+  """A model that turns the rows of a chunk into others."""
+
+  def __init__(
+    self, checkpoint: str, model, kind: str, *, prompt_tokens: int = 1024, rows: int = 32, partitioner=Partitioner
+  ):
+    """Args:
+    checkpoint: a MODEL_DIR or a Hugging Face directory.
+    model: its model.
+    kind: of KINDS.
+    prompt_tokens: longer texts are cut to fit, at their end.
+    rows: of a batch.
+    partitioner: mesh and axis rules.
+    """
+    if not huggingface.is_directory(checkpoint):
+      checkpoint = checkpoints.latest_checkpoint(checkpoint)
+    self._kind, self._prompt_tokens, self._rows, self._model = kind, prompt_tokens, rows, model
+    self._prompts = Prompts(checkpoint if huggingface.is_directory(checkpoint) else os.path.dirname(checkpoint))
+    self._partition = partitioner()
+    with self._partition.activate():
+      abstract = train_state.parameter_shapes(model, self._partition)
+      self._params = lora.quantised(checkpoints.restore_params(checkpoint, abstract, model), lora.of_model(model))
+      vocabulary = self._prompts.vocabulary
+      if kind == 'rate':
+        self._levels = [vocabulary.encode(str(level)) for level in levels.LEVELS]
+      else:
+        self._generate = Generator(
+            model, self._params, self._partition, bos_id=vocabulary.bos_id, stop_ids=stop_ids(self._prompts, checkpoint),
+            sampling=Sampling(), decode=vocabulary.decode, rows=rows,
+        )  # fmt: skip
+
+  def __call__(self, rows: list[dict]) -> list[dict]:
+    """The rows of one chunk, in order."""
+    with self._partition.activate():
+      if self._kind == 'rate':
+        prompts = [self._tokens(row['instruction'], row['output']) for row in rows]
+        # One pass a sample: the levels are branches of the same prompt.
+        losses = continuation_losses(
+            self._model, self._params, self._partition, prompts, [self._levels] * len(rows),
+            bos_id=self._prompts.vocabulary.bos_id, length=self._prompt_tokens + 64, rows=self._rows,
+        )  # fmt: skip
+        scores = levels.expected_level(-np.array(losses))
+        return [{'id': row['id'], 'score': round(float(score), 6)} for row, score in zip(rows, scores)]
+      field, made = ('text', 'instruction') if self._kind == 'write' else ('instruction', 'output')
+      answers = self._generate([Prompt(self._tokens(row[field]), id=i) for i, row in enumerate(rows)])
+      return [{'id': row['id'], made: answer.text.strip()} for row, answer in zip(rows, answers)]
+
+  def _tokens(self, instruction: str, context: str = '') -> list[int]:
+    """The prompt; of the context, or without one of the instruction, as much as fits."""
+    make = lambda cut: self._prompts.tokens(
+      {'instruction': instruction, 'input': cut} if context else {'instruction': cut, 'input': ''}
+    )
+    text = context or instruction
+    if len(tokens := make(text)) <= self._prompt_tokens:
+      return tokens
+    low, high = 1, len(text)
+    while low < high:
+      middle = (low + high + 1) // 2
+      low, high = (middle, high) if len(make(text[:middle])) <= self._prompt_tokens else (low, middle - 1)
+    return make(text[:low])
+
+
+def run(checkpoint: str, model, kind: str, input_dir: str, output_dir: str, share: tuple[int, int] = (0, 1)) -> bool:
+  """Does the missing chunks of this worker's share; False when told to stop.
+
+  Args:
+    checkpoint, model, kind: see `ChunkWorker`.
+    input_dir: a folder for each language, chunk files in it.
+    output_dir: gets the same folders and names.
+    share: (i, n): every n-th chunk, from the i-th.
+  """
+  names = [
+    os.path.join(language, name)
+    for language in sorted(os.listdir(input_dir))
+    if os.path.isdir(os.path.join(input_dir, language))
+    for name in map(os.path.basename, rows_lib.chunks(input_dir, language))
+  ]
+  mine = names[share[0] :: share[1]]
+  todo = [name for name in mine if not os.path.exists(os.path.join(output_dir, name))]
+  progress = Progress(len(mine), f'{kind} {os.path.basename(output_dir)}: chunk')
+  progress.show(len(mine) - len(todo), force=True)
+  try:
+    with interruption.StopSignal():
+      worker, started, done = None, time.monotonic(), 0
+      for number, name in enumerate(todo):
+        interruption.check()
+        worker = worker or ChunkWorker(checkpoint, model, kind)
+        rows = list(rows_lib.read(os.path.join(input_dir, name)))
+        rows_lib.write(os.path.join(output_dir, name), worker(rows) if rows else [])
+        done += len(rows)
+        rate = done / max(1e-9, time.monotonic() - started)
+        progress.show(len(mine) - len(todo) + number + 1, f'{rate:.1f} rows/s')
+  except interruption.Interrupted:
+    print('told to stop: finished chunks are kept; start the same command again to go on', file=sys.stderr)
+    return False
+  return True
+
+
+def main(argv: list[str]) -> int:
+  """The command line of `crossin xinstruction chunks`."""
+  parser = argparse.ArgumentParser(
+    prog='crossin xinstruction chunks',
+    description='A model over chunk files. ' + '; '.join(f'{kind}: {what}' for kind, what in KINDS.items()),
+    epilog='example, on two hosts: crossin xinstruction chunks --kind rate --checkpoint out/train-rater.0/model '
+    '--input out/pairs --output out/rate.0 --share 0/2',
+  )
+  parser.add_argument('--kind', required=True, choices=KINDS)
+  parser.add_argument('--checkpoint', required=True, help='a MODEL_DIR or a Hugging Face directory')
+  parser.add_argument('--input', required=True, help='folder of <language>/00000.jsonl ...')
+  parser.add_argument('--output', required=True, help='folder that gets the same names')
+  parser.add_argument('--share', default='0/1', help='i/n: this worker takes every n-th chunk from the i-th')
+  config.add_flags(parser)
+  args = parser.parse_args(argv)
+  try:
+    i, n = map(int, args.share.split('/'))
+    if not 0 <= i < n:
+      raise ValueError
+  except ValueError:
+    raise config.ConfigError(f'--share {args.share!r}: write i/n with 0 <= i < n, e.g. 0/4') from None
+  model = run_directory.saved_model(args, args.checkpoint)
+  return 0 if run(args.checkpoint, model, args.kind, args.input, args.output, (i, n)) else RESTART

@@ -1,0 +1,53 @@
+"""Rows of the pipeline as files: chunks of a language in a folder, and lists for training."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import glob
+import hashlib
+import json
+import os
+
+from crossin_jax.evaluation.records import read_records
+from crossin_jax.evaluation.results import write_text
+from crossin_jax.languages import ENGLISH_NAMES
+
+
+def chunks(folder: str, language: str) -> list[str]:
+  """The chunk files of a language, in order."""
+  return sorted(glob.glob(os.path.join(glob.escape(os.path.join(folder, language)), '[0-9]*.jsonl')))
+
+
+def read(paths: str | Sequence[str]) -> Iterator[dict]:
+  """The rows of files, JSON Lines or a JSON list."""
+  for path in [paths] if isinstance(paths, str) else paths:
+    for _, row in read_records(path):
+      yield row
+
+
+def read_language(folder: str, language: str) -> Iterator[dict]:
+  """The rows of all chunks of a language."""
+  return read(chunks(folder, language))
+
+
+def write(path: str, rows: Iterable[Mapping]) -> int:
+  """Writes JSON Lines, or a list if the name ends in .json; the file appears by rename. Returns the number of rows."""
+  lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  text = '[\n' + ',\n'.join(lines) + '\n]\n' if path.endswith('.json') else ''.join(line + '\n' for line in lines)
+  write_text(path, text)
+  return len(lines)
+
+
+def plain(instruction: str, language: str) -> str:
+  """METHODS B.6: the prompt form of rows that come from natural text."""
+  return f'{instruction} Answer in {ENGLISH_NAMES[language]}.'
+
+
+def assistant(instruction: str, language: str) -> str:
+  """METHODS B.6: the prompt form of seed rows, and of inference."""
+  return f'{instruction} Answer in {ENGLISH_NAMES[language]} and the style of an AI assistant.'
+
+
+def fraction(*parts: str) -> float:
+  """A number in [0, 1) that depends on the texts alone: draws that order and hosts cannot change."""
+  digest = hashlib.sha256('\x1f'.join(parts).encode('utf-8', 'surrogatepass')).digest()
+  return int.from_bytes(digest[:8], 'big') / 2**64

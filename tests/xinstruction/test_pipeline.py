@@ -1,0 +1,170 @@
+"""The whole way from text to an instruction set, at toy size: counts that add up, kills, stale steps, shares of chunks."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from crossin_jax import cli
+from crossin_jax.xinstruction import levels
+from crossin_jax.xinstruction import rows as rows_lib
+from crossin_jax.xinstruction.steps import Step, StepError, Steps
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+LANGUAGES = ('sw', 'fi')
+
+
+@pytest.fixture(scope='module')
+def material(tmp_path_factory, tiny_vocabulary):
+  """Text and seed of two languages; the text is invented by pattern, long enough for the filter."""
+  folder = tmp_path_factory.mktemp('material')
+  rng = np.random.default_rng(0)
+  words = {
+    'sw': 'mtu watu nyumba shule mji serikali habari siku kazi watoto maji chakula barabara wakati nchi kubwa ndogo nzuri sana'.split(),
+    'fi': 'talo koulu kaupunki hallitus uutinen päivä työ lapset vesi ruoka katu aika maa suuri pieni hyvä hyvin ihminen kirja'.split(),
+  }  # fmt: skip
+  for language, own in words.items():
+    sentence = lambda: ' '.join(rng.choice(own, 9)).capitalize() + '.'
+    texts = [' '.join(sentence() for _ in range(6)) for _ in range(30)]
+    rows_lib.write(str(folder / f'text.{language}.jsonl'), ({'id': i, 'text': text} for i, text in enumerate(texts)))
+    seed = [{'instruction': f'Write about {own[i % 19]}.', 'input': '', 'output': sentence()} for i in range(12)]
+    rows_lib.write(str(folder / f'seed.{language}.json'), seed)
+  (folder / 'model.gin').write_text(
+    "include 'gin_configs/models/world_1m.gin'\nDecoderConfig.embed_dim = 32\nDecoderConfig.num_layers = 1\n"
+    'DecoderConfig.mlp_dim = 32\n'
+  )
+  return folder
+
+
+def flags(material, vocabulary, out, *more):
+  return [
+    f'--output_dir={out}', '--gin_file=gin_configs/xinstruction/default.gin', f'--gin.LANGUAGES={LANGUAGES!r}',
+    f"--gin.DOCUMENTS='{material}/text.{{language}}.jsonl'", f"--gin.SEED='{material}/seed'",
+    f"--gin.VOCABULARY='{vocabulary.path}'", f"--gin.XInstruction.model_gin=('{material}/model.gin',)",
+    "--gin.XInstruction.values={'TRAIN_STEPS': 3, 'train.epochs': None, 'BATCH_SIZE': 4, 'train.evaluators': ()}",
+    '--gin.XInstruction.chunk=8', '--gin.XInstruction.max_length=768', '--gin.XInstruction.instruction_tokens=6',
+    '--gin.XInstruction.response_tokens=6', '--gin.XInstruction.least_level=1.0', '--gin.XInstruction.keep_fraction=0.5',
+    '--gin.XInstruction.settled=0.0', '--gin.Filters.least_confidence=0.0', *more,
+  ]  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def undisturbed(material, tiny_vocabulary, tmp_path_factory):
+  out = tmp_path_factory.mktemp('undisturbed') / 'run'
+  assert cli.main(['xinstruction', 'run', *flags(material, tiny_vocabulary, out)]) == 0
+  return out
+
+
+def _exported(out):
+  return {path.name: path.read_bytes() for path in sorted((out / 'export').glob('*.json')) if path.name[0] in 'apsf'}
+
+
+def test_counts_add_up_from_step_to_step(undisturbed):
+  counts = lambda step: json.loads((undisturbed / step / 'manifest.json').read_text())['counts']
+  for language in LANGUAGES:
+    own = counts('filter')['by_language'][language]
+    assert own['read'] == own['kept'] + sum(own['dropped'].values()) == 30
+    kept = counts('keep.0')['by_language'][language]
+    assert kept['kept'] == int(0.5 * kept['candidates'] + 0.5) and sum(kept['score_histogram']) == kept['candidates']
+    rows = json.loads((undisturbed / 'export' / f'{language}.json').read_text())
+    assert (
+      len(rows) == counts('export')['by_language'][language] == counts('diversify')['by_language'][language]['chosen']
+    )
+    texts = {row['text'] for row in rows_lib.read_language(str(undisturbed / 'filter'), language)}
+    for row in rows:
+      assert set(row) == {'id', 'instruction', 'output', 'language', 'source', 'score'} and row['output'] in texts
+      assert row['instruction'].strip() and 1 <= row['score'] <= 3
+    plain = json.loads((undisturbed / 'export' / f'plain_{language}.json').read_text())
+    assert all(row['instruction'].endswith((' Answer in Swahili.', ' Answer in Finnish.')) for row in plain)
+  pairs = counts('pairs')
+  assert pairs['candidates'] + pairs['empty_instruction'] == counts('filter')['kept']
+  assert counts('rate.0')['rated'] == counts('rate.1')['rated'] == pairs['candidates']
+  assert (undisturbed / 'statistics' / 'statistics.html').stat().st_size > 10_000
+  assert (undisturbed / 'train' / 'model' / 'metrics.jsonl').exists()
+
+
+def test_a_second_start_does_nothing_and_changes_are_named(undisturbed, material, tiny_vocabulary, capsys):
+  before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob('*.jsonl')}
+  assert cli.main(['xinstruction', 'run', *flags(material, tiny_vocabulary, undisturbed)]) == 0
+  assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob('*.jsonl')} == before
+  capsys.readouterr()
+  changed = flags(material, tiny_vocabulary, undisturbed, '--gin.XInstruction.wanted=3')
+  assert cli.main(['xinstruction', 'run', *changed]) == 1
+  said = capsys.readouterr().err
+  assert 'wanted was 32000, is 3' in said and '--redo' in said and 'keep.1' not in said
+  assert cli.main(['xinstruction', 'status', *changed, '--json']) == 0
+  states = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert states['keep.1'] == 'done' and states['diversify'] == states['export'] == states['statistics'] == 'stale'
+
+
+@pytest.mark.slow
+def test_killed_anywhere_the_export_is_the_same(undisturbed, material, tiny_vocabulary, tmp_path):
+  out = tmp_path / 'run'
+  command = [sys.executable, '-m', 'crossin_jax.cli', 'xinstruction', 'run', *flags(material, tiny_vocabulary, out)]
+  rng, kills = np.random.default_rng(1), 0
+  while True:
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True, cwd=REPOSITORY)
+    try:
+      status = process.wait(timeout=float(rng.uniform(4, 25)) if kills < 6 else 500)
+      break
+    except subprocess.TimeoutExpired:
+      os.killpg(process.pid, 9)
+      process.wait()
+      kills += 1
+      time.sleep(0.2)
+  assert status == 0 and kills >= 3
+  assert _exported(out) == _exported(undisturbed)
+
+
+def test_shares_of_chunks_are_the_whole(undisturbed, tmp_path):
+  base = ['xinstruction', 'chunks', '--kind', 'rate', '--checkpoint', str(undisturbed / 'train-rater.0' / 'model')]
+  base += [
+    '--input',
+    str(undisturbed / 'pairs'),
+    '--output',
+    str(tmp_path / 'rated'),
+    '--gin.ChunkWorker.prompt_tokens=704',
+  ]
+  for share in ('1/3', '0/3', '2/3'):
+    assert cli.main([*base, '--share', share]) == 0
+  for language in LANGUAGES:
+    theirs = {path.name: path.read_bytes() for path in (undisturbed / 'rate.0' / language).glob('*.jsonl')}
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'rated' / language).glob('*.jsonl')} == theirs
+  assert cli.main([*base, '--share', '3/3']) == 2
+
+
+def test_levels():
+  seed = [{'id': str(i), 'instruction': f'q{i}', 'output': f'a{i}'} for i in range(5)]
+  rows = levels.rating_rows(seed, {'0': 'b0', '1': 'a1', '2': ' '})
+  by_level = {level: [row for row in rows if row['output'] == str(level)] for level in (1, 2, 3)}
+  assert len(by_level[3]) == 5 and [row['id'] for row in by_level[2]] == ['0.2']
+  assert all(row['input'] != f'a{row["id"][0]}' for row in by_level[1]) and len(by_level[1]) == 5
+  np.testing.assert_allclose(
+    levels.expected_level(np.log([[0.1, 0.1, 0.2], [1e-9, 1e-9, 0.5]])), [2.25, 3.0], atol=1e-6
+  )
+  scores = np.array([2.9, 2.6, 2.4, 1.0])
+  assert levels.kept(scores, list('abcd'), 0.75, 2.5).tolist() == [0, 1]
+  assert levels.kept(scores, list('abcd'), 0.25, 1.0).tolist() == [0]
+
+
+def test_a_step_begun_under_other_settings_is_put_aside(tmp_path):
+  made = []
+
+  def run(folder):
+    made.append(sorted(os.listdir(folder)))
+    pathlib.Path(folder, 'half').touch()
+    if len(made) == 1:
+      raise OSError('full')
+    return {'n': 1}
+
+  with pytest.raises(OSError):
+    Steps(str(tmp_path), [Step('a', run, (), {'x': 1})]).run()
+  Steps(str(tmp_path), [Step('a', run, (), {'x': 2})]).run()
+  assert made == [['begun.json'], ['begun.json']] and (tmp_path / 'a.stale' / 'half').exists()
+  with pytest.raises(StepError, match='waits for a'):
+    Steps(str(tmp_path / 'other'), [Step('a', run), Step('b', run, ('a',))]).run(['b'])
