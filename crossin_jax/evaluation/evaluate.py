@@ -184,6 +184,8 @@ def _write_page(output_dir: str, one: _Asked, choices: dict, variant: str, alone
       report.Item(id_, {row['language']: asked_text(row) for row in item}, {row['language']: row['choices'] for row in item})
       for id_, item in zip(questions.ids, questions.rows)
     ],
+    benchmark=one.name,
+    prompts=len(one.prompts),
     options=max(len(row['choices']) for item in questions.rows for row in item),
     command='crossin ' + ' '.join(sys.argv[1:]),
     method=next(iter(choices))[3],

@@ -65,6 +65,8 @@ class Report:
   world: Mapping[str, object] = field(default_factory=dict)  # what the world holds: 'territories' -> 120
   seconds: Mapping[str, float] = field(default_factory=dict)  # arm -> training time, all its seeds together
   tokens: Mapping[str, int] = field(default_factory=dict)  # arm -> tokens trained on, all its seeds together
+  benchmark: str = ''  # name of a benchmark that the questions come from; '' = the embedded world
+  prompts: int = 1  # prompt forms that the benchmark was asked under
   summary: str = ''  # a paragraph of its own, before the generated findings
   config: str = ''  # operative gin
   command: str = ''
