@@ -24,7 +24,7 @@ def train(tiny_prepared, tmp_path_factory):
   compiled = tmp_path_factory.mktemp('compiled')
   flags = [flag for flag in os.environ['XLA_FLAGS'].split() if 'device_count' not in flag]
 
-  def run(model_dir, processes, *, microbatches=1, devices=1, mesh='(1, -1, 1)'):
+  def run(model_dir, processes, *, microbatches=1, devices=1, mesh='(1, -1, 1)', more=()):
     values = {
       'DATA_DIR': directory,
       'MODEL_DIR': str(model_dir),
@@ -52,7 +52,7 @@ def train(tiny_prepared, tmp_path_factory):
     for index in range(processes):
       command = [sys.executable, '-m', 'crossin_jax.cli', 'train', '--gin_file=gin_configs/runs/world_tune.gin']
       command += [f'--gin.{name}={value!r}' for name, value in values.items()]
-      command += [f'--gin.MESH_SHAPE={mesh}', '--gin.train.evaluators=()', '--gin.train.evaluation_period=0']
+      command += [f'--gin.MESH_SHAPE={mesh}', '--gin.train.evaluators=()', '--gin.train.evaluation_period=0', *more]
       if processes > 1:
         command += [f'--coordinator_address={address}', f'--process_count={processes}', f'--process_index={index}']
       running.append(
@@ -63,7 +63,7 @@ def train(tiny_prepared, tmp_path_factory):
     errors = [process.communicate()[1] for process in running]
     assert [process.returncode for process in running] == [0] * processes, errors[0][-2000:]
     with open(os.path.join(model_dir, 'metrics.jsonl'), encoding='utf-8') as f:
-      return {row['step']: row['loss'] for row in map(json.loads, f)}
+      return {row['step']: row['loss'] for row in map(json.loads, f) if 'loss' in row}
 
   return run
 
@@ -124,3 +124,25 @@ def test_flags_go_together(capsys):
   assert 'go together' in capsys.readouterr().err
   assert cli.main(['train', '--coordinator_address=127.0.0.1:1', '--process_count=2', '--process_index=2']) == 1
   assert 'not between 0 and 1' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_benchmark_in_training_asks_the_same_on_all_hosts(train, tmp_path):
+  """A budget of nothing ends after the first slice on each host, or they would wait for each other for ever."""
+  choices = [f'({letter}) {letter}' for letter in 'ABCD']
+  item = lambda i, language: {'question': f'{language} {i}?', 'choices': choices, 'answer': choices[i % 4]}
+  records = [{'id': i, 'English': item(i, 'en'), 'Chinese': item(i, 'zh')} for i in range(50)]
+  (tmp_path / 'mmlu.json').write_text(json.dumps(records))
+  more = [
+    '--gin.train.evaluators=(@BenchmarkEvaluator(),)', f'--gin.train.evaluation_period={SAVED}',
+    "--gin.BenchmarkEvaluator.benchmark='cross_mmlu'", f"--gin.BenchmarkEvaluator.path='{tmp_path}/mmlu.json'",
+    '--gin.BenchmarkEvaluator.seconds=0.0',
+  ]  # fmt: skip
+  figures = {}
+  for processes in (1, 2):
+    train(tmp_path / str(processes), processes, more=more)
+    with open(tmp_path / str(processes) / 'metrics.jsonl', encoding='utf-8') as f:
+      figures[processes] = [row for row in map(json.loads, f) if 'eval/cross_mmlu/accuracy' in row]
+  assert [row['step'] for row in figures[1]] == [SAVED, STEPS]
+  assert all(row['eval/cross_mmlu/items'] == 32 for row in figures[1])
+  assert figures[1] == figures[2]
