@@ -1,8 +1,8 @@
 """Which instructions to keep: like ones are clustered, and every cluster gives equally many, its best first.
 
-METHODS B.5 and C18: instructions of one language are embedded, clustered by mini-batch k-means, and taken in equal quota. A pool
-of 20 rows where 15 ask for a headline and 5 for five other things, 6 wanted: random choice keeps 4 or 5 headlines, this one of
-each.
+METHODS B.5 and C18: instructions of one language are embedded, clustered by mini-batch k-means, and taken in equal quota. Plain
+k-means spends most clusters on what is frequent and lumps the rest together, so that equal quota may reach fewer topics than
+chance does; `Diversification.balance` is what this project does about it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,8 @@ import numpy as np
 from crossin_jax.xinstruction import embeddings
 
 MOST_CLUSTERS, ROWS_PER_CLUSTER = 1000, 32
+_NEIGHBOURS = 2000  # points at random that a density is estimated from
+_BATCH = 16_384
 
 
 @gin.configurable
@@ -28,12 +30,15 @@ class Diversification:
     clusters: number of clusters; None = a cluster for every 32 distinct instructions, at least 1 and at most 1,000.
     batch_size: instructions in a step of mini-batch k-means.
     starts: random beginnings of k-means that are tried on a part of the data; the best goes on.
+    balance: how far k-means is kept from spending its clusters on what is frequent: an instruction counts as its density to
+      the power -balance. 1 = topics count alike, 0 = plain k-means, instructions count alike.
     seed: of k-means and of the order among equal scores.
   """
 
   clusters: int | None = None
   batch_size: int = 4096
   starts: int = 3
+  balance: float = 1.0
   seed: int = 0
 
   def __post_init__(self):
@@ -41,6 +46,8 @@ class Diversification:
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f'Diversification.{name} = {value}: must be at least 1')
+    if not 0 <= self.balance <= 1:
+      raise ValueError(f'Diversification.balance = {self.balance}: must be from 0 to 1')
 
   def clusters_of(self, distinct: int) -> int:
     """Number of clusters for so many distinct instructions; never more than there are."""
@@ -136,12 +143,22 @@ def cluster(points: np.ndarray, clusters: int, settings: Diversification | None 
   )
   with embeddings.single_thread(), warnings.catch_warnings():
     warnings.simplefilter('ignore')  # that fewer points than clusters are distinct, which is no fault
-    kmeans.fit(points)
-    labels = np.concatenate([kmeans.predict(points[i : i + 65_536]) for i in range(0, len(points), 65_536)])
+    kmeans.fit(points, sample_weight=_density(points, settings.seed) ** -settings.balance)
+    labels = np.concatenate([kmeans.predict(points[i : i + _BATCH]) for i in range(0, len(points), _BATCH)])
   found, first, inverse, sizes = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
   number = np.empty(len(found), np.int64)
   number[np.lexsort((first, -sizes))] = np.arange(len(found))
   return number[inverse]
+
+
+def _density(points: np.ndarray, seed: int) -> np.ndarray:
+  """How much stands near each point, float32 [N], 1 on average: mean fourth power of its cosine with some of the others."""
+  others = points
+  if len(points) > _NEIGHBOURS:
+    others = points[np.random.default_rng(seed).choice(len(points), _NEIGHBOURS, replace=False)]
+  near = lambda batch: (np.maximum(batch @ others.T, 0) ** 4).mean(1)
+  found = np.concatenate([near(points[i : i + _BATCH]) for i in range(0, len(points), _BATCH)]) + 1 / len(others)
+  return found / found.mean()
 
 
 def coverage(
@@ -149,34 +166,40 @@ def coverage(
   chosen: Sequence[int],
   *,
   method: str = 'characters',
+  vectors: np.ndarray | None = None,
   clusters: int | None = None,
   seeds: Sequence[int] = tuple(range(10)),
 ) -> dict:
   """How widely a choice is spread, against random choices of the same size.
 
-  Measured in an embedding that was not used for choosing, in clusters of its own.
+  Measured in an embedding that was not used for choosing. Clusters are made there twice: with `Diversification.balance` 1, where
+  they stand for topics, and by plain k-means, where they stand for rows: those hit say how much of what is frequent was kept, and
+  a choice that evens out topics hits fewer of them than chance does.
 
   Args:
     instructions: of all rows.
     chosen: indices of the rows that were chosen.
     method: of `embeddings.embed`.
+    vectors: float [rows, D] of unit length to measure in; None = `embeddings.embed` of the normalised instructions by `method`.
     clusters: None = as many as were chosen, at most 1,000 and one for every 4 distinct instructions.
     seeds: of the random choices.
 
   Returns:
-    {'rows', 'chosen', 'method', 'clusters', 'clusters_hit': F, 'mean_distance': F}; F is {'chosen': x, 'random': mean over seeds,
-    'sd': over seeds, 'randoms': [x of each seed], 'above': share of the seeds that the choice beats}. Distances are cosine,
-    0..2, means over all pairs.
+    {'rows', 'chosen', 'method', 'clusters', 'clusters_hit': F, 'plain_clusters', 'plain_clusters_hit': F, 'mean_distance': F}; F is
+    {'chosen': x, 'random': mean over seeds, 'sd': over seeds, 'randoms': [x of each seed], 'above': share of the seeds that the
+    choice beats}. Distances are cosine, 0..2, means over all pairs.
   """
   texts = [normalised(text) for text in instructions]
   chosen = np.asarray(chosen, np.int64)
-  vectors = embeddings.embed(texts, method=method)
+  vectors = embeddings.embed(texts, method=method) if vectors is None else vectors
   distinct, first, inverse = np.unique(np.array(texts, object), return_index=True, return_inverse=True)
   clusters = clusters or max(1, min(MOST_CLUSTERS, len(chosen), len(distinct) // 4))
-  labels = cluster(vectors[first], clusters)[inverse] if texts else np.zeros(0, np.int64)
+  partition = lambda balance: cluster(vectors[first], clusters, Diversification(balance=balance))[inverse]
+  labels, plain = (partition(balance) if texts else np.zeros(0, np.int64) for balance in (1.0, 0.0))
   canonical = np.argsort(inverse, kind='stable')  # random choices do not depend on the order of the rows
   measures = {
     'clusters_hit': lambda places: len(np.unique(labels[places])),
+    'plain_clusters_hit': lambda places: len(np.unique(plain[places])),
     'mean_distance': lambda places: _mean_distance(vectors[places]),
   }
   draws = [canonical[np.random.default_rng(s).choice(len(texts), len(chosen), replace=False)] for s in seeds]
@@ -185,6 +208,7 @@ def coverage(
     'chosen': len(chosen),
     'method': method,
     'clusters': int(labels.max(initial=-1)) + 1,
+    'plain_clusters': int(plain.max(initial=-1)) + 1,
   }
   for name, measure in measures.items():
     own, others = float(measure(chosen)), [float(measure(draw)) for draw in draws]

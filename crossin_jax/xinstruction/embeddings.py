@@ -13,7 +13,7 @@ import numpy as np
 
 METHODS = ('tfidf', 'characters', 'sentence-transformers:NAME_OR_PATH', 'model')
 
-_FEATURES = 1 << 20  # columns that n-grams are hashed to: 350,000 instructions have about half a million word 2-grams
+_FEATURES = 1 << 20  # columns that n-grams are hashed to: instructions have some 100,000 words, and more pairs of them
 _FIT = 50_000  # texts that weights and directions are learned from; more change neither
 _BATCH = 16_384  # texts turned into vectors together
 
@@ -24,6 +24,7 @@ def embed(
   method: str = 'tfidf',
   dimensions: int = 128,
   seed: int = 0,
+  words: int = 1,
   checkpoint: str = '',
   model=None,
   max_tokens: int = 512,
@@ -35,12 +36,14 @@ def embed(
 
   Args:
     texts: any; of tens of words each.
-    method: 'tfidf': words and pairs of words, weighted by their rarity, in `dimensions` directions (truncated SVD);
+    method: 'tfidf': words, weighted by their rarity, in `dimensions` directions (truncated SVD);
       'characters': the same of 3- and 4-grams of characters, to measure with what was not used for clustering;
       'sentence-transformers:NAME_OR_PATH': a model of that library (it downloads a NAME);
       'model': mean of the last hidden states of a checkpoint's own model, less the mean over all texts.
     dimensions: D of 'tfidf' and 'characters'; the other methods have their model's width.
     seed: of the SVD.
+    words: of 'tfidf': longest run of words that counts as one; 1 = words alone, 2 = pairs too. Pairs multiply the directions of
+      frequent topics, and the SVD then leaves rare ones out.
     checkpoint: of 'model': a MODEL_DIR, one of its checkpoints, or a Hugging Face directory.
     model: of 'model': the model of that checkpoint.
     max_tokens: of 'model': a text is read as far as this.
@@ -51,15 +54,16 @@ def embed(
   Raises:
     ValueError: an unknown method, a missing package or checkpoint.
   """
-  if dimensions < 1:
-    raise ValueError(f'embed.dimensions = {dimensions}: must be at least 1')
+  for name, value in (('dimensions', dimensions), ('words', words), ('max_tokens', max_tokens)):
+    if value < 1:
+      raise ValueError(f'embed.{name} = {value}: must be at least 1')
   distinct = sorted(set(texts))
   place = {text: i for i, text in enumerate(distinct)}
   kind, _, name = method.partition(':')
   if not distinct:
     return np.zeros((0, dimensions), np.float32)
   if method == 'tfidf':
-    vectors = _ngrams(distinct, dimensions, seed, analyzer='word', ngram_range=(1, 2), token_pattern=r'(?u)\b\w+\b')
+    vectors = _ngrams(distinct, dimensions, seed, analyzer='word', ngram_range=(1, words), token_pattern=r'(?u)\b\w+\b')
   elif method == 'characters':
     vectors = _ngrams(distinct, dimensions, seed, analyzer='char_wb', ngram_range=(3, 4))
   elif kind == 'sentence-transformers' and name:
@@ -119,8 +123,11 @@ def _ngrams(distinct: list[str], dimensions: int, seed: int, **analysis) -> np.n
     return sklearn('sklearn.preprocessing').normalize(counts.multiply(inverse).tocsr(), copy=False)
 
   rank = min(dimensions, len(sample), len(kept))
+  if len(kept) == 1:  # of which there is no SVD
+    found[:, :1] = weighted(vectorizer.transform(distinct)).toarray()
+    return found
   svd = sklearn('sklearn.decomposition').TruncatedSVD(rank, n_iter=4, random_state=seed)
-  with single_thread():
+  with single_thread(), np.errstate(invalid='ignore'):  # of a single text nothing varies, and sklearn divides by that
     svd.fit(weighted(counts))
     for first in range(0, len(distinct), _BATCH):
       batch = weighted(vectorizer.transform(distinct[first : first + _BATCH]))

@@ -299,7 +299,7 @@ def _map(instructions: Sequence[tuple[str, str]], seed: int) -> dict | None:
     here = Counter(word for i in own for word in words[i])
     groups.append({'size': len(own), 'words': _typical(here, len(own), everywhere, len(texts))})
   return {
-    'method': 'TF-IDF of words and pairs of words, truncated SVD, two main directions',
+    'method': 'TF-IDF of words, truncated SVD, two main directions',
     'explained': [float(value) for value in values[::-1][:2] / max(values.sum(), 1e-12)],
     'groups': groups,
     'points': [

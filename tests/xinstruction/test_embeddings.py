@@ -42,22 +42,22 @@ def test_with_all_directions_cosines_are_those_of_sklearns_tfidf(method, analysi
   idf = TfidfTransformer(norm=None).fit(binary).idf_
   weighted = counts.multiply(idf).toarray()
   weighted /= np.linalg.norm(weighted, axis=1, keepdims=True)
-  found = embeddings.embed(TEXTS, method=method, dimensions=50)
+  found = embeddings.embed(TEXTS, method=method, dimensions=50, words=2)
   assert found.dtype == np.float32 and found.shape == (7, 50)
   np.testing.assert_allclose(found @ found.T, weighted @ weighted.T, atol=2e-5)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.lists(st.text('ab cé\u0e01\n.', max_size=12), max_size=12), st.randoms(use_true_random=False))
 def test_order_does_not_matter_and_equal_texts_are_equal(texts, random):
-  found = embeddings.embed(texts, dimensions=4)
-  assert found.shape == (len(texts), 4) and np.isfinite(found).all()
+  found = embeddings.embed(texts, dimensions=16)
+  assert found.shape == (len(texts), 16) and np.isfinite(found).all()
   norms = np.linalg.norm(found, axis=1)
   assert ((np.abs(norms - 1) < 1e-5) | (norms == 0)).all()
   assert all((norm == 0) == (not any(c.isalnum() for c in text)) for norm, text in zip(norms, texts))
   order = list(range(len(texts)))
   random.shuffle(order)
-  again = embeddings.embed([texts[i] for i in order] + texts[:1], dimensions=4)
+  again = embeddings.embed([texts[i] for i in order] + texts[:1], dimensions=16)
   np.testing.assert_array_equal(again[: len(order)], found[order])
   np.testing.assert_array_equal(again[len(order) :], found[:1])
 
@@ -97,9 +97,9 @@ def test_states_are_what_the_logits_are_made_of_whatever_stands_beside(changes):
   params = init_params(model, 3)
   partition = Partitioner((1, -1, 1), devices=jax.devices()[:4])
   rng = np.random.default_rng(0)
-  tokens = [rng.integers(3, 61, n).tolist() for n in (1, 30, 7, 0, 15, 16, 2)]
+  tokens = [rng.integers(3, 61, n).tolist() for n in (1, 20, 7, 0, 1)]
   with partition.activate():
-    found = embeddings.mean_states(model, params, partition, tokens, bos_id=1, rows=3)
+    found = embeddings.mean_states(model, params, partition, tokens, bos_id=1, rows=2)
   head_EV = params['decoder']['lm_head'] if 'lm_head' in params['decoder'] else params['decoder']['token_embedding'].T
   assert (found[3] == 0).all()
   for ids, state in zip(tokens, found):
