@@ -52,9 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     import difflib
 
     near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-    print(
-      f'crossin: no command {argv[0]!r}{f"; did you mean {near[0]}?" if near else ""}\n\n{_help()}', file=sys.stderr
-    )
+    hint = f'; did you mean {near[0]}?' if near else ''
+    print(f'{_help()}\n\ncrossin: no command {argv[0]!r}{hint}', file=sys.stderr)
     return 2
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   module, function, _ = COMMANDS[argv[0]]
