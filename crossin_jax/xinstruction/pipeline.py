@@ -14,80 +14,28 @@ import json
 import os
 import sys
 
-import gin
 import numpy as np
 
 from crossin_jax import config
 from crossin_jax.jobs import Jobs, StepFailed, Stopped
-from crossin_jax.languages import code_of
-from crossin_jax.xinstruction import levels
+from crossin_jax.xinstruction import levels, seed
 from crossin_jax.xinstruction import rows as rows_lib
+from crossin_jax.xinstruction.settings import XInstruction
 from crossin_jax.xinstruction.steps import Step, StepError, Steps, file_stamp
 
 RESTART = 75
 COMPONENT, PRESET = 'rows', 'default'
 
 
-@gin.configurable
-@dataclasses.dataclass(frozen=True)
-class XInstruction:
-  """What is built from what.
-
-  Attributes:
-    languages: codes of the output languages.
-    documents: files of natural text, '{language}' standing for the code: 'text/{language}/*.jsonl'; see `documents.find_files`.
-    seed: pairs of English instruction and native response. 'data/seed' finds data/seed.sw.json with rows {"instruction" (English),
-      "input", "output" (native)}; with `seed_is_parallel`, data/seed.en.json has the instructions and data/seed.sw.json the outputs.
-    seed_is_parallel: see `seed`.
-    vocabulary: tokenizer file.
-    model_gin: gin files that make the model and load its weights, a tuple; see `values`.
-    values: gin values for every training run: {'HF_DIR': ..., 'INITIAL_CHECKPOINT_PATH': ...}.
-    seed_pairs: most seed pairs of a language (METHODS C13).
-    rounds: of rating and keeping, at least 1 (C17).
-    keep_fraction: share of the candidates that is kept at most; least_level: expected level that they must reach.
-    settled: the rounds end early when less than this share of the kept set changes.
-    wanted: samples of a language in the export (B.5).
-    chunk: documents in a file that is generated for and rated as one.
-    instruction_tokens, response_tokens: most new tokens of a generated instruction and response.
-    max_length: most tokens of a training example.
-  """
-
-  languages: tuple[str, ...] = gin.REQUIRED
-  documents: str = gin.REQUIRED
-  seed: str = gin.REQUIRED
-  vocabulary: str = gin.REQUIRED
-  model_gin: tuple[str, ...] = ('gin_configs/models/huggingface.gin',)
-  values: dict = dataclasses.field(default_factory=dict)
-  seed_is_parallel: bool = False
-  seed_pairs: int = 3_200
-  rounds: int = 2
-  keep_fraction: float = 0.25
-  least_level: float = 2.5
-  settled: float = 0.05
-  wanted: int = 32_000
-  chunk: int = 512
-  instruction_tokens: int = 128
-  response_tokens: int = 512
-  max_length: int = 2048
-
-  def __post_init__(self):
-    object.__setattr__(self, 'languages', tuple(code_of(language) for language in self.languages))
-    if self.rounds < 1 or not 0 < self.keep_fraction <= 1 or not 1 <= self.least_level <= 3:
-      raise ValueError('XInstruction: rounds must be at least 1, keep_fraction in (0, 1], least_level between 1 and 3')
-    if 'en' in self.languages:
-      raise ValueError('XInstruction.languages are the output languages; instructions are English by themselves')
-
-
 class Pipeline:
   """The steps of one run directory."""
 
-  def __init__(self, output_dir: str, settings: XInstruction, bindings: tuple[str, ...] = ()):
+  def __init__(self, output_dir: str, settings: XInstruction):
     """Args:
     output_dir: the run directory.
     settings: what to do.
-    bindings: gin flags for the training runs, as they are.
     """
-    self.settings, self._bindings = settings, bindings
+    self.settings = settings
     self.jobs = Jobs(
       output_dir, 1, {'JAX_PLATFORMS': os.environ['JAX_PLATFORMS']} if 'JAX_PLATFORMS' in os.environ else {}
     )
@@ -95,7 +43,12 @@ class Pipeline:
 
   def _all(self) -> list[Step]:
     s = self.settings
-    train = {'model_gin': s.model_gin, 'values': s.values, 'max_length': s.max_length, 'vocabulary': s.vocabulary}
+    train = {
+      'model_gin': [_lines(path) for path in s.model_gin],
+      'values': s.values,
+      'max_length': s.max_length,
+      'vocabulary': s.vocabulary,
+    }
     keep = {'keep_fraction': s.keep_fraction, 'least_level': s.least_level, 'settled': s.settled}
     steps = [
       Step(
@@ -156,35 +109,12 @@ class Pipeline:
   def _seed(self, folder: str) -> Mapping:
     counts = {}
     for language in self.settings.languages:
-      found = list(self._seed_rows(language))
+      found = list(seed.rows(self.settings, language))
       order = sorted(found, key=lambda row: rows_lib.fraction('seed', row['id']))[: self.settings.seed_pairs]
       if not order:
         raise StepError(f'no seed pair in {language}: {self.settings.seed} must give rows with instruction and output')
       counts[language] = rows_lib.write(os.path.join(folder, language, '00000.jsonl'), order)
     return {'pairs': sum(counts.values()), 'by_language': counts}
-
-  def _seed_rows(self, language: str):
-    paths = self._seed_paths(language)
-    native = list(rows_lib.read(paths[-1]))
-    english = list(rows_lib.read(paths[0])) if self.settings.seed_is_parallel else native
-    if len(native) != len(english):
-      raise StepError(
-        f'{paths[0]} has {len(english)} rows and {paths[-1]} {len(native)}; parallel files have the same rows in the same order'
-      )
-    for number, (asked, answered) in enumerate(zip(english, native)):
-      missing = [f for f, row in (('instruction', asked), ('output', answered)) if not isinstance(row.get(f), str)]
-      if missing:
-        raise StepError(
-          f'{paths[0 if missing[0] == "instruction" else -1]}, row {number}: field {missing[0]!r} must be a text'
-        )
-      instruction = '\n'.join(filter(None, (asked['instruction'].strip(), str(asked.get('input') or '').strip())))
-      if instruction and answered['output'].strip():
-        yield {
-          'id': f'seed.{number}',
-          'instruction': instruction,
-          'output': answered['output'].strip(),
-          'language': language,
-        }
 
   def _train_generator(self, folder: str) -> Mapping:
     rows = lambda language: [
@@ -332,9 +262,9 @@ class Pipeline:
         {key: row.get(key) for key in ('id', 'instruction', 'output', 'language', 'source', 'score')}
         for row in self._read('diversify', language)
       ]
-      seed = [row | {'source': 'seed', 'score': None} for row in self._read('seed', language)]
+      pairs = [row | {'source': 'seed', 'score': None} for row in self._read('seed', language)]
       counts[language] = rows_lib.write(os.path.join(folder, f'{language}.json'), rows)
-      for name, own, style in (('plain', rows, rows_lib.plain), ('assistant', seed, rows_lib.assistant)):
+      for name, own, style in (('plain', rows, rows_lib.plain), ('assistant', pairs, rows_lib.assistant)):
         asked = (row | {'instruction': style(row['instruction'], language)} for row in own)
         rows_lib.write(os.path.join(folder, f'{name}_{language}.json'), asked)
     return {'rows': sum(counts.values()), 'by_language': counts}
@@ -410,7 +340,7 @@ class Pipeline:
       'MODEL_DIR': f'{folder}/model',
       'LENGTH': s.max_length,
     }
-    self._command(f'{name}.train', ['train', *files], values | dict(s.values), self._bindings)
+    self._command(f'{name}.train', ['train', *files], values | dict(s.values))
     return {'rows': sum(counts.values()), 'by_language': counts}
 
   def _chunks(self, kind: str, model_step: str, input_dir: str, output_dir: str, new_tokens: int | None = None) -> None:
@@ -418,37 +348,18 @@ class Pipeline:
     values = {'ChunkWorker.prompt_tokens': self.settings.max_length - 64}
     if new_tokens:
       values['Sampling.max_new_tokens'] = new_tokens
-    flags = [
-      'xinstruction',
-      'chunks',
-      '--kind',
-      kind,
-      '--checkpoint',
-      checkpoint,
-      '--input',
-      input_dir,
-      '--output',
-      output_dir,
-    ]
+    flags = ['xinstruction', 'chunks', '--kind', kind, '--checkpoint', checkpoint]
+    flags += ['--input', input_dir, '--output', output_dir]
     self._command(f'{model_step}.{kind}', flags, values)
 
-  def _command(self, log: str, arguments: list[str], values: Mapping, bindings=()) -> None:
-    self.jobs.run(log, arguments, values, bindings, all_cores=True)
-
-  def _seed_paths(self, language: str) -> list[str]:
-    """[file of the instructions, file of the responses], the same where they stand together."""
-    wanted, stem = ['en', language] if self.settings.seed_is_parallel else [language], self.settings.seed
-    found = []
-    for code in wanted:
-      names = [f'{stem}{mark}{code}{ext}' for mark in '._' for ext in ('.json', '.jsonl', '.json.gz', '.jsonl.gz')]
-      there = [name for name in names if os.path.isfile(name)]
-      if not there:
-        raise StepError(f'no seed file {names[0]} (or {", ".join(os.path.basename(name) for name in names[1:4])} ...)')
-      found.append(there[0])
-    return found
+  def _command(self, log: str, arguments: list[str], values: Mapping) -> None:
+    self.jobs.run(log, arguments, values, all_cores=True)
 
   def _seed_stamps(self) -> dict:
-    return {language: [file_stamp(path) for path in self._seed_paths(language)] for language in self.settings.languages}
+    return {
+      language: [file_stamp(path) for path in seed.files(self.settings, language)]
+      for language in self.settings.languages
+    }
 
   def _document_stamps(self) -> dict:
     from crossin_jax.xinstruction.documents import find_files
@@ -459,10 +370,15 @@ class Pipeline:
 
 
 def _gin_file(kind: str) -> dict:
-  """The text of the run file of a kind of model: another recipe is another model."""
+  """The run file of a kind of model: another recipe is another model."""
+  return {'recipe': _lines(f'gin_configs/xinstruction/{kind}.gin')}
+
+
+def _lines(path: str) -> list[str]:
+  """What a gin file says, without comments; of this project if there is none of that name."""
   root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-  with open(os.path.join(root, 'gin_configs', 'xinstruction', f'{kind}.gin'), encoding='utf-8') as f:
-    return {'recipe': [line.split('#')[0].strip() for line in f if line.split('#')[0].strip()]}
+  with open(path if os.path.isfile(path) else os.path.join(root, path), encoding='utf-8') as f:
+    return [line.split('#')[0].strip() for line in f if line.split('#')[0].strip()]
 
 
 def _filter_settings() -> dict:
@@ -475,7 +391,10 @@ def _filter_settings() -> dict:
 def _diversification_settings() -> dict:
   from crossin_jax.xinstruction.diversification import Diversification
 
-  return dataclasses.asdict(Diversification())
+  embed = {name: config.bound(f'embed.{name}') for name in ('method', 'dimensions', 'words', 'seed', 'checkpoint')}
+  return dataclasses.asdict(Diversification()) | {
+    'embed': {name: value for name, value in embed.items() if value is not None}
+  }
 
 
 def _names(pipeline: Pipeline, command: str) -> list[str] | None:

@@ -312,7 +312,7 @@ def _near(one, two):
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=60))
 def test_kappa_is_that_of_scikit_learn(cells):
-  metrics = pytest.importorskip('sklearn.metrics')
+  metrics = pytest.importorskip('sklearn.metrics', reason='the comparison with scikit-learn needs the extra `test`')
   outcomes = {0: Judgement((2, 1), (1, 2)), 1: Judgement((1, 1), (1, 1)), 2: Judgement((1, 2), (2, 1))}
   pairs = [Pair(str(i), 'ur', None, '', 'q', 'a', 'b') for i in range(len(cells))]
   one, two = ([outcomes[cell[side]] for cell in cells] for side in (0, 1))

@@ -213,7 +213,7 @@ def start(tmp_path, source, output, workers):
 
 
 def descendants(pid):
-  psutil = pytest.importorskip('psutil')
+  psutil = pytest.importorskip('psutil', reason='watching processes needs the extra `test`')
   return psutil.Process(pid).children(recursive=True)
 
 

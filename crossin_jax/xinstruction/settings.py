@@ -1,0 +1,57 @@
+"""What X-Instruction builds from what."""
+
+import dataclasses
+
+import gin
+
+from crossin_jax.languages import code_of
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class XInstruction:
+  """What is built from what.
+
+  Attributes:
+    languages: codes of the output languages.
+    documents: files of natural text, '{language}' standing for the code: 'text/{language}/*.jsonl'; see `documents.find_files`.
+    seed: pairs of English instruction and native response. 'data/seed' finds data/seed.sw.json with rows {"instruction" (English),
+      "input", "output" (native)}; with `seed_is_parallel`, data/seed.en.json has the instructions and data/seed.sw.json the outputs.
+    seed_is_parallel: see `seed`.
+    vocabulary: tokenizer file.
+    model_gin: gin files that make the model and load its weights, a tuple; see `values`.
+    values: gin values for every training run: {'HF_DIR': ..., 'INITIAL_CHECKPOINT_PATH': ...}.
+    seed_pairs: most seed pairs of a language (METHODS C13).
+    rounds: of rating and keeping, at least 1 (C17).
+    keep_fraction: share of the candidates that is kept at most; least_level: expected level that they must reach.
+    settled: the rounds end early when less than this share of the kept set changes.
+    wanted: samples of a language in the export (B.5).
+    chunk: documents in a file that is generated for and rated as one.
+    instruction_tokens, response_tokens: most new tokens of a generated instruction and response.
+    max_length: most tokens of a training example.
+  """
+
+  languages: tuple[str, ...] = gin.REQUIRED
+  documents: str = gin.REQUIRED
+  seed: str = gin.REQUIRED
+  vocabulary: str = gin.REQUIRED
+  model_gin: tuple[str, ...] = ('gin_configs/models/huggingface.gin',)
+  values: dict = dataclasses.field(default_factory=dict)
+  seed_is_parallel: bool = False
+  seed_pairs: int = 3_200
+  rounds: int = 2
+  keep_fraction: float = 0.25
+  least_level: float = 2.5
+  settled: float = 0.05
+  wanted: int = 32_000
+  chunk: int = 512
+  instruction_tokens: int = 128
+  response_tokens: int = 512
+  max_length: int = 2048
+
+  def __post_init__(self):
+    object.__setattr__(self, 'languages', tuple(code_of(language) for language in self.languages))
+    if self.rounds < 1 or not 0 < self.keep_fraction <= 1 or not 1 <= self.least_level <= 3:
+      raise ValueError('XInstruction: rounds must be at least 1, keep_fraction in (0, 1], least_level between 1 and 3')
+    if 'en' in self.languages:
+      raise ValueError('XInstruction.languages are the output languages; instructions are English by themselves')
