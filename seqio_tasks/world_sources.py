@@ -1,5 +1,6 @@
 """The embedded world as sources of rows, and its test questions as a file."""
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
@@ -85,19 +86,43 @@ class WorldStatements(_Rows):
 
 
 @gin.configurable
-def world_texts(world: World) -> dict[str, list[WorldStatements]]:
-  """Components of running text: 'tested' (told in English only) and 'shared' (told in every language)."""
+@dataclasses.dataclass(frozen=True)
+class WorldBilingual(_Rows):
+  """Running text that says the same thing in English and in another language, either first: how a reader learns names."""
+
+  world: World = gin.REQUIRED
+  language: str = gin.REQUIRED
+  name: str = 'world'
+
+  @property
+  def languages(self) -> tuple[str, ...]:
+    return (self.language,)
+
+  def _make(self, language):
+    english = {row['id']: row['output'] for row in self.world.statements('en')}
+    made = []
+    for row in self.world.statements(language):
+      both = [row['output'], english[row['id']]]
+      for order, text in ((0, both), (1, both[::-1])):
+        made.append({'id': f'{row["id"]}.{order}', 'instruction': '', 'input': '', 'output': '\n'.join(text)})
+    return made
+
+
+@gin.configurable
+def world_texts(world: World) -> dict[str, list]:
+  """Components of running text: 'tested' (told in English only), 'shared' and 'bilingual' (told in every language)."""
   return {
     'tested': [WorldStatements(world, 'en', tested=True)],
     'shared': [WorldStatements(world, language) for language in world.languages],
+    'bilingual': [WorldBilingual(world, language) for language in world.languages[1:]],
   }
 
 
-def train_vocabulary(world: World, size: int, path: str) -> None:
+def train_vocabulary(world: World, size: int, path: str, whole: Sequence[str] = ()) -> None:
   """Trains a SentencePiece BPE model on everything the world can say, written atomically.
 
   Line breaks are tokens of their own and bytes stand in for unknown characters, so that prompts come back
-  as they went in.
+  as they went in. `whole`: texts that become one piece each, for instance the lines of a prompt.
   """
   import io
 
@@ -110,6 +135,8 @@ def train_vocabulary(world: World, size: int, path: str) -> None:
     # Names count more than their share of the sentences: each should be one or two tokens.
     text += [world.name(kind, key, language) for kind, keys in world.values.items() for key in keys] * 20
   text += [f'[{language}]' for language in world.languages]
+  if whole:  # in prompts, texts follow a line break too
+    text += [f'\n{line}' for line in text]
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter(text),
@@ -118,7 +145,7 @@ def train_vocabulary(world: World, size: int, path: str) -> None:
     model_type='bpe',
     character_coverage=1.0,
     normalization_rule_name='identity',
-    user_defined_symbols=['\n'],
+    user_defined_symbols=['\n', *(piece.replace(' ', '▁') for piece in whole)],
     byte_fallback=True,
     num_threads=1,
     minloglevel=2,

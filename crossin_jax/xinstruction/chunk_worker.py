@@ -28,7 +28,7 @@ from crossin_jax.xinstruction import rows as rows_lib
 KINDS = {
   'write': 'documents {"id", "text"} -> {"id", "instruction"}: the generator',
   'respond': 'rows {"id", "instruction"} -> {"id", "output"}: a response model',
-  'rate': 'rows {"id", "instruction", "output"} -> {"id", "score"}: the rater',
+  'rate': 'rows {"id", "instruction", "output", "language"} -> {"id", "score"}: the rater',
 }
 
 
@@ -68,7 +68,8 @@ class ChunkWorker:
     """The rows of one chunk, in order."""
     with self._partition.activate():
       if self._kind == 'rate':
-        prompts = [self._tokens(row['instruction'], row['output']) for row in rows]
+        asked = [rows_lib.plain(row['instruction'], row['language']) for row in rows]
+        prompts = [self._tokens(instruction, row['output']) for instruction, row in zip(asked, rows)]
         # One pass a sample: the levels are branches of the same prompt.
         losses = continuation_losses(
             self._model, self._params, self._partition, prompts, [self._levels] * len(rows),

@@ -113,7 +113,12 @@ def similarity(profiles_NP: np.ndarray, others_NP: np.ndarray) -> np.ndarray:
 KEPT, EXACT, NEAR = range(3)
 
 
-def find(sketches: Sketches, ties: np.ndarray | None = None, check: Callable[[], None] = lambda: None) -> np.ndarray:
+def find(
+  sketches: Sketches,
+  ties: np.ndarray | None = None,
+  check: Callable[[], None] = lambda: None,
+  threshold: float = THRESHOLD,
+) -> np.ndarray:
   """Which texts are duplicates of others that stay.
 
   Texts stand in the order of their hashes. The first of each group of equal ones stays; then a text goes if one before it that
@@ -123,6 +128,7 @@ def find(sketches: Sketches, ties: np.ndarray | None = None, check: Callable[[],
     sketches: of n texts.
     ties: (n,) uint64, decides between identical texts; None = the first in this order, as good as any.
     check: called about once a second; may raise.
+    threshold: of `similarity`, from which two texts are nearly the same.
 
   Returns:
     (n,) uint8 of KEPT, EXACT, NEAR.
@@ -136,7 +142,7 @@ def find(sketches: Sketches, ties: np.ndarray | None = None, check: Callable[[],
   rows = order[stays]  # NB: from here on a text is known by its place in this array
   alive = np.ones(len(rows), bool)
   for number in range(ROUNDS):
-    if not _compare_candidates(sketches, rows, alive, number, check):
+    if not _compare_candidates(sketches, rows, alive, number, check, threshold):
       break
   verdicts[rows[~alive]] = NEAR
   return verdicts
@@ -148,7 +154,7 @@ def in_order(sketches: Sketches, ties: np.ndarray | None = None) -> np.ndarray:
   return np.lexsort((ties, sketches.ranks[:, 1], sketches.ranks[:, 0]))
 
 
-def _compare_candidates(sketches: Sketches, rows, alive, number: int, check) -> bool:
+def _compare_candidates(sketches: Sketches, rows, alive, number: int, check, threshold: float) -> bool:
   """Drops from `alive`; True if some were dropped and another round may find more.
 
   In a bucket of more than NEIGHBOURS + 1 texts not all are compared with all: they are sorted by a bin of their profiles, so
@@ -168,7 +174,7 @@ def _compare_candidates(sketches: Sketches, rows, alive, number: int, check) -> 
       same = np.flatnonzero(column[step:] == column[:-step])
       for i in range(0, len(same), _PAIRS):
         one, other = places[same[i : i + _PAIRS]], places[same[i : i + _PAIRS] + step]
-        near = similarity(sketches.profiles[rows[one]], sketches.profiles[rows[other]]) >= THRESHOLD
+        near = similarity(sketches.profiles[rows[one]], sketches.profiles[rows[other]]) >= threshold
         low, high = np.minimum(one, other)[near], np.maximum(one, other)[near]
         edges.append(high.astype(np.uint64) << np.uint64(32) | low.astype(np.uint64))
         size += len(low)

@@ -178,7 +178,7 @@ def _without_duplicates(parts: list[Part], filters_: Filters, tally: Counter, ch
   ends = np.concatenate([np.zeros(0, np.int64), *(part.ends for part in parts)])
   ties = np.concatenate([np.zeros(0, np.uint64), *(part.ties for part in parts)])
   sketches = Sketches.joined([part.sketches for part in parts])
-  verdicts = duplicates.find(sketches, ties, check)
+  verdicts = duplicates.find(sketches, ties, check, filters_.near_duplicate)
   tally['exact_duplicate'] += int((verdicts == duplicates.EXACT).sum())
   tally['near_duplicate'] += int((verdicts == duplicates.NEAR).sum())
   stays = verdicts == duplicates.KEPT

@@ -18,6 +18,7 @@ import numpy as np
 
 from crossin_jax.evaluation import language_id
 from crossin_jax.xinstruction import characters
+from crossin_jax.xinstruction.duplicates import THRESHOLD
 
 # reason -> what it says, in the order in which documents are tested: cheap tests first
 REASONS = {
@@ -98,6 +99,8 @@ class Filters:
     most_links: share of the characters that belong to http addresses, 0..1; 1 = any.
     most_braces: share of the characters that are { or }, 0..1; 1 = any.
     most_notices: different phrases of web pages in English ('privacy policy', 'log in'), 0 or more.
+    near_duplicate: estimated Jaccard index of their 5-letter shingles from which two texts are nearly the same, 0..1; see
+      `duplicates.THRESHOLD`. Texts made by pattern (weather, prices) need more.
     common_line: a line of ten characters or more that stands in so many kept documents is boilerplate; 2 or more, 0 = never.
     most_common_lines: share of the characters that stand in such lines, 0..1; 1 = any.
   """
@@ -116,6 +119,7 @@ class Filters:
   most_links: float = 0.1
   most_braces: float = 0.005
   most_notices: int = 1
+  near_duplicate: float = THRESHOLD
   common_line: int = 20
   most_common_lines: float = 0.3
 

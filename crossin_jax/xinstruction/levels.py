@@ -4,36 +4,70 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from crossin_jax.xinstruction.rows import fraction
+from crossin_jax.xinstruction.rows import fraction, plain
 
 LEVELS = (1, 2, 3)
 
 
-def rating_rows(seed: Sequence[Mapping], responses: Mapping[str, str]) -> list[dict]:
-  """Rows of template 'xrate' that teach the levels.
+FLAWS = ('language', 'cut', 'joined')
+
+
+def rating_rows(
+  seed: Mapping[str, Sequence[Mapping]], language: str, responses: Mapping[str, str], flaws: Sequence[str] = FLAWS
+) -> list[dict]:
+  """Rows of template 'xrate' that teach the levels (METHODS C16, B.4: level 1 = mismatched or corrupted).
 
       level 3  seed instruction, its own response
       level 2  seed instruction, the current model's response
       level 1  seed instruction, another seed row's response
+      level 1  seed instruction, its own response spoiled in one of the ways of `flaws`, drawn by a hash:
+               'language'  a response in another language of the seed, if there is one
+               'cut'       the response, broken off behind a third to five sixths of it
+               'joined'    the response and the second half of another row's
+
+  The instruction carries "Answer in Swahili.", or nobody could tell that a text is in the wrong language.
 
   Args:
-    seed: rows {"id", "instruction", "output"} of one language.
+    seed: language -> rows {"id", "instruction", "output"}.
+    language: whose rows are made.
     responses: id -> what the current response model wrote to the instruction; rows without one give no level 2.
+    flaws: of FLAWS; () leaves the last kind out.
 
   Returns:
     {"id", "instruction", "input": the response, "output": the level}.
   """
-  order = sorted(seed, key=lambda row: fraction('other', str(row['id'])))
+  own = seed[language]
+  others = [code for code in sorted(seed) if code != language and seed[code]]
+  usable = [flaw for flaw in flaws if flaw != 'language' or others]
+  order = sorted(own, key=lambda row: fraction('other', str(row['id'])))
   other = {row['id']: following['output'] for row, following in zip(order, [*order[1:], *order[:1]])}
   rows = []
-  for row in seed:
-    texts = {3: row['output'], 2: responses.get(row['id'], ''), 1: other[row['id']] if len(seed) > 1 else ''}
-    for level, text in texts.items():
-      if text.strip() and not (level < 3 and text.strip() == row['output'].strip()):
-        rows.append({
-          'id': f'{row["id"]}.{level}', 'instruction': row['instruction'], 'input': text, 'output': str(level)
-        })  # fmt: skip
+  for row in own:
+    id_, text = str(row['id']), row['output'].strip()
+    made = [('3', 3, text), ('2', 2, responses.get(row['id'], ''))]
+    if len(own) > 1:
+      made.append(('1', 1, other[row['id']]))
+    if usable:
+      flaw = usable[int(fraction('flaw', id_, language) * len(usable))]
+      made.append((flaw, 1, _spoiled(flaw, id_, text, other[row['id']], language, [seed[code] for code in others])))
+    rows += [
+      {'id': f'{id_}.{kind}', 'instruction': plain(row['instruction'], language), 'input': found, 'output': str(level)}
+      for kind, level, found in made
+      if found.strip() and not (level < 3 and found.strip() == text)
+    ]
   return rows
+
+
+def _spoiled(flaw: str, id_: str, text: str, other: str, language: str, foreign: Sequence[Sequence[Mapping]]) -> str:
+  """A response spoiled; '' if it is too short to be."""
+  if flaw == 'language':
+    rows = foreign[int(fraction('foreign', id_, language) * len(foreign))]
+    same = [row for row in rows if row['id'] == id_]  # parallel seeds: the right answer in the wrong language
+    row = same[0] if same else rows[int(fraction('row', id_, language) * len(rows))]
+    return row['output']
+  if flaw == 'cut':
+    return text[: int(len(text) * (1 / 3 + fraction('cut', id_, language) / 2))].rstrip()
+  return f'{text} {other[len(other) // 2 :].strip()}'
 
 
 def expected_level(log_probabilities_N3: np.ndarray) -> np.ndarray:

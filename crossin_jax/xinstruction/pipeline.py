@@ -78,7 +78,7 @@ class Pipeline:
           f'train-rater.{i}',
           self._unless_settled(i, self._train_rater(i)),
           ('seed', f'respond.{i}'),
-          train | _gin_file('rater'),
+          train | _gin_file('rater') | {'flaws': s.flaws},
         ),
         Step(f'rate.{i}', self._unless_settled(i, self._rate(i)), ('pairs', f'train-rater.{i}')),
         Step(f'keep.{i}', self._keep(i), ('pairs', f'rate.{i}'), keep),
@@ -193,7 +193,8 @@ class Pipeline:
       def rows(language):
         answers = os.path.join(self.steps.folder(f'respond.{i}'), 'answers')
         written = {row['id']: row['output'] for row in rows_lib.read_language(answers, language)}
-        return levels.rating_rows(list(self._read('seed', language)), written)
+        seed_rows = {code: list(self._read('seed', code)) for code in self.settings.languages}
+        return levels.rating_rows(seed_rows, language, written, self.settings.flaws)
 
       return self._train(folder, 'rater', 'xrate', rows)
 

@@ -5,6 +5,7 @@ import dataclasses
 import gin
 
 from crossin_jax.languages import code_of
+from crossin_jax.xinstruction.levels import FLAWS
 
 
 @gin.configurable
@@ -24,6 +25,7 @@ class XInstruction:
     seed_pairs: most seed pairs of a language (METHODS C13).
     rounds: of rating and keeping, at least 1 (C17).
     keep_fraction: share of the candidates that is kept at most; least_level: expected level that they must reach.
+    flaws: ways of spoiling seed responses for the rater to learn from, of levels.FLAWS: 'language', 'cut', 'joined'; () = none.
     settled: the rounds end early when less than this share of the kept set changes.
     wanted: samples of a language in the export (B.5).
     chunk: documents in a file that is generated for and rated as one.
@@ -42,6 +44,7 @@ class XInstruction:
   rounds: int = 2
   keep_fraction: float = 0.25
   least_level: float = 2.5
+  flaws: tuple[str, ...] = FLAWS
   settled: float = 0.05
   wanted: int = 32_000
   chunk: int = 512
@@ -53,5 +56,8 @@ class XInstruction:
     object.__setattr__(self, 'languages', tuple(code_of(language) for language in self.languages))
     if self.rounds < 1 or not 0 < self.keep_fraction <= 1 or not 1 <= self.least_level <= 3:
       raise ValueError('XInstruction: rounds must be at least 1, keep_fraction in (0, 1], least_level between 1 and 3')
+    object.__setattr__(self, 'flaws', tuple(self.flaws))
+    if set(self.flaws) - set(FLAWS):
+      raise ValueError(f'XInstruction.flaws = {self.flaws}: any of {FLAWS}')
     if 'en' in self.languages:
       raise ValueError('XInstruction.languages are the output languages; instructions are English by themselves')
