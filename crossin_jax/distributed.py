@@ -4,6 +4,7 @@ import argparse
 import atexit
 import hashlib
 import sys
+import time
 
 import jax
 
@@ -12,6 +13,8 @@ from crossin_jax.roll_call import RollCall, RollCallError
 
 # JAX's own heartbeat ends a process without a word about which other one is lost, so ours is to be the faster one.
 JAX_HEARTBEAT = 100  # seconds
+# How long an error that may be another process' fault waits for word of it: the system cuts the lines of a dead process at once.
+FOREIGN = 5.0  # seconds
 
 _call: RollCall | None = None
 
@@ -99,10 +102,18 @@ def barrier(place: str, says: object = '') -> None:
     _call.barrier(place, told)
 
 
-def tell_failed(reason: str) -> str:
-  """Tells the other processes that this one ends with an error; the message, with this process' number if there are others."""
+def tell_failed(reason: str, own: bool = True) -> str:
+  """Tells the other processes that this one ends with an error; the message, with this process' number if there are others.
+
+  Args:
+    reason: what happened.
+    own: False if it may be what another process' end looks like from here (a collective that broke off). Then word of that is
+      waited for, and if it comes, this process ends as all do.
+  """
   if _call is None:
     return reason
+  if not own:
+    time.sleep(FOREIGN)
   _call.tell_failed(reason)
   return f'process {_call.index}: {reason}'
 
