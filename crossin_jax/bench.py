@@ -42,6 +42,7 @@ def bench_train(
     'peak_bytes_per_device' or None, 'parameters', 'device', 'devices'}.
   """
   partition = partitioner()
+  partition.suit(model, batch_size=batch_size // microbatches)
   optimizer = optimizer(total_steps=1000)
   rng = np.random.default_rng(0)
   batch = empty_rows(batch_size, length)
@@ -108,6 +109,7 @@ def bench_decode(
     {'tokens_per_second' (generated), 'seconds', ...} after one round that compiles.
   """
   partition = partitioner()
+  partition.suit(model, training=False)
   rng = np.random.default_rng(0)
   lengths = rng.integers(prompt_tokens // 2, prompt_tokens + 1, prompts)
   asked = [Prompt(rng.integers(3, model.config.vocab_size, n).tolist()) for n in lengths]

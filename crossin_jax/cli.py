@@ -83,7 +83,11 @@ def main(argv: list[str] | None = None) -> int:
 
       traceback.print_exc()
     # gin adds where a call was configured; the message is for people.
-    print(f'crossin {argv[0]}: {str(error).split(_GIN_NOTE)[0]}', file=sys.stderr)
+    said = str(error).split(_GIN_NOTE)[0]
+    distributed = sys.modules.get('crossin_jax.distributed')  # only if the command has several processes at all
+    print(f'crossin {argv[0]}: {distributed.tell_failed(said, _is_expected(error)) if distributed else said}', file=sys.stderr)
+    if distributed:
+      distributed.leave(1)
     return 1
 
 
@@ -96,6 +100,7 @@ def _is_expected(error: Exception) -> bool:
     'TrainingError',
     'CheckpointError',
     'RunError',
+    'RollCallError',
   )
 
 

@@ -2,28 +2,14 @@
 
 import jax
 
+from crossin_jax import devices
 from crossin_jax.models.decoder_config import DecoderConfig
-
-# Dense bf16 FLOP/s of one device as its maker states them; the first name that the device kind contains counts.
-PEAKS = (
-  ('H200', 989e12),
-  ('H100', 989e12),
-  ('A100', 312e12),
-  ('L4', 121e12),
-  ('v6 lite', 918e12),
-  ('v6e', 918e12),
-  ('v5 lite', 197e12),
-  ('v5e', 197e12),
-  ('v5p', 459e12),
-  ('v5', 459e12),
-  ('v4', 275e12),
-)
 
 
 def peak_flops(device: jax.Device | None = None) -> float | None:
   """bf16 FLOP/s of one device, or None where it is not known (CPUs)."""
-  kind = (device or jax.devices()[0]).device_kind
-  return next((flops for name, flops in PEAKS if name in kind), None)
+  kind = devices.kind_of(device or jax.devices()[0])
+  return kind.flops if kind else None
 
 
 def matrix_parameters(config: DecoderConfig) -> int:

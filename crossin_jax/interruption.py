@@ -5,7 +5,8 @@ import signal
 import threading
 
 import jax
-import numpy as np
+
+from crossin_jax import distributed
 
 
 class Interrupted(Exception):
@@ -19,7 +20,7 @@ class StopSignal:
   """Hears SIGTERM and SIGINT while it is entered; a second SIGINT acts at once."""
 
   def __init__(self):
-    self._flag, self._previous, self._outer = False, {}, None
+    self._flag, self._told, self._previous, self._outer = False, False, {}, None
 
   def __enter__(self):
     global _current  # pylint: disable=global-statement  # signals are global too
@@ -45,12 +46,13 @@ class StopSignal:
     return self._flag
 
   def requested(self) -> bool:
-    """Whether any host was told to stop; all hosts must ask at the same place and get the same answer."""
-    if jax.process_count() == 1:
+    """Whether any process was told to stop; all must ask equally often and get the same answer at the same call."""
+    if (call := distributed.call()) is None:
       return self._flag
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(np.asarray(self._flag)).any())
+    if self._flag and not self._told:
+      self._told = True
+      call.tell_stop()
+    return call.stopping()
 
 
 def check() -> None:
@@ -85,7 +87,7 @@ def in_thread(function):
   thread.start()
   while thread.is_alive():
     thread.join(0.2)
-    if _current is not None and _current.heard() and jax.process_count() == 1:
+    if _current is not None and _current.heard() and distributed.call() is None:
       raise Interrupted
   if 'error' in box:
     raise box['error']

@@ -10,7 +10,11 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-MESH_AXES = ('data', 'fsdp', 'tensor')
+from crossin_jax import devices as devices_lib
+from crossin_jax import meshes
+from crossin_jax.models.decoder_config import DecoderConfig
+
+MESH_AXES = meshes.AXES
 
 
 @gin.configurable
@@ -45,7 +49,8 @@ class Partitioner:
 
   def __init__(self, mesh_shape=(1, -1, 1), logical_axis_rules=None, devices=None, platform=None):
     """Args:
-      mesh_shape: sizes of data, fsdp and tensor; one of them may be -1 (all devices that are left).
+      mesh_shape: sizes of data, fsdp and tensor, of which one may be -1 (all devices that are left); or 'auto': chosen by
+        `suit` from model, batch and device memory, and until then parameters are cut over all devices of a slice.
       logical_axis_rules: rule list; None = `standard_logical_axis_rules()`.
       devices: which; None = all of them.
       platform: 'cpu', 'gpu' or 'tpu' to insist on that kind; None = what JAX finds.
@@ -62,9 +67,15 @@ class Partitioner:
         f'no device of the kind asked for ({wanted}): {str(error).splitlines()[0]} Install the extra for it '
         "(pip install 'crossin-jax[tpu]' or '[cuda]'), or unset JAX_PLATFORMS and Partitioner.platform"
       ) from None
+    self._devices, self._auto = devices, mesh_shape == 'auto'
+    if self._auto:
+      slices = devices_lib.slices_of(devices)
+      mesh_shape = (slices, len(devices) // slices, 1)
     shape = list(mesh_shape)
-    if len(shape) != 3 or shape.count(-1) > 1 or any(s < 1 and s != -1 for s in shape):
-      raise ValueError(f'Partitioner.mesh_shape = {mesh_shape}: three sizes for {MESH_AXES}, one of them may be -1')
+    if len(shape) != 3 or shape.count(-1) > 1 or any(not isinstance(s, int) or s < 1 and s != -1 for s in shape):
+      raise ValueError(
+        f"Partitioner.mesh_shape = {mesh_shape!r}: three sizes for {MESH_AXES}, one of them may be -1; or 'auto'"
+      )
     known = int(np.prod([s for s in shape if s > 0]))
     if -1 in shape and len(devices) % known == 0:
       shape[shape.index(-1)] = len(devices) // known
@@ -73,8 +84,7 @@ class Partitioner:
         f'Partitioner.mesh_shape = {tuple(mesh_shape)} does not fit {len(devices)} {devices[0].platform} devices; '
         'the sizes of data, fsdp and tensor must multiply to that number'
       )
-    # Neighbouring devices belong to the last axis: tensor traffic stays on the fastest links.
-    self.mesh = Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    self._arrange(tuple(shape))
     self.rules = tuple((name, _renamed(axis)) for name, axis in (logical_axis_rules or standard_logical_axis_rules()))
     for name, axis in self.rules:
       for part in axis if isinstance(axis, tuple) else (axis,):
@@ -82,6 +92,38 @@ class Partitioner:
           raise ValueError(
             f"logical axis rule ({name!r}, {axis!r}): {part!r} is not one of {MESH_AXES} (or T5X's model)"
           )
+
+  def suit(self, model, *, batch_size: int | None = None, training: bool = True) -> str | None:
+    """With mesh_shape = 'auto', chooses the mesh for a model; to be called before anything lies on it.
+
+    Args:
+      model: with a `DecoderConfig` as `config`; for others the mesh stays.
+      batch_size: rows that are computed at once, None = any.
+      training: or inference alone.
+
+    Returns:
+      What was chosen and why; None where the sizes were given.
+
+    Raises:
+      ValueError: the batch cannot be divided among the devices.
+    """
+    config = getattr(model, 'config', None)
+    if not self._auto or not isinstance(config, DecoderConfig):
+      return None
+    shape, why = meshes.auto_shape(
+      config,
+      len(self._devices),
+      devices_lib.memory_of(self._devices[0]),
+      slices=devices_lib.slices_of(self._devices),
+      training=training,
+      batch_size=batch_size,
+    )
+    self._arrange(shape)
+    return f'mesh data {shape[0]}, fsdp {shape[1]}, tensor {shape[2]}: {why}'
+
+  def _arrange(self, shape: tuple[int, int, int]) -> None:
+    arranged = meshes.arranged(self._devices, shape)
+    self.mesh = Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
   @contextlib.contextmanager
   def activate(self):

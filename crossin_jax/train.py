@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+import hashlib
 import json
 import os
 import sys
@@ -100,6 +101,7 @@ def train(
   Raises:
     TrainingError: NaN, a batch that does not fit the mesh, a vocabulary larger than the model's.
     ValueError: changed data on resume, and settings that are no legal choice.
+    RollCallError: processes of a run that differ in data, model, mesh or number of steps; they are named.
     RunError, CheckpointError, PreparedDataError: see there.
   """
   if nan_policy not in ('skip', 'stop'):
@@ -116,9 +118,12 @@ def train(
     prepared = PreparedMixture(data_dir, mixture)
     stream = BatchStream(prepared, batch_size=batch_size, length=length, seed=seed)
     total_steps = total_steps or stream.steps_for_epochs(epochs, epochs_until)
+    if (chosen := partition.suit(model, batch_size=batch_size // microbatches)) and jax.process_index() == 0:
+      print(chosen, file=sys.stderr)
     optimizer = optimizer(total_steps=total_steps)
     checkpoint_settings = checkpoint_config()
     _check_fit(model, prepared, partition, batch_size, microbatches)
+    distributed.barrier('the start', _what_must_be_equal(model, partition, stream, total_steps))
     if initial_checkpoint:
       checkpoints.check_source(initial_checkpoint)
     tasks = [task.info for task in prepared.tasks]
@@ -134,6 +139,7 @@ def train(
           'LoRA adapters need a model beneath: set train.initial_checkpoint (INITIAL_CHECKPOINT_PATH)'
         )
       base = checkpoints.base_reference(initial_checkpoint) if adapters else None
+      distributed.barrier('restoring')
       saved = checkpoints.Checkpoints(model_dir, checkpoint_settings)
       restored = saved.restore_latest(abstract)
       if restored:
@@ -200,6 +206,7 @@ def train(
       def evaluate() -> dict:
         """Figures of all evaluators at this step; Interrupted if told to stop meanwhile."""
         nonlocal clock
+        distributed.barrier(f'the evaluation of step {step}')
         figures = {
           name: value for evaluator in evaluators for name, value in evaluator(model, state.model_params, partition)
         }
@@ -212,6 +219,7 @@ def train(
         return figures
 
       def save(figures) -> None:
+        distributed.barrier(f'the save of step {step}', step)
         now = {
           'stream': stream.settings,
           'fingerprint': fingerprint(stream.settings),
@@ -230,7 +238,9 @@ def train(
           finished_early = _early_stop(run, figures, checkpoint_settings, early_stopping_patience)
         # A step compiled ahead of time refuses 4-bit arguments for their layout; it then compiles at its first call.
         if step < total_steps and not finished_early and not (adapters and adapters.base_dtype == 'nf4'):
+          distributed.barrier('compiling')
           step_fn = interruption.in_thread(step_fn.lower(state, loader.peek(), threshold_of(step + 1)).compile)
+          distributed.barrier('the first step')
         while step < total_steps and not finished_early:
           batch, threshold = next(loader), threshold_of(step + 1)
           with jax.transfer_guard('disallow'):
@@ -293,6 +303,15 @@ def _check_fit(model, prepared, partition, batch_size, microbatches) -> None:
       f'the model has {model_size} ids, the vocabulary of mixture {prepared.name} has {prepared.vocabulary_size}; '
       f'set DecoderConfig.vocab_size to at least that'
     )
+
+
+def _what_must_be_equal(model, partition, stream, total_steps: int) -> str:
+  """What the processes of a run must have in common; short, as it stands in the message if they have not."""
+  digest = lambda value: hashlib.sha256(repr(value).encode()).hexdigest()[:8]
+  return (
+    f'jax {jax.__version__}, model {digest(model)}, data {digest(fingerprint(stream.settings))}, '
+    f'mesh {tuple(partition.mesh.shape.values())}, steps {total_steps}'
+  )
 
 
 def _metrics_line(sums: dict, table, learning_rate: float, seconds: float) -> dict:

@@ -158,6 +158,7 @@ def generate(
           Prompt(prompt_tokens(rows[i], prompts, tags), id=i, samples=np.flatnonzero(~done[i]).tolist()) for i in wanted
         ]
         partition = partitioner()
+        partition.suit(model, training=False)
         with partition.activate():
           abstract = train_state.parameter_shapes(model, partition)
           params = lora.quantised(checkpoints.restore_params(checkpoint, abstract, model), lora.of_model(model))

@@ -125,6 +125,7 @@ def evaluate(
     checkpoint = checkpoints.latest_checkpoint(checkpoint)
   prompts = Prompts(checkpoint if is_imported else os.path.dirname(checkpoint)) if asked else None
   partition, runs = partitioner(), []
+  partition.suit(model, training=False)
   with partition.activate():
     abstract = train_state.parameter_shapes(model, partition)
     params = lora.quantised(checkpoints.restore_params(checkpoint, abstract, model), lora.of_model(model))

@@ -19,6 +19,7 @@ from crossin_jax.data.prepared import read_json, write_json
 from crossin_jax.jobs import Stopped
 from crossin_jax.languages import code_of
 from crossin_jax.metrics import duration
+from crossin_jax.xinstruction import candidates
 from crossin_jax.xinstruction import rows as rows_lib
 from crossin_jax.xinstruction.pipeline import RESTART, Pipeline
 from crossin_jax.xinstruction.settings import XInstruction
@@ -31,12 +32,13 @@ class WorldPipeline(Pipeline):
 
   def __init__(self, output_dir: str, settings: XInstruction, documents):
     """Args: see `Pipeline`; documents: `WorldDocuments`."""
-    self._documents = documents
     super().__init__(output_dir, settings)
+    self._documents = documents
+    steps = self.steps.steps
+    steps['pairs'] = dataclasses.replace(steps['pairs'], run=self._spoiled_pairs)
 
-  def _pairs(self, folder: str) -> Mapping:
-    counts = dict(super()._pairs(folder))
-    spoiled = 0
+  def _spoiled_pairs(self, folder: str) -> Mapping:
+    counts, spoiled = dict(candidates.pair(self.run, folder)), 0
     for language in self.settings.languages:
       paths = rows_lib.chunks(folder, language)
       rows = self._documents.spoiled(list(rows_lib.read(paths)), language)

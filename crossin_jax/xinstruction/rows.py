@@ -47,6 +47,14 @@ def assistant(instruction: str, language: str) -> str:
   return f'{instruction} Answer in {ENGLISH_NAMES[language]} and the style of an AI assistant.'
 
 
+STYLES = {'assistant': assistant, 'plain': plain, 'none': lambda instruction, language: instruction}
+
+
+def joined(instruction: str, input: str | None) -> str:  # pylint: disable=redefined-builtin
+  """joined('Sum up. ', 'A text.') == 'Sum up.\\nA text.': the rows of X-Instruction have no input of their own."""
+  return '\n'.join(filter(None, (instruction.strip(), str(input or '').strip())))
+
+
 def fraction(*parts: str) -> float:
   """A number in [0, 1) that depends on the texts alone: draws that order and hosts cannot change."""
   digest = hashlib.sha256('\x1f'.join(parts).encode('utf-8', 'surrogatepass')).digest()

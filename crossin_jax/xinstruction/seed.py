@@ -1,11 +1,12 @@
 """Seed pairs: English instruction and native response, from the files that the user gives."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import os
 
 from crossin_jax.xinstruction import rows as rows_lib
+from crossin_jax.xinstruction.run import Run
 from crossin_jax.xinstruction.settings import XInstruction
-from crossin_jax.xinstruction.steps import StepError
+from crossin_jax.xinstruction.steps import StepError, file_stamp
 
 
 def files(settings: XInstruction, language: str) -> list[str]:
@@ -40,7 +41,7 @@ def rows(settings: XInstruction, language: str) -> Iterator[dict]:
       raise StepError(
         f'{paths[0 if missing[0] == "instruction" else -1]}, row {number}: field {missing[0]!r} must be a text'
       )
-    instruction = '\n'.join(filter(None, (asked['instruction'].strip(), str(asked.get('input') or '').strip())))
+    instruction = rows_lib.joined(asked['instruction'], asked.get('input'))
     if instruction and answered['output'].strip():
       yield {
         'id': f'seed.{number}',
@@ -48,3 +49,20 @@ def rows(settings: XInstruction, language: str) -> Iterator[dict]:
         'output': answered['output'].strip(),
         'language': language,
       }
+
+
+def stamps(settings: XInstruction) -> dict[str, list]:
+  """What changes when a file does."""
+  return {language: [file_stamp(path) for path in files(settings, language)] for language in settings.languages}
+
+
+def draw(run: Run, folder: str) -> Mapping:
+  """The step: as many pairs of each language as are wanted, drawn by their place in the file."""
+  counts = {}
+  for language in run.settings.languages:
+    found = list(rows(run.settings, language))
+    order = sorted(found, key=lambda row: rows_lib.fraction('seed', row['id']))[: run.settings.seed_pairs]
+    if not order:
+      raise StepError(f'no seed pair in {language}: {run.settings.seed} must give rows with instruction and output')
+    counts[language] = rows_lib.write(os.path.join(folder, language, '00000.jsonl'), order)
+  return {'pairs': sum(counts.values()), 'by_language': counts}

@@ -23,7 +23,10 @@ class XInstruction:
     model_gin: gin files that make the model and load its weights, a tuple; see `values`.
     values: gin values for every training run: {'HF_DIR': ..., 'INITIAL_CHECKPOINT_PATH': ...}.
     seed_pairs: most seed pairs of a language (METHODS C13).
-    rounds: of rating and keeping, at least 1 (C17).
+    generator: who writes the instruction of a text: 'model' = one trained on the seed, 'endpoint' = the `Teacher`.
+    rater: who rates the candidates: 'model' = one trained on the levels of C16, 'endpoint' = the `Teacher`.
+    rounds: of rating and keeping, at least 1 (C17). A rater that does not learn would say the same again: with an endpoint there is
+      one round.
     keep_fraction: share of the candidates that is kept at most; least_level: expected level that they must reach.
     flaws: ways of spoiling seed responses for the rater to learn from, of levels.FLAWS: 'language', 'cut', 'joined'; () = none.
     settled: the rounds end early when less than this share of the kept set changes.
@@ -31,6 +34,7 @@ class XInstruction:
     chunk: documents in a file that is generated for and rated as one.
     instruction_tokens, response_tokens: most new tokens of a generated instruction and response.
     max_length: most tokens of a training example.
+    benchmarks: files whose texts are looked for in the rows, for the statistics page; see `crossin contamination`.
   """
 
   languages: tuple[str, ...] = gin.REQUIRED
@@ -41,6 +45,8 @@ class XInstruction:
   values: dict = dataclasses.field(default_factory=dict)
   seed_is_parallel: bool = False
   seed_pairs: int = 3_200
+  generator: str = 'model'
+  rater: str = 'model'
   rounds: int = 2
   keep_fraction: float = 0.25
   least_level: float = 2.5
@@ -51,6 +57,7 @@ class XInstruction:
   instruction_tokens: int = 128
   response_tokens: int = 512
   max_length: int = 2048
+  benchmarks: tuple[str, ...] = ()
 
   def __post_init__(self):
     object.__setattr__(self, 'languages', tuple(code_of(language) for language in self.languages))
@@ -61,3 +68,6 @@ class XInstruction:
       raise ValueError(f'XInstruction.flaws = {self.flaws}: any of {FLAWS}')
     if 'en' in self.languages:
       raise ValueError('XInstruction.languages are the output languages; instructions are English by themselves')
+    for name in ('generator', 'rater'):
+      if (who := getattr(self, name)) not in ('model', 'endpoint'):
+        raise ValueError(f"XInstruction.{name} = {who!r} is not 'model' or 'endpoint'")

@@ -28,12 +28,16 @@ def material(tmp_path_factory, tiny_vocabulary):
     'sw': 'mtu watu nyumba shule mji serikali habari siku kazi watoto maji chakula barabara wakati nchi kubwa ndogo nzuri sana'.split(),
     'fi': 'talo koulu kaupunki hallitus uutinen päivä työ lapset vesi ruoka katu aika maa suuri pieni hyvä hyvin ihminen kirja'.split(),
   }  # fmt: skip
+  benchmark = []
   for language, own in words.items():
     sentence = lambda: ' '.join(rng.choice(own, 9)).capitalize() + '.'
     texts = [' '.join(sentence() for _ in range(6)) for _ in range(30)]
     rows_lib.write(str(folder / f'text.{language}.jsonl'), ({'id': i, 'text': text} for i, text in enumerate(texts)))
     seed = [{'instruction': f'Write about {own[i % 19]}.', 'input': '', 'output': sentence()} for i in range(12)]
     rows_lib.write(str(folder / f'seed.{language}.json'), seed)
+    known = [{'id': f'{language}.{i}', 'question': text, 'language': language} for i, text in enumerate(texts)]
+    benchmark += known[:20]
+  rows_lib.write(str(folder / 'benchmark.jsonl'), benchmark)
   (folder / 'model.gin').write_text(
     "include 'gin_configs/models/world_1m.gin'\nDecoderConfig.embed_dim = 32\nDecoderConfig.num_layers = 1\n"
     'DecoderConfig.mlp_dim = 32\n'
@@ -49,7 +53,9 @@ def flags(material, vocabulary, out, *more):
     "--gin.XInstruction.values={'TRAIN_STEPS': 3, 'train.epochs': None, 'BATCH_SIZE': 4, 'train.evaluators': ()}",
     '--gin.XInstruction.chunk=8', '--gin.XInstruction.max_length=768', '--gin.XInstruction.instruction_tokens=6',
     '--gin.XInstruction.response_tokens=6', '--gin.XInstruction.least_level=1.0', '--gin.XInstruction.keep_fraction=0.5',
-    '--gin.XInstruction.settled=0.0', '--gin.Filters.least_confidence=0.0', *more,
+    '--gin.XInstruction.settled=0.0', '--gin.Filters.least_confidence=0.0', '--gin.adamw.weight_decay=0.25',
+    '--gin.ChunkWorker.rows=16', '--gin.Sampling.top_k=3', '--gin.MixtureSettings.validation_rows=3', '--gin.RANDOM_SEED=5',
+    f"--gin.XInstruction.benchmarks=('{material}/benchmark.jsonl',)", *more,
   ]  # fmt: skip
 
 
@@ -100,6 +106,63 @@ def test_a_second_start_does_nothing_and_changes_are_named(undisturbed, material
   assert cli.main(['xinstruction', 'status', *changed, '--json']) == 0
   states = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert states['keep.1'] == 'done' and states['diversify'] == states['export'] == states['statistics'] == 'stale'
+
+
+def test_settings_reach_the_commands_that_know_them(undisturbed, material, tiny_vocabulary, capsys):
+  for step in ('train-generator', 'train-response.0', 'train-rater.1', 'train'):
+    config = (undisturbed / step / 'model' / 'config.gin').read_text()
+    assert 'adamw.weight_decay = 0.25' in config and 'RANDOM_SEED = 5' in config
+    (manifest,) = (undisturbed / step / 'data' / 'tasks').glob('*.sw.sw.*/manifest.json')
+    assert json.loads(manifest.read_text())['fingerprint_parts']['validation_rows'] == 3
+  logs = undisturbed / 'logs'
+  for log in ('train-generator.write', 'train-response.1.respond', 'train-rater.0.rate'):
+    said = (logs / f'{log}.log').read_text().splitlines()[0]
+    assert 'ChunkWorker.rows = 16' in said and 'Sampling.top_k = 3' in said and 'adamw' not in said
+  assert 'ChunkWorker' not in (logs / 'train.train.log').read_text().splitlines()[0]
+
+  def states(*more):
+    assert cli.main(['xinstruction', 'status', *flags(material, tiny_vocabulary, undisturbed, *more), '--json']) == 0
+    said = capsys.readouterr()
+    return json.loads(said.out.splitlines()[-1]), said.err
+
+  # What only makes it faster changes nothing.
+  fast = ('--gin.ChunkWorker.rows=4', '--gin.Partitioner.mesh_shape=(1, 2, 2)', '--gin.train.log_period=1')
+  assert set(states(*fast)[0].values()) == {'done'}
+  found, said = states('--gin.adamw.weight_decay=0.5')
+  assert found['train-generator'] == found['train'] == 'stale' and found['filter'] == found['seed'] == 'done'
+  assert "adamw.weight_decay was '0.25', is '0.5'" in said
+  found, said = states('--gin.Sampling.top_k=4')
+  assert found['train-generator'] == found['train-response.0'] == 'done'
+  assert found['generate'] == found['respond.0'] == 'stale' and "Sampling.top_k was '3', is '4'" in said
+
+
+def test_the_page_shows_the_overlap_with_the_benchmarks(undisturbed, material, tiny_vocabulary, capsys):
+  assert 'benchmark.jsonl' in (undisturbed / 'statistics' / 'statistics.html').read_text('utf-8')
+  command = ['xinstruction', 'status', *flags(material, tiny_vocabulary, undisturbed)]
+  assert cli.main([*command, '--gin.XInstruction.benchmarks=()', '--json']) == 0
+  states = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert [name for name, state in states.items() if state != 'done'] == ['statistics']
+  assert cli.main([*command, "--gin.XInstruction.benchmarks=('nowhere.json',)"]) == 1
+  assert 'nowhere.json is no file' in capsys.readouterr().err
+
+
+def test_the_export_is_a_mixture(undisturbed, tmp_path, capsys):
+  gin_file = undisturbed / 'export' / 'mixture.gin'
+  name = 'xinstruction.rows_seed.all.en_sw_fi.default'
+  assert name in gin_file.read_text()
+  flags_ = [
+    'prepare',
+    f'--gin_file={gin_file}',
+    '--mixture',
+    name,
+    '--output_dir',
+    str(tmp_path / 'prepared'),
+    '--json',
+  ]
+  assert cli.main(flags_) == 0
+  found = json.loads(capsys.readouterr().out.splitlines()[-1])
+  rows = sum(len(json.loads((undisturbed / 'export' / f'{language}.json').read_text())) for language in LANGUAGES)
+  assert found['examples'] == rows + 24 and found['tasks'] == 4 and not found['dropped']
 
 
 @pytest.mark.slow

@@ -1,0 +1,64 @@
+"""What accelerators have, as their makers state it: the numbers behind MFU, meshes and plans."""
+
+from collections.abc import Sequence
+import dataclasses
+
+import jax
+
+GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceKind:
+  """One kind of chip.
+
+  Attributes:
+    name: what JAX's device_kind contains.
+    flops: dense bf16 FLOP/s.
+    memory: bytes of HBM.
+    bandwidth: bytes/s to HBM.
+    links: bytes/s that a chip can send to its neighbours (ICI, NVLink, PCIe), all links together, one direction.
+  """
+
+  name: str
+  flops: float
+  memory: float
+  bandwidth: float
+  links: float
+
+
+# cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x), nvidia.com data sheets. TPU pages state ICI in Gbit/s a chip, both directions;
+# NVLink likewise. The first name that a device_kind contains counts.
+KINDS = (
+  DeviceKind('H200', 989e12, 141e9, 4.8e12, 450e9),
+  DeviceKind('H100', 989e12, 80e9, 3.35e12, 450e9),
+  DeviceKind('A100', 312e12, 80e9, 2.04e12, 300e9),
+  DeviceKind('L4', 121e12, 24e9, 0.3e12, 32e9),
+  DeviceKind('TPU7x', 2307e12, 192e9, 7.37e12, 600e9),
+  DeviceKind('v6 lite', 918e12, 32 * GIB, 1.64e12, 224e9),
+  DeviceKind('v6e', 918e12, 32 * GIB, 1.64e12, 224e9),
+  DeviceKind('v5 lite', 197e12, 16 * GIB, 0.82e12, 100e9),
+  DeviceKind('v5e', 197e12, 16 * GIB, 0.82e12, 100e9),
+  DeviceKind('v5p', 459e12, 95 * GIB, 2.77e12, 300e9),
+  DeviceKind('v5', 459e12, 95 * GIB, 2.77e12, 300e9),
+  DeviceKind('v4', 275e12, 32 * GIB, 1.23e12, 150e9),
+)
+
+
+def kind_of(device: jax.Device) -> DeviceKind | None:
+  """What is known of a device; None of CPUs and of chips that are not in the table."""
+  return next((kind for kind in KINDS if kind.name in device.device_kind), None)
+
+
+def memory_of(device: jax.Device) -> float | None:
+  """Bytes that programs may use on a device: what it says itself, or the table; None where neither knows."""
+  try:
+    limit = (device.memory_stats() or {}).get('bytes_limit')
+  except (RuntimeError, NotImplementedError, AttributeError, ValueError):
+    limit = None  # a device that is only described
+  return limit or (kind.memory if (kind := kind_of(device)) else None)
+
+
+def slices_of(devices: Sequence[jax.Device]) -> int:
+  """How many TPU slices the devices belong to; 1 for all else."""
+  return len({getattr(device, 'slice_index', 0) or 0 for device in devices})
