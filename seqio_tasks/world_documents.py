@@ -6,6 +6,7 @@ the test asks about; the three have entities and relations in common, never a fa
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import hashlib
 
 from seqio_tasks.world import KINDS, Fact, World, templates
@@ -22,6 +23,7 @@ NOTICES = {
     'ur': 'مزید پڑھنے کے لیے یہاں کلک کریں۔ جملہ حقوق محفوظ ہیں۔',
 }  # fmt: skip
 FLAWS = ('wrong instruction', 'wrong language', 'truncated', 'boilerplate')
+HEARD = ('right', 'wrong value', 'about something else', 'other language', 'no whole sentence')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,9 @@ class WorldDocuments:
   def question(self, fact: Fact, language: str) -> str:
     """A question whose answer the document is."""
     own = templates(language)[fact.relation]['questions']
-    return self._fill(own[int(_fraction(self.world.seed, 'question', fact.entity, fact.relation) * len(own))], fact, language)
+    return self._fill(
+      own[int(_fraction(self.world.seed, 'question', fact.entity, fact.relation) * len(own))], fact, language
+    )
 
   def seed_rows(self, language: str) -> list[dict]:
     """{"instruction" (English), "input", "output" (native)} of the seed."""
@@ -67,20 +71,43 @@ class WorldDocuments:
 
   def document_rows(self, language: str) -> list[dict]:
     """{"id", "text"}; the id names the fact."""
-    return [{'id': _id(fact), 'text': self.text(fact, language)} for fact in self.facts('documents')]
+    return [{'id': fact_id(fact), 'text': self.text(fact, language)} for fact in self.facts('documents')]
 
-  def questions_of(self, fact: Fact, language: str) -> set[str]:
-    """Every phrasing of the questions about a fact."""
-    return {self._fill(template, fact, language) for template in templates(language)[fact.relation]['questions']}
+  def asks_for(self, instruction: str, row_id: str) -> bool:
+    """Whether an English instruction asks what the document of that id tells, about what it tells it."""
+    return instruction.strip() in self._questions[row_id]
 
-  def answers_to(self, fact: Fact, language: str) -> dict[str, bool]:
-    """Every sentence that answers the question about a fact, right or not: sentence -> whether it is true."""
-    kind = KINDS[fact.relation]
+  def heard(self, output: str, fact: Fact, language: str) -> str:
+    """What a response to the question about a fact is, one of HEARD."""
+    said = self._sentences[language].get(output.strip())
+    if said is None:
+      elsewhere = any(output.strip() in self._sentences[code] for code in self.world.languages)
+      return 'other language' if elsewhere else 'no whole sentence'
+    entity, relation, value = said
+    if (entity, relation) != (fact.entity, fact.relation):
+      return 'about something else'
+    return 'right' if value == fact.value else 'wrong value'
+
+  @functools.cached_property
+  def _questions(self) -> dict[str, set[str]]:
+    """Id of a fact -> every English phrasing of the question about it."""
     return {
-      self._fill(template, dataclasses.replace(fact, value=value), language): value == fact.value
-      for template in templates(language)[fact.relation]['statements'][: self.world.other_phrasings]
-      for value in self.world.values[kind]
+      fact_id(fact): {self._fill(template, fact, 'en') for template in templates('en')[fact.relation]['questions']}
+      for fact in self.world.facts
     }
+
+  @functools.cached_property
+  def _sentences(self) -> dict[str, dict[str, tuple[str, str, str]]]:
+    """Language -> every sentence that could be told in it -> (entity, relation, value)."""
+    told = {}
+    for language in self.world.languages:
+      told[language] = {
+        self._fill(template, dataclasses.replace(fact, value=value), language): (fact.entity, fact.relation, value)
+        for fact in self.world.facts
+        for template in templates(language)[fact.relation]['statements'][: self.world.other_phrasings]
+        for value in self.world.values[KINDS[fact.relation]]
+      }
+    return told
 
   def spoiled(self, rows: Sequence[dict], language: str, share: float = 0.5) -> list[dict]:
     """Candidates of which a share has been spoiled, a quarter of these in each of FLAWS; 'flaw' says how, None = as they were.
@@ -90,7 +117,7 @@ class WorldDocuments:
       language: theirs.
       share: of the rows, by a hash of language and id.
     """
-    by_id = {_id(fact): fact for fact in self.world.facts}
+    by_id = {fact_id(fact): fact for fact in self.world.facts}
     order = sorted(rows, key=lambda row: _fraction(self.world.seed, 'other', language, row['id']))
     other = {row['id']: following['instruction'] for row, following in zip(order, [*order[1:], *order[:1]])}
     made = []
@@ -113,11 +140,6 @@ class WorldDocuments:
       made.append(changed | {'flaw': flaw})
     return made
 
-  def asks_for(self, instruction: str, row_id: str) -> bool:
-    """Whether an English instruction asks what the document of that id tells."""
-    fact = next(fact for fact in self.world.facts if _id(fact) == row_id)
-    return instruction.strip() in self.questions_of(fact, 'en')
-
   def _fill(self, template: str, fact: Fact, language: str) -> str:
     name = self.world.name
     return template.format(
@@ -125,7 +147,8 @@ class WorldDocuments:
     )
 
 
-def _id(fact: Fact) -> str:
+def fact_id(fact: Fact) -> str:
+  """The id of rows about a fact."""
   return f'{fact.entity}.{fact.relation}'
 
 

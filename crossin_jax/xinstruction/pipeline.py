@@ -59,7 +59,11 @@ def in_order(run: Run) -> list[Step]:
     return Step(name, functools.partial(function, run, *numbers), needs, settings)
 
   def trained(kind: str) -> dict:
-    model = {'model_gin': [_lines(path) for path in s.model_gin], 'values': s.values, 'recipe': _recipe(kind)}
+    model = {
+      'model_gin': [_lines(path) for path in s.model_gin],
+      'values': s.values | s.kind_values.get(kind, {}),
+      'recipe': _recipe(kind),
+    }
     return model | {'max_length': s.max_length, 'vocabulary': s.vocabulary} | run.handed_on.counted('prepare', 'train')
 
   answered = run.handed_on.counted('chunks')

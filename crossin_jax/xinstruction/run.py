@@ -79,12 +79,13 @@ class Run:
       'MODEL_DIR': f'{folder}/model',
       'LENGTH': s.max_length,
     }
-    self._command(f'{name}.train', ['train', *files], values | dict(s.values))
+    self._command(f'{name}.train', ['train', *files], values | dict(s.values) | dict(s.kind_values.get(kind, {})))
     return {'rows': sum(counts.values()), 'by_language': counts}
 
   def answer(self, kind: str, model_step: str, input_dir: str, output_dir: str, new_tokens: int | None = None) -> None:
     """Chunk files answered by the model of a step, see `chunk_worker`."""
-    values = {'ChunkWorker.prompt_tokens': self.settings.max_length - 64}
+    # As long as a row in training, less what is to be written; a level is a token or two.
+    values = {'ChunkWorker.prompt_tokens': max(8, self.settings.max_length - (new_tokens or 8))}
     if new_tokens:
       values['Sampling.max_new_tokens'] = new_tokens
     flags = ['xinstruction', 'chunks', '--kind', kind, '--checkpoint', os.path.join(self.folder(model_step), 'model')]

@@ -22,6 +22,7 @@ class XInstruction:
     vocabulary: tokenizer file.
     model_gin: gin files that make the model and load its weights, a tuple; see `values`.
     values: gin values for every training run: {'HF_DIR': ..., 'INITIAL_CHECKPOINT_PATH': ...}.
+    kind_values: more of them for one kind of model: {'generator' | 'rater' | 'response': {'train.epochs': 3.0}}.
     seed_pairs: most seed pairs of a language (METHODS C13).
     generator: who writes the instruction of a text: 'model' = one trained on the seed, 'endpoint' = the `Teacher`.
     rater: who rates the candidates: 'model' = one trained on the levels of C16, 'endpoint' = the `Teacher`.
@@ -43,6 +44,7 @@ class XInstruction:
   vocabulary: str = gin.REQUIRED
   model_gin: tuple[str, ...] = ('gin_configs/models/huggingface.gin',)
   values: dict = dataclasses.field(default_factory=dict)
+  kind_values: dict = dataclasses.field(default_factory=dict)
   seed_is_parallel: bool = False
   seed_pairs: int = 3_200
   generator: str = 'model'
@@ -64,6 +66,8 @@ class XInstruction:
     if self.rounds < 1 or not 0 < self.keep_fraction <= 1 or not 1 <= self.least_level <= 3:
       raise ValueError('XInstruction: rounds must be at least 1, keep_fraction in (0, 1], least_level between 1 and 3')
     object.__setattr__(self, 'flaws', tuple(self.flaws))
+    if set(self.kind_values) - {'generator', 'rater', 'response'}:
+      raise ValueError(f"XInstruction.kind_values = {self.kind_values}: keys are 'generator', 'rater', 'response'")
     if set(self.flaws) - set(FLAWS):
       raise ValueError(f'XInstruction.flaws = {self.flaws}: any of {FLAWS}')
     if 'en' in self.languages:

@@ -191,7 +191,7 @@ def test_shares_of_chunks_are_the_whole(undisturbed, tmp_path):
     str(undisturbed / 'pairs'),
     '--output',
     str(tmp_path / 'rated'),
-    '--gin.ChunkWorker.prompt_tokens=704',
+    '--gin.ChunkWorker.prompt_tokens=760',
   ]
   for share in ('1/3', '0/3', '2/3'):
     assert cli.main([*base, '--share', share]) == 0
@@ -202,11 +202,29 @@ def test_shares_of_chunks_are_the_whole(undisturbed, tmp_path):
 
 
 def test_levels():
-  seed = [{'id': str(i), 'instruction': f'q{i}', 'output': f'a{i}'} for i in range(5)]
-  rows = levels.rating_rows(seed, {'0': 'b0', '1': 'a1', '2': ' '})
-  by_level = {level: [row for row in rows if row['output'] == str(level)] for level in (1, 2, 3)}
-  assert len(by_level[3]) == 5 and [row['id'] for row in by_level[2]] == ['0.2']
-  assert all(row['input'] != f'a{row["id"][0]}' for row in by_level[1]) and len(by_level[1]) == 5
+  seed = {
+    'sw': [{'id': str(i), 'instruction': f'q{i}', 'output': f'jibu la swali la {i}'} for i in range(5)],
+    'fi': [{'id': str(i), 'instruction': f'q{i}', 'output': f'vastaus kysymykseen {i}'} for i in range(5)],
+  }
+  rows = levels.rating_rows(seed, 'sw', {'0': 'b0', '1': 'jibu la swali la 1', '2': ' '})
+  assert all(row['instruction'] == f'q{row["id"][0]} Answer in Swahili.' for row in rows)
+  kinds = {kind: [row for row in rows if row['id'].split('.')[1] == kind] for kind in ('3', '2', '1', *levels.FLAWS)}
+  assert sum(map(len, kinds.values())) == len(rows) and len({row['id'] for row in rows}) == len(rows)
+  own = {row['id']: row['output'] for row in seed['sw']}
+  told = {kind: [(own[row['id'][0]], row['input'], row['output']) for row in found] for kind, found in kinds.items()}
+  assert told['3'] == [(text, text, '3') for text in own.values()]
+  assert [row['id'] for row in kinds['2']] == ['0.2'] and told['2'][0][1:] == ('b0', '2')
+  assert len(told['1']) == 5 and all(
+    text != found and found in own.values() and level == '1' for text, found, level in told['1']
+  )
+  assert len(told['language']) == 5 and all(
+    found == f'vastaus kysymykseen {text[-1]}' for text, found, _ in told['language']
+  )
+  assert len(told['cut']) == 5 and all(text.startswith(found) and found != text for text, found, _ in told['cut'])
+  assert len(told['joined']) == 5 and all(found.startswith(text + ' ') for text, found, _ in told['joined'])
+  assert all(level == '1' for kind in levels.FLAWS for _, _, level in told[kind])
+  plain = levels.rating_rows({'sw': seed['sw']}, 'sw', {}, flaws=('language',))
+  assert {row['id'].split('.')[1] for row in plain} == {'3', '1'}  # no other language to take from
   np.testing.assert_allclose(
     levels.expected_level(np.log([[0.1, 0.1, 0.2], [1e-9, 1e-9, 0.5]])), [2.25, 3.0], atol=1e-6
   )
