@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     # gin adds where a call was configured; the message is for people.
     said = str(error).split(_GIN_NOTE)[0]
     distributed = sys.modules.get('crossin_jax.distributed')  # only if the command has several processes at all
-    print(f'crossin {argv[0]}: {distributed.tell_failed(said, _is_expected(error)) if distributed else said}', file=sys.stderr)
+    print(f'crossin {argv[0]}: {distributed.tell_failed(said) if distributed else said}', file=sys.stderr)
     if distributed:
       distributed.leave(1)
     return 1

@@ -2,7 +2,9 @@
 
 import argparse
 import atexit
+import ctypes
 import hashlib
+import signal
 import sys
 import time
 
@@ -13,8 +15,8 @@ from crossin_jax.roll_call import RollCall, RollCallError
 
 # JAX's own heartbeat ends a process without a word about which other one is lost, so ours is to be the faster one.
 JAX_HEARTBEAT = 100  # seconds
-# How long an error that may be another process' fault waits for word of it: the system cuts the lines of a dead process at once.
-FOREIGN = 5.0  # seconds
+# How long an error waits for word of another process' end: the system cuts the lines of a dead process at once.
+FOREIGN = 3.0  # seconds
 
 _call: RollCall | None = None
 
@@ -78,6 +80,20 @@ def initialize(args: argparse.Namespace) -> None:
     initialization_timeout=int(args.start_timeout),
     heartbeat_timeout_seconds=JAX_HEARTBEAT,
   )
+  if _call is not None:
+    ctypes.CDLL(None).signal(signal.SIGABRT, _outlive_abort)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _outlive_abort(number: int) -> None:
+  """JAX aborts a process the moment its coordinator dies, and its own hook for that cannot be called from Python.
+
+  The aborting thread waits here while the roll call ends the process with the reason and a status that a launcher understands; an
+  abort for another reason goes on.
+  """
+  time.sleep(FOREIGN)
+  _call.tell_failed('aborted in native code, see its log')
+  ctypes.CDLL(None).signal(number, 0)  # as it was; abort() raises it again
 
 
 def call() -> RollCall | None:
@@ -102,18 +118,15 @@ def barrier(place: str, says: object = '') -> None:
     _call.barrier(place, told)
 
 
-def tell_failed(reason: str, own: bool = True) -> str:
+def tell_failed(reason: str) -> str:
   """Tells the other processes that this one ends with an error; the message, with this process' number if there are others.
 
-  Args:
-    reason: what happened.
-    own: False if it may be what another process' end looks like from here (a collective that broke off). Then word of that is
-      waited for, and if it comes, this process ends as all do.
+  Many an error is what another process' end looks like from here (a collective that broke off): word of that is waited for, and
+  if it comes, this process ends as all do.
   """
   if _call is None:
     return reason
-  if not own:
-    time.sleep(FOREIGN)
+  time.sleep(FOREIGN)
   _call.tell_failed(reason)
   return f'process {_call.index}: {reason}'
 
