@@ -63,10 +63,12 @@ class WorldDocuments:
     )
 
   def seed_rows(self, language: str) -> list[dict]:
-    """{"instruction" (English), "input", "output" (native)} of the seed."""
+    """{"instruction" (English), "input", "output" (native)} of the seed: every question with every sentence that answers it."""
     return [
-      {'instruction': self.question(fact, 'en'), 'input': '', 'output': self.text(fact, language)}
+      {'instruction': self._fill(question, fact, 'en'), 'input': '', 'output': self._fill(statement, fact, language)}
       for fact in self.facts('seed')
+      for question in templates('en')[fact.relation]['questions']
+      for statement in templates(language)[fact.relation]['statements'][: self.world.other_phrasings]
     ]
 
   def document_rows(self, language: str) -> list[dict]:

@@ -20,7 +20,7 @@ def rating_rows(
       level 3  seed instruction, its own response
       level 2  seed instruction, the current model's response
       level 1  seed instruction, another seed row's response
-      level 1  seed instruction, its own response spoiled in each of the ways of `flaws`:
+      level 1  seed instruction, its own response spoiled in one of the ways of `flaws`, drawn by a hash:
                'language'  a response in another language of the seed, if there is one
                'cut'       the response, broken off behind a third to five sixths of it
                'joined'    the response and the second half of another row's
@@ -48,7 +48,9 @@ def rating_rows(
     made = [('3', 3, text), ('2', 2, responses.get(row['id'], ''))]
     if len(own) > 1:
       made.append(('1', 1, other[row['id']]))
-    made += [(flaw, 1, _spoiled(flaw, id_, text, other[row['id']], language, foreign)) for flaw in usable]
+    if usable:
+      flaw = usable[int(fraction('flaw', id_, language) * len(usable))]
+      made.append((flaw, 1, _spoiled(flaw, id_, text, other[row['id']], language, foreign)))
     rows += [
       {'id': f'{id_}.{kind}', 'instruction': plain(row['instruction'], language), 'input': found, 'output': str(level)}
       for kind, level, found in made

@@ -81,14 +81,15 @@ def in_order(run: Run) -> list[Step]:
   steps.append(step('pairs', candidates.pair, ('generate',)))
 
   unless_settled = rounds.unless_settled
-  responses, flaws = {'response_tokens': s.response_tokens}, {'flaws': s.flaws}
+  responses, flaws = {'response_tokens': s.response_tokens}, {'flaws': s.flaws, 'rater_from': s.rater_from}
   for i in range(run.rounds):
     if own_rater:
       kept = (f'keep.{i - 1}',) if i else ()
+      raters = tuple(filter(None, [rounds.rater_before(s, i)]))
       steps += [
         step(f'train-response.{i}', unless_settled(rounds.train_response), ('seed', *kept), trained('response'), i),
         step(f'respond.{i}', unless_settled(rounds.respond), ('seed', f'train-response.{i}'), responses | answered, i),
-        step(f'train-rater.{i}', unless_settled(rounds.train_rater), ('seed', f'respond.{i}'), trained('rater') | flaws, i),
+        step(f'train-rater.{i}', unless_settled(rounds.train_rater), ('seed', f'respond.{i}', *raters), trained('rater') | flaws, i),
         step(f'rate.{i}', unless_settled(rounds.rate), ('pairs', f'train-rater.{i}'), answered, i),
       ]  # fmt: skip
     else:

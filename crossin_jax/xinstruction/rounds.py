@@ -8,6 +8,7 @@ import numpy as np
 from crossin_jax.xinstruction import levels
 from crossin_jax.xinstruction import rows as rows_lib
 from crossin_jax.xinstruction.run import Run
+from crossin_jax.xinstruction.settings import XInstruction
 
 TEACHER_TOKENS = 256  # of a rating, as of the judge's
 
@@ -55,7 +56,12 @@ def train_rater(run: Run, i: int, folder: str) -> Mapping:
     seed = {code: list(run.read('seed', code)) for code in run.settings.languages}
     return levels.rating_rows(seed, language, written, run.settings.flaws)
 
-  return run.train(folder, 'rater', 'xrate', rows)
+  return run.train(folder, 'rater', 'xrate', rows, rater_before(run.settings, i))
+
+
+def rater_before(settings: XInstruction, i: int) -> str | None:
+  """The step whose rater that of round i goes on from; None = it begins from the base model."""
+  return f'train-rater.{i - 1}' if i and settings.rater_from == 'before' else None
 
 
 def rate(run: Run, i: int, folder: str) -> Mapping:

@@ -51,7 +51,9 @@ class Run:
           found[reason] = found.get(reason, 0) + 1
     return found
 
-  def train(self, folder: str, kind: str, template: str, rows: Callable[[str], Iterable[Mapping]]) -> Mapping:
+  def train(
+    self, folder: str, kind: str, template: str, rows: Callable[[str], Iterable[Mapping]], start: str | None = None
+  ) -> Mapping:
     """Rows as files, prepared and trained on by ordinary commands.
 
     Args:
@@ -59,6 +61,7 @@ class Run:
       kind: of gin_configs/xinstruction: 'generator', 'rater' or 'response'.
       template: of the prompts.
       rows: language -> rows.
+      start: the step whose model is tuned; None = the base model.
     """
     s, counts = self.settings, {}
     for language in s.languages:
@@ -79,7 +82,10 @@ class Run:
       'MODEL_DIR': f'{folder}/model',
       'LENGTH': s.max_length,
     }
-    self._command(f'{name}.train', ['train', *files], values | dict(s.values) | dict(s.kind_values.get(kind, {})))
+    values |= dict(s.values) | dict(s.kind_values.get(kind, {}))
+    if start:
+      values['INITIAL_CHECKPOINT_PATH'] = os.path.join(self.folder(start), 'model')
+    self._command(f'{name}.train', ['train', *files], values)
     return {'rows': sum(counts.values()), 'by_language': counts}
 
   def answer(self, kind: str, model_step: str, input_dir: str, output_dir: str, new_tokens: int | None = None) -> None:

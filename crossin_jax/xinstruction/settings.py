@@ -30,6 +30,8 @@ class XInstruction:
       one round.
     keep_fraction: share of the candidates that is kept at most; least_level: expected level that they must reach.
     flaws: ways of spoiling seed responses for the rater to learn from, of levels.FLAWS: 'language', 'cut', 'joined'; () = none.
+    rater_from: what the rater of a round is tuned from: 'base', the model that all begin from (C16), or 'before', the rater of the
+      round before.
     settled: the rounds end early when less than this share of the kept set changes.
     wanted: samples of a language in the export (B.5).
     chunk: documents in a file that is generated for and rated as one.
@@ -53,6 +55,7 @@ class XInstruction:
   keep_fraction: float = 0.25
   least_level: float = 2.5
   flaws: tuple[str, ...] = FLAWS
+  rater_from: str = 'base'
   settled: float = 0.05
   wanted: int = 32_000
   chunk: int = 512
@@ -68,6 +71,8 @@ class XInstruction:
     object.__setattr__(self, 'flaws', tuple(self.flaws))
     if set(self.kind_values) - {'generator', 'rater', 'response'}:
       raise ValueError(f"XInstruction.kind_values = {self.kind_values}: keys are 'generator', 'rater', 'response'")
+    if self.rater_from not in ('base', 'before'):
+      raise ValueError(f"XInstruction.rater_from = {self.rater_from!r} is not 'base' or 'before'")
     if set(self.flaws) - set(FLAWS):
       raise ValueError(f'XInstruction.flaws = {self.flaws}: any of {FLAWS}')
     if 'en' in self.languages:

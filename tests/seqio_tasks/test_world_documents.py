@@ -24,7 +24,7 @@ def test_every_fact_is_of_one_part(documents):
   assert set.union(*parts.values()) == {fact_id(fact) for fact in documents.world.facts}
   assert sum(map(len, parts.values())) == len(documents.world.facts) == 400
   assert 0.2 < len(parts['seed']) / 400 < 0.3 and 0.1 < len(parts['test']) / 400 < 0.2
-  assert len(documents.seed_rows('sw')) == len(parts['seed'])
+  assert len(documents.seed_rows('sw')) == 2 * 4 * len(parts['seed'])
   assert {row['id'] for row in documents.document_rows('ta')} == parts['documents']
 
 
