@@ -284,3 +284,19 @@ def test_ten_languages_of_real_text(shared_data, tmp_path):
     assert len(rows) == counts('keep.0')['by_language'][language]['kept'] > 3
     assert all(row['language'] == language and row['instruction'] and 200 <= len(row['output']) <= 2000 for row in rows)
   assert counts('pairs')['candidates'] + counts('pairs')['empty_instruction'] == counts('filter')['kept']
+
+
+def test_a_round_that_would_change_nothing_is_not_trained(material, tiny_vocabulary, tmp_path, monkeypatch):
+  from crossin_jax.xinstruction import rounds
+  from crossin_jax.xinstruction.pipeline import Pipeline
+  from crossin_jax.xinstruction.settings import XInstruction
+
+  settings = XInstruction(
+    languages=LANGUAGES, documents=f'{material}/text.{{language}}.jsonl', seed=f'{material}/seed',
+    vocabulary=str(tiny_vocabulary.path), model_gin=(f'{material}/model.gin',),
+  )  # fmt: skip
+  steps = Pipeline(str(tmp_path / 'run'), settings).steps.steps
+  monkeypatch.setattr(rounds, 'settled', lambda run, i: i == 1)
+  for name in ('train-response.1', 'respond.1', 'train-rater.1', 'rate.1'):
+    assert 'changed the kept set too little' in steps[name].run(str(tmp_path))['settled']
+  assert not (tmp_path / 'run' / 'logs').exists()
