@@ -229,6 +229,10 @@ class World:
       for k, template in enumerate(templates(language)[fact.relation]['statements'][:phrasings])
     ]
 
+  def questions_about(self, fact: Fact, language: str) -> list[str]:
+    """Every phrasing of the question that a fact answers."""
+    return [self._fill(template, fact, language) for template in templates(language)[fact.relation]['questions']]
+
   def instructions(self, language: str) -> list[dict[str, str]]:
     """Question-answer rows about the tuning entities, aligned by id across languages."""
     return [

@@ -88,7 +88,10 @@ class WorldStatements(_Rows):
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class WorldBilingual(_Rows):
-  """Running text that says the same thing in English and in another language, either first: how a reader learns names."""
+  """Running text that says the same thing in English and in another language, either first: how a reader learns names.
+
+  Statements, and questions without their answers.
+  """
 
   world: World = gin.REQUIRED
   language: str = gin.REQUIRED
@@ -100,12 +103,19 @@ class WorldBilingual(_Rows):
 
   def _make(self, language):
     english = {row['id']: row['output'] for row in self.world.statements('en')}
-    made = []
-    for row in self.world.statements(language):
-      both = [row['output'], english[row['id']]]
-      for order, text in ((0, both), (1, both[::-1])):
-        made.append({'id': f'{row["id"]}.{order}', 'instruction': '', 'input': '', 'output': '\n'.join(text)})
-    return made
+    pairs = [(row['id'], row['output'], english[row['id']]) for row in self.world.statements(language)]
+    pairs += [
+      (f'{id_}.question', text, self.world.questions_about(fact, 'en')[k])
+      for fact in self.world.facts
+      if language in fact.told_in
+      for k, text in enumerate(self.world.questions_about(fact, language))
+      for id_ in (f'{fact.entity}.{fact.relation}.{k}',)
+    ]
+    return [
+      {'id': f'{id_}.{order}', 'instruction': '', 'input': '', 'output': '\n'.join(both)}
+      for id_, native, told in pairs
+      for order, both in enumerate(((native, told), (told, native)))
+    ]
 
 
 @gin.configurable

@@ -20,8 +20,8 @@ def rating_rows(
       level 3  seed instruction, its own response
       level 2  seed instruction, the current model's response
       level 1  seed instruction, another seed row's response
-      level 1  seed instruction, its own response spoiled in one of the ways of `flaws`, drawn by a hash:
-               'language'  a response in another language of the seed, if there is one
+      level 1  'language': seed instruction, its response in another language (or another row's), if the seed has another
+      level 1  seed instruction, its own response spoiled in one of the other ways of `flaws`, drawn by a hash:
                'cut'       the response, broken off behind a third to five sixths of it
                'joined'    the response and the second half of another row's
 
@@ -38,7 +38,7 @@ def rating_rows(
   """
   own = seed[language]
   others = [code for code in sorted(seed) if code != language and seed[code]]
-  usable = [flaw for flaw in flaws if flaw != 'language' or others]
+  broken = [flaw for flaw in flaws if flaw != 'language']
   foreign = [seed[code] for code in others]
   order = sorted(own, key=lambda row: fraction('other', str(row['id'])))
   other = {row['id']: following['output'] for row, following in zip(order, [*order[1:], *order[:1]])}
@@ -48,9 +48,12 @@ def rating_rows(
     made = [('3', 3, text), ('2', 2, responses.get(row['id'], ''))]
     if len(own) > 1:
       made.append(('1', 1, other[row['id']]))
-    if usable:
-      flaw = usable[int(fraction('flaw', id_, language) * len(usable))]
-      made.append((flaw, 1, _spoiled(flaw, id_, text, other[row['id']], language, foreign)))
+    spoil = lambda flaw: _spoiled(flaw, id_, text, other[row['id']], language, foreign)
+    if others and 'language' in flaws:
+      made.append(('language', 1, spoil('language')))
+    if broken:
+      flaw = broken[int(fraction('flaw', id_, language) * len(broken))]
+      made.append((flaw, 1, spoil(flaw)))
     rows += [
       {'id': f'{id_}.{kind}', 'instruction': plain(row['instruction'], language), 'input': found, 'output': str(level)}
       for kind, level, found in made

@@ -1,14 +1,15 @@
 """`crossin xinstruction quickstart`: X-Instruction on the embedded world, where the right instruction of a text is known.
 
-    world, vocabulary ── read ── pipeline (its candidates half spoiled) ── random ── ask ── page
+    world, vocabulary ── read ── pipeline (its candidates half spoiled) ── kept, random ── ask ── page
 
-`read` makes a base model that has read every language and answers in English; `random` is the response model on a random set of
-the size of the kept one. A second start does only what is missing.
+`read` makes a base model that has read every language and answers in English; `kept` and `random` are response models on the kept set
+and on a random set of its size, each alone. A second start does only what is missing.
 """
 
 import argparse
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -36,8 +37,13 @@ FILTERS = {'least_characters': 20, 'near_duplicate': 1.0, 'common_line': 0, 'lea
 # None whose value is a territory: what a text is about is plain.
 RELATIONS = ('festival', 'harvest', 'radio', 'museum', 'market', 'council')
 LENGTH = 96  # tokens of the longest row, prompts and all
-# Response models that are asked, and the steps of the pipeline (or of this quickstart) that made them.
-MODELS = {'seed': 'pipeline/train-response.0', 'random': 'random', 'kept': 'pipeline/train'}
+# Response models that are asked -> their step, and the prompt style that they were tuned with.
+MODELS = {
+  'seed': ('pipeline/train-response.0', rows_lib.assistant),
+  'random': ('random', rows_lib.plain),
+  'kept': ('kept', rows_lib.plain),
+  'seed and kept': ('pipeline/train', rows_lib.assistant),
+}
 FORMS = ('English', 'native')
 
 
@@ -49,16 +55,19 @@ class Settings:
     languages: output languages, of the world's twelve beside English.
     entities: territories that the world tells of.
     reading_steps: of the base model.
-    epochs: of the generator and the response models, over their rows; rater_epochs: of the rater.
+    generator_epochs, response_epochs, rater_epochs: of each kind of model, over its rows; the rater's in each round;
+      set_epochs: of the models on a set alone.
     keep_fraction, rounds: see `XInstruction`.
     world_seed: another seed is another world.
   """
 
   languages: tuple[str, ...] = ('sw', 'ta', 'fi')
   entities: int = 60
-  reading_steps: int = 1500
-  epochs: float = 4.0
-  rater_epochs: float = 3.0
+  reading_steps: int = 1700
+  generator_epochs: float = 8.0
+  response_epochs: float = 3.0
+  rater_epochs: float = 2.0
+  set_epochs: float = 12.0
   keep_fraction: float = 0.25
   rounds: int = 2
   world_seed: int = 0
@@ -108,13 +117,14 @@ class Quickstart:
     self.documents = WorldDocuments(self.world)
     s = dataclasses.asdict(settings)
     pick = lambda *names: {name: s[name] for name in names}
-    tuned = pick('epochs', 'rater_epochs', 'keep_fraction', 'rounds')
+    tuned = pick('generator_epochs', 'response_epochs', 'rater_epochs', 'keep_fraction', 'rounds')
     self.steps = Steps(output_dir, [
         Step('world', self._make_world, (), pick('languages', 'entities', 'world_seed')),
         Step('read', self._read, ('world',), pick('reading_steps')),
         Step('pipeline', self._refine, ('read',), tuned),
-        Step('random', self._train_random, ('pipeline',)),
-        Step('ask', self._ask, ('random',)),
+        Step('random', functools.partial(self._train_set, False), ('pipeline',), pick('set_epochs')),
+        Step('kept', functools.partial(self._train_set, True), ('pipeline',), pick('set_epochs')),
+        Step('ask', self._ask, ('random', 'kept')),
         Step('page', self._write_page, ('ask',)),
     ])  # fmt: skip
 
@@ -167,33 +177,34 @@ class Quickstart:
       done = pipeline.steps.run()
     return {name: manifest['seconds'] for name, manifest in done.items()}
 
-  def _train_random(self, folder: str) -> Mapping:
-    run = self._pipeline().run
+  def _train_set(self, kept: bool, folder: str) -> Mapping:
+    """A response model on the kept pairs, or on as many of all candidates, drawn by a hash."""
+    run = self._pipeline(response_epochs=self.settings.set_epochs).run
 
     def rows(language):
-      pairs = sorted(run.read('pairs', language), key=lambda row: rows_lib.fraction('random', language, row['id']))
-      kept = sum(1 for _ in run.read(f'keep.{run.rounds - 1}', language))
-      for row in run.read('seed', language):
-        yield row | {'instruction': rows_lib.assistant(row['instruction'], language)}
-      for row in pairs[:kept]:
-        yield row | {'instruction': rows_lib.plain(row['instruction'], language)}
+      chosen = list(run.read(f'keep.{run.rounds - 1}', language))
+      if not kept:
+        by_hash = lambda row: rows_lib.fraction('random', language, row['id'])
+        chosen = sorted(run.read('pairs', language), key=by_hash)[: len(chosen)]
+      return [row | {'instruction': rows_lib.plain(row['instruction'], language)} for row in chosen]
 
     with self._stopping(run.jobs):
       return run.train(folder, 'response', 'xinstruction', rows)
 
   def _ask(self, folder: str) -> Mapping:
     """Every response model, about the facts of the test: in English, and in the output language."""
-    facts, asked = self.documents.facts('test'), os.path.join(folder, 'asked')
-    for language in self.settings.languages:
-      rows = []
-      for fact in facts:
-        english = rows_lib.assistant(self.documents.question(fact, 'en'), language)
-        for form, text in zip(FORMS, (english, self.documents.question(fact, language))):
-          rows.append({'id': f'{form}.{fact.entity}.{fact.relation}', 'instruction': text})
-      rows_lib.write(os.path.join(asked, language, '00000.jsonl'), rows)
-    for model, step in MODELS.items():
+    facts = self.documents.facts('test')
+    for model, (step, style) in MODELS.items():
+      asked = os.path.join(folder, 'asked', style.__name__)
+      for language in self.settings.languages:
+        rows = []
+        for fact in facts:
+          english = style(self.documents.question(fact, 'en'), language)
+          for form, text in zip(FORMS, (english, self.documents.question(fact, language))):
+            rows.append({'id': f'{form}.{fact.entity}.{fact.relation}', 'instruction': text})
+        rows_lib.write(os.path.join(asked, language, '00000.jsonl'), rows)
       self.jobs.run(
-        f'ask.{model}',
+        f'ask.{model.replace(" ", "_")}',
         ['xinstruction', 'chunks', '--kind', 'respond', '--checkpoint', os.path.join(self.out, step, 'model'),
          '--input', asked, '--output', os.path.join(folder, model)],
         {'ChunkWorker.prompt_tokens': LENGTH, 'Sampling.max_new_tokens': 48},
@@ -219,19 +230,23 @@ class Quickstart:
 
   # ---- what they share -----------------------------------------------------------------------------------------------------
 
-  def _pipeline(self) -> WorldPipeline:
-    s, world = self.settings, self.steps.folder('world')
+  def _pipeline(self, **changes) -> WorldPipeline:
+    from crossin_jax.xinstruction import filters  # noqa: F401  # gin knows what is imported
+
+    s, world = dataclasses.replace(self.settings, **changes), self.steps.folder('world')
     for name, value in FILTERS.items():
       with gin.unlock_config():
         gin.bind_parameter(f'Filters.{name}', value)
     values = {
       'INITIAL_CHECKPOINT_PATH': self._base, 'BATCH_SIZE': 16, 'schedule.peak': 1e-3, 'adamw.b2': 0.98,
-      'train.epochs': s.epochs, 'train.evaluators': (), 'train.log_period': 20,
+      'train.evaluators': (), 'train.log_period': 20,
     }  # fmt: skip
     settings = XInstruction(
       languages=s.languages, documents=os.path.join(world, 'text.{language}.jsonl'), seed=os.path.join(world, 'seed'),
       vocabulary=self._vocabulary, model_gin=(self._model_gin,), values=values,
-      kind_values={'rater': {'train.epochs': s.rater_epochs}},
+      kind_values={
+        kind: {'train.epochs': getattr(s, f'{kind}_epochs')} for kind in ('generator', 'response', 'rater')
+      },
       rounds=s.rounds, rater_from='before', keep_fraction=s.keep_fraction, least_level=1.5, settled=0.0, chunk=256, instruction_tokens=32,
       response_tokens=48, max_length=LENGTH,
     )  # fmt: skip

@@ -21,7 +21,7 @@ def results(documents, run: Run, answers: str, models: Sequence[str]) -> dict:
     documents: `WorldDocuments`.
     run: of the finished pipeline; its candidates have 'flaw'.
     answers: folder with a folder of answers for each model.
-    models: names, the seed's first.
+    models: names; 'kept' is compared with the others.
 
   Returns:
     {'generator': {language: share of right instructions}, 'refinement': see `refinement`, 'responses': see `responses`,
@@ -79,7 +79,7 @@ def responses(documents, languages: Sequence[str], answers: str, models: Sequenc
 
   Returns:
     {'models': {model: {form: {'items', 'heard': {what: n}, 'by_language': {language: share that follows}, 'follows': {'estimate',
-    'low', 'high'}, 'right': the same}}}, 'differences': {form: {'follows' and 'right' of the last model minus each other one}}}. An
+    'low', 'high'}, 'right': the same}}}, 'differences': {form: {'follows' and 'right' of 'kept' minus each other one}}}. An
     answer follows if it is one whole sentence of the language about what was asked; it is right if it is true as well.
   """
   facts = {f'{fact.entity}.{fact.relation}': fact for fact in documents.facts('test')}
@@ -107,14 +107,15 @@ def responses(documents, languages: Sequence[str], answers: str, models: Sequenc
       }
       for form, counts in heard.items()
     }  # fmt: skip
-  last = models[-1]
+  last = 'kept'
   differences = {
     form: {
       other: {
         name: _interval(bootstrap.difference([_column(correct[last, form, name])], [_column(correct[other, form, name])], None))
         for name in ('follows', 'right')
       }
-      for other in models[:-1]
+      for other in models
+      if other != last
     }
     for form in told[last]
   }  # fmt: skip
@@ -143,7 +144,6 @@ def findings(found: dict) -> list[str]:
     )
   for form, others in found['responses']['differences'].items():
     models = found['responses']['models']
-    last = list(models)[-1]
     shown = ', '.join(f'{model} {percent(own[form]["follows"]["estimate"])}' for model, own in models.items())
     gain = others['random']['follows']
     verdict = (
@@ -155,7 +155,7 @@ def findings(found: dict) -> list[str]:
     )
     asked = 'in English' if form == 'English' else 'in the output language, never met in tuning'
     said.append(
-      f'Asked {asked}, answers that are one whole sentence about what was asked: {shown}. The {last} set is {verdict} than a '
+      f'Asked {asked}, answers that are one whole sentence about what was asked: {shown}. The kept set is {verdict} than a '
       f'random one of its size ({100 * gain["estimate"]:+.0f} points, {100 * gain["low"]:+.0f} to {100 * gain["high"]:+.0f}).'
     )
   return said

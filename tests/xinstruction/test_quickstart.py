@@ -28,7 +28,9 @@ def test_intervals_of_shares():
 
 @pytest.mark.slow
 def test_a_small_one_from_text_to_page(tmp_path, monkeypatch, capsys):
-  small = quickstart.Settings(entities=12, reading_steps=4, epochs=0.5, rater_epochs=0.5, rounds=1)
+  small = quickstart.Settings(
+    entities=12, reading_steps=4, generator_epochs=0.2, response_epochs=0.2, rater_epochs=0.1, set_epochs=0.5, rounds=1
+  )
   monkeypatch.setattr(quickstart, 'Settings', lambda: small)
   command = ['xinstruction', 'quickstart', '--output_dir', str(tmp_path), '--json']
   assert cli.main(command) == 0
@@ -40,7 +42,7 @@ def test_a_small_one_from_text_to_page(tmp_path, monkeypatch, capsys):
   good = one['by_flaw'].get('good', {'kept': 0})
   if one['kept']:
     assert one['precision']['estimate'] == good['kept'] / one['kept']
-  for model in ('seed', 'random', 'kept'):
+  for model in ('seed', 'random', 'kept', 'seed and kept'):
     for form in ('English', 'native'):
       own = found['responses']['models'][model][form]
       assert own['items'] == sum(own['heard'].values()) == 3 * found['world']['parts']['test']
