@@ -1,7 +1,7 @@
 """The embedded world as natural text for X-Instruction: documents whose right instruction is known, and ways to spoil pairs.
 
-Every fact is told in every language. Facts are divided by a hash into those of the seed, those of the documents and those that only
-the test asks about; the three have entities and relations in common, never a fact.
+Every fact is told in every language. Of each entity, by a hash, some facts are the seed's, one is asked about by the test alone, and
+the others are told by the documents: the three have entities and relations in common, never a fact.
 """
 
 from collections.abc import Sequence
@@ -32,18 +32,20 @@ class WorldDocuments:
 
   Attributes:
     world: all its relations told in every language.
-    seed_share: of the facts, whose pairs are the seed.
-    test_share: of the facts, that the test asks about.
+    seed_facts: of each entity, whose pairs are the seed.
+    test_facts: of each entity, that only the test asks about.
   """
 
   world: World
-  seed_share: float = 0.25
-  test_share: float = 0.15
+  seed_facts: int = 2
+  test_facts: int = 1
 
   def part(self, fact: Fact) -> str:
     """'seed', 'test' or 'documents'."""
-    place = _fraction(self.world.seed, 'part', fact.entity, fact.relation)
-    return 'seed' if place < self.seed_share else 'test' if place < self.seed_share + self.test_share else 'documents'
+    relations = self.world.shared_relations + self.world.tested_relations
+    order = sorted(relations, key=lambda name: _fraction(self.world.seed, 'part', fact.entity, name))
+    place = order.index(fact.relation)
+    return 'seed' if place < self.seed_facts else 'test' if place < self.seed_facts + self.test_facts else 'documents'
 
   def facts(self, part: str) -> list[Fact]:
     """The facts of a part, in the world's order."""

@@ -63,10 +63,10 @@ class Settings:
 
   languages: tuple[str, ...] = ('sw', 'ta', 'fi')
   entities: int = 60
-  reading_steps: int = 1700
-  generator_epochs: float = 8.0
-  response_epochs: float = 3.0
-  rater_epochs: float = 2.0
+  reading_steps: int = 1500
+  generator_epochs: float = 4.0
+  response_epochs: float = 2.0
+  rater_epochs: float = 1.5
   set_epochs: float = 12.0
   keep_fraction: float = 0.25
   rounds: int = 2
