@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import contextlib
 import ctypes
 import hashlib
 import signal
@@ -59,6 +60,13 @@ def initialize(args: argparse.Namespace) -> None:
         'than meant? Nothing was begun'
       )
   elif all(value is None for value in given):
+    hosts = 1
+    with contextlib.suppress(RuntimeError):  # no such device: the mesh says so better
+      hosts = jax.process_count()  # libtpu joins the hosts of a slice by itself
+    if hosts > 1:
+      raise ValueError(
+        f'this machine is one of {hosts} hosts of a slice: start the command on each of them with --multihost'
+      )
     return
   elif any(value is None for value in given):
     raise ValueError('--coordinator_address, --process_count and --process_index go together')

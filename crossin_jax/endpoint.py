@@ -1,7 +1,7 @@
 """A client of OpenAI-compatible chat endpoints: no reply is lost, none is paid for twice, and no more is spent than allowed.
 
 Transport is the `openai` package; when to send, send again, give up and stop is decided here. `crossin judge` and
-`crossin translate` use it, and a teacher may.
+`crossin translate` use it, and the teacher of X-Instruction.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -66,11 +66,19 @@ class Jobs:
       StepFailed: it ended with another status than 0.
       Stopped: `stop` was called.
     """
-    command = [sys.executable, '-m', 'crossin_jax.cli', *arguments]
-    command += [f'--gin.{name}={value!r}' for name, value in (values or {}).items()] + list(bindings)
-    path = os.path.join(self.output_dir, 'logs', f'{log}.log')
+    self.execute(log, self.command(arguments, values, bindings), self._every_core if all_cores else None)
+
+  def command(self, arguments: Sequence[str], values: Mapping | None = None, bindings: Sequence[str] = ()) -> list[str]:
+    """The words of the command that `run` runs."""
+    return [sys.executable, '-m', 'crossin_jax.cli', *flags(arguments, values, bindings)]
+
+  def execute(
+    self, log: str, command: Sequence[str], cores: set[int] | None = None, start_new_session: bool = False
+  ) -> None:
+    """Runs any command to its end, on the cores given or on a share of its own; raises as `run` does."""
+    path = self.log_path(log)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    cores = self._every_core if all_cores else self._cores.get()
+    share = self._cores.get() if cores is None else cores
     try:
       if self._stopped:
         raise Stopped(f'step {log} was not started')
@@ -78,23 +86,43 @@ class Jobs:
         f.write(shlex.join(command) + '\n')
         f.flush()
         process = subprocess.Popen(  # pylint: disable=consider-using-with
-          command, stdout=f, stderr=subprocess.STDOUT, env=os.environ | self.environment, pass_fds=self.pass_fds
+          command,
+          stdout=f,
+          stderr=subprocess.STDOUT,
+          env=os.environ | self.environment,
+          pass_fds=self.pass_fds,
+          start_new_session=start_new_session,
         )
         self._running.add(process)
-        os.sched_setaffinity(process.pid, cores)
+        os.sched_setaffinity(process.pid, share)
         if self._stopped:  # in the moment between the question and the entry
           process.send_signal(signal.SIGTERM)
         status = process.wait()
         self._running.discard(process)
     finally:
-      if not all_cores:
-        self._cores.put(cores)
+      if cores is None:
+        self._cores.put(share)
     if status and self._stopped:
       raise Stopped(f'step {log} was told to stop')
     if status:
-      with open(path, encoding='utf-8', errors='replace') as f:
-        end = ''.join(f.readlines()[-15:])
-      raise StepFailed(f'step {log} failed with status {status}; its log {path} ends:\n{end}')
+      raise StepFailed(f'step {log} failed with status {status}; its log {path} ends:\n{self.log_end(log)}')
+
+  def log_path(self, log: str) -> str:
+    """Where the output of a step goes."""
+    return os.path.join(self.output_dir, 'logs', f'{log}.log')
+
+  def log_end(self, log: str) -> str:
+    """Its last lines; '' if there is none."""
+    try:
+      with open(self.log_path(log), encoding='utf-8', errors='replace') as f:
+        return ''.join(f.readlines()[-15:])
+    except FileNotFoundError:
+      return ''
+
+  @property
+  def stopped(self) -> bool:
+    """Whether `stop` was called."""
+    return self._stopped
 
   def stop(self, number: int = signal.SIGTERM) -> None:
     """Sends a signal to every running command and starts no other; `run` raises Stopped."""
@@ -118,3 +146,8 @@ class Jobs:
     finally:
       for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def flags(arguments: Sequence[str], values: Mapping | None = None, bindings: Sequence[str] = ()) -> list[str]:
+  """A command's words with its gin values: ['train'], {'TRAIN_STEPS': 20} -> ['train', '--gin.TRAIN_STEPS=20']."""
+  return [*arguments, *[f'--gin.{name}={value!r}' for name, value in (values or {}).items()], *bindings]

@@ -2,8 +2,9 @@
 
     axes x seeds -> points;  prepare each mixture once  ->  train and evaluate each point  ->  sweep.json, .md, .png
 
-Every step is a `crossin` command in a process of its own; its output lies in OUT/logs. A point is known by a hash of all it
-is made from, so a second start does only what is missing, and a value added to an axis runs only what is new.
+Every step is a `crossin` command in a process of its own; its output lies in OUT/logs. Mixtures are prepared here; points are
+run here, on TPUs or as SLURM jobs (`launchers.py`). A point is known by a hash of all it is made from, so a second start does
+only what is missing, and a value added to an axis runs only what is new.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import contextlib
 import glob
 import json
 import os
+import shlex
 import socket
 import sys
 import time
@@ -19,6 +21,7 @@ import time
 from crossin_jax import config
 from crossin_jax.data.prepared import read_json, write_json
 from crossin_jax.jobs import Jobs, StepFailed, Stopped
+from crossin_jax.launchers import make_launcher
 from crossin_jax.metrics import duration
 from crossin_jax.sweep_points import Data, Point, Settings, bound_names, flag_of, make_points
 
@@ -31,7 +34,7 @@ class Sweep:
   Attributes:
     out: the directory.
     points: all points, equal ones included.
-    runner: runs `crossin` commands: an object with `run(log, arguments, values, bindings, all_cores)`, see `jobs.Jobs`.
+    runner: runs `crossin` commands, see `launchers.Launcher`.
     jobs: points at a time.
     failures: name of a point -> what went wrong.
   """
@@ -94,7 +97,7 @@ class Sweep:
 
   def _prepare(self, data: Data) -> str | None:
     """Tokenises what of a mixture is not there yet; returns what went wrong."""
-    directory = os.path.join(self.out, 'data', data.folder)
+    directory = self._data_folder(data)
     if os.path.exists(os.path.join(directory, 'mixtures', f'{data.mixture}.json')):
       return None
     # Mixtures whose tokens are made alike share them: other rates and volumes are other mixtures of the same tasks.
@@ -108,7 +111,7 @@ class Sweep:
     arguments = ['prepare', f'--gin_file={self.settings.mixture_gin}', f'--mixture={data.mixture}']
     arguments += [f'--output_dir={directory}', *self._search]
     try:
-      self.runner.run(f'prepare.{data.folder}', arguments, {}, data.flags, all_cores=True)
+      self.runner.run_here(f'prepare.{data.folder}', arguments, {}, data.flags)
     except StepFailed as error:
       self._say(str(error))
       return str(error)
@@ -116,31 +119,19 @@ class Sweep:
 
   def _point(self, point: Point) -> float:
     """Trains and evaluates; returns the seconds it took over all starts."""
-    folder = self.folder(point)
-    name, model, evaluation = os.path.basename(folder), os.path.join(folder, 'model'), self.evaluation(point)
-    values = {
-      'MODEL_DIR': model,
-      'DATA_DIR': os.path.join(self.out, 'data', point.data.folder),
-      'MIXTURE_OR_TASK_NAME': point.data.mixture,
-    }
-    gin_file = [f'--gin_file={self.settings.run_gin}', *self._search]
+    folder, evaluation = self.folder(point), self.evaluation(point)
     write_json(os.path.join(folder, 'settings.json'), point.settings)
     if not os.path.exists(os.path.join(folder, 'trained')):
       with self._clock(folder):
-        self.runner.run(f'train.{name}', ['train', *gin_file], values, point.flags)
+        self.runner.send(self._data_folder(point.data))
+        self.runner.run(*self.training(point))
       write_json(os.path.join(folder, 'trained'), True)
     if not os.path.exists(os.path.join(evaluation, 'figures.json')):
-      arguments = ['evaluate', *gin_file, f'--checkpoint={model}', f'--output_dir={evaluation}']
-      arguments += [f'--questions={path}' for path in self.settings.questions]
-      arguments += [f'--variant={point.name}', f'--seed={point.seed}']
-      flags = list(point.flags)
-      if point.heldout:
-        # One set of rows for every point: held-out losses of different mixtures do not compare.
-        flags.append(flag_of('HeldoutLoss.data_dir', os.path.join(self.out, 'data', point.heldout.folder)))
-        flags.append(flag_of('HeldoutLoss.mixture', point.heldout.mixture))
-      flags.append(f'--gin.train.evaluators={"(@HeldoutLoss(),)" if point.heldout else "()"}')
       with self._clock(folder):
-        self.runner.run(f'evaluate.{name}', arguments, values, tuple(flags))
+        if point.heldout:
+          self.runner.send(self._data_folder(point.heldout))
+        self.runner.run(*self.asking(point))
+        self.runner.fetch(evaluation)
     runs = []
     if self.settings.questions:
       runs = read_json(os.path.join(evaluation, 'results.json'), 'delete that folder')['runs']
@@ -149,6 +140,45 @@ class Sweep:
     result['heldout'] = read_json(os.path.join(evaluation, 'figures.json'), 'delete that folder')
     write_json(os.path.join(evaluation, 'point.json'), {**result, 'settings': point.settings})
     return seconds
+
+  def training(self, point: Point) -> tuple[str, list[str], dict, tuple[str, ...]]:
+    """What trains it: name of the log, arguments, gin values and gin flags, as `Launcher.run` takes them."""
+    arguments = ['train', f'--gin_file={self.settings.run_gin}', *self._search]
+    return f'train.{os.path.basename(self.folder(point))}', arguments, self._values(point), point.flags
+
+  def asking(self, point: Point) -> tuple[str, list[str], dict, tuple[str, ...]]:
+    """What evaluates it, likewise."""
+    values, place = self._values(point), self.runner.place
+    arguments = [
+      'evaluate',
+      f'--gin_file={self.settings.run_gin}',
+      *self._search,
+      f'--checkpoint={values["MODEL_DIR"]}',
+    ]
+    arguments.append(f'--output_dir={place(self.evaluation(point))}')
+    arguments += [f'--questions={path}' for path in self.settings.questions]
+    arguments += [f'--variant={point.name}', f'--seed={point.seed}']
+    flags = list(point.flags)
+    if point.heldout:
+      # One set of rows for every point: held-out losses of different mixtures do not compare.
+      flags.append(flag_of('HeldoutLoss.data_dir', place(self._data_folder(point.heldout))))
+      flags.append(flag_of('HeldoutLoss.mixture', point.heldout.mixture))
+    flags.append(f'--gin.train.evaluators={"(@HeldoutLoss(),)" if point.heldout else "()"}')
+    return f'evaluate.{os.path.basename(self.folder(point))}', arguments, values, tuple(flags)
+
+  def commands(self, point: Point) -> list[list[str]]:
+    """The words of the commands that a point takes."""
+    return [self.runner.command(*step) for step in (self.training(point), self.asking(point))]
+
+  def _values(self, point: Point) -> dict:
+    return {
+      'MODEL_DIR': self.runner.place(os.path.join(self.folder(point), 'model')),
+      'DATA_DIR': self.runner.place(self._data_folder(point.data)),
+      'MIXTURE_OR_TASK_NAME': point.data.mixture,
+    }
+
+  def _data_folder(self, data: Data) -> str:
+    return os.path.join(self.out, 'data', data.folder)
 
   @contextlib.contextmanager
   def _clock(self, folder: str):
@@ -232,37 +262,54 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     '--jobs',
     type=int,
-    default=1,
-    help='points at a time, the cores dealt out among them (default: 1, with all devices)',
+    help='points at a time: the cores dealt out among them, a queued resource each, or a SLURM job each (default: 1; slurm: 16)',
   )
-  parser.add_argument('--dry_run', action='store_true', help='say what would run, and do nothing')
+  parser.add_argument(
+    '--launcher', choices=('local', 'tpu', 'slurm'), default='local', help='where points are run (default: here)'
+  )
+  parser.add_argument(
+    '--launcher_args',
+    default='',
+    metavar='FLAGS',
+    help='of launch/tpu_train.sh ("--name sweep --zone Z --accelerator_type T --spot --delete_when_done") or of sbatch '
+    '("--gpus-per-node=8 --time=8:00:00")',
+  )
+  parser.add_argument('--remote_dir', help='gs://BUCKET/FOLDER, which takes the place of --output_dir on TPUs')
+  parser.add_argument('--dry_run', action='store_true', help='print every command, and do nothing')
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   config.add_flags(parser)
   args = parser.parse_args(argv)
   if not args.gin_file:
     parser.error('give the sweep by --gin_file, for instance gin_configs/ablations/world_volume.gin')
+  args.jobs = (16 if args.launcher == 'slurm' else 1) if args.jobs is None else args.jobs
   if args.jobs < 1:
     parser.error('--jobs must be at least 1')
   settings, flags = read_settings(args)
   points = make_points(settings, flags, tuple(path for path in args.gin_search_paths.split(',') if path))
-  runner = Jobs(args.output_dir, args.jobs)
-  sweep = Sweep(args.output_dir, settings, points, runner, args.jobs, args.gin_search_paths)
+  jobs = Jobs(args.output_dir, args.jobs)
+  launcher = make_launcher(args.launcher, jobs, args.launcher_args, args.remote_dir)
+  sweep = Sweep(args.output_dir, settings, points, launcher, args.jobs, args.gin_search_paths)
   _tell(sweep, args.dry_run)
   if args.dry_run:
     if args.json:
-      plan = [{'name': p.name, 'mixture': p.data.mixture, 'directory': sweep.folder(p)} for p in sweep.missing()]
+      plan = [
+        {'name': p.name, 'mixture': p.data.mixture, 'directory': sweep.folder(p), 'commands': sweep.commands(p)}
+        for p in sweep.missing()
+      ]
       print(json.dumps({'points': len(points), 'to_run': plan}))
     return 0
   from crossin_jax import sweep_table
 
   with exclusive(args.output_dir) as lock:
-    runner.pass_fds = (lock,)
+    jobs.pass_fds = (lock,)
     try:
-      with runner.stopping_on_signals():
+      with jobs.stopping_on_signals():
         sweep.run()
-    except Stopped:
-      print('told to stop; start the same command again to go on', file=sys.stderr)
+    except Stopped as error:
+      print(f'told to stop ({error}); start the same command again to go on', file=sys.stderr)
       return RESTART
+    finally:
+      launcher.close()
     summary = sweep_table.write(sweep)
   print(f'\n{summary.pop("text")}', file=sys.stderr)
   for name, error in sweep.failures.items():
@@ -278,6 +325,8 @@ def _tell(sweep: Sweep, every: bool) -> None:
   distinct = {point.digest: point for point in sweep.points}
   for digest, point in distinct.items() if every else ():
     print(f'{"to run" if digest in missing else "done  "}  {point.name}  {point.data.mixture}', file=sys.stderr)
+    for command in sweep.commands(point) if digest in missing else ():
+      print(f'    {shlex.join(command)}', file=sys.stderr)
   same = len(sweep.points) - len(distinct)
   print(
     f'{len(sweep.points)} points{f" ({same} the same as another)" if same else ""}, {len(missing)} to run -> {sweep.out}',

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the launch scripts: a virtual environment with the project and its extras, made once.
 
 # The newest of the supported Pythons on this machine, python3 preferred.
@@ -13,14 +14,33 @@ find_python() {
   return 1
 }
 
-# make_environment FOLDER EXTRA: installs the project (editable) unless that was done for this very pyproject.toml.
+# provide_python: where none of the supported ones is (TPU VMs come with 3.10), uv fetches one into the home; sets PYTHON.
+provide_python() {
+  local uv
+  if find_python >/dev/null 2>&1; then return; fi
+  if ! uv=$(command -v uv || command -v "$HOME/.local/bin/uv"); then
+    python3 -m pip install --quiet --user uv || curl -LsSf https://astral.sh/uv/install.sh | sh
+    uv=$HOME/.local/bin/uv
+  fi
+  "$uv" python install 3.12 && PYTHON=$("$uv" python find 3.12)
+}
+
+# make_environment FOLDER EXTRA: installs the project (editable) unless that was done for this very pyproject.toml. It tells of
+# errors by its status too, since `set -e` does not hold where that is asked for.
 make_environment() {
-  local folder=$1 extra=$2 stamp
+  local folder=$1 extra=$2 stamp python
   stamp="$folder/.installed-${extra:-base}-$(cksum <pyproject.toml | tr ' ' '-')"
   if [ -e "$stamp" ] && [ -x "$folder/bin/python" ]; then return; fi
+  mkdir -p "$folder"
+  # Jobs of a cluster that start together share the folder: one installs, the others wait.
+  exec 8>"$folder/.lock"
+  if command -v flock >/dev/null; then flock 8; fi
+  if [ -e "$stamp" ] && [ -x "$folder/bin/python" ]; then
+    exec 8>&-
+    return
+  fi
   if [ ! -x "$folder/bin/python" ]; then
-    local python
-    python=$(find_python)
+    python=$(find_python) || return 1
     echo "Making $folder with $($python --version)" >&2
     "$python" -m venv "$folder" || {
       rm -rf "$folder"
@@ -29,7 +49,8 @@ make_environment() {
     }
   fi
   echo 'Installing (a few minutes the first time) ...' >&2
-  "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
-  "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}"
+  "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip || return 1
+  "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}" || return 1
   touch "$stamp"
+  exec 8>&-
 }

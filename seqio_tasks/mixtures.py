@@ -183,7 +183,8 @@ def _component(component, name, settings, preset):
     source = settings.parallel
   else:
     raise ValueError(
-      f'mixture {name}: component {component!r} is none of base, {", ".join(CROSSIN_MODES + tuple(texts))}'
+      f'mixture {name}: component {component!r} is none of base, {", ".join(CROSSIN_MODES + tuple(texts))}; sources of text '
+      'are components too (MixtureSettings.texts; of X-Instruction: set ROWS, SEED_ROWS, TRANSLATED or DISTILLED)'
     )
   if source is None:
     raise ValueError(f'mixture {name}: component {component!r} needs MixtureSettings.parallel')

@@ -33,6 +33,14 @@ class Processes:
       own: index -> flags of that process alone.
       flags: further arguments of all, before gin's.
     """
+    command = ['train', '--gin_file=gin_configs/runs/world_tune.gin', *flags]
+    command += [f'--gin.{name}={value!r}' for name, value in (self._values | {'MODEL_DIR': str(model_dir)} | values).items()]
+    return self.start_command(
+      [*command, '--gin.train.evaluators=()', *more], model_dir, count, devices=devices, without=without, own=own
+    )
+
+  def start_command(self, command, name, count, *, devices=1, without=(), own=None) -> list[subprocess.Popen]:
+    """Any command in several processes, their stderr in NAME.INDEX.log."""
     with socket.socket() as s:
       s.bind(('127.0.0.1', 0))
       address = f'127.0.0.1:{s.getsockname()[1]}'
@@ -44,14 +52,12 @@ class Processes:
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
     running = []
-    for index in set(range(count)) - set(without):
-      command = [sys.executable, '-m', 'crossin_jax.cli', 'train', '--gin_file=gin_configs/runs/world_tune.gin', *flags]
-      command += [f'--gin.{name}={value!r}' for name, value in (self._values | {'MODEL_DIR': str(model_dir)} | values).items()]
-      command += ['--gin.train.evaluators=()', *more, *(own or {}).get(index, ())]
+    for index in sorted(set(range(count)) - set(without)):
+      words = [sys.executable, '-m', 'crossin_jax.cli', *command, *(own or {}).get(index, ())]
       if count > 1:
-        command += [f'--coordinator_address={address}', f'--process_count={count}', f'--process_index={index}']
-      with open(log(model_dir, index), 'w', encoding='utf-8') as f:
-        running.append(subprocess.Popen(command, env=environment, cwd=REPOSITORY, stderr=f, stdout=subprocess.DEVNULL))
+        words += [f'--coordinator_address={address}', f'--process_count={count}', f'--process_index={index}']
+      with open(log(name, index), 'w', encoding='utf-8') as f:
+        running.append(subprocess.Popen(words, env=environment, cwd=REPOSITORY, stderr=f, stdout=subprocess.DEVNULL))
     return running
 
   def run(self, model_dir, count, values, **more) -> dict[int, float]:

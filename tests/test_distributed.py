@@ -12,9 +12,13 @@ STEPS, SAVED = 12, 6  # of a whole run; at which of them it is saved
 
 
 @pytest.fixture(scope='module')
-def train(tiny_prepared, tmp_path_factory):
+def processes(tiny_prepared, tmp_path_factory):
+  return Processes(*tiny_prepared, str(tmp_path_factory.mktemp('compiled')))
+
+
+@pytest.fixture(scope='module')
+def train(processes):
   """A function (model_dir, processes, **options) that runs `crossin train` in that many processes: losses by step."""
-  processes = Processes(*tiny_prepared, str(tmp_path_factory.mktemp('compiled')))
 
   def run(model_dir, count, *, microbatches=1, devices=1, mesh='(1, -1, 1)', steps=STEPS, more=()):
     values = {'TRAIN_STEPS': steps, 'train.microbatches': microbatches, 'CheckpointConfig.period': SAVED}
@@ -109,3 +113,18 @@ def test_a_benchmark_in_training_asks_the_same_on_all_hosts(train, tmp_path):
   assert [row['step'] for row in figures[1]] == [SAVED, STEPS]
   assert all(row['eval/cross_mmlu/items'] == 32 for row in figures[1])
   assert figures[1] == figures[2]
+
+
+@pytest.mark.slow
+def test_evaluate_on_two_processes_writes_once_what_one_finds(processes, on_two, tiny_questions, tmp_path):
+  model_dir, _ = on_two
+  found = {}
+  for count in (1, 2):
+    command = ['evaluate', f'--checkpoint={model_dir}', f'--questions={tiny_questions}', f'--output_dir={tmp_path / str(count)}']
+    running = processes.start_command([*command, '--limit=8'], tmp_path / f'run{count}', count)
+    assert [process.wait(300) for process in running] == [0] * count
+    found[count] = {
+      str(path.relative_to(tmp_path / str(count))): path.read_text()
+      for path in (tmp_path / str(count)).rglob('*.json*')
+    }
+  assert found[1] == found[2] and 'results.json' in found[1]

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from crossin_jax import config, jobs, sweep, sweep_points, sweep_table
+from crossin_jax import config, jobs, launchers, sweep, sweep_points, sweep_table
 from crossin_jax.evaluation.predictions import Predictions
 from crossin_jax.sweep_points import Settings, make_points, mixture_at
 
@@ -34,13 +34,17 @@ def settings(**changes):
   return Settings(**{**values, **changes})
 
 
-class Recorder:
-  """Stands for `jobs.Jobs`: notes commands, writes the files they would leave, fails or stops where told to."""
+class Recorder(launchers.Launcher):
+  """Notes commands, writes the files they would leave, fails or stops where told to."""
 
   def __init__(self, fail=(), stop_at=None):
+    super().__init__(jobs.Jobs('none'))
     self.commands, self.fail, self.stop_at = [], fail, stop_at
 
-  def run(self, log, arguments, values, bindings, all_cores=False):
+  def run_here(self, log, arguments, values, bindings):
+    self.run(log, arguments, values, bindings)
+
+  def run(self, log, arguments, values, bindings):
     if self.stop_at and len(self.commands) >= self.stop_at:
       raise jobs.Stopped(log)
     self.commands.append((arguments[0], log, arguments, values, bindings))

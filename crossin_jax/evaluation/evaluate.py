@@ -2,14 +2,17 @@
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import json
 import os
 import sys
+import tempfile
 
 import gin
+import jax
 import numpy as np
 
-from crossin_jax import checkpoints, config, run_directory, train_state
+from crossin_jax import checkpoints, config, distributed, run_directory, train_state
 from crossin_jax.data.prepared import write_json
 from crossin_jax.data.saved_prompts import Prompts
 from crossin_jax.evaluation import consistency, open_answers, report
@@ -241,6 +244,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument('--variant', help='name in results.json (default: name of the MODEL_DIR)')
   parser.add_argument('--seed', type=int, help='seed of the run, for results.json')
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
+  distributed.add_flags(parser)
   config.add_flags(parser)
   args = parser.parse_args(argv)
   benchmarks, languages = _named_paths(args.benchmark), _split(args.languages)
@@ -252,11 +256,18 @@ def main(argv: list[str]) -> int:
     gin.bind_parameter('evaluate.model', gin.query_parameter('train.model'))
     # Questions of the run's own loop are asked again only where named: they may be the same file.
     gin.bind_parameter('evaluate.evaluators', _of_kind(config.bound('train.evaluators'), 'HeldoutLoss'))
+  distributed.initialize(args)
   variant = args.variant or run_directory.name_of(args.checkpoint)
-  runs, figures = evaluate(
-    args.checkpoint, args.questions, args.output_dir, variant, args.seed, benchmarks, languages,
-    _split(args.prompts, int), args.split, args.limit, methods,
-  )  # fmt: skip
+  with contextlib.ExitStack() as stack:
+    # All processes come to the same figures; those of the others are thrown away.
+    chief = jax.process_index() == 0
+    output_dir = args.output_dir if chief else stack.enter_context(tempfile.TemporaryDirectory())
+    runs, figures = evaluate(
+      args.checkpoint, args.questions, output_dir, variant, args.seed, benchmarks, languages,
+      _split(args.prompts, int), args.split, args.limit, methods,
+    )  # fmt: skip
+  if not chief:
+    return 0
   for name, value in figures.items():
     print(f'{name}: {value}', file=sys.stderr)
   for run in runs:
