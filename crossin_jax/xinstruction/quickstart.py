@@ -250,7 +250,10 @@ class Quickstart:
       rounds=s.rounds, rater_from='before', keep_fraction=s.keep_fraction, least_level=1.5, settled=0.0, chunk=256, instruction_tokens=32,
       response_tokens=48, max_length=LENGTH,
     )  # fmt: skip
-    return WorldPipeline(os.path.join(self.out, 'pipeline'), settings, self.documents)
+    pipeline = WorldPipeline(os.path.join(self.out, 'pipeline'), settings, self.documents)
+    # Programs of one shape are compiled once for all that follows.
+    pipeline.jobs.environment['JAX_COMPILATION_CACHE_DIR'] = self.jobs.environment['JAX_COMPILATION_CACHE_DIR']
+    return pipeline
 
   def _stopping(self, jobs: Jobs):
     return jobs.stopping_on_signals()

@@ -145,6 +145,11 @@ def findings(found: dict) -> list[str]:
   for form, others in found['responses']['differences'].items():
     models = found['responses']['models']
     shown = ', '.join(f'{model} {percent(own[form]["follows"]["estimate"])}' for model, own in models.items())
+    asked = 'in English' if form == 'English' else 'in the output language, never met in tuning'
+    told = f'Asked {asked}, answers that are one whole sentence about what was asked: {shown}. '
+    if all(own[form]['follows']['estimate'] < 0.1 for own in models.values()):
+      said.append(told + 'None of the models follows such instructions to speak of.')
+      continue
     gain = others['random']['follows']
     verdict = (
       'better'
@@ -153,10 +158,9 @@ def findings(found: dict) -> list[str]:
       if gain['high'] < 0
       else 'neither better nor worse, as far as can be told,'
     )
-    asked = 'in English' if form == 'English' else 'in the output language, never met in tuning'
     said.append(
-      f'Asked {asked}, answers that are one whole sentence about what was asked: {shown}. The kept set is {verdict} than a '
-      f'random one of its size ({100 * gain["estimate"]:+.0f} points, {100 * gain["low"]:+.0f} to {100 * gain["high"]:+.0f}).'
+      f'{told}The kept set is {verdict} than a random one of its size ({100 * gain["estimate"]:+.0f} points, '
+      f'{100 * gain["low"]:+.0f} to {100 * gain["high"]:+.0f}).'
     )
   return said
 
