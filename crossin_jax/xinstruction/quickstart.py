@@ -247,7 +247,7 @@ class Quickstart:
       kind_values={
         kind: {'train.epochs': getattr(s, f'{kind}_epochs')} for kind in ('generator', 'response', 'rater')
       },
-      rounds=s.rounds, rater_from='before', keep_fraction=s.keep_fraction, least_level=1.5, settled=0.0, chunk=256, instruction_tokens=32,
+      rounds=s.rounds, rater_from='before', keep_fraction=s.keep_fraction, least_level=1.0, settled=0.0, chunk=256, instruction_tokens=32,
       response_tokens=48, max_length=LENGTH,
     )  # fmt: skip
     pipeline = WorldPipeline(os.path.join(self.out, 'pipeline'), settings, self.documents)
