@@ -339,8 +339,12 @@ def check_source(path: str) -> None:
 
 
 def has_adapters(path: str) -> bool:
-  """Whether this is a checkpoint of a LoRA run."""
-  return not huggingface.is_directory(path) and _run_of(latest_checkpoint(path)).get('base') is not None
+  """Whether there are LoRA adapters among its parameters: a LoRA run's, or beside the whole model as T5X saves them."""
+  if huggingface.is_directory(path):
+    return False
+  return any(
+    name[-1].startswith('lora_') for name in traverse_util.flatten_dict(_target_shapes(latest_checkpoint(path)))
+  )
 
 
 def check_base(saved: dict | None, base: dict) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
@@ -10,6 +11,8 @@ from crossin_jax.data.stream import FEATURES, empty_rows, write_segment
 _SPEC = seqio.FeatureConverter.FeatureSpec
 # What SeqIO knows of; the task of a token is a feature of our own stream.
 _FEATURES = {name: dtype for name, dtype in FEATURES.items() if name != 'decoder_task_ids'}
+# What T5X decodes from: 1 on BOS and the prompt.
+PROMPT = 'decoder_causal_attention'
 
 
 class CrossInFeatureConverter(seqio.FeatureConverter):
@@ -52,3 +55,91 @@ class CrossInFeatureConverter(seqio.FeatureConverter):
 
   def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
     return {name: task_feature_lengths['targets'] for name in _FEATURES}
+
+
+class PromptFeatureConverter(seqio.FeatureConverter):
+  """One example a row, with its prompt marked, so that T5X can decode behind it or score what follows it.
+
+  Of Tasks with `inputs` (the prompt) and `targets`, or with `targets` and `loss_weights` (the prompt is what comes before the first
+  token of weight):
+
+      inputs 7 8, targets 5 2, lengths 3 and 3, BOS 1
+      decoder_target_tokens     7 8 5 2 0 0      decoder_input_tokens  1 7 8 5 0 0
+      decoder_loss_weights      0 0 1 1 0 0      decoder_segment_ids   1 1 1 1 0 0
+      decoder_causal_attention  1 1 1 0 0 0      decoder_positions     0 1 2 3 0 0
+  """
+
+  TASK_FEATURES = {'inputs': _SPEC(dtype=tf.int32), 'targets': _SPEC(dtype=tf.int32)}
+  MODEL_FEATURES = {**CrossInFeatureConverter.MODEL_FEATURES, PROMPT: _SPEC(dtype=tf.int32)}
+  PACKING_FEATURE_DTYPES = {}
+
+  def __init__(self, bos_id: int = 1, weighted: bool = False, **kwargs):
+    """Args:
+    bos_id: the vocabulary's BOS.
+    weighted: the Task has `loss_weights` instead of `inputs`.
+    **kwargs: as in seqio.FeatureConverter.
+    """
+    if weighted:
+      self.TASK_FEATURES = CrossInFeatureConverter.TASK_FEATURES  # pylint: disable=invalid-name  # SeqIO's name
+    super().__init__(**{**kwargs, 'pack': False}, bos_id=bos_id)
+
+  def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
+    length, names = self._length(task_feature_lengths), list(self.TASK_FEATURES)
+
+    def row_of(first, second):
+      example = dict(zip(names, (first, second)))
+      tokens = example['targets']
+      if 'inputs' in example:
+        prompt = len(example['inputs'])
+        tokens = np.concatenate([example['inputs'], tokens])
+        weights = (np.arange(len(tokens)) >= prompt).astype(np.float32)
+      else:
+        weights = example['loss_weights']
+        prompt = int(np.argmax(weights > 0)) if (weights > 0).any() else len(tokens)
+      row = empty_rows(1, length)
+      write_segment(row, 0, 0, 1, tokens, weights, self._bos_id, 0)
+      return [*(row[name][0] for name in _FEATURES), (np.arange(length) <= prompt).astype(np.int32)]
+
+    def convert(example):
+      dtypes = [spec.dtype for spec in self.MODEL_FEATURES.values()]
+      values = tf.numpy_function(row_of, [example[name] for name in names], dtypes)
+      return {name: tf.ensure_shape(value, (length,)) for name, value in zip(self.MODEL_FEATURES, values)}
+
+    # A map, not a generator: T5X's evaluation asks the dataset for its length.
+    return ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+  def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
+    return dict.fromkeys(self.MODEL_FEATURES, self._length(task_feature_lengths))
+
+  def _length(self, lengths: Mapping[str, int]) -> int:
+    return lengths['targets'] + (lengths['inputs'] if 'inputs' in self.TASK_FEATURES else 0)
+
+
+class AnyTaskFeatureConverter(seqio.FeatureConverter):
+  """What T5X's FEATURE_CONVERTER_CLS must be for both kinds of Tasks, packed in training and one a row in evaluation.
+
+  Tasks with `inputs` and `targets` are never packed.
+  """
+
+  TASK_FEATURES = PromptFeatureConverter.TASK_FEATURES
+  MODEL_FEATURES = PromptFeatureConverter.MODEL_FEATURES
+  PACKING_FEATURE_DTYPES = {}
+
+  def __init__(self, pack: bool = True, bos_id: int = 1, **kwargs):
+    super().__init__(pack=pack, bos_id=bos_id, **kwargs)
+    weighted = CrossInFeatureConverter if pack else PromptFeatureConverter
+    options = {} if pack else {'weighted': True}
+    self._weighted = weighted(pack=pack, bos_id=bos_id, **options, **kwargs)
+    self._prompted = PromptFeatureConverter(bos_id=bos_id, **kwargs)
+
+  def __call__(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
+    return self._of(task_feature_lengths)(ds, task_feature_lengths)
+
+  def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
+    raise NotImplementedError('the converter that __call__ chooses does it')
+
+  def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
+    return self._of(task_feature_lengths).get_model_feature_lengths(task_feature_lengths)
+
+  def _of(self, task_feature_lengths: Mapping[str, int]) -> seqio.FeatureConverter:
+    return self._prompted if 'inputs' in task_feature_lengths else self._weighted

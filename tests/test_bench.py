@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from crossin_jax import cli, flops
+from crossin_jax import cli
 
 SMALL = [
   '--gin_file=gin_configs/models/world_1m.gin', '--gin.DecoderConfig.embed_dim=16', '--gin.DecoderConfig.mlp_dim=16',
@@ -24,7 +24,7 @@ def test_train(capsys, lora):
                 '--gin.bench_train.steps=3')  # fmt: skip
   assert found['mfu'] is None and found['devices'] == 4
   assert found['tokens_per_second'] == pytest.approx(4 * 32 / found['seconds_per_step'], rel=0.05)
-  assert found['flops_per_step'] > 0 and flops.PEAKS
+  assert found['flops_per_step'] > 0
 
 
 def test_decode(capsys):

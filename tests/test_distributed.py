@@ -12,17 +12,17 @@ STEPS, SAVED = 12, 6  # of a whole run; at which of them it is saved
 
 
 @pytest.fixture(scope='module')
-def processes(tiny_prepared, tmp_path_factory):
+def starter(tiny_prepared, tmp_path_factory):
   return Processes(*tiny_prepared, str(tmp_path_factory.mktemp('compiled')))
 
 
 @pytest.fixture(scope='module')
-def train(processes):
+def train(starter):
   """A function (model_dir, processes, **options) that runs `crossin train` in that many processes: losses by step."""
 
   def run(model_dir, count, *, microbatches=1, devices=1, mesh='(1, -1, 1)', steps=STEPS, more=()):
     values = {'TRAIN_STEPS': steps, 'train.microbatches': microbatches, 'CheckpointConfig.period': SAVED}
-    return processes.run(model_dir, count, values, devices=devices, more=[f'--gin.MESH_SHAPE={mesh}', *more])
+    return starter.run(model_dir, count, values, devices=devices, more=[f'--gin.MESH_SHAPE={mesh}', *more])
 
   return run
 
@@ -116,12 +116,16 @@ def test_a_benchmark_in_training_asks_the_same_on_all_hosts(train, tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluate_on_two_processes_writes_once_what_one_finds(processes, on_two, tiny_questions, tmp_path):
+def test_evaluate_on_two_processes_writes_once_what_one_finds(starter, on_two, tiny_world, tmp_path):
+  from seqio_tasks import world_sources
+
+  world_sources.write_questions(tiny_world, str(tmp_path / 'world'))
+  questions = tmp_path / 'world' / 'questions.untagged.jsonl'
   model_dir, _ = on_two
   found = {}
   for count in (1, 2):
-    command = ['evaluate', f'--checkpoint={model_dir}', f'--questions={tiny_questions}', f'--output_dir={tmp_path / str(count)}']
-    running = processes.start_command([*command, '--limit=8'], tmp_path / f'run{count}', count)
+    command = ['evaluate', f'--checkpoint={model_dir}', f'--questions={questions}', f'--output_dir={tmp_path / str(count)}']
+    running = starter.start_command([*command, '--limit=8'], tmp_path / f'run{count}', count)
     assert [process.wait(300) for process in running] == [0] * count
     found[count] = {
       str(path.relative_to(tmp_path / str(count))): path.read_text()

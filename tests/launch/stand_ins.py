@@ -245,6 +245,8 @@ class Cloud:
     return subprocess.Popen(
       [BASH, str(self.project / 'launch' / script), *words], env=self.environment(**more), text=True, cwd=self.project,
       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+      # Bash cannot trap what was ignored when it began, as in a job that was started in the background.
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
   def launch(self, script: str, *words: str, **more: str) -> tuple[int, str, str]:

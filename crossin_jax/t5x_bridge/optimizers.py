@@ -1,0 +1,47 @@
+"""This project's optimizers in the form that T5X takes."""
+
+import jax
+import optax
+
+from crossin_jax import optimizers
+from crossin_jax.models import lora
+
+
+def transform(optimizer: optimizers.Optimizer, adapters: lora.LoraConfig | None) -> optax.GradientTransformation:
+  """The optax transform of a whole parameter tree: with LoRA, what is frozen stays as it is, bit for bit.
+
+  Not `optax.masked`, which adds raw gradients to what it leaves out.
+  """
+  if adapters is None:
+    return optimizer.transform
+
+  def labels(params):
+    of_path = lambda path, _: 'train' if lora.is_trained(tuple(key.key for key in path), adapters) else 'freeze'
+    return jax.tree_util.tree_map_with_path(of_path, params)  # T5X's FrozenDict stays one
+
+  return optax.multi_transform({'train': optimizer.transform, 'freeze': optax.set_to_zero()}, labels)
+
+
+def wrapped(optimizer: optimizers.Optimizer, adapters: lora.LoraConfig | None = None):
+  """T5X's OptaxWrapper round one of this project's optimizers."""
+  from t5x import optimizers as t5x_optimizers
+
+  register_state_rules(t5x_optimizers.OptaxStatePartitionRules)
+  return t5x_optimizers.OptaxWrapper(transform(optimizer, adapters))
+
+
+def register_state_rules(rules) -> None:
+  """Tells T5X how the state of Adafactor lies on the mesh.
+
+  Args:
+    rules: T5X's OptaxStatePartitionRules.
+  """
+
+  def of_factored(state, params_axes):
+    nothing = lambda tree: jax.tree.map(lambda _: None, tree)
+    # A moment of a parameter's own shape lies as the parameter; factored ones, which are small, are whole copies.
+    of_moment = lambda axes, v: v if isinstance(v, optax.MaskedNode) else axes if len(axes) == v.ndim else None
+    v = jax.tree.map(of_moment, params_axes, state.v, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    return optax.FactoredState(None, nothing(state.v_row), nothing(state.v_col), v)
+
+  rules._RULES.setdefault(optax.FactoredState, of_factored)  # pylint: disable=protected-access  # T5X has no other way

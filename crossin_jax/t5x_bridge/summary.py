@@ -1,0 +1,76 @@
+"""What a run under T5X leaves in MODEL_DIR, so that `crossin evaluate`, `generate` and `export-hf` take its checkpoints too."""
+
+import dataclasses
+import os
+import shutil
+
+import gin
+import jax
+
+from crossin_jax import run_directory
+from crossin_jax.data.prepared import PreparedMixture, write_json
+from crossin_jax.models import huggingface
+from crossin_jax.models.conversion import write_text
+
+
+@gin.configurable
+def t5x_summary(
+  model_dir: str,
+  summary_writer=None,
+  step: int = 0,
+  *,
+  module,
+  data_dir: str,
+  mixture: str,
+  initial_checkpoint: str | None = None,
+) -> None:
+  """What `t5x.train` is given as summarize_config_fn.
+
+  Writes t5x_config.gin (the configuration as T5X has it), config.gin (the model, in words that need no T5X), prompts.json and the
+  tokenizer.
+
+  Args:
+    model_dir, summary_writer, step: as T5X gives them.
+    module: the model.
+    data_dir, mixture: the prepared mixture trained on.
+    initial_checkpoint: where the parameters came from; the files of a Hugging Face model that lie there are copied.
+  """
+  text = gin.config_str()
+  if summary_writer is not None:
+    summary_writer.write_texts(step, {'config': gin.markdown(text)})
+    summary_writer.flush()
+  if jax.process_index():
+    return
+  os.makedirs(model_dir, exist_ok=True)
+  write_text(os.path.join(model_dir, 't5x_config.gin'), text)
+  write_text(os.path.join(model_dir, 'config.gin'), model_config(module.config))
+  if isinstance(initial_checkpoint, str) and (source := run_directory.companions_of(initial_checkpoint)):
+    huggingface.copy_companions(source, os.path.join(model_dir, run_directory.COMPANIONS))
+  prepared = PreparedMixture(data_dir, mixture)
+  vocabulary = prepared.description['vocabulary']
+  copy = os.path.basename(vocabulary['file'])
+  shutil.copyfile(prepared.vocabulary_path, os.path.join(model_dir, copy))
+  write_json(
+    os.path.join(model_dir, 'prompts.json'),
+    {'prompts': prepared.description['prompts'], 'vocabulary': {**vocabulary, 'file': copy}},
+  )
+
+
+def model_config(config) -> str:
+  """gin text that makes a Decoder of this DecoderConfig."""
+  lines = [
+    'import crossin_jax.models.decoder',
+    'import crossin_jax.train',
+    'MODEL = @Decoder()',
+    'Decoder.config = @DecoderConfig()',
+    'train.model = %MODEL',
+  ]
+  lines += [f'DecoderConfig.{name} = {value!r}' for name, value in _fields(config).items() if name != 'lora']
+  if config.lora is not None:
+    lines += ['import crossin_jax.models.lora', 'DecoderConfig.lora = @LoraConfig()']
+    lines += [f'LoraConfig.{name} = {value!r}' for name, value in _fields(config.lora).items()]
+  return '\n'.join(lines) + '\n'
+
+
+def _fields(settings) -> dict:
+  return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}

@@ -1,0 +1,60 @@
+"""Adapters and the model beneath them in one checkpoint, which T5X can restore and this project too.
+
+    python -m crossin_jax.t5x_bridge.whole runs/lora --output_dir runs/lora_whole
+
+A LoRA run of this project saves its adapters alone; T5X reads parameters from one place. Adapters stay adapters; to fold them into the
+matrices, use `crossin export-hf --format t5x`.
+"""
+
+import argparse
+import os
+import sys
+
+from crossin_jax import checkpoints, config, run_directory, train_state
+from crossin_jax.partitioning import Partitioner
+
+
+def write(checkpoint: str, output_dir: str, model, partitioner=Partitioner) -> str:
+  """Writes all parameters of a checkpoint as `output_dir`/checkpoint_<step>; returns its path.
+
+  Args:
+    checkpoint: a MODEL_DIR or checkpoint_<step>, of a LoRA run or not.
+    output_dir: must not hold that step yet.
+    model: the model of the checkpoint.
+    partitioner: mesh and axis rules.
+
+  Raises:
+    CheckpointError: nothing to read, or the step is there already.
+  """
+  path = checkpoints.latest_checkpoint(checkpoint)
+  name = os.path.basename(path)
+  if os.path.exists(os.path.join(output_dir, name)):
+    raise checkpoints.CheckpointError(f'{os.path.join(output_dir, name)} is there already; give another --output_dir')
+  partition = partitioner()
+  with partition.activate():
+    params = checkpoints.restore_params(path, train_state.parameter_shapes(model, partition), model)
+    return checkpoints.save_params(output_dir, params, int(name.rsplit('_', 1)[1]))
+
+
+def main(argv: list[str]) -> int:
+  """The command line."""
+  parser = argparse.ArgumentParser(
+    prog='python -m crossin_jax.t5x_bridge.whole',
+    description='Write adapters and the model beneath them as one checkpoint, for T5X to go on with.',
+    epilog='example: python -m crossin_jax.t5x_bridge.whole runs/lora --output_dir runs/lora_whole',
+  )
+  parser.add_argument('checkpoint', help='a MODEL_DIR or checkpoint_<step>')
+  parser.add_argument('--output_dir', required=True, help='for checkpoint_<step>')
+  config.add_flags(parser)
+  args = parser.parse_args(argv)
+  try:
+    model = run_directory.saved_model(args, args.checkpoint)
+    print(write(args.checkpoint, args.output_dir, model), file=sys.stderr)
+  except (ValueError, OSError, checkpoints.CheckpointError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))
