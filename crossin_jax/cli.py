@@ -33,6 +33,7 @@ COMMANDS = {
   'translate': ('crossin_jax.translate', 'main', 'aligned rows from English ones, through an endpoint or a model'),
   'xinstruction': ('crossin_jax.xinstruction.pipeline', 'main', 'an instruction set from natural text, step by step'),
   'bench': ('crossin_jax.bench', 'main', 'measured throughput: train, decode or data'),
+  'plan': ('crossin_jax.plan', 'main', 'memory, time and cost of a run on a slice that is not there'),
   'sweep': ('crossin_jax.sweep', 'main', 'ablations over gin values: one table and one plot'),
 }
 
