@@ -37,7 +37,10 @@ def test_a_small_one_from_text_to_page(tmp_path, monkeypatch, capsys):
   assert cli.main(command) == 0
   found = json.loads(capsys.readouterr().out.splitlines()[-1])
   (one,) = found['refinement']
-  assert one['candidates'] == 3 * found['world']['parts']['documents']
+  # A model of four steps may have nothing to say to a text; how many it left out depends on the machine's arithmetic.
+  paired = json.loads((tmp_path / 'pipeline' / 'pairs' / 'manifest.json').read_text(encoding='utf-8'))['counts']
+  assert one['candidates'] == paired['candidates'] > 0
+  assert paired['candidates'] + paired['empty_instruction'] == 3 * found['world']['parts']['documents']
   assert sum(own['candidates'] for own in one['by_flaw'].values()) == one['candidates']
   assert sum(own['kept'] for own in one['by_flaw'].values()) == one['kept']
   good = one['by_flaw'].get('good', {'kept': 0})
