@@ -55,7 +55,19 @@ def training_flops(config: DecoderConfig, length: int) -> float:
   frozen = 0 if config.lora is None else matrix_parameters(config)
   if config.lora is not None and config.lora.train_embeddings:
     frozen -= config.embed_dim * config.padded_vocab_size
-  return 3 * forward_flops(config, length) - 2 * frozen
+  return 3 * forward_flops(config, length) - 2 * frozen - unneeded_flops(config)
+
+
+def unneeded_flops(config: DecoderConfig) -> float:
+  """Gradients towards the embeddings, per token, where these are frozen: the first layer's query, key and value need none.
+
+  One loop over all layers (`scan_layers`) computes them all the same.
+  """
+  if config.lora is None or config.lora.train_embeddings:
+    return 0.0
+  inputs = config.num_heads + 2 * config.num_kv_heads
+  adapted = len({'query', 'key', 'value'} & set(config.lora.targets))
+  return 2 * config.embed_dim * (inputs * config.head_dim + adapted * config.lora.rank)
 
 
 def utilisation(config, length: int, tokens_per_second: float) -> float | None:

@@ -6,8 +6,11 @@ Letters: B batch, L length, V vocabulary, T tasks of the mixture.
 from typing import Any
 
 import flax.struct
+import gin
 import jax
 import jax.numpy as jnp
+
+from crossin_jax import chunked_loss
 
 
 @flax.struct.dataclass
@@ -51,6 +54,58 @@ def apply_model(model, params: Any, batch: dict[str, jax.Array], dropout_key: ja
   )
 
 
+@gin.configurable(allowlist=['chunk'])
+def cross_entropy(
+  model,
+  params: Any,
+  batch: dict[str, jax.Array],
+  z_loss: float = 0.0,
+  dropout_key: jax.Array | None = None,
+  chunk: int | str | None = 'auto',
+) -> tuple[jax.Array, jax.Array]:
+  """The sum that is differentiated, and the loss of each token; for training and for held-out rows alike.
+
+  Args:
+    model, params, batch, z_loss, dropout_key: as in `batch_loss`.
+    chunk: None = the logits of the batch are held whole; a number = those of so many words of a device's vocabulary at a time, for
+      a third more arithmetic in the head; 'auto' = whole where a device's make 512 MiB at most, else chunks of 128 MiB. A
+      model without `hidden` and `config` (see `Decoder`) is always asked for whole logits.
+
+  Returns:
+    Scalar; [B, L] in nats, f32 or wider, without gradient. Tokens without weight have a loss too.
+
+  Raises:
+    ValueError: a chunk that is none of these.
+  """
+  if chunk is not None and chunk != 'auto' and not (isinstance(chunk, int) and chunk > 0):
+    raise ValueError(f"cross_entropy.chunk = {chunk!r} is neither 'auto' nor None nor a number of words above 0")
+  targets_BL, weight_BL = batch['decoder_target_tokens'], batch['decoder_loss_weights']
+  config = getattr(model, 'config', None)
+  if config is None or not hasattr(model, 'hidden'):
+    chunk = None
+  elif chunk == 'auto':
+    width = jnp.promote_types(config.dtype, jnp.float32).itemsize
+    chunk = chunked_loss.auto_chunk(*targets_BL.shape, config.padded_vocab_size, width)
+  if chunk is not None:
+    x_BLE, head = model.apply(
+      {'params': params},
+      batch['decoder_input_tokens'],
+      decoder_segment_ids=batch['decoder_segment_ids'],
+      decoder_positions=batch['decoder_positions'],
+      enable_dropout=dropout_key is not None,
+      rngs=None if dropout_key is None else {'dropout': dropout_key},
+      method='hidden',
+    )
+    return chunked_loss.cross_entropy(x_BLE, head, targets_BL, weight_BL, z_loss=z_loss, chunk=chunk)
+  loss_BL, log_z_BL = token_losses(apply_model(model, params, batch, dropout_key), targets_BL)
+  weight_BL = weight_BL.astype(loss_BL.dtype)
+  # where, not a bare product: a token without weight must not turn an infinite loss into NaN.
+  objective = jnp.where(weight_BL != 0, loss_BL * weight_BL, 0).sum()
+  if z_loss:
+    objective += z_loss * jnp.where(weight_BL != 0, log_z_BL**2 * weight_BL, 0).sum()
+  return objective, jax.lax.stop_gradient(loss_BL)
+
+
 def batch_loss(
   model, params: Any, batch: dict[str, jax.Array], tasks: int, z_loss: float = 0.0, dropout_key: jax.Array | None = None
 ) -> tuple[jax.Array, LossSums]:
@@ -67,14 +122,9 @@ def batch_loss(
   Returns:
     The scalar to differentiate, and the sums.
   """
-  logits_BLV = apply_model(model, params, batch, dropout_key)
-  loss_BL, log_z_BL = token_losses(logits_BLV, batch['decoder_target_tokens'])
+  objective, loss_BL = cross_entropy(model, params, batch, z_loss, dropout_key)
   weight_BL = batch['decoder_loss_weights'].astype(loss_BL.dtype)
-  # where, not a bare product: a token without weight must not turn an infinite loss into NaN.
   weighted_BL = jnp.where(weight_BL != 0, loss_BL * weight_BL, 0)
-  objective = weighted_BL.sum()
-  if z_loss:
-    objective += z_loss * jnp.where(weight_BL != 0, log_z_BL**2 * weight_BL, 0).sum()
   by_task = lambda x_BL: jnp.zeros(tasks, x_BL.dtype).at[batch['decoder_task_ids']].add(x_BL)
   sums = LossSums(
     loss=weighted_BL.sum(),

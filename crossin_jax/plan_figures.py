@@ -131,6 +131,8 @@ def figures(setting: Setting, mesh: tuple[int, int, int], state: State, slices: 
   at_work = layer * (1 if config.remat == 'none' else 2) + whole_logits / tensor
   model = flops.training_flops(config, setting.length) * tokens
   again = _again(config, setting.length) + (0 if whole_logits else 2 * _head(config))
+  if config.scan_layers:
+    again += flops.unneeded_flops(config)
 
   # HBM: matrices as they are multiplied with (forward, backward, and again), gradients of them, what is kept written and read,
   # logits written and read, and the optimizer's state once.

@@ -172,25 +172,13 @@ def train_step(setting: Setting, partition: Partitioner, topology: Topology, eff
   """
   check_rows(setting, partition)
   started = time.monotonic()
-  state = abstract_state(
-    setting, partition
-  )  # before the mesh is set: JAX cannot make a key on chips that are not there
-  adapters = lora.of_model(setting.model)
-  step = train_state.make_train_step(
-    setting.model,
-    setting.optimizer,
-    tasks=1,
-    microbatches=setting.microbatches,
-    z_loss=setting.z_loss,
-    dropout=getattr(getattr(setting.model, 'config', None), 'dropout_rate', 0) > 0
-    or bool(adapters and adapters.dropout),
+  state = abstract_state(setting, partition)
+  step = train_state.jit_train_step(
+    setting.model, setting.optimizer, state, tasks=1, microbatches=setting.microbatches, z_loss=setting.z_loss
   )
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   threshold = jax.ShapeDtypeStruct((), jnp.float32, sharding=partition.replicated)
   with partition.activate():
-    lowered = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(
-      state, abstract_batch(setting, partition), threshold
-    )
+    lowered = step.lower(state, abstract_batch(setting, partition), threshold)
     given = bytes_of(state) + bytes_of(abstract_batch(setting, partition))
     return _compiled(lowered, partition, topology, effort, started, given, f'the train step for {topology}')
 

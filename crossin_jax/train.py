@@ -162,17 +162,9 @@ def train(
         run_directory.describe(model_dir, prepared, initial_checkpoint)
         writer = metrics_lib.MetricsWriter(model_dir, first_step, evaluated=run['evaluated'])
       progress = metrics_lib.Progress(total_steps, f'train {os.path.basename(os.path.normpath(model_dir))}: step')
-      make_step = train_state.make_train_step(
-        model,
-        optimizer,
-        tasks=len(tasks),
-        microbatches=microbatches,
-        z_loss=z_loss,
-        seed=seed,
-        dropout=getattr(getattr(model, 'config', None), 'dropout_rate', 0) > 0 or bool(adapters and adapters.dropout),
+      step_fn = train_state.jit_train_step(
+        model, optimizer, state, tasks=len(tasks), microbatches=microbatches, z_loss=z_loss, seed=seed
       )
-      shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-      step_fn = jax.jit(make_step, donate_argnums=0, out_shardings=(shardings, None))
       rate_at = jax.jit(optimizer.schedule)
       threshold_of = lambda at: jax.device_put(spikes.at(at), partition.replicated)
       loader = Loader(stream, partition.batch_sharding, first_step)

@@ -63,7 +63,7 @@ def state_shardings(model, transform: optax.GradientTransformation, partitioner:
     trained, frozen = lora.split(_init_params(model, key, length), lora.of_model(model))
     return TrainState(jnp.zeros((), jnp.int32), trained, transform.init(trained), frozen)
 
-  shapes = jax.eval_shape(build, jax.random.key(0))
+  shapes = jax.eval_shape(lambda: build(jax.random.key(0)))
   params, frozen = lora.split(parameter_shardings(model, partitioner, length), lora.of_model(model))
 
   like_params = lambda node: jax.tree.structure(node) == jax.tree.structure(shapes.params)
@@ -83,14 +83,14 @@ def state_shardings(model, transform: optax.GradientTransformation, partitioner:
 
 def parameter_shapes(model, partitioner: Partitioner):
   """Shapes, dtypes and shardings of all parameters, nothing allocated."""
-  shapes = jax.eval_shape(lambda key: _init_params(model, key, 8), jax.random.key(0))
+  shapes = jax.eval_shape(lambda: _init_params(model, jax.random.key(0), 8))
   shardings = parameter_shardings(model, partitioner, 8)
   return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
 
 
 def parameter_shardings(model, partitioner: Partitioner, length: int):
   """The sharding of every parameter by its logical axes."""
-  variables = jax.eval_shape(lambda key: _init(model, key, length), jax.random.key(0))
+  variables = jax.eval_shape(lambda: _init(model, jax.random.key(0), length))
   return partitioner.parameter_shardings(variables['params_axes'], variables['params'])
 
 
@@ -185,3 +185,17 @@ def make_train_step(
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), StepMetrics(sums, norm, ~finite)
 
   return step
+
+
+def jit_train_step(model, optimizer, state: TrainState, **options):
+  """`make_train_step`, jitted as `train` runs it: the old state is given up, the new one lies as it did.
+
+  Args:
+    model, optimizer, options: of `make_train_step`; dropout is what the model has.
+    state: arrays, or shapes with shardings.
+  """
+  adapters = lora.of_model(model)
+  dropout = getattr(getattr(model, 'config', None), 'dropout_rate', 0) > 0 or bool(adapters and adapters.dropout)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+  step = make_train_step(model, optimizer, dropout=dropout, **options)
+  return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

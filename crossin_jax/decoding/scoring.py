@@ -82,7 +82,7 @@ def weighted_losses(model, replicated):
   """A jitted (params, batch) -> float [B, L], token losses times weights, whole on every device."""
 
   def compute(params, batch):
-    loss_BL, _ = losses.token_losses(losses.apply_model(model, params, batch), batch['decoder_target_tokens'])
+    _, loss_BL = losses.cross_entropy(model, params, batch)
     weight_BL = batch['decoder_loss_weights']
     return jnp.where(weight_BL != 0, loss_BL * weight_BL, 0)
 

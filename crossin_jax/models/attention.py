@@ -4,11 +4,16 @@ Letters: B batch, T query length, S key length, H query heads, K key/value heads
 D size of a head.
 """
 
-import jax
-import jax.numpy as jnp
+import functools
+import warnings
 
-IMPLEMENTATIONS = ('auto', 'xla')
-SMALLEST_BLOCK, MOST_BLOCKS = 128, 8  # queries at a time; every block is compiled on its own
+import jax
+
+from crossin_jax.models import attention_blockwise, attention_cudnn, attention_shards, attention_splash, attention_xla
+from crossin_jax.models.attention_mask import Mask
+
+IMPLEMENTATIONS = ('auto', 'xla', 'blockwise', 'splash', 'cudnn')
+LONG = 1024  # keys from which 'auto' does not hold a block's logits
 
 
 def attention(
@@ -34,6 +39,8 @@ def attention(
 
       segments  1 1 1 2 2 0      query 4 (second of segment 2) sees keys 3 and 4, nothing else
 
+  Under a mesh with axis rules every device works on its rows and heads ('xla' leaves that to the compiler).
+
   Args:
     q_BTHD: queries, any float dtype.
     k_BSKD: keys; the number of key heads K divides H.
@@ -49,44 +56,73 @@ def attention(
     window: keys further back than window - 1 are not seen; None = no limit.
     scale: factor on the logits; default D ** -0.5.
     softcap: c, logits become c tanh(logits / c); None = none.
-    implementation: 'auto' or 'xla' (the reference: holds the logits of a block of queries, B x H x T / 8 x S).
+    implementation:
+      'xla': the reference; holds the logits of a block of queries, B x H x T / 8 x S.
+      'blockwise': plain XLA too, but never more logits than those of a block of 512 x 512, in the backward pass neither.
+      'splash': the kernel for TPUs. 'cudnn': NVIDIA's, in bf16; packed rows from Hopper on. Where one of these cannot be used
+        it says why, once, and 'auto' without it takes its place.
+      'auto': 'splash' on a TPU and 'cudnn' on a GPU where they can, else 'blockwise' from 1,024 keys on and 'xla' below.
 
   Returns:
-    [B, T, H, D] in the dtype of q. Rows of padding hold finite values without meaning.
+    [B, T, H, D] in the dtype of v. Rows of padding hold finite values without meaning.
 
   Raises:
     ValueError: unknown implementation, or H is no multiple of K.
   """
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(f'attention implementation {implementation!r} is not one of {IMPLEMENTATIONS}')
-  length = q_BTHD.shape[1]
-  # Head-major copies: the batched products then run over contiguous matrices.
-  k_BKSD, v_BKSD = k_BSKD.transpose(0, 2, 1, 3), v_BSKD.transpose(0, 2, 1, 3)
-  blocks = (
-    1 if prefix_BS is not None or length != k_BSKD.shape[1] else max(1, min(MOST_BLOCKS, length // SMALLEST_BLOCK))
-  )
-  outputs = []
-  for i in range(blocks):
-    # Keys that no query of the block sees are not touched: half of the work of a long row, more with a window.
-    start, stop = length * i // blocks, length * (i + 1) // blocks
-    near = 0 if window is None or branches_BS is not None else max(0, start - window + 1)
-    first, last = (0, k_BSKD.shape[1]) if blocks == 1 else (near, stop)
-    q_index_1T1, k_index_11S = jnp.arange(start, stop)[None, :, None], jnp.arange(first, last)[None, None]
-    mask_BTS = k_index_11S <= q_index_1T1
-    if prefix_BS is not None:
-      mask_BTS |= (prefix_BS[:, None] > 0) & (prefix_BS[:, :, None] > 0)
-    if branches_BS is not None:
-      own_BTS = branches_BS[:, start:stop, None] == branches_BS[:, None, first:last]
-      mask_BTS &= (branches_BS[:, None, first:last] == 0) | own_BTS
-    if window is not None and branches_BS is not None:
-      mask_BTS &= positions_BS[:, start:stop, None] - positions_BS[:, None, first:last] < window
-    elif window is not None:
-      mask_BTS &= q_index_1T1 - k_index_11S < window
-    if q_segments_BT is not None:
-      mask_BTS &= q_segments_BT[:, start:stop, None] == k_segments_BS[:, None, first:last]
-    keys, values = k_BKSD[:, :, first:last], v_BKSD[:, :, first:last]
-    outputs.append(_xla(q_BTHD[:, start:stop], keys, values, mask_BTS, scale, softcap, 'bksd'))
-  return outputs[0] if blocks == 1 else jnp.concatenate(outputs, axis=1)
+  _check_heads(q_BTHD.shape[2], k_BSKD.shape[2])
+  mask = Mask(q_segments_BT, k_segments_BS, prefix_BS, branches_BS, positions_BS, window)
+  chosen = choose(implementation, q_BTHD, k_BSKD, mask, softcap, attention_shards.platform())
+  back_end = functools.partial(BACK_ENDS[chosen].attend, scale=scale, softcap=softcap)
+  if chosen == 'xla':
+    return back_end(q_BTHD, k_BSKD, v_BSKD, mask)
+  return attention_shards.per_device(lambda q, k, v, mask: back_end(q, k, v, mask), q_BTHD, k_BSKD, v_BSKD, mask)
+
+
+BACK_ENDS = {
+  'xla': attention_xla,
+  'blockwise': attention_blockwise,
+  'splash': attention_splash,
+  'cudnn': attention_cudnn,
+}
+
+
+def choose(implementation: str, q_BTHD, k_BSKD, mask: Mask, softcap: float | None, platform: str) -> str:
+  """The back end that is used, one of 'xla', 'blockwise', 'splash', 'cudnn'; says once why a better one is not.
+
+  Args:
+    implementation, q_BTHD, k_BSKD, softcap: as in `attention`; of the arrays only shape and dtype count.
+    mask: which query sees which key.
+    platform: 'cpu', 'gpu' or 'tpu'.
+  """
+  if implementation in ('xla', 'blockwise'):
+    return implementation
+  long = k_BSKD.shape[1] >= LONG
+  fallback = 'blockwise' if long else 'xla'
+  kernel = {'tpu': 'splash', 'gpu': 'cudnn'}.get(platform) if implementation == 'auto' else implementation
+  if kernel is None or (implementation == 'auto' and k_BSKD.shape[1] < attention_splash.LANES):
+    return fallback
+  if kernel == 'splash':
+    reason = attention_splash.refusal(q_BTHD, k_BSKD, mask, platform)
+  else:
+    reason = attention_cudnn.refusal(q_BTHD, k_BSKD, mask, softcap, platform)
+  if reason is None:
+    return kernel
+  if implementation != 'auto' or long:
+    _say(f'attention: {reason}; {fallback!r} is used instead')
+  return fallback
+
+
+@functools.cache
+def _say(message: str) -> None:
+  """Once a process, however many layers ask."""
+  warnings.warn(message)
+
+
+def _check_heads(heads: int, key_heads: int) -> None:
+  if heads % key_heads:
+    raise ValueError(f'{heads} query heads are no multiple of {key_heads} key/value heads')
 
 
 def cached_attention(
@@ -112,35 +148,9 @@ def cached_attention(
   Returns:
     [B, T, H, D] in the dtype of q.
   """
+  _check_heads(q_BTHD.shape[2], k_BKDS.shape[1])
   q_index_BT1, k_index_B1S = q_index_BT[:, :, None], k_index_BS[:, None]
-  mask_BTS = (k_index_B1S <= q_index_BT1) & (k_index_B1S >= 0)
+  seen_BTS = (k_index_B1S <= q_index_BT1) & (k_index_B1S >= 0)
   if window is not None:
-    mask_BTS &= q_index_BT1 - k_index_B1S < window
-  return _xla(q_BTHD, k_BKDS, v_BKDS, mask_BTS, scale, softcap, 'bkds')
-
-
-def _xla(q_BTHD, keys, values, mask_BTS, scale, softcap, layout):
-  """The reference; `layout` names the axes of keys and values."""
-  batch, queries, heads, size = q_BTHD.shape
-  key_heads = keys.shape[1]
-  if heads % key_heads:
-    raise ValueError(f'{heads} query heads are no multiple of {key_heads} key/value heads')
-  # Softmax in at least f32: bf16 sums over thousands of keys lose the small ones.
-  accumulate = jnp.promote_types(q_BTHD.dtype, jnp.float32)
-  q_BKGTD = (q_BTHD * jnp.asarray(size**-0.5 if scale is None else scale, q_BTHD.dtype)).reshape(
-    batch, queries, key_heads, heads // key_heads, size
-  )
-  q_BKGTD = q_BKGTD.transpose(0, 2, 3, 1, 4)
-  logits_BKGTS = jnp.einsum(f'bkgtd,{layout}->bkgts', q_BKGTD, keys, preferred_element_type=accumulate)
-  if softcap is not None:
-    logits_BKGTS = softcap * jnp.tanh(logits_BKGTS / softcap)
-  logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, jnp.finfo(accumulate).min)
-  # Divided after the product with the values, as flash attention does: a pass over D numbers instead of S.
-  highest_BKGT1 = jax.lax.stop_gradient(logits_BKGTS.max(axis=-1, keepdims=True))
-  weights_BKGTS = jnp.exp(logits_BKGTS - highest_BKGT1)
-  sums_BKGT1 = weights_BKGTS.sum(axis=-1, keepdims=True)
-  out_BKGTD = jnp.einsum(
-    f'bkgts,{layout}->bkgtd', weights_BKGTS.astype(values.dtype), values, preferred_element_type=accumulate
-  )
-  out_BKGTD = (out_BKGTD / sums_BKGT1).astype(values.dtype)
-  return out_BKGTD.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, size)
+    seen_BTS &= q_index_BT1 - k_index_B1S < window
+  return attention_xla.over(q_BTHD, k_BKDS, v_BKDS, seen_BTS, scale, softcap, 'bkds')

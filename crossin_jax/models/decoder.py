@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from crossin_jax.models import lora, rotary
 from crossin_jax.models.attention import attention, cached_attention
+from crossin_jax.models.attention_blockwise import KEPT
 from crossin_jax.models.decoder_config import ACTIVATIONS, DecoderConfig
 
 param_with_axes = nn_partitioning.param_with_axes
@@ -42,6 +43,34 @@ class Tokens:
   branches_BL: jax.Array | None
   positions_BL: jax.Array | None
   rope: dict[str, tuple[jax.Array, jax.Array]]
+
+
+@flax.struct.dataclass
+class Head:
+  """What turns hidden states into logits.
+
+  Attributes:
+    kernel: [E, V], or [V, E] where it is the embedding (`tied`); products are computed in the dtype of the hidden states.
+    tied: whether the kernel's first axis is the vocabulary.
+    softcap: c, logits become c tanh(logits / c); None = none.
+    vocab_size: columns of logits from here on are no words: they get no probability.
+  """
+
+  kernel: jax.Array
+  tied: bool = flax.struct.field(pytree_node=False)
+  softcap: float | None = flax.struct.field(pytree_node=False)
+  vocab_size: int = flax.struct.field(pytree_node=False)
+
+  def logits(self, x_BLE: jax.Array) -> jax.Array:
+    """[B, L, V], at least f32."""
+    kernel_EV = (self.kernel.T if self.tied else self.kernel).astype(x_BLE.dtype)
+    logits_BLV = product(x_BLE, kernel_EV, preferred_element_type=jnp.promote_types(x_BLE.dtype, jnp.float32))
+    if self.softcap is not None:
+      logits_BLV = self.softcap * jnp.tanh(logits_BLV / self.softcap)
+    if logits_BLV.shape[-1] > self.vocab_size:
+      real = jnp.arange(logits_BLV.shape[-1]) < self.vocab_size
+      logits_BLV = jnp.where(real, logits_BLV, jnp.finfo(logits_BLV.dtype).min)
+    return logits_BLV
 
 
 def product(x: jax.Array, kernel: jax.Array, **options) -> jax.Array:
@@ -254,7 +283,12 @@ def remat_block(policy: str):
   """`Block`, wrapped to keep only what the policy names for the backward pass."""
   if policy == 'none':
     return Block
-  keep = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims if policy == 'minimal' else None
+  policies, keep = jax.checkpoint_policies, None
+  if policy == 'minimal':
+    # Attention in blocks and splash are no products that the first policy knows.
+    keep = policies.save_from_both_policies(
+      policies.checkpoint_dots_with_no_batch_dims, policies.save_only_these_names(KEPT)
+    )
   # Arguments 3 to 5 (decode, prefill, deterministic) are Python bools; 0 is the module itself.
   return nn.remat(Block, prevent_cse=False, policy=keep, static_argnums=(3, 4, 5))
 
@@ -273,13 +307,21 @@ class Turn(nn.Module):
 
 
 class DecoderStack(nn.Module):
-  """Embedding, blocks, final norm and logits."""
+  """Embedding, blocks, final norm; then logits, or with `split` the hidden states and the head that makes them logits."""
 
   config: DecoderConfig
 
   @nn.compact
   def __call__(
-    self, inputs_BL, positions_BL, places_BM, tokens: Tokens, decode: bool, prefill: bool, deterministic: bool
+    self,
+    inputs_BL,
+    positions_BL,
+    places_BM,
+    tokens: Tokens,
+    decode: bool,
+    prefill: bool,
+    deterministic: bool,
+    split: bool,
   ):
     config = self.config
     dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
@@ -315,23 +357,19 @@ class DecoderStack(nn.Module):
     if places_BM is not None:
       x_BLE = jnp.take_along_axis(x_BLE, places_BM[..., None], axis=1)
     x_BLE = RMSNorm(config, name='final_norm')(x_BLE)
-    if config.tie_embeddings:
-      head_EV = embedding_VE.T
-    else:
-      head_EV = param_with_axes(
+    kernel = embedding_VE
+    if not config.tie_embeddings:
+      kernel = param_with_axes(
         'lm_head',
         nn.initializers.normal(stddev=config.embed_dim**-0.5),
         (config.embed_dim, config.padded_vocab_size),
         param_dtype,
         axes=('embed', 'vocab'),
       )
-    logits_BLV = product(x_BLE, head_EV.astype(dtype), preferred_element_type=jnp.promote_types(dtype, jnp.float32))
-    if config.logit_softcap is not None:
-      logits_BLV = config.logit_softcap * jnp.tanh(logits_BLV / config.logit_softcap)
-    if config.padded_vocab_size > config.vocab_size:
-      real = jnp.arange(config.padded_vocab_size) < config.vocab_size
-      logits_BLV = jnp.where(real, logits_BLV, jnp.finfo(logits_BLV.dtype).min)
-    return with_sharding_constraint(logits_BLV, ('batch', 'length', 'vocab'))
+    head = Head(kernel, config.tie_embeddings, config.logit_softcap, config.vocab_size)
+    if split:
+      return x_BLE, head
+    return with_sharding_constraint(head.logits(x_BLE), ('batch', 'length', 'vocab'))
 
 
 @gin.configurable
@@ -348,7 +386,9 @@ class Decoder(nn.Module):
     """T5X asks the module for this to find the batch axis of the cache."""
     return self.config.scan_layers
 
-  @nn.compact
+  def setup(self):
+    self.decoder = DecoderStack(self.config)
+
   def __call__(
     self,
     decoder_input_tokens: jax.Array,
@@ -396,15 +436,45 @@ class Decoder(nn.Module):
       raise ValueError('decode and prefill exclude each other')
     if prefill and prefill_lengths is None:
       raise ValueError('prefill needs prefill_lengths')
-    if decoder_branches is not None and decoder_positions is None:
-      raise ValueError('decoder_branches needs decoder_positions')
-    positions = None if decoder_branches is None else decoder_positions
-    if decoder_positions is None:
-      decoder_positions = jnp.broadcast_to(jnp.arange(decoder_input_tokens.shape[1]), decoder_input_tokens.shape)
-    tokens = Tokens(decoder_segment_ids, decoder_causal_attention, prefill_lengths, decoder_branches, positions, {})
-    return DecoderStack(self.config, name='decoder')(
-      decoder_input_tokens, decoder_positions, decoder_logit_places, tokens, decode, prefill, not enable_dropout
+    tokens, positions = self._tokens(
+      decoder_input_tokens,
+      decoder_segment_ids,
+      decoder_positions,
+      decoder_causal_attention,
+      prefill_lengths,
+      decoder_branches,
     )
+    return self.decoder(
+      decoder_input_tokens, positions, decoder_logit_places, tokens, decode, prefill, not enable_dropout, False
+    )
+
+  def hidden(
+    self,
+    decoder_input_tokens: jax.Array,
+    decoder_segment_ids: jax.Array | None = None,
+    decoder_positions: jax.Array | None = None,
+    decoder_causal_attention: jax.Array | None = None,
+    *,
+    enable_dropout: bool = True,
+  ) -> tuple[jax.Array, Head]:
+    """Hidden states [B, L, E] behind the final norm, and the head: `head.logits(hidden)` is what a call returns.
+
+    For a loss that never holds the logits of the whole batch; called with `model.apply(..., method='hidden')`. Arguments
+    as in a call.
+    """
+    tokens, positions = self._tokens(
+      decoder_input_tokens, decoder_segment_ids, decoder_positions, decoder_causal_attention
+    )
+    return self.decoder(decoder_input_tokens, positions, None, tokens, False, False, not enable_dropout, True)
+
+  def _tokens(self, inputs_BL, segments_BL, positions_BL, prefix_BL, prefill_lengths_B=None, branches_BL=None):
+    """What the layers are told of the tokens, and the positions [B, L]."""
+    if branches_BL is not None and positions_BL is None:
+      raise ValueError('decoder_branches needs decoder_positions')
+    of_branches = None if branches_BL is None else positions_BL
+    if positions_BL is None:
+      positions_BL = jnp.broadcast_to(jnp.arange(inputs_BL.shape[1]), inputs_BL.shape)
+    return Tokens(segments_BL, prefix_BL, prefill_lengths_B, branches_BL, of_branches, {}), positions_BL
 
 
 def unrolled(model: Decoder, params: Any) -> tuple[Decoder, Any]:

@@ -72,7 +72,7 @@ class DecoderConfig:
     remat: 'none' keeps every activation, 'minimal' keeps the outputs of matrix products,
       'full' keeps only the input of each block.
     scan_layers: one compiled block (one turn of the pattern) for all layers: compile time does not grow with depth.
-    attention: 'auto' or 'xla', see `attention`.
+    attention: 'auto', 'xla', 'blockwise', 'splash' or 'cudnn', see `attention`.
   """
 
   vocab_size: int = 32_000
