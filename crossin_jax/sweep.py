@@ -156,7 +156,7 @@ class Sweep:
       f'--checkpoint={values["MODEL_DIR"]}',
     ]
     arguments.append(f'--output_dir={place(self.evaluation(point))}')
-    arguments += [f'--questions={path}' for path in self.settings.questions]
+    arguments += [f'--questions={path}' for path in self.settings.questions_of(point.seed)]
     arguments += [f'--variant={point.name}', f'--seed={point.seed}']
     flags = list(point.flags)
     if point.heldout:

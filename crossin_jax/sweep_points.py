@@ -32,10 +32,12 @@ class Settings:
       @ or % is a gin reference.
     mixture: the mixture whose parts the axes replace.
     mixture_gin, run_gin: gin files of `prepare` and of `train`.
-    mixture_values, run_values: further gin values of each; in run_values '{seed}' in a text becomes the seed.
+    mixture_values, run_values: further gin values of each; '{seed}' in a text becomes the seed, '{seed}'
+      alone its number.
     shares_by_variant: variant -> {component: share}, for sources mixed by shares. What volume 0 drops goes to 'base', so
       that the other shares stay.
-    questions: question files; the first one is plotted.
+    questions: question files; the first one is plotted. '{seed}' in a folder's name becomes the seed: each seed then has questions
+      of its own.
     seeds: of training; every point is run with each.
     heldout: mixture on whose validation rows every point is measured; None = `mixture`, '' = none.
     method: 'likelihood' or 'generate', for the table and the plot.
@@ -67,9 +69,13 @@ class Settings:
     stems = [question_name(path) for path in self.questions]
     if len(set(stems)) < len(stems):
       raise config.ConfigError(f'sweep.questions: two files are called alike: {", ".join(self.questions)}')
-    for path in self.questions:
+    for path in (path for seed in self.seeds for path in self.questions_of(seed)):
       if not os.path.isfile(path):
         raise config.ConfigError(f'sweep.questions: {path} is not there')
+
+  def questions_of(self, seed: int) -> list[str]:
+    """The question files that are asked of a seed's models."""
+    return [_fill(path, seed) for path in self.questions]
 
 
 def question_name(path: str) -> str:
@@ -133,27 +139,29 @@ def make_points(settings: Settings, flags: tuple[str, ...] = (), search: tuple[s
   for flag in flags:
     extra[of_mixture(flag.split('=')[0].strip())].append(f'--gin_bindings={flag}')
   texts = {path: gin_text(path, search) for path in (settings.mixture_gin, settings.run_gin)}
+  rates = (*_RATES, *_rate_macros(texts[settings.mixture_gin]))
   digests = {path: _digest(text) for path, text in texts.items()}
-  files = {path: _file_digest(path) for path in settings.questions}
   points = []
   for combination in itertools.product(*settings.axes.values()):
     values = dict(zip(settings.axes, combination))
     others = {name: value for name, value in values.items() if name not in MIXTURE_PARTS}
     mixture_values = {**(settings.mixture_values or {}), **{k: v for k, v in others.items() if of_mixture(k)}}
     run_values = {**(settings.run_values or {}), **{k: v for k, v in others.items() if not of_mixture(k)}}
-    data = lambda name, shares: _data(settings, name, mixture_values, shares, extra[True], digests)
     name, variant = mixture_at(settings.mixture, values)
-    train_data = data(name, _shares(settings, variant, name))
     heldout = settings.mixture if settings.heldout is None else settings.heldout
-    heldout_data = data(mixture_at(heldout, {})[0], None) if heldout else None
     for seed in settings.seeds:
       seed = run_values.get('RANDOM_SEED', seed)
+      filled = {k: _fill(v, seed) for k, v in mixture_values.items()}
+      data = lambda name, shares, filled=filled: _data(settings, name, filled, shares, extra[True], digests, rates)
+      train_data = data(name, _shares(settings, variant, name))
+      heldout_data = data(mixture_at(heldout, {})[0], None) if heldout else None
       mine = {'RANDOM_SEED': seed, **{k: _fill(v, seed) for k, v in run_values.items()}}
       made = {
         'data': train_data.folder,
         'run': [settings.run_gin, digests[settings.run_gin], mine, extra[False]],
         'files': _files_of(mine),
       }
+      files = {path: _file_digest(path) for path in settings.questions_of(seed)}
       asked = {'heldout': heldout_data and heldout_data.folder, 'questions': files}
       title = [str(part) for part in _title(settings.axes, values, name)] + [f'seed={seed}']
       points.append(
@@ -214,13 +222,21 @@ def _shares(settings: Settings, variant: str, mixture: str) -> dict:
   return {'MixtureSettings.rates': 'shares', 'MixtureSettings.shares': shares}
 
 
-def _data(settings: Settings, name: str, values: dict, shares: dict | None, flags: list[str], digests: dict) -> Data:
+def _data(
+  settings: Settings,
+  name: str,
+  values: dict,
+  shares: dict | None,
+  flags: list[str],
+  digests: dict,
+  rates: tuple[str, ...],
+) -> Data:
   """`shares` None = only held-out loss is measured on it: rates do not matter, and 'counts' needs no table."""
   if shares is None:
-    values, shares = {k: v for k, v in values.items() if k not in _RATES}, {'MixtureSettings.rates': 'counts'}
+    values, shares = {k: v for k, v in values.items() if k not in rates}, {'MixtureSettings.rates': 'counts'}
   values = {**values, **shares}
   base = [settings.mixture_gin, digests[settings.mixture_gin], flags, _files_of(values)]
-  tokens = _digest([base, {k: v for k, v in values.items() if k not in _RATES}])
+  tokens = _digest([base, {k: v for k, v in values.items() if k not in rates}])
   folder = f'{_slug(name, 80)}-{_digest([base, name, values])}'
   return Data(name, (*[flag_of(k, v) for k, v in values.items()], *flags), folder, tokens)
 
@@ -229,7 +245,33 @@ def _title(axes, values: dict, mixture: str):
   """Readable parts of a point's name; those of the mixture as they are after volume 0 was applied."""
   parts = dict(zip(MIXTURE_PARTS, mixture.split('.')[1:]))
   for axis in axes:
-    yield parts[axis] if axis in parts else f'{axis.split(".")[-1]}={values[axis]}'
+    yield parts[axis] if axis in parts else f'{axis.split(".")[-1]}={told(values[axis], axes[axis])}'
+
+
+def told(value, values) -> str:
+  """A value of an axis in words; of a dict only what its axis varies.
+
+  told({'tested': 9, 'base': 5, 'x2x': 10}, ({'tested': 9, 'base': 15}, ...)) == 'base 5, x2x 10'
+  """
+  if not isinstance(value, dict):
+    return str(value)
+  others = [other for other in values if isinstance(other, dict)]
+  same = lambda key: all(other.get(key) == value[key] for other in others)
+  kept = [key for key in value if not same(key)] or list(value)
+  number = lambda x: f'{x:g}' if isinstance(x, (int, float)) else str(x)
+  return ', '.join(f'{key} {number(value[key])}' for key in kept)
+
+
+def _rate_macros(text: str) -> set[str]:
+  """Macros of a mixture's gin file that nothing but rates is made of, such as SHARES: no token depends on them."""
+  users: dict[str, set[str]] = {}
+  owner = ''
+  for line in text.splitlines():
+    if match := re.match(r'([\w./]+)\s*=', line):
+      owner = match[1]
+    for macro in re.findall(r'%([\w./]+)', line):
+      users.setdefault(macro, set()).add(owner)
+  return {macro for macro, names in users.items() if names <= set(_RATES)}
 
 
 def flag_of(name: str, value) -> str:
@@ -239,6 +281,8 @@ def flag_of(name: str, value) -> str:
 
 
 def _fill(value, seed: int):
+  if value == '{seed}':
+    return seed
   return value.replace('{seed}', str(seed)) if isinstance(value, str) else value
 
 

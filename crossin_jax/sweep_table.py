@@ -14,7 +14,7 @@ from crossin_jax.evaluation.consistency import ac3
 from crossin_jax.evaluation.plots import COLOURS
 from crossin_jax.evaluation.predictions import Predictions, read_predictions
 from crossin_jax.evaluation.results import write_bytes, write_text
-from crossin_jax.sweep_points import question_name
+from crossin_jax.sweep_points import question_name, told
 from seqio_tasks.crossin import CROSSIN_MODES
 
 LOSS = 'eval/heldout/loss'
@@ -105,6 +105,8 @@ def question_figures(answered: Sequence[Predictions]) -> dict[str, dict]:
     return {}
   languages, answers = answered[0].languages, answered[0].answers
   choices = [one.extract('strict') for one in answered]
+  own = any(one.ids != answered[0].ids for one in answered)  # or answers: another world under the same names
+  own = own or any(not np.array_equal(one.answers, answers) for one in answered)
   size = min(3, len(languages))
   english = [i for i, language in enumerate(languages) if language == 'en']
   others = [i for i, language in enumerate(languages) if language != 'en']
@@ -116,7 +118,9 @@ def question_figures(answered: Sequence[Predictions]) -> dict[str, dict]:
   if size > 1:
     wanted |= {f'consistency_{size}': ('consistency', None), f'ac3_{size}': ('ac3', None)}
   interval = lambda statistic, columns: asdict(
-    bootstrap.interval(choices, answers, statistic, columns=columns, s=max(2, size))
+    bootstrap.interval(
+      choices, [one.answers for one in answered] if own else answers, statistic, columns=columns, s=max(2, size)
+    )
   )
   return {name: interval(*how) for name, how in wanted.items()}
 
@@ -187,7 +191,9 @@ def variant_labels(variants: Sequence[str]) -> dict[str, str]:
   return short if len(set(short.values())) == len(short) else {v: v.replace('_', ' + ') for v in variants}
 
 
-def _label(axis: str, value, variants: dict[str, str]) -> str:
+def _label(axis: str, value, variants: dict[str, str], values: Sequence = ()) -> str:
+  if isinstance(value, dict):
+    return told(value, values)
   if axis == 'variant':
     return variants[value]
   if axis == 'languages':
@@ -202,11 +208,12 @@ def _cells(table: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
   axes = list(table[0]['values'])
   figures = list(dict.fromkeys(name for row in table for name in row['figures']))
   variants = variant_labels([row['values']['variant'] for row in table]) if 'variant' in axes else {}
+  values = {axis: [row['values'][axis] for row in table] for axis in axes}
   several = len({row['benchmark'] for row in table}) > 1
   head = [*axes, *(['questions'] if several else []), 'seeds', *map(title, figures)]
   rows = []
   for row in table:
-    cells = [_label(axis, row['values'][axis], variants) for axis in axes]
+    cells = [_label(axis, row['values'][axis], variants, values[axis]) for axis in axes]
     cells += [row['benchmark']] if several else []
     rows.append([*cells, str(len(row['seeds'])), *[_figure(row['figures'].get(name)) for name in figures]])
   return head, rows
@@ -280,6 +287,7 @@ def plot(table: Sequence[dict], axes: dict[str, list], figure: str | None, chanc
   if figure not in known:
     raise ConfigError(f'sweep.figure = {figure!r}: nothing of that name was measured, only {", ".join(known)}')
   table = [row for row in table if figure in row['figures']]
+  table, axes = _in_words(table, axes)
   factor = 1 if figure == 'heldout_loss' else 100  # fractions are drawn in per cent
   along = x_axis(axes)
   scale, place = _scale(axes[along])
@@ -354,6 +362,18 @@ _Y_TITLES = {
   'accuracy_en': 'accuracy in English (%)',
   'accuracy_elsewhere': 'accuracy elsewhere (%)',
 }
+
+
+def _in_words(table: Sequence[dict], axes: dict[str, list]) -> tuple[list[dict], dict[str, list]]:
+  """Dicts (shares) as the words that tell them apart, a line each, and lists as tuples: places are found by value."""
+
+  def plain(axis: str, value):
+    if isinstance(value, dict):
+      return told(value, axes[axis]).replace(', ', '\n')
+    return tuple(value) if isinstance(value, list) else value
+
+  rows = [row | {'values': {axis: plain(axis, value) for axis, value in row['values'].items()}} for row in table]
+  return rows, {axis: [plain(axis, value) for value in values] for axis, values in axes.items()}
 
 
 def _scale(values: Sequence) -> tuple[str, dict]:

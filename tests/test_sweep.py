@@ -177,6 +177,26 @@ def test_seeds_fill_texts_and_may_be_an_axis():
     settings(axes={'RANDOM_SEED': (7, 8)}, seeds=(0, 1))
 
 
+def test_a_seed_may_have_a_world_of_its_own(tmp_path):
+  files = [tmp_path / str(seed) / 'q.jsonl' for seed in (3, 4)]
+  for path in files:
+    path.parent.mkdir()
+    path.write_text(path.parent.name)
+  values = {'WORLD_SEED': '{seed}', 'VOCABULARY': str(tmp_path / '{seed}' / 'v.model')}
+  change = dict(seeds=(3, 4), mixture_values=values, questions=(str(tmp_path / '{seed}' / 'q.jsonl'),))
+  made = settings(**change)
+  first, second = make_points(made)[:2]
+  assert made.questions_of(4) == [str(files[1])]
+  assert '--gin.WORLD_SEED=4' in second.data.flags and f"--gin.VOCABULARY='{tmp_path}/4/v.model'" in second.data.flags
+  assert first.data.tokens != second.data.tokens and first.heldout.folder != second.heldout.folder
+  assert first.asked != second.asked
+  asking = sweep.Sweep(str(tmp_path), made, [second], Recorder(), 1, '').asking(second)[1]
+  assert f'--questions={files[1]}' in asking and f'--questions={files[0]}' not in asking
+  files[1].unlink()
+  with pytest.raises(config.ConfigError, match='4/q.jsonl is not there'):
+    settings(**change)
+
+
 @pytest.mark.parametrize(
   'changes, flags, message',
   [
@@ -298,6 +318,12 @@ def test_figures_have_intervals_over_items_and_seeds():
     'consistency_2',
     'ac3_2',
   ]
+  # Seeds with questions of their own: items are drawn for each, and six times as many tell more.
+  runs = [answered(np.random.default_rng(1), 0.6) for _ in range(6)]
+  width = lambda: (lambda f: f['high'] - f['low'])(sweep_table.question_figures(runs)['accuracy_en'])
+  together = width()
+  runs[0].ids[:] = [f'other {id_}' for id_ in runs[0].ids]
+  assert width() < 0.7 * together
   loss = sweep_table.loss_figures([2.0, 3.0])['heldout_loss']
   assert (loss['estimate'], loss['low'], loss['high']) == (2.5, 2.0, 3.0)
   assert sweep_table.loss_figures([2.0])['heldout_loss']['low'] is None

@@ -41,7 +41,7 @@ class Interval:
 
 def interval(
   choices_by_seed: Sequence[np.ndarray],
-  answers: np.ndarray | None,
+  answers: np.ndarray | Sequence[np.ndarray] | None,
   statistic: str = 'accuracy',
   *,
   columns: Sequence[int] | None = None,
@@ -60,7 +60,9 @@ def interval(
   Args:
     choices_by_seed: per seed an int array [items, languages] of options (-1 = unparsed); or, with answers None, a bool
       array [items, languages] of correctness (accuracy only).
-    answers: int array [items] or [items, languages], or None.
+    answers: int array [items] or [items, languages], or None. Or a list of such arrays, one a seed: each seed answered items of
+      its own (as many), which are then drawn for each seed by itself. What chance did to the items is then counted twice, in
+      them and in the seeds: with five seeds intervals cover 93 to 99 % instead of 95 (seeds alone would cover 83 to 88).
     statistic: 'accuracy' (mean over the languages in `columns`), 'consistency' (C_s) or 'ac3' (AC3_s) of them.
     columns: the languages to use, as column numbers; None = all.
     s: group size of C_s and AC3_s.
@@ -77,7 +79,7 @@ def interval(
     (0.5, 0.4, 0.6, 1)
   """
   figures_SNF = np.stack(_figures(choices_by_seed, answers, statistic, columns, s))
-  means_RSF, chosen_RS = _resample(figures_SNF, resamples, seed)
+  means_RSF, chosen_RS = _resample(figures_SNF, resamples, seed, own=isinstance(answers, (list, tuple)))
   values_RS = _value(means_RSF, statistic)
   estimate = float(_value(figures_SNF.mean(axis=1), statistic).mean())
   return _interval(estimate, _over_seeds(values_RS, chosen_RS), figures_SNF.shape, resamples, level, share=False)
@@ -86,7 +88,7 @@ def interval(
 def difference(
   first_by_seed: Sequence[np.ndarray],
   second_by_seed: Sequence[np.ndarray],
-  answers: np.ndarray | None,
+  answers: np.ndarray | Sequence[np.ndarray] | None,
   statistic: str = 'accuracy',
   *,
   columns: Sequence[int] | None = None,
@@ -110,7 +112,8 @@ def difference(
   if first_SNF.shape != second_SNF.shape:
     raise ValueError(f'the arms answered different items: {first_SNF.shape[1]} against {second_SNF.shape[1]}')
   figures = first_SNF.shape[2]
-  means_RSF, chosen_RS = _resample(np.concatenate([first_SNF, second_SNF], axis=2), resamples, seed)
+  both_SNF = np.concatenate([first_SNF, second_SNF], axis=2)
+  means_RSF, chosen_RS = _resample(both_SNF, resamples, seed, own=isinstance(answers, (list, tuple)))
   values_RS = _value(means_RSF[..., :figures], statistic) - _value(means_RSF[..., figures:], statistic)
   estimate = float((_value(first_SNF.mean(axis=1), statistic) - _value(second_SNF.mean(axis=1), statistic)).mean())
   return _interval(estimate, _over_seeds(values_RS, chosen_RS), first_SNF.shape, resamples, level, share=True)
@@ -118,7 +121,7 @@ def difference(
 
 def _figures(
   choices_by_seed: Sequence[np.ndarray],
-  answers: np.ndarray | None,
+  answers: np.ndarray | Sequence[np.ndarray] | None,
   statistic: str,
   columns: Sequence[int] | None,
   s: int,
@@ -133,10 +136,14 @@ def _figures(
   shapes = {np.shape(choices) for choices in choices_by_seed}
   if len(shapes) != 1:
     raise ValueError(f'the seeds answered different items: shapes {sorted(shapes)}')
+  if not isinstance(answers, (list, tuple)):
+    answers = [answers] * len(choices_by_seed)
+  elif len(answers) != len(choices_by_seed):
+    raise ValueError(f'answers of {len(answers)} seeds for choices of {len(choices_by_seed)}')
   figures = []
-  for choices in choices_by_seed:
+  for choices, right in zip(choices_by_seed, answers):
     choices_NL = np.asarray(choices)
-    right_NL = choices_NL.astype(bool) if answers is None else measures.correctness(choices_NL, answers)
+    right_NL = choices_NL.astype(bool) if right is None else measures.correctness(choices_NL, right)
     picked = slice(None) if columns is None else list(columns)
     parts = []
     if statistic in ('accuracy', 'ac3'):
@@ -151,21 +158,28 @@ def _value(means: np.ndarray, statistic: str) -> np.ndarray:
   return measures.ac3(means[..., 0], means[..., 1]) if statistic == 'ac3' else means[..., 0]
 
 
-def _resample(figures_SNF: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Means of the figures over drawn items [R, S, F], and how often each seed was drawn [R, S]."""
+def _resample(figures_SNF: np.ndarray, resamples: int, seed: int, own: bool) -> tuple[np.ndarray, np.ndarray]:
+  """Means of the figures over drawn items [R, S, F], and how often each seed was drawn [R, S]; `own`: seeds draw apart."""
   if resamples < 1:
     raise ValueError(f'resamples must be at least 1, got {resamples}')
   seeds, items, figures = figures_SNF.shape
-  weights_RN = _item_weights(items, resamples, seed)
-  means_RSF = (weights_RN @ figures_SNF.transpose(1, 0, 2).reshape(items, seeds * figures)).reshape(-1, seeds, figures)
+  if own:
+    means_RSF = np.stack(
+      [_item_weights(items, resamples, (seed, k)) @ part for k, part in enumerate(figures_SNF)], axis=1
+    )
+  else:
+    weights_RN = _item_weights(items, resamples, seed)
+    means_RSF = (weights_RN @ figures_SNF.transpose(1, 0, 2).reshape(items, seeds * figures)).reshape(
+      -1, seeds, figures
+    )
   drawn = max(seeds - 1, 1)
   # NB: a stream of its own, so that the items drawn do not depend on the number of seeds
   chosen_RS = np.random.default_rng([seed, 1]).multinomial(drawn, np.full(seeds, 1.0 / seeds), size=resamples)
   return means_RSF, chosen_RS
 
 
-@functools.lru_cache(maxsize=2)  # a report asks for some hundred intervals over the same items
-def _item_weights(items: int, resamples: int, seed: int) -> np.ndarray:
+@functools.lru_cache(maxsize=10)  # a report asks for some hundred intervals over the same items
+def _item_weights(items: int, resamples: int, seed: int | tuple[int, int]) -> np.ndarray:
   """How often each item was drawn, over the number of items; float64 [resamples, items]."""
   drawn_RN = np.random.default_rng(seed).integers(items, size=(resamples, items))
   drawn_RN += items * np.arange(resamples)[:, None]

@@ -43,6 +43,20 @@ def test_paired_difference_covers_and_is_narrower_than_unpaired():
   assert paired.high - paired.low < alone.high - alone.low
 
 
+def test_seeds_with_items_of_their_own_cover():
+  generator, hits = np.random.default_rng(7), 0
+  normal = np.random.default_rng(8).normal(size=(400_000, 1)) + 0.3 * np.random.default_rng(9).normal(size=(1, 1000))
+  truth = (1 / (1 + np.exp(-normal[:2000]))).mean()
+  for trial in range(200):
+    runs = [simulate(generator, 1, 60, 2, 0.3 * generator.normal())[0].astype(int) for _ in range(5)]
+    answers = [np.ones(60, int)] * 5
+    found = bootstrap.interval(runs, answers, resamples=300, seed=trial)
+    hits += found.low <= truth <= found.high
+  assert 0.86 <= hits / 200 <= 0.99
+  with pytest.raises(ValueError, match='answers of 1 seeds'):
+    bootstrap.difference(runs, runs, [answers[0]])
+
+
 def test_estimates_are_the_statistics_themselves():
   generator = np.random.default_rng(5)
   runs = generator.integers(-1, 4, (3, 60, 4))
