@@ -1,0 +1,175 @@
+"""Arms of finished sweeps beside each other, and their differences: paired over the same questions and seeds, 95 % bootstrap.
+
+    python benchmarks/evidence/compare.py --points runs/evidence/comparison --points Floor=runs/evidence/floor \\
+      --against Floor,Base,Mono --output runs/evidence/comparison.json
+
+Writes a JSON file, a Markdown table and a plot of that name. Every seed has questions of its own; an answer is the likeliest of four
+options, on questions without a language tag (--form tagged: with one).
+"""
+
+import argparse
+import dataclasses
+import glob
+import json
+import os
+import sys
+
+import numpy as np
+
+from crossin_jax.data.prepared import write_json
+from crossin_jax.evaluation import bootstrap, consistency
+from crossin_jax.evaluation.predictions import read_predictions
+from crossin_jax.evaluation.results import write_bytes, write_text
+
+NAMES = {
+  'base': 'Base', 'base_mono': 'Mono', 'base_en2x': 'en2x', 'base_x2en': 'x2en', 'base_x2x': 'x2x', 'base_trans': 'Trans',
+  'base_x2x_trans': 'x2x + Trans',
+}  # fmt: skip
+REPLAYED = ('tested', 'shared', 'bilingual')
+
+
+def read_arms(spec: str, form: str, method: str) -> dict[str, dict[int, object]]:
+  """Arm -> seed -> its predictions, of one sweep; 'NAME=FOLDER' gives all of it one name."""
+  name, _, folder = spec.rpartition('=')
+  arms: dict[str, dict] = {}
+  with open(os.path.join(folder, 'sweep.json'), encoding='utf-8') as f:
+    points = json.load(f)['points']
+  for point in points:
+    variant = '_'.join(part for part in point['mixture'].split('.')[1].split('_') if part not in REPLAYED)
+    others = ', '.join(f'{key} {value}' for key, value in point['values'].items() if key != 'variant')
+    arm = name or ', '.join(filter(None, (NAMES.get(variant, variant), others)))
+    pattern = os.path.join(
+      folder, point['directory'], 'evaluation-*', 'predictions', f'questions.{form}.{method}.jsonl'
+    )
+    (path,) = glob.glob(pattern)
+    arms.setdefault(arm, {})[point['seed']] = read_predictions(path)
+  return arms
+
+
+def figures(arms: dict[str, dict]) -> dict:
+  """Per arm: accuracy by language, in English, elsewhere, C_3 and AC3_3, with intervals."""
+  table = {}
+  for arm, by_seed in arms.items():
+    choices, answers, languages = parts_of(by_seed)
+    columns = {'English': [languages.index('en')], 'elsewhere': [i for i, l in enumerate(languages) if l != 'en']}
+    columns |= {language: [i] for i, language in enumerate(languages) if language != 'en'}
+    row = {
+      name: dataclasses.asdict(bootstrap.interval(choices, answers, columns=picked)) for name, picked in columns.items()
+    }
+    row['C_3'] = dataclasses.asdict(bootstrap.interval(choices, answers, 'consistency'))
+    row['AC3_3'] = dataclasses.asdict(bootstrap.interval(choices, answers, 'ac3'))
+    row['by_seed'] = {
+      seed: {
+        'English': float(consistency.correctness(c, a)[:, columns['English']].mean()),
+        'elsewhere': float(consistency.correctness(c, a)[:, columns['elsewhere']].mean()),
+      }
+      for seed, c, a in zip(by_seed, choices, answers)
+    }
+    table[arm] = row
+  return table
+
+
+def differences(arms: dict[str, dict], against: list[str]) -> dict:
+  """'A - B' -> figure -> interval, over the seeds that both have."""
+  found = {}
+  for other in against:
+    for arm in arms:
+      seeds = sorted(arms[arm].keys() & arms[other].keys())
+      if arm == other or not seeds:
+        continue
+      first, answers, languages = parts_of({seed: arms[arm][seed] for seed in seeds})
+      second, _, _ = parts_of({seed: arms[other][seed] for seed in seeds})
+      elsewhere = [i for i, language in enumerate(languages) if language != 'en']
+      difference = lambda *how, **columns: dataclasses.asdict(
+        bootstrap.difference(first, second, answers, *how, **columns)
+      )
+      found[f'{arm} - {other}'] = {
+        'English': difference(columns=[languages.index('en')]),
+        'elsewhere': difference(columns=elsewhere),
+        'AC3_3': difference('ac3'),
+      }
+  return found
+
+
+def parts_of(by_seed: dict):
+  """Choices of each seed, answers of each seed, languages."""
+  runs = list(by_seed.values())
+  return [run.extract('strict') for run in runs], [run.answers for run in runs], runs[0].languages
+
+
+def told(one: dict, sign: bool = False) -> str:
+  """'41.2 [38.0, 44.1]' in per cent, bold where an interval of a difference leaves out zero."""
+  number = lambda x: f'{100 * x:+.1f}' if sign else f'{100 * x:.1f}'
+  text = f'{number(one["estimate"])} [{number(one["low"])}, {number(one["high"])}]'
+  return f'**{text}**' if sign and (one['low'] > 0 or one['high'] < 0) else text
+
+
+def markdown(table: dict, gaps: dict) -> str:
+  """Both tables."""
+  columns = [name for name in next(iter(table.values())) if name != 'by_seed']
+  lines = ['| arm | ' + ' | '.join(columns) + ' |', '|' + '---|' * (len(columns) + 1)]
+  lines += [f'| {arm} | ' + ' | '.join(told(row[name]) for name in columns) + ' |' for arm, row in table.items()]
+  lines += ['', '| difference, points | English | elsewhere | AC3_3 |', '|---|---|---|---|']
+  lines += [
+    f'| {name} | ' + ' | '.join(told(one, sign=True) for one in row.values()) + ' |' for name, row in gaps.items()
+  ]
+  return '\n'.join(lines) + '\n'
+
+
+def plot(table: dict) -> bytes:
+  """English, elsewhere and AC3_3 of every arm, each seed a dot."""
+  import io
+
+  from matplotlib.figure import Figure
+
+  page = Figure(figsize=(7.4, 0.42 * len(table) + 1.2), dpi=160, layout='constrained')
+  panels = page.subplots(1, 3, sharey=True)
+  places = np.arange(len(table))[::-1]
+  for panel, name in zip(panels, ('English', 'elsewhere', 'AC3_3')):
+    for place, row in zip(places, table.values()):
+      one = row[name]
+      panel.plot([100 * one['low'], 100 * one['high']], [place, place], color='#2a6f97', linewidth=2)
+      panel.plot(100 * one['estimate'], place, 'o', color='#2a6f97', markersize=6)
+      if name in ('English', 'elsewhere'):
+        dots = [100 * own[name] for own in row['by_seed'].values()]
+        panel.plot(dots, np.full(len(dots), place) + 0.22, '.', color='#999', markersize=4)
+    panel.axvline(10 if name == 'AC3_3' else 25, color='#777', linewidth=0.9, linestyle=(0, (4, 3)))
+    panel.set_title(
+      {'English': 'accuracy in English (%)', 'elsewhere': 'accuracy elsewhere (%)'}.get(name, f'{name} (%)'), fontsize=9
+    )
+    panel.spines[['top', 'right']].set_visible(False)
+    panel.grid(axis='x', alpha=0.2)
+  panels[0].set_yticks(places, list(table))
+  buffer = io.BytesIO()
+  page.savefig(buffer, format='png', metadata={'Software': None})
+  return buffer.getvalue()
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument(
+    '--points', action='append', required=True, metavar='[NAME=]OUT', help='a finished sweep; repeatable'
+  )
+  parser.add_argument('--against', default='Base', help='arms that the others are compared with (default: %(default)s)')
+  parser.add_argument('--form', default='untagged', choices=('untagged', 'tagged'))
+  parser.add_argument('--method', default='likelihood', choices=('likelihood', 'generate'))
+  parser.add_argument('--output', required=True, help='NAME.json; NAME.md and NAME.png come beside it')
+  args = parser.parse_args()
+  arms: dict[str, dict] = {}
+  for spec in args.points:
+    for arm, by_seed in read_arms(spec, args.form, args.method).items():
+      arms.setdefault(arm, {}).update(by_seed)
+  against = args.against.split(',')
+  if missing := [name for name in against if name not in arms]:
+    parser.error(f'--against: {", ".join(missing)} is none of {", ".join(arms)}')
+  table, gaps = figures(arms), differences(arms, against)
+  write_json(args.output, {'form': args.form, 'method': args.method, 'arms': table, 'differences': gaps})
+  stem = os.path.splitext(args.output)[0]
+  write_text(f'{stem}.md', markdown(table, gaps))
+  write_bytes(f'{stem}.png', plot(table))
+  print(markdown(table, gaps), file=sys.stderr)
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,104 @@
+"""All experiments of this folder, one after the other; a second start does what is missing.
+
+    python benchmarks/evidence/run.py --output_dir runs/evidence [--only reading,comparison] [--jobs 2] [--seeds 0,1,2,3,4]
+    python benchmarks/evidence/run.py --output_dir runs/dev --world_gin benchmarks/evidence/dev.gin --seeds 1000,1001
+
+Every experiment is a `crossin sweep` of a gin file that lies here; what it found is in OUT/<experiment>/sweep.json and, beside the
+other arms, in OUT/<experiment>.json. Two jobs on 2 cores.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+HERE = 'benchmarks/evidence'
+
+
+class Evidence:
+  """One output directory.
+
+  Attributes:
+    failed: whether a sweep ended with another status than 0.
+  """
+
+  def __init__(self, out: str, world_gin: str, seeds: tuple[int, ...], jobs: int, flags: list[str]):
+    self.out, self.world_gin, self.seeds, self.jobs, self.flags = out, world_gin, seeds, jobs, flags
+
+  def command(self, *words: str) -> None:
+    """Runs a command of this Python, and ends with its status where that is not 0."""
+    print(f'+ {" ".join(words)}', file=sys.stderr, flush=True)
+    if status := subprocess.run([sys.executable, *words], check=False).returncode:
+      sys.exit(status)
+
+  def sweep(self, name: str, gin: str, **macros) -> None:
+    """A sweep into OUT/name, its files those of OUT."""
+    values = {'VOCABULARY': f'{self.out}/world.{{seed}}/world.model', 'WORLD_GIN': self.world_gin, 'SEEDS': self.seeds}
+    forms = ('untagged',) if gin == 'reading' else ('untagged', 'tagged')
+    values['QUESTIONS'] = tuple(f'{self.out}/world.{{seed}}/questions.{form}.jsonl' for form in forms)
+    flags = [f'--gin.{key}={value!r}' for key, value in {**values, **macros}.items()]
+    words = ['-m', 'crossin_jax.cli', 'sweep', f'--gin_file={HERE}/{gin}.gin', f'--output_dir={self.out}/{name}']
+    self.command(*words, f'--jobs={self.jobs}', *flags, *self.flags)
+
+  def tune(self, name: str, gin: str, **macros) -> None:
+    """A sweep from the models that have read."""
+    start = {'INITIAL_CHECKPOINT_PATH': f'{self.out}/read.{{seed}}'}
+    self.sweep(name, gin, **{**start, **macros})
+
+  def worlds(self) -> None:
+    seeds = ','.join(map(str, self.seeds))
+    self.command(f'{HERE}/worlds.py', f'--gin_file={self.world_gin}', f'--seeds={seeds}', f'--output_dir={self.out}')
+
+  def reading(self) -> None:
+    self.sweep('reading', 'reading')
+    with open(os.path.join(self.out, 'reading', 'sweep.json'), encoding='utf-8') as f:
+      points = json.load(f)['points']
+    for point in points:
+      link = os.path.join(self.out, f'{"read" if point["values"]["TELL_TESTED"] else "read_floor"}.{point["seed"]}')
+      if not os.path.islink(link):
+        os.symlink(os.path.join('reading', point['directory'], 'model'), link)
+
+  def comparison(self) -> None:
+    self.tune('comparison', 'comparison')
+    base = {'VARIANTS': ('tested_shared_base',), 'TELL_TESTED': False}
+    self.tune('floor', 'comparison', INITIAL_CHECKPOINT_PATH=f'{self.out}/read_floor.{{seed}}', **base)
+    for form in ('untagged', 'tagged'):
+      self.command(
+        f'{HERE}/compare.py', f'--points=Floor={self.out}/floor', f'--points={self.out}/comparison',
+        '--against=Floor,Base,Mono', f'--form={form}', f'--output={self.out}/comparison.{form}.json',
+      )  # fmt: skip
+
+  def volume(self) -> None:
+    self.tune('volume', 'volume')
+
+  def ratio(self) -> None:
+    self.tune('ratio', 'ratio')
+
+
+EXPERIMENTS = ('worlds', 'reading', 'comparison', 'volume', 'ratio')
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--output_dir', default='runs/evidence')
+  parser.add_argument('--world_gin', default=f'{HERE}/world.gin', help='the setting (default: %(default)s)')
+  parser.add_argument('--seeds', default='0,1,2,3,4', help='each a world and a training seed (default: %(default)s)')
+  parser.add_argument('--only', default=','.join(EXPERIMENTS), help='of: %(default)s')
+  parser.add_argument('--jobs', type=int, default=len(os.sched_getaffinity(0)), help='runs at a time (default: cores)')
+  args, flags = parser.parse_known_args()
+  wanted = args.only.split(',')
+  if unknown := set(wanted) - set(EXPERIMENTS):
+    parser.error(f'--only: {", ".join(sorted(unknown))} is none of {", ".join(EXPERIMENTS)}')
+  if stray := [flag for flag in flags if not flag.startswith('--gin.')]:
+    parser.error(f'unknown arguments: {" ".join(stray)}')
+  seeds = tuple(map(int, args.seeds.split(',')))
+  evidence = Evidence(args.output_dir, args.world_gin, seeds, args.jobs, flags)
+  for name in EXPERIMENTS:
+    if name in wanted:
+      getattr(evidence, name)()
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
