@@ -2,7 +2,10 @@
 
 MODEL_DIR/checkpoint_<step>/state       {'target': params, 'state': {'step', 'param_states'}}
 MODEL_DIR/checkpoint_<step>/run         JSON: where the run stands (stream settings, open metric sums)
-MODEL_DIR/digests/checkpoint_<step>.json  SHA-256 of every file of that checkpoint
+MODEL_DIR/digests/checkpoint_<step>.json  see `digests`
+
+On gs:// Orbax writes the objects where they stay and `commit_success.txt` after them: a checkpoint_<step> without it is unfinished
+and is no checkpoint.
 
 With LoRA, `target` holds what is trained and `run` says where the other parameters come from.
 """
@@ -19,11 +22,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from crossin_jax import digests, remote
 from crossin_jax.data.prepared import write_json
 from crossin_jax.models import huggingface, lora
 from crossin_jax.train_state import TrainState
 
 PREFIX = 'checkpoint'
+COMMITTED = 'commit_success.txt'  # Orbax writes it last, where it cannot rename
 
 
 class CheckpointError(RuntimeError):
@@ -89,8 +94,11 @@ class Checkpoints:
   """The checkpoints of one MODEL_DIR."""
 
   def __init__(self, model_dir: str, config: CheckpointConfig):
-    self.model_dir, self._config = os.path.abspath(model_dir), config
+    self.model_dir, self._config = remote.absolute(model_dir), config
     self._damaged = set()  # steps that `restore_latest` could not use
+    is_remote = remote.use(model_dir)
+    if is_remote and jax.process_index() == 0:
+      _remove_unfinished(self.model_dir)
     policies = ocp.checkpoint_managers
     keep = [policies.LatestN(config.keep)]
     if config.keep_period:
@@ -100,20 +108,22 @@ class Checkpoints:
       sign = 1.0 if config.best_mode == 'max' else -1.0
       figure = lambda metrics: sign * metrics[config.best_metric]
       keep.append(policies.BestN(get_metric_fn=figure, n=1, keep_checkpoints_without_metrics=False))
-    self._manager = ocp.CheckpointManager(
-      self.model_dir,
-      item_handlers={
-        'state': ocp.PyTreeCheckpointHandler(use_ocdbt=True),
-        'run': ocp.JsonCheckpointHandler(),
-      },
-      options=ocp.CheckpointManagerOptions(
-        step_prefix=PREFIX,
-        preservation_policy=policies.AnyPreservationPolicy(keep),
-        # Needed for `metrics=` to be stored; what is kept is decided by the policy above.
-        best_fn=(lambda metrics: figure(metrics)) if config.best_metric else None,
-        cleanup_tmp_directories=True,
-      ),
-    )
+    with remote.explaining(self.model_dir):
+      self._manager = ocp.CheckpointManager(
+        self.model_dir,
+        item_handlers={
+          'state': ocp.PyTreeCheckpointHandler(use_ocdbt=True),
+          'run': ocp.JsonCheckpointHandler(),
+        },
+        options=ocp.CheckpointManagerOptions(
+          step_prefix=PREFIX,
+          preservation_policy=policies.AnyPreservationPolicy(keep),
+          # Needed for `metrics=` to be stored; what is kept is decided by the policy above.
+          best_fn=(lambda metrics: figure(metrics)) if config.best_metric else None,
+          # On gs:// Orbax takes every folder of MODEL_DIR without a marker, such as digests/, for a save that was cut off.
+          cleanup_tmp_directories=not is_remote,
+        ),
+      )
 
   def save(self, step: int, state: TrainState, run: dict, figures: dict | None = None) -> None:
     """Begins to save in the background; returns when the arrays are copied off the devices."""
@@ -156,6 +166,10 @@ class Checkpoints:
           raise  # of another model: an older one would be too
         except Exception as error:  # pylint: disable=broad-exception-caught  # Orbax raises many kinds
           problem = f'{type(error).__name__}: {error}'
+          if remote.is_remote(self.model_dir):  # the store has it as it was written: the network, rather
+            raise CheckpointError(
+              f'{self._path(step)} cannot be read ({problem}); start the same command again'
+            ) from error
       if problem is None:
         self._damaged = {damaged for damaged in steps if damaged > step}
         for skipped in problems:
@@ -197,16 +211,17 @@ class Checkpoints:
   def _write_digests(self) -> None:
     if jax.process_index():
       return
+    present = {f'{PREFIX}_{step}' for step in steps_in(self.model_dir)}
     folder = os.path.join(self.model_dir, 'digests')
-    present = {
-      name for name in os.listdir(self.model_dir) if name.startswith(f'{PREFIX}_') and name[len(PREFIX) + 1 :].isdigit()
-    }
-    for name in present:
-      if not os.path.exists(os.path.join(folder, f'{name}.json')):
-        write_json(os.path.join(folder, f'{name}.json'), file_digests(os.path.join(self.model_dir, name)))
-    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+    if remote.is_remote(folder):
+      there, write, remove = remote.listing(folder), remote.write_json, remote.remove
+    else:
+      there, write, remove = os.listdir(folder) if os.path.isdir(folder) else (), write_json, os.unlink
+    for name in sorted(present - {name.removesuffix('.json') for name in there}):
+      write(os.path.join(folder, f'{name}.json'), digests.file_digests(os.path.join(self.model_dir, name)))
+    for name in there:
       if name.removesuffix('.json') not in present:
-        os.unlink(os.path.join(folder, name))
+        remove(os.path.join(folder, name))
 
   def _agreed_damage(self, step: int) -> str | None:
     """Host 0's verdict on a checkpoint, the same on all hosts, so that all restore the same one."""
@@ -219,38 +234,7 @@ class Checkpoints:
     return (problem or 'host 0 found it damaged') if damaged else None
 
   def _damage(self, step: int) -> str | None:
-    return damage(self._path(step))
-
-
-def damage(path: str) -> str | None:
-  """What is wrong with the files of a `checkpoint_<step>` directory by its digest, or None."""
-  digest = _digest_path(path)
-  try:
-    with open(digest, encoding='utf-8') as f:
-      expected = json.load(f)
-  except FileNotFoundError:
-    warnings.warn(f'{path} has no digest, the run was killed right after it was saved; it is used unverified')
-    return None
-  except ValueError as error:
-    return f'its digest {digest} is not readable ({error})'
-  found = file_digests(path)
-  for name in sorted(expected):
-    if name not in found:
-      return f'file {name} is missing'
-    if found[name] != expected[name]:
-      return f'file {name} has changed since it was written'
-  return None
-
-
-def file_digests(directory: str) -> dict[str, str]:
-  """Relative path -> SHA-256 of every file below a directory."""
-  digests = {}
-  for folder, _, names in os.walk(directory):
-    for name in names:
-      path = os.path.join(folder, name)
-      with open(path, 'rb') as f:
-        digests[os.path.relpath(path, directory)] = hashlib.file_digest(f, 'sha256').hexdigest()
-  return digests
+    return digests.damage(self._path(step))
 
 
 def restore_tree(path: str, abstract: TrainState) -> TrainState:
@@ -285,8 +269,8 @@ def restore_params(path: str, abstract_params, model):
     return huggingface.load_params(path, model.config, abstract_params)
   path = latest_checkpoint(path)
   # T5X's own checkpoints, and copies without their digests, are read unverified.
-  if os.path.exists(_digest_path(path)):
-    if problem := damage(path):
+  if remote.exists(digests.path_of(path)):
+    if problem := digests.damage(path):
       raise CheckpointError(f'{path} is damaged: {problem}. Name another checkpoint_<step>, or copy it anew')
   base = _run_of(path).get('base')
   if base is None:
@@ -320,15 +304,14 @@ def _restore_target(path: str, abstract_params, partly: bool = False):
 def base_reference(path: str) -> dict[str, str]:
   """Where the frozen parameters of a LoRA run are, and what they are: {'path', 'digest'}; of a LoRA run, its own base."""
   if huggingface.is_directory(path):
-    return {'path': os.path.abspath(path), 'digest': huggingface.Tensors(path).digest()}
+    return {'path': remote.absolute(path), 'digest': huggingface.Tensors(path).digest()}
   path = latest_checkpoint(path)
   if base := _run_of(path).get('base'):
     return base
   try:
-    with open(_digest_path(path), encoding='utf-8') as f:
-      files = json.load(f)
+    files = digests.read_json(digests.path_of(path))
   except (FileNotFoundError, ValueError):
-    files = file_digests(path)
+    files = digests.file_digests(path)
   return {'path': path, 'digest': hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()}
 
 
@@ -364,24 +347,25 @@ def save_params(directory: str, params, step: int = 0) -> str:
   Returns:
     The checkpoint's path.
   """
-  path = os.path.join(os.path.abspath(directory), f'{PREFIX}_{step}')
+  path = os.path.join(remote.absolute(directory), f'{PREFIX}_{step}')
+  if remote.use(directory) and jax.process_index() == 0:
+    _remove_unfinished(remote.absolute(directory))
   tree = {'target': params, 'state': {'step': jax.numpy.asarray(step, jax.numpy.int32), 'param_states': {}}}
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
+  with remote.explaining(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
     checkpointer.save(os.path.join(path, 'state'), args=ocp.args.PyTreeSave(tree))
   if jax.process_index() == 0:
-    write_json(_digest_path(path), file_digests(path))
+    if remote.is_remote(path):
+      remote.write_json(digests.path_of(path), digests.file_digests(path))
+      remote.write(os.path.join(path, COMMITTED), f'Checkpoint commit was successful to {path}'.encode())
+    else:
+      write_json(digests.path_of(path), digests.file_digests(path))
   return path
-
-
-def _digest_path(path: str) -> str:
-  return os.path.join(os.path.dirname(path), 'digests', f'{os.path.basename(path)}.json')
 
 
 def _run_of(path: str) -> dict:
   """Where the run stood, as saved in the checkpoint; {} where a checkpoint has none."""
   try:
-    with open(os.path.join(path, 'run', 'metadata'), encoding='utf-8') as f:
-      return json.load(f)
+    return digests.read_json(os.path.join(path, 'run', 'metadata'))
   except (FileNotFoundError, NotADirectoryError):
     return {}
 
@@ -392,16 +376,49 @@ def latest_checkpoint(path: str) -> str:
   Raises:
     CheckpointError: neither.
   """
-  path = os.path.abspath(path)
-  if os.path.isdir(os.path.join(path, 'state')):
+  path = remote.absolute(path)
+  if remote.use(path):
+    names = remote.listing(path, deep=False)
+    if 'state/' in names:
+      if not _is_whole(path, names):
+        raise CheckpointError(
+          f'{path} is unfinished: it has no {COMMITTED}, which is written last. Name an earlier {PREFIX}_<step>'
+        )
+      return path
+  elif os.path.isdir(os.path.join(path, 'state')):
     return path
-  names = os.listdir(path) if os.path.isdir(path) else []
-  steps = [int(n[len(PREFIX) + 1 :]) for n in names if n.startswith(f'{PREFIX}_') and n[len(PREFIX) + 1 :].isdigit()]
-  if not steps:
+  if not (steps := steps_in(path)):
     raise CheckpointError(
       f'{path} is neither a {PREFIX}_<step> directory nor does it hold one (nor a config.json of Hugging Face)'
     )
   return os.path.join(path, f'{PREFIX}_{max(steps)}')
+
+
+def steps_in(model_dir: str) -> list[int]:
+  """Steps of the whole checkpoints in a MODEL_DIR."""
+  if remote.is_remote(model_dir):
+    folders = [name.rstrip('/') for name in remote.listing(model_dir, deep=False) if name.endswith('/')]
+  else:
+    folders = os.listdir(model_dir) if os.path.isdir(model_dir) else []
+  found = [n for n in folders if n.startswith(f'{PREFIX}_') and n[len(PREFIX) + 1 :].isdigit()]
+  if remote.is_remote(model_dir):
+    found = [name for name in found if _is_whole(f'{model_dir}/{name}')]
+  return sorted(int(name[len(PREFIX) + 1 :]) for name in found)
+
+
+def _is_whole(url: str, names=None) -> bool:
+  """Whether a remote checkpoint is finished; of T5X's, which are not made by Orbax' manager, `state` is all."""
+  names = remote.listing(url, deep=False) if names is None else names
+  return COMMITTED in names or ('_CHECKPOINT_METADATA' not in names and remote.exists(f'{url}/state/{COMMITTED}'))
+
+
+def _remove_unfinished(model_dir: str) -> None:
+  """Removes what a killed run left of a checkpoint in a remote MODEL_DIR; of one half removed, the marker goes last."""
+  whole = steps_in(model_dir)
+  for name in remote.listing(model_dir, deep=False):
+    step = name.rstrip('/').removeprefix(f'{PREFIX}_')
+    if name == f'{PREFIX}_{step}/' and step.isdigit() and int(step) not in whole:
+      remote.remove_folder(f'{model_dir}/{name}'.rstrip('/'))
 
 
 def _target_shapes(path: str) -> dict:

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
   from absl import logging
   import gin
 
-  from crossin_jax import config
+  from crossin_jax import config, remote
 
   # Orbax and JAX tell of their inner life on this channel; ours is warnings and stderr.
   logging.set_verbosity(logging.ERROR)
@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
   warnings.filterwarnings('ignore', category=DeprecationWarning)
 
   try:
+    remote.check_flags(argv[0], argv[1:])
     with gin.unlock_config():  # another command may have run in this process
       command = getattr(importlib.import_module(module), function)
     return command(config.rewrite(argv[1:]))

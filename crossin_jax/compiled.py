@@ -11,13 +11,15 @@ import gin
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from crossin_jax import remote
+
 _ZSTD = b'\x28\xb5\x2f\xfd'
 
 
 @gin.configurable
 @contextlib.contextmanager
 def compiled_programs(model_dir: str, keep: bool = True, least_seconds: float = 0.5):
-  """While entered, JAX keeps what it compiles in MODEL_DIR/compiled, and looks there before it compiles.
+  """While entered, JAX keeps what it compiles in MODEL_DIR/compiled, on gs:// too, and looks there before it compiles.
 
   JAX writes from process 0 only; the others read. A directory that was named otherwise (JAX_COMPILATION_CACHE_DIR)
   is used instead, and JAX_ENABLE_COMPILATION_CACHE=false turns both off. A file system that cannot take the programs
@@ -28,14 +30,16 @@ def compiled_programs(model_dir: str, keep: bool = True, least_seconds: float = 
     keep: False compiles anew at each start.
     least_seconds: what compiles faster than this is not kept.
   """
-  directory = os.path.abspath(os.path.join(model_dir, 'compiled'))
+  directory = os.path.join(remote.absolute(model_dir), 'compiled')
+  is_remote = remote.use(jax.config.jax_compilation_cache_dir or directory)
   if not keep or jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
     yield
     return
   try:
-    os.makedirs(directory, exist_ok=True)
-    if jax.process_index() == 0:
-      _remove_torn(directory)
+    if not is_remote:  # an object is there whole or not at all
+      os.makedirs(directory, exist_ok=True)
+      if jax.process_index() == 0:
+        _remove_torn(directory)
   except OSError as error:
     warnings.warn(f'compiled programs are not kept: {error}')
     yield

@@ -12,6 +12,8 @@ import typing
 
 import gin
 
+from crossin_jax import remote
+
 
 class ConfigError(ValueError):
   """A gin file, name or value that is wrong; the message says where and what was meant."""
@@ -47,6 +49,7 @@ def parse(args: argparse.Namespace) -> None:
   """
   root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
   gin.clear_config()
+  args.gin_file[:] = map(remote.fetched, args.gin_file)
   paths = [path for path in args.gin_search_paths.split(',') if path]
   for path in [*paths, root]:
     gin.add_config_file_search_path(path)

@@ -9,7 +9,7 @@ import socket
 import gin
 import jax
 
-from crossin_jax import checkpoints, config
+from crossin_jax import checkpoints, config, mirror, remote
 from crossin_jax.data.prepared import PreparedMixture, write_json
 from crossin_jax.models import huggingface
 
@@ -24,11 +24,25 @@ class RunError(RuntimeError):
 def exclusive(model_dir: str):
   """Holds MODEL_DIR for this run; a second run is refused and told which is the first.
 
+  Of a remote MODEL_DIR what is no checkpoint is written on this machine, by process 0, and pushed. A run that was killed leaves its
+  lock there: on another machine the next one waits until it is stale, 90 s after it was last renewed.
+
+  Yields:
+    A `mirror.Folder`: `path` is where small files are written.
+
   Raises:
     RunError: another process holds it, or it cannot be written.
   """
+  is_remote = remote.use(model_dir)
   if jax.process_index():
-    yield
+    yield mirror.Folder(model_dir)
+    return
+  if is_remote:
+    try:
+      with _remote_files(model_dir) as files:
+        yield files
+    except mirror.InUse as error:
+      raise RunError(str(error)) from error
     return
   import fcntl
 
@@ -48,7 +62,7 @@ def exclusive(model_dir: str):
     try:
       f.truncate(0)
       f.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
-      yield
+      yield mirror.Folder(model_dir)
     except OSError as error:
       if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
         raise
@@ -58,17 +72,28 @@ def exclusive(model_dir: str):
       ) from error
 
 
+@contextlib.contextmanager
+def _remote_files(model_dir: str):
+  """The lock, then the files."""
+  with (
+    mirror.Lock(f'{remote.absolute(model_dir)}/lock') as lock,
+    mirror.Mirror(model_dir, folders=('tensorboard', COMPANIONS)) as files,
+  ):
+    files.check = lock.check
+    yield files
+
+
 def name_of(checkpoint: str) -> str:
   """The last part of a MODEL_DIR's or Hugging Face directory's path, for tables."""
   folder = (
     checkpoint if huggingface.is_directory(checkpoint) else os.path.dirname(checkpoints.latest_checkpoint(checkpoint))
   )
-  return os.path.basename(os.path.abspath(folder))
+  return os.path.basename(remote.absolute(folder))
 
 
 def companions_of(path: str) -> str | None:
   """The folder with config.json and tokenizer files that belong to a checkpoint, MODEL_DIR or Hugging Face directory."""
-  parent = os.path.dirname(os.path.abspath(path))
+  parent = os.path.dirname(remote.absolute(path))
   for folder in (path, os.path.join(path, COMPANIONS), os.path.join(parent, COMPANIONS)):
     if huggingface.is_directory(folder):
       return folder
@@ -117,16 +142,17 @@ def parse_saved(args, checkpoint: str) -> None:
   """
   if huggingface.is_directory(checkpoint):
     folder = checkpoint
-    args.gin_bindings[:0] = imported_config(os.path.abspath(checkpoint)).splitlines()
+    args.gin_bindings[:0] = imported_config(remote.absolute(checkpoint)).splitlines()
   else:
     folder = os.path.dirname(checkpoints.latest_checkpoint(checkpoint))
     saved, directory = os.path.join(folder, 'config.gin'), os.path.join(folder, COMPANIONS)
-    if os.path.exists(saved):
+    if remote.exists(saved):
+      saved = remote.fetched(saved)
       args.gin_file.insert(0, saved)
       with open(saved, encoding='utf-8') as f:
         # The directory that the run began from may be gone; its configuration was copied.
         if 'from_huggingface.directory' in f.read() and huggingface.is_directory(directory):
-          args.gin_bindings.insert(0, f'from_huggingface.directory = {os.path.abspath(directory)!r}')
+          args.gin_bindings.insert(0, f'from_huggingface.directory = {remote.absolute(directory)!r}')
   config.parse(args)
   if config.macro('MODEL') is None:
     raise config.ConfigError(

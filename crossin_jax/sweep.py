@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 
-from crossin_jax import config
+from crossin_jax import config, sweep_fit
 from crossin_jax.data.prepared import read_json, write_json
 from crossin_jax.jobs import Jobs, StepFailed, Stopped
 from crossin_jax.launchers import make_launcher
@@ -277,8 +277,11 @@ def main(argv: list[str]) -> int:
   parser.add_argument('--remote_dir', help='gs://BUCKET/FOLDER, which takes the place of --output_dir on TPUs')
   parser.add_argument('--dry_run', action='store_true', help='print every command, and do nothing')
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
+  sweep_fit.add_flags(parser)
   config.add_flags(parser)
   args = parser.parse_args(argv)
+  if args.fit:
+    return sweep_fit.run(args)
   if not args.gin_file:
     parser.error('give the sweep by --gin_file, for instance gin_configs/ablations/world_volume.gin')
   args.jobs = (16 if args.launcher == 'slurm' else 1) if args.jobs is None else args.jobs

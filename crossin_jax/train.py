@@ -21,6 +21,7 @@ from crossin_jax import (
   interruption,
   nonfinite,
   optimizers,
+  remote,
   run_directory,
   train_state,
 )
@@ -67,7 +68,8 @@ def train(
   """Trains, or resumes, in `model_dir`.
 
   Args:
-    model_dir: checkpoints, metrics.jsonl, tensorboard/ and config.gin are written here.
+    model_dir: checkpoints, metrics.jsonl, tensorboard/ and config.gin are written here; on gs:// small files every 30 s and
+      before each checkpoint.
     model: a Linen module with the signature of `models.decoder.Decoder`.
     optimizer: called with total_steps; returns an `Optimizer`.
     data_dir: D of `crossin prepare`.
@@ -109,7 +111,7 @@ def train(
   if (total_steps is None) == (epochs is None):
     raise ValueError('set one of train.total_steps (TRAIN_STEPS) and train.epochs')
   with (
-    run_directory.exclusive(model_dir),
+    run_directory.exclusive(model_dir) as files,
     compiled.compiled_programs(model_dir),
     interruption.StopSignal() as stop,
   ):
@@ -159,8 +161,9 @@ def train(
       period = metrics_lib.Period(len(tasks), run['period'])
       spikes = nonfinite.SpikeThreshold(spike_factor, run['losses'])
       if chief:
-        run_directory.describe(model_dir, prepared, initial_checkpoint)
-        writer = metrics_lib.MetricsWriter(model_dir, first_step, evaluated=run['evaluated'])
+        run_directory.describe(files.path, prepared, initial_checkpoint)
+        files.push()  # evaluators read it on all hosts
+        writer = metrics_lib.MetricsWriter(files.path, first_step, evaluated=run['evaluated'])
       progress = metrics_lib.Progress(total_steps, f'train {os.path.basename(os.path.normpath(model_dir))}: step')
       step_fn = train_state.jit_train_step(
         model, optimizer, state, tasks=len(tasks), microbatches=microbatches, z_loss=z_loss, seed=seed
@@ -190,6 +193,7 @@ def train(
           now = time.monotonic()
           line = _metrics_line(period.sums, table, float(rate_at(pending_step - 1)), now - clock)
           line['mfu'] = flops.utilisation(getattr(model, 'config', None), length, line['tokens_per_second'] or 0.0)
+          files.check()
           if chief:
             writer.write(pending_step, line)
             progress.show(pending_step, f'loss {line["loss"]:.4f}')
@@ -212,6 +216,7 @@ def train(
 
       def save(figures) -> None:
         distributed.barrier(f'the save of step {step}', step)
+        files.push()  # a checkpoint is not ahead of metrics.jsonl
         now = {
           'stream': stream.settings,
           'fingerprint': fingerprint(stream.settings),
@@ -361,7 +366,7 @@ def main(argv: list[str]) -> int:
     model_dir = gin.query_parameter('train.model_dir')
     model_dir = config.macro('MODEL_DIR') if not isinstance(model_dir, str) else model_dir
     last = {}
-    with open(os.path.join(model_dir, 'metrics.jsonl'), encoding='utf-8') as f:
+    with open(remote.fetched(os.path.join(model_dir, 'metrics.jsonl')), encoding='utf-8') as f:
       for line in f:
         last |= json.loads(line)
     print(json.dumps({'model_dir': model_dir, 'status': status, **last}))

@@ -3,6 +3,7 @@
 import argparse
 import collections
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -13,7 +14,7 @@ import time
 
 import numpy as np
 
-from crossin_jax import config
+from crossin_jax import config, mirror, remote
 from crossin_jax.data.prepared import FORMAT, PreparedDataError, safe_file_name, write_json, write_part
 from crossin_jax.data.prompts import CHAT, Rejected, stop_id
 from crossin_jax.metrics import Progress
@@ -33,7 +34,7 @@ def prepare(
 
   Args:
     mixture: name as in `mixtures.MixtureName`.
-    output_dir: D of `data.prepared`.
+    output_dir: D of `data.prepared`; of a remote one what is written is pushed every 30 s, manifests after their parts.
     settings: sources, vocabulary, template, rates.
     workers: processes; None = all cores this process may use.
     overwrite: write stale Tasks anew instead of refusing them.
@@ -52,12 +53,49 @@ def prepare(
   specs = {entry.task.name: entry.task for entry in entries}
   for spec in specs.values():
     safe_file_name(spec.name)
+  with _written(output_dir, specs) as files:
+    todo, manifests = _write(files, mixture, name, entries, settings, workers, overwrite)
+  dropped = collections.Counter()
+  totals = collections.Counter()
+  for manifest in manifests.values():
+    for split in manifest['splits'].values():
+      dropped.update(split['dropped'])
+      totals.update({key: split[key] for key in ('examples', 'tokens', 'loss_tokens')})
+  return {
+    'mixture': mixture,
+    'output_dir': output_dir,
+    'tasks': len(specs),
+    'tokenised': len(todo),
+    **totals,
+    'dropped': dict(dropped),
+    'seconds': round(time.monotonic() - started, 3),
+  }
+
+
+def _written(output_dir: str, specs: dict[str, TaskSpec]):
+  """The folder to write in; of a remote one the Mirror, with the manifests of finished Tasks and all of those that were begun."""
+  if not remote.is_remote(output_dir):
+    return contextlib.nullcontext(mirror.Folder(output_dir))
+
+  def pull(names: set[str]) -> set[str]:
+    wanted = set()
+    for task in specs:
+      manifest = f'tasks/{task}/manifest.json'
+      wanted |= {manifest} if manifest in names else {name for name in names if name.startswith(f'tasks/{task}/')}
+    return wanted
+
+  return mirror.Mirror(output_dir, pull=pull, markers=('tasks/*/manifest.json', 'mixtures/*.json'))
+
+
+def _write(files: mirror.Folder, mixture: str, name: MixtureName, entries, settings, workers, overwrite):
+  """Writes what is not there; returns the Tasks that were not, and all manifests."""
+  output_dir, specs = files.path, {entry.task.name: entry.task for entry in entries}
   todo = {}
   for task, spec in specs.items():
     if not _is_prepared(output_dir, spec, settings.max_length, overwrite):
       todo[task] = spec
   try:
-    _tokenise(todo, output_dir, settings.max_length, workers or len(os.sched_getaffinity(0)))
+    _tokenise(todo, files, settings.max_length, workers or len(os.sched_getaffinity(0)))
     manifests = {task: _read_manifest(output_dir, task) for task in specs}
     vocabulary = settings.vocabulary
     suffix = '.json' if vocabulary.path.endswith('.json') else '.model'
@@ -99,26 +137,14 @@ def prepare(
         },
       },
     )
+  except remote.RemoteError:
+    raise
   except OSError as error:
     raise PreparedDataError(
       f'cannot write in {output_dir} ({error.strerror or error}). Make room there, or give another --output_dir; parts '
       'that are finished are kept'
     ) from error
-  dropped = collections.Counter()
-  totals = collections.Counter()
-  for manifest in manifests.values():
-    for split in manifest['splits'].values():
-      dropped.update(split['dropped'])
-      totals.update({key: split[key] for key in ('examples', 'tokens', 'loss_tokens')})
-  return {
-    'mixture': mixture,
-    'output_dir': output_dir,
-    'tasks': len(specs),
-    'tokenised': len(todo),
-    **totals,
-    'dropped': dict(dropped),
-    'seconds': round(time.monotonic() - started, 3),
-  }
+  return todo, manifests
 
 
 def _is_prepared(output_dir: str, spec: TaskSpec, max_length: int, overwrite: bool) -> bool:
@@ -162,9 +188,9 @@ def _read_manifest(output_dir: str, task: str) -> dict | None:
     ) from None
 
 
-def _tokenise(specs: dict[str, TaskSpec], output_dir: str, max_length: int, workers: int) -> None:
+def _tokenise(specs: dict[str, TaskSpec], files: mirror.Folder, max_length: int, workers: int) -> None:
   """All parts of all Tasks, then their manifests."""
-  jobs, parts = [], {}
+  jobs, parts, output_dir = [], {}, files.path
   for task, spec in specs.items():
     directory = os.path.join(output_dir, 'tasks', task)
     os.makedirs(directory, exist_ok=True)
@@ -180,6 +206,7 @@ def _tokenise(specs: dict[str, TaskSpec], output_dir: str, max_length: int, work
         parts[task, split].append(base)
         if not _finished(base, fingerprint):
           jobs.append((task, split, start, min(start + PART, count), base, fingerprint))
+  files.push()  # no manifest is there while its parts change
   if jobs:
     _run_jobs(jobs, specs, max_length, workers)
   for task, spec in specs.items():
@@ -233,9 +260,9 @@ def _run_jobs(jobs, specs, max_length, workers) -> None:
       done += _tokenise_part(specs[job[0]], job, max_length)
       progress.show(done)
     return
-  # A forked worker shares the rows that are read here; but a process with the threads of JAX or TensorFlow must not
+  # A forked worker shares the rows that are read here; but a process with the threads of JAX, TensorFlow or gcsfs must not
   # fork, and then each worker reads them anew.
-  threaded = {'jax', 'tensorflow'} & sys.modules.keys()
+  threaded = {'jax', 'tensorflow', 'gcsfs'} & sys.modules.keys()
   context = multiprocessing.get_context('spawn' if threaded else 'fork')
   with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (specs, max_length)) as pool:
     futures = [pool.submit(_job, job) for job in jobs]

@@ -17,6 +17,8 @@ import warnings
 import numpy as np
 import pyarrow as pa
 
+from crossin_jax import remote
+
 FORMAT = 1  # raise when the files change their meaning: older ones are then refused
 SCHEMA = pa.schema(
   [
@@ -50,9 +52,9 @@ def write_json(path: str, value) -> None:
 
 
 def read_json(path: str, remedy: str) -> dict:
-  """Reads a JSON object; PreparedDataError with the remedy where it is missing or broken."""
+  """Reads a JSON object, remote ones too; PreparedDataError with the remedy where it is missing or broken."""
   try:
-    with open(path, encoding='utf-8') as f:
+    with open(remote.fetched(path), encoding='utf-8') as f:
       return json.load(f)
   except FileNotFoundError:
     raise PreparedDataError(f'{path} does not exist; {remedy}') from None
@@ -95,8 +97,12 @@ class TaskSplit:
     loss_tokens: float64, sum of all loss weights.
   """
 
-  def __init__(self, directory: str, name: str, split: str):
-    self.name, self.directory = name, os.path.join(directory, 'tasks', name)
+  def __init__(self, directory: str, name: str, split: str, here: str | None = None):
+    """Args:
+    directory: D. name: of the Task. split: 'train' or 'validation'.
+    here: its copy on this machine, where D is remote.
+    """
+    self.name, self.directory = name, os.path.join(here or directory, 'tasks', name)
     remedy = f'run `crossin prepare` for the mixture again with --output_dir {directory}'
     self.manifest = read_json(os.path.join(self.directory, 'manifest.json'), remedy)
     if self.manifest.get('format') != FORMAT:
@@ -170,7 +176,7 @@ class PreparedMixture:
   Attributes:
     description: the mixture's JSON.
     tasks: its tasks, those with no example or no rate left out.
-    directory: where it was prepared.
+    directory: where it was prepared. Of a remote one, what this mixture needs of it is copied to this machine.
   """
 
   def __init__(self, directory: str, name: str, split: str = 'train'):
@@ -178,8 +184,9 @@ class PreparedMixture:
     path = os.path.join(directory, 'mixtures', f'{name}.json')
     self.description = read_json(path, f'run `crossin prepare --mixture {name} --output_dir {directory}`')
     self.tasks = []
+    here = _fetched(directory, self.description, split)
     for entry in self.description['tasks']:
-      task = TaskSplit(directory, entry['task'], split)
+      task = TaskSplit(directory, entry['task'], split, here)
       if task.manifest['fingerprint'] != entry['fingerprint']:
         raise PreparedDataError(
           f'mixture {name} in {directory} was written for another version of task {entry["task"]}; '
@@ -208,8 +215,23 @@ class PreparedMixture:
 
   @property
   def vocabulary_path(self) -> str:
-    """The copy of the tokenizer beside the tokens."""
-    return os.path.join(self.directory, self.description['vocabulary']['file'])
+    """The copy of the tokenizer beside the tokens, on this machine."""
+    return remote.fetched(os.path.join(self.directory, self.description['vocabulary']['file']))
+
+
+def _fetched(directory: str, description: dict, split: str) -> str:
+  """Where manifests and Arrow files of a mixture lie on this machine; what is remote is copied, many files at a time."""
+  if not remote.is_remote(directory):
+    return directory
+  manifests = [f'tasks/{entry["task"]}/manifest.json' for entry in description['tasks']]
+  here = remote.fetched(directory, manifests)
+  parts = []
+  for manifest in manifests:
+    found = read_json(os.path.join(here, manifest), f'run `crossin prepare` again with --output_dir {directory}')
+    parts += [
+      f'{os.path.dirname(manifest)}/{part["file"]}' for part in found['splits'].get(split, {'parts': []})['parts']
+    ]
+  return remote.fetched(directory, parts)
 
 
 def safe_file_name(name: str) -> str:

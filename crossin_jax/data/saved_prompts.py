@@ -2,10 +2,11 @@
 
 import os
 
+from crossin_jax import remote
 from crossin_jax.data import chat
 from crossin_jax.data.prepared import read_json
 from crossin_jax.data.prompts import prompt_tokens
-from crossin_jax.data.vocabulary import Vocabulary
+from crossin_jax.data.vocabulary import BESIDE, Vocabulary
 
 TOKENIZERS = ('tokenizer.json', 'tokenizer.model')
 
@@ -28,6 +29,8 @@ class Prompts:
     Raises:
       PreparedDataError: neither prompts.json nor a tokenizer is there.
     """
+    if remote.is_remote(directory):
+      directory = _fetched(directory)
     own = [os.path.join(directory, name) for name in TOKENIZERS]
     own += [os.path.join(directory, 'huggingface', name) for name in TOKENIZERS]
     tokenizer = next((path for path in own if os.path.isfile(path)), None)
@@ -52,3 +55,12 @@ class Prompts:
   def tokens(self, row: dict, tag: str = '') -> list[int]:
     """Ids of the prompt of one row ('instruction', 'input'), without BOS."""
     return prompt_tokens(self.vocabulary, self.template, row['instruction'], row.get('input', ''), tag)
+
+
+def _fetched(directory: str) -> str:
+  """What `Prompts` reads of a remote directory, on this machine."""
+  files = (*TOKENIZERS, *BESIDE)
+  here = remote.fetched(directory, ['prompts.json', *files, *(f'huggingface/{name}' for name in files)], optional=True)
+  if os.path.isfile(prompts := os.path.join(here, 'prompts.json')):
+    remote.fetched(directory, [read_json(prompts, 'train again')['vocabulary']['file']])
+  return here

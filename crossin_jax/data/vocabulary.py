@@ -10,7 +10,10 @@ import shutil
 
 import gin
 
+from crossin_jax import remote
 from crossin_jax.data import chat
+
+BESIDE = ('chat_template.jinja', 'tokenizer_config.json')  # what is read in the folder of a tokenizer too
 
 
 @gin.configurable
@@ -32,6 +35,11 @@ class Vocabulary:
   chat_template: str | None = None
 
   def __post_init__(self):
+    if remote.is_remote(self.path):
+      folder, name = self.path.rsplit('/', 1)
+      here = remote.fetched(folder, [name])
+      remote.fetched(folder, BESIDE, optional=True)
+      object.__setattr__(self, 'path', os.path.join(here, name))
     if not os.path.isfile(self.path):
       raise FileNotFoundError(
         f'vocabulary {self.path!r} is not a file; set Vocabulary.path to a SentencePiece .model or a tokenizer.json'

@@ -14,7 +14,18 @@ import gin
 import jax
 import numpy as np
 
-from crossin_jax import checkpoints, config, distributed, interruption, metrics, run_directory, train_state
+from crossin_jax import (
+  checkpoints,
+  config,
+  digests,
+  distributed,
+  interruption,
+  metrics,
+  mirror,
+  remote,
+  run_directory,
+  train_state,
+)
 from crossin_jax.data.saved_prompts import Prompts
 from crossin_jax.decoding.generation import Generator
 from crossin_jax.decoding.journal import Journal
@@ -98,8 +109,8 @@ def stop_ids(prompts: Prompts, checkpoint: str) -> tuple[int, ...]:
   found = {prompts.stop_id, prompts.vocabulary.eos_id}
   if companions := run_directory.companions_of(checkpoint):
     path = os.path.join(companions, 'generation_config.json')
-    if os.path.isfile(path):
-      with open(path, encoding='utf-8') as f:
+    if remote.exists(path):
+      with open(remote.fetched(path), encoding='utf-8') as f:
         more = json.load(f).get('eos_token_id')
       found |= set(more if isinstance(more, list) else [] if more is None else [more])
   return tuple(sorted(found))
@@ -109,7 +120,7 @@ def weights_digest(checkpoint: str) -> str:
   """What the parameters are, wherever they lie: a digest of the checkpoint's files and of a LoRA run's base."""
   parts = [checkpoints.base_reference(checkpoint)['digest']]
   if not huggingface.is_directory(checkpoint) and checkpoints.has_adapters(checkpoint):
-    parts.append(json.dumps(checkpoints.file_digests(checkpoints.latest_checkpoint(checkpoint)), sort_keys=True))
+    parts.append(json.dumps(digests.file_digests(checkpoints.latest_checkpoint(checkpoint)), sort_keys=True))
   return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
 
 
@@ -136,7 +147,7 @@ def generate(
   Raises:
     ValueError: a malformed row, a vocabulary that is not the model's. JournalError: an output of another run.
   """
-  rows = read_rows(input_path, tags)
+  rows = read_rows(input_path := remote.fetched(input_path), tags)
   sampling = Sampling()
   if not huggingface.is_directory(checkpoint):
     checkpoint = checkpoints.latest_checkpoint(checkpoint)
@@ -186,6 +197,22 @@ def generate(
     if journal:
       journal.finish()
   return summary(output_path) if jax.process_index() == 0 else {}
+
+
+@contextlib.contextmanager
+def _local(path: str):
+  """The output on this machine; a remote one is brought here, pushed as it grows, and nobody else writes it meanwhile."""
+  if not remote.is_remote(path) or jax.process_index():
+    yield path
+    return
+  folder, name = path.rsplit('/', 1)
+  note = f'{name}.run.json'
+  with (
+    mirror.Lock(f'{path}.lock') as lock,
+    mirror.Mirror(folder, names=(name, note), markers=(name,)) as files,
+  ):
+    files.check = lock.check
+    yield os.path.join(files.path, name)
 
 
 def _output_row(rows: list[dict], index: int, answer, sampling: Sampling) -> dict:
@@ -282,11 +309,14 @@ def main(argv: list[str]) -> int:
   distributed.add_flags(parser)
   config.add_flags(parser)
   args = parser.parse_args(argv)
-  if not os.path.isfile(args.input):
+  if not remote.exists(args.input):
     raise ValueError(f'{args.input} is not a file; give a JSONL file with --input')
   model = run_directory.saved_model(args, args.checkpoint)
   distributed.initialize(args)
-  found = generate(args.checkpoint, args.input, args.output, model)
+  with _local(args.output) as output:
+    found = generate(args.checkpoint, args.input, output, model)
+  if found:
+    found['output'] = args.output
   if args.json:
     print(json.dumps({'status': 0, **found} if found is not None else {'status': RESTART}))
   status = 0 if found is not None else RESTART

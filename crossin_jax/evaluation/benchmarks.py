@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 import re
 
+from crossin_jax import remote
 from crossin_jax.evaluation import benchmark_files as files
 from crossin_jax.evaluation.extraction import LETTERS
 from crossin_jax.evaluation.questions import Questions
@@ -232,7 +233,7 @@ class LoadedBenchmark:
     spoken = self.declaration.spoken
     if languages and spoken is not None and (mute := [language for language in languages if language not in spoken]):
       raise ValueError(f'{name} has no prompt in {", ".join(mute)}; it has {", ".join(sorted(spoken))}')
-    items = self.declaration.read(path, languages, split)
+    items = self.declaration.read(remote.fetched(path), languages, split)
     self.languages = [language for language in items.languages if spoken is None or language in spoken]
     if not self.languages:
       raise RecordError(f'{path}: none of the languages {", ".join(items.languages)} has a prompt of {name}')

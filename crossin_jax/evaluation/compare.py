@@ -15,6 +15,7 @@ import sys
 
 import numpy as np
 
+from crossin_jax import mirror, remote
 from crossin_jax.evaluation import bootstrap, consistency, extraction, results, tables
 from crossin_jax.evaluation.pairs import Cell, Pair, pair_up, prediction_files
 from crossin_jax.evaluation.records import RecordError
@@ -249,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('--allow-partial', '--allow_partial', action='store_true', help='compare what both sides have')
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   options = parser.parse_args(argv)
-  paths = options.a, options.b
+  paths = remote.fetched(options.a), remote.fetched(options.b)
   names = _names(paths, options.names)
   found, pairs = compare(
     paths, names, allow_partial=options.allow_partial, resamples=options.resamples,
@@ -263,8 +264,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from crossin_jax.evaluation import compare_page
 
     command = 'crossin compare ' + ' '.join(sys.argv[2:] if argv is None else argv)
-    results.write_text(os.path.join(options.output_dir, 'compare.json'), json.dumps(found, ensure_ascii=False, indent=1) + '\n')  # fmt: skip
-    compare_page.write(os.path.join(options.output_dir, 'compare.html'), found, pairs, options.examples, command)
+    with mirror.written(options.output_dir) as files:
+      text = json.dumps(found, ensure_ascii=False, indent=1)
+      results.write_text(os.path.join(files.path, 'compare.json'), f'{text}\n')
+      compare_page.write(os.path.join(files.path, 'compare.html'), found, pairs, options.examples, command)
     print(f'{os.path.join(options.output_dir, "compare.html")}', file=sys.stderr)
   if options.json:
     print(json.dumps(found, ensure_ascii=False))

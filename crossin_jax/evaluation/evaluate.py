@@ -12,7 +12,7 @@ import gin
 import jax
 import numpy as np
 
-from crossin_jax import checkpoints, config, distributed, run_directory, train_state
+from crossin_jax import checkpoints, config, distributed, mirror, run_directory, train_state
 from crossin_jax.data.prepared import write_json
 from crossin_jax.data.saved_prompts import Prompts
 from crossin_jax.evaluation import consistency, open_answers, report
@@ -23,6 +23,8 @@ from crossin_jax.evaluation.questions import Questions, read_questions
 from crossin_jax.evaluation.results import METHODS, build_run, median_summary, write_results
 from crossin_jax.models import huggingface, lora
 from crossin_jax.partitioning import Partitioner
+
+MARKERS = ('results.json', 'figures.json')  # the last to reach a remote output directory
 
 
 def choice_predictions(questions: Questions, answers: Answers) -> Predictions:
@@ -105,7 +107,7 @@ def evaluate(
   Args:
     checkpoint: a MODEL_DIR or one of its checkpoints, or a Hugging Face directory.
     question_files: see `questions.read_questions`.
-    output_dir: where results go.
+    output_dir: where results go, on this machine.
     variant, seed: written into the results.
     benchmarks: (name of `BENCHMARKS`, file or folder) of each.
     languages, split, limit: see `LoadedBenchmark`.
@@ -261,7 +263,10 @@ def main(argv: list[str]) -> int:
   with contextlib.ExitStack() as stack:
     # All processes come to the same figures; those of the others are thrown away.
     chief = jax.process_index() == 0
-    output_dir = args.output_dir if chief else stack.enter_context(tempfile.TemporaryDirectory())
+    if not chief:
+      output_dir = stack.enter_context(tempfile.TemporaryDirectory())
+    else:
+      output_dir = stack.enter_context(mirror.written(args.output_dir, MARKERS)).path
     runs, figures = evaluate(
       args.checkpoint, args.questions, output_dir, variant, args.seed, benchmarks, languages,
       _split(args.prompts, int), args.split, args.limit, methods,

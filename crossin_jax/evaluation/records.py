@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 import zlib
 
+from crossin_jax import remote
+
 
 class RecordError(ValueError):
   """A file that cannot be read as records; the text names the file, the line and the remedy."""
@@ -22,7 +24,7 @@ def read_text(path: str | os.PathLike) -> str:
     OSError: the file cannot be opened.
   """
   try:
-    raw = Path(path).read_bytes()
+    raw = Path(remote.fetched(path)).read_bytes()
     content = gzip.decompress(raw) if raw[:2] == b'\x1f\x8b' else raw
   except (gzip.BadGzipFile, EOFError, zlib.error) as error:
     raise RecordError(

@@ -11,6 +11,7 @@ import os
 
 import gin
 
+from crossin_jax import remote
 from crossin_jax.models.decoder_config import DecoderConfig
 
 # config.json key -> DecoderConfig field, where the value is the same in both.
@@ -195,7 +196,7 @@ def read_json_config(directory: str) -> dict:
   """
   path = os.path.join(directory, 'config.json')
   try:
-    with open(path, encoding='utf-8') as f:
+    with open(remote.fetched(path), encoding='utf-8') as f:
       found = json.load(f)
   except FileNotFoundError:
     raise ArchitectureError(f'{directory} has no config.json; a Hugging Face model directory is wanted') from None

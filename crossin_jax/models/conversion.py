@@ -5,11 +5,12 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import warnings
 
 import jax
 
-from crossin_jax import checkpoints, config, run_directory, train_state
+from crossin_jax import checkpoints, config, mirror, remote, run_directory, train_state
 from crossin_jax.data.prepared import read_json, write_json
 from crossin_jax.data.saved_prompts import TOKENIZERS
 from crossin_jax.models import architectures, huggingface, lora, peft
@@ -39,7 +40,7 @@ def import_hf(directory: str, output_dir: str, model=None, partitioner=Partition
   Raises:
     ConversionError: output_dir holds a checkpoint already. ArchitectureError, WeightsError: see there.
   """
-  if os.path.isdir(output_dir) and any(name.startswith(checkpoints.PREFIX) for name in os.listdir(output_dir)):
+  if checkpoints.steps_in(output_dir):
     raise ConversionError(f'{output_dir} holds a checkpoint already; give another --output_dir')
   model = model or Decoder(architectures.from_huggingface(directory))
   partition = partitioner()
@@ -47,14 +48,15 @@ def import_hf(directory: str, output_dir: str, model=None, partitioner=Partition
     abstract = lora.without_adapters(train_state.parameter_shapes(model, partition))
     params = huggingface.load_params(directory, model.config, abstract)
     path = checkpoints.save_params(output_dir, params)
-  companions = os.path.abspath(os.path.join(output_dir, run_directory.COMPANIONS))
-  copied = huggingface.copy_companions(directory, companions)
+  companions = os.path.join(remote.absolute(output_dir), run_directory.COMPANIONS)
+  with mirror.written(output_dir) as files:
+    copied = huggingface.copy_companions(directory, os.path.join(files.path, run_directory.COMPANIONS))
+    write_text(os.path.join(files.path, 'config.gin'), run_directory.imported_config(companions))
   if not set(TOKENIZERS) & set(copied):
     warnings.warn(
       f'{directory} has no tokenizer ({" or ".join(TOKENIZERS)}): training and export work, but nothing can be asked of '
       'the model as it is. Copy the tokenizer into it and import again'
     )
-  write_text(os.path.join(output_dir, 'config.gin'), run_directory.imported_config(companions))
   return {
     'checkpoint': path,
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
@@ -74,7 +76,7 @@ def export_hf(
 ) -> dict:
   """Writes a checkpoint for transformers ('full', 'merged'), PEFT ('peft') or T5X ('t5x').
 
-  The directory appears whole, by one rename.
+  The directory appears whole, by one rename; a remote one is made here first and then copied, config.json last.
 
   Args:
     checkpoint: a MODEL_DIR or one of its checkpoints.
@@ -100,6 +102,17 @@ def export_hf(
       f'--format {format} is for {"models trained whole" if adapters else "LoRA runs"}; this is a '
       f'{"LoRA run: choose merged or peft" if adapters else "model trained whole: choose full"}'
     )
+  if remote.is_remote(output_dir):
+    if remote.listing(output_dir):
+      raise ConversionError(f'{output_dir} is not empty; give another --output_dir, or remove it')
+    os.makedirs(remote.cache(), exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=remote.cache()) as folder:
+      result = export_hf(
+        checkpoint, os.path.join(folder, 'exported'), model, format=format, dtype=dtype, shard_gigabytes=shard_gigabytes,
+        partitioner=partitioner,
+      )  # fmt: skip
+      remote.upload_folder(result['output_dir'], output_dir, last=(huggingface.INDEX, peft.CONFIG, 'config.json'))
+    return result | {'output_dir': output_dir}
   path = checkpoints.latest_checkpoint(checkpoint)
   if os.path.exists(output_dir) and (not os.path.isdir(output_dir) or os.listdir(output_dir)):
     raise ConversionError(f'{output_dir} is not empty; give another --output_dir, or remove it')
@@ -165,7 +178,7 @@ def _tokenizer_files(writing: str, model_dir: str) -> dict:
   from crossin_jax.data.vocabulary import Vocabulary
 
   path = os.path.join(model_dir, 'prompts.json')
-  if not os.path.exists(path):
+  if not remote.exists(path):
     return {}
   words = read_json(path, 'it is written by `crossin train`')['vocabulary']
   vocabulary = Vocabulary(os.path.join(model_dir, words['file']), words['bos_token'], words['eos_token'])

@@ -15,6 +15,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from crossin_jax import remote
 from crossin_jax.data.prepared import write_json
 from crossin_jax.models.architectures import FAMILIES, TOP_TENSORS
 from crossin_jax.models.decoder_config import DecoderConfig
@@ -39,7 +40,7 @@ class WeightsError(ValueError):
 
 def is_directory(path: str) -> bool:
   """Whether this is a Hugging Face directory (it has a config.json)."""
-  return os.path.isfile(os.path.join(path, 'config.json'))
+  return remote.exists(os.path.join(path, 'config.json'))
 
 
 # ---- which tensor is which leaf ---------------------------------------------------------------------------------
@@ -93,7 +94,7 @@ class Tensors:
 
   def __init__(self, directory: str):
     """Raises WeightsError: no safetensors, a missing or damaged file, an index that does not agree with the files."""
-    self.directory = directory
+    self.directory = directory = _fetched(directory)
     index = os.path.join(directory, INDEX)
     if os.path.exists(index):
       try:
@@ -180,6 +181,21 @@ class Tensors:
         f.seek(max(0, size - 65_536))
         digest.update(f.read())
     return digest.hexdigest()
+
+
+def _fetched(directory: str) -> str:
+  """Where the safetensors of a directory lie on this machine; those of a remote one are copied."""
+  if not remote.is_remote(directory):
+    return directory
+  here = remote.fetched(directory, [INDEX], optional=True)
+  try:
+    with open(os.path.join(here, INDEX), encoding='utf-8') as f:
+      files = set(json.load(f)['weight_map'].values())
+  except FileNotFoundError:
+    files = [SINGLE]
+  except (ValueError, KeyError, TypeError, AttributeError):
+    return here  # who reads it next says so
+  return remote.fetched(directory, sorted(files))
 
 
 def load_params(directory: str, config: DecoderConfig, abstract):
@@ -398,6 +414,7 @@ def write_tensors(directory: str, tensors, dtype: str, *, shard_bytes: int, sing
 def copy_companions(source: str, target: str) -> list[str]:
   """Copies configuration and tokenizer files, whichever there are; returns their names."""
   os.makedirs(target, exist_ok=True)
+  source = remote.fetched(source, COMPANIONS, optional=True)
   names = [name for name in COMPANIONS if os.path.isfile(os.path.join(source, name))]
   for name in names:
     shutil.copyfile(os.path.join(source, name), os.path.join(target, name))

@@ -1,0 +1,347 @@
+"""A remote folder of small files that a command writes: kept on this machine, pushed as it changes; and who may write it."""
+
+from collections.abc import Callable, Sequence
+import contextlib
+import email.utils
+import fnmatch
+import hashlib
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+import uuid
+
+from crossin_jax import remote
+
+PERIOD = 30.0  # seconds between pushes, and between renewals of a lock
+STALE = 90.0  # seconds after which a lock that is not renewed may be taken over
+
+
+class InUse(remote.RemoteError):
+  """Another process holds the lock, or took it over."""
+
+
+class Folder:
+  """A local folder, with the words of a `Mirror`: nothing needs to be pushed.
+
+  Attributes:
+    path: the folder.
+  """
+
+  def __init__(self, path: str):
+    self.path = path
+
+  def push(self) -> None:
+    """Returns when what is in the folder is where it belongs."""
+
+  def check(self) -> None:
+    """Raises if this process may write there no longer."""
+
+
+class Mirror(Folder):
+  """The local counterpart of a remote folder.
+
+  The remote folder is the truth: on entering, what lies there is copied here, and what lies here alone is thrown away (the rest of
+  a process that was killed: its last PERIOD seconds at most, which the run does again). Then whatever changes here is pushed there, by
+  a thread every PERIOD seconds, by `push`, and on leaving. A file that is removed here is removed there. Files that are being written
+  (`.name`, `name.writing`) and `lock` are not pushed.
+
+  A push brings markers last, in their order, so that whoever finds one finds all that it stands for; markers that are gone are removed
+  first. A push that fails in the thread is said once and tried again; one that fails on leaving is raised.
+
+  Attributes:
+    path: the folder here.
+    url: the folder there.
+  """
+
+  def __init__(
+    self,
+    url: str,
+    *,
+    folders: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    pull: Callable[[set[str]], set[str]] | None = None,
+    markers: Sequence[str] = (),
+    period: float | None = None,
+  ):
+    """Args:
+    url: the folder there.
+    folders: of those in it only these; None = all.
+    names: only these files; None = all.
+    pull: chooses, of the names there, those to copy here on entering; None = all. The others count as they are there.
+    markers: patterns of names, pushed in this order after everything else.
+    period: seconds between pushes; None = PERIOD.
+    """
+    self.url, self._folders, self._only, self._pull = url.rstrip('/'), folders, names, pull
+    # One folder each, none within another: what is in one is its own.
+    known = hashlib.sha256('\n'.join([self.url, *(names or ())]).encode()).hexdigest()[:16]
+    super().__init__(remote.cache('mirrors', f'{remote.split(url)[0]}-{known}'))
+    self._markers, self._period = tuple(markers), period or PERIOD
+    self._pushed: dict[str, tuple] = {}
+    self._pushing, self._ending, self._problem = threading.RLock(), threading.Event(), None
+    self._open = contextlib.ExitStack()
+
+  def __enter__(self):
+    import fcntl
+
+    remote.filesystem()
+    os.makedirs(self.path, exist_ok=True)
+    held = self._open.enter_context(open(f'{self.path}.lock', 'ab'))
+    try:
+      fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      self._open.close()
+      raise InUse(f'{self.url} is being written by another process of this machine; wait for it, or stop it') from None
+    try:
+      self._bring()
+    except BaseException:
+      self._open.close()
+      raise
+    threading.Thread(target=self._keep_pushing, daemon=True, name='mirror').start()
+    return self
+
+  def __exit__(self, kind, error, traceback):
+    self._ending.set()
+    try:
+      with self._pushing:
+        self.push()
+    except remote.RemoteError as problem:
+      if kind is None:
+        raise
+      print(f'warning: {problem}', file=sys.stderr)  # the error that is on its way out says more
+    finally:
+      self._open.close()
+
+  def push(self) -> None:
+    """Brings what has changed to the store.
+
+    Raises:
+      RemoteError: it could not be, after retries.
+    """
+    self.check()
+    with self._pushing:
+      # A marker that was seen before the rest was looked at stands for nothing that was not seen.
+      markers = {name: signature for name, signature in self._here().items() if self._rank(name)}
+      here = {name: signature for name, signature in self._here().items() if not self._rank(name)} | markers
+      gone = sorted(self._pushed.keys() - here.keys())
+      changed = sorted(
+        (name for name in here if self._pushed.get(name) != here[name]), key=lambda n: (self._rank(n), n)
+      )
+      for name in [name for name in gone if self._rank(name)]:
+        self._remove(name)
+      ordinary = [name for name in changed if not self._rank(name)]
+      remote.together(lambda name: self._upload(name, here[name]), ordinary)
+      for name in changed[len(ordinary) :]:
+        self._upload(name, here[name])
+      for name in [name for name in gone if not self._rank(name)]:
+        self._remove(name)
+
+  def _bring(self) -> None:
+    there = remote.listing(self.url) if self._folders is None and self._only is None else self._some()
+    there = {name: entry for name, entry in there.items() if self._is_ours(name)}
+    wanted = set(there) if self._pull is None else self._pull(set(there))
+    for name in self._here():
+      entry = there.get(name)
+      if entry is None or (name not in wanted and not remote.is_current(os.path.join(self.path, name), entry)):
+        os.unlink(os.path.join(self.path, name))
+    remote.bring({name: there[name] for name in wanted}, self.url, self.path)
+    self._pushed = self._here()
+
+  def _some(self) -> dict[str, remote.Entry]:
+    if self._only is not None:
+      found = {name: remote.stat(f'{self.url}/{name}') for name in self._only}
+      return {name: entry for name, entry in found.items() if entry}
+    found = {name: e for name, e in remote.listing(self.url, deep=False).items() if not name.endswith('/')}
+    for folder in self._folders:
+      found |= {f'{folder}/{name}': entry for name, entry in remote.listing(f'{self.url}/{folder}').items()}
+    return found
+
+  def _is_ours(self, name: str) -> bool:
+    first, _, rest = name.partition('/')
+    last = name.rpartition('/')[2]
+    if last.startswith('.') or last.endswith('.writing') or last == 'lock':
+      return False
+    if self._only is not None:
+      return name in self._only
+    return self._folders is None or not rest or first in self._folders
+
+  def _rank(self, name: str) -> int:
+    """0, or of a marker its place among them from 1."""
+    return next((i for i, pattern in enumerate(self._markers, 1) if fnmatch.fnmatchcase(name, pattern)), 0)
+
+  def _here(self) -> dict[str, tuple]:
+    """Name -> what changes when the file does."""
+    found = {}
+    for folder, _, names in os.walk(self.path):
+      for name in names:
+        path = os.path.join(folder, name)
+        relative = os.path.relpath(path, self.path)
+        if self._is_ours(relative):
+          with contextlib.suppress(FileNotFoundError):
+            stat = os.stat(path)
+            found[relative] = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return found
+
+  def _upload(self, name: str, signature: tuple) -> None:
+    os.makedirs(remote.cache('pushing'), exist_ok=True)
+    handle, copy = tempfile.mkstemp(dir=remote.cache('pushing'))
+    os.close(handle)
+    try:
+      shutil.copyfile(os.path.join(self.path, name), copy)  # the file may grow meanwhile
+      remote.upload(copy, f'{self.url}/{name}')
+      self._pushed[name] = signature
+    except FileNotFoundError as error:
+      if isinstance(error, remote.RemoteError):
+        raise  # no such bucket; otherwise it was removed here meanwhile, and the next push says so
+    finally:
+      os.unlink(copy)
+
+  def _remove(self, name: str) -> None:
+    remote.remove(f'{self.url}/{name}')
+    del self._pushed[name]
+
+  def _keep_pushing(self) -> None:
+    while not self._ending.wait(self._period):
+      try:
+        self.push()
+        self._problem = None
+      except Exception as error:  # pylint: disable=broad-exception-caught  # the thread must go on
+        if self._problem is None:
+          print(f'warning: {error}; tried again every {self._period:.0f} s', file=sys.stderr)
+        self._problem = error
+
+
+def written(path: str, markers: Sequence[str] = ()) -> contextlib.AbstractContextManager[Folder]:
+  """A folder to write results in; of a remote one the Mirror, with nothing copied from there."""
+  if not remote.is_remote(path):
+    return contextlib.nullcontext(Folder(path))
+  return Mirror(path, pull=lambda names: set(), markers=markers)
+
+
+class Lock:
+  """An object that says who writes a remote folder: taken by a precondition, renewed by a thread, taken over when it is stale.
+
+  Times are the store's own, so clocks of machines need not agree.
+  """
+
+  def __init__(self, url: str, *, period: float | None = None, stale: float | None = None):
+    """Args:
+    url: of the object.
+    period: seconds between renewals; None = PERIOD.
+    stale: seconds without a renewal after which another process may take it; None = STALE.
+    """
+    self.url, self._period, self._stale = url, period or PERIOD, stale or STALE
+    self._token = uuid.uuid4().hex
+    self._generation, self._lost, self._ending = 0, None, threading.Event()
+
+  def __enter__(self):
+    self._take()
+    self._thread = threading.Thread(target=self._keep_renewing, daemon=True, name='lock')
+    self._thread.start()
+    return self
+
+  def __exit__(self, *_):
+    self._ending.set()
+    self._thread.join(self._stale)
+    if not self._lost:
+      with contextlib.suppress(remote.RemoteError):  # it goes stale by itself
+        remote.remove(self.url, self._generation)
+
+  def check(self) -> None:
+    """Raises InUse if another process took the lock over."""
+    if self._lost:
+      raise InUse(self._lost)
+
+  def _content(self) -> bytes:
+    holder = f'process {os.getpid()} on {socket.gethostname()}'
+    return json.dumps({'token': self._token, 'holder': holder, 'process': _identity(os.getpid())}).encode()
+
+  def _write(self, generation: int) -> bool:
+    """Whether it is ours now."""
+    try:
+      self._generation = remote.write(self.url, self._content(), generation).generation
+      return True
+    except remote.Outrun:
+      # Our own answer may have been lost on the way, and the request been sent again.
+      held, content, _ = self._look()
+      if content.get('token') != self._token:
+        return False
+      self._generation = held
+      return True
+
+  def _look(self) -> tuple[int, dict, float]:
+    """Generation (0 = there is none), content, age in seconds."""
+    bucket, name = remote.split(self.url)
+    fields = {'fields': 'generation,updated'}
+    try:
+      headers, body = remote.call(self.url, 'GET', 'b/{}/o/{}', bucket, name, **fields)
+      content = json.loads(remote.read(self.url))
+    except remote.NotThere:
+      return 0, {}, 0.0
+    except ValueError:
+      content = {}
+    found = json.loads(body)
+    now = email.utils.parsedate_to_datetime(headers['Date']).timestamp() if 'Date' in headers else time.time()
+    written = _seconds(found['updated'])
+    return int(found['generation']), content, max(0.0, now - written)
+
+  def _take(self) -> None:
+    first, told = None, False
+    while True:
+      generation, content, age = self._look()
+      holder = content.get('holder', 'another run')
+      first = generation if first is None else first
+      if generation and generation != first:
+        raise InUse(f'{self.url.rpartition("/")[0]} is in use by {holder}; wait for it, stop it, or use another folder')
+      if not generation or age >= self._stale or _is_dead(content.get('process')):
+        if self._write(generation):
+          return
+        first = None  # somebody else was faster: look whether it lives
+        continue
+      if not told:
+        print(
+          f'{self.url} is held by {holder}; if it is not renewed within {self._stale - age:.0f} s, this run goes on',
+          file=sys.stderr,
+        )
+        told = True
+      time.sleep(min(self._period / 4, max(0.05, self._stale - age)))
+
+  def _keep_renewing(self) -> None:
+    while not self._ending.wait(self._period):
+      try:
+        if not self._write(self._generation):
+          self._lost = f'{self.url} was taken over by another run, since this one could not renew it for {self._stale:.0f} s; it goes on there'
+          return
+      except Exception:  # pylint: disable=broad-exception-caught  # the network; once it is back, the lock is ours or is not
+        continue
+
+
+def _seconds(stamp: str) -> float:
+  """Of the store's '2026-01-02T03:04:05.678Z'."""
+  import datetime
+
+  return datetime.datetime.fromisoformat(stamp.replace('Z', '+00:00')).timestamp()
+
+
+def _identity(pid: int) -> str | None:
+  """What no other process ever has: this start of the machine, the namespace, the number, the time it was started at."""
+  try:
+    with open('/proc/sys/kernel/random/boot_id', encoding='ascii') as f:
+      boot = f.read().strip()
+    with open(f'/proc/{pid}/stat', encoding='utf-8', errors='replace') as f:
+      state, *rest = f.read().rpartition(')')[2].split()
+    return None if state in 'ZX' else f'{boot} {os.readlink("/proc/self/ns/pid")} {pid} {rest[18]}'
+  except (OSError, IndexError):
+    return None
+
+
+def _is_dead(identity: str | None) -> bool:
+  """Whether a process of this machine, since it was started, has ended."""
+  mine = _identity(os.getpid())
+  if not identity or not mine or identity.split()[:2] != mine.split()[:2]:
+    return False
+  return _identity(int(identity.split()[2])) != identity

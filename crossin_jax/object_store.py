@@ -1,0 +1,286 @@
+"""Objects of Google Cloud Storage, through gcsfs: what there is, reading, writing, errors in words for people."""
+
+import base64
+from collections.abc import Callable, Iterable
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+import os
+import sys
+import time
+import urllib.parse
+
+SCHEME = 'gs://'
+ATTEMPTS = 4  # at one file, each with the retries of gcsfs in it
+AT_ONCE = 8  # files copied at a time
+_FIELDS = 'name,size,crc32c,generation,updated'
+
+
+class RemoteError(OSError):
+  """Remote storage that cannot be used as asked; the message names the URL and what to do."""
+
+
+class NotThere(RemoteError, FileNotFoundError):
+  """No such object or folder."""
+
+
+class Outrun(RemoteError):
+  """An object that was to be replaced is of another generation by now."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """What the store knows of an object.
+
+  Attributes:
+    size: bytes.
+    crc32c: of the content, base64.
+    generation: number of this content among all that the name has had.
+  """
+
+  size: int
+  crc32c: str
+  generation: int
+
+  @classmethod
+  def of(cls, resource: dict) -> 'Entry':
+    """From the JSON of the store."""
+    return cls(int(resource['size']), resource['crc32c'], int(resource['generation']))
+
+  @property
+  def digest(self) -> str:
+    """What stands in a list of digests for content that was not read: 'crc32c:...:size'."""
+    return f'crc32c:{self.crc32c}:{self.size}'
+
+
+def is_remote(path) -> bool:
+  """Whether this is a gs:// path."""
+  return isinstance(path, str) and path.startswith(SCHEME)
+
+
+def split(url: str) -> tuple[str, str]:
+  """Bucket and name of the object."""
+  bucket, _, name = url.removeprefix(SCHEME).rstrip('/').partition('/')
+  if not bucket:
+    raise RemoteError(f'{url!r} has no bucket; write gs://BUCKET/FOLDER')
+  return bucket, name
+
+
+@functools.cache
+def filesystem():
+  """gcsfs, that keeps no listings: other processes write too."""
+  os.environ.setdefault('EPATH_USE_TF', '0')
+  # The client for zonal buckets opens gRPC channels for every bucket; set it to true to use such a bucket.
+  os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
+  if (gpath := sys.modules.get('etils.epath.gpath')) and hasattr(gpath, '_is_tf_installed'):
+    gpath._is_tf_installed.cache_clear()  # pylint: disable=protected-access  # it may have answered already
+  try:
+    import aiohttp
+    import fsspec.config
+    import gcsfs  # noqa: F401
+  except ImportError:
+    raise ValueError("gs:// paths need gcsfs: pip install 'crossin-jax[gcs]'") from None
+  # Also of the one that etils makes. Without a timeout a connection that hangs would be waited for for ever.
+  timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=120)
+  fsspec.config.conf.setdefault('gcs', {}).update(use_listings_cache=False, requests_timeout=timeout)
+  logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # its tracebacks; the errors reach us
+  return fsspec.filesystem('gcs')
+
+
+def explained(error: Exception, url: str) -> Exception:
+  """An error of the libraries beneath in words for people, or the error itself if it has nothing to do with the store."""
+  if isinstance(error, RemoteError):
+    return error
+  kind, text = type(error).__name__, str(error).strip()
+  bucket = split(url)[0]
+  code = getattr(error, 'code', None)
+  if isinstance(error, FileNotFoundError):
+    return NotThere(
+      f'{url} is not there, or there is no bucket {bucket}; see what is with `gcloud storage ls gs://{bucket}`'
+    )
+  if isinstance(error, FileExistsError):
+    return Outrun(f'{url} was written by another process meanwhile')
+  if text.startswith('Forbidden') or str(code) in ('401', '403') or kind in ('Forbidden', 'Unauthorized'):
+    return RemoteError(
+      f'no permission for {url} ({text.splitlines()[-1] if text else kind}). Log in (`gcloud auth application-default login`), '
+      f'or give the account of this machine a role on the bucket: `gcloud storage buckets add-iam-policy-binding gs://{bucket} '
+      '--member=serviceAccount:ACCOUNT --role=roles/storage.objectAdmin`, and the same with roles/storage.legacyBucketReader'
+    )
+  module = type(error).__module__
+  if 'Credentials' in kind or module.startswith('google.auth'):
+    return RemoteError(f'no credentials for {url} ({text}); run `gcloud auth application-default login`')
+  if module.startswith(('gcsfs', 'aiohttp', 'requests', 'google', 'fsspec')) or isinstance(
+    error, (TimeoutError, ConnectionError)
+  ):
+    return RemoteError(f'{url} cannot be reached: {kind} {text}. Is the network there? Start the same command again')
+  return error
+
+
+@contextlib.contextmanager
+def explaining(url: str):
+  """Turns errors of the libraries beneath into `RemoteError`; about a local path it leaves them as they are."""
+  try:
+    yield
+  except Exception as error:  # pylint: disable=broad-exception-caught  # each library has errors of its own
+    if not is_remote(url) or (found := explained(error, url)) is error:
+      raise
+    raise found from error
+
+
+def call(url: str, method: str, path: str, *args, **kwargs):
+  with explaining(url):
+    return filesystem().call(method, path, *args, **kwargs)
+
+
+def stat(url: str) -> Entry | None:
+  """What the store knows of an object; None if there is none."""
+  bucket, name = split(url)
+  try:
+    return Entry.of(call(url, 'GET', 'b/{}/o/{}', bucket, name, json_out=True, fields=_FIELDS)) if name else None
+  except NotThere:
+    return None
+
+
+def exists(path: str) -> bool:
+  """Whether a file is there, or an object."""
+  return stat(path) is not None if is_remote(path) else os.path.isfile(path)
+
+
+def listing(url: str, *, deep: bool = True) -> dict[str, Entry]:
+  """Name relative to the folder -> object, of all objects below a folder; {} if there is none.
+
+  Args:
+    url: the folder.
+    deep: False = only those in the folder itself, and the folders in it as 'NAME/', with an Entry of nothing.
+
+  Raises:
+    RemoteError: no such bucket, no permission.
+  """
+  bucket, name = split(url)
+  prefix = f'{name}/' if name else ''
+  found, token = {}, None
+  while True:
+    page = call(
+      url, 'GET', 'b/{}/o', bucket, prefix=prefix, delimiter=None if deep else '/', pageToken=token,
+      fields=f'nextPageToken,prefixes,items({_FIELDS})', json_out=True,
+    )  # fmt: skip
+    for item in page.get('items', ()):
+      if not item['name'].endswith('/'):  # what some tools leave for an empty folder
+        found[item['name'].removeprefix(prefix)] = Entry.of(item)
+    for folder in page.get('prefixes', ()):
+      found[folder.removeprefix(prefix)] = Entry(0, '', 0)
+    if not (token := page.get('nextPageToken')):
+      return found
+
+
+def read(url: str) -> bytes:
+  """The content of an object; NotThere if there is none."""
+  with explaining(url):
+    return filesystem().cat_file(url)
+
+
+def write(url: str, data: bytes, generation: int | None = None) -> Entry:
+  """Makes an object, whole or not at all.
+
+  Args:
+    url: its place.
+    data: its content.
+    generation: only if the object is of this generation, 0 = not there; None = whatever it is.
+
+  Raises:
+    Outrun: it is of another generation.
+  """
+  bucket, name = split(url)
+  path = f'{filesystem()._location}/upload/storage/v1/b/{urllib.parse.quote(bucket, safe="")}/o'  # pylint: disable=protected-access
+  condition = {} if generation is None else {'ifGenerationMatch': str(generation)}
+  headers = {'Content-Type': 'application/octet-stream'}
+  made = call(url, 'POST', path, uploadType='media', name=name, headers=headers, data=data, json_out=True, **condition)
+  return Entry.of(made)
+
+
+def write_json(url: str, value) -> None:
+  """An object of JSON, as `data.prepared.write_json` writes files."""
+  write(url, (json.dumps(value, ensure_ascii=False, indent=1) + '\n').encode())
+
+
+def remove(url: str, generation: int | None = None) -> None:
+  """Removes an object if it is there (and of this generation)."""
+  bucket, name = split(url)
+  condition = {} if generation is None else {'ifGenerationMatch': str(generation)}
+  with contextlib.suppress(NotThere, Outrun):
+    call(url, 'DELETE', 'b/{}/o/{}', bucket, name, **condition)
+
+
+def remove_folder(url: str, last: Iterable[str] = ()) -> None:
+  """Removes all objects below a folder, those named in `last` after the others."""
+  names = list(listing(url))
+  rest = [name for name in last if name in names]
+  together(lambda name: remove(f'{url}/{name}'), [name for name in names if name not in rest])
+  for name in rest:
+    remove(f'{url}/{name}')
+
+
+def upload(path: str, url: str) -> Entry:
+  """Makes an object of a file, compared with what the store then says it has.
+
+  Raises:
+    RemoteError: it could not be, in several attempts.
+  """
+
+  def attempt() -> Entry:
+    with explaining(url):
+      filesystem().put_file(path, url)
+    made = stat(url)
+    if made is None or (made.size, made.crc32c) != (os.path.getsize(path), crc32c(path)):
+      raise RemoteError(f'{url} arrived damaged; start the same command again')
+    return made
+
+  return insist(attempt)
+
+
+def upload_folder(path: str, url: str, last: Iterable[str] = ()) -> None:
+  """Makes objects of all files below a folder, those named in `last` after the others, in that order."""
+  names = [os.path.relpath(os.path.join(f, n), path) for f, _, inside in os.walk(path) for n in inside]
+  rest = [name for name in last if name in names]
+  together(lambda name: upload(os.path.join(path, name), f'{url}/{name}'), [n for n in names if n not in rest])
+  for name in rest:
+    upload(os.path.join(path, name), f'{url}/{name}')
+
+
+def crc32c(path: str) -> str:
+  """Of a file, as the store writes it."""
+  import google_crc32c
+
+  checksum = google_crc32c.Checksum()
+  with open(path, 'rb') as f:
+    while block := f.read(1 << 20):
+      checksum.update(block)
+  return base64.b64encode(checksum.digest()).decode()
+
+
+def insist(attempt: Callable):
+  """What an attempt gives; a few more where it fails for a reason that may pass."""
+  for number in range(ATTEMPTS):
+    try:
+      return attempt()
+    except (NotThere, Outrun):
+      raise
+    except RemoteError as error:
+      if number == ATTEMPTS - 1 or 'no permission' in str(error) or 'no credentials' in str(error):
+        raise
+      time.sleep(0.2 * 4**number)
+  raise AssertionError
+
+
+def together(function: Callable, items: Iterable) -> list:
+  """[function(item)], several at a time."""
+  with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+    futures = [pool.submit(function, item) for item in items]
+    try:
+      return [future.result() for future in futures]
+    except BaseException:
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
