@@ -3,10 +3,9 @@
 import json
 import shutil
 
+from many_processes import Processes
 import numpy as np
 import pytest
-
-from many_processes import Processes
 
 STEPS, SAVED = 12, 6  # of a whole run; at which of them it is saved
 

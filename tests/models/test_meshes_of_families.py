@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import optax
 import pytest
+from test_architectures import MODELS, SIZES, transformers
 
 from crossin_jax import train_state
 from crossin_jax.models import architectures
 from crossin_jax.models.decoder import Decoder
 from crossin_jax.optimizers import Optimizer
 from crossin_jax.partitioning import Partitioner
-from test_architectures import MODELS, SIZES, transformers
 
 # One of each kind of block: positions by another formula, or one window more, are cut no differently.
 FAMILIES = ('llama3', 'llama_biases', 'mistral', 'qwen2', 'qwen3', 'gemma', 'gemma2', 'gemma3', 'phi3', 'olmo2', 'smollm')
