@@ -28,7 +28,7 @@ import pytest  # noqa: E402
 hypothesis.settings.register_profile(
   'tests',
   deadline=None,
-  max_examples=int(os.environ.get('CROSSIN_TEST_EXAMPLES', 60)),
+  max_examples=int(os.environ.get('CROSSIN_TEST_EXAMPLES', 30)),
   suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile('tests')
