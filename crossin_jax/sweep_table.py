@@ -28,7 +28,7 @@ def write(sweep) -> dict:
 
   Returns:
     What sweep.json holds, 'text' with the table for a terminal, and 'plot', the path of the PNG:
-    {'axes': {axis: [value]}, 'points': [{'values', 'seed', 'mixture', 'directory', 'figures': {name: fraction, or nats per
+    {'axes': {axis: [value]}, 'points': [{'values', 'seed', 'mixture', 'directory', 'evaluation', 'figures': {name: fraction, or nats per
     token}, 'runs': as in results.json, 'seconds'}], 'table': [{'values', 'benchmark', 'method', 'seeds', 'figures': {name:
     {'estimate', 'low', 'high', ...}}}], 'chance': {name: fraction} of the first question file}.
   """
@@ -63,6 +63,7 @@ def write(sweep) -> dict:
         'seed': point.seed,
         'mixture': point.data.mixture,
         'directory': os.path.relpath(sweep.folder(point), sweep.out),
+        'evaluation': os.path.relpath(sweep.evaluation(point), sweep.out),
         'figures': point_figures(results[id(point)], benchmarks[0], settings.method),
         'runs': results[id(point)]['runs'],
         'seconds': results[id(point)]['seconds'],

@@ -35,6 +35,8 @@ def test_settings_are_chosen_on_other_facts_than_figures_come_from(worlds):
   rows = lambda seed: (worlds / f'world.{seed}' / 'questions.untagged.jsonl').read_text(encoding='utf-8').splitlines()
   assert len(rows(0)) == 96 * 3 == len(rows(1000))
   assert rows(0) != rows(1) and second['seed'] == 1
+  with pytest.raises(SystemExit):
+    module('worlds').main([f'--gin_file={FOLDER / "dev"}.gin', '--seeds', '0', '--output_dir', str(worlds)])
 
 
 @pytest.mark.parametrize('name, distinct', [('reading', 4), ('comparison', 14), ('volume', 18), ('ratio', 26)])
@@ -57,7 +59,8 @@ def sweep(folder, arms, seeds, rng):
   for variant, by_seed in arms.items():
     for seed in seeds:
       directory = f'points/{variant}.{seed}'
-      path = folder / directory / 'evaluation-x' / 'predictions' / 'questions.untagged.likelihood.jsonl'
+      evaluation = f'{directory}/evaluation-x'
+      path = folder / evaluation / 'predictions' / 'questions.untagged.likelihood.jsonl'
       path.parent.mkdir(parents=True)
       chosen = by_seed[seed]
       lines = [
@@ -67,7 +70,15 @@ def sweep(folder, arms, seeds, rng):
       ]  # fmt: skip
       path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
       mixture = f'world.tested_shared_{variant}.all.en_vi_es.every'
-      points.append({'values': {'variant': variant}, 'seed': seed, 'mixture': mixture, 'directory': directory})
+      points.append(
+        {
+          'values': {'variant': variant},
+          'seed': seed,
+          'mixture': mixture,
+          'directory': directory,
+          'evaluation': evaluation,
+        }
+      )
   (folder / 'sweep.json').write_text(json.dumps({'points': points}))
 
 

@@ -9,7 +9,6 @@ options, on questions without a language tag (--form tagged: with one).
 
 import argparse
 import dataclasses
-import glob
 import json
 import os
 import sys
@@ -38,10 +37,7 @@ def read_arms(spec: str, form: str, method: str) -> dict[str, dict[int, object]]
     variant = '_'.join(part for part in point['mixture'].split('.')[1].split('_') if part not in REPLAYED)
     others = ', '.join(f'{key} {value}' for key, value in point['values'].items() if key != 'variant')
     arm = name or ', '.join(filter(None, (NAMES.get(variant, variant), others)))
-    pattern = os.path.join(
-      folder, point['directory'], 'evaluation-*', 'predictions', f'questions.{form}.{method}.jsonl'
-    )
-    (path,) = glob.glob(pattern)
+    path = os.path.join(folder, point['evaluation'], 'predictions', f'questions.{form}.{method}.jsonl')
     arms.setdefault(arm, {})[point['seed']] = read_predictions(path)
   return arms
 

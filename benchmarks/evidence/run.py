@@ -17,11 +17,7 @@ HERE = 'benchmarks/evidence'
 
 
 class Evidence:
-  """One output directory.
-
-  Attributes:
-    failed: whether a sweep ended with another status than 0.
-  """
+  """One output directory."""
 
   def __init__(self, out: str, world_gin: str, seeds: tuple[int, ...], jobs: int, flags: list[str]):
     self.out, self.world_gin, self.seeds, self.jobs, self.flags = out, world_gin, seeds, jobs, flags
@@ -56,8 +52,9 @@ class Evidence:
       points = json.load(f)['points']
     for point in points:
       link = os.path.join(self.out, f'{"read" if point["values"]["TELL_TESTED"] else "read_floor"}.{point["seed"]}')
-      if not os.path.islink(link):
-        os.symlink(os.path.join('reading', point['directory'], 'model'), link)
+      if os.path.islink(link):
+        os.unlink(link)
+      os.symlink(os.path.join('reading', point['directory'], 'model'), link)
 
   def comparison(self) -> None:
     self.tune('comparison', 'comparison')

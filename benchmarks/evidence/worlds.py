@@ -4,12 +4,15 @@ python benchmarks/evidence/worlds.py --gin_file=benchmarks/evidence/world.gin --
 """
 
 import argparse
+import dataclasses
+import json
 import os
 import sys
 
 import gin
 
 from crossin_jax import config
+from crossin_jax.data.prepared import read_json
 from seqio_tasks import world_sources
 from seqio_tasks.world import World
 
@@ -28,7 +31,14 @@ def main(argv: list[str]) -> int:
     with gin.unlock_config():
       gin.bind_parameter('World.seed', seed)
     folder, world = os.path.join(args.output_dir, f'world.{seed}'), World()
-    if not os.path.exists(os.path.join(folder, 'world.json')):
+    made, now = os.path.join(folder, 'world.json'), json.loads(json.dumps(dataclasses.asdict(world)))
+    if os.path.exists(made):
+      if (before := read_json(made, 'delete it')) != now:
+        changed = ', '.join(
+          f'{key} was {before.get(key)}, now {now[key]}' for key in now if before.get(key) != now[key]
+        )
+        parser.error(f'{folder} is another world: {changed}. Give another --output_dir')
+    else:
       world_sources.train_vocabulary(world, PIECES, os.path.join(folder, 'world.model'))
       world_sources.write_questions(world, folder)
       print(f'{folder}: {len(world.questions)} questions in {", ".join(world.languages)}', file=sys.stderr)
