@@ -1,9 +1,9 @@
-"""The forms of a mixing law, and the fit of one form to many data sets at once.
+"""The forms of a mixing law, the fit of one form to many data sets at once, and what the runs of a seed share.
 
 A form is a function of places x (shares along the directions in which they differ) and parameters theta. All fits of a bootstrap,
 and all starts of each, are one batch: Levenberg-Marquardt with Huber's weights on arrays [B, N, P].
 
-Axis letters: B fits at once, N points, D directions, P parameters.
+Axis letters: B fits at once, N points, D directions, P parameters, M mixtures, S seeds.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import dataclasses
 import numpy as np
 
 SPAN = 12.0  # most that an exponent may differ between two observed points: beyond, a law is a spike at one of them
+BEND = 1.345  # robust standard deviations at which Huber's loss turns from squares to lines
 _RIDGE = 1e-8  # pulls slopes that no point tells anything about to 0
 
 
@@ -100,11 +101,106 @@ def minimise(form: Form, x, y_BN, weights_BN, chance, *, bend=None, near=None, s
   return theta.reshape(B, S, P)[np.arange(B), chosen]
 
 
+def robust(form: Form, x, y_BN, weights_BN, chance, *, near=None, scale=None, spent: int = 0) -> np.ndarray:
+  """Huber's fit [B, P]: bends at 1.345 robust standard deviations of the residuals of least squares.
+
+  Args:
+    form, x, y_BN, weights_BN, chance, near: see `minimise`.
+    scale: of the residuals, where it is known.
+    spent: parameters that the data have already paid for.
+  """
+  if scale is None:
+    theta = minimise(form, x, y_BN, weights_BN, chance, near=near)
+    residuals = y_BN - form.value(theta, x, chance)
+    used = weights_BN > 0
+    scale = np.array([robust_scale(r[u], theta.shape[1] + spent) for r, u in zip(residuals, used)])
+    near = theta
+  bend = BEND * np.broadcast_to(scale, len(y_BN))
+  return minimise(form, x, y_BN, weights_BN, chance, bend=bend, near=near)
+
+
+def robust_scale(residuals: np.ndarray, parameters: int) -> float:
+  """Robust standard deviation; with hardly more points than parameters the plain one, which bends nothing."""
+  count = len(residuals)
+  plain = np.sqrt(np.sum(residuals**2) / max(1, count - parameters))
+  if count < parameters + 4:
+    return float(max(2 * plain, 1e-3))
+  return float(max(1.4826 * np.median(np.abs(residuals)) * np.sqrt(count / (count - parameters)), 0.1 * plain, 1e-3))
+
+
 def _regress(x, y_BN, weights_BN) -> np.ndarray:
   """Weighted linear regression: [B, 1 + D]."""
   design = np.concatenate([np.ones((len(x), 1)), x], axis=1)
   matrix = np.einsum('np,bn,nq->bpq', design, weights_BN, design) + 1e-9 * np.eye(design.shape[1])
   return np.linalg.solve(matrix, np.einsum('np,bn,bn->bp', design, weights_BN, y_BN)[..., None])[..., 0]
+
+
+# ---- what the runs of a seed share ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Offsets:
+  """How far the figures of each seed lie from the mean over the seeds.
+
+  Attributes:
+    of_seed: {seed: offset}; seeds that nothing can be told of are not in it.
+    remove: float64 [N, N]; `remove @ values` are the values as a run of all seeds on average would have them.
+    spent: degrees of freedom that the offsets take.
+    apart: some seeds share no mixture with the others, so their offsets sum to zero among themselves alone.
+  """
+
+  of_seed: dict[int, float]
+  remove: np.ndarray
+  spent: int
+  apart: bool
+
+
+def seed_offsets(values: np.ndarray, mixture: np.ndarray, seed: np.ndarray | None) -> Offsets:
+  """Fits value = mixture + offset of the seed + noise of the run, with Huber's loss; offsets sum to zero.
+
+  A seed brings its own order of examples, or a world and its questions of its own: what that does to all mixtures alike is no
+  noise of the comparison between them. Every mixture has a parameter of its own here, so whatever the shares do, and
+  whichever runs are missing, the offsets are not biased by it.
+
+  They are added to the figure, for fractions too, not to their logit: runs at or below chance have no logit, and what is
+  asked for is the mean of the figure over seeds, which balanced runs give whether or not offsets add up. Where they do not
+  (an easy world saturates), the rest of it counts as noise of the runs.
+
+  Args:
+    values: float64 [N].
+    mixture: int [N].
+    seed: int [N]; None = unknown, no offsets.
+  """
+  count = len(values)
+  seeds, column = np.unique(np.zeros(count, int) if seed is None else seed, return_inverse=True)
+  group = np.arange(count)  # runs that are linked by a seed or a mixture
+  for _ in range(count):
+    before = group.copy()
+    for label in (mixture, column):
+      least = np.full(label.max() + 1, count)
+      np.minimum.at(least, label, group)
+      group = least[label]
+    if (group == before).all():
+      break
+  # The seeds of a mixture that shares none of them with another are its noise.
+  shared = np.array([len(np.unique(mixture[group == g])) > 1 for g in group])
+  is_seed = (column[:, None] == np.arange(len(seeds))) * shared[:, None]
+  is_mixture = (mixture[:, None] == np.unique(mixture)).astype(float)
+  spent = int(is_seed.any(axis=0).sum() - len(np.unique(group[shared])))
+  remove, offsets, weights = np.eye(count), np.zeros(len(seeds)), np.ones(count)
+  unit = float(np.std(values)) or 1.0
+  for _ in range(50 if spent else 0):
+    centred = np.eye(count) - is_mixture @ ((is_mixture * weights[:, None]).T / (weights @ is_mixture)[:, None])
+    root = np.sqrt(weights)[:, None]
+    solve = np.linalg.pinv(root * (centred @ is_seed), rcond=1e-6) @ (root * centred)
+    offsets, remove = solve @ values, np.eye(count) - is_seed @ solve
+    residuals = centred @ (remove @ values) / unit
+    bend = BEND * robust_scale(residuals, is_mixture.shape[1] + spent)
+    last, weights = weights, np.minimum(1, bend / np.maximum(np.abs(residuals), 1e-300))
+    if np.abs(weights - last).max() < 1e-4:
+      break
+  known = {int(s): float(o) for s, o, has in zip(seeds, offsets, is_seed.any(axis=0)) if has and spent}
+  return Offsets(known, remove, spent, bool(shared.any() and len(np.unique(group)) > 1))
 
 
 # ---- c + k exp(x u) ------------------------------------------------------------------------------------------------

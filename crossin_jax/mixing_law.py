@@ -15,6 +15,9 @@ shrink from the first example on); its held-out error stands beside it.
 Both are monotone along every straight line through the shares: only a sum of laws with different t has its best inside. So
 'quadratic' is fitted too, and 'linear' and 'constant' (the mean) are the baselines.
 
+Laws are of the mean over the seeds that were run: what a seed does to all mixtures alike (`mixing_forms.seed_offsets`) is taken
+off before anything is fitted, and its degrees of freedom are counted. Noise is what then still differs from run to run.
+
 Shares sum to one, so adding a constant to all t_j changes nothing but k. Here t is taken in the directions in which the
 observed shares differ, and sums to zero where all of them are seen: `Shares.basis`.
 
@@ -27,7 +30,7 @@ import math
 
 import numpy as np
 
-from crossin_jax.mixing_forms import FORMS, minimise
+from crossin_jax.mixing_forms import FORMS, Offsets, robust, robust_scale, seed_offsets
 
 LEVEL = 0.95
 SAME = 5e-4
@@ -42,6 +45,7 @@ class Shares:
     components: their names.
     points: float64 [N, C], each row sums to 1.
     mixture: int [N], the number of each point's mixture.
+    seed: int [N] of each point, or None where they are not known: then they share nothing.
     mixtures: float64 [M, C], the distinct rows.
     centre: float64 [C], mean of the distinct rows.
     basis: float64 [D, C], orthonormal; no more than one direction less than there are components, or mixtures.
@@ -51,18 +55,22 @@ class Shares:
   components: tuple[str, ...]
   points: np.ndarray
   mixture: np.ndarray
+  seed: np.ndarray | None
   mixtures: np.ndarray
   centre: np.ndarray
   basis: np.ndarray
   scale: float
 
   @classmethod
-  def of(cls, shares: Sequence[Mapping[str, float]], tolerance: float = SAME) -> 'Shares':
+  def of(
+    cls, shares: Sequence[Mapping[str, float]], tolerance: float = SAME, seeds: Sequence[int] | None = None
+  ) -> 'Shares':
     """From a {component: weight} a point; what a point does not name it has nothing of.
 
     Args:
       shares: weights, scaled to sum 1 here.
       tolerance: shares that differ by less are the same: rounded tables of shares do not sum to one alike.
+      seeds: of each point.
 
     Raises:
       ValueError: no points, or weights that are negative, not finite, or all zero.
@@ -87,7 +95,9 @@ class Shares:
     extent = np.abs((mixtures - centre) @ directions.T).max(axis=0)
     basis = directions[(extent > tolerance) & (sizes > 0.005 * sizes[0])]
     places = (mixtures - centre) @ basis.T
-    return cls(components, table, np.array(index), mixtures, centre, basis, float(np.abs(places).max(initial=0)) or 1.0)
+    scale = float(np.abs(places).max(initial=0)) or 1.0
+    seed = None if seeds is None else np.array(seeds, int)
+    return cls(components, table, np.array(index), seed, mixtures, centre, basis, scale)
 
   @property
   def varied(self) -> tuple[str, ...]:
@@ -142,8 +152,9 @@ class Law:
     theta: float64 [P].
     replicates: float64 [B, P], fits to data made by bootstrap; none where nothing tells the noise.
     unit: the figure is this times the form's value.
-    noise: standard deviation of one run around the law; None = unknown.
-    seed_noise: standard deviation between seeds of a mixture; None = one seed each.
+    noise: standard deviation of one run around the law, the offset of its seed taken off; None = unknown.
+    seed_noise: standard deviation between the runs of a mixture, likewise; None = nothing tells it.
+    offsets: what the runs of a seed share.
     freedom: degrees of freedom behind `noise`.
     mixtures, points: how many were measured.
   """
@@ -158,6 +169,7 @@ class Law:
   unit: float
   noise: float | None
   seed_noise: float | None
+  offsets: Offsets
   freedom: int
   mixtures: int
   points: int
@@ -176,7 +188,8 @@ class Law:
     return figure if replicates else figure[0]
 
   def interval(self, shares, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray] | None:
-    """Ends of the interval of the law itself (not of one more run); None where nothing tells the noise."""
+    """Ends of the interval of the law itself, for the seeds that were run (not of one more run, nor of other seeds); None where
+    nothing tells the noise."""
     if not len(self.replicates):
       return None
     low, high = np.quantile(self.predict(shares, True), [(1 - level) / 2, (1 + level) / 2], axis=0)
@@ -218,8 +231,8 @@ def fit_laws(
   """Fits every figure; figures of which no point was measured are left out.
 
   A replicate's data are the law plus residuals drawn from all points, with random signs: those of mixtures (what the law
-  misses) and those of seeds, each scaled to its unbiased variance, with the extra width that few degrees of freedom ask
-  for. The draws are the same for all figures, so what moves the languages of a run together stays together.
+  misses) and those of runs, each scaled to its unbiased variance, with the extra width that few degrees of freedom ask for;
+  what of the drawn noise looks like an offset of a seed is taken off again, as it was from the data. The draws are the same for all figures, so what moves the languages of a run together stays together.
 
   Args:
     shares: of all points.
@@ -246,13 +259,16 @@ def fit_laws(
 def held_out(shares: Shares, figure: Figure, forms: Sequence[str] | None = None) -> dict:
   """Leave-one-mixture-out: every mixture, all its seeds together, predicted from the others.
 
+  The offsets of seeds are those of all mixtures. That lets nothing through of a mixture that was run with all seeds: its mean
+  is the same whatever the offsets are, and they are the same whatever its mean is.
+
   Args:
     shares, figure: the points.
     forms: names; None = mean, linear, quadratic, exponential, and logistic for a fraction.
 
   Returns:
-    {'observed': [mean of each measured mixture], 'mixtures': [its number], 'noise': the error that the seeds' noise alone
-    would give or None, 'forms': {form: {'error': mean absolute error, 'rank': Spearman's correlation of predicted and
+    {'observed': [mean of each measured mixture, offsets of seeds taken off], 'mixtures': [its number], 'noise': the error that the noise of runs
+    alone would give or None, 'forms': {form: {'error': mean absolute error, 'rank': Spearman's correlation of predicted and
     observed, or None where it says nothing (the mean of the others always falls as the one left out rises; ties; fewer
     than 3), 'predicted': [...]}, or None where the others are fewer than the parameters}}.
   """
@@ -261,11 +277,11 @@ def held_out(shares: Shares, figure: Figure, forms: Sequence[str] | None = None)
   )
   from scipy import stats  # slow to import
 
-  keep = np.isfinite(figure.values)
-  index, values, weights = shares.mixture[keep], figure.values[keep], _weights(shares, figure)
+  keep, index, values, offsets = _runs(shares, figure)
+  weights = _weights(figure, index, values, offsets.spent)
   measured = np.unique(index)
   observed = np.array([values[index == m].mean() for m in measured])
-  within, freedom = _within(values, index)
+  within, freedom = _within(values, index, offsets.spent)
   noise = None
   if freedom:
     noise = float(np.sqrt(2 / np.pi * within / freedom * np.mean([1 / np.sum(index == m) for m in measured])))
@@ -279,7 +295,8 @@ def held_out(shares: Shares, figure: Figure, forms: Sequence[str] | None = None)
     targets = _to_form(name, figure.kind, values, unit)
     masks = (index[None] != measured[:, None]).astype(float)
     places = shares.places(shares.points[keep])
-    theta = _robust(name, places, np.tile(targets, (len(measured), 1)), masks * weights, figure.chance)
+    data = np.tile(targets, (len(measured), 1))
+    theta = robust(form, places, data, masks * weights, figure.chance, spent=offsets.spent)
     rows = shares.places(shares.mixtures[measured])
     predicted = np.array([form.value(theta[i : i + 1], rows[i : i + 1], figure.chance)[0, 0] for i in range(len(rows))])
     predicted = _from_form(name, figure.kind, predicted, unit)
@@ -296,9 +313,8 @@ def held_out(shares: Shares, figure: Figure, forms: Sequence[str] | None = None)
 def _fit(shares: Shares, figure: Figure, wanted: str, draws: dict) -> Law:
   from scipy import stats  # slow to import
 
-  keep = np.isfinite(figure.values)
-  values, index = figure.values[keep], shares.mixture[keep]
-  places, weights = shares.places(shares.points[keep]), _weights(shares, figure)
+  keep, index, values, offsets = _runs(shares, figure)
+  places, weights = shares.places(shares.points[keep]), _weights(figure, index, values, offsets.spent)
   measured, numbers = np.unique(index, return_inverse=True)
   directions = len(shares.basis)
   form = wanted
@@ -309,12 +325,12 @@ def _fit(shares: Shares, figure: Figure, wanted: str, draws: dict) -> Law:
       form = simpler
   unit = _unit(values)
   targets = _to_form(form, figure.kind, values, unit)
-  theta = _robust(form, places, targets[None], weights[None], figure.chance)
+  theta = robust(FORMS[form], places, targets[None], weights[None], figure.chance, spent=offsets.spent)
   fitted = FORMS[form].value(theta, places, figure.chance)[0]
   residuals, size = targets - fitted, theta.shape[1]
   means = np.array([residuals[numbers == m].mean() for m in range(len(measured))])
   each = np.bincount(numbers)
-  within, seeds_freedom = _within(residuals, numbers)
+  within, seeds_freedom = _within(residuals, numbers, offsets.spent)
   mixtures_freedom = len(measured) - size
   between = float(each @ means**2)
   # Variances of what the law misses of a mixture (a) and of one run (w), as in an analysis of variance.
@@ -334,10 +350,9 @@ def _fit(shares: Shares, figure: Figure, wanted: str, draws: dict) -> Law:
     of_mixtures, of_points = (_unit_size(pool) for pool in pools)
     shift = of_mixtures[draws['mixture'] % len(measured)] * draws['mixture_sign']
     jitter = of_points[draws['point'] % len(residuals)] * draws['point_sign']
-    data = fitted + factor * (np.sqrt(a) * shift[:, index] + np.sqrt(w) * jitter[:, keep])
-    replicates = _robust(
-      form, places, data, np.tile(weights, (len(data), 1)), figure.chance, near=theta[0], scale=_scale(residuals, size)
-    )
+    data = fitted + factor * (np.sqrt(a) * shift[:, index] + np.sqrt(w) * jitter[:, keep] @ offsets.remove.T)
+    weights_BN, scale = np.tile(weights, (len(data), 1)), robust_scale(residuals, size + offsets.spent)
+    replicates = robust(FORMS[form], places, data, weights_BN, figure.chance, near=theta[0], scale=scale)
   return Law(
     shares=shares,
     form=form,
@@ -349,52 +364,37 @@ def _fit(shares: Shares, figure: Figure, wanted: str, draws: dict) -> Law:
     unit=unit,
     noise=None if w is None else float(np.sqrt(a + w) * unit),
     seed_noise=float(np.sqrt(within / seeds_freedom) * unit) if seeds_freedom else None,
+    offsets=offsets,
     freedom=int(freedom),
     mixtures=len(measured),
     points=len(values),
   )
 
 
-def _robust(name, places, targets_BN, weights_BN, chance, near=None, scale=None) -> np.ndarray:
-  """Huber's fit [B, P]: bends at 1.345 robust standard deviations of the residuals of least squares."""
-  form = FORMS[name]
-  if scale is None:
-    theta = minimise(form, places, targets_BN, weights_BN, chance, near=near)
-    residuals = targets_BN - form.value(theta, places, chance)
-    used = weights_BN > 0
-    scale = np.array([_scale(r[u], theta.shape[1]) for r, u in zip(residuals, used)])
-    near = theta
-  bend = 1.345 * np.broadcast_to(scale, len(targets_BN))
-  return minimise(form, places, targets_BN, weights_BN, chance, bend=bend, near=near)
-
-
-def _scale(residuals: np.ndarray, parameters: int) -> float:
-  """Robust standard deviation; with hardly more points than parameters the plain one, which bends nothing."""
-  count = len(residuals)
-  plain = np.sqrt(np.sum(residuals**2) / max(1, count - parameters))
-  if count < parameters + 4:
-    return float(max(2 * plain, 1e-3))
-  return float(max(1.4826 * np.median(np.abs(residuals)) * np.sqrt(count / (count - parameters)), 0.1 * plain, 1e-3))
-
-
-def _weights(shares: Shares, figure: Figure) -> np.ndarray:
-  """Weights [measured points] of mean 1: for fractions of a known number of items one over their variance."""
+def _runs(shares: Shares, figure: Figure) -> tuple[np.ndarray, np.ndarray, np.ndarray, Offsets]:
+  """Which points were measured; of those the mixture and the value, the offset of its seed taken off; the offsets."""
   keep = np.isfinite(figure.values)
-  values = figure.values[keep]
+  values, index = figure.values[keep], shares.mixture[keep]
+  offsets = seed_offsets(values, index, None if shares.seed is None else shares.seed[keep])
+  return keep, index, offsets.remove @ values, offsets
+
+
+def _weights(figure: Figure, index: np.ndarray, values: np.ndarray, spent: int) -> np.ndarray:
+  """Weights [measured points] of mean 1: for fractions of a known number of items one over their variance."""
   if figure.kind != 'fraction' or not figure.items:
     return np.ones(len(values))
-  smooth = (values * figure.items + 1) / (figure.items + 2)
+  smooth = (np.clip(values, 0, 1) * figure.items + 1) / (figure.items + 2)
   binomial = smooth * (1 - smooth) / figure.items
-  within, freedom = _within(values, shares.mixture[keep])
+  within, freedom = _within(values, index, spent)
   seeds = max(0.0, within / freedom - binomial.mean()) if freedom else 0.0
   weights = 1 / (binomial + seeds)
   return weights / weights.mean()
 
 
-def _within(values: np.ndarray, index: np.ndarray) -> tuple[float, int]:
-  """Sum of squares between the seeds of a mixture, and its degrees of freedom."""
+def _within(values: np.ndarray, index: np.ndarray, spent: int) -> tuple[float, int]:
+  """Sum of squares between the runs of a mixture, and its degrees of freedom."""
   groups = [values[index == m] for m in np.unique(index)]
-  return float(sum(((g - g.mean()) ** 2).sum() for g in groups)), len(values) - len(groups)
+  return float(sum(((g - g.mean()) ** 2).sum() for g in groups)), len(values) - len(groups) - spent
 
 
 def _unit_size(pool: np.ndarray) -> np.ndarray:

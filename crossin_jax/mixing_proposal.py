@@ -2,6 +2,10 @@
 
 The region is the convex hull of the mixtures that were run: between them laws interpolate; outside nothing was seen. A margin
 widens it about its centre. Components that have the same share in every mixture keep it.
+
+The same laws choose the shares and judge them: of many mixtures that are equally good one always looks better, and an interval
+about that one alone lies above zero far too often. So the lower end of a gain's interval holds for all mixtures of the region at
+once, hence for whichever is chosen (a simultaneous band, as Scheffe's). The upper end needs nothing of the kind.
 """
 
 from collections.abc import Mapping, Sequence
@@ -149,8 +153,8 @@ def propose(
 
   Returns:
     {'shares': {component: share} or None where no mixture of the region keeps the limits, 'intervals': {component: [low,
-    high]}, 'value', 'default_value', 'gain' (positive = better), 'gain_interval', 'better': share of replicates with a gain
-    above 0, 'optimism': by how much the gain is flattered because the same data chose the shares and judge them,
+    high]}, 'value', 'default_value', 'gain' (positive = better), 'gain_interval' (lower end: for all mixtures of the region at
+    once), 'better': share of replicates with a gain above 0 (of these shares, as if not chosen by the data), 'optimism': by how much the gain is flattered because the same data chose the shares and judge them,
     'gain_over_best': predicted gain over the best mixture that was run, of those that keep the limits by the laws,
     'best_observed': its number (both None where none does), 'edges': [{'component',
     'end': 'low' or 'high', 'value'}] of the observed range that it touches, 'on_border': see `Region.at_border`, 'limits': [{'figure', 'bound',
@@ -240,6 +244,22 @@ def _refined(laws, objective, limits, bound, region: Region, starts: np.ndarray,
   return None if best is None else best[1]
 
 
+def _band(errors: np.ndarray, level: float) -> float:
+  """Room below the first of many estimates, of a band that at this level is nowhere below the truth.
+
+  Its width is everywhere the same number of standard deviations: a place that is well known is not blurred by one that is not.
+
+  Args:
+    errors: float64 [B, K] of the estimates, by bootstrap.
+    level: how often the whole band holds.
+  """
+  size = np.sqrt(np.mean(errors**2, axis=0))
+  known = size > 1e-9 * size.max()  # the default itself has no gain, hence no error
+  if not known[0]:
+    return 0.0
+  return float(np.quantile((errors[:, known] / size[known]).max(axis=1), level) * size[0])
+
+
 def _uncertainty(laws, objective, limits, observed, places, place, row, default, gain, sign) -> dict:
   used = [laws[name] for name in [*objective.terms, *[limit.figure for limit in limits]]]
   unknown = {'intervals': None, 'gain_interval': None, 'better': None, 'optimism': None, 'infeasible': None}
@@ -258,8 +278,11 @@ def _uncertainty(laws, objective, limits, observed, places, place, row, default,
   possible = fits.any(axis=1)
   tail = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
   gains = values[:, 0] - at_default
+  low, high = np.quantile(gains, tail)
+  fitted = sign * (objective.value(laws, rows) - objective.value(laws, default))
+  low = min(low, gain - _band(values - at_default[:, None] - fitted, tail[1]))
   found = unknown | {
-    'gain_interval': np.quantile(gains, tail).tolist(),
+    'gain_interval': [float(low), float(high)],
     'better': float((gains > 0).mean() + 0.5 * (gains == 0).mean()),
     'infeasible': float(1 - possible.mean()),
     'limits': [

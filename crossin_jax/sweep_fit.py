@@ -62,7 +62,7 @@ def fit(
     ValueError: OUT has no finished point, or something that was asked for is not there.
   """
   points, counts = read_points(output_dir, questions, method)
-  shares = Shares.of([point['shares'] for point in points])
+  shares = Shares.of([point['shares'] for point in points], seeds=[point['seed'] for point in points])
   figures = read_figures(points, output_dir)
   names = list(figures)
   if form and form not in FORMS:
@@ -182,11 +182,15 @@ def _mixtures(shares: Shares, points, figures: Mapping[str, Figure], laws: Mappi
   for m, row in enumerate(shares.mixtures):
     mine = [i for i in range(len(points)) if shares.mixture[i] == m]
     seen = {name: [float(v) for v in figures[name].values[mine] if np.isfinite(v)] for name in laws}
+    # As all seeds on average would have it: a mixture may lack some of them.
+    level = lambda name, i: figures[name].values[i] - laws[name].offsets.of_seed.get(points[i]['seed'], 0.0)
+    means = {name: [v for i in mine if np.isfinite(v := level(name, i))] for name in laws}
     rows.append({
       'shares': dict(zip(shares.components, row.tolist())),
       'points': [points[i]['name'] for i in mine],
       'mixtures': sorted({points[i]['mixture'] for i in mine}),
       'observed': seen,
+      'mean': {name: float(np.mean(some)) if some else None for name, some in means.items()},
       'predicted': {name: float(law.predict(row)) for name, law in laws.items()},
     })  # fmt: skip
   return rows
@@ -197,7 +201,8 @@ def _law(name: str, law: Law, figure: Figure, check: Mapping) -> dict:
     'figure': name, 'kind': law.kind, 'chance': law.chance if law.kind == 'fraction' else None, 'form': law.form,
     'wanted': law.wanted, 'default_form': default_form(law.kind), 'parameters': law.parameters, 'mixtures': law.mixtures,
     'points': law.points, 'not_finite': int((~np.isfinite(figure.values)).sum()), 'noise': law.noise,
-    'seed_noise': law.seed_noise, 'freedom': law.freedom, 'intervals': bool(len(law.replicates)),
+    'seed_noise': law.seed_noise, 'seed_offsets': {str(seed): offset for seed, offset in law.offsets.of_seed.items()},
+    'seeds_apart': law.offsets.apart, 'freedom': law.freedom, 'intervals': bool(len(law.replicates)),
     'coefficients': law.coefficients(), 'held_out': check,
     'constant': bool(np.ptp(figure.values[np.isfinite(figure.values)]) < 1e-12),
   }  # fmt: skip

@@ -56,14 +56,14 @@ def _law_text(law: Mapping) -> str:
 
 
 def _best(found: Mapping) -> dict | None:
-  """The best mixture that was run, by what was measured, and by the laws."""
+  """The best mixture that was run, by what was measured, offsets of seeds taken off."""
   if not found['proposal']:
     return None
   terms, maximise = found['asked']['terms'], found['asked']['maximise']
   measured = []
   for i, one in enumerate(found['mixtures']):
-    if all(one['observed'][name] for name in terms):
-      total = sum(weight * np.mean(one['observed'][name]) for name, weight in terms.items()) / sum(terms.values())
+    if all(one['mean'][name] is not None for name in terms):
+      total = sum(weight * one['mean'][name] for name, weight in terms.items()) / sum(terms.values())
       measured.append((total if maximise else -total, i, total))
   if not measured:
     return None

@@ -1,6 +1,7 @@
 """What fit.json says, in words: its warnings, the table for a terminal, and the line of gin."""
 
 from collections.abc import Mapping
+import statistics
 
 from crossin_jax.sweep_table import title as _title
 
@@ -103,10 +104,15 @@ def _of_laws(found: Mapping) -> list[str]:
     )
   if blind := [law for law in laws if not law['intervals']]:
     said.append(
-      f'No intervals, since nothing tells the noise (one seed, and as many mixtures as parameters): {name(blind)}.'
+      f'No intervals, since nothing tells the noise (as many mixtures as parameters, and no seeds to compare): {name(blind)}.'
     )
   if flat := [law for law in found['laws'] if law['constant']]:
     said.append(f'Never changes at all: {name(flat)}.')
+  if apart := [law for law in laws if law['seeds_apart']]:
+    said.append(
+      'Some seeds share no mixture with the others, so what seeds do passes there for an effect of the shares; run the missing '
+      f'points: {name(apart)}.'
+    )
   if lost := [law for law in found['laws'] if law['not_finite']]:
     said.append('Points without a finite value are left out: ' + ', '.join(f'{title(l["figure"])} {l["not_finite"]}' for l in lost) + '.')  # fmt: skip
   worse, unchecked = {}, []
@@ -165,7 +171,7 @@ def _of_proposal(found: Mapping) -> list[str]:
   if proposal['optimism'] and proposal['optimism'] > 0.5 * max(proposal['gain'], 0):
     said.append(
       f'The same points chose the shares and judge them: that alone is worth {amount(proposal["optimism"], kind, True)} of the '
-      f'predicted gain of {amount(proposal["gain"], kind, True)}.'
+      f'predicted gain of {amount(proposal["gain"], kind, True)}. The interval allows for it.'
     )
   if proposal['intervals']:
     wide = [
@@ -219,18 +225,24 @@ def objective(found: Mapping) -> str:
 
 
 def law_rows(found: Mapping) -> list[dict]:
-  """A row a figure: {'figure', 'form', 'kind', 'noise', 'seeds_alone', 'errors': {form: error or None}, 'ranks', 'best'}."""
+  """A row a figure: {'figure', 'form', 'kind', 'between_seeds', 'noise_alone', 'errors': {form: error or None}, 'ranks', 'best'}."""
   rows = []
   for law in found['laws']:
     forms = law['held_out']['forms']
     errors = {form: one and one['error'] for form, one in forms.items()}
     known = [error for error in errors.values() if error is not None]
     rows.append(
-      {'figure': title(law['figure']), 'form': law['form'], 'kind': law['kind'], 'noise': law['seed_noise']}
-      | {'seeds_alone': law['held_out']['noise'], 'errors': errors, 'best': min(known) if known else None}
+      {'figure': title(law['figure']), 'form': law['form'], 'kind': law['kind'], 'between_seeds': _between_seeds(law)}
+      | {'noise_alone': law['held_out']['noise'], 'errors': errors, 'best': min(known) if known else None}
       | {'ranks': {form: one and one['rank'] for form, one in forms.items()}, 'law': law}
     )
   return rows
+
+
+def _between_seeds(law: Mapping) -> float | None:
+  """Standard deviation of the seeds' offsets."""
+  offsets = list(law['seed_offsets'].values())
+  return statistics.stdev(offsets) if len(offsets) > 1 else None
 
 
 def terminal(found: Mapping) -> str:
@@ -240,12 +252,12 @@ def terminal(found: Mapping) -> str:
     f'{counts["used"]} of {counts["points"]} points, {len(found["mixtures"])} mixtures; objective: {objective(found)}',
     '',
   ]
-  head = ['figure', 'law', *[FORM_NAMES[form] for form in FORM_NAMES], 'rank of law', 'seeds alone']
+  head = ['figure', 'law', *[FORM_NAMES[form] for form in FORM_NAMES], 'rank of law', 'noise alone', 'seeds differ by']
   rows = []
   for row in law_rows(found):
     errors = [number(row['errors'].get(form), row['kind']) for form in FORM_NAMES]
     rank = row['ranks'].get(row['form'])
-    rows.append([row['figure'], row['form'], *errors, '\N{EM DASH}' if rank is None else f'{rank:.2f}', number(row['seeds_alone'], row['kind'])])  # fmt: skip
+    rows.append([row['figure'], row['form'], *errors, '\N{EM DASH}' if rank is None else f'{rank:.2f}', number(row['noise_alone'], row['kind']), number(row['between_seeds'], row['kind'])])  # fmt: skip
   lines += ['Mean absolute error on mixtures left out (losses in nats, fractions in %):', _columns([head, *rows]), '']
   if proposal and proposal['shares']:
     head = ['component', 'proposed', '95 % interval', 'default', 'observed']
@@ -271,7 +283,7 @@ def gain(found: Mapping) -> str:
     f'{amount(proposal["gain"], kind, True)}'
   )
   text += (
-    f', 95 % interval {amount(ends[0], kind, True)} to {amount(ends[1], kind, True)}.'
+    f', 95 % interval {amount(ends[0], kind, True)} to {amount(ends[1], kind, True)}, which allows for the choice among mixtures.'
     if ends
     else ', interval unknown.'
   )

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
-from scipy import optimize
+from scipy import optimize, stats
 
-from crossin_jax.mixing_forms import FORMS, SPAN, minimise
+from crossin_jax.mixing_forms import FORMS, SPAN, minimise, seed_offsets
 from crossin_jax.mixing_law import Figure, Shares, fit_laws, held_out
-from crossin_jax.mixing_proposal import Limit, Objective, Region, propose
+from crossin_jax.mixing_proposal import Limit, Objective, Region, _band, propose
 
 ABC = ('base', 'x2x', 'trans')
 
@@ -332,6 +332,105 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(kind):
   assert 0.88 <= np.mean(inside) <= 0.995
 
 
+# ---- what the runs of a seed share -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=25)
+@given(
+  offsets=st.lists(st.floats(-3, 3), min_size=2, max_size=4),
+  lacking=st.sets(st.tuples(st.integers(0, 6), st.integers(1, 3))),
+  broken=st.booleans(),
+)
+def test_offsets_of_seeds_are_found_whatever_is_missing(offsets, lacking, broken):
+  """Mixtures differ wildly and lack any seeds but the first; one run may have gone wrong."""
+  runs = [(m, s) for m in range(8) for s in range(len(offsets)) if (m, s) not in lacking]
+  mixture, seed = np.array(runs).T
+  level = np.array([5.0, -1, 0, 2, 2, 7, -4, 3])
+  truth = level[mixture] + np.array(offsets)[seed]
+  values = truth + 20.0 * (broken and not lacking) * (np.arange(len(runs)) == 4)
+  found = seed_offsets(values, mixture, 10 + seed)
+  wanted = np.array(offsets) - np.mean(offsets)
+  assert [found.of_seed[10 + s] for s in range(len(offsets))] == pytest.approx(wanted, abs=0.5 if broken else 1e-9)
+  assert found.spent == len(offsets) - 1 and not found.apart
+  assert found.remove @ values == pytest.approx(values - wanted[seed], abs=0.5 if broken else 1e-9)
+  # What mixtures do is left as it is.
+  assert found.remove @ level[mixture] == pytest.approx(level[mixture])
+
+
+def test_seeds_that_cannot_be_compared_have_no_offsets():
+  mixture = np.repeat(np.arange(3), 2)
+  values = np.arange(6.0) ** 2
+  for seed in (None, np.arange(6), np.full(6, 4)):
+    found = seed_offsets(values, mixture, seed)
+    assert found.spent == 0 and not found.apart and (found.remove == np.eye(6)).all()
+    assert not any(found.of_seed.values())
+  # Two islands of mixtures: seeds are compared inside each alone.
+  islands = seed_offsets(np.array([0, 1, 2, 3.5, 7]), np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 2]))
+  assert islands.apart and islands.spent == 1 and set(islands.of_seed) == {0, 1}
+  assert sum(islands.of_seed.values()) == pytest.approx(0)
+
+
+RATIO = [
+  (0.5, 0, 0), (0.35, 0.15, 0), (0.2, 0.3, 0), (0.05, 0.45, 0), (0.35, 0, 0.15), (0.2, 0, 0.3), (0.05, 0, 0.45),
+  (0.3, 0.1, 0.1), (0.2, 0.2, 0.1), (0.2, 0.1, 0.2), (0.1, 0.3, 0.1), (0.1, 0.2, 0.2), (0.1, 0.1, 0.3),
+]  # fmt: skip
+
+
+def ratio(seeds, known=True):
+  """The mixtures of benchmarks/evidence/ratio.gin, each with so many seeds."""
+  rows = np.repeat(RATIO, seeds, axis=0)
+  return Shares.of(
+    [{'replay': 0.5} | row for row in table(rows)], seeds=list(range(seeds)) * 13 if known else None
+  ), rows
+
+
+def test_a_world_a_seed_widens_nothing():
+  """Offsets that all mixtures share, twelve times the noise of runs, stay out of gain, floor and held-out errors."""
+  shares, rows = ratio(3)
+  values = 0.4 + 0.15 * rows[:, 1] + 0.005 * np.random.default_rng(0).normal(size=39)
+  ends, checks, laws = [], [], []
+  for offsets, known in (((0, 0, 0), True), ((-0.06, 0, 0.06), True), ((-0.06, 0, 0.06), False)):
+    figure = Figure(values + np.tile(offsets, 13), 'fraction', 0.25)
+    told = ratio(3, known)[0]
+    laws.append(fit_laws(told, {'y': figure}, resamples=120))
+    ends.append(propose(laws[-1], Objective({'y': 1.0}, True), told.mixtures[0])['gain_interval'])
+    checks.append(held_out(told, figure))
+  without, with_them, unknown = (high - low for low, high in ends)
+  assert with_them == pytest.approx(without, rel=0.3) and unknown > 4 * without
+  assert ends[1][0] < 0.15 * 0.45 < ends[1][1]
+  assert checks[1]['noise'] == pytest.approx(0.005 / np.sqrt(3) * np.sqrt(2 / np.pi), rel=0.3)
+  assert checks[1]['noise'] < 0.15 * checks[2]['noise'] and checks[1]['forms']['linear']['error'] < 0.004
+  found = [laws[1]['y'].offsets.of_seed[s] - laws[0]['y'].offsets.of_seed[s] for s in range(3)]
+  assert found == pytest.approx([-0.06, 0, 0.06], abs=1e-6)
+
+
+def test_offsets_and_missing_runs_leave_laws_unbiased_and_intervals_true():
+  """Over synthetic sweeps of which a quarter of the runs is missing: 95 % of the intervals hold the mean over seeds."""
+  inside, errors, naive, noise = [], [], [], []
+  shares, rows = ratio(3)
+  clean = losses(rows, [2.0, -2.0, 0.0])
+  for sweep in range(40):
+    rng = np.random.default_rng([sweep, 3])
+    offsets = np.array([-0.1, 0.0, 0.3]) + 0.05 * rng.normal(size=3)
+    values = clean + np.tile(offsets, 13) + 0.02 * rng.normal(size=39)
+    # Mixtures with much base lack the worst seed: means of what is there would mislead.
+    lost = (np.tile(np.arange(3), 13) == 2) & (rows[:, 0] > 0.15) | (rng.random(39) < 0.1)
+    lost[:6] &= [False, False, True] * 2
+    lost[9:12] = False  # all seeds of one mixture, so that they can be compared
+    figure = Figure(np.where(lost, np.nan, values))
+    law = one(shares, figure, resamples=120, seed=sweep)
+    truth = clean[::3] + offsets.mean()
+    low, high = law.interval(shares.mixtures)
+    inside.append((low <= truth) & (truth <= high))
+    gain = lambda law: float(law.predict(shares.mixtures[0]) - law.predict(shares.mixtures[3]))
+    errors.append(gain(law) - (truth[0] - truth[3]))
+    naive.append(gain(one(ratio(3, False)[0], figure, resamples=2)) - (truth[0] - truth[3]))
+    noise.append(law.seed_noise)
+  assert 0.88 <= np.mean(inside) <= 0.995
+  assert abs(np.mean(errors)) < 0.012 < 0.1 < abs(np.mean(naive))
+  assert np.sqrt(np.mean(np.square(noise))) == pytest.approx(0.02, rel=0.15)
+
+
 # ---- the proposal ----------------------------------------------------------------------------------------------------
 
 
@@ -432,6 +531,34 @@ def test_an_interval_of_the_gain_holds_the_true_gain_and_optimism_is_told():
   assert np.mean(held) >= 0.75
   # The best by the laws looks better than it is, and the fit knows by about how much.
   assert np.mean(optimism) > 0 and np.mean(chased) > 0
+
+
+def test_a_gain_of_nothing_is_rarely_called_one():
+  """Sixty sweeps of noise alone: the choice among mixtures must not make a gain; one that is there is still seen."""
+  shares, rows = ratio(2)
+  above, seen, covered = 0, 0, 0
+  for sweep in range(60):
+    noise = 0.5 + 0.02 * np.random.default_rng([sweep, 5]).normal(size=26)
+    figures = {'nothing': Figure(noise, 'fraction', 0.25)}
+    if sweep < 20:
+      figures['gain'] = Figure(noise + 0.2 * rows[:, 1], 'fraction', 0.25)
+    laws = fit_laws(shares, figures, resamples=120, seed=sweep)
+    ends = {name: propose(laws, Objective({name: 1.0}, True), shares.centre)['gain_interval'] for name in figures}
+    above += ends['nothing'][0] > 0
+    if sweep < 20:
+      seen += ends['gain'][0] > 0
+      covered += ends['gain'][0] <= 0.2 * (0.45 - shares.centre[2]) <= ends['gain'][1]
+  assert above <= 0.08 * 60
+  assert seen >= 19 and covered >= 17
+
+
+def test_a_band_holds_for_all_at_once():
+  """Of many independent errors the widest: as the distribution of a largest of normal numbers says."""
+  errors = np.random.default_rng(0).normal(size=(20000, 10)) * np.linspace(1, 5, 10)
+  assert _band(errors, 0.975) == pytest.approx(stats.norm.ppf(0.975**0.1), rel=0.03)
+  assert _band(errors[:, :1], 0.975) == pytest.approx(1.96, rel=0.03)
+  # A place that is the default has nothing to err about.
+  assert _band(np.concatenate([np.zeros((20000, 1)), errors], axis=1), 0.975) == 0
 
 
 def test_span_keeps_a_law_from_being_a_spike():

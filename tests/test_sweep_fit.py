@@ -321,8 +321,40 @@ def test_alike_but_for_seed_and_mixture():
 def test_each_seed_with_a_world_of_its_own(tmp_path):
   swept(tmp_path / 'out', mixtures(5), seeds=(0, 1), mixture_values={'VOCABULARY': 'world.{seed}/world.model'})
   assert len(list((tmp_path / 'out' / 'tokens').iterdir())) >= 2
-  counts = sweep_fit.fit(str(tmp_path / 'out'), resamples=20)['counts']
+  before = sweep_fit.fit(str(tmp_path / 'out'), resamples=40)
+  counts = before['counts']
   assert counts['used'] == 10 and counts['seeds'] == [2, 2] and not counts['other_settings']
+  # A hard world: all its losses higher, by far more than noise, and nothing is less sure for it.
+  paths = sorted((tmp_path / 'out').glob('points/*/evaluation-*/point.json'))
+  for path in paths:
+    result = json.loads(path.read_text())
+    by = result['heldout']['eval/heldout/loss_by_language']
+    by['vi'] += 0.4 * result['seed']
+    path.write_text(json.dumps(result))
+  found = sweep_fit.fit(str(tmp_path / 'out'), resamples=40)
+  assert json.loads((tmp_path / 'out' / 'fit.json').read_text()) == found
+  old, new = (next(law for law in fit['laws'] if law['figure'] == 'loss/vi') for fit in (before, found))
+  assert new['seed_offsets']['1'] - old['seed_offsets']['1'] == pytest.approx(0.2)
+  assert new['held_out']['noise'] == pytest.approx(old['held_out']['noise'])
+  width = lambda fit: np.subtract(*fit['proposal']['gain_interval'][::-1])
+  assert width(found) == pytest.approx(width(before), rel=0.05)
+  row = next(row for row in sweep_fit_words.law_rows(found) if row['figure'] == 'loss, vi')
+  assert row['between_seeds'] == pytest.approx(0.4 / np.sqrt(2), abs=0.03) and not new['seeds_apart']
+  text = sweep_fit_words.terminal(found)
+  assert 'seeds differ by' in text and sweep_fit_words.number(row['between_seeds'], 'loss') in text
+  assert sweep_fit_words.number(row['between_seeds'], 'loss') in page(tmp_path, found)
+  # A mixture that lacks the hard world is no better for it; with no mixture in common the worlds cannot be compared.
+  mixture = lambda path: path.parts[-3].split('.seed=')[0]
+  next(path for path in paths if '.seed=1' in str(path)).unlink()
+  lacking = sweep_fit.fit(str(tmp_path / 'out'), resamples=40)
+  for one, other in zip(lacking['mixtures'], found['mixtures']):
+    assert one['mean']['loss/vi'] == pytest.approx(other['mean']['loss/vi'], abs=0.03)
+  hard = sorted({mixture(path) for path in paths})[-2:]
+  for path in paths:
+    if ('.seed=1' in str(path)) != (mixture(path) in hard):
+      path.unlink(missing_ok=True)
+  warnings = sweep_fit.fit(str(tmp_path / 'out'), resamples=20)['warnings']
+  assert any('Some seeds share no mixture' in text for text in warnings)
 
 
 def test_a_task_that_lost_all_rows_has_no_share(tmp_path):
