@@ -4,16 +4,19 @@ MODEL_DIR/checkpoint_<step>/state       {'target': params, 'state': {'step', 'pa
 MODEL_DIR/checkpoint_<step>/run         JSON: where the run stands (stream settings, open metric sums)
 MODEL_DIR/digests/checkpoint_<step>.json  see `digests`
 
-On gs:// Orbax writes the objects where they stay and `commit_success.txt` after them: a checkpoint_<step> without it is unfinished
-and is no checkpoint.
+On gs:// Orbax writes the objects where they stay, `_CHECKPOINT_METADATA` before the others and `commit_success.txt` after them: a
+checkpoint_<step> without the latter is unfinished and is no checkpoint. One that has the former is what a killed run left, and the next
+run removes it; anything else (a copy that is on its way, T5X's older layout) is not ours to remove, nor to write in.
 
 With LoRA, `target` holds what is trained and `run` says where the other parameters come from.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import sys
 import warnings
 
 from flax import serialization, traverse_util
@@ -29,6 +32,7 @@ from crossin_jax.train_state import TrainState
 
 PREFIX = 'checkpoint'
 COMMITTED = 'commit_success.txt'  # Orbax writes it last, where it cannot rename
+BEGUN = '_CHECKPOINT_METADATA'  # Orbax' manager writes it first
 
 
 class CheckpointError(RuntimeError):
@@ -91,14 +95,17 @@ def _without_empty(node):
 
 
 class Checkpoints:
-  """The checkpoints of one MODEL_DIR."""
+  """The checkpoints of one MODEL_DIR, of the run that holds it (`run_directory.exclusive`).
+
+  On entering, what a killed run left unfinished on gs:// is removed.
+  """
 
   def __init__(self, model_dir: str, config: CheckpointConfig):
     self.model_dir, self._config = remote.absolute(model_dir), config
     self._damaged = set()  # steps that `restore_latest` could not use
     is_remote = remote.use(model_dir)
     if is_remote and jax.process_index() == 0:
-      _remove_unfinished(self.model_dir)
+      remove_unfinished(self.model_dir)
     policies = ocp.checkpoint_managers
     keep = [policies.LatestN(config.keep)]
     if config.keep_period:
@@ -136,14 +143,14 @@ class Checkpoints:
     if self._damaged:
       self._damaged.clear()
       self._write_digests()
+    if jax.process_index() == 0 and remote.is_remote(self.model_dir) and step not in self._manager.all_steps():
+      check_room(self.model_dir, step)
     # Figures are kept beside the checkpoint only where a best one is to be chosen by them.
     metric = self._config.best_metric
     metrics = {metric: float(figures[metric])} if metric and figures and metric in figures else None
     items = ocp.args.Composite(state=ocp.args.PyTreeSave(to_tree(state)), run=ocp.args.JsonSave(run))
-    try:
+    with self._saving(OSError):
       self._manager.save(step, args=items, metrics=metrics, force=True)
-    except OSError as error:
-      raise self._cannot_save(error) from error
 
   def restore_latest(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
     """The newest undamaged checkpoint and its run state, or None if there is none at all.
@@ -186,19 +193,34 @@ class Checkpoints:
     """Returns when the save in progress is complete and its digest written.
 
     Raises:
-      CheckpointError: it failed (a full disk, say); the checkpoint before it is whole.
+      CheckpointError: it failed (a full disk, say); the checkpoint before it is whole. RemoteError: the same, on gs://.
     """
-    try:
+    with self._saving(Exception):  # the saving thread raises many kinds
       self._manager.wait_until_finished()
+    try:
       self._write_digests()
-    except Exception as error:  # pylint: disable=broad-exception-caught  # the saving thread raises many kinds
-      raise self._cannot_save(error) from error
+    except remote.RemoteError:
+      raise
+    except OSError as error:
+      raise CheckpointError(
+        f'cannot write the digests of the checkpoints in {self.model_dir}: {_first_line(error)}. Mend that and start the same '
+        'command again; the checkpoints are whole'
+      ) from error
 
-  def _cannot_save(self, error: Exception) -> CheckpointError:
-    return CheckpointError(
-      f'cannot save a checkpoint in {self.model_dir}: {str(error).splitlines()[0]}. Make room there and start the same '
-      'command again; it goes on from the last whole checkpoint'
-    )
+  @contextlib.contextmanager
+  def _saving(self, kind: type[Exception]):
+    """Says what went wrong while Orbax saved, in words for people."""
+    try:
+      with remote.explaining(self.model_dir):
+        yield
+    except remote.RemoteError:
+      raise
+    except kind as error:
+      remedy = 'S' if remote.is_remote(self.model_dir) else 'Make room there and s'
+      raise CheckpointError(
+        f'cannot save a checkpoint in {self.model_dir}: {_first_line(error)}. {remedy}tart the same command again; it goes on '
+        'from the last whole checkpoint'
+      ) from error
 
   def close(self) -> None:
     """Waits and frees the manager."""
@@ -211,13 +233,14 @@ class Checkpoints:
   def _write_digests(self) -> None:
     if jax.process_index():
       return
-    present = {f'{PREFIX}_{step}' for step in steps_in(self.model_dir)}
+    whole = {f'{PREFIX}_{step}' for step in steps_in(self.model_dir)}
+    present = whole | {f'{PREFIX}_{step}' for step in _folders_in(self.model_dir)}  # one may be on its way here
     folder = os.path.join(self.model_dir, 'digests')
     if remote.is_remote(folder):
       there, write, remove = remote.listing(folder), remote.write_json, remote.remove
     else:
       there, write, remove = os.listdir(folder) if os.path.isdir(folder) else (), write_json, os.unlink
-    for name in sorted(present - {name.removesuffix('.json') for name in there}):
+    for name in sorted(whole - {name.removesuffix('.json') for name in there}):
       write(os.path.join(folder, f'{name}.json'), digests.file_digests(os.path.join(self.model_dir, name)))
     for name in there:
       if name.removesuffix('.json') not in present:
@@ -346,10 +369,14 @@ def save_params(directory: str, params, step: int = 0) -> str:
 
   Returns:
     The checkpoint's path.
+
+  Raises:
+    CheckpointError: something of that name is there.
   """
   path = os.path.join(remote.absolute(directory), f'{PREFIX}_{step}')
-  if remote.use(directory) and jax.process_index() == 0:
-    _remove_unfinished(remote.absolute(directory))
+  remote.use(directory)
+  if jax.process_index() == 0:
+    check_room(directory, step)
   tree = {'target': params, 'state': {'step': jax.numpy.asarray(step, jax.numpy.int32), 'param_states': {}}}
   with remote.explaining(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
     checkpointer.save(os.path.join(path, 'state'), args=ocp.args.PyTreeSave(tree))
@@ -396,29 +423,66 @@ def latest_checkpoint(path: str) -> str:
 
 def steps_in(model_dir: str) -> list[int]:
   """Steps of the whole checkpoints in a MODEL_DIR."""
+  found = _folders_in(model_dir)
+  if remote.is_remote(model_dir):
+    found = [step for step in found if _is_whole(f'{model_dir}/{PREFIX}_{step}')]
+  return found
+
+
+def _folders_in(model_dir: str) -> list[int]:
+  """Steps of all folders that are named like checkpoints."""
   if remote.is_remote(model_dir):
     folders = [name.rstrip('/') for name in remote.listing(model_dir, deep=False) if name.endswith('/')]
   else:
     folders = os.listdir(model_dir) if os.path.isdir(model_dir) else []
   found = [n for n in folders if n.startswith(f'{PREFIX}_') and n[len(PREFIX) + 1 :].isdigit()]
-  if remote.is_remote(model_dir):
-    found = [name for name in found if _is_whole(f'{model_dir}/{name}')]
   return sorted(int(name[len(PREFIX) + 1 :]) for name in found)
+
+
+def check_room(directory: str, step: int) -> None:
+  """Raises CheckpointError if there is a folder `checkpoint_<step>`, whole or not: what is in it would be mixed with what is written."""
+  path = os.path.join(remote.absolute(directory), f'{PREFIX}_{step}')
+  if remote.is_remote(path):
+    names = remote.listing(path, deep=False)
+    unfinished, command = names and not _is_whole(path, names), f'gcloud storage rm --recursive {path}'
+  else:
+    names = os.path.isdir(path) and os.listdir(path)
+    unfinished, command = False, f'rm -r {path}'
+  if names:
+    state = f', without {COMMITTED}: unfinished, or of another kind' if unfinished else ''
+    raise CheckpointError(
+      f'{path} is there already{state}. Give another directory, or, if nobody writes or needs it, remove it: `{command}`'
+    )
 
 
 def _is_whole(url: str, names=None) -> bool:
   """Whether a remote checkpoint is finished; of T5X's, which are not made by Orbax' manager, `state` is all."""
   names = remote.listing(url, deep=False) if names is None else names
-  return COMMITTED in names or ('_CHECKPOINT_METADATA' not in names and remote.exists(f'{url}/state/{COMMITTED}'))
+  return COMMITTED in names or (BEGUN not in names and remote.exists(f'{url}/state/{COMMITTED}'))
 
 
-def _remove_unfinished(model_dir: str) -> None:
-  """Removes what a killed run left of a checkpoint in a remote MODEL_DIR; of one half removed, the marker goes last."""
-  whole = steps_in(model_dir)
-  for name in remote.listing(model_dir, deep=False):
-    step = name.rstrip('/').removeprefix(f'{PREFIX}_')
-    if name == f'{PREFIX}_{step}/' and step.isdigit() and int(step) not in whole:
-      remote.remove_folder(f'{model_dir}/{name}'.rstrip('/'))
+def remove_unfinished(model_dir: str) -> None:
+  """Removes the checkpoints that Orbax' manager began in a remote MODEL_DIR and did not finish; only for the run that holds it.
+
+  Other folders of that name are left alone. What is done is said on stderr.
+  """
+  for step in _folders_in(model_dir):
+    path = f'{model_dir}/{PREFIX}_{step}'
+    names = remote.listing(path, deep=False)
+    if not names or _is_whole(path, names):
+      continue
+    if BEGUN in names:
+      print(f'{path} was not finished by the run before: it is removed', file=sys.stderr)
+      remote.remove_folder(path, last=(BEGUN,))  # if this is killed the next run knows it again
+    else:
+      print(
+        f'warning: {path} has no {COMMITTED} and was not begun by a run of this kind: it is left alone and not read',
+        file=sys.stderr,
+      )
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _target_shapes(path: str) -> dict:

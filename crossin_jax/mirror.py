@@ -19,6 +19,7 @@ from crossin_jax import remote
 
 PERIOD = 30.0  # seconds between pushes, and between renewals of a lock
 STALE = 90.0  # seconds after which a lock that is not renewed may be taken over
+SHORT = 10.0  # seconds that may go by, after an error, before it is told
 
 
 class InUse(remote.RemoteError):
@@ -30,10 +31,11 @@ class Folder:
 
   Attributes:
     path: the folder.
+    url: what it is called in messages.
   """
 
   def __init__(self, path: str):
-    self.path = path
+    self.path = self.url = path
 
   def push(self) -> None:
     """Returns when what is in the folder is where it belongs."""
@@ -51,7 +53,8 @@ class Mirror(Folder):
   (`.name`, `name.writing`) and `lock` are not pushed.
 
   A push brings markers last, in their order, so that whoever finds one finds all that it stands for; markers that are gone are removed
-  first. A push that fails in the thread is said once and tried again; one that fails on leaving is raised.
+  first. A push that fails in the thread is said once and tried again; one that fails on leaving is raised. Where an error is on its way
+  out there is one attempt, of SHORT seconds.
 
   Attributes:
     path: the folder here.
@@ -66,6 +69,7 @@ class Mirror(Folder):
     names: Sequence[str] | None = None,
     pull: Callable[[set[str]], set[str]] | None = None,
     markers: Sequence[str] = (),
+    anew: bool = False,
     period: float | None = None,
   ):
     """Args:
@@ -74,14 +78,18 @@ class Mirror(Folder):
     names: only these files; None = all.
     pull: chooses, of the names there, those to copy here on entering; None = all. The others count as they are there.
     markers: patterns of names, pushed in this order after everything else.
+    anew: markers that are there on entering stand for what is about to be replaced: they are thrown away here, and there before the
+      first change is pushed.
     period: seconds between pushes; None = PERIOD.
     """
-    self.url, self._folders, self._only, self._pull = url.rstrip('/'), folders, names, pull
     # One folder each, none within another: what is in one is its own.
-    known = hashlib.sha256('\n'.join([self.url, *(names or ())]).encode()).hexdigest()[:16]
+    known = hashlib.sha256('\n'.join([url.rstrip('/'), *(names or ())]).encode()).hexdigest()[:16]
     super().__init__(remote.cache('mirrors', f'{remote.split(url)[0]}-{known}'))
-    self._markers, self._period = tuple(markers), period or PERIOD
+    self.url, self._folders, self._only, self._pull = url.rstrip('/'), folders, names, pull
+    self._markers, self._anew, self._period = tuple(markers), anew, period or PERIOD
     self._pushed: dict[str, tuple] = {}
+    self._outlived: list[str] = []  # markers there of what is about to be replaced
+    self._thread, self._limit = threading.Thread(target=self._keep_pushing, daemon=True, name='mirror'), remote.Limit()
     self._pushing, self._ending, self._problem = threading.RLock(), threading.Event(), None
     self._open = contextlib.ExitStack()
 
@@ -101,18 +109,22 @@ class Mirror(Folder):
     except BaseException:
       self._open.close()
       raise
-    threading.Thread(target=self._keep_pushing, daemon=True, name='mirror').start()
+    self._thread.start()
     return self
 
   def __exit__(self, kind, error, traceback):
     self._ending.set()
+    if kind is not None:
+      self._limit.set(SHORT)  # also for the push that the thread is at
     try:
-      with self._pushing:
+      self._thread.join(None if kind is None else SHORT + 1)
+      with self._limit.kept():
         self.push()
     except remote.RemoteError as problem:
       if kind is None:
         raise
-      print(f'warning: {problem}', file=sys.stderr)  # the error that is on its way out says more
+      if str(problem) != str(error):  # the error that is on its way out says more
+        print(f'warning: {problem}', file=sys.stderr)
     finally:
       self._open.close()
 
@@ -133,6 +145,9 @@ class Mirror(Folder):
       )
       for name in [name for name in gone if self._rank(name)]:
         self._remove(name)
+      while changed and self._outlived:
+        remote.remove(f'{self.url}/{self._outlived[-1]}')
+        self._outlived.pop()
       ordinary = [name for name in changed if not self._rank(name)]
       remote.together(lambda name: self._upload(name, here[name]), ordinary)
       for name in changed[len(ordinary) :]:
@@ -143,6 +158,9 @@ class Mirror(Folder):
   def _bring(self) -> None:
     there = remote.listing(self.url) if self._folders is None and self._only is None else self._some()
     there = {name: entry for name, entry in there.items() if self._is_ours(name)}
+    if self._anew:
+      self._outlived = [name for name in there if self._rank(name)]
+      there = {name: entry for name, entry in there.items() if not self._rank(name)}
     wanted = set(there) if self._pull is None else self._pull(set(there))
     for name in self._here():
       entry = there.get(name)
@@ -207,19 +225,25 @@ class Mirror(Folder):
   def _keep_pushing(self) -> None:
     while not self._ending.wait(self._period):
       try:
-        self.push()
+        with self._limit.kept(), self._pushing:
+          if self._ending.is_set():
+            return
+          self.push()
         self._problem = None
       except Exception as error:  # pylint: disable=broad-exception-caught  # the thread must go on
-        if self._problem is None:
+        if self._problem is None and not self._ending.is_set():  # else leaving says it
           print(f'warning: {error}; tried again every {self._period:.0f} s', file=sys.stderr)
         self._problem = error
 
 
 def written(path: str, markers: Sequence[str] = ()) -> contextlib.AbstractContextManager[Folder]:
-  """A folder to write results in; of a remote one the Mirror, with nothing copied from there."""
+  """A folder to write results in; of a remote one the Mirror, with nothing copied from there.
+
+  Results that are there already keep their markers until the first that replaces them is pushed.
+  """
   if not remote.is_remote(path):
     return contextlib.nullcontext(Folder(path))
-  return Mirror(path, pull=lambda names: set(), markers=markers)
+  return Mirror(path, pull=lambda names: set(), markers=markers, anew=True)
 
 
 class Lock:
@@ -237,6 +261,8 @@ class Lock:
     self.url, self._period, self._stale = url, period or PERIOD, stale or STALE
     self._token = uuid.uuid4().hex
     self._generation, self._lost, self._ending = 0, None, threading.Event()
+    self._renewed = 0.0  # time.monotonic() when the request that last renewed it was sent
+    self._limit = remote.Limit()
 
   def __enter__(self):
     self._take()
@@ -244,17 +270,29 @@ class Lock:
     self._thread.start()
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, kind, *_):
     self._ending.set()
-    self._thread.join(self._stale)
+    self._limit.set(self._stale if kind is None else min(SHORT, self._stale))
+    self._thread.join(self._limit.left() + 1)
     if not self._lost:
-      with contextlib.suppress(remote.RemoteError):  # it goes stale by itself
+      with contextlib.suppress(remote.RemoteError), self._limit.kept():  # it goes stale by itself
         remote.remove(self.url, self._generation)
 
   def check(self) -> None:
-    """Raises InUse if another process took the lock over."""
+    """Says whether the lock is still held; asks the store where it has not been renewed for so long that it need not be.
+
+    Raises:
+      InUse: another process took it over. RemoteError: the store does not answer.
+    """
+    if not self._lost and time.monotonic() - self._renewed > self._stale:
+      with remote.Limit(min(SHORT, self._stale)).kept():
+        self._renew()
     if self._lost:
       raise InUse(self._lost)
+
+  def _renew(self) -> None:
+    if not self._write(self._generation):
+      self._lost = f'{self.url} was taken over by another run, since this one could not renew it for {self._stale:.0f} s; it goes on there'
 
   def _content(self) -> bytes:
     holder = f'process {os.getpid()} on {socket.gethostname()}'
@@ -262,15 +300,17 @@ class Lock:
 
   def _write(self, generation: int) -> bool:
     """Whether it is ours now."""
+    sent = time.monotonic()
     try:
       self._generation = remote.write(self.url, self._content(), generation).generation
+      self._renewed = sent
       return True
     except remote.Outrun:
       # Our own answer may have been lost on the way, and the request been sent again.
-      held, content, _ = self._look()
+      held, content, age = self._look()
       if content.get('token') != self._token:
         return False
-      self._generation = held
+      self._generation, self._renewed = held, max(self._renewed, sent - age)
       return True
 
   def _look(self) -> tuple[int, dict, float]:
@@ -312,9 +352,11 @@ class Lock:
 
   def _keep_renewing(self) -> None:
     while not self._ending.wait(self._period):
+      attempt = remote.Limit(self._stale / 2)  # rather another one than a connection that hangs
       try:
-        if not self._write(self._generation):
-          self._lost = f'{self.url} was taken over by another run, since this one could not renew it for {self._stale:.0f} s; it goes on there'
+        with self._limit.kept(), attempt.kept():
+          self._renew()
+        if self._lost:
           return
       except Exception:  # pylint: disable=broad-exception-caught  # the network; once it is back, the lock is ours or is not
         continue

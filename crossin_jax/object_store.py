@@ -1,9 +1,11 @@
 """Objects of Google Cloud Storage, through gcsfs: what there is, reading, writing, errors in words for people."""
 
+import asyncio
 import base64
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 import concurrent.futures
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import json
@@ -54,6 +56,43 @@ class Entry:
   def digest(self) -> str:
     """What stands in a list of digests for content that was not read: 'crc32c:...:size'."""
     return f'crc32c:{self.crc32c}:{self.size}'
+
+
+_limits: contextvars.ContextVar[tuple['Limit', ...]] = contextvars.ContextVar('limits', default=())
+
+
+class Limit:
+  """When requests must have ended; it may be set while they run, by another thread."""
+
+  def __init__(self, seconds: float | None = None):
+    """Args:
+    seconds: from now; None = as long as it takes.
+    """
+    self._end = None
+    if seconds is not None:
+      self.set(seconds)
+
+  def set(self, seconds: float) -> None:
+    """From now on so many seconds are left."""
+    self._end = time.monotonic() + seconds
+
+  def left(self) -> float | None:
+    """Seconds, at least 0; None = any number."""
+    return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+  @contextlib.contextmanager
+  def kept(self):
+    """Requests in here, and those of `together`, are given up at the end; what fails once it is set is not tried again."""
+    before = _limits.set((*_limits.get(), self))
+    try:
+      yield
+    finally:
+      _limits.reset(before)
+
+
+def _left() -> float | None:
+  """Seconds that requests may still take; None = any number."""
+  return min((left for limit in _limits.get() if (left := limit.left()) is not None), default=None)
 
 
 def is_remote(path) -> bool:
@@ -130,9 +169,22 @@ def explaining(url: str):
     raise found from error
 
 
+def _result(coroutine: Coroutine):
+  """What a coroutine of gcsfs gives; TimeoutError, and it is cancelled, at the end of the `Limit`."""
+  future = asyncio.run_coroutine_threadsafe(coroutine, filesystem().loop)
+  try:
+    while not future.done():
+      if (left := _left()) == 0:
+        raise TimeoutError('it was given up')
+      concurrent.futures.wait([future], min(0.5, 0.5 if left is None else left))  # the limit may be set meanwhile
+    return future.result()
+  finally:
+    future.cancel()
+
+
 def call(url: str, method: str, path: str, *args, **kwargs):
   with explaining(url):
-    return filesystem().call(method, path, *args, **kwargs)
+    return _result(filesystem()._call(method, path, *args, **kwargs))  # pylint: disable=protected-access
 
 
 def stat(url: str) -> Entry | None:
@@ -179,7 +231,7 @@ def listing(url: str, *, deep: bool = True) -> dict[str, Entry]:
 def read(url: str) -> bytes:
   """The content of an object; NotThere if there is none."""
   with explaining(url):
-    return filesystem().cat_file(url)
+    return _result(filesystem()._cat_file(url))  # pylint: disable=protected-access
 
 
 def write(url: str, data: bytes, generation: int | None = None) -> Entry:
@@ -232,7 +284,7 @@ def upload(path: str, url: str) -> Entry:
 
   def attempt() -> Entry:
     with explaining(url):
-      filesystem().put_file(path, url)
+      _result(filesystem()._put_file(path, url))  # pylint: disable=protected-access
     made = stat(url)
     if made is None or (made.size, made.crc32c) != (os.path.getsize(path), crc32c(path)):
       raise RemoteError(f'{url} arrived damaged; start the same command again')
@@ -269,7 +321,8 @@ def insist(attempt: Callable):
     except (NotThere, Outrun):
       raise
     except RemoteError as error:
-      if number == ATTEMPTS - 1 or 'no permission' in str(error) or 'no credentials' in str(error):
+      hopeless = 'no permission' in str(error) or 'no credentials' in str(error)
+      if number == ATTEMPTS - 1 or hopeless or _left() is not None:
         raise
       time.sleep(0.2 * 4**number)
   raise AssertionError
@@ -278,7 +331,8 @@ def insist(attempt: Callable):
 def together(function: Callable, items: Iterable) -> list:
   """[function(item)], several at a time."""
   with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-    futures = [pool.submit(function, item) for item in items]
+    # A context each: one cannot be entered twice at a time.
+    futures = [pool.submit(contextvars.copy_context().run, function, item) for item in items]
     try:
       return [future.result() for future in futures]
     except BaseException:

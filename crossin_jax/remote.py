@@ -18,6 +18,7 @@ import tempfile
 
 from crossin_jax.object_store import (
   Entry,
+  Limit,
   NotThere,
   Outrun,
   RemoteError,
@@ -41,6 +42,8 @@ from crossin_jax.object_store import (
   write,
   write_json,
 )  # fmt: skip
+
+_WRITING = '.writing-'  # begins the names of copies that are being made
 
 
 def absolute(path: str) -> str:
@@ -127,7 +130,7 @@ def fetched(path: str, names: Iterable[str] | None = None, *, optional: bool = F
   """The local copy of a remote file or folder, made or brought up to date; a local path as it is.
 
   Several processes may ask for the same at once: one copies, the others find it. Whatever was copied is compared with size and
-  CRC32C of the store.
+  CRC32C of the store; of a folder, what is gone there is removed here.
 
   Args:
     path: a file or a folder.
@@ -156,8 +159,21 @@ def fetched(path: str, names: Iterable[str] | None = None, *, optional: bool = F
         for name in missing:  # an older copy of what is gone
           with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(root, name))
+    if names is None and '' not in found:
+      _remove_gone(found, path, root)
     bring({name: entry for name, entry in found.items() if entry}, path, root)
   return root
+
+
+def _remove_gone(there: dict[str, Entry], url: str, root: str) -> None:
+  """Removes copies of objects that the store has no more."""
+  here = [os.path.relpath(os.path.join(f, n), root) for f, _, inside in os.walk(root) for n in inside]
+  extra = [name for name in here if name not in there and not os.path.basename(name).startswith(_WRITING)]
+  # Another process may have copied since the listing what is new.
+  for name, entry in zip(extra, together(lambda name: stat(f'{url}/{name}'), extra)):
+    if entry is None:
+      with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(root, name))
 
 
 def bring(entries: dict[str, Entry], url: str, root: str) -> None:
@@ -205,7 +221,7 @@ def _download(url: str, path: str) -> None:
     raise explained(FileNotFoundError(url), url)
   try:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix='.writing-')
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=_WRITING)
     os.close(handle)
     try:
       with explaining(url):
@@ -240,7 +256,7 @@ def _alone(url: str):
 
 
 __all__ = [
-  'Entry', 'NotThere', 'Outrun', 'RemoteError', 'absolute', 'bring', 'cache', 'call', 'check_flags', 'crc32c', 'exists', 'explained',
-  'explaining', 'fetched', 'filesystem', 'is_current', 'is_remote', 'listing', 'place', 'read', 'remove', 'remove_folder', 'split',
+  'Entry', 'Limit', 'NotThere', 'Outrun', 'RemoteError', 'absolute', 'bring', 'cache', 'call', 'check_flags', 'crc32c', 'exists',
+  'explained', 'explaining', 'fetched', 'filesystem', 'is_current', 'is_remote', 'listing', 'place', 'read', 'remove', 'remove_folder', 'split',
   'stat', 'together', 'upload', 'upload_folder', 'use', 'write', 'write_json',
 ]  # fmt: skip

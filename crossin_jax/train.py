@@ -19,6 +19,7 @@ from crossin_jax import (
   distributed,
   flops,
   interruption,
+  mirror,
   nonfinite,
   optimizers,
   remote,
@@ -216,7 +217,13 @@ def train(
 
       def save(figures) -> None:
         distributed.barrier(f'the save of step {step}', step)
-        files.push()  # a checkpoint is not ahead of metrics.jsonl
+        files.check()
+        try:
+          files.push()  # a checkpoint is not ahead of metrics.jsonl
+        except mirror.InUse:
+          raise
+        except remote.RemoteError as error:
+          print(f'warning: {error}; the checkpoint of step {step} is saved all the same', file=sys.stderr)
         now = {
           'stream': stream.settings,
           'fingerprint': fingerprint(stream.settings),

@@ -92,11 +92,11 @@ def _write(files: mirror.Folder, mixture: str, name: MixtureName, entries, setti
   output_dir, specs = files.path, {entry.task.name: entry.task for entry in entries}
   todo = {}
   for task, spec in specs.items():
-    if not _is_prepared(output_dir, spec, settings.max_length, overwrite):
+    if not _is_prepared(files, spec, settings.max_length, overwrite):
       todo[task] = spec
   try:
     _tokenise(todo, files, settings.max_length, workers or len(os.sched_getaffinity(0)))
-    manifests = {task: _read_manifest(output_dir, task) for task in specs}
+    manifests = {task: _read_manifest(files, task) for task in specs}
     vocabulary = settings.vocabulary
     suffix = '.json' if vocabulary.path.endswith('.json') else '.model'
     vocabulary_file = os.path.join('vocabularies', vocabulary.digest[:16] + suffix)
@@ -140,15 +140,15 @@ def _write(files: mirror.Folder, mixture: str, name: MixtureName, entries, setti
   except remote.RemoteError:
     raise
   except OSError as error:
+    other = 'give another --output_dir' if output_dir == files.url else 'set CROSSIN_CACHE to a folder on another disk'
     raise PreparedDataError(
-      f'cannot write in {output_dir} ({error.strerror or error}). Make room there, or give another --output_dir; parts '
-      'that are finished are kept'
+      f'cannot write in {output_dir} ({error.strerror or error}). Make room there, or {other}; parts that are finished are kept'
     ) from error
   return todo, manifests
 
 
-def _is_prepared(output_dir: str, spec: TaskSpec, max_length: int, overwrite: bool) -> bool:
-  manifest = _read_manifest(output_dir, spec.name)
+def _is_prepared(files: mirror.Folder, spec: TaskSpec, max_length: int, overwrite: bool) -> bool:
+  manifest = _read_manifest(files, spec.name)
   if manifest is None:
     return False
   wanted = spec.fingerprint_parts(max_length)
@@ -161,7 +161,7 @@ def _is_prepared(output_dir: str, spec: TaskSpec, max_length: int, overwrite: bo
     f'{key} was {_short(found.get(key))}, now {_short(wanted[key])}' for key in wanted if found.get(key) != wanted[key]
   ] or ['written by another version']
   raise PreparedDataError(
-    f'{os.path.join(output_dir, "tasks", spec.name)} is stale: {"; ".join(differences)}. '
+    f'{os.path.join(files.url, "tasks", spec.name)} is stale: {"; ".join(differences)}. '
     'Give --overwrite to write it anew, or another --output_dir'
   )
 
@@ -175,14 +175,14 @@ def _fingerprint(parts: dict) -> str:
   return hashlib.sha256(json.dumps([FORMAT, parts], sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _read_manifest(output_dir: str, task: str) -> dict | None:
+def _read_manifest(files: mirror.Folder, task: str) -> dict | None:
   try:
-    with open(os.path.join(output_dir, 'tasks', task, 'manifest.json'), encoding='utf-8') as f:
+    with open(os.path.join(files.path, 'tasks', task, 'manifest.json'), encoding='utf-8') as f:
       return json.load(f)
   except FileNotFoundError:
     return None
   except ValueError as error:
-    path = os.path.join(output_dir, 'tasks', task, 'manifest.json')
+    path = os.path.join(files.url, 'tasks', task, 'manifest.json')
     raise PreparedDataError(
       f'{path} is not valid JSON ({error}); delete {os.path.dirname(path)} and prepare again'
     ) from None

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from crossin_jax import optimizers, train_state
+from crossin_jax import digests, optimizers, train_state
 from crossin_jax.checkpoints import (
   CheckpointConfig,
   CheckpointError,
@@ -258,6 +258,31 @@ def test_restore_params_verifies_digests(tmp_path, adamw):
     restore_params(str(tmp_path / 'checkpoint_11'), shapes, MODEL)
   with pytest.raises(CheckpointError, match='checkpoint_11 is damaged'):
     restore_params(str(tmp_path), shapes, MODEL)
+
+
+@pytest.mark.parametrize('error, words', [
+    (OSError(), 'cannot save a checkpoint in .*: OSError. Make room there'),
+    (ValueError('full\nat line 3'), 'cannot save a checkpoint in .*: full. Make room there'),
+])  # fmt: skip
+def test_a_save_that_fails_says_why(tmp_path, adamw, monkeypatch, error, words):
+  checkpoints = Checkpoints(str(tmp_path), CheckpointConfig())
+
+  def fail(*_, **__):
+    raise error
+
+  with monkeypatch.context() as patch, pytest.raises(CheckpointError, match=words):
+    patch.setattr(checkpoints._manager, 'wait_until_finished', fail)
+    checkpoints.wait()
+  checkpoints.save(3, state_on(adamw.transform, 3), RUN)
+  if isinstance(error, OSError):
+    with (
+      monkeypatch.context() as patch,
+      pytest.raises(CheckpointError, match='cannot write the digests .*OSError') as told,
+    ):
+      patch.setattr(digests, 'file_digests', fail)
+      checkpoints.wait()
+    assert 'Make room' not in str(told.value)
+  checkpoints.close()
 
 
 def test_digests_are_sha256_of_every_file(tmp_path, adamw):

@@ -140,6 +140,48 @@ def test_optional_files_that_are_gone_are_gone_here_too(gcs):
   assert os.listdir(folder) == ['a']
 
 
+def test_what_is_gone_from_a_folder_is_gone_here_too(gcs, monkeypatch):
+  for name in ('a', 'deep/b', 'deep/c', 'd'):
+    gcs.put(f'm/{name}', b'1')
+  folder = remote.fetched('gs://bucket/m')
+  write(folder, 'deep/.writing-x', 'of another process')
+  for name in ('a', 'deep/b'):
+    del gcs.buckets['bucket'][f'm/{name}']
+  listing = remote.listing  # 'd' is younger than it
+  monkeypatch.setattr(remote, 'listing', lambda url: {n: e for n, e in listing(url).items() if n != 'd'})
+  assert tree_of(remote.fetched('gs://bucket/m/')).keys() == {'deep/c', 'deep/.writing-x', 'd'}
+
+
+def test_compare_copies_predictions_only(gcs):
+  from crossin_jax.evaluation import compare
+
+  for name in ('eval/results.json', 'eval/predictions/x.generate.jsonl', 'eval/checkpoint_4/state/large'):
+    gcs.put(name, b'{}')
+  folder = compare._here('gs://bucket/eval/')
+  assert tree_of(folder).keys() == {'results.json', 'predictions/x.generate.jsonl'}
+  assert open(compare._here('gs://bucket/eval/results.json'), 'rb').read() == b'{}'
+  with pytest.raises(remote.RemoteError, match='gs://bucket/nothing/predictions is not there'):
+    compare._here('gs://bucket/nothing')
+
+
+def test_requests_end_with_their_limit_also_if_it_is_set_while_they_run(gcs):
+  gcs.fail('GET .*/o/slow', times=9, status=None, delay=30)
+  gcs.fail('POST .*', times=99)
+  for ask in (lambda: remote.stat('gs://bucket/slow'), lambda: remote.together(remote.read, ['gs://bucket/slow'])):
+    started, limit = time.monotonic(), remote.Limit()
+    threading.Timer(0.3, limit.set, (0.5,)).start()
+    with pytest.raises(remote.RemoteError, match='gs://bucket/slow cannot be reached: TimeoutError'), limit.kept():
+      ask()
+    assert time.monotonic() - started < 5
+  started = time.monotonic()
+  with pytest.raises(remote.RemoteError, match='gs://bucket/x'), remote.Limit(0.5).kept():
+    remote.upload(__file__, 'gs://bucket/x')
+  assert time.monotonic() - started < 5
+  gcs.put('quick', b'1')
+  with remote.Limit(20).kept():
+    assert remote.read('gs://bucket/quick') == b'1'
+
+
 def test_many_objects_are_listed_over_pages(gcs):
   for i in range(1300):
     gcs.put(f'many/{i}', b'')
@@ -278,6 +320,48 @@ def test_a_push_that_fails_is_said_once_and_made_good(gcs, capsys):
   gcs.forbidden.discard('bucket')
 
 
+@pytest.mark.parametrize('at_work', [False, True])
+def test_an_error_is_not_kept_back_by_a_store_that_does_not_answer(gcs, monkeypatch, capsys, at_work):
+  monkeypatch.setattr(mirror, 'SHORT', 0.6)
+  started = time.monotonic()
+  with (
+    pytest.raises(ValueError, match='the reason'),
+    mirror.Mirror('gs://bucket/m', period=0.1 if at_work else 60) as files,
+  ):
+    gcs.fail('POST .*', times=999)
+    write(files.path, 'a', '1')
+    while at_work and not gcs.seen('POST .*upload'):
+      assert time.monotonic() - started < 20
+      time.sleep(0.02)
+    started = time.monotonic()
+    raise ValueError('the reason')
+  assert time.monotonic() - started < 4
+  assert capsys.readouterr().err.count('warning: gs://bucket/m/a') == 1
+  assert not files._thread.is_alive()
+  gcs.faults.clear()
+  time.sleep(1.5)
+  assert not gcs.names('m'), 'what was given up does not come later'
+
+
+def test_results_replace_those_that_are_there(gcs):
+  """Their markers stay until the first new one is pushed, and stay if there is none."""
+  for name in ('results.json', 'predictions/a', 'other'):
+    gcs.put(f'out/{name}', b'old')
+  for copied in (False, True):
+    with pytest.raises(ValueError), mirror.written('gs://bucket/out', ('results.json',)) as files:
+      raise ValueError
+    assert len(gcs.names('out')) == 3
+    with mirror.written('gs://bucket/out', ('results.json',)) as files:
+      assert not os.path.exists(os.path.join(files.path, 'results.json')), copied
+      files.push()
+      assert len(gcs.names('out')) == 3
+      write(files.path, 'predictions/a', 'new')
+      files.push()
+      assert gcs.names('out') == ['out/other', 'out/predictions/a']
+      write(files.path, 'results.json', 'new')
+    assert gcs.read('out/results.json') == b'new'
+
+
 def test_one_mirror_of_a_folder_on_a_machine():
   with mirror.Mirror('gs://bucket/m'):
     with pytest.raises(mirror.InUse, match='gs://bucket/m is being written by another process'):
@@ -344,6 +428,32 @@ def test_a_holder_whose_lock_was_taken_over_is_told(gcs):
   assert b'far' in gcs.read('run/lock'), 'the lock of the other is left alone'
 
 
+def test_a_holder_that_could_not_renew_looks_before_it_answers(gcs, monkeypatch):
+  """A machine that slept: nothing says that it did, and the thread has not come to its turn."""
+  with lock(period=60) as held:
+    monkeypatch.setattr(mirror, 'SHORT', 0.5)
+    count = len(gcs.requests)
+    held.check()
+    assert len(gcs.requests) == count
+    time.sleep(1.0)
+    held.check()
+    assert len(gcs.requests) > count, 'nobody had taken it'
+    count = len(gcs.requests)
+    held.check()
+    assert len(gcs.requests) == count
+    held._renewed -= 1
+    gcs.fail('.*', times=999)
+    with pytest.raises(remote.RemoteError, match='run/lock cannot be reached') as told:
+      held.check()
+    assert not isinstance(told.value, mirror.InUse)
+    gcs.faults.clear()
+    foreign(gcs)
+    for _ in range(2):
+      with pytest.raises(mirror.InUse, match='was taken over by another run'):
+        held.check()
+  assert b'far' in gcs.read('run/lock')
+
+
 def test_a_lost_answer_to_the_request_for_a_lock_is_no_other_holder(gcs):
   """The object was written, and the client sends the request again."""
   write = remote.write
@@ -406,8 +516,11 @@ def test_prepare_to_the_store_is_prepare_to_disk(gcs, tiny_settings, tiny_prepar
   again = prepare(TINY_MIXTURE, 'gs://bucket/p', tiny_settings(), workers=1)
   assert again['tokenised'] == 0 and again['tokens'] == found['tokens'] and not gcs.seen('arrow.*alt=media')
   assert {name.removeprefix('p/'): gcs.read(name) for name in gcs.names('p/')} == wanted
-  with pytest.raises(PreparedDataError, match='is stale: .*--overwrite'):
+  with pytest.raises(PreparedDataError, match='^gs://bucket/p/tasks/.* is stale: .*--overwrite'):
     prepare(TINY_MIXTURE, 'gs://bucket/p', tiny_settings(max_length=48), workers=1)
+  gcs.put(next(name for name in gcs.names('p/') if name.endswith('manifest.json')), b'{')
+  with pytest.raises(PreparedDataError, match='^gs://bucket/p/tasks/.*; delete gs://bucket/p/tasks/[^ ]* and'):
+    prepare(TINY_MIXTURE, 'gs://bucket/p', tiny_settings(), workers=1)
 
 
 def test_prepare_that_was_killed_goes_on_elsewhere(gcs, tiny_settings, tiny_prepared, monkeypatch):

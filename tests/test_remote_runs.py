@@ -16,6 +16,7 @@ import test_checkpoints as small
 
 from crossin_jax import checkpoints, cli, digests, mirror, remote, run_directory
 from crossin_jax.checkpoints import CheckpointConfig, CheckpointError, Checkpoints
+from crossin_jax.decoding import journal
 from crossin_jax.models.decoder import Decoder
 
 STEPS = 8
@@ -132,6 +133,65 @@ def test_an_unfinished_checkpoint_is_none(gcs, adamw):
     checkpoints.latest_checkpoint('gs://bucket/other')
 
 
+def test_what_no_run_of_ours_began_is_left_alone(gcs, adamw, capsys):
+  """T5X's older layout, a copy on its way here, and its digest."""
+  save('gs://bucket/run', adamw, (10, 20))
+  gcs.put('run/checkpoint_7/checkpoint', b'T5X')
+  gcs.put('run/checkpoint_7/target.decoder/0', b'T5X')
+  for name in ('state/manifest.ocdbt', 'run/metadata'):
+    gcs.put(f'run/checkpoint_30/{name}', b'on its way')
+  gcs.put('run/digests/checkpoint_30.json', b'{}')
+  for name in ('_CHECKPOINT_METADATA', 'state/d/1'):
+    gcs.put(f'run/checkpoint_40/{name}', b'begun')
+  before = set(gcs.names('run'))
+  saved = Checkpoints('gs://bucket/run', CheckpointConfig(keep=100))
+  said_of = capsys.readouterr().err.splitlines()
+  assert (
+    len(said_of) == 3 and 'gs://bucket/run/checkpoint_40 was not finished by the run before: it is removed' in said_of
+  )
+  assert all(f'checkpoint_{step} has no commit_success.txt' in ''.join(said_of) for step in (7, 30))
+  assert before - set(gcs.names('run')) == {
+    f'run/checkpoint_40/{name}' for name in ('_CHECKPOINT_METADATA', 'state/d/1')
+  }
+  before = set(gcs.names('run'))
+  with pytest.raises(CheckpointError, match='checkpoint_30 is there already, without commit_success.txt.* remove it'):
+    saved.save(30, small.state_on(adamw, 30), small.RUN | {'step': 30})
+  saved.save(40, small.state_on(adamw, 40), small.RUN | {'step': 40})
+  saved.save(40, small.state_on(adamw, 40), small.RUN | {'step': 40})  # while it is being saved
+  saved.close()
+  assert before < set(gcs.names('run')) and checkpoints.steps_in('gs://bucket/run') == [10, 20, 40]
+
+
+def test_parameters_are_not_written_into_what_is_there(gcs, tmp_path):
+  from crossin_jax.models import conversion
+
+  for name in ('checkpoint_0/_CHECKPOINT_METADATA', 'checkpoint_8/_CHECKPOINT_METADATA'):
+    gcs.put(f'run/{name}', b'being saved by another run')
+  before = gcs.names()
+  with pytest.raises(
+    CheckpointError, match='gs://bucket/run/checkpoint_0 is there already, without .*gcloud storage rm'
+  ):
+    checkpoints.save_params('gs://bucket/run', {'w': np.ones(3)})
+  with pytest.raises(CheckpointError, match='gs://bucket/run/checkpoint_0 is there already'):
+    conversion.import_hf(str(tmp_path / 'not read'), 'gs://bucket/run')
+  assert gcs.names() == before
+  checkpoints.save_params('gs://bucket/run', {'w': np.ones(3)}, 4)
+  assert set(before) < set(gcs.names())
+  (tmp_path / 'checkpoint_0' / 'state').mkdir(parents=True)
+  with pytest.raises(CheckpointError, match='checkpoint_0 is there already. .*rm -r'):
+    checkpoints.save_params(str(tmp_path), {'w': np.ones(3)})
+
+
+def test_a_save_that_fails_in_the_store_is_said_in_its_words(gcs, adamw):
+  saved = Checkpoints('gs://bucket/run', CheckpointConfig())
+  saved.save(4, small.state_on(adamw, 4), small.RUN)
+  gcs.fail('.*digests', status=403, times=9)
+  with pytest.raises(remote.RemoteError, match='no permission for gs://bucket/run/digests'):
+    saved.wait()
+  gcs.faults.clear()
+  saved.close()
+
+
 def test_faults_while_saving_and_restoring_change_nothing(gcs, adamw):
   for pattern in ('POST .*checkpoint_4.*ocdbt', 'POST .*checkpoint_4', 'GET .*checkpoint_4'):
     gcs.fail(pattern)
@@ -211,6 +271,25 @@ def test_model_dir_is_held_by_one_run(gcs, impatient):
   assert gcs.names('run') == []
 
 
+def test_answers_end_where_the_lock_is_lost_and_are_called_by_their_url(gcs, impatient):
+  from crossin_jax.decoding import generate
+  from crossin_jax.decoding.journal import JournalError
+
+  url = 'gs://bucket/out.jsonl'
+  with generate._local(url) as (path, check), generate._journal_on_chief(path, url, lambda: {'a': 1}) as journal:
+    journal.append({'index': 0})
+    check()
+  with pytest.raises(JournalError, match=f'^{url} was begun .*delete {url} and {url}.run.json to begin anew$'):
+    with generate._local(url) as (path, _), generate._journal_on_chief(path, url, lambda: {'a': 2}):
+      pass
+  with pytest.raises(mirror.InUse, match='was taken over'), generate._local(url) as (path, check):
+    gcs.put('out.jsonl.lock', json.dumps({'token': 'x', 'holder': 'process 7 on far'}).encode())
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+      time.sleep(0.05)
+      check()
+
+
 def test_a_run_whose_lock_was_taken_over_ends(gcs, impatient):
   with pytest.raises(run_directory.RunError, match='was taken over by another run'):
     with run_directory.exclusive('gs://bucket/run') as files:
@@ -266,12 +345,15 @@ def killed(undisturbed, tiny_prepared, tmp_path_factory):
   put_folder(gcs, pathlib.Path(tiny_prepared[0]), 'prepared')
   fault = gcs.fail('POST .*checkpoint_8/commit_success', status=None, delay=60)
   gcs.fail('POST .*upload.*', times=2)
+  gcs.fail('GET .*/o/run/metrics.jsonl', status=403)
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('CROSSIN_CACHE', str(folder / 'cache'))
     (running,) = start(undisturbed[1], folder)
     wait_for(lambda: fault.times == 0, [running])
     running.send_signal(signal.SIGKILL)
     running.wait()
+  told = said(folder / 'run', 0)
+  assert 'no permission for gs://bucket/run/metrics.jsonl' in told and 'is saved all the same' in told
   objects = dict(gcs.buckets['bucket'])
   names = set(objects)
   assert {'run/lock', 'run/checkpoint_4/commit_success.txt', 'run/checkpoint_8/state/commit_success.txt'} <= names
@@ -374,6 +456,10 @@ def test_evaluate_in_the_store_is_evaluate_on_disk(gcs, model_dir, tmp_path, tin
   assert gcs.names('compared') == ['compared/compare.html', 'compared/compare.json']
 
 
+def taken_over(self):
+  raise mirror.InUse('taken over')
+
+
 @pytest.mark.slow
 def test_generate_in_the_store_goes_on_where_it_was(gcs, model_dir, tmp_path, capsys):
   rows = [{'instruction': f'What is number {i}?'} for i in range(6)]
@@ -397,6 +483,14 @@ def test_generate_in_the_store_goes_on_where_it_was(gcs, model_dir, tmp_path, ca
   shutil.rmtree(remote.cache())
   run(*remotely, *flags)
   assert gcs.read('a/out.jsonl') == (tmp_path / 'out.jsonl').read_bytes()
+  gcs.put('a/out.jsonl', b''.join(lines[:2]))
+  appended = []
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(mirror.Lock, 'check', taken_over)
+    patch.setattr(journal.Journal, 'append', lambda self, row: appended.append(row))
+    assert cli.main([*remotely, *flags]) == 1
+  assert not appended
+  assert capsys.readouterr().err.count('taken over') == 1 and gcs.read('a/out.jsonl') == b''.join(lines[:2])
   assert cli.main([*remotely, '--gin.Sampling.max_new_tokens=9']) == 1
   assert 'was begun with other settings' in capsys.readouterr().err
 

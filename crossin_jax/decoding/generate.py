@@ -26,9 +26,10 @@ from crossin_jax import (
   run_directory,
   train_state,
 )
+from crossin_jax.data.prepared import PreparedDataError
 from crossin_jax.data.saved_prompts import Prompts
 from crossin_jax.decoding.generation import Generator
-from crossin_jax.decoding.journal import Journal
+from crossin_jax.decoding.journal import Journal, JournalError
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Prompt
 from crossin_jax.models import huggingface, lora
@@ -136,7 +137,7 @@ def generate(
   Args:
     checkpoint: a MODEL_DIR, one of its checkpoints, or a Hugging Face directory.
     input_path: see `read_rows`.
-    output_path: JSONL; what made it is noted in `output_path`.run.json.
+    output_path: JSONL; what made it is noted in `output_path`.run.json. On gs:// it is pushed every 30 s.
     model: the model of the checkpoint.
     tags: put "[language]" on instructions, as the cross-lingual modes do in training.
     partitioner: mesh and axis rules.
@@ -145,7 +146,8 @@ def generate(
     Figures of the whole output, or None when told to stop.
 
   Raises:
-    ValueError: a malformed row, a vocabulary that is not the model's. JournalError: an output of another run.
+    ValueError: a malformed row, a vocabulary that is not the model's. JournalError: an output of another run. InUse: a remote output
+      that another process writes.
   """
   rows = read_rows(input_path := remote.fetched(input_path), tags)
   sampling = Sampling()
@@ -155,9 +157,13 @@ def generate(
   vocabulary = prompts.vocabulary
   if (size := getattr(getattr(model, 'config', None), 'vocab_size', None)) is not None and size < vocabulary.size:
     raise ValueError(f'{vocabulary.path} has {vocabulary.size} ids, the model {size}; they do not belong together')
-  with interruption.StopSignal(), _journal_on_chief(
-    output_path, lambda: _made_from(input_path, checkpoint, prompts, sampling, tags)
-  ) as journal:  # fmt: skip
+  with (
+    _local(output_path) as (local_path, check),
+    interruption.StopSignal(),
+    _journal_on_chief(
+      local_path, output_path, lambda: _made_from(input_path, checkpoint, prompts, sampling, tags)
+    ) as journal,
+  ):
     done = _agreed(journal, len(rows), sampling.samples)
     progress = metrics.Progress(done.size, f'generate {os.path.basename(output_path)}: answer')
     finished = int(done.sum())
@@ -187,6 +193,7 @@ def generate(
           tokens, started = 0, time.monotonic()
           for answer in generator.stream(todo):
             if journal:
+              check()
               journal.append(_output_row(rows, wanted[answer.index], answer, sampling))
             finished, tokens = finished + 1, tokens + len(answer.tokens)
             if jax.process_index() == 0:
@@ -196,14 +203,18 @@ def generate(
       return None
     if journal:
       journal.finish()
-  return summary(output_path) if jax.process_index() == 0 else {}
+    return summary(local_path) | {'output': output_path} if jax.process_index() == 0 else {}
 
 
 @contextlib.contextmanager
 def _local(path: str):
-  """The output on this machine; a remote one is brought here, pushed as it grows, and nobody else writes it meanwhile."""
+  """The output on this machine; a remote one is brought here, pushed as it grows, and nobody else writes it meanwhile.
+
+  Yields:
+    Its path here, and what raises InUse once another process writes it.
+  """
   if not remote.is_remote(path) or jax.process_index():
-    yield path
+    yield path, lambda: None
     return
   folder, name = path.rsplit('/', 1)
   note = f'{name}.run.json'
@@ -212,7 +223,7 @@ def _local(path: str):
     mirror.Mirror(folder, names=(name, note), markers=(name,)) as files,
   ):
     files.check = lock.check
-    yield os.path.join(files.path, name)
+    yield os.path.join(files.path, name), lock.check
 
 
 def _output_row(rows: list[dict], index: int, answer, sampling: Sampling) -> dict:
@@ -245,12 +256,16 @@ def _made_from(input_path: str, checkpoint: str, prompts: Prompts, sampling: Sam
 
 
 @contextlib.contextmanager
-def _journal_on_chief(path: str, made_from):
-  """The journal on host 0, None elsewhere; if it cannot be opened, all hosts raise."""
+def _journal_on_chief(path: str, name: str, made_from):
+  """The journal on host 0, None elsewhere; if it cannot be opened, all hosts raise. Messages speak of `name`."""
   problem, journal = None, None
   if jax.process_index() == 0:
     try:
       journal = Journal(path, made_from())
+    except (JournalError, PreparedDataError) as error:
+      # Where this disk cannot be written, it is about the file here.
+      is_here = isinstance(error.__context__, OSError) and not isinstance(error.__context__, BlockingIOError)
+      problem = error if is_here else type(error)(str(error).replace(path, name))
     except Exception as error:  # pylint: disable=broad-exception-caught  # raised again once the others know
       problem = error
   if jax.process_count() > 1:
@@ -313,10 +328,7 @@ def main(argv: list[str]) -> int:
     raise ValueError(f'{args.input} is not a file; give a JSONL file with --input')
   model = run_directory.saved_model(args, args.checkpoint)
   distributed.initialize(args)
-  with _local(args.output) as output:
-    found = generate(args.checkpoint, args.input, output, model)
-  if found:
-    found['output'] = args.output
+  found = generate(args.checkpoint, args.input, args.output, model)
   if args.json:
     print(json.dumps({'status': 0, **found} if found is not None else {'status': RESTART}))
   status = 0 if found is not None else RESTART

@@ -201,6 +201,14 @@ def _names(paths: tuple[str, str], given: str | None) -> tuple[str, str]:
   return (first, second) if first != second else ('A', 'B')
 
 
+def _here(path: str) -> str:
+  """The results on this machine: of a remote directory only what is compared is copied."""
+  if not remote.is_remote(path) or remote.exists(path):
+    return remote.fetched(path)
+  remote.fetched(f'{path.rstrip("/")}/predictions')
+  return remote.fetched(path, ['results.json'], optional=True)
+
+
 def compare(
   paths: tuple[str, str], names: tuple[str, str], *, allow_partial: bool = False, resamples: int = 2000, **settings
 ) -> tuple[dict, list[Pair]]:
@@ -250,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('--allow-partial', '--allow_partial', action='store_true', help='compare what both sides have')
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   options = parser.parse_args(argv)
-  paths = remote.fetched(options.a), remote.fetched(options.b)
+  paths = _here(options.a), _here(options.b)
   names = _names(paths, options.names)
   found, pairs = compare(
     paths, names, allow_partial=options.allow_partial, resamples=options.resamples,

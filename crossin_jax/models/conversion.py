@@ -38,10 +38,11 @@ def import_hf(directory: str, output_dir: str, model=None, partitioner=Partition
     {'checkpoint', 'parameters', 'model_type'}.
 
   Raises:
-    ConversionError: output_dir holds a checkpoint already. ArchitectureError, WeightsError: see there.
+    ConversionError, CheckpointError: output_dir holds a checkpoint already, or part of one. ArchitectureError, WeightsError: see there.
   """
   if checkpoints.steps_in(output_dir):
     raise ConversionError(f'{output_dir} holds a checkpoint already; give another --output_dir')
+  checkpoints.check_room(output_dir, 0)  # before the weights are read
   model = model or Decoder(architectures.from_huggingface(directory))
   partition = partitioner()
   with partition.activate():
