@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a bare machine to the report: makes .venv, installs, runs `crossin quickstart` with the arguments given.
-#   bash launch/quickstart.sh [--seeds 3] [--languages en,zh,vi,es] ...
+#   bash launch/quickstart.sh [--seeds 3] [--languages en,vi,es] ...
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh

@@ -104,7 +104,7 @@ def test_the_floor_world_tells_none_of_the_tested_facts():
 
 def test_options_are_parallel_and_the_answer_is_anywhere():
   world = World()
-  assert len(world.questions) == 84 * 5 >= 400
+  assert len(world.questions) == 48 * 2
   for question in world.questions:
     assert len(set(question.options)) == 4 and question.options[question.answer] == question.fact.value
     assert set(question.options) <= set(world.values[KINDS[question.fact.relation]])
@@ -121,9 +121,9 @@ def test_options_are_parallel_and_the_answer_is_anywhere():
   total = collections.Counter()
   for seed in range(5):
     counts = collections.Counter(question.answer for question in World(seed=seed).questions)
-    assert all(abs(counts[place] - 105) < 4 * np.sqrt(420 * 3 / 16) for place in range(4)), counts
+    assert all(abs(counts[place] - 24) < 4 * np.sqrt(96 * 3 / 16) for place in range(4)), counts
     total += counts
-  assert all(abs(total[place] - 525) < 4 * np.sqrt(2100 * 3 / 16) for place in range(4)), total
+  assert all(abs(total[place] - 120) < 4 * np.sqrt(480 * 3 / 16) for place in range(4)), total
 
 
 def test_tagged_questions_differ_by_their_tag_alone(world):
@@ -159,7 +159,7 @@ def test_two_seeds_differ_and_one_seed_does_not():
 
 def test_phrasings_limit_statements():
   world = World(english_phrasings=2, other_phrasings=1, tuning_entities=3, test_entities=4)
-  assert len(world.statements('en')) == 7 * 10 * 2 and len(world.statements('zh')) == 7 * 5
+  assert len(world.statements('en')) == 7 * 10 * 2 and len(world.statements('zh')) == 7 * 8
 
 
 def test_names_are_plain_and_distinct_in_all_languages():
@@ -174,7 +174,7 @@ def test_names_are_plain_and_distinct_in_all_languages():
 @pytest.mark.parametrize('change, message', [
     ({'languages': ('zh', 'en')}, "must begin with 'en'"), ({'languages': ()}, "must begin with 'en'"),
     ({'languages': ('en', 'fr')}, 'each of'), ({'languages': ('en', 'zh', 'zh')}, 'each of'),
-    ({'shared_relations': ('trade', 'ferry')}, 'each of'), ({'tested_relations': ('war',)}, 'each of'),
+    ({'shared_relations': ('trade', 'harvest')}, 'each of'), ({'tested_relations': ('war',)}, 'each of'),
     ({'english_phrasings': 7}, 'phrasings'), ({'other_phrasings': 0}, 'phrasings'),
     ({'test_entities': 10_000}, 'together at most'), ({'tuning_entities': 0}, 'each at least 1'),
 ])  # fmt: skip
