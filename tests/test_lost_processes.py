@@ -69,22 +69,28 @@ def test_an_error_of_one_process_is_told_by_all(processes, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('victim, moment', [(1, 'step'), (0, 'step'), (1, 'save'), (1, 'compile')])
+@pytest.mark.parametrize('victim, moment', [(1, 'step'), (0, 'step'), (1, 'save'), (1, 'evaluation'), (1, 'compile')])
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(processes, undisturbed, tmp_path, victim, moment):
   values = {'TRAIN_STEPS': STEPS, 'CheckpointConfig.period': 4}
-  model_dir = tmp_path / 'run'
-  running = processes.start(model_dir, 2, values)
+  model_dir, more = tmp_path / 'run', ()
+  if moment == 'evaluation':
+    more = ('--gin.train.evaluators=(@HeldoutLoss(),)', '--gin.train.evaluation_period=6')
+  running = processes.start(model_dir, 2, values, more=more)
   if moment == 'step':
     wait_for(lambda: steps_of(model_dir) >= 6, running)
   elif moment == 'save':
     wait_for(lambda: any('checkpoint_4' in name for name in os.listdir(model_dir)) if model_dir.exists() else False, running)
+  elif moment == 'evaluation':  # it begins with a compile, right after the line of its step
+    wait_for(lambda: steps_of(model_dir) >= 6, running)
+    time.sleep(0.1)
+    assert 'eval/' not in (model_dir / 'metrics.jsonl').read_text()
   else:
     wait_for(lambda: (model_dir / 'lock').exists(), running)
   running[victim].send_signal(signal.SIGKILL)
   statuses = end_of(running)
   assert statuses[victim] == -signal.SIGKILL and statuses[1 - victim] == 75
   assert f'process {victim} ' in said(model_dir, 1 - victim) and 'is lost' in said(model_dir, 1 - victim)
-  found = processes.run(model_dir, 2, values)
+  found = processes.run(model_dir, 2, values, more=more)
   assert list(found) == list(undisturbed)
   np.testing.assert_allclose(list(found.values()), list(undisturbed.values()), rtol=1e-5)
 

@@ -19,6 +19,14 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 LANGUAGES = ('sw', 'fi')
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _programs_are_kept():
+  """As people run it: what one step has compiled is found by the next."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('JAX_ENABLE_COMPILATION_CACHE', 'true')
+    yield
+
+
 @pytest.fixture(scope='module')
 def material(tmp_path_factory, tiny_vocabulary):
   """Text and seed of two languages; the text is invented by pattern, long enough for the filter."""
