@@ -20,7 +20,7 @@ from jax.experimental import topologies
 import jax.numpy as jnp
 
 from crossin_jax import chunked_loss, losses
-from crossin_jax.models.decoder import Head
+from crossin_jax.models.head import Head
 
 ROWS = 4
 

@@ -47,7 +47,7 @@ def cross_entropy(
 
   Args:
     x_BLE: hidden states.
-    head: `models.decoder.Head`.
+    head: `models.head.Head`.
     targets_BL: int.
     weights_BL: float; tokens of weight 0 do not count, whatever their loss.
     z_loss: see `losses.batch_loss`.

@@ -56,6 +56,17 @@ def shared_data() -> pathlib.Path:
   return path
 
 
+@pytest.fixture
+def gcs(tmp_path, monkeypatch):
+  """A store in place of Google's, empty, and a cache of our own."""
+  import fake_gcs
+
+  server = fake_gcs.running()
+  server.reset()
+  monkeypatch.setenv('CROSSIN_CACHE', str(tmp_path / 'cache'))
+  return server
+
+
 @pytest.fixture(scope='session')
 def tiny_world():
   """18 entities, four languages, ten relations."""

@@ -378,3 +378,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 def _md5(data: bytes) -> str:
   return base64.b64encode(hashlib.md5(data).digest()).decode()
+
+
+def put_folder(gcs, folder, prefix):
+  """A local folder as objects."""
+  for path in sorted(folder.rglob('*')):
+    if path.is_file():
+      gcs.put(f'{prefix}/{path.relative_to(folder)}', path.read_bytes())

@@ -14,7 +14,8 @@ import pytest
 from crossin_jax import chunked_loss, losses, train_state
 from crossin_jax.decoding.scoring import weighted_losses
 from crossin_jax.models import lora
-from crossin_jax.models.decoder import Decoder, Head
+from crossin_jax.models.decoder import Decoder
+from crossin_jax.models.head import Head
 from crossin_jax.models.lora import LoraConfig
 from crossin_jax.optimizers import adamw
 from crossin_jax.partitioning import Partitioner

@@ -10,7 +10,7 @@ import threading
 import time
 
 from conftest import REPOSITORY, TINY_MIXTURE
-import fake_gcs
+from fake_gcs import put_folder
 import numpy as np
 import pytest
 
@@ -18,21 +18,7 @@ from crossin_jax import mirror, object_store, remote
 from crossin_jax.data import prepared
 from crossin_jax.data.prepared import PreparedDataError, PreparedMixture
 
-
-@pytest.fixture(autouse=True)
-def gcs(tmp_path, monkeypatch):
-  """The server, empty, and a cache of our own."""
-  server = fake_gcs.running()
-  server.reset()
-  monkeypatch.setenv('CROSSIN_CACHE', str(tmp_path / 'cache'))
-  return server
-
-
-def put_folder(gcs, folder, prefix):
-  """A local folder as objects."""
-  for path in sorted(folder.rglob('*')):
-    if path.is_file():
-      gcs.put(f'{prefix}/{path.relative_to(folder)}', path.read_bytes())
+pytestmark = pytest.mark.usefixtures('gcs')
 
 
 def tree(folder):

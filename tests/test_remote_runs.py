@@ -8,6 +8,7 @@ import time
 
 from conftest import REPOSITORY, init_params, tiny_config
 import fake_gcs
+from fake_gcs import put_folder
 import jax
 from many_processes import Processes, said
 import numpy as np
@@ -19,23 +20,9 @@ from crossin_jax.checkpoints import CheckpointConfig, CheckpointError, Checkpoin
 from crossin_jax.decoding import journal
 from crossin_jax.models.decoder import Decoder
 
+pytestmark = pytest.mark.usefixtures('gcs')
+
 STEPS = 8
-
-
-@pytest.fixture(autouse=True)
-def gcs(tmp_path, monkeypatch):
-  """The server, empty, and a cache of our own."""
-  server = fake_gcs.running()
-  server.reset()
-  monkeypatch.setenv('CROSSIN_CACHE', str(tmp_path / 'cache'))
-  return server
-
-
-def put_folder(gcs, folder, prefix):
-  """A local folder as objects."""
-  for path in sorted(folder.rglob('*')):
-    if path.is_file():
-      gcs.put(f'{prefix}/{path.relative_to(folder)}', path.read_bytes())
 
 
 def wait_for(true, running, seconds=200):
