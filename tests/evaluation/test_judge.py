@@ -72,6 +72,10 @@ def flags(files, url, out, *more):
           '--gin.Endpoint.backoff_seconds=0.01', *more]  # fmt: skip
 
 
+# Rubbish is drawn by how often a request was made before, which a kill or a busy machine changes: three times in a row happens.
+PATIENT = '--gin.Endpoint.garbage_retries=9'
+
+
 def lines(out):
   return [json.loads(line) for line in (out / 'judgements.jsonl').read_text('utf-8').splitlines()]
 
@@ -90,7 +94,7 @@ def process(argv):
 
 
 def test_a_server_that_fails_loses_no_pair_and_is_asked_nothing_twice(files, tmp_path, capsys):
-  argv = ['--judge_model', 'other', '--json', '--name_a', 'Ours']
+  argv = ['--judge_model', 'other', '--json', '--name_a', 'Ours', PATIENT]
   with running(tmp_path, fail=0.3, garbage=0.1, slow=0.01, per_second=600) as server:
     assert cli.main(flags(files, server.url, tmp_path / 'out', *argv)) == 0
     said = server.by_key()
@@ -154,13 +158,13 @@ def test_kill_9_and_a_dead_server_change_nothing(files, tmp_path):
   thread.start()
   try:
     for wanted in (12, 35):
-      run = process(flags(files, server.url, out))
+      run = process(flags(files, server.url, out, PATIENT))
       while run.poll() is None and not (cache.exists() and cache.read_bytes().count(b'\n') >= wanted):
         time.sleep(0.005)
       run.send_signal(signal.SIGKILL)
       run.wait()
     assert not (out / 'judge.json').exists()
-    assert cli.main(flags(files, server.url, out)) == 0
+    assert cli.main(flags(files, server.url, out, PATIENT)) == 0
   finally:
     thread.join()
     for one in (server, *box):
