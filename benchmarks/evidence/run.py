@@ -19,8 +19,8 @@ HERE = 'benchmarks/evidence'
 class Evidence:
   """One output directory."""
 
-  def __init__(self, out: str, world_gin: str, seeds: tuple[int, ...], jobs: int, flags: list[str]):
-    self.out, self.world_gin, self.seeds, self.jobs, self.flags = out, world_gin, seeds, jobs, flags
+  def __init__(self, out: str, world_gin: str, seeds: tuple[int, ...], jobs: int, floor: bool, flags: list[str]):
+    self.out, self.world_gin, self.seeds, self.jobs, self.floor, self.flags = out, world_gin, seeds, jobs, floor, flags
 
   def command(self, *words: str) -> None:
     """Runs a command of this Python, and ends with its status where that is not 0."""
@@ -47,7 +47,7 @@ class Evidence:
     self.command(f'{HERE}/worlds.py', f'--gin_file={self.world_gin}', f'--seeds={seeds}', f'--output_dir={self.out}')
 
   def reading(self) -> None:
-    self.sweep('reading', 'reading')
+    self.sweep('reading', 'reading', TELL=(True, False) if self.floor else (True,))
     with open(os.path.join(self.out, 'reading', 'sweep.json'), encoding='utf-8') as f:
       points = json.load(f)['points']
     for point in points:
@@ -58,13 +58,25 @@ class Evidence:
 
   def comparison(self) -> None:
     self.tune('comparison', 'comparison')
-    base = {'VARIANTS': ('tested_shared_base',), 'TELL_TESTED': False}
-    self.tune('floor', 'comparison', INITIAL_CHECKPOINT_PATH=f'{self.out}/read_floor.{{seed}}', **base)
+    points, against = [f'--points={self.out}/comparison'], ['Base', 'Mono']
+    if self.floor:
+      base = {'VARIANTS': ('tested_shared_base',), 'TELL_TESTED': False}
+      self.tune('floor', 'comparison', INITIAL_CHECKPOINT_PATH=f'{self.out}/read_floor.{{seed}}', **base)
+      points.insert(0, f'--points=Floor={self.out}/floor')
+      against.insert(0, 'Floor')
     for form in ('untagged', 'tagged'):
-      self.command(
-        f'{HERE}/compare.py', f'--points=Floor={self.out}/floor', f'--points={self.out}/comparison',
-        '--against=Floor,Base,Mono', f'--form={form}', f'--output={self.out}/comparison.{form}.json',
-      )  # fmt: skip
+      for relation in (None, *self.tested()):
+        name = '.'.join(filter(None, ('comparison', form, relation)))
+        about = [f'--relation={relation}'] if relation else []
+        self.command(
+          f'{HERE}/compare.py', *points, f'--against={",".join(against)}', f'--form={form}', *about,
+          f'--output={self.out}/{name}.json',
+        )  # fmt: skip
+
+  def tested(self) -> list[str]:
+    """The relations that are asked about."""
+    with open(os.path.join(self.out, f'world.{self.seeds[0]}', 'world.json'), encoding='utf-8') as f:
+      return json.load(f)['tested_relations']
 
   def volume(self) -> None:
     self.tune('volume', 'volume')
@@ -82,6 +94,9 @@ def main() -> int:
   parser.add_argument('--world_gin', default=f'{HERE}/world.gin', help='the setting (default: %(default)s)')
   parser.add_argument('--seeds', default='0,1,2,3,4', help='each a world and a training seed (default: %(default)s)')
   parser.add_argument('--only', default=','.join(EXPERIMENTS), help='of: %(default)s')
+  parser.add_argument(
+    '--no_floor', action='store_true', help='without models that never read what is asked: half of the reading'
+  )
   parser.add_argument('--jobs', type=int, default=len(os.sched_getaffinity(0)), help='runs at a time (default: cores)')
   args, flags = parser.parse_known_args()
   wanted = args.only.split(',')
@@ -90,7 +105,7 @@ def main() -> int:
   if stray := [flag for flag in flags if not flag.startswith('--gin.')]:
     parser.error(f'unknown arguments: {" ".join(stray)}')
   seeds = tuple(map(int, args.seeds.split(',')))
-  evidence = Evidence(args.output_dir, args.world_gin, seeds, args.jobs, flags)
+  evidence = Evidence(args.output_dir, args.world_gin, seeds, args.jobs, not args.no_floor, flags)
   for name in EXPERIMENTS:
     if name in wanted:
       getattr(evidence, name)()
