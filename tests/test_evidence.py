@@ -6,6 +6,7 @@ import json
 from conftest import REPOSITORY
 import numpy as np
 import pytest
+import scipy.stats
 
 from crossin_jax import cli
 
@@ -53,6 +54,9 @@ def test_sweeps_parse(worlds, tmp_path, capsys, name, distinct):
   assert f'--questions={worlds}/world.1/questions.untagged.jsonl' in words
 
 
+RELATIONS = ('trade', 'radio')
+
+
 def sweep(folder, arms, seeds, rng):
   """A finished sweep; arms: mixture variant -> seed -> chosen options [items, languages] of four, 0 being right."""
   points = []
@@ -64,7 +68,7 @@ def sweep(folder, arms, seeds, rng):
       path.parent.mkdir(parents=True)
       chosen = by_seed[seed]
       lines = [
-        {'id': f'{seed}.{i}', 'language': language, 'choices': list('NESW'), 'answer': 'N', 'prediction': 'NESW'[chosen[i, j]]}
+        {'id': f'{seed}_{i}.{RELATIONS[i % 2]}', 'language': language, 'choices': list('NESW'), 'answer': 'N', 'prediction': 'NESW'[chosen[i, j]]}
         for i in range(len(chosen))
         for j, language in enumerate(('en', 'vi', 'es'))
       ]  # fmt: skip
@@ -105,8 +109,32 @@ def test_tables_are_what_was_answered(tmp_path, capsys, monkeypatch):
   wanted = np.mean([(better[s][:, 1:] == 0).mean() - (base[s][:, 1:] == 0).mean() for s in seeds])
   gain = found['differences']['x2x - Base']['elsewhere']
   assert gain['estimate'] == pytest.approx(wanted) and 0 < gain['low'] < wanted < gain['high']
+  over = found['differences']['x2x - Base']['elsewhere, t over seeds']
+  gaps = [(better[s][:, 1:] == 0).mean() - (base[s][:, 1:] == 0).mean() for s in seeds]
+  told = scipy.stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
+  assert over['by_seed'] == pytest.approx(gaps) and (over['low'], over['high']) == pytest.approx((told.low, told.high))
   same = found['differences']['x2x + Trans - Base']['AC3_3']
   assert same['estimate'] == same['low'] == same['high'] == 0
   page = output.with_suffix('.md').read_text()
   assert f'**{100 * wanted:+.1f} [' in page and '| x2x + Trans - Base | +0.0 [+0.0, +0.0] |' in page
   assert output.with_suffix('.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_one_relation_alone(tmp_path, monkeypatch):
+  rng = np.random.default_rng(1)
+  base = {seed: rng.integers(0, 4, (50, 3)) for seed in range(3)}
+  one = {
+    seed: np.where((np.arange(50) % 2 == 0)[:, None], 0, base[seed]) for seed in base
+  }  # all of trade, nothing of radio
+  sweep(tmp_path, {'base': base, 'base_x2x': one}, range(3), rng)
+  gains = {}
+  for relation in (None, *RELATIONS):
+    output = tmp_path / f'{relation}.json'
+    about = ['--relation', relation] if relation else []
+    monkeypatch.setattr('sys.argv', ['compare.py', f'--points={tmp_path}', *about, f'--output={output}'])
+    assert module('compare').main() == 0
+    gains[relation] = json.loads(output.read_text())['differences']['x2x - Base']['elsewhere']['estimate']
+  assert gains['radio'] == 0 < gains[None] == pytest.approx(gains['trade'] / 2)
+  monkeypatch.setattr('sys.argv', ['compare.py', f'--points={tmp_path}', '--relation=ferry', f'--output={output}'])
+  with pytest.raises(ValueError, match='--relation ferry: no question'):
+    module('compare').main()
