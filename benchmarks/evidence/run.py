@@ -31,7 +31,7 @@ class Evidence:
   def sweep(self, name: str, gin: str, **macros) -> None:
     """A sweep into OUT/name, its files those of OUT."""
     values = {'VOCABULARY': f'{self.out}/world.{{seed}}/world.model', 'WORLD_GIN': self.world_gin, 'SEEDS': self.seeds}
-    forms = ('untagged',) if gin == 'reading' else ('untagged', 'tagged')
+    forms = ('untagged', 'tagged') if gin == 'comparison' else ('untagged',)
     values['QUESTIONS'] = tuple(f'{self.out}/world.{{seed}}/questions.{form}.jsonl' for form in forms)
     flags = [f'--gin.{key}={value!r}' for key, value in {**values, **macros}.items()]
     words = ['-m', 'crossin_jax.cli', 'sweep', f'--gin_file={HERE}/{gin}.gin', f'--output_dir={self.out}/{name}']
