@@ -30,7 +30,9 @@ class Evidence:
 
   def sweep(self, name: str, gin: str, **macros) -> None:
     """A sweep into OUT/name, its files those of OUT."""
-    values = {'VOCABULARY': f'{self.out}/world.{{seed}}/world.model', 'WORLD_GIN': self.world_gin, 'SEEDS': self.seeds}
+    values = {'VOCABULARY': f'{self.out}/world.{{seed}}/world.model', 'WORLD_GIN': self.world_gin}
+    if self.seeds:
+      values['SEEDS'] = self.seeds
     forms = ('untagged', 'tagged') if gin == 'comparison' else ('untagged',)
     values['QUESTIONS'] = tuple(f'{self.out}/world.{{seed}}/questions.{form}.jsonl' for form in forms)
     flags = [f'--gin.{key}={value!r}' for key, value in {**values, **macros}.items()]
@@ -43,8 +45,8 @@ class Evidence:
     self.sweep(name, gin, **{**start, **macros})
 
   def worlds(self) -> None:
-    seeds = ','.join(map(str, self.seeds))
-    self.command(f'{HERE}/worlds.py', f'--gin_file={self.world_gin}', f'--seeds={seeds}', f'--output_dir={self.out}')
+    seeds = [f'--seeds={",".join(map(str, self.seeds))}'] if self.seeds else []
+    self.command(f'{HERE}/worlds.py', f'--gin_file={self.world_gin}', *seeds, f'--output_dir={self.out}')
 
   def reading(self) -> None:
     self.sweep('reading', 'reading', TELL=(True, False) if self.floor else (True,))
@@ -75,7 +77,9 @@ class Evidence:
 
   def tested(self) -> list[str]:
     """The relations that are asked about."""
-    with open(os.path.join(self.out, f'world.{self.seeds[0]}', 'world.json'), encoding='utf-8') as f:
+    with open(
+      os.path.join(self.out, f'world.{self.seeds[0] if self.seeds else 0}', 'world.json'), encoding='utf-8'
+    ) as f:
       return json.load(f)['tested_relations']
 
   def volume(self) -> None:
@@ -92,7 +96,9 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--output_dir', default='runs/evidence')
   parser.add_argument('--world_gin', default=f'{HERE}/world.gin', help='the setting (default: %(default)s)')
-  parser.add_argument('--seeds', default='0,1,2,3,4', help='each a world and a training seed (default: %(default)s)')
+  parser.add_argument(
+    '--seeds', help='each a world and a training seed (default: those of the files, 0,1,2 or 0,1,2,3,4)'
+  )
   parser.add_argument('--only', default=','.join(EXPERIMENTS), help='of: %(default)s')
   parser.add_argument(
     '--no_floor', action='store_true', help='without models that never read what is asked: half of the reading'
@@ -104,7 +110,7 @@ def main() -> int:
     parser.error(f'--only: {", ".join(sorted(unknown))} is none of {", ".join(EXPERIMENTS)}')
   if stray := [flag for flag in flags if not flag.startswith('--gin.')]:
     parser.error(f'unknown arguments: {" ".join(stray)}')
-  seeds = tuple(map(int, args.seeds.split(',')))
+  seeds = tuple(map(int, args.seeds.split(','))) if args.seeds else ()
   evidence = Evidence(args.output_dir, args.world_gin, seeds, args.jobs, not args.no_floor, flags)
   for name in EXPERIMENTS:
     if name in wanted:
