@@ -88,8 +88,13 @@ class Evidence:
   def ratio(self) -> None:
     self.tune('ratio', 'ratio')
 
+  def longer(self) -> None:
+    """Three times the steps of the comparison."""
+    variants = ('tested_shared_base', 'tested_shared_base_mono', 'tested_shared_base_x2x')
+    self.tune('longer', 'comparison', VARIANTS=variants, TRAIN_STEPS=900)
 
-EXPERIMENTS = ('worlds', 'reading', 'comparison', 'volume', 'ratio')
+
+EXPERIMENTS = ('worlds', 'reading', 'comparison', 'volume', 'ratio', 'longer')
 
 
 def main() -> int:
