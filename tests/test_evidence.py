@@ -138,3 +138,19 @@ def test_one_relation_alone(tmp_path, monkeypatch):
   monkeypatch.setattr('sys.argv', ['compare.py', f'--points={tmp_path}', '--relation=ferry', f'--output={output}'])
   with pytest.raises(ValueError, match='--relation ferry: no question'):
     module('compare').main()
+
+
+def test_a_seed_of_another_directory_is_another_world(tmp_path, monkeypatch):
+  rng = np.random.default_rng(2)
+  both = []
+  for name, right in (('one', 0.9), ('two', 0.3)):
+    (tmp_path / name / 'comparison').mkdir(parents=True)
+    both.append({seed: np.where(rng.random((60, 3)) < right, 0, rng.integers(1, 4, (60, 3))) for seed in range(2)})
+    sweep(tmp_path / name / 'comparison', {'base': both[-1]}, range(2), rng)
+  folders = [f'--points={tmp_path / name}/comparison' for name in ('one', 'two')]
+  monkeypatch.setattr('sys.argv', ['compare.py', *folders, f'--output={tmp_path / "both.json"}'])
+  assert module('compare').main() == 0
+  base = json.loads((tmp_path / 'both.json').read_text())['arms']['Base']
+  assert list(base['by_seed']) == ['one.0', 'one.1', 'two.0', 'two.1']
+  right = [(chosen[:, 0] == 0).mean() for by_seed in both for chosen in by_seed.values()]
+  assert base['English']['estimate'] == pytest.approx(np.mean(right))

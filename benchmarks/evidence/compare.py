@@ -57,7 +57,7 @@ def about(run, relation: str | None):
 
 
 def figures(arms: dict[str, dict]) -> dict:
-  """Per arm: accuracy by language, in English, elsewhere, C_3 and AC3_3, with intervals."""
+  """Per arm, its predictions being by (output directory, seed): accuracy in English, elsewhere and by language, C_3, AC3_3; intervals."""
   table = {}
   for arm, by_seed in arms.items():
     choices, answers, languages = parts_of(by_seed)
@@ -69,11 +69,11 @@ def figures(arms: dict[str, dict]) -> dict:
     row['C_3'] = dataclasses.asdict(bootstrap.interval(choices, answers, 'consistency'))
     row['AC3_3'] = dataclasses.asdict(bootstrap.interval(choices, answers, 'ac3'))
     row['by_seed'] = {
-      seed: {
+      f'{os.path.basename(parent)}.{seed}': {
         'English': float(consistency.correctness(c, a)[:, columns['English']].mean()),
         'elsewhere': float(consistency.correctness(c, a)[:, columns['elsewhere']].mean()),
       }
-      for seed, c, a in zip(by_seed, choices, answers)
+      for (parent, seed), c, a in zip(by_seed, choices, answers)
     }
     table[arm] = row
   return table
@@ -190,8 +190,10 @@ def main() -> int:
   args = parser.parse_args()
   arms: dict[str, dict] = {}
   for spec in args.points:
+    # Seed 0 of another output directory is another world; sweeps of one directory are about the same worlds.
+    parent = os.path.dirname(os.path.abspath(spec.rpartition('=')[2]))
     for arm, by_seed in read_arms(spec, args.form, args.method, args.relation).items():
-      arms.setdefault(arm, {}).update(by_seed)
+      arms.setdefault(arm, {}).update({(parent, seed): run for seed, run in by_seed.items()})
   against = args.against.split(',')
   if missing := [name for name in against if name not in arms]:
     parser.error(f'--against: {", ".join(missing)} is none of {", ".join(arms)}')
