@@ -40,7 +40,7 @@ def test_settings_are_chosen_on_other_facts_than_figures_come_from(worlds):
     module('worlds').main([f'--gin_file={FOLDER / "dev"}.gin', '--seeds', '0', '--output_dir', str(worlds)])
 
 
-@pytest.mark.parametrize('name, distinct', [('reading', 4), ('comparison', 14), ('volume', 18), ('ratio', 28)])
+@pytest.mark.parametrize('name, distinct', [('reading', 4), ('comparison', 14), ('volume', 18), ('ratio', 28), ('proposal', 12)])
 def test_sweeps_parse(worlds, tmp_path, capsys, name, distinct):
   flags = [
     "--gin.SEEDS=(0, 1)", f"--gin.VOCABULARY='{worlds}/world.{{seed}}/world.model'",

@@ -93,8 +93,11 @@ class Evidence:
     variants = ('tested_shared_base', 'tested_shared_base_mono', 'tested_shared_base_x2x')
     self.tune('longer', 'comparison', VARIANTS=variants, TRAIN_STEPS=900)
 
+  def proposal(self) -> None:
+    self.tune('proposal', 'proposal')
 
-EXPERIMENTS = ('worlds', 'reading', 'comparison', 'volume', 'ratio', 'longer')
+
+EXPERIMENTS = ('worlds', 'reading', 'comparison', 'volume', 'ratio', 'longer', 'proposal')
 
 
 def main() -> int:
