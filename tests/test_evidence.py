@@ -4,6 +4,7 @@ import importlib.util
 import json
 
 from conftest import REPOSITORY
+import gin
 import numpy as np
 import pytest
 import scipy.stats
@@ -40,7 +41,9 @@ def test_settings_are_chosen_on_other_facts_than_figures_come_from(worlds):
     module('worlds').main([f'--gin_file={FOLDER / "dev"}.gin', '--seeds', '0', '--output_dir', str(worlds)])
 
 
-@pytest.mark.parametrize('name, distinct', [('reading', 4), ('comparison', 14), ('volume', 18), ('ratio', 28), ('proposal', 12)])
+@pytest.mark.parametrize(
+  'name, distinct', [('reading', 4), ('comparison', 14), ('volume', 18), ('ratio', 28), ('proposal', 12)]
+)
 def test_sweeps_parse(worlds, tmp_path, capsys, name, distinct):
   flags = [
     "--gin.SEEDS=(0, 1)", f"--gin.VOCABULARY='{worlds}/world.{{seed}}/world.model'",
@@ -52,6 +55,20 @@ def test_sweeps_parse(worlds, tmp_path, capsys, name, distinct):
   assert len(plan['to_run']) == distinct
   words = [word for step in plan['to_run'][-1]['commands'] for word in step]
   assert f'--questions={worlds}/world.1/questions.untagged.jsonl' in words
+
+
+def test_every_volume_can_be_had(worlds, monkeypatch):
+  from seqio_tasks.crossin import split_rows
+  from seqio_tasks.world import World
+  from seqio_tasks.world_sources import WorldInstructions
+
+  known = json.loads((worlds / 'world.0' / 'world.json').read_text(encoding='utf-8'))
+  rows = WorldInstructions(World(**known))
+  training, _ = split_rows(rows, 36, 0)
+  monkeypatch.chdir(REPOSITORY)
+  gin.parse_config_file('benchmarks/evidence/volume.gin')
+  volumes = [volume for volume in gin.query_parameter('sweep.axes')['volume'] if volume != 'all']
+  assert max(volumes) <= len(training) * 2  # Trans has two pairs of languages
 
 
 RELATIONS = ('trade', 'radio')
