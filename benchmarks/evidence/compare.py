@@ -35,12 +35,19 @@ def read_arms(spec: str, form: str, method: str, relation: str | None = None) ->
   with open(os.path.join(folder, 'sweep.json'), encoding='utf-8') as f:
     points = json.load(f)['points']
   for point in points:
-    variant = '_'.join(part for part in point['mixture'].split('.')[1].split('_') if part not in REPLAYED)
-    others = ', '.join(f'{key} {value}' for key, value in point['values'].items() if key != 'variant')
-    arm = name or ', '.join(filter(None, (NAMES.get(variant, variant), others)))
+    arm = name or arm_of(point)
     path = os.path.join(folder, point['evaluation'], 'predictions', f'questions.{form}.{method}.jsonl')
     arms.setdefault(arm, {})[point['seed']] = about(read_predictions(path), relation)
   return arms
+
+
+def arm_of(point: dict) -> str:
+  """'x2x', 'x2x, volume 300'; of an axis of shares, those of the components that are not replay: '0.05 base + 0.45 mono'."""
+  if shares := point['values'].get('SHARES'):
+    return ' + '.join(f'{share:g} {part}' for part, share in shares.items() if share and part not in REPLAYED)
+  variant = '_'.join(part for part in point['mixture'].split('.')[1].split('_') if part not in REPLAYED)
+  others = ', '.join(f'{key} {value}' for key, value in point['values'].items() if key != 'variant')
+  return ', '.join(filter(None, (NAMES.get(variant, variant), others)))
 
 
 def about(run, relation: str | None):
@@ -182,7 +189,11 @@ def main() -> int:
   parser.add_argument(
     '--points', action='append', required=True, metavar='[NAME=]OUT', help='a finished sweep; repeatable'
   )
-  parser.add_argument('--against', default='Base', help='arms that the others are compared with (default: %(default)s)')
+  parser.add_argument(
+    '--against',
+    default='Base',
+    help='arms that the others are compared with, separated by commas (default: %(default)s)',
+  )
   parser.add_argument('--form', default='untagged', choices=('untagged', 'tagged'))
   parser.add_argument('--method', default='likelihood', choices=('likelihood', 'generate'))
   parser.add_argument('--relation', help='of the questions, e.g. trade (default: all)')
