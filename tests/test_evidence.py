@@ -57,7 +57,8 @@ def test_sweeps_parse(worlds, tmp_path, capsys, name, distinct):
   assert f'--questions={worlds}/world.1/questions.untagged.jsonl' in words
 
 
-def test_every_volume_can_be_had(worlds, monkeypatch):
+@pytest.mark.parametrize('path', ['benchmarks/evidence/volume.gin', 'gin_configs/ablations/world_volume.gin'])
+def test_every_volume_can_be_had(worlds, monkeypatch, path):
   from seqio_tasks.crossin import split_rows
   from seqio_tasks.world import World
   from seqio_tasks.world_sources import WorldInstructions
@@ -66,7 +67,7 @@ def test_every_volume_can_be_had(worlds, monkeypatch):
   rows = WorldInstructions(World(**known))
   training, _ = split_rows(rows, 36, 0)
   monkeypatch.chdir(REPOSITORY)
-  gin.parse_config_file('benchmarks/evidence/volume.gin')
+  gin.parse_config_file(path)
   volumes = [volume for volume in gin.query_parameter('sweep.axes')['volume'] if volume != 'all']
   assert max(volumes) <= len(training) * 2  # Trans has two pairs of languages
 
