@@ -42,12 +42,12 @@ def read_arms(spec: str, form: str, method: str, relation: str | None = None) ->
 
 
 def arm_of(point: dict) -> str:
-  """'x2x', 'x2x, volume 300'; of an axis of shares, those of the components that are not replay: '0.05 base + 0.45 mono'."""
+  """'x2x', 'x2x volume 300'; of an axis of shares, those of the components that are not replay: '0.05 base + 0.45 mono'."""
   if shares := point['values'].get('SHARES'):
     return ' + '.join(f'{share:g} {part}' for part, share in shares.items() if share and part not in REPLAYED)
   variant = '_'.join(part for part in point['mixture'].split('.')[1].split('_') if part not in REPLAYED)
-  others = ', '.join(f'{key} {value}' for key, value in point['values'].items() if key != 'variant')
-  return ', '.join(filter(None, (NAMES.get(variant, variant), others)))
+  others = ' '.join(f'{key} {value}' for key, value in point['values'].items() if key != 'variant')
+  return ' '.join(filter(None, (NAMES.get(variant, variant), others)))
 
 
 def about(run, relation: str | None):
