@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 STEPS = 12
-MINUTE = 60  # within which a run must end once something has happened to it
-START = 600  # to import, compile and begin may take long on a busy machine, and nothing is claimed of it
+MINUTE = 60
 
 
 @pytest.fixture(scope='module')
@@ -32,7 +31,7 @@ def end_of(running, seconds=MINUTE):
   return [process.wait(max(0.1, until - time.monotonic())) for process in running]
 
 
-def wait_for(true, running, seconds=600):
+def wait_for(true, running, seconds=200):
   """Until something is true while all processes run."""
   until = time.monotonic() + seconds
   while not true():
@@ -47,7 +46,7 @@ def steps_of(model_dir) -> int:
 @pytest.mark.slow
 def test_a_process_that_is_not_started_is_named(processes, tmp_path):
   running = processes.start(tmp_path / 'run', 4, {'TRAIN_STEPS': 2}, without=[2], flags=['--start_timeout=45'])
-  assert end_of(running, START) == [1, 1, 1]  # 45 s from the moment at which process 0 is there
+  assert end_of(running, 45 + 300) == [1, 1, 1]  # 45 s from the moment at which process 0 is there, after its imports
   for index in (0, 1, 3):
     assert 'did not start in time: 2.' in said(tmp_path / 'run', index)
   assert not (tmp_path / 'run').exists()
@@ -56,7 +55,7 @@ def test_a_process_that_is_not_started_is_named(processes, tmp_path):
 @pytest.mark.slow
 def test_a_process_with_other_data_is_named(processes, tmp_path):
   running = processes.start(tmp_path / 'run', 2, {'TRAIN_STEPS': 2}, own={1: ['--gin.RANDOM_SEED=7']})
-  assert end_of(running, START) == [1, 1]
+  assert end_of(running, 120) == [1, 1]
   for index in range(2):
     assert 'differ at the start: process 1 (' in said(tmp_path / 'run', index)
 
@@ -64,7 +63,7 @@ def test_a_process_with_other_data_is_named(processes, tmp_path):
 @pytest.mark.slow
 def test_an_error_of_one_process_is_told_by_all(processes, tmp_path):
   running = processes.start(tmp_path / 'run', 2, {'TRAIN_STEPS': 2}, own={1: ["--gin.DATA_DIR='/nowhere'"]})
-  assert end_of(running, START) == [1, 1]
+  assert end_of(running, 120) == [1, 1]
   assert '/nowhere' in said(tmp_path / 'run', 1) and 'process 1 (' in said(tmp_path / 'run', 0)
   assert '/nowhere' in said(tmp_path / 'run', 0)
 
