@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 
+from compare import told as interval_text
 import numpy as np
 
 from crossin_jax.evaluation import bootstrap
@@ -96,16 +97,18 @@ def markdown(found: Mapping) -> str:
     '|---|---|---|---|---|---|---|---|---|',
   ]
   for arm, own in found['arms'].items():
-    shown = [_told(own[form][measure]) for form in FORMS for measure in MEASURES]
+    shown = [interval_text(own[form][measure]) for form in FORMS for measure in MEASURES]
     steps = '-' if own['steps'][0] is None else _range(own['steps'])
     lines.append(f'| {arm} | {_range(own["rows"])} | {steps} | ' + ' | '.join(shown) + ' |')
   lines += ['', '| difference, points | English: follows | right | native: follows | right |', '|---|---|---|---|---|']
   for name, own in found['differences'].items():
-    shown = [_told(own[form][measure], True) for form in FORMS for measure in ('follows', 'right')]
+    shown = [interval_text(own[form][measure], True) for form in FORMS for measure in ('follows', 'right')]
     lines.append(f'| {name} | ' + ' | '.join(shown) + ' |')
   lines += ['', '| asked about relations that were | chance | diverse | difference |', '|---|---|---|---|']
   for name, own in found['diversification'].items():
-    lines.append(f'| {name} | {_told(own["chance"])} | {_told(own["diverse"])} | {_told(own["difference"], True)} |')
+    lines.append(
+      f'| {name} | {interval_text(own["chance"])} | {interval_text(own["diverse"])} | {interval_text(own["difference"], True)} |'
+    )
   lines += [
     '',
     '| seed | candidates good | kept good | translations exactly true | good of chance, diverse | rare of kept, chance, diverse |',
@@ -141,10 +144,3 @@ def _rare(spread: Mapping, name: str, frequent: Sequence[str]) -> int:
 
 def _range(numbers: Sequence[int]) -> str:
   return str(numbers[0]) if len(set(numbers)) == 1 else f'{min(numbers)} to {max(numbers)}'
-
-
-def _told(one: Mapping, sign: bool = False) -> str:
-  """'41.2 [38.0, 44.1]' in per cent, bold where an interval of a difference leaves out zero."""
-  estimate, low, high = (f'{100 * one[key]:{"+" if sign else ""}.1f}' for key in ('estimate', 'low', 'high'))
-  text = f'{estimate} [{low}, {high}]'
-  return f'**{text}**' if sign and (one['low'] > 0 or one['high'] < 0) else text
