@@ -36,7 +36,7 @@ def setting_of(model: str, tuning: str, rows: int):
   ]
   arguments = ['--topology=v5e:2x2', *flags, *(LORA if tuning == 'lora' else [])]
   plan.parse_gin(plan.parser().parse_args(config.rewrite(arguments)))
-  return plan.plan_settings()
+  return plan.plan_settings(**config.resolve(plan.shared_settings()))
 
 
 def smallest(model: str, kind: str, tuning: str, by_formula: bool = False) -> dict:

@@ -209,15 +209,16 @@ def main(argv: list[str]) -> int:
   config.parse(args)
   distributed.initialize(args)
   name = f'bench_{args.what}'
-  with gin.unlock_config():
-    for setting in SHARED[args.what]:
-      if config.bound(f'train.{setting}') is not None and config.bound(f'{name}.{setting}') is None:
-        gin.bind_parameter(f'{name}.{setting}', config.bound(f'train.{setting}'))
-    if args.what != 'data' and config.bound(f'{name}.model') is None:
-      if config.macro('MODEL') is None:
-        raise config.ConfigError('no model: give a file of gin_configs/models with --gin_file')
-      gin.bind_parameter(f'{name}.model', config.macro('MODEL'))
-  result = BENCHES[args.what]()
+  shared = {
+    setting: value
+    for setting in SHARED[args.what]
+    if (value := config.bound(f'train.{setting}')) is not None and config.bound(f'{name}.{setting}') is None
+  }
+  if args.what != 'data' and config.bound(f'{name}.model') is None:
+    if config.macro('MODEL') is None:
+      raise config.ConfigError('no model: give a file of gin_configs/models with --gin_file')
+    shared['model'] = config.macro('MODEL')
+  result = BENCHES[args.what](**config.resolve(shared))
   print(', '.join(f'{key} {value}' for key, value in result.items()), file=sys.stderr)
   if args.json:
     print(json.dumps(result))

@@ -1,6 +1,11 @@
-"""gin as T5X uses it: --gin_file, --gin_search_paths, --gin.NAME=VALUE."""
+"""gin as T5X uses it: --gin_file, --gin_search_paths, --gin.NAME=VALUE.
+
+The one place that reads gin's private registry: gin has no public list of what is bound.
+"""
 
 import argparse
+from collections.abc import Callable, Iterator
+import copy
 import difflib
 import inspect
 import logging
@@ -9,6 +14,7 @@ import re
 import tokenize
 import types
 import typing
+from typing import NamedTuple
 
 import gin
 
@@ -17,6 +23,88 @@ from crossin_jax import remote
 
 class ConfigError(ValueError):
   """A gin file, name or value that is wrong; the message says where and what was meant."""
+
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def configurable(*, commands: tuple[str, ...], **options) -> Callable:
+  """`gin.configurable` for settings that a pipeline passes on to the commands it starts.
+
+  Args:
+    commands: those of 'prepare', 'train' and 'chunks' that read the settings; the first one counts
+      when a pipeline decides which steps are stale. () = none. What is registered with
+      `gin.configurable` itself belongs to 'train'.
+    **options: of `gin.configurable`.
+  """
+
+  def register(target):
+    target.gin_commands = commands
+    return gin.configurable(**options)(target)
+
+  return register
+
+
+class Binding(NamedTuple):
+  """One bound parameter.
+
+  Attributes:
+    name: as users write it: 'train.log_period', with its scope 'eval/Sampling.top_k'.
+    value: with references unresolved.
+    module: that defines the configurable.
+    commands: see `configurable`.
+  """
+
+  name: str
+  value: object
+  module: str
+  commands: tuple[str, ...]
+
+
+def bindings() -> Iterator[Binding]:
+  """All bound parameters except macros."""
+  for (scope, selector), values in gin.config._CONFIG.items():
+    if selector == 'gin.macro':
+      continue
+    wrapped = gin.config._REGISTRY[selector].wrapped
+    short = gin.config._REGISTRY.minimal_selector(selector)
+    for name, value in values.items():
+      yield Binding(
+        f'{scope}/{short}.{name}'.lstrip('/'),
+        value,
+        wrapped.__module__,
+        getattr(wrapped, 'gin_commands', ('train',)),
+      )
+
+
+def macros() -> dict[str, object]:
+  """Name -> value of all macros, references unresolved."""
+  return {scope: values['value'] for (scope, selector), values in gin.config._CONFIG.items() if selector == 'gin.macro'}
+
+
+def references(value) -> Iterator:
+  """The references in a value, those behind its macros included."""
+  if isinstance(value, gin.config.ConfigurableReference):
+    yield value
+    known = macros()
+    if is_macro(value) and value.scopes[-1] in known:
+      yield from references(known[value.scopes[-1]])
+  elif isinstance(value, dict):
+    for part in (*value.keys(), *value.values()):
+      yield from references(part)
+  elif isinstance(value, (list, tuple)):
+    for part in value:
+      yield from references(part)
+
+
+def is_macro(reference) -> bool:
+  """Whether a reference is `%NAME`."""
+  return reference.selector == 'gin.macro'
+
+
+def resolve(value):
+  """The value behind gin references: `@Decoder()` becomes the model."""
+  return copy.deepcopy(value)  # a reference evaluates itself when it is copied
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -47,17 +135,17 @@ def parse(args: argparse.Namespace) -> None:
   Raises:
     ConfigError: a missing file, an unknown name (with the nearest known), a value that gin cannot read.
   """
-  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
   gin.clear_config()
   args.gin_file[:] = map(remote.fetched, args.gin_file)
   paths = [path for path in args.gin_search_paths.split(',') if path]
-  for path in [*paths, root]:
+  for path in [*paths, REPOSITORY]:
     gin.add_config_file_search_path(path)
   for path in args.gin_file:
-    if not any(os.path.isfile(os.path.join(folder, path)) for folder in ('', *paths, root)):
-      raise ConfigError(f'gin file {path!r} is not there (looked in: current folder, {", ".join([*paths, root])})')
-  # gin's other reader takes folders for Python packages, and breaks on ours, which has no __init__.py.
-  gin.config._FILE_READERS[:] = [(open, os.path.isfile)]  # pylint: disable=protected-access
+    if not any(os.path.isfile(os.path.join(folder, path)) for folder in ('', *paths, REPOSITORY)):
+      raise ConfigError(
+        f'gin file {path!r} is not there (looked in: current folder, {", ".join([*paths, REPOSITORY])})'
+      )
+  use_file_reader()
   # gin logs an error for every search path that a file is not in.
   logging.disable(logging.ERROR)
   try:
@@ -74,17 +162,23 @@ def parse(args: argparse.Namespace) -> None:
     logging.disable(logging.NOTSET)
 
 
+def use_file_reader() -> None:
+  """Makes gin read files only as files."""
+  # gin's other reader takes folders for Python packages and fails on ours, which has no __init__.py.
+  gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
+
+
 def _check_types() -> None:
   """Compares every bound value with the annotation of its parameter; gin itself takes anything.
 
   Raises:
     ConfigError: names the parameter, the value and the type wanted.
   """
-  for (_, selector), parameters in gin.config._CONFIG.items():  # pylint: disable=protected-access  # gin has no public list
-    configurable = gin.config._REGISTRY.get(selector)  # pylint: disable=protected-access
-    if configurable is None or selector == 'gin.macro':
+  for (_, selector), parameters in gin.config._CONFIG.items():
+    entry = gin.config._REGISTRY.get(selector)
+    if entry is None or selector == 'gin.macro':
       continue
-    function = configurable.wrapped.__init__ if inspect.isclass(configurable.wrapped) else configurable.wrapped
+    function = entry.wrapped.__init__ if inspect.isclass(entry.wrapped) else entry.wrapped
     try:
       annotations = typing.get_type_hints(function)
     except Exception:  # pylint: disable=broad-exception-caught  # an annotation that cannot be resolved is no check
@@ -146,12 +240,12 @@ def _explain(message: str) -> str:
   wanted = None
   if match := re.search(r"No configurable matching (?:reference )?'?@?([\w./]+?)(?:\(\))?'", message):
     wanted = match[1].split('/')[-1]
-    for selector, _ in gin.config._REGISTRY.items():  # pylint: disable=protected-access  # gin has no public list
+    for selector, _ in gin.config._REGISTRY.items():
       names.add(selector)
       names.add(selector.split('.')[-1])
   elif match := re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message):
     wanted = match[2]
-    found = gin.config._REGISTRY.get_match(match[1].split('.')[-1])  # pylint: disable=protected-access
+    found = gin.config._REGISTRY.get_match(match[1].split('.')[-1])
     if found is not None:
       names = set(inspect.signature(found.wrapped).parameters)
   if wanted is None:

@@ -15,9 +15,7 @@ import sys
 import threading
 import time
 
-import gin
-
-from crossin_jax import interruption
+from crossin_jax import config, interruption
 from crossin_jax.ledger import TOKENS, Ledger
 from crossin_jax.pace import Pace
 from crossin_jax.reply_cache import ReplyCache
@@ -118,7 +116,7 @@ def rough_tokens(text: str) -> int:
   return -(-ascii_ // 4) + -(-(len(text) - ascii_) // 2)
 
 
-@gin.configurable
+@config.configurable(commands=())
 class Endpoint:
   """A model behind a URL. Use as a context manager, or `close` it; one `complete` at a time."""
 

@@ -5,19 +5,18 @@ import os
 
 import flax.core
 from flax.linen import partitioning as nn_partitioning
-import gin
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from crossin_jax import config, meshes
 from crossin_jax import devices as devices_lib
-from crossin_jax import meshes
 from crossin_jax.models.decoder_config import DecoderConfig
 
 MESH_AXES = meshes.AXES
 
 
-@gin.configurable
+@config.configurable(commands=('train', 'chunks'))
 def standard_logical_axis_rules() -> tuple[tuple[str, object], ...]:
   """T5X's canonical logical axes on this project's mesh axes.
 
@@ -38,7 +37,7 @@ def standard_logical_axis_rules() -> tuple[tuple[str, object], ...]:
   )
 
 
-@gin.configurable
+@config.configurable(commands=('train', 'chunks'))
 class Partitioner:
   """A mesh over all devices of all processes, and the shardings that follow from it.
 

@@ -80,21 +80,26 @@ def parse_gin(args: argparse.Namespace) -> None:
   # A file of gin_configs/models behind it may have named another model, and the directory is of no interest.
   if directory_missing and 'from_huggingface' in str(config.bound('Decoder.config')):
     raise directory_missing
-  with gin.unlock_config():
-    for name in SHARED:
-      if config.bound(f'plan_settings.{name}') is not None:
-        continue
-      if (value := config.bound(f'train.{name}')) is not None:
-        gin.bind_parameter(f'plan_settings.{name}', value)
-      elif name in MACROS and (value := config.macro(MACROS[name])) is not None:
-        gin.bind_parameter(f'plan_settings.{name}', value)
-  if config.bound('plan_settings.model') is None:
+  if 'model' not in shared_settings() and config.bound('plan_settings.model') is None:
     raise config.ConfigError('no model: give a file of gin_configs/models or gin_configs/runs with --gin_file')
+
+
+def shared_settings() -> dict:
+  """Settings of `train` that `plan_settings` takes where it has none of its own, references unresolved."""
+  found = {}
+  for name in SHARED:
+    if config.bound(f'plan_settings.{name}') is not None:
+      continue
+    if (value := config.bound(f'train.{name}')) is not None:
+      found[name] = value
+    elif name in MACROS and (value := config.macro(MACROS[name])) is not None:
+      found[name] = value
+  return found
 
 
 def plan(args: argparse.Namespace, topologies: list[plan_topology.Topology]) -> dict:
   """Makes the plan that the flags ask for, and prints it for people; returns it as JSON."""
-  setting, partitioner = plan_settings()
+  setting, partitioner = plan_settings(**config.resolve(shared_settings()))
   planner = plan_search.Planner(partitioner, args.effort)
   price = args.price_per_chip_hour
   if args.search or args.smallest:

@@ -160,14 +160,7 @@ def parse_saved(args, checkpoint: str) -> None:
     )
 
 
-@gin.configurable
-def _model(model=gin.REQUIRED):
-  return model
-
-
 def saved_model(args, checkpoint: str):
   """The model of a checkpoint, see `parse_saved`."""
   parse_saved(args, checkpoint)
-  with gin.unlock_config():
-    gin.bind_parameter('_model.model', gin.query_parameter('train.model'))
-  return _model()
+  return config.resolve(config.bound('train.model'))

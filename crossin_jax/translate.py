@@ -15,8 +15,6 @@ import re
 import sys
 from typing import NamedTuple
 
-import gin
-
 from crossin_jax import config, endpoint_flags, interruption
 from crossin_jax.endpoint import Request, rough_tokens, stoppable
 from crossin_jax.evaluation.results import write_text
@@ -149,6 +147,7 @@ def by_checkpoint(
   `Generator` are as gin says; what is asked again is sampled at `AGAIN`.
   """
   from crossin_jax.decoding.generate import generate
+  from crossin_jax.decoding.sampling import Sampling
 
   masks, outcomes = [mask(item.text) for item in items], [None] * len(items)
   left = list(range(len(items)))
@@ -159,11 +158,8 @@ def by_checkpoint(
     content = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
     stem = directory / f'round_{number}_{hashlib.sha256(content.encode()).hexdigest()[:12]}'
     write_text(f'{stem}.in.jsonl', content)
-    if number:
-      with gin.unlock_config():
-        gin.bind_parameter('Sampling.temperature', AGAIN)
-        gin.bind_parameter('Sampling.seed', number)
-    if generate(checkpoint, f'{stem}.in.jsonl', f'{stem}.jsonl', model) is None:
+    sampling = Sampling(temperature=AGAIN, seed=number) if number else Sampling()
+    if generate(checkpoint, f'{stem}.in.jsonl', f'{stem}.jsonl', model, sampling=sampling) is None:
       return None
     with open(f'{stem}.jsonl', encoding='utf-8') as file:
       for row in map(json.loads, file):

@@ -8,9 +8,9 @@ import functools
 import itertools
 from typing import NamedTuple
 
-import gin
 import numpy as np
 
+from crossin_jax import config
 from crossin_jax.data.mixing import fold
 from crossin_jax.data.prompts import Example, Rejected, check_template, describe_template, render_example, stop_id
 from crossin_jax.data.vocabulary import Vocabulary
@@ -29,7 +29,7 @@ MODES = {
 CROSSIN_MODES = ('mono', 'en2x', 'x2en', 'x2x', 'trans')  # those a volume limits
 
 
-@gin.configurable
+@config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
 class Preset:
   """How examples are drawn and cut: METHODS section C, this project's default and the released code.

@@ -6,6 +6,7 @@ import re
 import gin
 import numpy as np
 
+from crossin_jax import config
 from crossin_jax.data.vocabulary import Vocabulary
 from crossin_jax.languages import code_of
 from seqio_tasks.crossin import CROSSIN_MODES, Preset, TaskSpec, language_pairs
@@ -53,7 +54,7 @@ class MixtureName:
     return cls(source, tuple(variant.split('_')), None if volume == 'all' else int(volume), codes, preset)
 
 
-@gin.configurable
+@config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
 class MixtureSettings:
   """What a mixture name does not say.

@@ -13,8 +13,7 @@ import os
 import re
 from typing import Protocol, runtime_checkable
 
-import gin
-
+from crossin_jax import config
 from crossin_jax.languages import code_of
 from seqio_tasks.alignment import Table, aligned
 from seqio_tasks.columns import Column
@@ -145,7 +144,7 @@ class _Rows:
     return digest.hexdigest()
 
 
-@gin.configurable
+@config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
 class ParallelFiles(_Rows):
   """Instruction rows from JSON, JSONL or Parquet files.
@@ -202,7 +201,7 @@ class ParallelFiles(_Rows):
     return columns, self.align
 
 
-@gin.configurable
+@config.configurable(commands=('prepare',))
 def one_language_files(
   stems: dict[str, str | None], languages: Sequence[str], name: str
 ) -> dict[str, list[ParallelFiles]]:
@@ -222,7 +221,7 @@ def one_language_files(
   return {component: files(component, stem) for component, stem in stems.items() if stem}
 
 
-@gin.configurable
+@config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
 class TfdsRows(_Rows):
   """Instruction rows from a prepared TFDS dataset with the features id, language, instruction, input, output.

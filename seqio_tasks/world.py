@@ -14,7 +14,8 @@ import re
 import tomllib
 
 import babel
-import gin
+
+from crossin_jax import config
 
 LANGUAGES = ('en', 'zh', 'vi', 'es', 'fi', 'id', 'th', 'tr', 'bn', 'hi', 'sw', 'ta', 'ur')
 # Relation -> kind of its value. Relations come in pairs of one kind, so that the names a tested relation
@@ -122,7 +123,7 @@ class Question:
   answer: int
 
 
-@gin.configurable
+@config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
 class World:
   """The facts of one seed and what is told of them.

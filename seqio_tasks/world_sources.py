@@ -9,6 +9,7 @@ import os
 
 import gin
 
+from crossin_jax import config
 from crossin_jax.data.prepared import write_json
 from seqio_tasks.world import World
 
@@ -48,7 +49,7 @@ class _Rows:
     return hashlib.sha256(json.dumps(self._rows, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-@gin.configurable
+@config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
 class WorldInstructions(_Rows):
   """Question-answer rows about the tuning entities, aligned across the world's languages."""
@@ -64,7 +65,7 @@ class WorldInstructions(_Rows):
     return self.world.instructions(language)
 
 
-@gin.configurable
+@config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
 class WorldStatements(_Rows):
   """Sentences told in one language about the tested relations or about the shared ones."""
@@ -85,7 +86,7 @@ class WorldStatements(_Rows):
     ]  # fmt: skip
 
 
-@gin.configurable
+@config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
 class WorldBilingual(_Rows):
   """Running text that says the same thing in English and in another language, either first: how a reader learns names.
@@ -118,7 +119,7 @@ class WorldBilingual(_Rows):
     ]
 
 
-@gin.configurable
+@config.configurable(commands=('prepare',))
 def world_texts(world: World) -> dict[str, list]:
   """Components of running text: 'tested' (told in English only), 'shared' and 'bilingual' (told in every language)."""
   return {

@@ -20,7 +20,9 @@ class Processes:
     }  # fmt: skip
     self._compiled = compiled
 
-  def start(self, model_dir, count, values, *, devices=1, more=(), without=(), own=None, flags=()) -> list[subprocess.Popen]:
+  def start(
+    self, model_dir, count, values, *, devices=1, more=(), without=(), own=None, flags=()
+  ) -> list[subprocess.Popen]:
     """One process each, their stderr in MODEL_DIR.INDEX.log.
 
     Args:
@@ -34,7 +36,9 @@ class Processes:
       flags: further arguments of all, before gin's.
     """
     command = ['train', '--gin_file=gin_configs/runs/world_tune.gin', *flags]
-    command += [f'--gin.{name}={value!r}' for name, value in (self._values | {'MODEL_DIR': str(model_dir)} | values).items()]
+    command += [
+      f'--gin.{name}={value!r}' for name, value in (self._values | {'MODEL_DIR': str(model_dir)} | values).items()
+    ]
     return self.start_command(
       [*command, '--gin.train.evaluators=()', *more], model_dir, count, devices=devices, without=without, own=own
     )

@@ -123,7 +123,12 @@ def test_evaluate_on_two_processes_writes_once_what_one_finds(starter, on_two, t
   model_dir, _ = on_two
   found = {}
   for count in (1, 2):
-    command = ['evaluate', f'--checkpoint={model_dir}', f'--questions={questions}', f'--output_dir={tmp_path / str(count)}']
+    command = [
+      'evaluate',
+      f'--checkpoint={model_dir}',
+      f'--questions={questions}',
+      f'--output_dir={tmp_path / str(count)}',
+    ]
     running = starter.start_command([*command, '--limit=8'], tmp_path / f'run{count}', count)
     assert [process.wait(300) for process in running] == [0] * count
     found[count] = {

@@ -22,7 +22,9 @@ def processes(tiny_prepared, tmp_path_factory):
 @pytest.fixture(scope='module')
 def undisturbed(processes, tmp_path_factory):
   """Losses of a run that nothing happened to."""
-  return processes.run(tmp_path_factory.mktemp('whole') / 'run', 2, {'TRAIN_STEPS': STEPS, 'CheckpointConfig.period': 4})
+  return processes.run(
+    tmp_path_factory.mktemp('whole') / 'run', 2, {'TRAIN_STEPS': STEPS, 'CheckpointConfig.period': 4}
+  )
 
 
 def end_of(running, seconds=MINUTE):
@@ -79,7 +81,9 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(processes, undistu
   if moment == 'step':
     wait_for(lambda: steps_of(model_dir) >= 6, running)
   elif moment == 'save':
-    wait_for(lambda: any('checkpoint_4' in name for name in os.listdir(model_dir)) if model_dir.exists() else False, running)
+    wait_for(
+      lambda: any('checkpoint_4' in name for name in os.listdir(model_dir)) if model_dir.exists() else False, running
+    )
   elif moment == 'evaluation':  # it begins with a compile, right after the line of its step
     wait_for(lambda: steps_of(model_dir) >= 6, running)
     time.sleep(0.1)

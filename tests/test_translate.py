@@ -324,10 +324,8 @@ def test_rounds_of_a_model_of_ones_own(tmp_path, monkeypatch):
   """What is not usable is generated again, sampled, and only that."""
   asked, temperatures = [], []
 
-  def generate(checkpoint, input_path, output_path, model):
-    from crossin_jax.decoding.sampling import Sampling
-
-    temperatures.append(Sampling().temperature)
+  def generate(checkpoint, input_path, output_path, model, sampling):
+    temperatures.append(sampling.temperature)
     with open(input_path, encoding='utf-8') as f:
       prompts = [json.loads(line) for line in f]
     asked.append([row['id'] for row in prompts])

@@ -9,8 +9,6 @@ import json
 import os
 import sys
 
-import gin
-
 from crossin_jax import config
 from crossin_jax.data.prepared import read_json
 from seqio_tasks import world_sources
@@ -28,9 +26,7 @@ def main(argv: list[str]) -> int:
   args.gin_bindings.append("VOCABULARY = ''")  # required, and made here
   config.parse(args)
   for seed in map(int, args.seeds.split(',')):
-    with gin.unlock_config():
-      gin.bind_parameter('World.seed', seed)
-    folder, world = os.path.join(args.output_dir, f'world.{seed}'), World()
+    folder, world = os.path.join(args.output_dir, f'world.{seed}'), World(seed=seed)
     made, now = os.path.join(folder, 'world.json'), json.loads(json.dumps(dataclasses.asdict(world)))
     if os.path.exists(made):
       if (before := read_json(made, 'delete it')) != now:

@@ -8,15 +8,13 @@ import os
 import re
 import shutil
 
-import gin
-
-from crossin_jax import remote
+from crossin_jax import config, remote
 from crossin_jax.data import chat
 
 BESIDE = ('chat_template.jinja', 'tokenizer_config.json')  # what is read in the folder of a tokenizer too
 
 
-@gin.configurable
+@config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
   """Text to ids and back. Pickles as its path, so that worker processes can open their own.

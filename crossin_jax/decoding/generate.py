@@ -10,7 +10,6 @@ import os
 import sys
 import time
 
-import gin
 import jax
 import numpy as np
 
@@ -125,9 +124,16 @@ def weights_digest(checkpoint: str) -> str:
   return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
 
 
-@gin.configurable
+@config.configurable(commands=('chunks',))
 def generate(
-  checkpoint: str, input_path: str, output_path: str, model, *, tags: bool = False, partitioner=Partitioner
+  checkpoint: str,
+  input_path: str,
+  output_path: str,
+  model,
+  *,
+  tags: bool = False,
+  sampling: Sampling | None = None,
+  partitioner=Partitioner,
 ) -> dict | None:
   """Answers the rows of a file, or goes on with it.
 
@@ -140,6 +146,7 @@ def generate(
     output_path: JSONL; what made it is noted in `output_path`.run.json. On gs:// it is pushed every 30 s.
     model: the model of the checkpoint.
     tags: put "[language]" on instructions, as the cross-lingual modes do in training.
+    sampling: how the next token is chosen; None = as gin says.
     partitioner: mesh and axis rules.
 
   Returns:
@@ -150,7 +157,7 @@ def generate(
       that another process writes.
   """
   rows = read_rows(input_path := remote.fetched(input_path), tags)
-  sampling = Sampling()
+  sampling = sampling or Sampling()
   if not huggingface.is_directory(checkpoint):
     checkpoint = checkpoints.latest_checkpoint(checkpoint)
   prompts = Prompts(checkpoint if huggingface.is_directory(checkpoint) else os.path.dirname(checkpoint))

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-import gin
 import jax
 import numpy as np
 
-from crossin_jax import interruption
+from crossin_jax import config, interruption
 from crossin_jax.decoding import slots as slots_lib
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Generation, Prompt, Schedule
@@ -18,7 +17,7 @@ CHUNK_WITH_STOP_TEXTS = 8  # they are found on the host: what is generated after
 FEWEST_ROWS = 8  # below that a row costs as much as several
 
 
-@gin.configurable
+@config.configurable(commands=('chunks',))
 class Generator:
   """Generates for any number of prompts in a fixed number of rows.
 

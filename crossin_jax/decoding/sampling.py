@@ -8,14 +8,15 @@ Letters: R rows, V vocabulary, C places of the history.
 
 import dataclasses
 
-import gin
 import jax
 import jax.numpy as jnp
+
+from crossin_jax import config
 
 _BLOCK = 128  # a row of the vocabulary is searched in blocks: twice over few entries is cheaper than once over all
 
 
-@gin.configurable
+@config.configurable(commands=('chunks',))
 @dataclasses.dataclass(frozen=True)
 class Sampling:
   """How text is generated.

@@ -254,10 +254,8 @@ def main(argv: list[str]) -> int:
   if unknown := set(methods or ()) - set(METHODS):
     raise config.ConfigError(f'--methods: {", ".join(sorted(unknown))} is none of {", ".join(METHODS)}')
   run_directory.parse_saved(args, args.checkpoint)
-  with gin.unlock_config():
-    gin.bind_parameter('evaluate.model', gin.query_parameter('train.model'))
-    # Questions of the run's own loop are asked again only where named: they may be the same file.
-    gin.bind_parameter('evaluate.evaluators', _of_kind(config.bound('train.evaluators'), 'HeldoutLoss'))
+  # Questions of the run's own loop are asked again only where named: they may be the same file.
+  heldout = config.resolve(_of_kind(config.bound('train.evaluators'), 'HeldoutLoss'))
   distributed.initialize(args)
   variant = args.variant or run_directory.name_of(args.checkpoint)
   with contextlib.ExitStack() as stack:
@@ -270,6 +268,7 @@ def main(argv: list[str]) -> int:
     runs, figures = evaluate(
       args.checkpoint, args.questions, output_dir, variant, args.seed, benchmarks, languages,
       _split(args.prompts, int), args.split, args.limit, methods,
+      model=config.resolve(config.bound('train.model')), evaluators=heldout,
     )  # fmt: skip
   if not chief:
     return 0

@@ -11,7 +11,7 @@ import os
 
 import gin
 
-from crossin_jax import remote
+from crossin_jax import config, remote
 from crossin_jax.models.decoder_config import DecoderConfig
 
 # config.json key -> DecoderConfig field, where the value is the same in both.
@@ -212,7 +212,7 @@ def read_json_config(directory: str) -> dict:
   return found
 
 
-@gin.configurable
+@config.configurable(commands=('train', 'chunks'))
 def from_huggingface(directory: str = gin.REQUIRED, ignore: tuple[str, ...] = ()) -> DecoderConfig:
   """The DecoderConfig of a Hugging Face directory; its free choices (dtype, lora, remat ...) come from gin as usual.
 

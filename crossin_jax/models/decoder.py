@@ -11,10 +11,10 @@ from typing import Any
 from flax import linen as nn
 from flax.linen import partitioning as nn_partitioning
 import flax.struct
-import gin
 import jax
 import jax.numpy as jnp
 
+from crossin_jax import config
 from crossin_jax.models import lora, rotary
 from crossin_jax.models.attention import attention, cached_attention
 from crossin_jax.models.attention_blockwise import KEPT
@@ -340,7 +340,7 @@ class DecoderStack(nn.Module):
     return with_sharding_constraint(head.logits(x_BLE), ('batch', 'length', 'vocab'))
 
 
-@gin.configurable
+@config.configurable(commands=('train', 'chunks'))
 class Decoder(nn.Module):
   """The language model, called as T5X's DecoderOnlyModel calls its module.
 

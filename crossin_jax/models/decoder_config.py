@@ -5,8 +5,8 @@ import dataclasses
 from typing import Any
 
 from flax import linen as nn
-import gin
 
+from crossin_jax import config
 from crossin_jax.models.attention import IMPLEMENTATIONS
 from crossin_jax.models.lora import LoraConfig
 
@@ -30,7 +30,7 @@ CHOICES = {
 }
 
 
-@gin.configurable
+@config.configurable(commands=('train', 'chunks'))
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
   """Sizes and choices of one decoder.

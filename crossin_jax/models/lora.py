@@ -4,9 +4,10 @@ import dataclasses
 import math
 
 from flax import traverse_util
-import gin
 import jax
 import jax.numpy as jnp
+
+from crossin_jax import config
 
 # The matrices that may carry an adapter, by the name of their module.
 TARGETS = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
@@ -15,7 +16,7 @@ BASE_DTYPES = ('float32', 'bfloat16', *QUANTISED)
 TILE = 64  # inputs that share a scale in nf4, as in QLoRA (Dettmers et al. 2023)
 
 
-@gin.configurable
+@config.configurable(commands=('train', 'chunks'))
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
   """Adapters: W x becomes W x + scale B A dropout(x), with B = 0 at first.

@@ -4,7 +4,6 @@ python -m crossin_jax.t5x_bridge.run t5x.train --gin_file=gin_configs/models/lla
 """
 
 import importlib
-import os
 import runpy
 import sys
 
@@ -61,10 +60,10 @@ def reach_gin_files() -> None:
   """Lets gin find `gin_configs/...` from any folder."""
   import gin
 
-  root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-  gin.add_config_file_search_path(root)
-  # gin's other reader takes folders for Python packages, and breaks on ours, which has no __init__.py.
-  gin.config._FILE_READERS[:] = [(open, os.path.isfile)]  # pylint: disable=protected-access
+  from crossin_jax import config
+
+  gin.add_config_file_search_path(config.REPOSITORY)
+  config.use_file_reader()
 
 
 if __name__ == '__main__':

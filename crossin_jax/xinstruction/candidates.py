@@ -21,12 +21,11 @@ def document_stamps(run: Run) -> dict[str, list]:
 def filter_documents(run: Run, folder: str) -> Mapping:
   """Documents that pass the filters, in chunks."""
   from crossin_jax.xinstruction.filtering import run_filter
-  from crossin_jax.xinstruction.filters import Filters
 
   counts = {}
   for language in run.settings.languages:
     paths = run.settings.documents.replace('{language}', language)
-    found = run_filter(language, paths, folder, Filters(), chunk=run.settings.chunk)
+    found = run_filter(language, paths, folder, run.filters, chunk=run.settings.chunk)
     counts[language] = {key: found[key] for key in ('read', 'kept', 'dropped')}
   total = {key: sum(own[key] for own in counts.values()) for key in ('read', 'kept')}
   return total | {'by_language': counts}

@@ -9,7 +9,6 @@ import os
 import sys
 import time
 
-import gin
 import numpy as np
 
 from crossin_jax import checkpoints, config, interruption, run_directory, train_state
@@ -32,7 +31,7 @@ KINDS = {
 }
 
 
-@gin.configurable
+@config.configurable(commands=('chunks',))
 class ChunkWorker:
   """A model that turns the rows of a chunk into others."""
 

@@ -11,9 +11,9 @@ import hashlib
 import math
 import unicodedata
 
-import gin
 import numpy as np
 
+from crossin_jax import config
 from crossin_jax.xinstruction import embeddings
 
 MOST_CLUSTERS, ROWS_PER_CLUSTER = 1000, 32
@@ -21,7 +21,7 @@ _NEIGHBOURS = 2000  # points at random that a density is estimated from
 _BATCH = 16_384
 
 
-@gin.configurable
+@config.configurable(commands=())
 @dataclass(frozen=True)
 class Diversification:
   """How instructions are clustered.

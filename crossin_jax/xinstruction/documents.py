@@ -14,7 +14,7 @@ import os
 import re
 import zlib
 
-import gin
+from crossin_jax import config
 
 # reason -> why a record of a file is no document
 REFUSALS = {
@@ -34,7 +34,7 @@ _UNPRINTABLE = re.compile(
 )
 
 
-@gin.configurable
+@config.configurable(commands=())
 @dataclass(frozen=True)
 class Reading:
   """How files hold documents.

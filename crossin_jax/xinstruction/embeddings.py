@@ -8,8 +8,9 @@ import functools
 import hashlib
 import os
 
-import gin
 import numpy as np
+
+from crossin_jax import config
 
 METHODS = ('tfidf', 'characters', 'sentence-transformers:NAME_OR_PATH', 'model')
 
@@ -18,7 +19,7 @@ _FIT = 50_000  # texts that weights and directions are learned from; more change
 _BATCH = 16_384  # texts turned into vectors together
 
 
-@gin.configurable
+@config.configurable(commands=())
 def embed(
   texts: Sequence[str],
   method: str = 'tfidf',

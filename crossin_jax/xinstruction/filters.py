@@ -13,9 +13,9 @@ import html
 import re
 import unicodedata
 
-import gin
 import numpy as np
 
+from crossin_jax import config
 from crossin_jax.evaluation import language_id
 from crossin_jax.xinstruction import characters
 from crossin_jax.xinstruction.duplicates import THRESHOLD
@@ -79,7 +79,7 @@ _SHORT_LINE = 40  # characters
 _RUN = 12  # letters
 
 
-@gin.configurable
+@config.configurable(commands=())
 @dataclasses.dataclass(frozen=True)
 class Filters:
   """What a document must be.

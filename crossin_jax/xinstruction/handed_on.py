@@ -1,25 +1,11 @@
 """gin settings given to `crossin xinstruction` that mean something to the commands it starts: prepare, train and chunks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import importlib
 from typing import NamedTuple
 
-import gin
-
 from crossin_jax import config
 
-# Module of what is configured, the longest that fits -> commands that get its settings; the first of them counts for staleness.
-COMMANDS = {
-  '': ('train',),
-  'crossin_jax.xinstruction': (),
-  'crossin_jax.endpoint': (),
-  'crossin_jax.xinstruction.chunk_worker': ('chunks',),
-  'crossin_jax.decoding': ('chunks',),
-  'crossin_jax.models': ('train', 'chunks'),
-  'crossin_jax.partitioning': ('train', 'chunks'),
-  'crossin_jax.data.vocabulary': ('prepare',),
-  'seqio_tasks': ('prepare',),
-}
 MACROS = ('train', 'chunks')  # those that nothing here uses: BATCH_SIZE
 # Where, how fast and how often, not what: another value makes nothing stale.
 UNCOUNTED = frozenset({
@@ -34,7 +20,7 @@ _KNOWN = ('crossin_jax.train', 'crossin_jax.evaluation.heldout', 'crossin_jax.ev
 
 
 class _Binding(NamedTuple):
-  """A setting: name as people write it, value, modules that its text needs, commands that get it."""
+  """A setting: name as users write it, value, modules that its text needs, commands that get it."""
 
   name: str
   value: object
@@ -61,32 +47,23 @@ class HandedOn:
     Raises:
       ConfigError: a setting that every step makes for itself.
     """
-    bound = gin.config._CONFIG  # pylint: disable=protected-access  # gin has no public list
-    macros = {scope: values['value'] for (scope, selector), values in bound.items() if selector == 'gin.macro'}
+    macros = config.macros()
     if wrong := [name for name in SET_BY_STEPS if name in macros]:
       raise config.ConfigError(
         f'{wrong[0]} is another in every step of the pipeline; take it out (--output_dir says where)'
       )
-    found, used = [], {(): set()}  # commands -> macros that their settings are made of
-    for (scope, selector), values in bound.items():
-      if selector == 'gin.macro':
-        continue
-      module = gin.config._REGISTRY[selector].wrapped.__module__  # pylint: disable=protected-access
-      commands = _commands(module)
-      for name, value in values.items():
-        references = list(_references(value, macros))
-        used.setdefault(commands, set()).update(r.scopes[-1] for r in references if r.selector == 'gin.macro')
-        modules = {module, *(r.configurable.wrapped.__module__ for r in references if r.selector != 'gin.macro')}
-        if commands:
-          short = gin.config._REGISTRY.minimal_selector(selector)  # pylint: disable=protected-access
-          found.append(_Binding(f'{scope}/{short}.{name}'.lstrip('/'), value, tuple(sorted(modules)), commands))
+    found, used = [], {(): set()}  # commands -> macros that their settings use
+    for name, value, module, commands in config.bindings():
+      references = list(config.references(value))
+      used.setdefault(commands, set()).update(r.scopes[-1] for r in references if config.is_macro(r))
+      if commands:
+        found.append(_Binding(name, value, tuple(sorted({module, *_modules(references)})), commands))
     for name, value in macros.items():
       users = [commands for commands, names in used.items() if name in names]
       commands = {c for commands in users for c in commands} if users else set(MACROS)
       if commands:
-        modules = {r.configurable.wrapped.__module__ for r in _references(value, macros) if r.selector != 'gin.macro'}
         order = tuple(c for c in (*MACROS, 'prepare') if c in commands)
-        found.append(_Binding(name, value, tuple(sorted(modules)), order))
+        found.append(_Binding(name, value, tuple(sorted(_modules(config.references(value)))), order))
     return cls(sorted(found, key=lambda binding: binding.name))
 
   def flags(self, command: str) -> list[str]:
@@ -108,20 +85,6 @@ def _names(binding: str) -> set[str]:
   return {parts[0], '.'.join(parts)}
 
 
-def _commands(module: str) -> tuple[str, ...]:
-  fits = [prefix for prefix in COMMANDS if not prefix or module == prefix or module.startswith(f'{prefix}.')]
-  return COMMANDS[max(fits, key=len)]
-
-
-def _references(value, macros) -> Iterator:
-  """The references in a value, those behind its macros too."""
-  if isinstance(value, gin.config.ConfigurableReference):
-    yield value
-    if value.selector == 'gin.macro' and value.scopes[-1] in macros:
-      yield from _references(macros[value.scopes[-1]], macros)
-  elif isinstance(value, dict):
-    for part in (*value.keys(), *value.values()):
-      yield from _references(part, macros)
-  elif isinstance(value, (list, tuple)):
-    for part in value:
-      yield from _references(part, macros)
+def _modules(references) -> set[str]:
+  """Modules of what references other than macros stand for."""
+  return {r.configurable.wrapped.__module__ for r in references if not config.is_macro(r)}

@@ -37,13 +37,14 @@ class Pipeline:
     steps: what there is to do, in order.
   """
 
-  def __init__(self, output_dir: str, settings: XInstruction, handed: HandedOn | None = None):
+  def __init__(self, output_dir: str, settings: XInstruction, handed: HandedOn | None = None, filters=None):
     """Args:
     output_dir: the run directory.
     settings: what to do.
     handed: gin settings for the commands of the steps; None = none.
+    filters: see `Run`.
     """
-    self.run = Run(output_dir, settings, handed or HandedOn())
+    self.run = Run(output_dir, settings, handed or HandedOn(), filters)
     self.settings, self.jobs = settings, self.run.jobs
     self.steps = self.run.steps = Steps(output_dir, in_order(self.run))
 
@@ -67,7 +68,7 @@ def in_order(run: Run) -> list[Step]:
     return model | {'max_length': s.max_length, 'vocabulary': s.vocabulary} | run.handed_on.counted('prepare', 'train')
 
   answered = run.handed_on.counted('chunks')
-  documents = {'files': candidates.document_stamps(run), 'chunk': s.chunk, 'filters': _filter_settings()}
+  documents = {'files': candidates.document_stamps(run), 'chunk': s.chunk, 'filters': _filter_settings(run)}
   tokens = {'instruction_tokens': s.instruction_tokens}
   steps = [
     step('filter', candidates.filter_documents, (), documents),
@@ -118,11 +119,10 @@ def _lines(path: str) -> list[str]:
     return [line.split('#')[0].strip() for line in f if line.split('#')[0].strip()]
 
 
-def _filter_settings() -> dict:
+def _filter_settings(run: Run) -> dict:
   from crossin_jax.xinstruction.documents import Reading
-  from crossin_jax.xinstruction.filters import Filters
 
-  return dataclasses.asdict(Filters()) | dataclasses.asdict(Reading())
+  return dataclasses.asdict(run.filters) | dataclasses.asdict(Reading())
 
 
 def _diversification_settings() -> dict:

@@ -17,8 +17,6 @@ import shlex
 import sys
 import time
 
-import gin
-
 from crossin_jax import config
 from crossin_jax.data.prepared import read_json, write_json
 from crossin_jax.data.prompts import TEMPLATES
@@ -28,6 +26,7 @@ from crossin_jax.languages import code_of
 from crossin_jax.metrics import duration
 from crossin_jax.xinstruction import candidates
 from crossin_jax.xinstruction import rows as rows_lib
+from crossin_jax.xinstruction.filters import Filters
 from crossin_jax.xinstruction.pipeline import RESTART, Pipeline
 from crossin_jax.xinstruction.settings import XInstruction
 from crossin_jax.xinstruction.steps import Step, StepError, Steps
@@ -76,9 +75,9 @@ class Settings:
 class WorldPipeline(Pipeline):
   """The pipeline on texts of the world; of its candidates, half are spoiled."""
 
-  def __init__(self, output_dir: str, settings: XInstruction, documents):
+  def __init__(self, output_dir: str, settings: XInstruction, documents, filters: Filters):
     """Args: see `Pipeline`; documents: `WorldDocuments`."""
-    super().__init__(output_dir, settings)
+    super().__init__(output_dir, settings, filters=filters)
     self._documents = documents
     steps = self.steps.steps
     steps['pairs'] = dataclasses.replace(steps['pairs'], run=self._spoiled_pairs)
@@ -231,12 +230,7 @@ class Quickstart:
   # ---- what they share -----------------------------------------------------------------------------------------------------
 
   def _pipeline(self, **changes) -> WorldPipeline:
-    from crossin_jax.xinstruction import filters  # noqa: F401  # gin knows what is imported
-
     s, world = dataclasses.replace(self.settings, **changes), self.steps.folder('world')
-    for name, value in FILTERS.items():
-      with gin.unlock_config():
-        gin.bind_parameter(f'Filters.{name}', value)
     values = {
       'INITIAL_CHECKPOINT_PATH': self._base, 'BATCH_SIZE': 16, 'schedule.peak': 1e-3, 'adamw.b2': 0.98,
       'train.evaluators': (), 'train.log_period': 20,
@@ -250,7 +244,7 @@ class Quickstart:
       rounds=s.rounds, rater_from='before', keep_fraction=s.keep_fraction, least_level=1.0, settled=0.0, chunk=256, instruction_tokens=32,
       response_tokens=48, max_length=LENGTH,
     )  # fmt: skip
-    pipeline = WorldPipeline(os.path.join(self.out, 'pipeline'), settings, self.documents)
+    pipeline = WorldPipeline(os.path.join(self.out, 'pipeline'), settings, self.documents, Filters(**FILTERS))
     # Programs of one shape are compiled once for all that follows.
     pipeline.jobs.environment['JAX_COMPILATION_CACHE_DIR'] = self.jobs.environment['JAX_COMPILATION_CACHE_DIR']
     return pipeline

@@ -5,6 +5,7 @@ import os
 
 from crossin_jax.jobs import Jobs
 from crossin_jax.xinstruction import rows as rows_lib
+from crossin_jax.xinstruction.filters import Filters
 from crossin_jax.xinstruction.handed_on import HandedOn
 from crossin_jax.xinstruction.settings import XInstruction
 from crossin_jax.xinstruction.steps import Steps
@@ -22,11 +23,13 @@ class Run:
     rounds: of rating.
     jobs: runs the commands.
     handed_on: gin settings for them.
+    filters: which documents are kept.
     steps: of this run; set by who knows their order.
   """
 
-  def __init__(self, output_dir: str, settings: XInstruction, handed_on: HandedOn):
+  def __init__(self, output_dir: str, settings: XInstruction, handed_on: HandedOn, filters: Filters | None = None):
     self.settings, self.handed_on, self._output_dir = settings, handed_on, output_dir
+    self.filters = filters or Filters()
     self.teacher = Teacher() if 'endpoint' in (settings.generator, settings.rater) else None
     self.rounds = 1 if settings.rater == 'endpoint' else settings.rounds
     platform = {'JAX_PLATFORMS': os.environ['JAX_PLATFORMS']} if 'JAX_PLATFORMS' in os.environ else {}

@@ -4,11 +4,12 @@ import dataclasses
 
 import gin
 
+from crossin_jax import config
 from crossin_jax.languages import code_of
 from crossin_jax.xinstruction.levels import FLAWS
 
 
-@gin.configurable
+@config.configurable(commands=())
 @dataclasses.dataclass(frozen=True)
 class XInstruction:
   """What is built from what.

@@ -12,8 +12,6 @@ import re
 import sys
 from typing import NamedTuple
 
-import gin
-
 from crossin_jax import config, endpoint_flags, interruption
 from crossin_jax.endpoint import Endpoint, Estimate, Request, stoppable
 from crossin_jax.jobs import Stopped
@@ -92,7 +90,7 @@ KINDS = {
 NO_REPLY = 'no reply'
 
 
-@gin.configurable
+@config.configurable(commands=())
 @dataclasses.dataclass(frozen=True)
 class Teacher:
   """A model behind an endpoint. Prices, budget, pace and repeats are those of `Endpoint`: Endpoint.budget = 20 ...

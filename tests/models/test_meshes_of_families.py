@@ -15,7 +15,19 @@ from crossin_jax.optimizers import Optimizer
 from crossin_jax.partitioning import Partitioner
 
 # One of each kind of block: positions by another formula, or one window more, are cut no differently.
-FAMILIES = ('llama3', 'llama_biases', 'mistral', 'qwen2', 'qwen3', 'gemma', 'gemma2', 'gemma3', 'phi3', 'olmo2', 'smollm')
+FAMILIES = (
+  'llama3',
+  'llama_biases',
+  'mistral',
+  'qwen2',
+  'qwen3',
+  'gemma',
+  'gemma2',
+  'gemma3',
+  'phi3',
+  'olmo2',
+  'smollm',
+)
 SHAPES = [shape for shape in itertools.product((1, 2, 4), repeat=3) if np.prod(shape) == 4]
 LENGTH, ROWS = 32, 8
 
@@ -57,9 +69,7 @@ def step(model, shape) -> tuple[float, float, dict]:
 def test_a_step_on_any_mesh_is_that_of_one_device(name, tmp_path):
   """One of the six factorisations of four devices for each family; over the families, each comes up."""
   kind, own = MODELS[name]
-  settings = {
-    key: value for key, value in {**SIZES, **own}.items() if value is not None or key == 'sliding_window'
-  }
+  settings = {key: value for key, value in {**SIZES, **own}.items() if value is not None or key == 'sliding_window'}
   getattr(transformers, kind)(**settings).save_pretrained(tmp_path)
   model = Decoder(architectures.from_huggingface(str(tmp_path)))
   loss, norm, params = step(model, (1, 1, 1))
