@@ -23,8 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossin_jax.models import attention_blockwise, attention_cudnn, attention_splash, attention_xla
-from crossin_jax.models.attention_mask import Mask
+from crossin_jax.models.attention import blockwise as attention_blockwise
+from crossin_jax.models.attention import cudnn as attention_cudnn
+from crossin_jax.models.attention import splash as attention_splash
+from crossin_jax.models.attention import xla as attention_xla
+from crossin_jax.models.attention.mask import Mask
 
 SEGMENT = 300  # tokens of a segment, on average
 

@@ -19,11 +19,11 @@ import time
 from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.data.stream import BatchStream
 from crossin_jax.data.vocabulary import Vocabulary
+from crossin_jax.world.sources import train_vocabulary
+from crossin_jax.world.world import World
 from seqio_tasks.mixtures import MixtureSettings
 from seqio_tasks.prepare import prepare
 from seqio_tasks.sources import ParallelFiles
-from seqio_tasks.world import World
-from seqio_tasks.world_sources import train_vocabulary
 
 # A GPU at 40 % of 790 TFLOP/s (bf16, measured peak of an H200) training 1e9 parameters at 6 FLOP a parameter and token.
 TOKENS_PER_GPU_SECOND = 0.4 * 790e12 / (6 * 1e9)

@@ -26,8 +26,8 @@ import numpy as np
 from crossin_jax.decoding.generation import Generator
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Prompt
+from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder, DecoderConfig
-from crossin_jax.partitioning import Partitioner
 
 PROMPTS, NEW = 64, 128
 # Tokens of 2,000 English Alpaca rows (template 'alpaca', Mistral's tokenizer), at these quantiles.

@@ -26,7 +26,9 @@ SHAPES = {'world_1m': (16, 64, 'world_tune'), 'llama_60m': (2, 256, 'crossin_60m
 def prepare(work: pathlib.Path) -> None:
   """A small world, tokenised."""
   from crossin_jax.data.vocabulary import Vocabulary
-  from seqio_tasks import mixtures, world, world_sources
+  from crossin_jax.world import sources as world_sources
+  from crossin_jax.world import world
+  from seqio_tasks import mixtures
   from seqio_tasks.crossin import Preset
   from seqio_tasks.prepare import prepare as prepare_mixture
 
@@ -48,7 +50,9 @@ def child(arguments: list[str]) -> None:
   began, marks = float(os.environ['FIRST_STEP_BEGAN']), {}
   mark = lambda name: marks.setdefault(name, time.time() - began)
 
-  from crossin_jax import cli, interruption, metrics, train
+  from crossin_jax import cli, train
+  from crossin_jax.processes import interruption
+  from crossin_jax.training import metrics
 
   mark('imports')
 

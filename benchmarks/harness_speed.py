@@ -24,13 +24,15 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import export_loss
 import numpy as np
 
-from crossin_jax import checkpoints, cli, train_state
-from crossin_jax.data.saved_prompts import Prompts
+from crossin_jax import cli
+from crossin_jax.checkpoints import parameters
+from crossin_jax.checkpoints.saved_prompts import Prompts
+from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.evaluation import asking
-from crossin_jax.evaluation.benchmarks import LoadedBenchmark
-from crossin_jax.models import architectures
+from crossin_jax.evaluation.benchmarks.declarations import LoadedBenchmark
 from crossin_jax.models.decoder import Decoder
-from crossin_jax.partitioning import Partitioner
+from crossin_jax.models.huggingface import families
+from crossin_jax.training import state as train_state
 
 
 def main() -> int:
@@ -91,10 +93,10 @@ def main() -> int:
       return scores.argmax(axis=1).tolist()
 
     prompts, partition = Prompts(directory), Partitioner()
-    config = architectures.from_huggingface(directory)
+    config = families.from_huggingface(directory)
     model = Decoder(dataclasses.replace(config, dtype='float32', param_dtype='float32'))
     with partition.activate():
-      params = checkpoints.restore_params(directory, train_state.parameter_shapes(model, partition), model)
+      params = parameters.restore_params(directory, train_state.parameter_shapes(model, partition), model)
 
       def ours() -> list[int]:
         losses = asking.choose_by_likelihood(model, params, partition, questions, prompts, length=512, rows=8)

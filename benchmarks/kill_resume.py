@@ -28,7 +28,9 @@ MIXTURE = 'world.tested_shared_base.all.en_fi.every'
 def prepare(work: pathlib.Path) -> pathlib.Path:
   """A small world, prepared; returns its data directory."""
   from crossin_jax.data.vocabulary import Vocabulary
-  from seqio_tasks import mixtures, world, world_sources
+  from crossin_jax.world import sources as world_sources
+  from crossin_jax.world import world
+  from seqio_tasks import mixtures
   from seqio_tasks.crossin import Preset
   from seqio_tasks.prepare import prepare as prepare_mixture
 

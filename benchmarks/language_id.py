@@ -13,7 +13,7 @@ import re
 import sys
 import time
 
-from crossin_jax.evaluation import language_id
+from crossin_jax import language_id
 from crossin_jax.languages import ENGLISH_NAMES
 
 LANGUAGES = ('en', 'zh', 'vi', 'es', 'fi', 'id', 'th', 'tr', 'bn', 'hi', 'sw', 'ta', 'ur')

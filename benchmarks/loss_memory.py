@@ -19,8 +19,8 @@ import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
 
-from crossin_jax import chunked_loss, losses
 from crossin_jax.models.head import Head
+from crossin_jax.training import chunked_loss, losses
 
 ROWS = 4
 

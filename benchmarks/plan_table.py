@@ -15,8 +15,11 @@ import time
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
-from crossin_jax import config, plan, plan_search, plan_topology  # noqa: E402
-from crossin_jax.devices import GIB  # noqa: E402
+from crossin_jax import config
+from crossin_jax.devices.chips import GIB
+from crossin_jax.plan import command as plan_command
+from crossin_jax.plan import search as plan_search
+from crossin_jax.plan import topology as plan_topology
 
 LENGTH, ROWS = 4096, 16
 LORA = ['--gin.DecoderConfig.lora=@LoraConfig()', '--gin.LoraConfig.rank=64']
@@ -35,8 +38,8 @@ def setting_of(model: str, tuning: str, rows: int):
     f'--gin.BATCH_SIZE={rows}',
   ]
   arguments = ['--topology=v5e:2x2', *flags, *(LORA if tuning == 'lora' else [])]
-  plan.parse_gin(plan.parser().parse_args(config.rewrite(arguments)))
-  return plan.plan_settings(**config.resolve(plan.shared_settings()))
+  plan_command.parse_gin(plan_command.parser().parse_args(config.rewrite(arguments)))
+  return plan_command.plan_settings(**config.resolve(plan_command.shared_settings()))
 
 
 def smallest(model: str, kind: str, tuning: str, by_formula: bool = False) -> dict:

@@ -23,8 +23,8 @@ def main() -> int:
   args = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
-    from seqio_tasks.world import World
-    from seqio_tasks.world_sources import train_vocabulary
+    from crossin_jax.world.sources import train_vocabulary
+    from crossin_jax.world.world import World
 
     train_vocabulary(World(), 2000, str(folder / 'words.model'))
     size = 0

@@ -18,10 +18,10 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 import jax
 import numpy as np
 
-from crossin_jax import train_state
 from crossin_jax.decoding.scoring import continuation_losses, sequence_losses
+from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder, DecoderConfig
-from crossin_jax.partitioning import Partitioner
+from crossin_jax.training import state as train_state
 
 IDS, BOS, OPTIONS = 32_000, 1, 4
 

@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossin_jax import optimizers, train_state
 from crossin_jax.data.stream import empty_rows
+from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder, DecoderConfig
-from crossin_jax.partitioning import Partitioner
+from crossin_jax.training import optimizers
+from crossin_jax.training import state as train_state
 
 ROWS, LENGTH, WIDTH, LAYERS, HEADS, MLP, IDS = 4, 512, 512, 8, 8, 1376, 32_000
 

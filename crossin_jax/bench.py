@@ -11,14 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossin_jax import config, distributed, flops, optimizers, train_state
+from crossin_jax import config
 from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.data.stream import BatchStream, Loader, empty_rows, put_batch
 from crossin_jax.decoding.generation import Generator
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Prompt
+from crossin_jax.devices import flops
+from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models import lora
-from crossin_jax.partitioning import Partitioner
+from crossin_jax.processes import distributed
+from crossin_jax.training import optimizers
+from crossin_jax.training import state as train_state
 
 
 @gin.configurable

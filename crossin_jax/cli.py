@@ -7,34 +7,54 @@ import warnings
 
 # command -> (module, function, what it does)
 COMMANDS = {
-  'quickstart': ('crossin_jax.quickstart', 'main', 'the main job on the embedded world: five arms and a report'),
+  'quickstart': (
+    'crossin_jax.quickstart.quickstart',
+    'main',
+    'the main job on the embedded world: five arms and a report',
+  ),
   'prepare': ('seqio_tasks.prepare', 'main', 'tokenise the tasks of a mixture'),
   'inspect': ('crossin_jax.data.inspection', 'main', 'shares, lengths, dropped rows and examples of a mixture'),
   'train': ('crossin_jax.train', 'main', 'train or resume in MODEL_DIR'),
-  'import-hf': ('crossin_jax.models.conversion', 'import_main', 'a Hugging Face directory as a checkpoint'),
+  'import-hf': ('crossin_jax.checkpoints.conversion', 'import_main', 'a Hugging Face directory as a checkpoint'),
   'export-hf': (
-    'crossin_jax.models.conversion',
+    'crossin_jax.checkpoints.conversion',
     'export_main',
     'a checkpoint as a directory for transformers, PEFT or T5X',
   ),
   'evaluate': ('crossin_jax.evaluation.evaluate', 'main', 'benchmarks and held-out loss on a checkpoint'),
   'build-cross-xquad': (
-    'crossin_jax.evaluation.cross_xquad',
+    'crossin_jax.evaluation.benchmarks.cross_xquad',
     'main',
     'Cross-XQuAD from XQuAD, for any of its languages',
   ),
   'generate': ('crossin_jax.decoding.generate', 'main', 'answer the prompts of a JSONL file with a checkpoint'),
   'score': ('crossin_jax.evaluation.score', 'main', 'metrics from saved predictions'),
-  'compare': ('crossin_jax.evaluation.compare', 'main', 'two models side by side: which differences are real'),
-  'contamination': ('crossin_jax.evaluation.contamination', 'main', 'what a training mixture shares with benchmarks'),
-  'ask': ('crossin_jax.evaluation.responses', 'ask_main', 'open questions asked in English and in the output language'),
-  'responses': ('crossin_jax.evaluation.responses', 'main', 'language, repetition and length of open answers'),
-  'judge': ('crossin_jax.evaluation.judge', 'main', 'two systems judged pair by pair through an endpoint'),
-  'translate': ('crossin_jax.translate', 'main', 'aligned rows from English ones, through an endpoint or a model'),
+  'compare': (
+    'crossin_jax.evaluation.comparison.compare',
+    'main',
+    'two models side by side: which differences are real',
+  ),
+  'contamination': (
+    'crossin_jax.evaluation.contamination.contamination',
+    'main',
+    'what a training mixture shares with benchmarks',
+  ),
+  'ask': (
+    'crossin_jax.evaluation.responses.files',
+    'ask_main',
+    'open questions asked in English and in the output language',
+  ),
+  'responses': ('crossin_jax.evaluation.responses.measure', 'main', 'language, repetition and length of open answers'),
+  'judge': ('crossin_jax.evaluation.judging.judge', 'main', 'two systems judged pair by pair through an endpoint'),
+  'translate': (
+    'crossin_jax.translation.translate',
+    'main',
+    'aligned rows from English ones, through an endpoint or a model',
+  ),
   'xinstruction': ('crossin_jax.xinstruction.pipeline', 'main', 'an instruction set from natural text, step by step'),
   'bench': ('crossin_jax.bench', 'main', 'measured throughput: train, decode or data'),
-  'plan': ('crossin_jax.plan', 'main', 'memory, time and cost of a run on a slice that is not there'),
-  'sweep': ('crossin_jax.sweep', 'main', 'ablations over gin values: one table and one plot'),
+  'plan': ('crossin_jax.plan.command', 'main', 'memory, time and cost of a run on a slice that is not there'),
+  'sweep': ('crossin_jax.sweep.command', 'main', 'ablations over gin values: one table and one plot'),
 }
 
 
@@ -61,7 +81,8 @@ def main(argv: list[str] | None = None) -> int:
   from absl import logging
   import gin
 
-  from crossin_jax import config, remote
+  from crossin_jax import config
+  from crossin_jax.storage import remote
 
   # Orbax and JAX tell of their inner life on this channel; ours is warnings and stderr.
   logging.set_verbosity(logging.ERROR)
@@ -86,7 +107,9 @@ def main(argv: list[str] | None = None) -> int:
       traceback.print_exc()
     # gin adds where a call was configured; the message is for people.
     said = str(error).split(_GIN_NOTE)[0]
-    distributed = sys.modules.get('crossin_jax.distributed')  # only if the command has several processes at all
+    distributed = sys.modules.get(
+      'crossin_jax.processes.distributed'
+    )  # only if the command has several processes at all
     print(f'crossin {argv[0]}: {distributed.tell_failed(said) if distributed else said}', file=sys.stderr)
     if distributed:
       distributed.leave(1)

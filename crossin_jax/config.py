@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import copy
 import difflib
 import inspect
+import io
 import logging
 import os
 import re
@@ -18,7 +19,8 @@ from typing import NamedTuple
 
 import gin
 
-from crossin_jax import remote
+from crossin_jax import moved
+from crossin_jax.storage import remote
 
 
 class ConfigError(ValueError):
@@ -149,7 +151,9 @@ def parse(args: argparse.Namespace) -> None:
   # gin logs an error for every search path that a file is not in.
   logging.disable(logging.ERROR)
   try:
-    gin.parse_config_files_and_bindings(args.gin_file, args.gin_bindings, finalize_config=True)
+    gin.parse_config_files_and_bindings(
+      args.gin_file, list(map(moved.renamed, args.gin_bindings)), finalize_config=True
+    )
     _check_types()
   except ConfigError:
     raise
@@ -165,7 +169,12 @@ def parse(args: argparse.Namespace) -> None:
 def use_file_reader() -> None:
   """Makes gin read files only as files."""
   # gin's other reader takes folders for Python packages and fails on ours, which has no __init__.py.
-  gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
+  gin.config._FILE_READERS[:] = [(_open_renamed, os.path.isfile)]
+
+
+def _open_renamed(path: str) -> io.StringIO:
+  with open(path, encoding='utf-8') as f:
+    return io.StringIO(moved.renamed(f.read()))
 
 
 def _check_types() -> None:

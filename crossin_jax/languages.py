@@ -14,7 +14,6 @@ ENGLISH_NAMES = {
     'ro': 'Romanian', 'ru': 'Russian', 'te': 'Telugu',
 }  # fmt: skip
 RIGHT_TO_LEFT = frozenset({'ar', 'ur'})
-
 _CODES = {name.lower(): code for code, name in ENGLISH_NAMES.items()}
 
 

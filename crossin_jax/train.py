@@ -12,25 +12,18 @@ import warnings
 import gin
 import jax
 
-from crossin_jax import (
-  checkpoints,
-  compiled,
-  config,
-  distributed,
-  flops,
-  interruption,
-  mirror,
-  nonfinite,
-  optimizers,
-  remote,
-  run_directory,
-  train_state,
-)
-from crossin_jax import metrics as metrics_lib
+from crossin_jax import config
+from crossin_jax import progress as metrics_lib
+from crossin_jax.checkpoints import manager, parameters, run_directory
 from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.data.stream import BatchStream, Loader, check_resume, fingerprint
+from crossin_jax.devices import flops
+from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models import lora
-from crossin_jax.partitioning import Partitioner
+from crossin_jax.processes import distributed, interruption
+from crossin_jax.storage import lease, remote
+from crossin_jax.training import compiled, metrics, nonfinite, optimizers
+from crossin_jax.training import state as train_state
 
 RESTART = 75  # exit status of a run that was told to stop, saved, and wants to be started again
 
@@ -63,7 +56,7 @@ def train(
   spike_factor: float | None = None,
   max_skipped_steps: int = 10,
   new_stream: bool = False,
-  checkpoint_config: Callable = checkpoints.CheckpointConfig,
+  checkpoint_config: Callable = manager.CheckpointConfig,
   partitioner: Callable = Partitioner,
 ) -> int:
   """Trains, or resumes, in `model_dir`.
@@ -128,9 +121,9 @@ def train(
     _check_fit(model, prepared, partition, batch_size, microbatches)
     distributed.barrier('the start', _what_must_be_equal(model, partition, stream, total_steps))
     if initial_checkpoint:
-      checkpoints.check_source(initial_checkpoint)
+      parameters.check_source(initial_checkpoint)
     tasks = [task.info for task in prepared.tasks]
-    table = metrics_lib.TaskTable(tasks)
+    table = metrics.TaskTable(tasks)
     chief = jax.process_index() == 0
     with partition.activate():
       abstract = train_state.state_shardings(model, optimizer.transform, partition, length)
@@ -141,16 +134,16 @@ def train(
         raise TrainingError(
           'LoRA adapters need a model beneath: set train.initial_checkpoint (INITIAL_CHECKPOINT_PATH)'
         )
-      base = checkpoints.base_reference(initial_checkpoint) if adapters else None
+      base = parameters.base_reference(initial_checkpoint) if adapters else None
       distributed.barrier('restoring')
-      saved = checkpoints.Checkpoints(model_dir, checkpoint_settings)
+      saved = manager.Checkpoints(model_dir, checkpoint_settings)
       restored = saved.restore_latest(abstract)
       if restored:
         state, run = restored
         check_resume(run['stream'], stream.settings, new_stream)
         if adapters:
-          checkpoints.check_base(run.get('base'), base)
-          frozen = checkpoints.restore_params(base['path'], abstract.frozen, model)
+          parameters.check_base(run.get('base'), base)
+          frozen = parameters.restore_params(base['path'], abstract.frozen, model)
           state = state.replace(frozen=lora.quantised(frozen, adapters))
         if run['stream'] != stream.settings:
           run['period'] = None  # open sums are of other tasks
@@ -159,12 +152,12 @@ def train(
         state = train_state.init_state(model, optimizer.transform, abstract, length, seed, known)
         run = {'period': None, 'losses': [], 'best': None, 'evaluations_without_better': 0, 'evaluated': 0}
       step = first_step = int(state.step)
-      period = metrics_lib.Period(len(tasks), run['period'])
+      period = metrics.Period(len(tasks), run['period'])
       spikes = nonfinite.SpikeThreshold(spike_factor, run['losses'])
       if chief:
         run_directory.describe(files.path, prepared, initial_checkpoint)
         files.push()  # evaluators read it on all hosts
-        writer = metrics_lib.MetricsWriter(files.path, first_step, evaluated=run['evaluated'])
+        writer = metrics.MetricsWriter(files.path, first_step, evaluated=run['evaluated'])
       progress = metrics_lib.Progress(total_steps, f'train {os.path.basename(os.path.normpath(model_dir))}: step')
       step_fn = train_state.jit_train_step(
         model, optimizer, state, tasks=len(tasks), microbatches=microbatches, z_loss=z_loss, seed=seed
@@ -198,7 +191,7 @@ def train(
           if chief:
             writer.write(pending_step, line)
             progress.show(pending_step, f'loss {line["loss"]:.4f}')
-          clock, period = now, metrics_lib.Period(len(tasks))
+          clock, period = now, metrics.Period(len(tasks))
 
       def evaluate() -> dict:
         """Figures of all evaluators at this step; Interrupted if told to stop meanwhile."""
@@ -220,7 +213,7 @@ def train(
         files.check()
         try:
           files.push()  # a checkpoint is not ahead of metrics.jsonl
-        except mirror.InUse:
+        except lease.InUse:
           raise
         except remote.RemoteError as error:
           print(f'warning: {error}; the checkpoint of step {step} is saved all the same', file=sys.stderr)
@@ -243,7 +236,7 @@ def train(
         # A step compiled ahead of time refuses 4-bit arguments for their layout; it then compiles at its first call.
         if step < total_steps and not finished_early and not (adapters and adapters.base_dtype == 'nf4'):
           distributed.barrier('compiling')
-          step_fn = interruption.in_thread(step_fn.lower(state, loader.peek(), threshold_of(step + 1)).compile)
+          step_fn = compiled.in_thread(step_fn.lower(state, loader.peek(), threshold_of(step + 1)).compile)
           distributed.barrier('the first step')
         while step < total_steps and not finished_early:
           batch, threshold = next(loader), threshold_of(step + 1)
@@ -288,9 +281,9 @@ def _initial_params(initial_checkpoint: str | None, model, abstract):
   if not initial_checkpoint:
     return None
   wanted = lora.merge(abstract.params, abstract.frozen)
-  if lora.of_model(model) and not checkpoints.has_adapters(initial_checkpoint):
+  if lora.of_model(model) and not parameters.has_adapters(initial_checkpoint):
     wanted = lora.without_adapters(wanted)
-  return checkpoints.restore_params(initial_checkpoint, wanted, model)
+  return parameters.restore_params(initial_checkpoint, wanted, model)
 
 
 def _check_fit(model, prepared, partition, batch_size, microbatches) -> None:
@@ -377,7 +370,7 @@ def main(argv: list[str]) -> int:
       for line in f:
         last |= json.loads(line)
     print(json.dumps({'model_dir': model_dir, 'status': status, **last}))
-  if interruption.left_behind():
+  if compiled.left_behind():
     # XLA is still compiling in a thread; the interpreter's own way out would wait for it or crash in it.
     sys.stdout.flush()
     sys.stderr.flush()

@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
+from crossin_jax.data.source_errors import SourceError
 from seqio_tasks.columns import FAULTS, Column
-from seqio_tasks.source_errors import SourceError
 
 
 @dataclasses.dataclass(frozen=True)

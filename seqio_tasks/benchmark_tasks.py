@@ -17,9 +17,10 @@ import seqio
 import tensorflow as tf
 
 from crossin_jax.data.vocabulary import Vocabulary
-from crossin_jax.evaluation import consistency, extraction, open_answers
+from crossin_jax.evaluation.answers import extraction, open_answers
 from crossin_jax.evaluation.asking import pair_tokens
-from crossin_jax.evaluation.benchmarks import LoadedBenchmark
+from crossin_jax.evaluation.benchmarks.declarations import LoadedBenchmark
+from crossin_jax.evaluation.measures import consistency
 from crossin_jax.evaluation.questions import Questions
 from seqio_tasks.vocabularies import SeqioVocabulary
 
@@ -37,7 +38,7 @@ def register(
   """Registers the Tasks of a benchmark; what was registered under the same names is replaced.
 
   Args:
-    benchmark: of `crossin_jax.evaluation.benchmarks.BENCHMARKS`.
+    benchmark: of `crossin_jax.evaluation.benchmarks.declarations.BENCHMARKS`.
     path: its file or folder.
     vocabulary: tokenizer.
     languages: codes; None = all that it has.

@@ -11,12 +11,11 @@ import tempfile
 
 import numpy as np
 
-from seqio_tasks.readers import Row
-from seqio_tasks.source_errors import SourceError
+from crossin_jax.data.readers import Row
+from crossin_jax.data.source_errors import SourceError
 
 # What is wrong with a row; a row's fault is an index into this.
 FAULTS = ('', 'empty_response', 'too_long', 'control_characters', 'lone_surrogates')
-
 # Unicode category Cc without \t \n \r, and half surrogate pairs ("\ud83d" alone in JSON), which UTF-8 cannot hold.
 _UNUSABLE = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]')
 _HEADER = struct.Struct('<qiIII')  # row number, bytes of id (-1 = none), instruction, input and output

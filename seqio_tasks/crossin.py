@@ -12,21 +12,10 @@ import numpy as np
 
 from crossin_jax import config
 from crossin_jax.data.mixing import fold
+from crossin_jax.data.mixture_name import CROSSIN_MODES, MODES
 from crossin_jax.data.prompts import Example, Rejected, check_template, describe_template, render_example, stop_id
 from crossin_jax.data.vocabulary import Vocabulary
 from crossin_jax.languages import ENGLISH_NAMES
-
-# Mode -> what stands on its two sides. METHODS A.3.
-MODES = {
-  'base': 'English instruction, English response; no tag',
-  'mono': 'instruction and response in the same language, not English; no tag',
-  'en2x': 'English instruction, tagged, response in x',
-  'x2en': 'instruction in x, tagged, English response',
-  'x2x': 'instruction and response in two different languages, English among them; tagged',
-  'trans': 'translate the instruction text from x into English; no tag',
-  'text': 'running text, every token trained',
-}
-CROSSIN_MODES = ('mono', 'en2x', 'x2en', 'x2x', 'trans')  # those a volume limits
 
 
 @config.configurable(commands=('prepare',))

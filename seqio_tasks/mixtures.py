@@ -1,57 +1,16 @@
 """Mixtures as data: name <-> contents, and rates from counts, shares, temperature or epochs. No TensorFlow."""
 
 import dataclasses
-import re
 
 import gin
 import numpy as np
 
 from crossin_jax import config
+from crossin_jax.data.mixture_name import CROSSIN_MODES, MixtureName
 from crossin_jax.data.vocabulary import Vocabulary
-from crossin_jax.languages import code_of
-from seqio_tasks.crossin import CROSSIN_MODES, Preset, TaskSpec, language_pairs
+from seqio_tasks.crossin import Preset, TaskSpec, language_pairs
 
 RATES = ('counts', 'shares', 'temperature', 'epochs')
-
-
-@dataclasses.dataclass(frozen=True)
-class MixtureName:
-  """`source.variant.volume.languages.preset`, for instance `alpaca.base_x2x_trans.3000.en_zh_vi_es.default`.
-
-  Attributes:
-    source: name of the aligned source.
-    components: modes or names of extra sources, in order.
-    volume: examples per CrossIn mode, pooled over its language pairs; None = 'all'.
-    languages: codes, English first.
-    preset: name of the preset.
-  """
-
-  source: str
-  components: tuple[str, ...]
-  volume: int | None
-  languages: tuple[str, ...]
-  preset: str
-
-  def __str__(self) -> str:
-    volume = 'all' if self.volume is None else str(self.volume)
-    return '.'.join((self.source, '_'.join(self.components), volume, '_'.join(self.languages), self.preset))
-
-  @classmethod
-  def parse(cls, name: str) -> 'MixtureName':
-    """The inverse of str(); ValueError says what is wrong with a name."""
-    parts = name.split('.')
-    if len(parts) != 5 or not all(re.fullmatch(r'\w+', part) for part in parts):
-      raise ValueError(
-        f'mixture name {name!r} is not source.variant.volume.languages.preset, '
-        'such as alpaca.base_x2x.3000.en_zh_vi_es.default'
-      )
-    source, variant, volume, languages, preset = parts
-    if volume != 'all' and not volume.isdigit():
-      raise ValueError(f"mixture name {name!r}: volume {volume!r} is neither a number nor 'all'")
-    codes = tuple(code_of(code) for code in languages.split('_'))
-    if codes[0] != 'en' or len(set(codes)) != len(codes):
-      raise ValueError(f'mixture name {name!r}: languages must begin with en, each once')
-    return cls(source, tuple(variant.split('_')), None if volume == 'all' else int(volume), codes, preset)
 
 
 @config.configurable(commands=('prepare',))

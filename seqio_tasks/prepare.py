@@ -14,12 +14,14 @@ import time
 
 import numpy as np
 
-from crossin_jax import config, mirror, remote
+from crossin_jax import config
+from crossin_jax.data.mixture_name import MixtureName
 from crossin_jax.data.prepared import FORMAT, PreparedDataError, safe_file_name, write_json, write_part
 from crossin_jax.data.prompts import CHAT, Rejected, stop_id
-from crossin_jax.metrics import Progress
+from crossin_jax.progress import Progress
+from crossin_jax.storage import mirror, remote
 from seqio_tasks.crossin import TaskSpec
-from seqio_tasks.mixtures import MixtureName, MixtureSettings, mixture_entries
+from seqio_tasks.mixtures import MixtureSettings, mixture_entries
 
 PART = 8192  # examples tokenised by one job and stored in one file
 

@@ -6,9 +6,10 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from crossin_jax.data.mixture_name import MixtureName
 from crossin_jax.data.prompts import Rejected
 from seqio_tasks.crossin import TaskSpec
-from seqio_tasks.mixtures import MixtureEntry, MixtureName, MixtureSettings, mixture_entries
+from seqio_tasks.mixtures import MixtureEntry, MixtureSettings, mixture_entries
 from seqio_tasks.vocabularies import SeqioVocabulary
 
 

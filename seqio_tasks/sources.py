@@ -14,11 +14,12 @@ import re
 from typing import Protocol, runtime_checkable
 
 from crossin_jax import config
+from crossin_jax.data.readers import TEXT_FIELDS, Row, extension, find_files, read_rows
+from crossin_jax.data.source_errors import SourceError
 from crossin_jax.languages import code_of
 from seqio_tasks.alignment import Table, aligned
 from seqio_tasks.columns import Column
-from seqio_tasks.readers import TEXT_FIELDS, Row, extension, find_files, read_rows, read_tfds
-from seqio_tasks.source_errors import SourceError
+from seqio_tasks.tfds_rows import read_tfds
 
 _NAME = re.compile(r'[\w.]+')  # what SeqIO task names and TFDS config names both allow
 

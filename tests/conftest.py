@@ -70,7 +70,7 @@ def gcs(tmp_path, monkeypatch):
 @pytest.fixture(scope='session')
 def tiny_world():
   """18 entities, four languages, ten relations."""
-  from seqio_tasks.world import World
+  from crossin_jax.world.world import World
 
   return World(languages=TINY_LANGUAGES, tuning_entities=6, test_entities=12)
 
@@ -79,7 +79,7 @@ def tiny_world():
 def tiny_vocabulary(tmp_path_factory, tiny_world):
   """A SentencePiece BPE vocabulary of 1,200 ids, trained on the tiny world."""
   from crossin_jax.data.vocabulary import Vocabulary
-  from seqio_tasks.world_sources import train_vocabulary
+  from crossin_jax.world.sources import train_vocabulary
 
   path = str(tmp_path_factory.mktemp('vocabulary') / 'tiny.model')
   train_vocabulary(tiny_world, 1200, path)
@@ -91,9 +91,9 @@ def tiny_settings(tiny_world, tiny_vocabulary):
   """A function (**changes) -> MixtureSettings over the tiny world."""
 
   def settings(**changes):
+    from crossin_jax.world.sources import WorldInstructions, world_texts
     from seqio_tasks.crossin import Preset
     from seqio_tasks.mixtures import MixtureSettings
-    from seqio_tasks.world_sources import WorldInstructions, world_texts
 
     return MixtureSettings(**{
         'parallel': WorldInstructions(tiny_world),
@@ -114,10 +114,10 @@ def tiny_settings(tiny_world, tiny_vocabulary):
 @pytest.fixture(scope='session')
 def tiny_prepared(tmp_path_factory, tiny_world, tiny_vocabulary):
   """(directory, mixture name) of the tiny world, prepared. Read only: copy it before changing anything."""
+  from crossin_jax.world.sources import WorldInstructions, world_texts
   from seqio_tasks.crossin import Preset
   from seqio_tasks.mixtures import MixtureSettings
   from seqio_tasks.prepare import prepare
-  from seqio_tasks.world_sources import WorldInstructions, world_texts
 
   directory = str(tmp_path_factory.mktemp('prepared'))
   settings = MixtureSettings(

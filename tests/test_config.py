@@ -5,7 +5,8 @@ import argparse
 import gin
 import pytest
 
-from crossin_jax import config, optimizers  # optimizers: something to configure
+from crossin_jax import config
+from crossin_jax.training import optimizers
 
 
 def parse(*argv):

@@ -20,7 +20,7 @@ PARAMETERS = {
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
 def test_sizes(path):
-  from crossin_jax.models import architectures
+  from crossin_jax.models.huggingface import families
 
   gin.parse_config_file(str(path))
   model = gin.query_parameter('%MODEL').scoped_configurable_fn()
@@ -40,4 +40,4 @@ def test_sizes(path):
       else path.stem == 'world_1m'
     )
   # It can go to transformers.
-  assert architectures.to_json_config(model.config)['model_type'] in architectures.FAMILIES
+  assert families.to_json_config(model.config)['model_type'] in families.FAMILIES

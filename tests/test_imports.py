@@ -37,6 +37,6 @@ def test_importing_all_of_crossin_jax(tmp_path):
 
 
 def test_importing_seqio_tasks_and_what_workers_of_prepare_import(tmp_path):
-  program = 'import sys, json, seqio_tasks, seqio_tasks.prepare, seqio_tasks.world_sources, seqio_tasks.sources\n'
+  program = 'import sys, json, seqio_tasks, seqio_tasks.prepare, crossin_jax.world.sources, seqio_tasks.sources\n'
   modules = run(program + 'print(json.dumps(sorted(sys.modules)))', tmp_path)
   assert not [name for name in HEAVY if name in modules]

@@ -12,11 +12,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from crossin_jax import checkpoints, metrics, optimizers, run_directory
+from crossin_jax.checkpoints import manager, run_directory
+from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.evaluation.heldout import HeldoutLoss
 from crossin_jax.models.decoder import Decoder
-from crossin_jax.partitioning import Partitioner
 from crossin_jax.train import RESTART, TrainingError, train
+from crossin_jax.training import metrics, optimizers
 
 STEPS = 12
 TIMING = {'seconds_per_step', 'tokens_per_second', 'loss_tokens_per_second', 'mfu'}
@@ -38,7 +39,7 @@ def arguments(prepared, model_dir, **changes):
     'batch_size': 4,
     'length': 64,
     'log_period': 3,
-    'checkpoint_config': checkpoints.CheckpointConfig,
+    'checkpoint_config': manager.CheckpointConfig,
     'partitioner': one_device,
     **changes,
   }

@@ -17,8 +17,8 @@ import sys
 import numpy as np
 
 from crossin_jax.data.prepared import write_json
-from crossin_jax.evaluation import bootstrap, consistency
-from crossin_jax.evaluation.predictions import read_predictions
+from crossin_jax.evaluation.answers.predictions import read_predictions
+from crossin_jax.evaluation.measures import bootstrap, consistency
 from crossin_jax.evaluation.results import write_bytes, write_text
 
 NAMES = {

@@ -11,8 +11,8 @@ import sys
 
 from crossin_jax import config
 from crossin_jax.data.prepared import read_json
-from seqio_tasks import world_sources
-from seqio_tasks.world import World
+from crossin_jax.world import sources as world_sources
+from crossin_jax.world.world import World
 
 PIECES = 1500  # of the vocabulary: world_1m.gin has room for 1,536
 

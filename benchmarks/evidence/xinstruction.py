@@ -21,13 +21,15 @@ from xinstruction_figures import figures, markdown, relation_of
 from crossin_jax import config
 from crossin_jax.data.prepared import read_json, write_json
 from crossin_jax.evaluation.results import write_text
-from crossin_jax.jobs import StepFailed, Stopped
-from crossin_jax.xinstruction import diversification, embeddings, levels, quickstart, quickstart_results
+from crossin_jax.workflow.jobs import StepFailed, Stopped
+from crossin_jax.workflow.steps import Step, Steps
+from crossin_jax.world.documents import WorldDocuments, fact_id
+from crossin_jax.world.world import Fact, templates
+from crossin_jax.xinstruction import levels
 from crossin_jax.xinstruction import rows as rows_lib
+from crossin_jax.xinstruction.diversity import diversification, embeddings
+from crossin_jax.xinstruction.quickstart import quickstart, results
 from crossin_jax.xinstruction.run import Run
-from crossin_jax.xinstruction.steps import Step, Steps
-from seqio_tasks.world import Fact, templates
-from seqio_tasks.world_documents import WorldDocuments, fact_id
 
 GIN = 'benchmarks/evidence/xinstruction.gin'
 # Arm -> what its rows are. Those of a group have equally many; all are trained for equally many steps.
@@ -218,7 +220,7 @@ class World(quickstart.Quickstart):
       for name, rows in sets.items():
         rows_lib.write(os.path.join(folder, name, language, '00000.jsonl'), rows)
       told = lambda rows: {
-        'rows': len(rows), 'good': sum(quickstart_results.kind_of(self.documents, row) == 'good' for row in rows),
+        'rows': len(rows), 'good': sum(results.kind_of(self.documents, row) == 'good' for row in rows),
         'relations': dict(Counter(relation_of(row['id']) for row in rows)),
       }  # fmt: skip
       counts[language] = {name: told(rows) for name, rows in {'pool': pool, 'kept': kept, **sets}.items()}
@@ -336,7 +338,7 @@ class World(quickstart.Quickstart):
       'heard': heard,
       'arms': {arm: {'rows': own['rows'], 'steps': own['steps']} for arm, own in counts.items()} | {
         SEED_ARM: {'rows': first['counts']['rows'], 'steps': None}},
-      'refinement': [quickstart_results.refinement(self.documents, run, i) for i in range(self.settings.rounds)],
+      'refinement': [results.refinement(self.documents, run, i) for i in range(self.settings.rounds)],
       'translations': self.steps.manifest('translate')['counts']['heard'],
       'spread': self.steps.manifest('spread')['counts']['by_language'],
     }  # fmt: skip

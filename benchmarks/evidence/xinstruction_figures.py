@@ -6,9 +6,9 @@ import dataclasses
 from compare import told as interval_text
 import numpy as np
 
-from crossin_jax.evaluation import bootstrap
-from crossin_jax.xinstruction.quickstart import FORMS
-from seqio_tasks.world_documents import HEARD
+from crossin_jax.evaluation.measures import bootstrap
+from crossin_jax.world.documents import HEARD
+from crossin_jax.xinstruction.quickstart.quickstart import FORMS
 
 PAIRS = (
   ('kept', 'random'),

@@ -17,7 +17,7 @@ import warnings
 import numpy as np
 import pyarrow as pa
 
-from crossin_jax import remote
+from crossin_jax.storage import remote
 
 FORMAT = 1  # raise when the files change their meaning: older ones are then refused
 SCHEMA = pa.schema(

@@ -17,7 +17,6 @@ _XINS = (
   'appropriate answer.\n\n### Text:\n{instruction}\n\n### English Instruction:'
 )
 _LLAMA = '[INST] <<SYS>>\nYou are a helpful assistant.\n<</SYS>>\n\n{instruction}\n{input}[/INST]'
-
 # Template -> (with input, without input). METHODS A.4: the released prompts end in "\n " after "Response:",
 # because the slot behind it is left empty.
 TEMPLATES = {

@@ -8,8 +8,9 @@ import os
 import re
 import shutil
 
-from crossin_jax import config, remote
+from crossin_jax import config
 from crossin_jax.data import chat
+from crossin_jax.storage import remote
 
 BESIDE = ('chat_template.jinja', 'tokenizer_config.json')  # what is read in the folder of a tokenizer too
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from crossin_jax.partitioning import Partitioner
+from crossin_jax.devices.partitioning import Partitioner
 
 
 def bucket(n: int) -> int:

@@ -13,26 +13,23 @@ import time
 import jax
 import numpy as np
 
-from crossin_jax import (
-  checkpoints,
-  config,
-  digests,
-  distributed,
-  interruption,
-  metrics,
-  mirror,
-  remote,
-  run_directory,
-  train_state,
-)
+from crossin_jax import config
+from crossin_jax import progress as metrics
+from crossin_jax.checkpoints import parameters, places, saved_model
+from crossin_jax.checkpoints.saved_model import stop_ids, weights_digest
+from crossin_jax.checkpoints.saved_prompts import Prompts
 from crossin_jax.data.prepared import PreparedDataError
-from crossin_jax.data.saved_prompts import Prompts
 from crossin_jax.decoding.generation import Generator
 from crossin_jax.decoding.journal import Journal, JournalError
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Prompt
-from crossin_jax.models import huggingface, lora
-from crossin_jax.partitioning import Partitioner
+from crossin_jax.devices.partitioning import Partitioner
+from crossin_jax.models import lora
+from crossin_jax.models.huggingface import weights
+from crossin_jax.processes import distributed, interruption
+from crossin_jax.storage import lease, mirror, remote
+from crossin_jax.training import compiled
+from crossin_jax.training import state as train_state
 
 RESTART = 75  # exit status of a run that was told to stop and wants to be started again
 
@@ -104,26 +101,6 @@ def prompt_tokens(row: dict, prompts: Prompts, tags: bool = False) -> list[int]:
   return ids[1:] if ids[:1] == [prompts.vocabulary.bos_id] else ids
 
 
-def stop_ids(prompts: Prompts, checkpoint: str) -> tuple[int, ...]:
-  """Tokens that end an answer: that of the template, the tokenizer's, and those of the model's own generation_config.json."""
-  found = {prompts.stop_id, prompts.vocabulary.eos_id}
-  if companions := run_directory.companions_of(checkpoint):
-    path = os.path.join(companions, 'generation_config.json')
-    if remote.exists(path):
-      with open(remote.fetched(path), encoding='utf-8') as f:
-        more = json.load(f).get('eos_token_id')
-      found |= set(more if isinstance(more, list) else [] if more is None else [more])
-  return tuple(sorted(found))
-
-
-def weights_digest(checkpoint: str) -> str:
-  """What the parameters are, wherever they lie: a digest of the checkpoint's files and of a LoRA run's base."""
-  parts = [checkpoints.base_reference(checkpoint)['digest']]
-  if not huggingface.is_directory(checkpoint) and checkpoints.has_adapters(checkpoint):
-    parts.append(json.dumps(digests.file_digests(checkpoints.latest_checkpoint(checkpoint)), sort_keys=True))
-  return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
-
-
 @config.configurable(commands=('chunks',))
 def generate(
   checkpoint: str,
@@ -158,9 +135,9 @@ def generate(
   """
   rows = read_rows(input_path := remote.fetched(input_path), tags)
   sampling = sampling or Sampling()
-  if not huggingface.is_directory(checkpoint):
-    checkpoint = checkpoints.latest_checkpoint(checkpoint)
-  prompts = Prompts(checkpoint if huggingface.is_directory(checkpoint) else os.path.dirname(checkpoint))
+  if not weights.is_directory(checkpoint):
+    checkpoint = places.latest_checkpoint(checkpoint)
+  prompts = Prompts(checkpoint if weights.is_directory(checkpoint) else os.path.dirname(checkpoint))
   vocabulary = prompts.vocabulary
   if (size := getattr(getattr(model, 'config', None), 'vocab_size', None)) is not None and size < vocabulary.size:
     raise ValueError(f'{vocabulary.path} has {vocabulary.size} ids, the model {size}; they do not belong together')
@@ -185,7 +162,7 @@ def generate(
         partition.suit(model, training=False)
         with partition.activate():
           abstract = train_state.parameter_shapes(model, partition)
-          params = lora.quantised(checkpoints.restore_params(checkpoint, abstract, model), lora.of_model(model))
+          params = lora.quantised(parameters.restore_params(checkpoint, abstract, model), lora.of_model(model))
           interruption.check()
           generator = Generator(
             model,
@@ -226,7 +203,7 @@ def _local(path: str):
   folder, name = path.rsplit('/', 1)
   note = f'{name}.run.json'
   with (
-    mirror.Lock(f'{path}.lock') as lock,
+    lease.Lock(f'{path}.lock') as lock,
     mirror.Mirror(folder, names=(name, note), markers=(name,)) as files,
   ):
     files.check = lock.check
@@ -333,13 +310,13 @@ def main(argv: list[str]) -> int:
   args = parser.parse_args(argv)
   if not remote.exists(args.input):
     raise ValueError(f'{args.input} is not a file; give a JSONL file with --input')
-  model = run_directory.saved_model(args, args.checkpoint)
+  model = saved_model.saved_model(args, args.checkpoint)
   distributed.initialize(args)
   found = generate(args.checkpoint, args.input, args.output, model)
   if args.json:
     print(json.dumps({'status': 0, **found} if found is not None else {'status': RESTART}))
   status = 0 if found is not None else RESTART
-  if interruption.left_behind():
+  if compiled.left_behind():
     # XLA is still compiling in a thread; the interpreter's own way out would wait for it or crash in it.
     sys.stdout.flush()
     sys.stderr.flush()

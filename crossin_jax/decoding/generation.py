@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
-from crossin_jax import config, interruption
+from crossin_jax import config
 from crossin_jax.decoding import slots as slots_lib
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Generation, Prompt, Schedule
+from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import unrolled
-from crossin_jax.partitioning import Partitioner
+from crossin_jax.processes import interruption
 
 CHUNK = 32  # tokens generated between two looks of the host
 CHUNK_WITH_STOP_TEXTS = 8  # they are found on the host: what is generated after one is thrown away

@@ -5,13 +5,14 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from crossin_jax import interruption, losses
 from crossin_jax.data.packing import first_fit
 from crossin_jax.data.stream import empty_rows, put_batch, write_segment
-from crossin_jax.partitioning import Partitioner
+from crossin_jax.devices.partitioning import Partitioner
+from crossin_jax.processes import interruption
+from crossin_jax.training import losses
+from crossin_jax.training.losses import weighted_losses
 
 
 def sequence_losses(
@@ -75,18 +76,6 @@ def _bins(lengths: np.ndarray, length: int) -> list[list[int]]:
   for item, bin_ in zip(order, bins):
     contents[bin_].append(int(item))
   return contents
-
-
-@functools.lru_cache(maxsize=8)
-def weighted_losses(model, replicated):
-  """A jitted (params, batch) -> float [B, L], token losses times weights, whole on every device."""
-
-  def compute(params, batch):
-    _, loss_BL = losses.cross_entropy(model, params, batch)
-    weight_BL = batch['decoder_loss_weights']
-    return jnp.where(weight_BL != 0, loss_BL * weight_BL, 0)
-
-  return jax.jit(compute, out_shardings=replicated)
 
 
 def continuation_losses(

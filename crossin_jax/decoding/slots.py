@@ -11,10 +11,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from crossin_jax import interruption
 from crossin_jax.decoding import cache as cache_lib
 from crossin_jax.decoding.sampling import Sampling, choose, penalised
-from crossin_jax.partitioning import Partitioner
+from crossin_jax.devices.partitioning import Partitioner
+from crossin_jax.training import compiled
 
 
 @flax.struct.dataclass
@@ -259,7 +259,7 @@ class Programs:
     if key not in self._executables:
       jitted = jax.jit(function, donate_argnums=donate, out_shardings=shardings)
       lowered = jitted.lower(*arguments)  # on this thread: flax keeps the axis rules per thread
-      self._executables[key] = interruption.in_thread(lowered.compile)
+      self._executables[key] = compiled.in_thread(lowered.compile)
       self.compiled.append(name)
     return self._executables[key](*arguments)
 

@@ -5,15 +5,17 @@ from dataclasses import dataclass
 import gin
 import numpy as np
 
-from crossin_jax.data.saved_prompts import Prompts
+from crossin_jax.checkpoints.saved_prompts import Prompts
 from crossin_jax.data.vocabulary import Vocabulary
 from crossin_jax.decoding.generation import Generator
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Prompt
 from crossin_jax.decoding.scoring import continuation_losses
+from crossin_jax.devices.partitioning import Partitioner
+from crossin_jax.evaluation.answers.predictions import Predictions
+from crossin_jax.evaluation.measures import consistency
 from crossin_jax.evaluation.questions import Questions
 from crossin_jax.evaluation.results import METHODS
-from crossin_jax.partitioning import Partitioner
 
 
 @dataclass
@@ -146,3 +148,24 @@ def answer_questions(
       ]
       results[method] = Answers(texts, losses)
   return results
+
+
+def choice_predictions(questions: Questions, answers: Answers) -> Predictions:
+  """What was answered, as a file of predictions holds it."""
+  return Predictions(questions.ids, questions.languages, questions.choices, questions.answers, answers.texts)
+
+
+def choice_summary(questions: Questions, answers: Answers) -> tuple[dict, np.ndarray]:
+  """Figures under the keys of results.json, and the choices, int64 [items, languages].
+
+  By likelihood 'accuracy_norm' and 'accuracy_norm_by_language' are those of the loss per character.
+  """
+  if answers.losses is None:
+    chosen_NL = choice_predictions(questions, answers).extract('strict', prompt=questions.prompt)
+    return consistency.summarise(chosen_NL, questions.answers, questions.languages), chosen_NL
+  # Not from the texts: two options may read the same.
+  chosen_NL = np.array([[int(np.argmin(losses)) for losses in item] for item in answers.losses], np.int64)
+  summary = consistency.summarise(chosen_NL, questions.answers, questions.languages)
+  by_length = consistency.summarise(answers.normalised(questions), questions.answers, questions.languages)
+  further = {'accuracy_norm': by_length['accuracy'], 'accuracy_norm_by_language': by_length['accuracy_by_language']}
+  return summary | further, chosen_NL

@@ -12,40 +12,26 @@ import gin
 import jax
 import numpy as np
 
-from crossin_jax import checkpoints, config, distributed, mirror, run_directory, train_state
+from crossin_jax import config
+from crossin_jax.checkpoints import parameters, places, saved_model
+from crossin_jax.checkpoints.saved_prompts import Prompts
 from crossin_jax.data.prepared import write_json
-from crossin_jax.data.saved_prompts import Prompts
-from crossin_jax.evaluation import consistency, open_answers, report
-from crossin_jax.evaluation.asking import Answers, answer_questions
-from crossin_jax.evaluation.benchmarks import BENCHMARKS, LoadedBenchmark
-from crossin_jax.evaluation.predictions import Predictions, write_predictions
+from crossin_jax.devices.partitioning import Partitioner
+from crossin_jax.evaluation import report
+from crossin_jax.evaluation.answers import open_answers
+from crossin_jax.evaluation.answers.predictions import write_predictions
+from crossin_jax.evaluation.asking import Answers, answer_questions, choice_predictions, choice_summary
+from crossin_jax.evaluation.benchmarks.declarations import BENCHMARKS, LoadedBenchmark
+from crossin_jax.evaluation.measures import consistency
 from crossin_jax.evaluation.questions import Questions, read_questions
 from crossin_jax.evaluation.results import METHODS, build_run, median_summary, write_results
-from crossin_jax.models import huggingface, lora
-from crossin_jax.partitioning import Partitioner
+from crossin_jax.models import lora
+from crossin_jax.models.huggingface import weights
+from crossin_jax.processes import distributed
+from crossin_jax.storage import mirror
+from crossin_jax.training import state as train_state
 
 MARKERS = ('results.json', 'figures.json')  # the last to reach a remote output directory
-
-
-def choice_predictions(questions: Questions, answers: Answers) -> Predictions:
-  """What was answered, as a file of predictions holds it."""
-  return Predictions(questions.ids, questions.languages, questions.choices, questions.answers, answers.texts)
-
-
-def choice_summary(questions: Questions, answers: Answers) -> tuple[dict, np.ndarray]:
-  """Figures under the keys of results.json, and the choices, int64 [items, languages].
-
-  By likelihood 'accuracy_norm' and 'accuracy_norm_by_language' are those of the loss per character.
-  """
-  if answers.losses is None:
-    chosen_NL = choice_predictions(questions, answers).extract('strict', prompt=questions.prompt)
-    return consistency.summarise(chosen_NL, questions.answers, questions.languages), chosen_NL
-  # Not from the texts: two options may read the same.
-  chosen_NL = np.array([[int(np.argmin(losses)) for losses in item] for item in answers.losses], np.int64)
-  summary = consistency.summarise(chosen_NL, questions.answers, questions.languages)
-  by_length = consistency.summarise(answers.normalised(questions), questions.answers, questions.languages)
-  further = {'accuracy_norm': by_length['accuracy'], 'accuracy_norm_by_language': by_length['accuracy_by_language']}
-  return summary | further, chosen_NL
 
 
 class _Asked:
@@ -126,14 +112,14 @@ def evaluate(
     forms = prompt_forms or range(1, len(loaded.declaration.prompts) + 1)
     forms = [number for number in forms if number <= len(loaded.declaration.prompts)] or [1]
     asked.append(_Asked(name, [loaded.questions(number) for number in forms], loaded.declaration.methods, loaded.notes))
-  if not (is_imported := huggingface.is_directory(checkpoint)):
-    checkpoint = checkpoints.latest_checkpoint(checkpoint)
+  if not (is_imported := weights.is_directory(checkpoint)):
+    checkpoint = places.latest_checkpoint(checkpoint)
   prompts = Prompts(checkpoint if is_imported else os.path.dirname(checkpoint)) if asked else None
   partition, runs = partitioner(), []
   partition.suit(model, training=False)
   with partition.activate():
     abstract = train_state.parameter_shapes(model, partition)
-    params = lora.quantised(checkpoints.restore_params(checkpoint, abstract, model), lora.of_model(model))
+    params = lora.quantised(parameters.restore_params(checkpoint, abstract, model), lora.of_model(model))
 
     def ask(questions: Questions, method: str) -> Answers:
       return answer_questions(model, params, partition, questions, prompts, methods=(method,))[method]
@@ -253,11 +239,11 @@ def main(argv: list[str]) -> int:
   methods = _split(args.methods)
   if unknown := set(methods or ()) - set(METHODS):
     raise config.ConfigError(f'--methods: {", ".join(sorted(unknown))} is none of {", ".join(METHODS)}')
-  run_directory.parse_saved(args, args.checkpoint)
+  saved_model.parse_saved(args, args.checkpoint)
   # Questions of the run's own loop are asked again only where named: they may be the same file.
   heldout = config.resolve(_of_kind(config.bound('train.evaluators'), 'HeldoutLoss'))
   distributed.initialize(args)
-  variant = args.variant or run_directory.name_of(args.checkpoint)
+  variant = args.variant or saved_model.name_of(args.checkpoint)
   with contextlib.ExitStack() as stack:
     # All processes come to the same figures; those of the others are thrown away.
     chief = jax.process_index() == 0

@@ -8,10 +8,11 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from crossin_jax.data.saved_prompts import Prompts
-from crossin_jax.evaluation import evaluate, open_answers
+from crossin_jax.checkpoints.saved_prompts import Prompts
+from crossin_jax.evaluation import asking
+from crossin_jax.evaluation.answers import open_answers
 from crossin_jax.evaluation.asking import Answers, answer_questions
-from crossin_jax.evaluation.benchmarks import LoadedBenchmark
+from crossin_jax.evaluation.benchmarks.declarations import LoadedBenchmark
 from crossin_jax.evaluation.questions import Questions, read_questions
 
 SLICE = 32  # items asked between two looks at the clock
@@ -37,7 +38,7 @@ class QuestionsEvaluator:
     """Yields ('eval/NAME/accuracy', x), ('eval/NAME/consistency_3', x), ('eval/NAME/ac3_3', x) and more."""
     questions, prompts = self._load()
     answered = answer_questions(model, params, partition, questions, prompts, methods=('likelihood',))['likelihood']
-    yield from _figures(self.name, evaluate.choice_summary(questions, answered)[0])
+    yield from _figures(self.name, asking.choice_summary(questions, answered)[0])
 
 
 @gin.configurable
@@ -113,7 +114,7 @@ class BenchmarkEvaluator:
 
   def _summary(self, results: list[tuple[Questions, Answers]]) -> dict:
     if results[0][0].kind == 'choice':
-      return evaluate.choice_summary(*results[0])[0]
+      return asking.choice_summary(*results[0])[0]
     found = open_answers.of_questions(
       [questions for questions, _ in results], [answers.texts for _, answers in results]
     )

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from crossin_jax.evaluation.records import RecordError, read_records
+from crossin_jax.storage.records import RecordError, read_records
 
 # 'choice': one of given options; 'number': a number is read from the text; 'spans': a text is compared with accepted ones.
 KINDS = ('choice', 'number', 'spans')

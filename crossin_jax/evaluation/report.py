@@ -12,7 +12,9 @@ import os
 
 import numpy as np
 
-from crossin_jax.evaluation import consistency, pages, plots, tables
+from crossin_jax.evaluation.measures import consistency, tables
+from crossin_jax.pages import page, plots, words
+from crossin_jax.pages.words import duration, thousands
 
 EXPLANATIONS = {
   'floor': 'Never read the facts that are asked about; otherwise treated like Base. What it scores is what guessing is worth.',
@@ -21,7 +23,6 @@ EXPLANATIONS = {
   'x2x': 'As Mono, but the question comes in one language and the answer is asked for in another: the CrossIn mixture.',
   'x2xtrans': 'As x2x, with translation exercises as part of the mixture.',
 }
-
 Key = tuple[str, int, str, str]  # (arm, seed, 'untagged' or 'tagged', 'likelihood' or 'generate')
 
 
@@ -80,7 +81,7 @@ class Report:
 
 def write_report(path: str | os.PathLike, report: Report) -> None:
   """Writes the page; the file appears by rename. Raises ValueError where arrays and languages do not fit."""
-  pages.write(path, 'report.html.j2', _context(_with_figures(report)), duration=_duration, thousands=_thousands)
+  page.write(path, 'report.html.j2', _context(_with_figures(report)), duration=duration, thousands=thousands)
 
 
 def _with_figures(report: Report) -> Report:
@@ -110,7 +111,7 @@ def _context(report: Report) -> dict:
   guessers = [figures.guesser_row(name, array) for name, array in report.guessers.items()]
   return {
     'report': report,
-    'languages': [pages.language(code) for code in languages],
+    'languages': [page.language(code) for code in languages],
     's': figures.s,
     'arms': [
       {
@@ -148,7 +149,7 @@ def _findings(
   report: Report, rows: list[dict], gains: list[dict], guessers: list[dict], figures: tables.Figures
 ) -> list[str]:
   """What may be said, in plain sentences, the most important first."""
-  home, found, percent = tables.language_name(report.languages[0]), [], tables.percent
+  home, found, percent = words.language_name(report.languages[0]), [], words.percent
   base = next((row for row in rows if row['name'].casefold() == 'base' and row['other']['value'] is not None), None)
   if base:
     found.append(
@@ -258,7 +259,7 @@ def _examples(report: Report) -> list[dict]:
           chip = {'title': tables.title(arm), 'colour': plots.COLOURS[a % len(plots.COLOURS)]}
           (silent if chosen < 0 else options[chosen]['arms']).append(chip)
       cards.append(
-        {'language': pages.language(code), 'question': item.questions[code], 'options': options, 'silent': silent}
+        {'language': page.language(code), 'question': item.questions[code], 'options': options, 'silent': silent}
       )
     shown.append({'id': item.id, 'cards': cards})
   return shown
@@ -277,14 +278,3 @@ def _costs(report: Report) -> list[dict]:
       rate = tokens / seconds if seconds and tokens is not None else None
       rows.append({'title': tables.title(arm), 'name': arm.name, 'seconds': seconds, 'tokens': tokens, 'rate': rate})
   return rows
-
-
-def _duration(seconds: float | None) -> str:
-  if seconds is None:
-    return '\N{EM DASH}'
-  minutes, rest = divmod(round(seconds), 60)
-  return f'{minutes // 60} h {minutes % 60:02d} min' if minutes >= 60 else f'{minutes} min {rest:02d} s'
-
-
-def _thousands(value: float | None) -> str:
-  return '\N{EM DASH}' if value is None else f'{round(value):,}'

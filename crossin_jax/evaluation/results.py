@@ -15,7 +15,6 @@ import statistics
 import tempfile
 
 METHODS = ('generate', 'likelihood')
-
 _FRACTIONS = ('accuracy', 'unparsed_rate')
 _MAPS = ('accuracy_by_language', 'consistency', 'ac3', 'pairwise_consistency')
 KEYS = (

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 import sys
 
-from crossin_jax.evaluation import consistency, extraction, open_answers, results
-from crossin_jax.evaluation.predictions import Predictions, read_predictions
+from crossin_jax.evaluation import results
+from crossin_jax.evaluation.answers import extraction, open_answers
+from crossin_jax.evaluation.answers.predictions import Predictions, read_predictions
+from crossin_jax.evaluation.measures import consistency
 from crossin_jax.languages import ENGLISH_NAMES
 
 # Items of the published benchmarks (METHODS.md A.6), to notice a part of one.

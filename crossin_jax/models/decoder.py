@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from crossin_jax import config
 from crossin_jax.models import lora, rotary
-from crossin_jax.models.attention import attention, cached_attention
-from crossin_jax.models.attention_blockwise import KEPT
+from crossin_jax.models.attention.attention import attention, cached_attention
+from crossin_jax.models.attention.blockwise import KEPT
 from crossin_jax.models.decoder_config import ACTIVATIONS, DecoderConfig
 from crossin_jax.models.head import Head, product
 

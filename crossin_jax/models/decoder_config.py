@@ -7,7 +7,7 @@ from typing import Any
 from flax import linen as nn
 
 from crossin_jax import config
-from crossin_jax.models.attention import IMPLEMENTATIONS
+from crossin_jax.models.attention.attention import IMPLEMENTATIONS
 from crossin_jax.models.lora import LoraConfig
 
 REMAT_POLICIES = ('none', 'minimal', 'full')

@@ -8,7 +8,7 @@ import os
 import gin
 import numpy as np
 
-from crossin_jax import checkpoints
+from crossin_jax.checkpoints import places
 from crossin_jax.data.prepared import PreparedMixture, read_json, write_json
 from crossin_jax.data.stream import BatchStream, check_resume
 
@@ -134,7 +134,7 @@ def t5x_dataset(
 
 def _keep_settings(model_dir: str, settings: dict, new_stream: bool, chief: bool) -> None:
   path = os.path.join(model_dir, 'stream.json')
-  begun = os.path.isdir(model_dir) and any(name.startswith(f'{checkpoints.PREFIX}_') for name in os.listdir(model_dir))
+  begun = os.path.isdir(model_dir) and any(name.startswith(f'{places.PREFIX}_') for name in os.listdir(model_dir))
   if begun and os.path.exists(path):
     check_resume(read_json(path, f'or use another MODEL_DIR than {model_dir}'), settings, new_stream)
   if chief:

@@ -10,11 +10,11 @@ import gin
 import jax
 import jax.numpy as jnp
 
-from crossin_jax import losses, optimizers
 from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.data.vocabulary import Vocabulary
 from crossin_jax.models import lora
 from crossin_jax.t5x_bridge import optimizers as bridge_optimizers
+from crossin_jax.training import losses, optimizers
 
 
 @gin.configurable

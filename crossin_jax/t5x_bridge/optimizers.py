@@ -3,8 +3,8 @@
 import jax
 import optax
 
-from crossin_jax import optimizers
 from crossin_jax.models import lora
+from crossin_jax.training import optimizers
 
 
 def transform(optimizer: optimizers.Optimizer, adapters: lora.LoraConfig | None) -> optax.GradientTransformation:

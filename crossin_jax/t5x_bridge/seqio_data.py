@@ -17,7 +17,7 @@ import numpy as np
 
 from crossin_jax.data.prepared import FORMAT, PreparedDataError, read_json, safe_file_name, write_json, write_part
 from crossin_jax.data.vocabulary import Vocabulary
-from crossin_jax.metrics import Progress
+from crossin_jax.progress import Progress
 
 PART = 8192  # examples in one file
 SPLITS = ('train', 'validation')

@@ -7,10 +7,10 @@ import shutil
 import gin
 import jax
 
-from crossin_jax import run_directory
+from crossin_jax.checkpoints import saved_model
+from crossin_jax.checkpoints.conversion import write_text
 from crossin_jax.data.prepared import PreparedMixture, write_json
-from crossin_jax.models import huggingface
-from crossin_jax.models.conversion import write_text
+from crossin_jax.models.huggingface import weights
 
 
 @gin.configurable
@@ -44,8 +44,8 @@ def t5x_summary(
   os.makedirs(model_dir, exist_ok=True)
   write_text(os.path.join(model_dir, 't5x_config.gin'), text)
   write_text(os.path.join(model_dir, 'config.gin'), model_config(module.config))
-  if isinstance(initial_checkpoint, str) and (source := run_directory.companions_of(initial_checkpoint)):
-    huggingface.copy_companions(source, os.path.join(model_dir, run_directory.COMPANIONS))
+  if isinstance(initial_checkpoint, str) and (source := saved_model.companions_of(initial_checkpoint)):
+    weights.copy_companions(source, os.path.join(model_dir, saved_model.COMPANIONS))
   prepared = PreparedMixture(data_dir, mixture)
   vocabulary = prepared.description['vocabulary']
   copy = os.path.basename(vocabulary['file'])

@@ -8,8 +8,8 @@ import gin
 import jax
 import jax.numpy as jnp
 
-from crossin_jax import optimizers
 from crossin_jax.t5x_bridge.data import StreamIterator
+from crossin_jax.training import optimizers
 
 
 @gin.configurable

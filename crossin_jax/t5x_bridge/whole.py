@@ -10,8 +10,10 @@ import argparse
 import os
 import sys
 
-from crossin_jax import checkpoints, config, run_directory, train_state
-from crossin_jax.partitioning import Partitioner
+from crossin_jax import config
+from crossin_jax.checkpoints import parameters, places, saved_model
+from crossin_jax.devices.partitioning import Partitioner
+from crossin_jax.training import state as train_state
 
 
 def write(checkpoint: str, output_dir: str, model, partitioner=Partitioner) -> str:
@@ -26,14 +28,14 @@ def write(checkpoint: str, output_dir: str, model, partitioner=Partitioner) -> s
   Raises:
     CheckpointError: nothing to read, or the step is there already.
   """
-  path = checkpoints.latest_checkpoint(checkpoint)
+  path = places.latest_checkpoint(checkpoint)
   name = os.path.basename(path)
   if os.path.exists(os.path.join(output_dir, name)):
-    raise checkpoints.CheckpointError(f'{os.path.join(output_dir, name)} is there already; give another --output_dir')
+    raise places.CheckpointError(f'{os.path.join(output_dir, name)} is there already; give another --output_dir')
   partition = partitioner()
   with partition.activate():
-    params = checkpoints.restore_params(path, train_state.parameter_shapes(model, partition), model)
-    return checkpoints.save_params(output_dir, params, int(name.rsplit('_', 1)[1]))
+    params = parameters.restore_params(path, train_state.parameter_shapes(model, partition), model)
+    return parameters.save_params(output_dir, params, int(name.rsplit('_', 1)[1]))
 
 
 def main(argv: list[str]) -> int:
@@ -48,9 +50,9 @@ def main(argv: list[str]) -> int:
   config.add_flags(parser)
   args = parser.parse_args(argv)
   try:
-    model = run_directory.saved_model(args, args.checkpoint)
+    model = saved_model.saved_model(args, args.checkpoint)
     print(write(args.checkpoint, args.output_dir, model), file=sys.stderr)
-  except (ValueError, OSError, checkpoints.CheckpointError) as error:
+  except (ValueError, OSError, places.CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
   return 0

@@ -11,16 +11,21 @@ import time
 
 import numpy as np
 
-from crossin_jax import checkpoints, config, interruption, run_directory, train_state
-from crossin_jax.data.saved_prompts import Prompts
-from crossin_jax.decoding.generate import RESTART, stop_ids
+from crossin_jax import config
+from crossin_jax.checkpoints import parameters, places, saved_model
+from crossin_jax.checkpoints.saved_model import stop_ids
+from crossin_jax.checkpoints.saved_prompts import Prompts
+from crossin_jax.decoding.generate import RESTART
 from crossin_jax.decoding.generation import Generator
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Prompt
 from crossin_jax.decoding.scoring import continuation_losses
-from crossin_jax.metrics import Progress
-from crossin_jax.models import huggingface, lora
-from crossin_jax.partitioning import Partitioner
+from crossin_jax.devices.partitioning import Partitioner
+from crossin_jax.models import lora
+from crossin_jax.models.huggingface import weights
+from crossin_jax.processes import interruption
+from crossin_jax.progress import Progress
+from crossin_jax.training import state as train_state
 from crossin_jax.xinstruction import levels
 from crossin_jax.xinstruction import rows as rows_lib
 
@@ -46,14 +51,14 @@ class ChunkWorker:
     rows: of a batch.
     partitioner: mesh and axis rules.
     """
-    if not huggingface.is_directory(checkpoint):
-      checkpoint = checkpoints.latest_checkpoint(checkpoint)
+    if not weights.is_directory(checkpoint):
+      checkpoint = places.latest_checkpoint(checkpoint)
     self._kind, self._prompt_tokens, self._rows, self._model = kind, prompt_tokens, rows, model
-    self._prompts = Prompts(checkpoint if huggingface.is_directory(checkpoint) else os.path.dirname(checkpoint))
+    self._prompts = Prompts(checkpoint if weights.is_directory(checkpoint) else os.path.dirname(checkpoint))
     self._partition = partitioner()
     with self._partition.activate():
       abstract = train_state.parameter_shapes(model, self._partition)
-      self._params = lora.quantised(checkpoints.restore_params(checkpoint, abstract, model), lora.of_model(model))
+      self._params = lora.quantised(parameters.restore_params(checkpoint, abstract, model), lora.of_model(model))
       vocabulary = self._prompts.vocabulary
       if kind == 'rate':
         self._levels = [vocabulary.encode(str(level)) for level in levels.LEVELS]
@@ -152,5 +157,5 @@ def main(argv: list[str]) -> int:
       raise ValueError
   except ValueError:
     raise config.ConfigError(f'--share {args.share!r}: write i/n with 0 <= i < n, e.g. 0/4') from None
-  model = run_directory.saved_model(args, args.checkpoint)
+  model = saved_model.saved_model(args, args.checkpoint)
   return 0 if run(args.checkpoint, model, args.kind, args.input, args.output, (i, n)) else RESTART

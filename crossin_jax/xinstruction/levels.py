@@ -7,8 +7,6 @@ import numpy as np
 from crossin_jax.xinstruction.rows import fraction, plain
 
 LEVELS = (1, 2, 3)
-
-
 FLAWS = ('language', 'cut', 'joined')
 
 

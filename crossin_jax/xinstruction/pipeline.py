@@ -18,12 +18,14 @@ import os
 import sys
 
 from crossin_jax import config
-from crossin_jax.jobs import StepFailed, Stopped
-from crossin_jax.xinstruction import candidates, export, handed_on, rounds, seed
-from crossin_jax.xinstruction.handed_on import HandedOn
+from crossin_jax.workflow.jobs import StepFailed, Stopped
+from crossin_jax.workflow.steps import Step, StepError, Steps
+from crossin_jax.xinstruction import forwarding
+from crossin_jax.xinstruction.forwarding import HandedOn
 from crossin_jax.xinstruction.run import Run
 from crossin_jax.xinstruction.settings import XInstruction
-from crossin_jax.xinstruction.steps import Step, StepError, Steps
+from crossin_jax.xinstruction.steps import candidates, export, seed
+from crossin_jax.xinstruction.steps import rounds as rounds_lib
 
 RESTART = 75
 
@@ -81,22 +83,22 @@ def in_order(run: Run) -> list[Step]:
     steps.append(step('generate', candidates.generate, ('filter',), tokens | run.teacher.made_from('write')))
   steps.append(step('pairs', candidates.pair, ('generate',)))
 
-  unless_settled = rounds.unless_settled
+  unless_settled = rounds_lib.unless_settled
   responses, flaws = {'response_tokens': s.response_tokens}, {'flaws': s.flaws, 'rater_from': s.rater_from}
   for i in range(run.rounds):
     if own_rater:
       kept = (f'keep.{i - 1}',) if i else ()
-      raters = tuple(filter(None, [rounds.rater_before(s, i)]))
+      raters = tuple(filter(None, [rounds_lib.rater_before(s, i)]))
       steps += [
-        step(f'train-response.{i}', unless_settled(rounds.train_response), ('seed', *kept), trained('response'), i),
-        step(f'respond.{i}', unless_settled(rounds.respond), ('seed', f'train-response.{i}'), responses | answered, i),
-        step(f'train-rater.{i}', unless_settled(rounds.train_rater), ('seed', f'respond.{i}', *raters), trained('rater') | flaws, i),
-        step(f'rate.{i}', unless_settled(rounds.rate), ('pairs', f'train-rater.{i}'), answered, i),
+        step(f'train-response.{i}', unless_settled(rounds_lib.train_response), ('seed', *kept), trained('response'), i),
+        step(f'respond.{i}', unless_settled(rounds_lib.respond), ('seed', f'train-response.{i}'), responses | answered, i),
+        step(f'train-rater.{i}', unless_settled(rounds_lib.train_rater), ('seed', f'respond.{i}', *raters), trained('rater') | flaws, i),
+        step(f'rate.{i}', unless_settled(rounds_lib.rate), ('pairs', f'train-rater.{i}'), answered, i),
       ]  # fmt: skip
     else:
-      steps.append(step(f'rate.{i}', rounds.rate, ('pairs',), run.teacher.made_from('rate'), i))
+      steps.append(step(f'rate.{i}', rounds_lib.rate, ('pairs',), run.teacher.made_from('rate'), i))
     best = {'keep_fraction': s.keep_fraction, 'least_level': s.least_level, 'settled': s.settled}
-    steps.append(step(f'keep.{i}', rounds.keep, ('pairs', f'rate.{i}'), best, i))
+    steps.append(step(f'keep.{i}', rounds_lib.keep, ('pairs', f'rate.{i}'), best, i))
 
   spread = {'wanted': s.wanted, 'diversification': _diversification_settings()}
   return steps + [
@@ -114,19 +116,18 @@ def _recipe(kind: str) -> list[str]:
 
 def _lines(path: str) -> list[str]:
   """What a gin file says, without comments; of this project if there is none of that name."""
-  root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-  with open(path if os.path.isfile(path) else os.path.join(root, path), encoding='utf-8') as f:
+  with open(path if os.path.isfile(path) else os.path.join(config.REPOSITORY, path), encoding='utf-8') as f:
     return [line.split('#')[0].strip() for line in f if line.split('#')[0].strip()]
 
 
 def _filter_settings(run: Run) -> dict:
-  from crossin_jax.xinstruction.documents import Reading
+  from crossin_jax.xinstruction.filtering.documents import Reading
 
   return dataclasses.asdict(run.filters) | dataclasses.asdict(Reading())
 
 
 def _diversification_settings() -> dict:
-  from crossin_jax.xinstruction.diversification import Diversification
+  from crossin_jax.xinstruction.diversity.diversification import Diversification
 
   embed = {name: config.bound(f'embed.{name}') for name in ('method', 'dimensions', 'words', 'seed', 'checkpoint')}
   return dataclasses.asdict(Diversification()) | {
@@ -158,7 +159,12 @@ COMMANDS = (
   'statistics', 'status',
 )  # fmt: skip
 # Commands beside the steps -> module.
-OTHERS = {'chunks': 'chunk_worker', 'translated': 'translated', 'distill': 'distill', 'quickstart': 'quickstart'}
+OTHERS = {
+  'chunks': 'chunk_worker',
+  'translated': 'baselines.translated',
+  'distill': 'baselines.distill',
+  'quickstart': 'quickstart.quickstart',
+}
 
 
 def main(argv: list[str]) -> int:
@@ -181,7 +187,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   config.add_flags(parser)
   args = parser.parse_args(argv)
-  handed_on.make_known()
+  forwarding.make_known()
   config.parse(args)
   pipeline = Pipeline(args.output_dir, XInstruction(), HandedOn.from_gin())
   if args.command == 'status':

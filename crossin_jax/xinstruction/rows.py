@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 
-from crossin_jax.evaluation.records import read_records
 from crossin_jax.evaluation.results import write_text
 from crossin_jax.languages import ENGLISH_NAMES
+from crossin_jax.storage.records import read_records
 
 
 def chunks(folder: str, language: str) -> list[str]:

@@ -12,15 +12,17 @@ import re
 import sys
 from typing import NamedTuple
 
-from crossin_jax import config, endpoint_flags, interruption
-from crossin_jax.endpoint import Endpoint, Estimate, Request, stoppable
-from crossin_jax.jobs import Stopped
+from crossin_jax import config
+from crossin_jax.endpoint import flags as endpoint_flags
+from crossin_jax.endpoint.client import Endpoint, Estimate, Request, stoppable
+from crossin_jax.endpoint.ledger import BudgetError
+from crossin_jax.endpoint.transport import Transport
 from crossin_jax.languages import ENGLISH_NAMES
-from crossin_jax.ledger import BudgetError
-from crossin_jax.metrics import Progress
-from crossin_jax.transport import Transport
+from crossin_jax.processes import interruption
+from crossin_jax.progress import Progress
+from crossin_jax.workflow.jobs import Stopped
+from crossin_jax.workflow.steps import StepError
 from crossin_jax.xinstruction import rows as rows_lib
-from crossin_jax.xinstruction.steps import StepError
 
 AGAIN = 0.5  # temperature of what is asked again: at 0 the same would come back
 WRITE = """A text in {language} follows. Suppose that it is the answer of an assistant to a request of a user. Write that request in \

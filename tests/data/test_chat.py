@@ -6,9 +6,9 @@ import os
 import numpy as np
 import pytest
 
+from crossin_jax.checkpoints.saved_prompts import Prompts
 from crossin_jax.data import chat
 from crossin_jax.data.prompts import Rejected, prompt_tokens, render_example, stop_id
-from crossin_jax.data.saved_prompts import Prompts
 from crossin_jax.data.vocabulary import Vocabulary
 
 CHATML = (
@@ -117,7 +117,7 @@ def test_chat_rows_are_shortened_and_refused_like_others(byte_level):
 
 def test_what_training_used_is_used_again(byte_level, tiny_settings, tmp_path):
   """prompts.json of a chat mixture prompts like training did, without any file of the tokenizer's folder."""
-  from crossin_jax import run_directory
+  from crossin_jax.checkpoints import run_directory
   from crossin_jax.data.prepared import PreparedMixture
   from seqio_tasks.prepare import prepare
 

@@ -13,7 +13,8 @@ from conftest import REPOSITORY, init_params, tiny_config
 import jax
 import pytest
 
-from crossin_jax import checkpoints, cli
+from crossin_jax import cli
+from crossin_jax.checkpoints import parameters
 from crossin_jax.data.prepared import write_json
 from crossin_jax.decoding import generate as lib
 from crossin_jax.decoding.journal import Journal, JournalError
@@ -40,7 +41,7 @@ def model_dir(tmp_path_factory, tiny_vocabulary):
   """A MODEL_DIR with an untrained model."""
   directory = tmp_path_factory.mktemp('run')
   model = Decoder(tiny_config(vocab_size=1216))
-  checkpoints.save_params(str(directory), init_params(model, 2))
+  parameters.save_params(str(directory), init_params(model, 2))
   (directory / 'config.gin').write_text(GIN)
   shutil.copyfile(tiny_vocabulary.path, directory / 'words.model')
   write_json(
@@ -214,7 +215,7 @@ def test_another_input_or_model_is_named(model_dir, tmp_path, capsys):
   shutil.copytree(model_dir, other)
   shutil.rmtree(other / 'checkpoint_0')
   shutil.rmtree(other / 'digests', ignore_errors=True)
-  checkpoints.save_params(str(other), init_params(Decoder(tiny_config(vocab_size=1216)), 9))
+  parameters.save_params(str(other), init_params(Decoder(tiny_config(vocab_size=1216)), 9))
   assert cli.main(flags(other, tmp_path, '--gin.Sampling.max_new_tokens=2')) == 1
   assert 'digest of the weights was' in capsys.readouterr().err
 

@@ -14,8 +14,8 @@ from crossin_jax.decoding.cache import bucket
 from crossin_jax.decoding.generation import Generator
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Prompt
+from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder
-from crossin_jax.partitioning import Partitioner
 
 BOS, EOS = 1, 2
 

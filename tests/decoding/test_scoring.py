@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from crossin_jax.decoding import scoring
+from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder
-from crossin_jax.partitioning import Partitioner
 
 
 def questions(seed=0, items=11, longest=40):

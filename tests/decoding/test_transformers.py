@@ -10,13 +10,13 @@ import pytest
 from crossin_jax.decoding.generation import Generator
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Prompt
-from crossin_jax.models import architectures
+from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder
-from crossin_jax.partitioning import Partitioner
+from crossin_jax.models.huggingface import families as architectures
 
 torch = pytest.importorskip('torch', reason='the comparison with the real models needs the extra `test`')
 
-_path = pathlib.Path(__file__).parents[1] / 'models' / 'test_architectures.py'
+_path = pathlib.Path(__file__).parents[1] / 'models' / 'huggingface' / 'test_families.py'
 _spec = importlib.util.spec_from_file_location('models_test_architectures', _path)
 families = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(families)

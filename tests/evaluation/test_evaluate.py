@@ -11,7 +11,7 @@ import pytest
 from crossin_jax import cli
 from crossin_jax.evaluation import evaluators, results
 from crossin_jax.evaluation.asking import pair_tokens
-from crossin_jax.evaluation.benchmarks import LoadedBenchmark
+from crossin_jax.evaluation.benchmarks.declarations import LoadedBenchmark
 from crossin_jax.languages import ENGLISH_NAMES
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossin_jax import losses
 from crossin_jax.data.prepared import PreparedMixture
+from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.evaluation.heldout import HeldoutLoss
 from crossin_jax.models.decoder import Decoder
-from crossin_jax.partitioning import Partitioner
+from crossin_jax.training import losses
 
 
 def test_sums_of_examples_by_language_and_pair(tiny_prepared):

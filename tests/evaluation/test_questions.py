@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossin_jax import losses, train_state
+from crossin_jax.checkpoints.saved_prompts import Prompts
 from crossin_jax.data.prompts import render_prompt
-from crossin_jax.data.saved_prompts import Prompts
 from crossin_jax.decoding.generation import greedy
 from crossin_jax.decoding.scoring import sequence_losses
+from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.evaluation import asking
 from crossin_jax.evaluation.questions import read_questions
 from crossin_jax.models.decoder import Decoder, DecoderConfig
-from crossin_jax.partitioning import Partitioner
+from crossin_jax.training import losses
+from crossin_jax.training import state as train_state
 
 CONFIG = DecoderConfig(vocab_size=64, embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=64)
 

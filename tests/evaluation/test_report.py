@@ -7,7 +7,8 @@ from babel import Locale
 import numpy as np
 import pytest
 
-from crossin_jax.evaluation import bootstrap, consistency, results, tables
+from crossin_jax.evaluation import results
+from crossin_jax.evaluation.measures import bootstrap, consistency, tables
 from crossin_jax.evaluation.report import Arm, Item, Report, write_report
 
 ARMS = ['floor', 'base', 'mono', 'x2x', 'x2x + trans']

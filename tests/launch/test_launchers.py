@@ -8,8 +8,12 @@ import signal
 import pytest
 from stand_ins import Cloud
 
-from crossin_jax import config, jobs, launchers, sweep, sweep_table
-from crossin_jax.sweep_points import Settings, make_points
+from crossin_jax import config
+from crossin_jax.sweep import command as sweep_command
+from crossin_jax.sweep import running
+from crossin_jax.sweep import table as sweep_table
+from crossin_jax.sweep.points import Settings, make_points
+from crossin_jax.workflow import jobs, launchers
 
 TPU = ['--name', 'pod', '--zone', 'z', '--accelerator_type', 'v5litepod-8', '--spot']
 
@@ -92,7 +96,7 @@ def make_sweep(out, launcher, **changes):
     'run_gin': 'gin_configs/runs/world_tune.gin',
   }
   made = Settings(**{**values, **changes})
-  return sweep.Sweep(str(out), made, make_points(made), launcher, launcher.jobs.jobs)
+  return running.Sweep(str(out), made, make_points(made), launcher, launcher.jobs.jobs)
 
 
 def started(cloud):
@@ -226,7 +230,7 @@ def test_a_dry_run_shows_every_command(tmp_path, capsys):
   import gin
 
   with gin.unlock_config():
-    assert sweep.main(words) == 0
+    assert sweep_command.main(words) == 0
   captured = capsys.readouterr()
   plan = json.loads(captured.out.splitlines()[-1])
   train, evaluate = plan['to_run'][0]['commands']

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossin_jax import losses
 from crossin_jax.decoding.generation import greedy
-from crossin_jax.models.attention import attention
+from crossin_jax.devices.partitioning import Partitioner
+from crossin_jax.models.attention.attention import attention
 from crossin_jax.models.decoder import Decoder
 from crossin_jax.models.decoder_config import REMAT_POLICIES, DecoderConfig
-from crossin_jax.partitioning import Partitioner
+from crossin_jax.training import losses
 
 # Two segments and padding; id 0 inside a segment is a token.
 TOKENS = np.array([[5, 0, 7, 9, 11, 0, 13, 2, 0, 0]])

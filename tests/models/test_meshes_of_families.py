@@ -8,11 +8,11 @@ import optax
 import pytest
 from test_architectures import MODELS, SIZES, transformers
 
-from crossin_jax import train_state
-from crossin_jax.models import architectures
+from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder
-from crossin_jax.optimizers import Optimizer
-from crossin_jax.partitioning import Partitioner
+from crossin_jax.models.huggingface import families
+from crossin_jax.training import state as train_state
+from crossin_jax.training.optimizers import Optimizer
 
 # One of each kind of block: positions by another formula, or one window more, are cut no differently.
 FAMILIES = (
@@ -71,7 +71,7 @@ def test_a_step_on_any_mesh_is_that_of_one_device(name, tmp_path):
   kind, own = MODELS[name]
   settings = {key: value for key, value in {**SIZES, **own}.items() if value is not None or key == 'sliding_window'}
   getattr(transformers, kind)(**settings).save_pretrained(tmp_path)
-  model = Decoder(architectures.from_huggingface(str(tmp_path)))
+  model = Decoder(families.from_huggingface(str(tmp_path)))
   loss, norm, params = step(model, (1, 1, 1))
   shape = SHAPES[FAMILIES.index(name) % len(SHAPES)]
   found = step(model, shape)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import seqio
 
-from crossin_jax.evaluation import benchmarks
 from crossin_jax.evaluation.asking import pair_tokens
+from crossin_jax.evaluation.benchmarks import declarations
 from crossin_jax.languages import ENGLISH_NAMES
 from seqio_tasks import benchmark_tasks
 
@@ -37,7 +37,7 @@ def test_options_are_compared_by_their_scores(mmlu, tmp_path, tiny_vocabulary):
   assert names[:2] == ['cross_mmlu.en.p1.likelihood', 'cross_mmlu.en.p1.generate'] and len(names) == 8
   dataset = seqio.get_mixture_or_task(names[0]).get_dataset(None, 'test', shuffle=False)
   examples = list(dataset.as_numpy_iterator())
-  questions = benchmarks.LoadedBenchmark('cross_mmlu', mmlu).questions(1)[0]
+  questions = declarations.LoadedBenchmark('cross_mmlu', mmlu).questions(1)[0]
   rows = [item[0] for item in questions.rows]
   wanted = [pair_tokens(tiny_vocabulary, row['raw'], choice) for row in rows for choice in row['choices']]
   assert [(e['inputs'].tolist(), e['targets'].tolist()) for e in examples] == wanted

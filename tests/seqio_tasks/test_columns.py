@@ -11,8 +11,9 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from seqio_tasks import columns, json_rows
-from seqio_tasks.readers import read_rows
+from crossin_jax.data import json_lists
+from crossin_jax.data.readers import read_rows
+from seqio_tasks import columns
 from seqio_tasks.sources import ParallelFiles, SourceError
 
 TEXT = st.text(st.characters(exclude_categories=('Cs',)), max_size=30)
@@ -27,7 +28,7 @@ ROWS = st.lists(
 @pytest.fixture
 def window(monkeypatch):
   """Sets how many bytes of a JSON list are read at once."""
-  return lambda size: monkeypatch.setattr(json_rows, '_WINDOW', size)
+  return lambda size: monkeypatch.setattr(json_lists, '_WINDOW', size)
 
 
 @hypothesis.given(ROWS, st.integers(1, 40), st.booleans(), st.sampled_from([None, 0, 3]))
@@ -36,7 +37,7 @@ def test_a_json_list_in_windows(tmp_path, window, rows, size, ascii_, indent):
   path = tmp_path / 'a.json'
   path.write_text(json.dumps(rows, ensure_ascii=ascii_, indent=indent), encoding='utf-8')
   window(size)
-  assert list(json_rows.read_json(str(path))) == [(None, fields) for fields in rows]
+  assert list(json_lists.read_json(str(path))) == [(None, fields) for fields in rows]
 
 
 @hypothesis.given(ROWS, st.integers(1, 40), st.data())
@@ -52,7 +53,7 @@ def test_a_fault_is_where_it_is_whatever_the_window(tmp_path, window, rows, size
 
   def outcome():
     try:
-      return repr(list(json_rows.read_json(str(path))))
+      return repr(list(json_lists.read_json(str(path))))
     except SourceError as error:
       return str(error)
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from seqio_tasks.crossin import MODES, Preset, TaskSpec, language_pairs, split_rows
-from seqio_tasks.mixtures import RELEASED, MixtureName, MixtureSettings, mixture_entries
+from crossin_jax.data.mixture_name import MODES, MixtureName
+from seqio_tasks.crossin import Preset, TaskSpec, language_pairs, split_rows
+from seqio_tasks.mixtures import RELEASED, MixtureSettings, mixture_entries
 
 LANGUAGES = ('en', 'zh', 'vi', 'es')
 DEFAULT = Preset()

@@ -9,10 +9,11 @@ from conftest import TINY_MIXTURE
 import numpy as np
 import pytest
 
+from crossin_jax.data.mixture_name import MixtureName
 from crossin_jax.data.prepared import PreparedDataError, PreparedMixture, TaskSplit
 from crossin_jax.data.stream import BatchStream
 from seqio_tasks import prepare as prepare_lib
-from seqio_tasks.mixtures import MixtureName, mixture_entries
+from seqio_tasks.mixtures import mixture_entries
 from seqio_tasks.prepare import prepare
 
 SMALL = 'world.base_x2x.all.en_zh.every'
@@ -159,7 +160,7 @@ def test_parts_and_processes_change_nothing(tmp_path, small_settings, monkeypatc
 def test_stale_tasks_are_refused_naming_what_changed(tmp_path, small_settings, tiny_world, change, message):
   import dataclasses
 
-  from seqio_tasks.world_sources import WorldInstructions
+  from crossin_jax.world.sources import WorldInstructions
 
   run(tmp_path, small_settings())
   before = contents(tmp_path)

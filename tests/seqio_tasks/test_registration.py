@@ -52,7 +52,8 @@ def test_tasks_give_token_by_token_what_prepare_wrote(registered, tiny_prepared,
 
 def test_a_short_sequence_length_cuts_as_max_length_does(registered, tiny_settings):
   task = next(task for task in registered.tasks if '.x2x.' in task.name)
-  from seqio_tasks.mixtures import MixtureName, mixture_entries
+  from crossin_jax.data.mixture_name import MixtureName
+  from seqio_tasks.mixtures import mixture_entries
 
   spec = next(
     e.task for e in mixture_entries(MixtureName.parse(TINY_MIXTURE), tiny_settings()) if e.task.name == task.name
@@ -75,7 +76,8 @@ def test_a_short_sequence_length_cuts_as_max_length_does(registered, tiny_settin
 
 def rendered(tiny_settings):
   """Task -> its examples as (tokens, weights) tuples, rendered without SeqIO."""
-  from seqio_tasks.mixtures import MixtureName, mixture_entries
+  from crossin_jax.data.mixture_name import MixtureName
+  from seqio_tasks.mixtures import mixture_entries
 
   found = {}
   for entry in mixture_entries(MixtureName.parse(SMALL), tiny_settings()):

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seqio_tasks.readers import EXTENSIONS
+from crossin_jax.data.readers import EXTENSIONS
 from seqio_tasks.sources import ParallelFiles, Source, SourceError, TfdsRows
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossin_jax import optimizers
 from crossin_jax.data.vocabulary import Vocabulary
 from crossin_jax.models.decoder import Decoder
 from crossin_jax.models.decoder_config import DecoderConfig
 from crossin_jax.models.lora import LoraConfig
 from crossin_jax.t5x_bridge import checkout
 from crossin_jax.t5x_bridge.model import t5x_model
+from crossin_jax.training import optimizers
 
 
 def make(asked, *, lora=False, optimizer=None):

@@ -15,16 +15,19 @@ import numpy as np
 import optax
 import pytest
 
-from crossin_jax import checkpoints, optimizers, train_state
+from crossin_jax.checkpoints import manager, places
+from crossin_jax.checkpoints import parameters as checkpoints
 from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.data.stream import BatchStream
+from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models import lora
 from crossin_jax.models.decoder import Decoder
 from crossin_jax.models.lora import LoraConfig
-from crossin_jax.partitioning import Partitioner
 from crossin_jax.t5x_bridge import data, model, summary, trainer
 from crossin_jax.t5x_bridge import optimizers as bridge_optimizers
 from crossin_jax.t5x_bridge.whole import write
+from crossin_jax.training import optimizers
+from crossin_jax.training import state as train_state
 
 # What t5x.models.DecoderOnlyModel passes to its module, and how.
 POSITIONAL = ['decoder_input_tokens', 'decoder_target_tokens']
@@ -85,7 +88,7 @@ def test_checkpoint_tree():
   module, partition = Decoder(tiny_config()), Partitioner()
   with partition.activate():
     state = train_state.state_shardings(module, optimizers.adamw(10).transform, partition, 8)
-  names = sorted(traverse_util.flatten_dict(checkpoints.to_tree(state), sep='/'))
+  names = sorted(traverse_util.flatten_dict(manager.to_tree(state), sep='/'))
   # As optax.chain(clip, adamw) has it: clip is 0 and empty; Adam, decay (empty), schedule are 1/0 to 1/2.
   adam = ['count', *(f'{moment}/{name}' for moment in ('mu', 'nu') for name in PARAMETERS)]
   states = [f'1/0/{name}' for name in adam] + ['1/2/count']
@@ -264,5 +267,5 @@ def test_adapters_beside_the_whole_model_are_found(tmp_path):
   with Partitioner().activate():
     again = checkpoints.restore_params(written, train_state.parameter_shapes(module, Partitioner()), module)
   jax.tree.map(np.testing.assert_array_equal, again, params)
-  with pytest.raises(checkpoints.CheckpointError, match='is there already'):
+  with pytest.raises(places.CheckpointError, match='is there already'):
     write(path, str(tmp_path / 'again'), module)

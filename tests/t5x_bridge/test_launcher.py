@@ -11,7 +11,7 @@ from conftest import REPOSITORY, tiny_config, write_prepared
 import numpy as np
 import pytest
 
-from crossin_jax.models import architectures
+from crossin_jax.models.huggingface import families
 from crossin_jax.t5x_bridge import checkout, run
 
 # Seams of T5X at cc342d4 that the gin files name: fields of its classes, arguments of its programs.
@@ -249,7 +249,7 @@ def test_pretraining_starts_from_nothing(stand_in, prepared, tmp_path):
 def test_a_hugging_face_model_is_finetuned(stand_in, prepared, tmp_path):
   directory, mixture = prepared
   (tmp_path / 'hf').mkdir()
-  described = architectures.to_json_config(tiny_config(vocab_size=1300))
+  described = families.to_json_config(tiny_config(vocab_size=1300))
   (tmp_path / 'hf' / 'config.json').write_text(json.dumps(described))
   values = {
     'DATA_DIR': directory, 'MIXTURE_OR_TASK_NAME': mixture, 'INITIAL_CHECKPOINT_PATH': 'base/checkpoint_0', 'TRAIN_STEPS': 7,

@@ -27,16 +27,19 @@ from t5x_support import (  # noqa: F401  # fixtures among them
   zero_tokenizer,
 )
 
-from crossin_jax import checkpoints, cli, losses, train_state
+from crossin_jax import cli
+from crossin_jax.checkpoints import parameters
 from crossin_jax.data.prepared import PreparedMixture, TaskSplit
 from crossin_jax.data.stream import BatchStream
 from crossin_jax.data.vocabulary import Vocabulary
 from crossin_jax.decoding.generation import greedy
+from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder
 from crossin_jax.models.decoder_config import DecoderConfig
 from crossin_jax.models.lora import LoraConfig
-from crossin_jax.partitioning import Partitioner
 from crossin_jax.t5x_bridge import whole
+from crossin_jax.training import losses
+from crossin_jax.training import state as train_state
 
 pytestmark = [pytest.mark.t5x, pytest.mark.slow]
 MIXTURE = 'world.tested_shared_base_x2x.all.en_zh_vi_es.every'
@@ -55,10 +58,10 @@ def vocabulary(t5x_home, tmp_path_factory, tiny_world):  # noqa: F811
 @pytest.fixture(scope='module')
 def data(tmp_path_factory, tiny_world, vocabulary):
   """The x2x mixture of the tiny world, where a good part of all tokens is id 0."""
+  from crossin_jax.world.sources import WorldInstructions, world_texts
   from seqio_tasks.crossin import Preset
   from seqio_tasks.mixtures import MixtureSettings
   from seqio_tasks.prepare import prepare
-  from seqio_tasks.world_sources import WorldInstructions, world_texts
 
   directory = str(tmp_path_factory.mktemp('prepared'))
   settings = MixtureSettings(
@@ -76,7 +79,7 @@ def data(tmp_path_factory, tiny_world, vocabulary):
 def base(t5x_home, tmp_path_factory):  # noqa: F811
   """A checkpoint of random parameters."""
   directory = tmp_path_factory.mktemp('base')
-  return checkpoints.save_params(str(directory), init_params(Decoder(DecoderConfig(**MODEL)), 1))
+  return parameters.save_params(str(directory), init_params(Decoder(DecoderConfig(**MODEL)), 1))
 
 
 @pytest.fixture(scope='module')
@@ -234,7 +237,7 @@ def test_lora_has_the_same_losses_and_leaves_the_rest_alone(values, base, their_
   again = train_theirs(tmp_path / 'again', ['gin_configs/t5x/lora.gin'], steps=1, **more)
   partition = Partitioner()
   with partition.activate():
-    params = checkpoints.restore_params(together, train_state.parameter_shapes(model, partition), model)
+    params = parameters.restore_params(together, train_state.parameter_shapes(model, partition), model)
     stream = BatchStream(PreparedMixture(values['DATA_DIR'], MIXTURE), batch_size=BATCH, length=LENGTH)
     _, sums = losses.batch_loss(model, params, stream.batch(0), len(stream.mixture.tasks))
   assert t5x_losses(again)[1] == pytest.approx(float(sums.loss / sums.weight), rel=1e-4)
@@ -262,7 +265,7 @@ def test_logits_shards_and_predictions(ours, theirs, data, vocabulary, run_progr
   model, partition = Decoder(DecoderConfig(**MODEL)), Partitioner()
   with partition.activate():
     for name, path in last.items():
-      params = checkpoints.restore_params(path, train_state.parameter_shapes(model, partition), model)
+      params = parameters.restore_params(path, train_state.parameter_shapes(model, partition), model)
       logits = jax.jit(lambda p: losses.apply_model(model, p, batch))(params)
       real = batch['decoder_segment_ids'] > 0
       np.testing.assert_allclose(answers[f'logits {name}'][real], np.asarray(logits)[real], atol=2e-5, rtol=1e-4)
@@ -312,11 +315,11 @@ def test_infer_gives_our_greedy_answers(theirs, vocabulary, t5x, tmp_path):  # n
       rows[os.path.basename(path).split('-predict')[0]] = [json.loads(line) for line in f]
   assert sum(map(len, rows.values())) >= 8
 
+  from crossin_jax.world.sources import WorldInstructions
+  from crossin_jax.world.world import World
   from seqio_tasks.crossin import Preset
   from seqio_tasks.mixtures import MixtureSettings
   from seqio_tasks.prepare import prepare
-  from seqio_tasks.world import World
-  from seqio_tasks.world_sources import WorldInstructions
 
   world = World(languages=TINY_LANGUAGES, tuning_entities=6, test_entities=12)
   settings = MixtureSettings(
@@ -326,7 +329,7 @@ def test_infer_gives_our_greedy_answers(theirs, vocabulary, t5x, tmp_path):  # n
   prepare(mixture, str(tmp_path / 'prepared'), settings, workers=1)
   model, partition, zeros = Decoder(DecoderConfig(**MODEL)), Partitioner(), 0
   with partition.activate():
-    params = checkpoints.restore_params(checkpoint, train_state.parameter_shapes(model, partition), model)
+    params = parameters.restore_params(checkpoint, train_state.parameter_shapes(model, partition), model)
     for task, found in rows.items():
       split = TaskSplit(str(tmp_path / 'prepared'), task, 'validation')
       assert [row['id'] for row in found] == [split.id(i) for i in range(len(split))]

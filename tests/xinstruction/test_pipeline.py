@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from crossin_jax import cli
+from crossin_jax.workflow.steps import Step, StepError, Steps
 from crossin_jax.xinstruction import levels
 from crossin_jax.xinstruction import rows as rows_lib
-from crossin_jax.xinstruction.steps import Step, StepError, Steps
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 LANGUAGES = ('sw', 'fi')
@@ -295,9 +295,9 @@ def test_ten_languages_of_real_text(shared_data, tmp_path):
 
 
 def test_a_round_that_would_change_nothing_is_not_trained(material, tiny_vocabulary, tmp_path, monkeypatch):
-  from crossin_jax.xinstruction import rounds
   from crossin_jax.xinstruction.pipeline import Pipeline
   from crossin_jax.xinstruction.settings import XInstruction
+  from crossin_jax.xinstruction.steps import rounds
 
   settings = XInstruction(
     languages=LANGUAGES, documents=f'{material}/text.{{language}}.jsonl', seed=f'{material}/seed',

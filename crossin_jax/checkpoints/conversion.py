@@ -1,0 +1,253 @@
+"""`crossin import-hf` and `crossin export-hf`: from a Hugging Face directory to a checkpoint, and back."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+
+import jax
+
+from crossin_jax import config
+from crossin_jax.checkpoints import parameters, places, saved_model
+from crossin_jax.checkpoints.saved_prompts import TOKENIZERS
+from crossin_jax.data.prepared import read_json, write_json
+from crossin_jax.devices.partitioning import Partitioner
+from crossin_jax.models import lora
+from crossin_jax.models.decoder import Decoder
+from crossin_jax.models.huggingface import families, peft, weights
+from crossin_jax.storage import mirror, remote
+from crossin_jax.training import state as train_state
+
+FORMATS = ('full', 'merged', 'peft', 't5x')
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+class ConversionError(ValueError):
+  """What cannot be converted as asked; the message says what can."""
+
+
+def import_hf(directory: str, output_dir: str, model=None, partitioner=Partitioner) -> dict:
+  """Writes a Hugging Face directory as `output_dir`/checkpoint_0, with config.gin and the model's own files beside it.
+
+  Args:
+    directory: config.json, safetensors and tokenizer.
+    output_dir: made; must not hold a checkpoint yet.
+    model: a Decoder; None = as config.json says, with what gin binds.
+    partitioner: mesh and axis rules.
+
+  Returns:
+    {'checkpoint', 'parameters', 'model_type'}.
+
+  Raises:
+    ConversionError, CheckpointError: output_dir holds a checkpoint already, or part of one. ArchitectureError, WeightsError: see there.
+  """
+  if places.steps_in(output_dir):
+    raise ConversionError(f'{output_dir} holds a checkpoint already; give another --output_dir')
+  places.check_room(output_dir, 0)  # before the weights are read
+  model = model or Decoder(families.from_huggingface(directory))
+  partition = partitioner()
+  with partition.activate():
+    abstract = lora.without_adapters(train_state.parameter_shapes(model, partition))
+    params = weights.load_params(directory, model.config, abstract)
+    path = parameters.save_params(output_dir, params)
+  companions = os.path.join(remote.absolute(output_dir), saved_model.COMPANIONS)
+  with mirror.written(output_dir) as files:
+    copied = weights.copy_companions(directory, os.path.join(files.path, saved_model.COMPANIONS))
+    write_text(os.path.join(files.path, 'config.gin'), saved_model.imported_config(companions))
+  if not set(TOKENIZERS) & set(copied):
+    warnings.warn(
+      f'{directory} has no tokenizer ({" or ".join(TOKENIZERS)}): training and export work, but nothing can be asked of '
+      'the model as it is. Copy the tokenizer into it and import again'
+    )
+  return {
+    'checkpoint': path,
+    'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
+    'model_type': families.read_json_config(directory)['model_type'],
+  }
+
+
+def export_hf(
+  checkpoint: str,
+  output_dir: str,
+  model,
+  *,
+  format: str = 'full',  # pylint: disable=redefined-builtin
+  dtype: str | None = None,
+  shard_gigabytes: float = 5.0,
+  partitioner=Partitioner,
+) -> dict:
+  """Writes a checkpoint for transformers ('full', 'merged'), PEFT ('peft') or T5X ('t5x').
+
+  The directory appears whole, by one rename; a remote one is made here first and then copied, config.json last.
+
+  Args:
+    checkpoint: a MODEL_DIR or one of its checkpoints.
+    output_dir: must not exist, or be empty.
+    model: the model of the checkpoint.
+    format: 'full' for a model that was trained whole; of a LoRA run 'merged' (adapters folded into the matrices, in f32) or
+      'peft' (adapters alone); 't5x': a checkpoint_<step> with the whole merged tree.
+    dtype: of the tensors; None = what the model was imported in, else that of the parameters (adapters: f32).
+    shard_gigabytes: largest size of a file.
+    partitioner: mesh and axis rules.
+
+  Returns:
+    {'output_dir', 'format', 'tensors', 'bytes', 'dtype'}.
+
+  Raises:
+    ConversionError: a format that does not fit the run, an output directory in use.
+  """
+  adapters = lora.of_model(model)
+  if format not in FORMATS:
+    raise ConversionError(f'--format {format} is not one of {", ".join(FORMATS)}')
+  if (format in ('merged', 'peft')) != (adapters is not None) and format != 't5x':
+    raise ConversionError(
+      f'--format {format} is for {"models trained whole" if adapters else "LoRA runs"}; this is a '
+      f'{"LoRA run: choose merged or peft" if adapters else "model trained whole: choose full"}'
+    )
+  if remote.is_remote(output_dir):
+    if remote.listing(output_dir):
+      raise ConversionError(f'{output_dir} is not empty; give another --output_dir, or remove it')
+    os.makedirs(remote.cache(), exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=remote.cache()) as folder:
+      result = export_hf(
+        checkpoint, os.path.join(folder, 'exported'), model, format=format, dtype=dtype, shard_gigabytes=shard_gigabytes,
+        partitioner=partitioner,
+      )  # fmt: skip
+      remote.upload_folder(result['output_dir'], output_dir, last=(weights.INDEX, peft.CONFIG, 'config.json'))
+    return result | {'output_dir': output_dir}
+  path = places.latest_checkpoint(checkpoint)
+  if os.path.exists(output_dir) and (not os.path.isdir(output_dir) or os.listdir(output_dir)):
+    raise ConversionError(f'{output_dir} is not empty; give another --output_dir, or remove it')
+  source = saved_model.companions_of(path)
+  found = families.read_json_config(source) if source else families.to_json_config(model.config)
+  dtype = dtype or ('float32' if format == 'peft' else found.get('dtype') or found.get('torch_dtype')
+                    or model.config.param_dtype)  # fmt: skip
+  if dtype not in DTYPES:
+    raise ConversionError(f'--dtype {dtype} is not one of {", ".join(DTYPES)}')
+  partition = partitioner()
+  writing = f'{os.path.abspath(output_dir)}.writing'
+  chief = jax.process_index() == 0
+  if chief:
+    shutil.rmtree(writing, ignore_errors=True)
+    os.makedirs(writing)
+  with partition.activate():
+    params = parameters.restore_params(path, train_state.parameter_shapes(model, partition), model)
+    if format == 't5x':
+      step = int(path.rsplit('_', 1)[1])
+      parameters.save_params(writing, lora.folded(params, adapters), step)
+    else:
+      make = peft.adapter_tensors if format == 'peft' else weights.model_tensors
+      tensors = list(make(found['model_type'], model.config, params, dtype))
+      weights.write_tensors(
+        writing, tensors, dtype, shard_bytes=int(shard_gigabytes * 1e9),
+        single=peft.WEIGHTS if format == 'peft' else weights.SINGLE,
+      )  # fmt: skip
+  if chief:
+    if format == 'peft':
+      base = parameters.base_reference(path)['path']
+      write_json(os.path.join(writing, peft.CONFIG), peft.adapter_config(found['model_type'], model.config, base))
+    if format != 't5x':
+      _describe(writing, found, dtype, source, os.path.dirname(path), is_adapter=format == 'peft')
+    if os.path.isdir(output_dir):
+      os.rmdir(output_dir)  # it is empty
+    os.replace(writing, os.path.abspath(output_dir))
+  size = sum(os.path.getsize(os.path.join(f, n)) for f, _, names in os.walk(output_dir) for n in names)
+  return {'output_dir': output_dir, 'format': format, 'dtype': dtype, 'bytes': size}
+
+
+def _describe(writing: str, found: dict, dtype: str, source: str | None, model_dir: str, is_adapter: bool) -> None:
+  """Configuration, generation settings and tokenizer beside the weights."""
+  if source:
+    weights.copy_companions(source, writing)
+  else:
+    found = {**found, **_tokenizer_files(writing, model_dir)}
+    write_json(
+      os.path.join(writing, 'generation_config.json'),
+      {key: found[key] for key in ('bos_token_id', 'eos_token_id') if key in found},
+    )
+  if is_adapter:
+    for name in ('config.json', 'generation_config.json'):
+      if os.path.exists(os.path.join(writing, name)):
+        os.unlink(os.path.join(writing, name))
+    return
+  found = {key: value for key, value in found.items() if key != 'torch_dtype'}
+  family = families.FAMILIES[found['model_type']]
+  write_json(os.path.join(writing, 'config.json'), {**found, 'architectures': [family.architecture], 'dtype': dtype})
+
+
+def _tokenizer_files(writing: str, model_dir: str) -> dict:
+  """The run's own tokenizer, where the model was not imported; returns its special ids."""
+  from crossin_jax.data.vocabulary import Vocabulary
+
+  path = os.path.join(model_dir, 'prompts.json')
+  if not remote.exists(path):
+    return {}
+  words = read_json(path, 'it is written by `crossin train`')['vocabulary']
+  vocabulary = Vocabulary(os.path.join(model_dir, words['file']), words['bos_token'], words['eos_token'])
+  vocabulary.save_for_transformers(writing)
+  return {'bos_token_id': vocabulary.bos_id, 'eos_token_id': vocabulary.eos_id}
+
+
+def write_text(path: str, text: str) -> None:
+  """A file that appears whole."""
+  with open(f'{path}.writing', 'w', encoding='utf-8') as f:
+    f.write(text)
+  os.replace(f'{path}.writing', path)
+
+
+def import_main(argv: list[str]) -> int:
+  """The command line of `crossin import-hf`."""
+  parser = argparse.ArgumentParser(
+    prog='crossin import-hf',
+    description='Write a Hugging Face directory (config.json, safetensors, tokenizer) as a checkpoint to train from. '
+    'Training can also begin from the directory itself: INITIAL_CHECKPOINT_PATH.',
+    epilog='example: crossin import-hf models/gemma-2b --output_dir checkpoints/gemma-2b',
+  )
+  parser.add_argument('directory', help='with config.json and *.safetensors')
+  parser.add_argument('--output_dir', required=True, help='for checkpoint_0, config.gin and huggingface/')
+  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
+  config.add_flags(parser)
+  args = parser.parse_args(argv)
+  config.parse(args)
+  result = import_hf(args.directory, args.output_dir)
+  print(
+    f'{result["model_type"]}, {result["parameters"]:,} parameters: {result["checkpoint"]}. Train from it with '
+    f'--gin_file={os.path.join(args.output_dir, "config.gin")} '
+    f'--gin.INITIAL_CHECKPOINT_PATH="\'{args.output_dir}\'"',
+    file=sys.stderr,
+  )
+  if args.json:
+    print(json.dumps(result))
+  return 0
+
+
+def export_main(argv: list[str]) -> int:
+  """The command line of `crossin export-hf`."""
+  parser = argparse.ArgumentParser(
+    prog='crossin export-hf',
+    description='Write a checkpoint as a directory that transformers, PEFT or T5X loads.',
+    epilog='example: crossin export-hf runs/a --output_dir exported/a --format merged',
+  )
+  parser.add_argument('checkpoint', help='a MODEL_DIR or checkpoint_<step>')
+  parser.add_argument('--output_dir', required=True, help='must not exist, or be empty')
+  parser.add_argument('--format', choices=FORMATS, help='default: full, or merged of a LoRA run')
+  parser.add_argument('--dtype', choices=DTYPES, help='default: as imported, else that of the parameters')
+  parser.add_argument('--shard_gigabytes', type=float, default=5.0, help='largest file (default 5)')
+  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
+  config.add_flags(parser)
+  args = parser.parse_args(argv)
+  model = saved_model.saved_model(args, args.checkpoint)
+  result = export_hf(
+      args.checkpoint, args.output_dir, model,
+      format=args.format or ('merged' if lora.of_model(model) else 'full'), dtype=args.dtype,
+      shard_gigabytes=args.shard_gigabytes,
+  )  # fmt: skip
+  print(
+    f'{result["output_dir"]}: {result["format"]}, {result["dtype"]}, {result["bytes"] / 1e9:.2f} GB', file=sys.stderr
+  )
+  if args.json:
+    print(json.dumps(result))
+  return 0

@@ -1,0 +1,269 @@
+"""Orbax checkpoints in T5X's layout, verified by digests.
+
+MODEL_DIR/checkpoint_<step>/state       {'target': params, 'state': {'step', 'param_states'}}
+MODEL_DIR/checkpoint_<step>/run         JSON: where the run stands (stream settings, open metric sums)
+MODEL_DIR/digests/checkpoint_<step>.json  see `digests`
+
+On gs:// Orbax writes the objects where they stay, `_CHECKPOINT_METADATA` before the others and `commit_success.txt` after them: a
+checkpoint_<step> without the latter is unfinished and is no checkpoint. One that has the former is what a killed run left, and the next
+run removes it; anything else (a copy that is on its way, T5X's older layout) is not ours to remove, nor to write in.
+
+With LoRA, `target` holds what is trained and `run` says where the other parameters come from.
+"""
+
+import contextlib
+import dataclasses
+import os
+import warnings
+
+from flax import serialization, traverse_util
+import gin
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from crossin_jax.checkpoints import digests
+from crossin_jax.checkpoints.parameters import check_shapes
+from crossin_jax.checkpoints.places import PREFIX, CheckpointError, check_room, folders_in, remove_unfinished, steps_in
+from crossin_jax.data.prepared import write_json
+from crossin_jax.storage import remote
+from crossin_jax.training.state import TrainState
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """When to save and what to keep.
+
+  Attributes:
+    period: steps between checkpoints; the last step is always saved. 0 = only the last.
+    keep: how many of the latest stay.
+    keep_period: checkpoints at multiples of it stay for ever; None = none.
+    best_metric: evaluation figure ('eval/heldout/loss', 'eval/questions/ac3_3' ...) whose best checkpoint stays too, among the
+      steps that are both evaluated and saved.
+    best_mode: 'min' or 'max'.
+  """
+
+  period: int = 1000
+  keep: int = 2
+  keep_period: int | None = None
+  best_metric: str | None = None
+  best_mode: str = 'min'
+
+  def __post_init__(self):
+    if self.best_mode not in ('min', 'max'):
+      raise ValueError(f"CheckpointConfig.best_mode = {self.best_mode!r} is not 'min' or 'max'")
+    if self.period < 0 or self.keep < 1:
+      raise ValueError(f'CheckpointConfig.period = {self.period} must not be negative, keep = {self.keep} at least 1')
+
+  def is_due(self, step: int) -> bool:
+    """Whether the checkpoint period ends at this step."""
+    return bool(self.period) and step % self.period == 0
+
+
+def to_tree(state: TrainState) -> dict:
+  """T5X's tree of a TrainState; optimizer nodes without arrays are left out."""
+  return {
+    'target': state.params,
+    'state': {'step': state.step, 'param_states': _without_empty(serialization.to_state_dict(state.opt_state))},
+  }
+
+
+def from_tree(tree: dict, like: TrainState) -> TrainState:
+  """The inverse of `to_tree`; `like` gives the structure of the optimizer state, and what is frozen."""
+  full = serialization.to_state_dict(like.opt_state)
+  flat = traverse_util.flatten_dict(full, keep_empty_nodes=True)
+  flat.update(traverse_util.flatten_dict(tree['state']['param_states']))
+  opt_state = serialization.from_state_dict(like.opt_state, traverse_util.unflatten_dict(flat))
+  return TrainState(tree['state']['step'], tree['target'], opt_state, like.frozen)
+
+
+def _without_empty(node):
+  if not isinstance(node, dict):
+    return node
+  kept = {key: _without_empty(value) for key, value in node.items()}
+  return {key: value for key, value in kept.items() if not (isinstance(value, dict) and not value)}
+
+
+class Checkpoints:
+  """The checkpoints of one MODEL_DIR, of the run that holds it (`run_directory.exclusive`).
+
+  On entering, what a killed run left unfinished on gs:// is removed.
+  """
+
+  def __init__(self, model_dir: str, config: CheckpointConfig):
+    self.model_dir, self._config = remote.absolute(model_dir), config
+    self._damaged = set()  # steps that `restore_latest` could not use
+    is_remote = remote.use(model_dir)
+    if is_remote and jax.process_index() == 0:
+      remove_unfinished(self.model_dir)
+    policies = ocp.checkpoint_managers
+    keep = [policies.LatestN(config.keep)]
+    if config.keep_period:
+      keep.append(policies.EveryNSteps(config.keep_period))
+    if config.best_metric:
+      # BestN keeps the highest figures.
+      sign = 1.0 if config.best_mode == 'max' else -1.0
+      figure = lambda metrics: sign * metrics[config.best_metric]
+      keep.append(policies.BestN(get_metric_fn=figure, n=1, keep_checkpoints_without_metrics=False))
+    with remote.explaining(self.model_dir):
+      self._manager = ocp.CheckpointManager(
+        self.model_dir,
+        item_handlers={
+          'state': ocp.PyTreeCheckpointHandler(use_ocdbt=True),
+          'run': ocp.JsonCheckpointHandler(),
+        },
+        options=ocp.CheckpointManagerOptions(
+          step_prefix=PREFIX,
+          preservation_policy=policies.AnyPreservationPolicy(keep),
+          # Needed for `metrics=` to be stored; what is kept is decided by the policy above.
+          best_fn=(lambda metrics: figure(metrics)) if config.best_metric else None,
+          # On gs:// Orbax takes every folder of MODEL_DIR without a marker, such as digests/, for a save that was cut off.
+          cleanup_tmp_directories=not is_remote,
+        ),
+      )
+
+  def save(self, step: int, state: TrainState, run: dict, figures: dict | None = None) -> None:
+    """Begins to save in the background; returns when the arrays are copied off the devices."""
+    if step in self._manager.all_steps() and step not in self._damaged:
+      return
+    self.wait()
+    # What was found damaged makes room for what is saved in its place, and does not count among those kept.
+    for damaged in sorted(self._damaged & set(self._manager.all_steps())):
+      self._manager.delete(damaged)
+    if self._damaged:
+      self._damaged.clear()
+      self._write_digests()
+    if jax.process_index() == 0 and remote.is_remote(self.model_dir) and step not in self._manager.all_steps():
+      check_room(self.model_dir, step)
+    # Figures are kept beside the checkpoint only where a best one is to be chosen by them.
+    metric = self._config.best_metric
+    metrics = {metric: float(figures[metric])} if metric and figures and metric in figures else None
+    items = ocp.args.Composite(state=ocp.args.PyTreeSave(to_tree(state)), run=ocp.args.JsonSave(run))
+    with self._saving(OSError):
+      self._manager.save(step, args=items, metrics=metrics, force=True)
+
+  def restore_latest(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
+    """The newest undamaged checkpoint and its run state, or None if there is none at all.
+
+    Args:
+      abstract: shapes, dtypes and shardings to restore into.
+
+    Raises:
+      CheckpointError: there are checkpoints but none can be used.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    problems = []
+    for step in steps:
+      problem = self._agreed_damage(step)
+      if problem is None:
+        try:
+          state = restore_tree(self._path(step), abstract)
+          run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))['run']
+        except CheckpointError:
+          raise  # of another model: an older one would be too
+        except Exception as error:  # pylint: disable=broad-exception-caught  # Orbax raises many kinds
+          problem = f'{type(error).__name__}: {error}'
+          if remote.is_remote(self.model_dir):  # the store has it as it was written: the network, rather
+            raise CheckpointError(
+              f'{self._path(step)} cannot be read ({problem}); start the same command again'
+            ) from error
+      if problem is None:
+        self._damaged = {damaged for damaged in steps if damaged > step}
+        for skipped in problems:
+          warnings.warn(f'{skipped}; using {self._path(step)} instead')
+        return state, run
+      problems.append(f'{self._path(step)} is damaged: {problem}')
+    if problems:
+      raise CheckpointError(
+        'no usable checkpoint: ' + '; '.join(problems) + f'. Delete {self.model_dir} to train from the start'
+      )
+    return None
+
+  def wait(self) -> None:
+    """Returns when the save in progress is complete and its digest written.
+
+    Raises:
+      CheckpointError: it failed (a full disk, say); the checkpoint before it is whole. RemoteError: the same, on gs://.
+    """
+    with self._saving(Exception):  # the saving thread raises many kinds
+      self._manager.wait_until_finished()
+    try:
+      self._write_digests()
+    except remote.RemoteError:
+      raise
+    except OSError as error:
+      raise CheckpointError(
+        f'cannot write the digests of the checkpoints in {self.model_dir}: {_first_line(error)}. Mend that and start the same '
+        'command again; the checkpoints are whole'
+      ) from error
+
+  @contextlib.contextmanager
+  def _saving(self, kind: type[Exception]):
+    """Says what went wrong while Orbax saved, in words for people."""
+    try:
+      with remote.explaining(self.model_dir):
+        yield
+    except remote.RemoteError:
+      raise
+    except kind as error:
+      remedy = 'S' if remote.is_remote(self.model_dir) else 'Make room there and s'
+      raise CheckpointError(
+        f'cannot save a checkpoint in {self.model_dir}: {_first_line(error)}. {remedy}tart the same command again; it goes on '
+        'from the last whole checkpoint'
+      ) from error
+
+  def close(self) -> None:
+    """Waits and frees the manager."""
+    self.wait()
+    self._manager.close()
+
+  def _path(self, step: int) -> str:
+    return os.path.join(self.model_dir, f'{PREFIX}_{step}')
+
+  def _write_digests(self) -> None:
+    if jax.process_index():
+      return
+    whole = {f'{PREFIX}_{step}' for step in steps_in(self.model_dir)}
+    present = whole | {f'{PREFIX}_{step}' for step in folders_in(self.model_dir)}  # one may be on its way here
+    folder = os.path.join(self.model_dir, 'digests')
+    if remote.is_remote(folder):
+      there, write, remove = remote.listing(folder), remote.write_json, remote.remove
+    else:
+      there, write, remove = os.listdir(folder) if os.path.isdir(folder) else (), write_json, os.unlink
+    for name in sorted(whole - {name.removesuffix('.json') for name in there}):
+      write(os.path.join(folder, f'{name}.json'), digests.file_digests(os.path.join(self.model_dir, name)))
+    for name in there:
+      if name.removesuffix('.json') not in present:
+        remove(os.path.join(folder, name))
+
+  def _agreed_damage(self, step: int) -> str | None:
+    """Host 0's verdict on a checkpoint, the same on all hosts, so that all restore the same one."""
+    if jax.process_count() == 1:
+      return self._damage(step)
+    from jax.experimental import multihost_utils
+
+    problem = None if jax.process_index() else self._damage(step)
+    damaged = multihost_utils.broadcast_one_to_all(np.asarray(problem is not None))
+    return (problem or 'host 0 found it damaged') if damaged else None
+
+  def _damage(self, step: int) -> str | None:
+    return digests.damage(self._path(step))
+
+
+def restore_tree(path: str, abstract: TrainState) -> TrainState:
+  """Reads `path`/state straight into the shards that `abstract` names.
+
+  Raises:
+    CheckpointError: the parameters have another structure or shape.
+  """
+  tree = to_tree(abstract)
+  check_shapes(path, tree)
+  restored = ocp.PyTreeCheckpointer().restore(
+    os.path.join(path, 'state'), item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+  )
+  return from_tree(restored, abstract)
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,103 @@
+"""MODEL_DIR: one run at a time in it, and what it needs to be understood later."""
+
+import contextlib
+import errno
+import os
+import shutil
+import socket
+
+import gin
+import jax
+
+from crossin_jax.checkpoints.saved_model import COMPANIONS, companions_of
+from crossin_jax.data.prepared import PreparedMixture, write_json
+from crossin_jax.models.huggingface import weights
+from crossin_jax.storage import lease, mirror, remote
+
+
+class RunError(RuntimeError):
+  """A MODEL_DIR that this run may not use; the message says why and what to do."""
+
+
+@contextlib.contextmanager
+def exclusive(model_dir: str):
+  """Holds MODEL_DIR for this run; a second run is refused and told which is the first.
+
+  Of a remote MODEL_DIR what is no checkpoint is written on this machine, by process 0, and pushed. A run that was killed leaves its
+  lock there: on another machine the next one waits until it is stale, 90 s after it was last renewed.
+
+  Yields:
+    A `mirror.Folder`: `path` is where small files are written.
+
+  Raises:
+    RunError: another process holds it, or it cannot be written.
+  """
+  is_remote = remote.use(model_dir)
+  if jax.process_index():
+    yield mirror.Folder(model_dir)
+    return
+  if is_remote:
+    try:
+      with _remote_files(model_dir) as files:
+        yield files
+    except lease.InUse as error:
+      raise RunError(str(error)) from error
+    return
+  import fcntl
+
+  path = os.path.join(model_dir, 'lock')
+  try:
+    os.makedirs(model_dir, exist_ok=True)
+    f = open(path, 'ab+', buffering=0)  # pylint: disable=consider-using-with  # held below
+  except OSError as error:
+    raise RunError(f'cannot write in MODEL_DIR {model_dir} ({error.strerror}); choose another') from None
+  with f:
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      f.seek(0)
+      holder = f.read().decode().strip() or 'another run'
+      raise RunError(f'{model_dir} is in use by {holder}; wait for it, stop it, or use another MODEL_DIR') from None
+    try:
+      f.truncate(0)
+      f.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
+      yield mirror.Folder(model_dir)
+    except OSError as error:
+      if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+        raise
+      raise RunError(
+        f'cannot write in MODEL_DIR {model_dir} ({error.strerror}). Make room there and start the same command again; it '
+        'goes on from the last whole checkpoint'
+      ) from error
+
+
+@contextlib.contextmanager
+def _remote_files(model_dir: str):
+  """The lock, then the files."""
+  with (
+    lease.Lock(f'{remote.absolute(model_dir)}/lock') as lock,
+    mirror.Mirror(model_dir, folders=('tensorboard', COMPANIONS)) as files,
+  ):
+    files.check = lock.check
+    yield files
+
+
+def describe(model_dir: str, prepared: PreparedMixture, initial_checkpoint: str | None = None) -> None:
+  """Writes config.gin (the operative configuration), prompts.json and the tokenizer into MODEL_DIR.
+
+  Inference prompts the model as training did from the last two. Where the parameters came from a Hugging Face directory,
+  its configuration and tokenizer go to MODEL_DIR/huggingface, for the way back.
+  """
+  if initial_checkpoint and (source := companions_of(initial_checkpoint)):
+    weights.copy_companions(source, os.path.join(model_dir, COMPANIONS))
+  path = os.path.join(model_dir, 'config.gin')
+  with open(f'{path}.writing', 'w', encoding='utf-8') as f:
+    f.write(gin.operative_config_str())
+  os.replace(f'{path}.writing', path)
+  vocabulary = prepared.description['vocabulary']
+  copy = os.path.basename(vocabulary['file'])
+  shutil.copyfile(prepared.vocabulary_path, os.path.join(model_dir, copy))
+  write_json(
+    os.path.join(model_dir, 'prompts.json'),
+    {'prompts': prepared.description['prompts'], 'vocabulary': {**vocabulary, 'file': copy}},
+  )

@@ -1,0 +1,206 @@
+"""Attention in blocks of queries and keys with an online softmax, in plain XLA: never holds T x S, forward or backward.
+
+The recipe is FlashAttention-2's (Dao 2023): the backward pass computes the weights again from the logits' log-sum-exp. All
+pairs of blocks of which something can be seen stand in one list, and one loop goes through it, so compile time does not grow
+with length. Pairs that share no segment in any row are passed over while it runs.
+
+Letters: B batch, T query length, S key length, H query heads, K key/value heads (H = G K), D size of a head, N blocks of
+queries, M blocks of keys, Q = G x queries of a block, P pairs of blocks.
+"""
+
+import functools
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
+import numpy as np
+
+from crossin_jax.models.attention import shards as attention_shards
+from crossin_jax.models.attention.mask import Mask
+
+BLOCKS = {'cpu': 256}  # queries, and keys, of a block by platform: what fits the cache
+BLOCK = 512  # elsewhere
+KEPT = 'attention'  # the name by which a remat policy keeps the output and its log-sum-exp
+
+
+def attend(
+  q_BTHD, k_BSKD, v_BSKD, mask: Mask, *, scale: float | None, softcap: float | None, block: int | None = None
+) -> jax.Array:
+  """See `attention.attention`; any mask and any lengths.
+
+  Args:
+    block: queries, and keys, that are looked at together; None = what suits the machine.
+  """
+  block = block or BLOCKS.get(attention_shards.platform(), BLOCK)
+  batch, queries, heads, size = q_BTHD.shape
+  keys, key_heads = k_BSKD.shape[1:3]
+  rows, columns = min(block, queries), min(block, keys)
+  scale = size**-0.5 if scale is None else scale
+  group = heads // key_heads
+
+  def cut(x, length):
+    """[B, L, ...] as [blocks, B, ...], the last one filled up."""
+    blocks = -(-x.shape[1] // length)
+    x = jnp.pad(x, [(0, 0), (0, blocks * length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+    return x.reshape(batch, blocks, length, *x.shape[2:]).swapaxes(0, 1)
+
+  q_NBRHD = cut(q_BTHD * jnp.asarray(scale, q_BTHD.dtype), rows)
+  blocks = q_NBRHD.shape[0]
+  q_NBKQD = q_NBRHD.reshape(blocks, batch, rows, key_heads, group, size).transpose(0, 1, 3, 4, 2, 5)
+  q_NBKQD = q_NBKQD.reshape(blocks, batch, key_heads, group * rows, size)
+  k_MBKCD, v_MBKCD = (cut(x, columns).transpose(0, 1, 3, 2, 4) for x in (k_BSKD, v_BSKD))
+  pairs_P2 = _pairs(queries, keys, rows, columns, mask)
+  widest = max(blocks * rows, k_MBKCD.shape[0] * columns)
+  padded = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, widest - x.shape[1]))), mask)
+  out_NBKQD = _blocks(
+    q_NBKQD, k_MBKCD, v_MBKCD, padded, _shared(padded, pairs_P2, rows, columns), pairs_P2, softcap, rows, columns, keys
+  )
+  out = out_NBKQD.reshape(blocks, batch, key_heads, group, rows, size).transpose(1, 0, 4, 2, 3, 5)
+  return out.reshape(batch, blocks * rows, heads, size)[:, :queries]
+
+
+def _pairs(queries: int, keys: int, rows: int, columns: int, mask: Mask) -> tuple[tuple[int, int], ...]:
+  """Blocks (of queries, of keys) of which causality and the window let something be seen.
+
+  queries = keys = 6, blocks of 2, window 3: (0, 0) (1, 0) (1, 1) (2, 1) (2, 2)
+  """
+  ahead = mask.prefix_BS is not None  # then a query may see a later key
+  seen = lambda i, j: (
+    (ahead or j * columns <= (i + 1) * rows - 1)
+    and (mask.reach is None or i * rows - ((j + 1) * columns - 1) < mask.reach)
+  )
+  return tuple(
+    (i, j) for i in range(-(-queries // rows)) for j in range(-(-keys // columns)) if seen(i, j) or (i == 0 == j)
+  )
+
+
+def _shared(mask: Mask, pairs_P2, rows: int, columns: int) -> jax.Array | None:
+  """Whether some row of the batch may have a segment in both blocks of a pair: bool [P]; None = no segments.
+
+  From the lowest and highest id of a block, so it may say yes too often, never no.
+  """
+  if mask.q_segments_BT is None:
+    return None
+
+  def ends(segments_BL, length):
+    # Padding stands behind the last segment.
+    ids_BL = jnp.where(segments_BL == 0, jnp.iinfo(segments_BL.dtype).max, segments_BL)
+    blocks = -(-ids_BL.shape[1] // length)
+    ids_BL = jnp.pad(ids_BL, ((0, 0), (0, blocks * length - ids_BL.shape[1])), mode='edge')
+    ids_BNL = ids_BL.reshape(len(ids_BL), blocks, length)
+    return ids_BNL.min(axis=-1), ids_BNL.max(axis=-1)
+
+  (q_low, q_high), (k_low, k_high) = ends(mask.q_segments_BT, rows), ends(mask.k_segments_BS, columns)
+  i, j = np.array(pairs_P2).T
+  return ((q_low[:, i] <= k_high[:, j]) & (k_low[:, j] <= q_high[:, i])).any(axis=0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8, 9))
+def _blocks(q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, pairs_P2, softcap, rows, columns, keys):
+  return _forward(q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, pairs_P2, softcap, rows, columns, keys)[0]
+
+
+def _logits(q_BKQD, k_BKCD, mask, i, j, softcap, rows, columns, keys):
+  """Logits of a pair of blocks, capped, and which of them count: bool [B or 1, 1, 1, R, C]."""
+  accumulate = jnp.promote_types(q_BKQD.dtype, jnp.float32)
+  logits_BKQC = jnp.einsum('bkqd,bkcd->bkqc', q_BKQD, k_BKCD, preferred_element_type=accumulate)
+  if softcap is not None:
+    logits_BKQC = softcap * jnp.tanh(logits_BKQC / softcap)
+  seen_BRC = mask.seen(i * rows, rows, j * columns, columns)
+  if keys % columns:
+    seen_BRC &= j * columns + jnp.arange(columns) < keys
+  return logits_BKQC, seen_BRC[:, None, None]
+
+
+def _where(seen, x_BKQC, other):
+  """x where it is seen; the queries of a group share what they see."""
+  batch, key_heads, _, columns = x_BKQC.shape
+  x = jnp.where(seen, x_BKQC.reshape(batch, key_heads, -1, *seen.shape[-2:]), other)
+  return x.reshape(x_BKQC.shape)
+
+
+def _loop(step, carry, pairs_P2, shared_P, read, write):
+  """carry after every pair; `step` works on what `read` takes of it, and is passed over where no segment is shared."""
+
+  def body(carry, pair):
+    i, j, shared = pair
+    part = read(carry, i, j)
+    if shared_P is None:
+      part = step(part, i, j)
+    else:
+      part = jax.lax.cond(shared, lambda part: step(part, i, j), lambda part: part, part)
+    return write(carry, part, i, j), None
+
+  i, j = np.array(pairs_P2, np.int32).T
+  return jax.lax.scan(body, carry, (i, j, np.ones(len(i), bool) if shared_P is None else shared_P))[0]
+
+
+def _at(x, i):
+  return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+
+
+def _put(x, part, i):
+  return jax.lax.dynamic_update_index_in_dim(x, part, i, 0)
+
+
+def _forward(q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, pairs_P2, softcap, rows, columns, keys):
+  accumulate = jnp.promote_types(q_NBKQD.dtype, jnp.float32)
+
+  def step(part, i, j):
+    sum_BKQD, highest_BKQ, total_BKQ = part
+    logits_BKQC, seen = _logits(_at(q_NBKQD, i), _at(k_MBKCD, j), mask, i, j, softcap, rows, columns, keys)
+    logits_BKQC = _where(seen, logits_BKQC, -jnp.inf)
+    new_BKQ = jnp.maximum(highest_BKQ, logits_BKQC.max(axis=-1))
+    weights_BKQC = jnp.exp(logits_BKQC - new_BKQ[..., None])
+    shrink_BKQ = jnp.exp(highest_BKQ - new_BKQ)
+    values_BKCD = _at(v_MBKCD, j)
+    more_BKQD = jnp.einsum(
+      'bkqc,bkcd->bkqd', weights_BKQC.astype(values_BKCD.dtype), values_BKCD, preferred_element_type=accumulate
+    )
+    total_BKQ = total_BKQ * shrink_BKQ + weights_BKQC.sum(axis=-1)
+    return sum_BKQD * shrink_BKQ[..., None] + more_BKQD, new_BKQ, total_BKQ
+
+  empty_NBKQ = jnp.zeros(q_NBKQD.shape[:-1], accumulate)
+  # The lowest finite number, not -inf: nothing seen yet must not become inf - inf.
+  start = (jnp.zeros(q_NBKQD.shape, accumulate), empty_NBKQ + jnp.finfo(accumulate).min, empty_NBKQ)
+  read = lambda carry, i, j: tuple(_at(x, i) for x in carry)
+  write = lambda carry, part, i, j: tuple(_put(x, new, i) for x, new in zip(carry, part))
+  sum_NBKQD, highest_NBKQ, total_NBKQ = _loop(step, start, pairs_P2, shared_P, read, write)
+  total_NBKQ = jnp.where(total_NBKQ == 0, 1, total_NBKQ)  # a query that sees nothing
+  out_NBKQD = checkpoint_name((sum_NBKQD / total_NBKQ[..., None]).astype(v_MBKCD.dtype), KEPT)
+  log_sum_NBKQ = checkpoint_name(highest_NBKQ + jnp.log(total_NBKQ), KEPT)
+  return out_NBKQD, (q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, out_NBKQD, log_sum_NBKQ)
+
+
+def _backward(pairs_P2, softcap, rows, columns, keys, kept, out_gradient_NBKQD):
+  q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, out_NBKQD, log_sum_NBKQ = kept
+  accumulate = log_sum_NBKQ.dtype
+  wide = lambda x: x.astype(accumulate)
+  # The gradient of a logit is its weight times (that of the weight - this).
+  common_NBKQ = (wide(out_NBKQD) * wide(out_gradient_NBKQD)).sum(axis=-1)
+
+  def step(part, i, j):
+    dq_BKQD, dk_BKCD, dv_BKCD = part
+    q_BKQD, k_BKCD, v_BKCD = _at(q_NBKQD, i), _at(k_MBKCD, j), _at(v_MBKCD, j)
+    d_out_BKQD = _at(out_gradient_NBKQD, i)
+    logits_BKQC, seen = _logits(q_BKQD, k_BKCD, mask, i, j, softcap, rows, columns, keys)
+    weights_BKQC = _where(seen, jnp.exp(logits_BKQC - _at(log_sum_NBKQ, i)[..., None]), 0)
+    product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
+    dv_BKCD += product('bkqc,bkqd->bkcd', weights_BKQC.astype(v_BKCD.dtype), d_out_BKQD)
+    d_weights_BKQC = product('bkqd,bkcd->bkqc', d_out_BKQD, v_BKCD)
+    d_logits_BKQC = weights_BKQC * (d_weights_BKQC - _at(common_NBKQ, i)[..., None])
+    if softcap is not None:
+      d_logits_BKQC *= 1 - (logits_BKQC / softcap) ** 2
+    d_logits_BKQC = d_logits_BKQC.astype(q_BKQD.dtype)
+    dq_BKQD += product('bkqc,bkcd->bkqd', d_logits_BKQC, k_BKCD)
+    dk_BKCD += product('bkqc,bkqd->bkcd', d_logits_BKQC, q_BKQD)
+    return dq_BKQD, dk_BKCD, dv_BKCD
+
+  start = tuple(jnp.zeros(x.shape, accumulate) for x in (q_NBKQD, k_MBKCD, v_MBKCD))
+  read = lambda carry, i, j: (_at(carry[0], i), _at(carry[1], j), _at(carry[2], j))
+  write = lambda carry, part, i, j: (_put(carry[0], part[0], i), _put(carry[1], part[1], j), _put(carry[2], part[2], j))
+  gradients = _loop(step, start, pairs_P2, shared_P, read, write)
+  return *(d.astype(x.dtype) for d, x in zip(gradients, (q_NBKQD, k_MBKCD, v_MBKCD))), None, None
+
+
+_blocks.defvjp(_forward, _backward)

@@ -1,0 +1,73 @@
+"""A kernel that knows nothing of meshes, run on every device over its own rows and heads.
+
+Letters: B batch, T query length, S key length, H query heads, K key/value heads, D size of a head.
+"""
+
+from collections.abc import Callable
+import math
+import warnings
+
+from flax.linen import partitioning as nn_partitioning
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from crossin_jax.models.attention.mask import Mask
+
+
+def mesh_in_force() -> jax.sharding.AbstractMesh | jax.sharding.Mesh:
+  """That of `jax.set_mesh`, or of `with mesh:` as T5X has it; empty if there is none."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty:
+    return mesh
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore', DeprecationWarning)
+      from jax.interpreters import pxla
+
+      return pxla.thread_resources.env.physical_mesh
+  except (ImportError, AttributeError):
+    return mesh
+
+
+def platform() -> str:
+  """'tpu', 'gpu' or 'cpu': that of the mesh in force, which may be one that is only described, or else of this machine."""
+  device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
+  name = getattr(device, 'platform', None) or ('tpu' if 'TPU' in str(getattr(device, 'device_kind', '')) else None)
+  name = name or jax.default_backend()
+  return 'gpu' if name in ('cuda', 'rocm') else name
+
+
+def axes_of(logical: str, size: int) -> tuple[str, ...]:
+  """Mesh axes that cut a dimension by the rules in force; only those that divide it."""
+  mesh = mesh_in_force()
+  if mesh.empty or not nn_partitioning.get_axis_rules():
+    return ()
+  axis = nn_partitioning.logical_to_mesh_axes((logical,))[0]
+  chosen: tuple[str, ...] = ()
+  for name in axis if isinstance(axis, tuple) else (axis,) if axis else ():
+    if size % math.prod(mesh.shape[a] for a in (*chosen, name)) == 0:
+      chosen = (*chosen, name)
+  return tuple(name for name in chosen if mesh.shape[name] > 1)
+
+
+def per_device(kernel: Callable, q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, mask: Mask) -> jax.Array:
+  """kernel(q, k, v, mask) over the whole batch and all heads, without any traffic between devices.
+
+  Where the heads are cut into more parts than there are key/value heads, these are repeated.
+  """
+  mesh = mesh_in_force()
+  rows, heads = axes_of('batch', q_BTHD.shape[0]), axes_of('heads', q_BTHD.shape[2])
+  if not rows and not heads:
+    return kernel(q_BTHD, k_BSKD, v_BSKD, mask)
+  parts, key_heads = math.prod(mesh.shape[axis] for axis in heads), k_BSKD.shape[2]
+  if key_heads % parts:
+    times = parts // math.gcd(parts, key_heads)
+    if q_BTHD.shape[2] % (key_heads * times):
+      heads = ()
+    else:
+      k_BSKD, v_BSKD = jnp.repeat(k_BSKD, times, axis=2), jnp.repeat(v_BSKD, times, axis=2)
+  spec = PartitionSpec(rows or None, None, heads or None, None)
+  of_mask = jax.tree.map(lambda x: PartitionSpec(rows if len(x) == q_BTHD.shape[0] and rows else None, None), mask)
+  mapped = jax.shard_map(kernel, mesh=mesh, in_specs=(spec, spec, spec, of_mask), out_specs=spec, check_vma=False)
+  return mapped(q_BTHD, k_BSKD, v_BSKD, mask)

@@ -1,0 +1,90 @@
+"""LoRA adapters as PEFT reads them: adapter_model.safetensors and adapter_config.json."""
+
+from collections.abc import Callable, Iterator
+
+from flax import traverse_util
+import numpy as np
+
+from crossin_jax.models.decoder_config import DecoderConfig
+from crossin_jax.models.huggingface import weights
+
+WEIGHTS = 'adapter_model.safetensors'
+CONFIG = 'adapter_config.json'
+_PREFIX = 'base_model.model.'
+
+
+def adapter_tensors(
+  model_type: str, config: DecoderConfig, params, dtype: str
+) -> Iterator[tuple[str, tuple, Callable[[], np.ndarray]]]:
+  """(name, shape, function that fetches it) of every tensor of the adapter, as `huggingface.model_tensors`.
+
+  Where a family keeps several matrices in one tensor (Phi-3), their adapters are put side by side: A below A, and B in
+  blocks, of as many times the rank.
+  """
+  flat = traverse_util.flatten_dict(params['decoder'], sep='/')
+  rank = config.lora.rank
+  for name, leaves in weights.tensor_leaves(model_type, config).items():
+    kernels = [(path, index, path.removesuffix('kernel')) for path, index in leaves if path.endswith('kernel')]
+    adapted = [(path, index, module) for path, index, module in kernels if f'{module}lora_a' in flat]
+    if adapted:
+      stem = _PREFIX + name.removesuffix('.weight')
+      rows, columns = weights.tensor_shape(leaves, config)
+
+      def a(adapted=adapted):
+        return np.concatenate([weights.whole(flat[f'{m}lora_a'], i, dtype).T for _, i, m in adapted])
+
+      def b(kernels=kernels, adapted=adapted):
+        blocks, column = [], 0
+        for path, index, module in kernels:
+          outputs = weights.leaf_shape(path, config)[1]
+          block = np.zeros((outputs, rank * len(adapted)), dtype)
+          if f'{module}lora_b' in flat:
+            block[:, column : column + rank] = weights.whole(flat[f'{module}lora_b'], index, dtype).T
+            column += rank
+          blocks.append(block)
+        return np.concatenate(blocks)
+
+      yield f'{stem}.lora_A.weight', (rank * len(adapted), columns), a
+      yield f'{stem}.lora_B.weight', (rows, rank * len(adapted)), b
+  if config.lora.train_embeddings:
+    for name, shape, fetch in weights.model_tensors(model_type, config, params, dtype):
+      if name in ('model.embed_tokens.weight', 'lm_head.weight'):
+        yield _PREFIX + name, shape, fetch
+        if config.tie_embeddings:  # PEFT ties them again, and wants to find both
+          yield f'{_PREFIX}lm_head.weight', shape, fetch
+
+
+def adapter_config(model_type: str, config: DecoderConfig, base: str) -> dict:
+  """adapter_config.json.
+
+  Args:
+    model_type: of config.json.
+    config: the model.
+    base: path or name of the base model, as PEFT is to find it.
+  """
+  lora = config.lora
+  parts: dict[str, int] = {}
+  for name, leaves in weights.tensor_leaves(model_type, config).items():
+    count = sum(path.endswith('kernel') and path.split('/')[-2] in lora.targets for path, _ in leaves)
+    if count:
+      parts[name.split('.')[-2]] = count
+  saved = ['embed_tokens'] + ([] if config.tie_embeddings else ['lm_head'])
+  return {
+    'peft_type': 'LORA',
+    'task_type': 'CAUSAL_LM',
+    'base_model_name_or_path': base,
+    'r': lora.rank,
+    'lora_alpha': lora.alpha,
+    'lora_dropout': lora.dropout,
+    'use_rslora': lora.rs_lora,
+    'target_modules': sorted(parts),
+    # The scale must stay what it was where the rank is a multiple.
+    'rank_pattern': {module: lora.rank * n for module, n in parts.items() if n > 1},
+    'alpha_pattern': {module: lora.alpha * (n**0.5 if lora.rs_lora else n) for module, n in parts.items() if n > 1},
+    'modules_to_save': saved if lora.train_embeddings else None,
+    'ensure_weight_tying': bool(lora.train_embeddings and config.tie_embeddings),
+    'bias': 'none',
+    'fan_in_fan_out': False,
+    'inference_mode': True,
+    'init_lora_weights': True,
+  }

@@ -1,0 +1,224 @@
+"""`crossin plan`: what a run needs of a slice that is not there: memory, time, cost, and what to change where it does not fit."""
+
+import argparse
+import json
+import os
+import re
+import sys
+
+import gin
+
+from crossin_jax import config
+from crossin_jax.decoding.sampling import Sampling
+from crossin_jax.devices.partitioning import Partitioner
+from crossin_jax.models.decoder_config import DecoderConfig
+from crossin_jax.plan import report as plan_report
+from crossin_jax.plan import search as plan_search
+from crossin_jax.plan import step as plan_step
+from crossin_jax.plan import topology as plan_topology
+from crossin_jax.processes import interruption
+from crossin_jax.train import RESTART
+from crossin_jax.training import compiled, optimizers
+
+# What a run must be told and a plan need not (HF_DIR only if something else says what the model is).
+PLACEHOLDERS = {
+  'MODEL_DIR': "'plan'", 'DATA_DIR': "'plan'", 'MIXTURE_OR_TASK_NAME': "'plan'", 'TRAIN_STEPS': '1000000', 'HF_DIR': "'plan'",
+}  # fmt: skip
+SHARED = ('model', 'optimizer', 'batch_size', 'length', 'microbatches', 'z_loss', 'total_steps', 'partitioner')
+MACROS = {'model': 'MODEL', 'batch_size': 'BATCH_SIZE', 'length': 'LENGTH', 'optimizer': 'OPTIMIZER'}
+
+
+@gin.configurable
+def plan_settings(
+  model=gin.REQUIRED,
+  optimizer=optimizers.adamw,
+  batch_size: int = 16,
+  length: int = 2048,
+  microbatches: int = 1,
+  z_loss: float = 0.0,
+  total_steps: int | None = None,
+  partitioner=Partitioner,
+) -> tuple[plan_step.Setting, type]:
+  """What `train` would be given; each value is taken from `train` where it is not set here.
+
+  Args:
+    model, optimizer, batch_size, length, microbatches, z_loss, total_steps, partitioner: as in `train`.
+
+  Returns:
+    (setting, partitioner).
+
+  Raises:
+    ValueError: a model without DecoderConfig.
+  """
+  if not isinstance(getattr(model, 'config', None), DecoderConfig):
+    raise ValueError(f'crossin plan knows models with a DecoderConfig; {type(model).__name__} has none')
+  if batch_size % microbatches:
+    raise ValueError(f'batch_size = {batch_size} is no multiple of microbatches = {microbatches}')
+  made = optimizer(total_steps=total_steps or 1_000_000)  # the length of the schedule changes no shape
+  return plan_step.Setting(model, made, batch_size, length, microbatches, z_loss), partitioner
+
+
+def parse_gin(args: argparse.Namespace) -> None:
+  """Parses gin flags; what only a run needs may be missing.
+
+  Raises:
+    ConfigError: as `config.parse`, and where nothing says what the model is.
+  """
+  directory_missing = None
+  for _ in range(len(PLACEHOLDERS) + 1):
+    try:
+      config.parse(args)
+      break
+    except config.ConfigError as error:
+      missing = re.match(r'(\w+) is not set', str(error))
+      if missing is None or missing[1] not in PLACEHOLDERS:
+        raise
+      args.gin_bindings.append(f'{missing[1]} = {PLACEHOLDERS[missing[1]]}')
+      directory_missing = error if missing[1] == 'HF_DIR' else directory_missing
+  # A file of gin_configs/models behind it may have named another model, and the directory is of no interest.
+  if directory_missing and 'from_huggingface' in str(config.bound('Decoder.config')):
+    raise directory_missing
+  if 'model' not in shared_settings() and config.bound('plan_settings.model') is None:
+    raise config.ConfigError('no model: give a file of gin_configs/models or gin_configs/runs with --gin_file')
+
+
+def shared_settings() -> dict:
+  """Settings of `train` that `plan_settings` takes where it has none of its own, references unresolved."""
+  found = {}
+  for name in SHARED:
+    if config.bound(f'plan_settings.{name}') is not None:
+      continue
+    if (value := config.bound(f'train.{name}')) is not None:
+      found[name] = value
+    elif name in MACROS and (value := config.macro(MACROS[name])) is not None:
+      found[name] = value
+  return found
+
+
+def plan(args: argparse.Namespace, topologies: list[plan_topology.Topology]) -> dict:
+  """Makes the plan that the flags ask for, and prints it for people; returns it as JSON."""
+  setting, partitioner = plan_settings(**config.resolve(shared_settings()))
+  planner = plan_search.Planner(partitioner, args.effort)
+  price = args.price_per_chip_hour
+  if args.search or args.smallest:
+    if args.smallest:
+      found = plan_search.smallest(planner, setting, sorted(topologies, key=lambda t: t.chips))
+      rows = [('smallest', found, found.topology if found else topologies[-1])]
+    else:
+      rows = plan_search.search(planner, setting, topologies)
+    print(plan_report.search_text(rows, price), file=sys.stderr)
+    first = rows[0][1]
+    result = plan_report.as_json(first, price) if first else {'fits': False}
+    result['ranking'] = [
+      {'rank': name, **(plan_report.as_json(trial, price) if trial else {'topology': topology.name, 'fits': False})}
+      for name, trial, topology in rows
+    ]
+    return result
+  asked = planner.asked(setting, topologies[0])
+  if not asked.topology.compiles:
+    print(f'{asked.topology}: XLA compiles for GPUs only where one is; everything here is by formula', file=sys.stderr)
+  asked = planner.prove(asked)
+  print(plan_report.as_text(asked, price), file=sys.stderr)
+  result = plan_report.as_json(asked, price)
+  if not asked.fits:
+    found = plan_search.nearest(planner, asked, args.proofs) if args.proofs else []
+    if args.proofs:
+      print(plan_report.nearest_text(asked, found), file=sys.stderr)
+    result['what_fits'] = [plan_report.as_json(trial, price) for trial in found]
+  if args.decode:
+    result['decode'] = _decode(args, asked)
+  return result
+
+
+def _decode(args: argparse.Namespace, asked: plan_search.Trial) -> dict | None:
+  if not asked.topology.compiles:
+    print('decoding  is planned for TPUs only', file=sys.stderr)
+    return None
+  ways, rows = asked.partition.batch_ways, asked.partition.batch_ways
+  while rows < args.decode_rows:  # as Generator rounds them
+    rows *= 2
+  if rows != args.decode_rows:
+    print(f'decoding  {rows} rows: a power of two times the {ways} parts of the mesh', file=sys.stderr)
+  decoding = plan_step.decode_step(
+    asked.setting,
+    asked.partition,
+    asked.topology,
+    rows=rows,
+    capacity=args.decode_tokens,
+    sampling=Sampling(),
+    effort=args.effort,
+  )
+  print(plan_report.decode_text(asked, decoding), file=sys.stderr)
+  return plan_report.decode_json(asked, decoding)
+
+
+def parser() -> argparse.ArgumentParser:
+  """The flags of `crossin plan`."""
+  found = argparse.ArgumentParser(
+    prog='crossin plan',
+    description='Compile the train step of gin files for a TPU slice that is not there: memory of a chip, least time of a step, and what to '
+    'change where it does not fit. Nothing is allocated and no data are needed. Exit status: 0 it fits, 1 it does not, 2 usage, '
+    '75 told to stop.',
+    epilog='example: crossin plan --topology v5e:4x4 --gin_file=gin_configs/models/llama3_8b.gin --gin_file=gin_configs/runs/defaults.gin '
+    '--gin.LENGTH=4096 --price_per_chip_hour 1.20',
+  )
+  found.add_argument(
+    '--topology',
+    required=True,
+    metavar='NAME[,NAME]',
+    help=f'a slice, or several with --search: {plan_topology.EXAMPLES}',
+  )
+  found.add_argument('--num_slices', type=int, default=1, help='so many of that slice')
+  found.add_argument('--decode', action='store_true', help='compile the decode step too')
+  found.add_argument('--decode_rows', type=int, default=64, help='answers at a time (Generator.rows)')
+  found.add_argument('--decode_tokens', type=int, default=1024, help='tokens of prompt and answer together')
+  found.add_argument('--price_per_chip_hour', type=float, help='dollars; gives the least cost of a million tokens')
+  found.add_argument(
+    '--proofs', type=int, default=1, help='how many settings that fit to look for where this one does not'
+  )
+  found.add_argument(
+    '--search', action='store_true', help='rank meshes, microbatches and remat; compile the best and the next smaller'
+  )
+  found.add_argument(
+    '--smallest', action='store_true', help='the smallest of the topologies on which some setting fits'
+  )
+  found.add_argument(
+    '--effort',
+    type=float,
+    default=0.0,
+    help="XLA's effort for speed, -1 to 1; -1 compiles in half the time, memory may differ",
+  )
+  found.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
+  config.add_flags(found)
+  return found
+
+
+def main(argv: list[str]) -> int:
+  """The command line of `crossin plan`."""
+  args = parser().parse_args(argv)
+  names = [name for name in args.topology.split(',') if name.strip()]
+  if len(names) != 1 and not (args.search or args.smallest):
+    raise config.ConfigError(f'--topology {args.topology}: give one, or --search among several')
+  if not -1 <= args.effort <= 1:
+    raise config.ConfigError(f'--effort {args.effort:g} is not between -1 and 1')
+  plan_topology.without_accelerator()
+  try:
+    topologies = [plan_topology.parse(name, args.num_slices) for name in names]
+  except ValueError as error:
+    raise config.ConfigError(str(error)) from None
+  parse_gin(args)
+  with interruption.StopSignal():
+    try:
+      result = plan(args, topologies)
+      status = 0 if result['fits'] else 1
+      if args.json:
+        print(json.dumps(result))
+    except interruption.Interrupted:
+      print('\ntold to stop: nothing is kept; start the same command again', file=sys.stderr)
+      status = RESTART
+  if compiled.left_behind():
+    # XLA is still compiling in a thread; the interpreter's own way out would wait for it or crash in it.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+  return status

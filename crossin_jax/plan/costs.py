@@ -1,0 +1,287 @@
+"""What a step costs by formula: operations, bytes to memory, bytes between chips, memory, and the time that no program can beat.
+
+What the forward pass leaves for the backward pass is not guessed from the model's structure but read from `jax.vjp` of the real
+loss, traced without a device: it follows whatever attention, loss and recomputation the code has.
+
+Letters: d, f, t sizes of the mesh axes data, fsdp and tensor; m microbatches.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from crossin_jax.data.stream import FEATURES
+from crossin_jax.devices import flops
+from crossin_jax.devices.partitioning import Partitioner
+from crossin_jax.models import lora
+from crossin_jax.models.decoder_config import DecoderConfig
+from crossin_jax.plan.collectives import BETWEEN_SLICES
+from crossin_jax.plan.step import Setting, State
+from crossin_jax.plan.topology import Topology, lines
+from crossin_jax.training import losses
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+  """Of one step; bytes and seconds are of one chip.
+
+  Attributes:
+    model_flops: operations of the model, nothing counted twice; of all chips.
+    executed_flops: with what is computed again in the backward pass; of all chips.
+    memory_bytes: moved to and from HBM.
+    sent: mesh axis (or 'slices') -> bytes sent.
+    gradients: bytes of gradients and their sums over microbatches, at most.
+    activations: bytes of what is kept for the backward pass, and of the layer at work.
+    gathered: bytes of parameters that are whole for a moment.
+  """
+
+  model_flops: float
+  executed_flops: float
+  memory_bytes: float
+  sent: dict[str, float]
+  gradients: float
+  activations: float
+  gathered: float
+
+  @property
+  def scratch(self) -> float:
+    """Bytes beside what the step is given."""
+    return self.gradients + self.activations + self.gathered
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+  """The least seconds of a step, if everything that can overlap does.
+
+  Attributes:
+    compute, memory: seconds.
+    links: mesh axis -> seconds inside a slice (ICI, NVLink).
+    network: seconds between slices.
+  """
+
+  compute: float
+  memory: float
+  links: dict[str, float]
+  network: float
+
+  @property
+  def parts(self) -> dict[str, float]:
+    """What takes how long."""
+    return {'compute': self.compute, 'HBM': self.memory, 'links': sum(self.links.values()), 'network': self.network}
+
+  @property
+  def seconds(self) -> float:
+    """The longest part."""
+    return max(self.parts.values())
+
+  @property
+  def binds(self) -> str:
+    """Which part that is."""
+    return max(self.parts, key=self.parts.get)
+
+
+def bound(figures: Figures, topology: Topology, partition: Partitioner, sent: dict[str, float] | None = None) -> Bound:
+  """Seconds from the figures and what the chips can do.
+
+  Args:
+    figures: of the step.
+    topology, partition: where it runs.
+    sent: bytes by axis as compiled; None = by formula.
+  """
+  along, links, network = lines(partition.mesh, topology.slices), {}, 0.0
+  for axis, count in (figures.sent if sent is None else sent).items():
+    if axis == BETWEEN_SLICES:
+      network += count / topology.kind.network
+      continue
+    # Several axes at once have the links of them all.
+    speed = (
+      sum(topology.fast_bandwidth(along[part]) for part in axis.split('+') if part in along) or topology.kind.links
+    )
+    links[axis] = count / min(speed, topology.kind.links)
+  return Bound(
+    figures.executed_flops / (topology.chips * topology.kind.flops),
+    figures.memory_bytes / topology.kind.bandwidth,
+    links,
+    network,
+  )
+
+
+def figures(setting: Setting, mesh: tuple[int, int, int], state: State, slices: int = 1) -> Figures:
+  """All figures of a train step by formula.
+
+  Args:
+    setting: the model must have a DecoderConfig.
+    mesh: d, f, t.
+    state: of `plan_step.state_bytes`, for this mesh.
+    slices: into how many the data axis is divided.
+  """
+  config, (data, fsdp, tensor), parts = setting.model.config, mesh, setting.microbatches
+  tokens, rows = setting.batch_size * setting.length, setting.batch_size // (parts * data * fsdp)
+  width = jnp.dtype(config.dtype).itemsize
+  matrices, trained = _matrices(config), _trained_matrices(config)
+  saved, whole_logits = saved_bytes(setting.model, setting.length, rows)
+  # Blocks' inputs are whole on every chip of `tensor`, what is inside the blocks is cut.
+  inputs = rows * config.num_layers * setting.length * config.embed_dim * width
+  kept = min(inputs, saved) + max(0.0, saved - inputs) / tensor
+  internal = rows * internal_bytes(setting.model, setting.length) / tensor
+  layer = internal / config.num_layers
+  # The layer at work and its gradients; and gradients of logits, where they are held whole.
+  at_work = layer * (1 if config.remat == 'none' else 2) + whole_logits / tensor
+  model = flops.training_flops(config, setting.length) * tokens
+  again = _again(config, setting.length) + (0 if whole_logits else 2 * _head(config))
+  if config.scan_layers:
+    again += flops.unneeded_flops(config)
+
+  # HBM: matrices as they are multiplied with (forward, backward, and again), gradients of them, what is kept written and read,
+  # logits written and read, and the optimizer's state once.
+  passes = 3 if config.remat == 'full' else 2
+  logits = rows * setting.length * config.padded_vocab_size * max(4, width) / tensor
+  work = (2 if config.remat == 'none' else 4) * internal + 2 * kept + (3 if whole_logits else 4) * logits
+  memory = parts * ((passes * matrices + 2 * trained) * width / tensor + work)
+  memory += 2 * (state.parameters + state.optimizer) + 2 * parts * state.trained
+
+  return Figures(
+    model_flops=model,
+    executed_flops=model + again * tokens,
+    memory_bytes=memory,
+    sent=_sent(config, mesh, parts, rows * setting.length, state.trained, slices),
+    gradients=state.trained * (1 if parts == 1 else 2),
+    activations=kept + at_work,
+    gathered=_gathered(config, mesh),
+  )
+
+
+def _sent(
+  config: DecoderConfig, mesh, parts: int, tokens: float, trained_bytes: float, slices: int
+) -> dict[str, float]:
+  """Bytes that a chip sends along each axis in a step, by the ring algorithm.
+
+  Matrices are gathered over fsdp for the forward and for the backward pass, and their gradients scattered; gradients are summed
+  over data; activations over tensor, twice a layer forward, twice backward, once more if computed again. All in the
+  arithmetic's dtype, and for every microbatch: XLA moves none of it out of their loop.
+
+  Args:
+    tokens: of a microbatch on one chip.
+    trained_bytes: of a chip's part of the trained parameters.
+  """
+  data, fsdp, tensor = mesh
+  width, share = jnp.dtype(config.dtype).itemsize, lambda n: (n - 1) / n
+  grown = trained_bytes * width / jnp.dtype(config.param_dtype).itemsize
+  inside = data // slices
+  sent = {
+    'data': parts * 2 * grown * share(inside),
+    'fsdp': parts * (2 * _matrices(config) + _trained_matrices(config)) * width / tensor * share(fsdp),
+    'tensor': parts
+    * (4 + (config.remat == 'full'))
+    * config.num_layers
+    * 2
+    * tokens
+    * config.embed_dim
+    * width
+    * share(tensor),
+    BETWEEN_SLICES: parts * 2 * grown * share(slices),
+  }
+  return {axis: count for axis, count in sent.items() if count}
+
+
+def _again(config: DecoderConfig, length: int) -> float:
+  """Operations a token that the backward pass does a second time.
+
+  Of a block without a norm behind its MLP the last product is not needed again: nothing in the block depends on it.
+  """
+  if config.remat == 'none':
+    return 0.0
+  attention = flops.attention_flops(config, length)
+  if config.remat == 'minimal':
+    return attention
+  last = config.num_layers * config.mlp_dim * config.embed_dim if config.norm_placement == 'pre' else 0
+  return 2 * (_matrices(config) - _head(config) - last) + attention
+
+
+def _head(config: DecoderConfig) -> int:
+  return config.embed_dim * config.padded_vocab_size
+
+
+def _matrices(config: DecoderConfig) -> float:
+  """Elements of all matrices; an embedding that is looked up only does not travel."""
+  return flops.matrix_parameters(config) + flops.adapter_parameters(config)
+
+
+def _trained_matrices(config: DecoderConfig) -> float:
+  if config.lora is None:
+    return _matrices(config)
+  return flops.adapter_parameters(config) + (_head(config) if config.lora.train_embeddings else 0)
+
+
+def _gathered(config: DecoderConfig, mesh) -> float:
+  """Bytes of the largest parameters that are whole on a chip at one time: the head, or two layers (the next one is fetched)."""
+  if mesh[1] == 1:
+    return 0.0
+  layer = (flops.matrix_parameters(config) - _head(config)) / config.num_layers
+  return max(_head(config), 2 * layer) * jnp.dtype(config.dtype).itemsize / mesh[2]
+
+
+@functools.lru_cache(maxsize=1024)
+def saved_bytes(model, length: int, rows: int) -> tuple[float, float]:
+  """Bytes that the forward pass leaves for the backward pass of so many rows: all of them, and those of whole logits.
+
+  What `jax.vjp` of the loss keeps, less what does not depend on the number of rows (parameters). Logits are 0 where the loss does
+  without them.
+  """
+  kept, other = _residuals(model, length, rows), _residuals(model, length, rows + 1)
+  if len(kept) != len(other):  # the loss changed its way between the two
+    other = _residuals(model, length, max(1, rows - 1))
+  size = lambda leaf: math.prod(leaf.shape) * leaf.dtype.itemsize
+  of_rows = [leaf for leaf, same in zip(kept, other) if leaf.shape != same.shape] if rows else []
+  wide = [leaf for leaf in of_rows if leaf.shape[-1] == model.config.padded_vocab_size]
+  return sum(map(size, of_rows)), sum(map(size, wide))
+
+
+@functools.lru_cache(maxsize=256)
+def internal_bytes(model, length: int) -> float:
+  """Bytes that the layers of one row would leave if nothing were computed again."""
+  config = dataclasses.replace(model.config, remat='none')
+  period = len(config.layer_pattern)
+  deep = lambda turns: model.clone(config=dataclasses.replace(config, num_layers=turns * period))
+  size = lambda turns: saved_bytes(deep(turns), length, 1)[0]
+  return (size(2) - size(1)) * config.num_layers / period
+
+
+@functools.lru_cache(maxsize=512)
+def _residuals(model, length: int, rows: int) -> list[jax.ShapeDtypeStruct]:
+  """What `jax.vjp` of the loss keeps of so many rows, parameters included."""
+  batch = {name: jax.ShapeDtypeStruct((rows, length), dtype) for name, dtype in FEATURES.items()}
+  tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+  shapes = jax.eval_shape(
+    lambda tokens: model.init(jax.random.key(0), tokens, tokens, enable_dropout=False)['params'], tokens
+  )
+  trained, frozen = lora.split(shapes, lora.of_model(model))
+
+  def kept(trained, frozen, batch):
+    return jax.vjp(lambda params: losses.batch_loss(model, lora.merge(params, frozen), batch, 1)[0], trained)[1]
+
+  return jax.tree.leaves(jax.eval_shape(kept, trained, frozen, batch))
+
+
+def dollars_per_million_tokens(price_per_chip_hour: float, chips: int, seconds: float, tokens: float) -> float:
+  """At so many seconds a step."""
+  return price_per_chip_hour * chips * seconds / 3600 / tokens * 1e6
+
+
+def decode_seconds(
+  config: DecoderConfig, topology: Topology, parameters: float, cache: float, rows_per_chip: float
+) -> dict:
+  """The least seconds for one more token of every row.
+
+  Args:
+    config, topology: model and chips.
+    parameters, cache: bytes of a chip, all read for each token.
+    rows_per_chip: answers whose share a chip computes.
+  """
+  return {
+    'HBM': (parameters + cache) / topology.kind.bandwidth,
+    'compute': 2 * _matrices(config) * rows_per_chip / topology.kind.flops,
+  }

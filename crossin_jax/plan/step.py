@@ -1,0 +1,319 @@
+"""The real train step and decode step, compiled for chips that are not there, with nothing allocated."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import re
+import sys
+import threading
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from crossin_jax.data.stream import FEATURES
+from crossin_jax.decoding import slots as slots_lib
+from crossin_jax.decoding.generation import CHUNK
+from crossin_jax.decoding.sampling import Sampling
+from crossin_jax.devices.partitioning import MESH_AXES, Partitioner
+from crossin_jax.models import lora
+from crossin_jax.models.decoder import unrolled
+from crossin_jax.plan import collectives as plan_collectives
+from crossin_jax.plan.topology import Topology
+from crossin_jax.training import compiled as interruption
+from crossin_jax.training import optimizers
+from crossin_jax.training import state as train_state
+
+_SIZE = re.compile(r'([\d.]+)([KMGT]?)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What a train step is compiled from, besides the chips.
+
+  Attributes:
+    model: with its DecoderConfig, if it has one.
+    optimizer: transform and schedule.
+    batch_size: rows of the global batch. length: tokens a row. microbatches: parts that it is cut into.
+    z_loss: as in `train`.
+  """
+
+  model: Any
+  optimizer: optimizers.Optimizer
+  batch_size: int
+  length: int
+  microbatches: int = 1
+  z_loss: float = 0.0
+
+  def replace(self, microbatches: int | None = None, **config) -> 'Setting':
+    """With other microbatches, and other fields of the model's DecoderConfig."""
+    model = self.model.clone(config=dataclasses.replace(self.model.config, **config)) if config else self.model
+    return dataclasses.replace(self, model=model, microbatches=microbatches or self.microbatches)
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+  """Bytes that are known from shapes and shardings alone.
+
+  Attributes:
+    parameters, optimizer, batch: of one chip; trained: of the parameters, those that are trained.
+    all_parameters, all_optimizer: of the whole model, once.
+  """
+
+  parameters: float
+  optimizer: float
+  trained: float
+  batch: float
+  all_parameters: float
+  all_optimizer: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """What XLA says of a step that it compiled, or refused for want of memory. Bytes are of one chip.
+
+  Attributes:
+    fits: whether XLA compiled it, and all of it stays under what a program may use.
+    peak: arguments, results that are new, temporaries and the program itself.
+    arguments: what the step is given, padded to XLA's tiles.
+    temporaries: gradients, activations and scratch.
+    program: machine code.
+    collectives: of one step; () where XLA refused.
+    seconds: tracing and compiling.
+    refused: XLA's message, or ''.
+  """
+
+  fits: bool
+  peak: float
+  arguments: float
+  temporaries: float
+  program: float
+  collectives: tuple
+  seconds: float
+  refused: str = ''
+
+
+def bytes_of(tree, everywhere: bool = False) -> float:
+  """Of one chip, of a tree of jax.ShapeDtypeStruct with shardings; or of the whole arrays."""
+  total = 0.0
+  for leaf in jax.tree.leaves(tree):
+    shape = leaf.shape if everywhere else leaf.sharding.shard_shape(leaf.shape)
+    bits = 4 if leaf.dtype.name in ('int4', 'uint4') else 8 * leaf.dtype.itemsize
+    total += math.prod(shape) * bits / 8
+  return total
+
+
+def abstract_state(setting: Setting, partition: Partitioner) -> train_state.TrainState:
+  """The TrainState as `train` makes it, as shapes with shardings; a quantised base too."""
+  state = train_state.state_shardings(setting.model, setting.optimizer.transform, partition, setting.length)
+  adapters = lora.of_model(setting.model)
+  if adapters is None or adapters.base_dtype not in lora.QUANTISED:
+    return state
+  quantised = jax.eval_shape(lambda tree: lora.quantised(tree, adapters), state.frozen)
+
+  def lie(kernel, parts):
+    def of_leaf(leaf):
+      # Scales are as the kernel with a shorter side, which may be too short to cut.
+      spec = [
+        axis if axis and size % math.prod(partition.mesh.shape[a] for a in _tuple(axis)) == 0 else None
+        for size, axis in zip(leaf.shape, [*kernel.sharding.spec, *[None] * leaf.ndim])
+      ]
+      sharding = jax.sharding.NamedSharding(partition.mesh, jax.sharding.PartitionSpec(*spec))
+      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(of_leaf, parts)
+
+  return state.replace(frozen=jax.tree.map(lie, state.frozen, quantised))
+
+
+def _tuple(axis) -> tuple:
+  return axis if isinstance(axis, tuple) else (axis,)
+
+
+def abstract_batch(setting: Setting, partition: Partitioner) -> dict[str, jax.ShapeDtypeStruct]:
+  """The batch as the loader gives it."""
+  shape = (setting.batch_size, setting.length)
+  return {
+    name: jax.ShapeDtypeStruct(shape, dtype, sharding=partition.batch_sharding) for name, dtype in FEATURES.items()
+  }
+
+
+def check_rows(setting: Setting, partition: Partitioner) -> None:
+  """Raises ValueError where the batch does not go round the mesh."""
+  rows = partition.batch_ways * setting.microbatches
+  if setting.batch_size % rows:
+    raise ValueError(
+      f'batch_size = {setting.batch_size} does not divide into {partition.batch_ways} parts of the mesh '
+      f'{dict(partition.mesh.shape)} times {setting.microbatches} microbatches; use a multiple of {rows} (--gin.train.batch_size)'
+    )
+
+
+def state_bytes(setting: Setting, partition: Partitioner) -> State:
+  """Parameters, optimizer and trained part of one chip, from shardings alone."""
+  state = abstract_state(setting, partition)
+  return State(
+    parameters=bytes_of(state.params) + bytes_of(state.frozen),
+    optimizer=bytes_of(state.opt_state),
+    trained=bytes_of(state.params),
+    batch=bytes_of(abstract_batch(setting, partition)),
+    all_parameters=bytes_of((state.params, state.frozen), everywhere=True),
+    all_optimizer=bytes_of(state.opt_state, everywhere=True),
+  )
+
+
+def train_step(setting: Setting, partition: Partitioner, topology: Topology, effort: float = 0.0) -> Compiled:
+  """Compiles the step of `train` for the partitioner's mesh.
+
+  Args:
+    setting, partition, topology: what for.
+    effort: -1 to 1, how hard XLA tries for speed: -1 compiles in half the time, and the program may take other memory.
+
+  Raises:
+    ValueError: the batch does not go round the mesh. interruption.Interrupted: told to stop.
+  """
+  check_rows(setting, partition)
+  started = time.monotonic()
+  state = abstract_state(setting, partition)
+  step = train_state.jit_train_step(
+    setting.model, setting.optimizer, state, tasks=1, microbatches=setting.microbatches, z_loss=setting.z_loss
+  )
+  threshold = jax.ShapeDtypeStruct((), jnp.float32, sharding=partition.replicated)
+  with partition.activate():
+    lowered = step.lower(state, abstract_batch(setting, partition), threshold)
+    given = bytes_of(state) + bytes_of(abstract_batch(setting, partition))
+    return _compiled(lowered, partition, topology, effort, started, given, f'the train step for {topology}')
+
+
+class _Lowered(slots_lib.Programs):
+  """Programs that are lowered instead of run."""
+
+  def _run(self, name, function, arguments, shardings, donate=()):
+    return jax.jit(function, donate_argnums=donate, out_shardings=shardings).lower(*arguments)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+  """A compiled decode step.
+
+  Attributes:
+    compiled: see `Compiled`.
+    parameters, cache: bytes of a chip.
+    rows, capacity: answers at a time, and tokens that each has room for.
+  """
+
+  compiled: Compiled
+  parameters: float
+  cache: float
+  rows: int
+  capacity: int
+
+
+def decode_step(
+  setting: Setting,
+  partition: Partitioner,
+  topology: Topology,
+  *,
+  rows: int,
+  capacity: int,
+  sampling: Sampling | None = None,
+  effort: float = 0.0,
+) -> Decoding:
+  """Compiles the program with which `crossin_jax.decoding.slots` adds tokens to `rows` answers.
+
+  Args:
+    setting, partition, topology, effort: as in `train_step`.
+    rows: of the decode batch; a multiple of the mesh's batch parts.
+    capacity: tokens that a row has room for, prompt and answer.
+    sampling: None = greedy.
+  """
+  started = time.monotonic()
+  whole = train_state.parameter_shapes(setting.model, partition)
+  box = {}
+
+  def unstack(params):
+    box['model'], plain = unrolled(setting.model, params)
+    return plain
+
+  plain = jax.eval_shape(unstack, whole)
+  model = box['model']
+  lie = train_state.parameter_shapes(model, partition)
+  params = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d.sharding), plain, lie)
+  programs = _Lowered(model, partition, sampling or Sampling(), (model.config.vocab_size,), CHUNK)
+  structure, shardings = programs._structure(rows, capacity)  # pylint: disable=protected-access  # a part of it, lowered
+  lay = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  slots = jax.tree.map(lay, structure, shardings)
+  number = jax.ShapeDtypeStruct((), jnp.int32, sharding=partition.replicated)
+  alive = jax.ShapeDtypeStruct((rows,), jnp.bool, sharding=partition.sharding(('batch',)))
+  with partition.activate():
+    lowered = programs.advance(params, slots, alive, number, number)
+    given = bytes_of(params) + bytes_of(slots)
+    compiled = _compiled(lowered, partition, topology, effort, started, given, f'the decode step for {topology}')
+  return Decoding(compiled, bytes_of(params), bytes_of(slots.cache), rows, capacity)
+
+
+def _compiled(
+  lowered, partition: Partitioner, topology: Topology, effort, started, given: float, what: str
+) -> Compiled:
+  options = {'exec_time_optimization_effort': float(effort)} if effort else None
+  refused, program = '', None
+  with saying(f'compiling {what}'):
+    try:
+      program = interruption.in_thread(functools.partial(lowered.compile, compiler_options=options))
+    except jax.errors.JaxRuntimeError as error:
+      refused = str(error)
+      if 'RESOURCE_EXHAUSTED' not in refused:
+        raise ValueError(f'XLA cannot compile {what}: {refused.splitlines()[0]}') from error
+  seconds = time.monotonic() - started
+  if program is None:
+    temporaries = asked_for(refused)
+    return Compiled(False, given + temporaries, given, temporaries, 0.0, (), seconds, refused.splitlines()[0])
+  memory = program.memory_analysis()
+  fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  code = memory.generated_code_size_in_bytes
+  peak = memory.argument_size_in_bytes + fresh + memory.temp_size_in_bytes + code
+  shape = tuple(partition.mesh.shape.values())
+  found = plan_collectives.collectives(program.as_text(), shape, MESH_AXES, topology.slices)
+  return Compiled(
+    peak <= topology.usable,
+    peak,
+    memory.argument_size_in_bytes + fresh,
+    memory.temp_size_in_bytes,
+    code,
+    tuple(found),
+    seconds,
+  )
+
+
+def asked_for(message: str) -> float:
+  """Bytes of temporaries that XLA says it would have needed; 0 where its message has no number."""
+  units = {'': 1, 'K': 1 << 10, 'M': 1 << 20, 'G': 1 << 30, 'T': 1 << 40}
+  for pattern in (r'HLO temporaries \(([\d.]+)([KMGT]?)', r'program\s+([\d.]+)([KMGT]?)', r'Used ([\d.]+)([KMGT]?) of'):
+    if match := re.search(pattern, message):
+      return float(match[1]) * units[match[2]]
+  return 0.0
+
+
+@contextlib.contextmanager
+def saying(what: str):
+  """Tells on stderr what is being done, and for how long, so that nobody takes a long compile for a hang."""
+  started, done = time.monotonic(), threading.Event()
+  live = sys.stderr.isatty()
+
+  def tell():
+    period = 1 if live else 30
+    while not done.wait(period):
+      line = f'{what}: {time.monotonic() - started:.0f} s'
+      print(f'\r{line} ' if live else line, end='' if live else '\n', file=sys.stderr, flush=True)
+
+  print(f'{what} ...', end='' if live else '\n', file=sys.stderr, flush=True)
+  thread = threading.Thread(target=tell, daemon=True, name='saying')
+  thread.start()
+  try:
+    yield
+  finally:
+    done.set()
+    thread.join()
+    if live:
+      print(f'\r{what}: {time.monotonic() - started:.0f} s', file=sys.stderr)

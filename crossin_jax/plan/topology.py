@@ -1,0 +1,234 @@
+"""Chips that are not there: their number, how they are joined, and what a program may use of them."""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import math
+import os
+import re
+
+import jax
+import numpy as np
+
+from crossin_jax.devices import chips as devices_lib
+from crossin_jax.devices import meshes
+
+EXAMPLES = 'v5e:4x4 or v5e-16 (16 chips), v5p:2x2x2 or v5p-16 (8 chips), v6e:8x8, v4:2x2x4, h100:8'
+# Slices that can be rented, by chips. v4 and v5p also come in other multiples of 4x4x4.
+FLAT = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
+CUBIC = {
+  4: '2x2x1', 8: '2x2x2', 16: '2x2x4', 32: '2x4x4', 64: '4x4x4', 128: '4x4x8', 256: '4x8x8', 512: '8x8x8', 1024: '8x8x16',
+  2048: '8x16x16', 4096: '16x16x16',
+}  # fmt: skip
+GPUS_PER_HOST = 8
+# JAX takes that share of a GPU's memory by itself (XLA_PYTHON_CLIENT_MEM_FRACTION).
+GPU_SHARE = 0.75
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  """What slices of one kind of TPU look like.
+
+  Attributes:
+    slices: chips -> topology.
+    largest: chips of the largest slice.
+    names_count_cores: gcloud's names (v5p-16) count two cores a chip.
+    options: for libtpu, so that it describes chips as JAX shows them.
+  """
+
+  slices: dict[int, str]
+  largest: int
+  names_count_cores: bool = False
+  options: tuple = ()
+
+
+GENERATIONS = {
+  'v4': Generation(CUBIC, 4096, True, (('chip_config_name', 'megacore'),)),
+  'v5e': Generation(FLAT, 256),
+  'v5p': Generation(CUBIC, 6144, True),
+  'v6e': Generation(FLAT, 256),
+}
+GPUS = ('h200', 'h100', 'a100', 'l4')
+
+
+@dataclasses.dataclass(frozen=True)
+class DescribedGpu:
+  """Enough of a jax.Device to lay a mesh over; XLA cannot compile for it."""
+
+  id: int
+  device_kind: str
+  process_index: int
+  platform: str = 'gpu'
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """Attributes:
+  name: as given, of one slice.
+  slices: how many of them, joined by the data centre's network.
+  devices: of all slices, as a mesh takes them.
+  kind: what one chip has.
+  sides: chips along each side of a slice; of GPUs the hosts' size.
+  """
+
+  name: str
+  slices: int
+  devices: tuple
+  kind: devices_lib.DeviceKind
+  sides: tuple[int, ...]
+
+  @property
+  def chips(self) -> int:
+    """Of all slices."""
+    return len(self.devices)
+
+  @property
+  def compiles(self) -> bool:
+    """Whether XLA can compile for it here; for GPUs it needs a GPU."""
+    return self.devices[0].platform == 'tpu'
+
+  @property
+  def usable(self) -> float:
+    """Bytes of a chip's memory that a program may use."""
+    return self.kind.usable or self.kind.memory * float(os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', GPU_SHARE))
+
+  def __str__(self) -> str:
+    return self.name if self.slices == 1 else f'{self.slices} x {self.name}'
+
+  def fast_bandwidth(self, line: Sequence) -> float:
+    """Bytes/s that a chip can send to the others of a mesh axis inside its slice.
+
+    Along one side of a slice a chip has two neighbours; without a wrap-around the ends of the line have one, and they
+    set the pace. An axis that lies over several sides uses the links of all.
+
+    Args:
+      line: the devices of one slice along the axis.
+    """
+    if not self.compiles:
+      per_host = max(1, sum(device.process_index == line[0].process_index for device in line))
+      return self.kind.links if per_host == len(line) else min(self.kind.links, self.kind.network * per_host)
+    places = np.array([device.coords for device in line])
+    link, used = self.kind.links / (2 * len(self.sides)), 0
+    for side, length in enumerate(self.sides):
+      if covered := len(set(places[:, side])) - 1:
+        used += 2 if covered + 1 == length and self._wraps(length) else 1
+    return link * max(1, used)
+
+  def _wraps(self, side: int) -> bool:
+    """Whether the chips along a side of that length stand in a ring."""
+    return side == 16 if len(self.sides) == 2 else side > 2 and all(length % 4 == 0 for length in self.sides)
+
+
+def parse(name: str, num_slices: int = 1) -> Topology:
+  """A topology by its name: `v5e:4x4`, gcloud's `v5e-16`, or `h100:8`.
+
+  Args:
+    name: of one slice, or of GPUs.
+    num_slices: slices of that kind.
+
+  Raises:
+    ValueError: no such topology (with examples), or libtpu is needed and not installed.
+  """
+  if num_slices < 1:
+    raise ValueError(f'--num_slices {num_slices} must be at least 1')
+  text = name.strip().lower().replace('v5litepod', 'v5e')
+  if match := re.fullmatch(rf'({"|".join(GPUS)})[:=](\d+)', text):
+    return _gpus(match[1], int(match[2]), num_slices)
+  if match := re.fullmatch(r'(\w+)-(\d+)', text):
+    text = _of_accelerator_type(name, match[1], int(match[2]))
+  match = re.fullmatch(r'(\w+)[:=](\d+(?:x\d+)*)', text)
+  generation = GENERATIONS.get(match[1]) if match else None
+  if generation is None:
+    raise ValueError(f'--topology {name!r} is not known. Examples: {EXAMPLES}')
+  sides = tuple(map(int, match[2].split('x')))
+  known = f'{match[1]} comes as {", ".join(generation.slices.values())}'
+  if math.prod(sides) > generation.largest:
+    raise ValueError(
+      f'--topology {name!r}: a slice of {match[1]} has at most {generation.largest} chips; use --num_slices'
+    )
+  if len(sides) != len(next(iter(generation.slices.values())).split('x')):
+    raise ValueError(f'--topology {name!r} has {len(sides)} sides; {known}')
+  if match[2] not in generation.slices.values() and (len(sides) == 2 or any(side % 4 for side in sides)):
+    raise ValueError(f'--topology {name!r} is no slice that can be rented; {known}')
+  described = _described(f'{match[1]}:{match[2]}', sides, num_slices, generation.options)
+  kind = devices_lib.kind_of(described[0])
+  return Topology(f'{match[1]}:{match[2]}', num_slices, described, kind, sides)
+
+
+def _of_accelerator_type(name: str, kind: str, count: int) -> str:
+  generation = GENERATIONS.get(kind)
+  if generation is None:
+    raise ValueError(f'--topology {name!r} is not known. Examples: {EXAMPLES}')
+  chips = count // 2 if generation.names_count_cores else count
+  if chips not in generation.slices:
+    names = [f'{kind}-{n * 2 if generation.names_count_cores else n}' for n in generation.slices]
+    raise ValueError(
+      f'--topology {name!r} is not known; {kind} comes as {", ".join(names)}, or give its sides ({EXAMPLES})'
+    )
+  return f'{kind}:{generation.slices[chips]}'
+
+
+def _gpus(kind: str, count: int, hosts: int) -> Topology:
+  if count < 1:
+    raise ValueError(f'--topology {kind}:{count}: at least one GPU')
+  total = count * hosts
+  devices = tuple(DescribedGpu(i, f'NVIDIA {kind.upper()}', i // min(count, GPUS_PER_HOST)) for i in range(total))
+  return Topology(f'{kind}:{total}', 1, devices, devices_lib.kind_of(devices[0]), (min(count, GPUS_PER_HOST),))
+
+
+@functools.lru_cache(maxsize=32)
+def _described(text: str, sides: tuple[int, ...], num_slices: int, options: tuple) -> tuple:
+  """libtpu's devices of slices that are not there."""
+  # libtpu asks a metadata server who it is, and complains on the terminal when nobody answers. It only describes here.
+  for key, value in {
+    'TPU_SKIP_MDS_QUERY': '1',
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+    'TPU_LOG_DIR': 'disabled',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+  }.items():
+    os.environ.setdefault(key, value)
+  from jax.experimental import topologies
+
+  more = dict(options) | ({'num_slices': num_slices} if num_slices > 1 else {})
+  if math.prod(sides) < 4:
+    more['chips_per_host_bounds'] = (1, 1, 1)
+  try:
+    return tuple(topologies.get_topology_desc(platform='tpu', topology_name=text, **more).devices)
+  except (RuntimeError, ImportError, NotImplementedError) as error:
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise ValueError(
+      f"--topology {text}: {first}. Plans for TPUs need libtpu: pip install 'crossin-jax[tpu]'"
+    ) from None
+
+
+def smaller(topology: Topology) -> Topology | None:
+  """The next smaller slice of the same kind, as many of them; None where there is none."""
+  if not topology.compiles:
+    each = topology.chips // 2
+    return parse(f'{topology.name.split(":")[0]}:{each}') if each else None
+  kind, per_slice = topology.name.split(':')[0], topology.chips // topology.slices
+  fewer = [n for n in GENERATIONS[kind].slices if n < per_slice]
+  return parse(f'{kind}:{GENERATIONS[kind].slices[max(fewer)]}', topology.slices) if fewer else None
+
+
+def all_smaller_first(kind: str) -> list[str]:
+  """Topologies of a kind of TPU that can be rented, smallest first."""
+  return [f'{kind}:{sides}' for _, sides in sorted(GENERATIONS[kind].slices.items())]
+
+
+def without_accelerator() -> None:
+  """Keeps JAX off any accelerator of this machine: a plan computes nothing, and must not take a chip from a run."""
+  jax.config.update('jax_platforms', 'cpu')
+
+
+def lines(mesh: jax.sharding.Mesh, slices: int) -> dict[str, list]:
+  """Mesh axis -> the devices along it inside the first slice."""
+  shape = mesh.devices.shape
+  first = mesh.devices[: shape[0] // slices]
+  found = {}
+  for i, axis in enumerate(meshes.AXES):
+    at = [0] * first.ndim
+    at[i] = slice(None)
+    found[axis] = list(first[tuple(at)])
+  return found

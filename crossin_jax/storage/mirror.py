@@ -1,0 +1,234 @@
+"""A remote folder of small files that a command writes: kept on this machine, pushed as it changes; and who may write it."""
+
+from collections.abc import Callable, Sequence
+import contextlib
+import fnmatch
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import threading
+
+from crossin_jax.storage import remote
+from crossin_jax.storage.lease import PERIOD, SHORT, InUse
+
+
+class Folder:
+  """A local folder, with the words of a `Mirror`: nothing needs to be pushed.
+
+  Attributes:
+    path: the folder.
+    url: what it is called in messages.
+  """
+
+  def __init__(self, path: str):
+    self.path = self.url = path
+
+  def push(self) -> None:
+    """Returns when what is in the folder is where it belongs."""
+
+  def check(self) -> None:
+    """Raises if this process may write there no longer."""
+
+
+class Mirror(Folder):
+  """The local counterpart of a remote folder.
+
+  The remote folder is the truth: on entering, what lies there is copied here, and what lies here alone is thrown away (the rest of
+  a process that was killed: its last PERIOD seconds at most, which the run does again). Then whatever changes here is pushed there, by
+  a thread every PERIOD seconds, by `push`, and on leaving. A file that is removed here is removed there. Files that are being written
+  (`.name`, `name.writing`) and `lock` are not pushed.
+
+  A push brings markers last, in their order, so that whoever finds one finds all that it stands for; markers that are gone are removed
+  first. A push that fails in the thread is said once and tried again; one that fails on leaving is raised. Where an error is on its way
+  out there is one attempt, of SHORT seconds.
+
+  Attributes:
+    path: the folder here.
+    url: the folder there.
+  """
+
+  def __init__(
+    self,
+    url: str,
+    *,
+    folders: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    pull: Callable[[set[str]], set[str]] | None = None,
+    markers: Sequence[str] = (),
+    anew: bool = False,
+    period: float | None = None,
+  ):
+    """Args:
+    url: the folder there.
+    folders: of those in it only these; None = all.
+    names: only these files; None = all.
+    pull: chooses, of the names there, those to copy here on entering; None = all. The others count as they are there.
+    markers: patterns of names, pushed in this order after everything else.
+    anew: markers that are there on entering stand for what is about to be replaced: they are thrown away here, and there before the
+      first change is pushed.
+    period: seconds between pushes; None = PERIOD.
+    """
+    # One folder each, none within another: what is in one is its own.
+    known = hashlib.sha256('\n'.join([url.rstrip('/'), *(names or ())]).encode()).hexdigest()[:16]
+    super().__init__(remote.cache('mirrors', f'{remote.split(url)[0]}-{known}'))
+    self.url, self._folders, self._only, self._pull = url.rstrip('/'), folders, names, pull
+    self._markers, self._anew, self._period = tuple(markers), anew, period or PERIOD
+    self._pushed: dict[str, tuple] = {}
+    self._outlived: list[str] = []  # markers there of what is about to be replaced
+    self._thread, self._limit = threading.Thread(target=self._keep_pushing, daemon=True, name='mirror'), remote.Limit()
+    self._pushing, self._ending, self._problem = threading.RLock(), threading.Event(), None
+    self._open = contextlib.ExitStack()
+
+  def __enter__(self):
+    import fcntl
+
+    remote.filesystem()
+    os.makedirs(self.path, exist_ok=True)
+    held = self._open.enter_context(open(f'{self.path}.lock', 'ab'))
+    try:
+      fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      self._open.close()
+      raise InUse(f'{self.url} is being written by another process of this machine; wait for it, or stop it') from None
+    try:
+      self._bring()
+    except BaseException:
+      self._open.close()
+      raise
+    self._thread.start()
+    return self
+
+  def __exit__(self, kind, error, traceback):
+    self._ending.set()
+    if kind is not None:
+      self._limit.set(SHORT)  # also for the push that the thread is at
+    try:
+      self._thread.join(None if kind is None else SHORT + 1)
+      with self._limit.kept():
+        self.push()
+    except remote.RemoteError as problem:
+      if kind is None:
+        raise
+      if str(problem) != str(error):  # the error that is on its way out says more
+        print(f'warning: {problem}', file=sys.stderr)
+    finally:
+      self._open.close()
+
+  def push(self) -> None:
+    """Brings what has changed to the store.
+
+    Raises:
+      RemoteError: it could not be, after retries.
+    """
+    self.check()
+    with self._pushing:
+      # A marker that was seen before the rest was looked at stands for nothing that was not seen.
+      markers = {name: signature for name, signature in self._here().items() if self._rank(name)}
+      here = {name: signature for name, signature in self._here().items() if not self._rank(name)} | markers
+      gone = sorted(self._pushed.keys() - here.keys())
+      changed = sorted(
+        (name for name in here if self._pushed.get(name) != here[name]), key=lambda n: (self._rank(n), n)
+      )
+      for name in [name for name in gone if self._rank(name)]:
+        self._remove(name)
+      while changed and self._outlived:
+        remote.remove(f'{self.url}/{self._outlived[-1]}')
+        self._outlived.pop()
+      ordinary = [name for name in changed if not self._rank(name)]
+      remote.together(lambda name: self._upload(name, here[name]), ordinary)
+      for name in changed[len(ordinary) :]:
+        self._upload(name, here[name])
+      for name in [name for name in gone if not self._rank(name)]:
+        self._remove(name)
+
+  def _bring(self) -> None:
+    there = remote.listing(self.url) if self._folders is None and self._only is None else self._some()
+    there = {name: entry for name, entry in there.items() if self._is_ours(name)}
+    if self._anew:
+      self._outlived = [name for name in there if self._rank(name)]
+      there = {name: entry for name, entry in there.items() if not self._rank(name)}
+    wanted = set(there) if self._pull is None else self._pull(set(there))
+    for name in self._here():
+      entry = there.get(name)
+      if entry is None or (name not in wanted and not remote.is_current(os.path.join(self.path, name), entry)):
+        os.unlink(os.path.join(self.path, name))
+    remote.bring({name: there[name] for name in wanted}, self.url, self.path)
+    self._pushed = self._here()
+
+  def _some(self) -> dict[str, remote.Entry]:
+    if self._only is not None:
+      found = {name: remote.stat(f'{self.url}/{name}') for name in self._only}
+      return {name: entry for name, entry in found.items() if entry}
+    found = {name: e for name, e in remote.listing(self.url, deep=False).items() if not name.endswith('/')}
+    for folder in self._folders:
+      found |= {f'{folder}/{name}': entry for name, entry in remote.listing(f'{self.url}/{folder}').items()}
+    return found
+
+  def _is_ours(self, name: str) -> bool:
+    first, _, rest = name.partition('/')
+    last = name.rpartition('/')[2]
+    if last.startswith('.') or last.endswith('.writing') or last == 'lock':
+      return False
+    if self._only is not None:
+      return name in self._only
+    return self._folders is None or not rest or first in self._folders
+
+  def _rank(self, name: str) -> int:
+    """0, or of a marker its place among them from 1."""
+    return next((i for i, pattern in enumerate(self._markers, 1) if fnmatch.fnmatchcase(name, pattern)), 0)
+
+  def _here(self) -> dict[str, tuple]:
+    """Name -> what changes when the file does."""
+    found = {}
+    for folder, _, names in os.walk(self.path):
+      for name in names:
+        path = os.path.join(folder, name)
+        relative = os.path.relpath(path, self.path)
+        if self._is_ours(relative):
+          with contextlib.suppress(FileNotFoundError):
+            stat = os.stat(path)
+            found[relative] = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return found
+
+  def _upload(self, name: str, signature: tuple) -> None:
+    os.makedirs(remote.cache('pushing'), exist_ok=True)
+    handle, copy = tempfile.mkstemp(dir=remote.cache('pushing'))
+    os.close(handle)
+    try:
+      shutil.copyfile(os.path.join(self.path, name), copy)  # the file may grow meanwhile
+      remote.upload(copy, f'{self.url}/{name}')
+      self._pushed[name] = signature
+    except FileNotFoundError as error:
+      if isinstance(error, remote.RemoteError):
+        raise  # no such bucket; otherwise it was removed here meanwhile, and the next push says so
+    finally:
+      os.unlink(copy)
+
+  def _remove(self, name: str) -> None:
+    remote.remove(f'{self.url}/{name}')
+    del self._pushed[name]
+
+  def _keep_pushing(self) -> None:
+    while not self._ending.wait(self._period):
+      try:
+        with self._limit.kept(), self._pushing:
+          if self._ending.is_set():
+            return
+          self.push()
+        self._problem = None
+      except Exception as error:  # pylint: disable=broad-exception-caught  # the thread must go on
+        if self._problem is None and not self._ending.is_set():  # else leaving says it
+          print(f'warning: {error}; tried again every {self._period:.0f} s', file=sys.stderr)
+        self._problem = error
+
+
+def written(path: str, markers: Sequence[str] = ()) -> contextlib.AbstractContextManager[Folder]:
+  """A folder to write results in; of a remote one the Mirror, with nothing copied from there.
+
+  Results that are there already keep their markers until the first that replaces them is pushed.
+  """
+  if not remote.is_remote(path):
+    return contextlib.nullcontext(Folder(path))
+  return Mirror(path, pull=lambda names: set(), markers=markers, anew=True)

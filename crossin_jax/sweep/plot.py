@@ -1,0 +1,192 @@
+"""The plot of a sweep."""
+
+from collections.abc import Sequence
+import io
+
+import numpy as np
+
+from crossin_jax.config import ConfigError
+from crossin_jax.pages.plots import COLOURS
+from crossin_jax.sweep.points import told
+from crossin_jax.sweep.words import _label, title, variant_labels
+
+# ---- the plot ------------------------------------------------------------------------------------------------------
+
+
+def x_axis(axes: dict[str, list]) -> str:
+  """The last axis of numbers ('all' counts as one), else the last axis."""
+  number = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
+  numeric = [axis for axis, values in axes.items() if all(number(v) or v == 'all' for v in values)]
+  return (numeric or list(axes))[-1]
+
+
+def plot(table: Sequence[dict], axes: dict[str, list], figure: str | None, chance: dict[str, float]) -> bytes:
+  """A PNG: the figure over the last numeric axis, a line per combination of the other axes, with the table's intervals.
+
+  Args:
+    table: rows of sweep.json; those of its first question file are drawn.
+    axes: axis -> values, in the order they are drawn.
+    figure: see `Settings.figure`.
+    chance: name -> fraction, drawn as a dashed line.
+
+  Raises:
+    ConfigError: no row has that figure.
+  """
+  from matplotlib.figure import Figure  # half a second to import
+
+  table = [row for row in table if row['benchmark'] == table[0]['benchmark']]
+  known = list(dict.fromkeys(name for row in table for name in row['figures']))
+  default = next((name for name in known if name.startswith('ac3')), 'heldout_loss')
+  figure = figure or default
+  if figure not in known:
+    raise ConfigError(f'sweep.figure = {figure!r}: nothing of that name was measured, only {", ".join(known)}')
+  table = [row for row in table if figure in row['figures']]
+  table, axes = _in_words(table, axes)
+  factor = 1 if figure == 'heldout_loss' else 100  # fractions are drawn in per cent
+  along = x_axis(axes)
+  scale, place = _scale(axes[along])
+  variants = variant_labels(list(axes['variant'])) if 'variant' in axes else {}
+  lines: dict[str, list[dict]] = {}
+  for row in table:
+    lines.setdefault(_line_label(row['values'], along, variants), []).append(row)
+
+  page = Figure(figsize=(5.6, 3.5), dpi=220, layout='constrained')
+  panel = page.add_subplot()
+  panel.set_xscale(scale)
+  styles = _styles(list(lines))
+  xlim = _room(min(place.values()), max(place.values()), 0.06, scale == 'log')
+  # Lines stand side by side by so many parts of the axis; where all are one point (volume 0), they meet.
+  spread = min(0.015, 0.07 / len(lines))
+  at = {value: [row['figures'][figure] for row in table if row['values'][along] == value] for value in place}
+  shared = {value for value, found in at.items() if len(found) > 1 and all(one == found[0] for one in found)}
+  for k, (label, rows) in enumerate(lines.items()):
+    rows = sorted(rows, key=lambda row: place[row['values'][along]])
+    moved = [0 if row['values'][along] in shared else (k - (len(lines) - 1) / 2) * spread for row in rows]
+    x = [_move(place[row['values'][along]], part, xlim, scale) for row, part in zip(rows, moved)]
+    y, low, high = _arrays([row['figures'][figure] for row in rows], factor)
+    colour, marker, again = styles[label]
+    panel.errorbar(
+      x, y, yerr=np.maximum(0, [y - low, high - y]), label=label, color=colour, marker=marker, markersize=5, linewidth=1.5,
+      elinewidth=1, capsize=2.5, linestyle=(0, (3.5, 1.5)) if again else '-', markerfacecolor='white' if again else colour,
+    )  # fmt: skip
+  for value in shared:
+    y, low, high = _arrays(at[value][:1], factor)
+    panel.errorbar([place[value]], y, yerr=np.maximum(0, [y - low, high - y]), color='#333', marker='o', markersize=5.5,
+                   elinewidth=1, capsize=2.5, zorder=4)  # fmt: skip
+  if figure in chance:
+    panel.axhline(100 * chance[figure], color='#555', linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    panel.annotate(
+      'chance', (1, 100 * chance[figure]), xycoords=('axes fraction', 'data'), xytext=(4, 0), textcoords='offset points',
+      va='center', fontsize=8.5, color='#555',
+    )  # fmt: skip
+  panel.set_xticks(list(place.values()), [_label(along, value, variants) for value in place], minor=False)
+  panel.xaxis.minorticks_off()
+  panel.set_xlim(xlim)
+  seen = [v * factor for row in table for v in _ends(row['figures'][figure])]
+  bottom, top = _room(min(seen), max(seen), 0.08)
+  panel.set_ylim((0, max(top, 110 * chance.get(figure, 0))) if factor == 100 else (bottom, top))
+  if place.get('all', 0) > 0:
+    # 'all' is no number: the axis is broken before it.
+    panel.annotate('//', (place['all'] - 0.5, 0), xycoords=('data', 'axes fraction'), ha='center', va='center', fontsize=9,
+                   bbox={'boxstyle': 'square,pad=0.02', 'facecolor': 'white', 'edgecolor': 'none'})  # fmt: skip
+  panel.set_xlabel(_X_TITLES.get(along, along))
+  panel.set_ylabel(_Y_TITLES.get(figure) or _mathematical(title(figure)) + ' (%)')
+  panel.spines[['top', 'right']].set_visible(False)
+  panel.grid(axis='y', alpha=0.2, linewidth=0.7)
+  panel.set_axisbelow(True)
+  if len(lines) > 1 or next(iter(lines)):
+    page.legend(
+      loc='outside upper left', ncols=min(len(lines), 3), frameon=False, fontsize=9, handlelength=2.9, columnspacing=1.4
+    )
+  buffer = io.BytesIO()
+  page.savefig(buffer, format='png', metadata={'Software': None})
+  return buffer.getvalue()
+
+
+_COLOURS = COLOURS[1:6]  # without the grey, which is for baselines
+_MARKERS = 'osD^v'
+_X_TITLES = {
+  'volume': 'examples per CrossIn component',
+  'variant': '',
+  'BATCH_SIZE': 'batch size',
+  'TRAIN_STEPS': 'steps',
+}
+_Y_TITLES = {
+  'heldout_loss': 'held-out loss (nats per token)',
+  'accuracy_en': 'accuracy in English (%)',
+  'accuracy_elsewhere': 'accuracy elsewhere (%)',
+}
+
+
+def _in_words(table: Sequence[dict], axes: dict[str, list]) -> tuple[list[dict], dict[str, list]]:
+  """Dicts (shares) as the words that tell them apart, a line each, and lists as tuples: places are found by value."""
+
+  def plain(axis: str, value):
+    if isinstance(value, dict):
+      return told(value, axes[axis]).replace(', ', '\n')
+    return tuple(value) if isinstance(value, list) else value
+
+  rows = [row | {'values': {axis: plain(axis, value) for axis, value in row['values'].items()}} for row in table]
+  return rows, {axis: [plain(axis, value) for value in values] for axis, values in axes.items()}
+
+
+def _scale(values: Sequence) -> tuple[str, dict]:
+  """Scale of the axis, and value -> place: evenly for words and volumes, else where the number lies."""
+  if not all(isinstance(value, (int, float)) for value in values) or len(set(values)) < len(values):
+    return 'linear', {value: i for i, value in enumerate(dict.fromkeys(values))}
+  place = {value: value for value in values}
+  if min(values) > 0 and max(values) / min(values) >= 8:
+    return 'log', place
+  return 'linear', place
+
+
+def _room(low: float, high: float, part: float, log: bool = False) -> tuple[float, float]:
+  """The range widened on both sides by a part of it."""
+  if log:
+    return low / (high / low) ** part, high * (high / low) ** part
+  room = part * ((high - low) or abs(high) or 1)
+  return low - room, high + room
+
+
+def _move(place: float, part: float, limits: tuple[float, float], scale: str) -> float:
+  low, high = limits
+  return place * (high / low) ** part if scale == 'log' else place + part * (high - low)
+
+
+def _arrays(figures: Sequence[dict], factor: float) -> list[np.ndarray]:
+  """Estimates and ends of intervals, NaN where there is none."""
+  return [
+    np.array([np.nan if one[key] is None else one[key] * factor for one in figures])
+    for key in ('estimate', 'low', 'high')
+  ]
+
+
+def _ends(figure: dict) -> list[float]:
+  return [figure[key] for key in ('estimate', 'low', 'high') if figure[key] is not None]
+
+
+def _line_label(values: dict, along: str, variants: dict[str, str]) -> str:
+  parts = []
+  for axis, value in values.items():
+    if axis != along:
+      name = '' if axis in ('variant', 'languages', 'preset') else f'{axis.split(".")[-1].lower()} '
+      parts.append(name + _label(axis, value, variants))
+  return ', '.join(parts)
+
+
+def _styles(labels: Sequence[str]) -> dict[str, tuple[str, str, bool]]:
+  """Colour, marker, and whether dashed and hollow: what a line with Trans is, in the colour of the same line without it."""
+  stem = lambda label: label.replace(' + trans', '')
+  stems = list(dict.fromkeys(map(stem, labels)))
+  styles = {}
+  for label in labels:
+    k = stems.index(stem(label))
+    again = (stem(label) != label and stem(label) in labels) != bool(k // len(_COLOURS) % 2)
+    styles[label] = _COLOURS[k % len(_COLOURS)], _MARKERS[(k + k // len(_COLOURS)) % len(_MARKERS)], again
+  return styles
+
+
+def _mathematical(text: str) -> str:
+  """'AC3_3' -> 'AC3$_3$'."""
+  base, _, index = text.rpartition('_')
+  return f'{base}$_{{{index}}}$' if base else text

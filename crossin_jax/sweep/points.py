@@ -1,0 +1,338 @@
+"""The points of a sweep: every combination of the values of its axes, and what each is made from."""
+
+import dataclasses
+import glob
+import hashlib
+import itertools
+import json
+import os
+import re
+
+import gin
+
+from crossin_jax import config
+from crossin_jax.data.mixture_name import CROSSIN_MODES, MixtureName
+
+MIXTURE_PARTS = ('variant', 'volume', 'languages', 'preset')
+FIGURES = ('accuracy_en', 'accuracy_elsewhere', 'consistency_3', 'ac3_3', 'heldout_loss')
+# Settings that change how much of each task is read, but no token of it.
+_RATES = tuple(f'MixtureSettings.{name}' for name in ('rates', 'shares', 'temperature', 'epochs'))
+
+
+@gin.configurable('sweep')
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What a sweep is made of: `sweep.axes = {...}` and so on in its gin file.
+
+  Attributes:
+    axes: axis -> its values. 'variant', 'volume' (0 = none of the CrossIn components, or a number, or 'all'), 'languages'
+      and 'preset' replace that part of `mixture`; any other axis is a gin macro or parameter: of `prepare` if the mixture's
+      gin file binds the macro or anything of the configurable, else of training and evaluation. A text that begins with
+      @ or % is a gin reference.
+    mixture: the mixture whose parts the axes replace.
+    mixture_gin, run_gin: gin files of `prepare` and of `train`.
+    mixture_values, run_values: further gin values of each; '{seed}' in a text becomes the seed, '{seed}'
+      alone its number.
+    shares_by_variant: variant -> {component: share}, for sources mixed by shares. What volume 0 drops goes to 'base', so
+      that the other shares stay.
+    questions: question files; the first one is plotted. '{seed}' in a folder's name becomes the seed: each seed then has questions
+      of its own.
+    seeds: of training; every point is run with each.
+    heldout: mixture on whose validation rows every point is measured; None = `mixture`, '' = none.
+    method: 'likelihood' or 'generate', for the table and the plot.
+    figure: what is plotted: 'accuracy_en', 'accuracy_elsewhere', 'consistency_3', 'ac3_3' or 'heldout_loss'; None =
+      'ac3_3' where there are questions, else 'heldout_loss'. With two languages it is C_2 and AC3_2: 'ac3_2'.
+  """
+
+  axes: dict = gin.REQUIRED
+  mixture: str = gin.REQUIRED
+  mixture_gin: str = gin.REQUIRED
+  run_gin: str = gin.REQUIRED
+  mixture_values: dict | None = None
+  run_values: dict | None = None
+  shares_by_variant: dict | None = None
+  questions: tuple[str, ...] = ()
+  seeds: tuple[int, ...] = (0,)
+  heldout: str | None = None
+  method: str = 'likelihood'
+  figure: str | None = None
+
+  def __post_init__(self):
+    for axis, values in self.axes.items():
+      if not isinstance(values, (list, tuple)) or not values:
+        raise config.ConfigError(f'sweep.axes: {axis!r} must be a list of values, found {values!r}')
+    if self.figure and not re.fullmatch(r'accuracy_(en|elsewhere)|(consistency|ac3)_\d|heldout_loss', self.figure):
+      raise config.ConfigError(f'sweep.figure = {self.figure!r} is none of {", ".join(FIGURES)}')
+    if not self.seeds or ('RANDOM_SEED' in self.axes and len(self.seeds) > 1):
+      raise config.ConfigError('sweep.seeds must hold a seed, and just one where RANDOM_SEED is an axis')
+    stems = [question_name(path) for path in self.questions]
+    if len(set(stems)) < len(stems):
+      raise config.ConfigError(f'sweep.questions: two files are called alike: {", ".join(self.questions)}')
+    for path in (path for seed in self.seeds for path in self.questions_of(seed)):
+      if not os.path.isfile(path):
+        raise config.ConfigError(f'sweep.questions: {path} is not there')
+
+  def questions_of(self, seed: int) -> list[str]:
+    """The question files that are asked of a seed's models."""
+    return [_fill(path, seed) for path in self.questions]
+
+
+def question_name(path: str) -> str:
+  """Name of a question file in predictions/: 'world/questions.tagged.jsonl' is 'questions.tagged'."""
+  return os.path.basename(path).removesuffix('.jsonl')
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """A mixture to prepare: its name, its gin flags, and its folder under OUT/data, whose tokens lie in OUT/tokens/<tokens>."""
+
+  mixture: str
+  flags: tuple[str, ...]
+  folder: str
+  tokens: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """One run of a sweep. Points with equal settings (two variants at volume 0) share name and digest, and run once.
+
+  Attributes:
+    values: axis -> value.
+    seed: of training.
+    data, heldout: mixtures to train on and to measure on (None = not measured).
+    flags: gin flags of train and evaluate.
+    name: readable, from the settings.
+    digest: of everything its model is made from.
+    asked: digest of what the model is asked: other questions are asked without training again.
+    settings: what the digests are taken of.
+  """
+
+  values: dict
+  seed: int
+  data: Data
+  heldout: Data | None
+  flags: tuple[str, ...]
+  name: str
+  digest: str
+  asked: str
+  settings: dict
+
+
+def make_points(settings: Settings, flags: tuple[str, ...] = (), search: tuple[str, ...] = ()) -> list[Point]:
+  """The points of a sweep, seeds varying fastest, then the last axis.
+
+  Args:
+    settings: axes and what they vary.
+    flags: 'NAME = VALUE' from the command line, for every point.
+    search: folders in which gin files are looked for, beside the current one and the repository.
+
+  Raises:
+    ConfigError: a mixture name, a gin file or a table of shares that does not fit.
+  """
+  bound = bound_names(settings.mixture_gin, search)
+  of_mixture = lambda name: name in bound or name.rpartition('.')[0].split('/')[-1] in bound
+  for flag in flags:
+    if flag.split('=')[0].strip() in settings.axes:
+      raise config.ConfigError(f'{flag}: that is an axis of this sweep; change sweep.axes')
+  extra = {True: [], False: []}
+  for flag in flags:
+    extra[of_mixture(flag.split('=')[0].strip())].append(f'--gin_bindings={flag}')
+  texts = {path: gin_text(path, search) for path in (settings.mixture_gin, settings.run_gin)}
+  rates = (*_RATES, *_rate_macros(texts[settings.mixture_gin]))
+  digests = {path: _digest(text) for path, text in texts.items()}
+  points = []
+  for combination in itertools.product(*settings.axes.values()):
+    values = dict(zip(settings.axes, combination))
+    others = {name: value for name, value in values.items() if name not in MIXTURE_PARTS}
+    mixture_values = {**(settings.mixture_values or {}), **{k: v for k, v in others.items() if of_mixture(k)}}
+    run_values = {**(settings.run_values or {}), **{k: v for k, v in others.items() if not of_mixture(k)}}
+    name, variant = mixture_at(settings.mixture, values)
+    heldout = settings.mixture if settings.heldout is None else settings.heldout
+    for seed in settings.seeds:
+      seed = run_values.get('RANDOM_SEED', seed)
+      filled = {k: _fill(v, seed) for k, v in mixture_values.items()}
+      data = lambda name, shares, filled=filled: _data(settings, name, filled, shares, extra[True], digests, rates)
+      train_data = data(name, _shares(settings, variant, name))
+      heldout_data = data(mixture_at(heldout, {})[0], None) if heldout else None
+      mine = {'RANDOM_SEED': seed, **{k: _fill(v, seed) for k, v in run_values.items()}}
+      made = {
+        'data': train_data.folder,
+        'run': [settings.run_gin, digests[settings.run_gin], mine, extra[False]],
+        'files': _files_of(mine),
+      }
+      files = {path: _file_digest(path) for path in settings.questions_of(seed)}
+      asked = {'heldout': heldout_data and heldout_data.folder, 'questions': files}
+      title = [str(part) for part in _title(settings.axes, values, name)] + [f'seed={seed}']
+      points.append(
+        Point(
+          values,
+          seed,
+          train_data,
+          heldout_data,
+          (*[flag_of(k, v) for k, v in mine.items()], *extra[False]),
+          _slug('.'.join(title), 100),
+          _digest(made),
+          _digest(asked),
+          made | asked,
+        )
+      )
+  return points
+
+
+def mixture_at(mixture: str, values: dict) -> tuple[str, str]:
+  """A mixture's name with some of its parts replaced, and its variant before volume 0 dropped anything.
+
+      mixture_at('world.tested_base_x2x.all.en_zh.every', {'volume': 0}) == ('world.tested_base.all.en_zh.every', 'tested_base_x2x')
+
+  Without CrossIn components a volume limits nothing and becomes 'all', so that equal mixtures have equal names.
+
+  Raises:
+    ConfigError: the name is malformed, or volume 0 leaves nothing of the variant.
+  """
+  text = lambda value: '_'.join(value) if isinstance(value, (list, tuple)) else str(value)
+  try:
+    source, *parts = str(MixtureName.parse(mixture)).split('.')
+    parts = [text(values.get(axis, part)) for axis, part in zip(MIXTURE_PARTS, parts)]
+    name = MixtureName.parse('.'.join([source, *parts]))
+  except ValueError as error:
+    raise config.ConfigError(str(error)) from None
+  kept = tuple(c for c in name.components if c not in CROSSIN_MODES)
+  if name.volume == 0 and not kept:
+    raise config.ConfigError(f'volume 0 of variant {parts[0]} is nothing at all; add base to it')
+  if name.volume == 0 or kept == name.components:
+    name = dataclasses.replace(name, components=kept, volume=None)
+  return str(name), parts[0]
+
+
+def _shares(settings: Settings, variant: str, mixture: str) -> dict:
+  """gin values that mix by shares, of the variant's table cut to what the mixture has."""
+  if settings.shares_by_variant is None:
+    return {}
+  components = mixture.split('.')[1].split('_')
+  table = settings.shares_by_variant.get(variant, {})
+  if missing := [c for c in components if c not in table]:
+    raise config.ConfigError(f'sweep.shares_by_variant[{variant!r}] has no share for {", ".join(missing)}')
+  shares = {c: table[c] for c in components}
+  if 'base' in shares:
+    shares['base'] += sum(share for c, share in table.items() if c not in components)
+  total = sum(shares.values())
+  # Rounded, so that sums of the same shares in another order are the same point.
+  shares = {c: round(share / total, 9) for c, share in shares.items()}
+  return {'MixtureSettings.rates': 'shares', 'MixtureSettings.shares': shares}
+
+
+def _data(
+  settings: Settings,
+  name: str,
+  values: dict,
+  shares: dict | None,
+  flags: list[str],
+  digests: dict,
+  rates: tuple[str, ...],
+) -> Data:
+  """`shares` None = only held-out loss is measured on it: rates do not matter, and 'counts' needs no table."""
+  if shares is None:
+    values, shares = {k: v for k, v in values.items() if k not in rates}, {'MixtureSettings.rates': 'counts'}
+  values = {**values, **shares}
+  base = [settings.mixture_gin, digests[settings.mixture_gin], flags, _files_of(values)]
+  tokens = _digest([base, {k: v for k, v in values.items() if k not in rates}])
+  folder = f'{_slug(name, 80)}-{_digest([base, name, values])}'
+  return Data(name, (*[flag_of(k, v) for k, v in values.items()], *flags), folder, tokens)
+
+
+def _title(axes, values: dict, mixture: str):
+  """Readable parts of a point's name; those of the mixture as they are after volume 0 was applied."""
+  parts = dict(zip(MIXTURE_PARTS, mixture.split('.')[1:]))
+  for axis in axes:
+    yield parts[axis] if axis in parts else f'{axis.split(".")[-1]}={told(values[axis], axes[axis])}'
+
+
+def told(value, values) -> str:
+  """A value of an axis in words; of a dict only what its axis varies.
+
+  told({'tested': 9, 'base': 5, 'x2x': 10}, ({'tested': 9, 'base': 15}, ...)) == 'base 5, x2x 10'
+  """
+  if not isinstance(value, dict):
+    return str(value)
+  others = [other for other in values if isinstance(other, dict)]
+  same = lambda key: all(other.get(key) == value[key] for other in others)
+  kept = [key for key in value if not same(key)] or list(value)
+  number = lambda x: f'{x:g}' if isinstance(x, (int, float)) else str(x)
+  return ', '.join(f'{key} {number(value[key])}' for key in kept)
+
+
+def _rate_macros(text: str) -> set[str]:
+  """Macros of a mixture's gin file that nothing but rates is made of, such as SHARES: no token depends on them."""
+  users: dict[str, set[str]] = {}
+  owner = ''
+  for line in text.splitlines():
+    if match := re.match(r'([\w./]+)\s*=', line):
+      owner = match[1]
+    for macro in re.findall(r'%([\w./]+)', line):
+      users.setdefault(macro, set()).add(owner)
+  return {macro for macro, names in users.items() if names <= set(_RATES)}
+
+
+def flag_of(name: str, value) -> str:
+  """--gin.NAME=VALUE; a text that begins with @ or % is a reference, not a text."""
+  reference = isinstance(value, str) and value[:1] in ('@', '%')
+  return f'--gin.{name}={value if reference else repr(value)}'
+
+
+def _fill(value, seed: int):
+  if value == '{seed}':
+    return seed
+  return value.replace('{seed}', str(seed)) if isinstance(value, str) else value
+
+
+def gin_text(path: str, search: tuple[str, ...] = ()) -> str:
+  """The statements of a gin file and of those it includes, without comments and empty lines.
+
+  Raises:
+    ConfigError: a file is in none of the folders.
+  """
+  found = [p for p in (os.path.join(folder, path) for folder in ('', *search, config.REPOSITORY)) if os.path.isfile(p)]
+  if not found:
+    raise config.ConfigError(
+      f'gin file {path!r} is not there (looked in: current folder, {", ".join([*search, config.REPOSITORY])})'
+    )
+  lines = []
+  with open(found[0], encoding='utf-8') as f:
+    for line in f:
+      line = re.sub(r'(^|\s)#.*', '', line).strip()
+      if match := re.match(r"include\s+['\"](.+)['\"]", line):
+        lines.append(gin_text(match[1], search))
+      elif line:
+        lines.append(line)
+  return '\n'.join(lines)
+
+
+def bound_names(path: str, search: tuple[str, ...] = ()) -> set[str]:
+  """Macros and configurables that a gin file, or one it includes, binds: {'LANGUAGES', 'MixtureSettings'}."""
+  names = re.findall(r'^([\w./]+)\s*=', gin_text(path, search), re.MULTILINE)
+  return {name.rpartition('.')[0].split('/')[-1] or name for name in names}
+
+
+def _digest(value) -> str:
+  return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+def _file_digest(path: str) -> str:
+  with open(path, 'rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def _files_of(values: dict) -> dict[str, str]:
+  """Digests of the files that values name: a file, the rows of a stem ('data/alpaca'), or the digests of a MODEL_DIR."""
+  found = {}
+  for value in values.values():
+    if isinstance(value, str) and (os.path.isfile(value) or os.sep in value):
+      stem = glob.escape(value)
+      for path in sorted({value, *glob.glob(f'{stem}[._]*'), *glob.glob(f'{stem}/digests/*.json')}):
+        if os.path.isfile(path):
+          found[path] = _file_digest(path)
+  return found
+
+
+def _slug(text: str, length: int) -> str:
+  return re.sub(r'[^\w.=+-]+', '-', text).strip('-')[:length]

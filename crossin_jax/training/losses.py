@@ -1,0 +1,149 @@
+"""Token losses as sums, divided once by whoever has summed them all.
+
+Letters: B batch, L length, V vocabulary, T tasks of the mixture.
+"""
+
+import functools
+from typing import Any
+
+import flax.struct
+import gin
+import jax
+import jax.numpy as jnp
+
+from crossin_jax.training import chunked_loss
+
+
+@functools.lru_cache(maxsize=8)
+def weighted_losses(model, replicated):
+  """A jitted (params, batch) -> float [B, L], token losses times weights, whole on every device."""
+
+  def compute(params, batch):
+    _, loss_BL = cross_entropy(model, params, batch)
+    weight_BL = batch['decoder_loss_weights']
+    return jnp.where(weight_BL != 0, loss_BL * weight_BL, 0)
+
+  return jax.jit(compute, out_shardings=replicated)
+
+
+@flax.struct.dataclass
+class LossSums:
+  """Sums over tokens; adding two of them and dividing once is the loss over both.
+
+  Attributes:
+    loss: float [], sum of weighted token losses (z-loss left out).
+    weight: float [], sum of loss weights.
+    tokens: float [], tokens that are not padding.
+    loss_by_task: float [T]; weight_by_task: float [T].
+  """
+
+  loss: jax.Array
+  weight: jax.Array
+  tokens: jax.Array
+  loss_by_task: jax.Array
+  weight_by_task: jax.Array
+
+  def __add__(self, other: 'LossSums') -> 'LossSums':
+    return jax.tree.map(jnp.add, self, other)
+
+
+def token_losses(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Cross-entropy of each token in nats, and log of the softmax's normaliser; both [B, L], f32 or wider."""
+  log_z_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
+  target_logit_BL = jnp.take_along_axis(logits_BLV, targets_BL[..., None], axis=-1)[..., 0]
+  return log_z_BL - target_logit_BL, log_z_BL
+
+
+def apply_model(model, params: Any, batch: dict[str, jax.Array], dropout_key: jax.Array | None = None) -> jax.Array:
+  """Logits [B, L, V] of a packed batch; dropout acts when a key is given."""
+  return model.apply(
+    {'params': params},
+    batch['decoder_input_tokens'],
+    batch['decoder_target_tokens'],
+    decoder_segment_ids=batch['decoder_segment_ids'],
+    decoder_positions=batch['decoder_positions'],
+    enable_dropout=dropout_key is not None,
+    rngs=None if dropout_key is None else {'dropout': dropout_key},
+  )
+
+
+@gin.configurable(allowlist=['chunk'])
+def cross_entropy(
+  model,
+  params: Any,
+  batch: dict[str, jax.Array],
+  z_loss: float = 0.0,
+  dropout_key: jax.Array | None = None,
+  chunk: int | str | None = 'auto',
+) -> tuple[jax.Array, jax.Array]:
+  """The sum that is differentiated, and the loss of each token; for training and for held-out rows alike.
+
+  Args:
+    model, params, batch, z_loss, dropout_key: as in `batch_loss`.
+    chunk: None = the logits of the batch are held whole; a number = those of so many words of a device's vocabulary at a time, for
+      a third more arithmetic in the head; 'auto' = whole where a device's make 512 MiB at most, else chunks of 128 MiB. A
+      model without `hidden` and `config` (see `Decoder`) is always asked for whole logits.
+
+  Returns:
+    Scalar; [B, L] in nats, f32 or wider, without gradient. Tokens without weight have a loss too.
+
+  Raises:
+    ValueError: a chunk that is none of these.
+  """
+  if chunk is not None and chunk != 'auto' and not (isinstance(chunk, int) and chunk > 0):
+    raise ValueError(f"cross_entropy.chunk = {chunk!r} is neither 'auto' nor None nor a number of words above 0")
+  targets_BL, weight_BL = batch['decoder_target_tokens'], batch['decoder_loss_weights']
+  config = getattr(model, 'config', None)
+  if config is None or not hasattr(model, 'hidden'):
+    chunk = None
+  elif chunk == 'auto':
+    width = jnp.promote_types(config.dtype, jnp.float32).itemsize
+    chunk = chunked_loss.auto_chunk(*targets_BL.shape, config.padded_vocab_size, width)
+  if chunk is not None:
+    x_BLE, head = model.apply(
+      {'params': params},
+      batch['decoder_input_tokens'],
+      decoder_segment_ids=batch['decoder_segment_ids'],
+      decoder_positions=batch['decoder_positions'],
+      enable_dropout=dropout_key is not None,
+      rngs=None if dropout_key is None else {'dropout': dropout_key},
+      method='hidden',
+    )
+    return chunked_loss.cross_entropy(x_BLE, head, targets_BL, weight_BL, z_loss=z_loss, chunk=chunk)
+  loss_BL, log_z_BL = token_losses(apply_model(model, params, batch, dropout_key), targets_BL)
+  weight_BL = weight_BL.astype(loss_BL.dtype)
+  # where, not a bare product: a token without weight must not turn an infinite loss into NaN.
+  objective = jnp.where(weight_BL != 0, loss_BL * weight_BL, 0).sum()
+  if z_loss:
+    objective += z_loss * jnp.where(weight_BL != 0, log_z_BL**2 * weight_BL, 0).sum()
+  return objective, jax.lax.stop_gradient(loss_BL)
+
+
+def batch_loss(
+  model, params: Any, batch: dict[str, jax.Array], tasks: int, z_loss: float = 0.0, dropout_key: jax.Array | None = None
+) -> tuple[jax.Array, LossSums]:
+  """Sum of weighted token losses of one (micro)batch, not divided by anything.
+
+  Args:
+    model: called as `Decoder` is.
+    params: its parameters.
+    batch: features of `crossin_jax.data.stream`, [B, L] each.
+    tasks: T, number of tasks that `decoder_task_ids` counts.
+    z_loss: factor on log(Z)^2, added to what is differentiated (PaLM, section 5); 0 = none.
+    dropout_key: None = no dropout.
+
+  Returns:
+    The scalar to differentiate, and the sums.
+  """
+  objective, loss_BL = cross_entropy(model, params, batch, z_loss, dropout_key)
+  weight_BL = batch['decoder_loss_weights'].astype(loss_BL.dtype)
+  weighted_BL = jnp.where(weight_BL != 0, loss_BL * weight_BL, 0)
+  by_task = lambda x_BL: jnp.zeros(tasks, x_BL.dtype).at[batch['decoder_task_ids']].add(x_BL)
+  sums = LossSums(
+    loss=weighted_BL.sum(),
+    weight=weight_BL.sum(),
+    tokens=(batch['decoder_segment_ids'] > 0).sum().astype(loss_BL.dtype),
+    loss_by_task=by_task(weighted_BL),
+    weight_by_task=by_task(weight_BL),
+  )
+  return objective, jax.lax.stop_gradient(sums)

@@ -1,0 +1,186 @@
+"""The embedded world as sources of rows, and its test questions as a file."""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+
+import gin
+
+from crossin_jax import config
+from crossin_jax.data.prepared import write_json
+from crossin_jax.world.world import World
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+  """What both sources share: rows per language made by `_make`, identified by the world's settings."""
+
+  @functools.cached_property
+  def _rows(self) -> dict[str, list[dict[str, str]]]:
+    return {language: self._make(language) for language in self.languages}
+
+  def __len__(self) -> int:
+    return len(self._rows[self.languages[0]])
+
+  def __getstate__(self):
+    return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+  @functools.cached_property
+  def _ids(self) -> list[str]:
+    return [row['id'] for row in self._rows[self.languages[0]]]
+
+  def ids(self) -> list[str]:
+    """Row ids in row order."""
+    return self._ids
+
+  def row(self, index: int, language: str) -> dict[str, str]:
+    """'instruction', 'input', 'output' of one row in one language."""
+    return self._rows[language][index]
+
+  def set_aside(self) -> dict:
+    """Nothing of the world is malformed."""
+    return {}
+
+  def digest(self) -> str:
+    """SHA-256 over all rows."""
+    return hashlib.sha256(json.dumps(self._rows, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+@config.configurable(commands=('prepare',))
+@dataclasses.dataclass(frozen=True)
+class WorldInstructions(_Rows):
+  """Question-answer rows about the tuning entities, aligned across the world's languages."""
+
+  world: World = gin.REQUIRED
+  name: str = 'world'
+
+  @property
+  def languages(self) -> tuple[str, ...]:
+    return self.world.languages
+
+  def _make(self, language):
+    return self.world.instructions(language)
+
+
+@config.configurable(commands=('prepare',))
+@dataclasses.dataclass(frozen=True)
+class WorldStatements(_Rows):
+  """Sentences told in one language about the tested relations or about the shared ones."""
+
+  world: World = gin.REQUIRED
+  language: str = 'en'
+  tested: bool = False
+  name: str = 'world'
+
+  @property
+  def languages(self) -> tuple[str, ...]:
+    return (self.language,)
+
+  def _make(self, language):
+    return [
+        row for row in self.world.statements(language)
+        if (row['id'].split('.')[1] in self.world.tested_relations) == self.tested
+    ]  # fmt: skip
+
+
+@config.configurable(commands=('prepare',))
+@dataclasses.dataclass(frozen=True)
+class WorldBilingual(_Rows):
+  """Running text that says the same thing in English and in another language, either first: how a reader learns names.
+
+  Statements, and questions without their answers.
+  """
+
+  world: World = gin.REQUIRED
+  language: str = gin.REQUIRED
+  name: str = 'world'
+
+  @property
+  def languages(self) -> tuple[str, ...]:
+    return (self.language,)
+
+  def _make(self, language):
+    english = {row['id']: row['output'] for row in self.world.statements('en')}
+    pairs = [(row['id'], row['output'], english[row['id']]) for row in self.world.statements(language)]
+    pairs += [
+      (f'{id_}.question', text, self.world.questions_about(fact, 'en')[k])
+      for fact in self.world.facts
+      if language in fact.told_in
+      for k, text in enumerate(self.world.questions_about(fact, language))
+      for id_ in (f'{fact.entity}.{fact.relation}.{k}',)
+    ]
+    return [
+      {'id': f'{id_}.{order}', 'instruction': '', 'input': '', 'output': '\n'.join(both)}
+      for id_, native, told in pairs
+      for order, both in enumerate(((native, told), (told, native)))
+    ]
+
+
+@config.configurable(commands=('prepare',))
+def world_texts(world: World) -> dict[str, list]:
+  """Components of running text: 'tested' (told in English only), 'shared' and 'bilingual' (told in every language)."""
+  return {
+    'tested': [WorldStatements(world, 'en', tested=True)],
+    'shared': [WorldStatements(world, language) for language in world.languages],
+    'bilingual': [WorldBilingual(world, language) for language in world.languages[1:]],
+  }
+
+
+def train_vocabulary(world: World, size: int, path: str, whole: Sequence[str] = ()) -> None:
+  """Trains a SentencePiece BPE model on everything the world can say, written atomically.
+
+  Line breaks are tokens of their own and bytes stand in for unknown characters, so that prompts come back
+  as they went in. `whole`: texts that become one piece each, for instance the lines of a prompt.
+  """
+  import io
+
+  import sentencepiece
+
+  text = [row['output'] for language in world.languages for row in world.statements(language)]
+  for language in world.languages:
+    for row in world.instructions(language):
+      text += [row['instruction'], row['output']]
+    # Names count more than their share of the sentences: each should be one or two tokens.
+    text += [world.name(kind, key, language) for kind, keys in world.values.items() for key in keys] * 20
+  text += [f'[{language}]' for language in world.languages]
+  if whole:  # in prompts, texts follow a line break too
+    text += [f'\n{line}' for line in text]
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(text),
+    model_writer=model,
+    vocab_size=size,
+    model_type='bpe',
+    character_coverage=1.0,
+    normalization_rule_name='identity',
+    user_defined_symbols=['\n', *(piece.replace(' ', '▁') for piece in whole)],
+    byte_fallback=True,
+    num_threads=1,
+    minloglevel=2,
+  )
+  os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+  with open(f'{path}.writing', 'wb') as f:
+    f.write(model.getvalue())
+  os.replace(f'{path}.writing', path)
+
+
+def write_questions(world: World, directory: str) -> None:
+  """Writes facts.tsv (which fact is told in which language) and the two question files."""
+  os.makedirs(directory, exist_ok=True)
+  for name, text in (
+    ('facts.tsv', world.facts_table()),
+    ('questions.untagged.jsonl', _lines(world.question_rows(tag=False))),
+    ('questions.tagged.jsonl', _lines(world.question_rows(tag=True))),
+  ):
+    path = os.path.join(directory, name)
+    with open(f'{path}.writing', 'w', encoding='utf-8') as f:
+      f.write(text)
+    os.replace(f'{path}.writing', path)
+  write_json(os.path.join(directory, 'world.json'), dataclasses.asdict(world))
+
+
+def _lines(rows) -> str:
+  return ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)

@@ -1,0 +1,151 @@
+"""`crossin xinstruction distill`: the baseline of a strong teacher, which answers English instructions in the language.
+
+What is asked, and how it is sampled, is what X-Instruction's released code asks of ChatGPT (METHODS.md B.8), without the system
+message that it sends by mistake.
+"""
+
+import argparse
+import collections
+from collections.abc import Sequence
+import hashlib
+import json
+import os
+import sys
+
+from crossin_jax import config
+from crossin_jax.endpoint import flags as endpoint_flags
+from crossin_jax.endpoint.client import Request, rough_tokens, stoppable
+from crossin_jax.endpoint.ledger import BudgetError
+from crossin_jax.evaluation.results import write_text
+from crossin_jax.languages import ENGLISH_NAMES
+from crossin_jax.processes import interruption
+from crossin_jax.translation import translate
+from crossin_jax.xinstruction import rows as rows_lib
+from crossin_jax.xinstruction.baselines.translated import checked_languages, checked_output
+
+RESTART = 75
+PARAMETERS = {'temperature': 0.7, 'top_p': 1, 'max_tokens': 2048}  # as published
+PROMPT = """Given an instruction in English, please generate a response in {language}.
+
+Instruction: {instruction}
+
+### Response:"""
+
+
+def request(instruction: str, language: str) -> Request:
+  """What the teacher is asked; an empty answer, or one that was cut off, is asked for again."""
+  content = PROMPT.format(language=ENGLISH_NAMES[language], instruction=instruction)
+  expected = min(PARAMETERS['max_tokens'], 200 + rough_tokens(instruction))
+  return Request(
+    ({'role': 'user', 'content': content},), PARAMETERS, accept=lambda text: bool(text.strip()), whole=True, expected_tokens=expected
+  )  # fmt: skip
+
+
+def outcome(reply) -> tuple[str | None, str]:
+  """(the response, '') or (None, why there is none)."""
+  if reply.accepted:
+    return reply.text.strip(), ''
+  return None, 'no reply' if reply.text is None else 'empty' if not reply.text.strip() else 'cut off'
+
+
+def write(args, languages: Sequence[str], asked: Sequence[tuple[str, str]], found: dict) -> dict:
+  """Writes the files of all languages, what was set aside, and, last, the manifest, which it returns.
+
+  Args:
+    args: of the command line.
+    languages: codes.
+    asked: (id, instruction) of the rows.
+    found: (language, number of the row) -> `outcome`.
+  """
+  stem, style, counts, records = args.output, rows_lib.STYLES[args.style], {}, []
+  manifest_path = f'{stem}_distill.json'
+  if os.path.exists(manifest_path):
+    os.unlink(manifest_path)  # while the files below are of two runs, nothing says that they belong together
+  for language in languages:
+    rows = []
+    for number, (id_, instruction) in enumerate(asked):
+      text, reason = found[language, number]
+      where = {'id': id_, 'language': language}
+      if reason:
+        records.append({**where, 'row': number, 'reason': reason, 'instruction': instruction})
+      else:
+        rows.append({**where, 'instruction': style(instruction, language), 'output': text, 'source': 'distilled'})
+    counts[language] = rows_lib.write(f'{stem}_{language}.json', rows)
+  rows_lib.write(f'{stem}_set_aside.jsonl', records)
+  if empty := [language for language in languages if not counts[language]]:
+    raise ValueError(f'no row came through in {", ".join(empty)}; {stem}_set_aside.jsonl says why')
+  reasons = {
+    language: dict(collections.Counter(r['reason'] for r in records if r['language'] == language))
+    for language in languages
+  }
+  manifest = {
+    'input': os.path.basename(args.input), 'model': args.model, 'prompt': hashlib.sha256(PROMPT.encode()).hexdigest()[:16],
+    'parameters': PARAMETERS, 'changed': args.parameter, 'style': args.style, 'asked': len(asked), 'rows': counts, 'set_aside': reasons,
+  }  # fmt: skip
+  write_text(manifest_path, json.dumps(manifest, ensure_ascii=False, indent=1) + '\n')
+  return manifest
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog='crossin xinstruction distill',
+    description='The baseline of a teacher: it answers English instructions in the language. Writes STEM_LANG.json for '
+    '--gin.DISTILLED of gin_configs/mixtures/xinstruction.gin. Replies are kept: a run that was stopped or killed goes on where '
+    'it was. Exit status: 0 finished, 75 told to stop (start again), 1 failed, 2 usage, or the estimate is over the budget.',
+    epilog='example: crossin xinstruction distill --input rows.en.json --languages sw,ta --output baselines/distilled '
+    '--endpoint https://api.openai.com/v1 --model gpt-4o-mini --price_in 0.15 --price_out 0.6 --budget 10',
+  )
+  parser.add_argument('--input', required=True, help='rows {"instruction", "input", "output"}, the last unused: .json, .jsonl, .parquet')  # fmt: skip
+  parser.add_argument('--languages', required=True, help='to answer in, separated by commas')
+  parser.add_argument('--output', required=True, metavar='STEM', help='of the files that are written')
+  parser.add_argument('--model', required=True, help='name of the teacher at the endpoint')
+  parser.add_argument('--style', choices=rows_lib.STYLES, default='assistant', help='of the prompt in the rows (assistant); the teacher is not shown it')  # fmt: skip
+  parser.add_argument('--json', action='store_true', help='the manifest as one JSON object, the last line of stdout')
+  endpoint_flags.add_flags(parser)
+  config.add_flags(parser)
+  return parser
+
+
+def main(argv: list[str]) -> int:
+  """The command line of `crossin xinstruction distill`."""
+  args = _parser().parse_args(argv)
+  config.parse(args)
+  languages = checked_languages(args.languages)
+  args.output = checked_output(args.output, languages, [args.input])
+  read = translate.read(args.input)
+  asked = [(row.id or str(row.number), rows_lib.joined(*row.texts[:2])) for row in read]
+  places = [(language, number) for language in languages for number in range(len(asked))]
+  requests = [request(asked[number][1], language) for language, number in places]
+  found = dict.fromkeys(places, (None, 'no reply'))
+  with stoppable() as check, endpoint_flags.from_flags(args, [args.model], os.path.dirname(args.output)) as endpoint:
+    estimate = endpoint.estimate(requests)
+    print(f'{len(asked):,} instructions, {len(languages)} language(s): {estimate}', file=sys.stderr)
+    try:
+      endpoint.check_budget(estimate)
+    except BudgetError as error:
+      print(f'crossin xinstruction distill: {error}', file=sys.stderr)
+      return 2
+    if args.dry_run:
+      return _done(args, {'requests': estimate.requests, 'cached': estimate.cached, 'usd': estimate.usd})
+    try:
+      for reply in endpoint.complete(requests, progress='distill', check=check):
+        found[places[reply.index]] = outcome(reply)
+    except interruption.Interrupted:
+      print('told to stop: the replies are kept; start the same command again to go on', file=sys.stderr)
+      return _done(args, {}, RESTART)
+    finally:
+      print(endpoint_flags.told(endpoint), file=sys.stderr)
+    used = endpoint.counts()
+  manifest = write(args, languages, asked, found)
+  for language in languages:
+    told = ', '.join(f'{reason} {count}' for reason, count in manifest['set_aside'][language].items())
+    print(f'{args.output}_{language}.json: {manifest["rows"][language]:,} rows{f", set aside: {told}" if told else ""}', file=sys.stderr)  # fmt: skip
+  if used['failed']:
+    print('rows without a reply are asked for again by the same command', file=sys.stderr)
+  return _done(args, {**manifest, 'endpoint': used})
+
+
+def _done(args, found: dict, status: int = 0) -> int:
+  if args.json:
+    print(json.dumps({'status': status, **found}, ensure_ascii=False))
+  return status

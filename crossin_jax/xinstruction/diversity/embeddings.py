@@ -1,0 +1,248 @@
+"""English instructions as unit vectors: near each other where they ask for like things.
+
+Letters: N texts, D dimensions, B rows of a batch, L tokens, E width of the model.
+"""
+
+from collections.abc import Sequence
+import functools
+import hashlib
+import os
+
+import numpy as np
+
+from crossin_jax import config
+
+METHODS = ('tfidf', 'characters', 'sentence-transformers:NAME_OR_PATH', 'model')
+_FEATURES = 1 << 20  # columns that n-grams are hashed to: instructions have some 100,000 words, and more pairs of them
+_FIT = 50_000  # texts that weights and directions are learned from; more change neither
+_BATCH = 16_384  # texts turned into vectors together
+
+
+@config.configurable(commands=())
+def embed(
+  texts: Sequence[str],
+  method: str = 'tfidf',
+  dimensions: int = 128,
+  seed: int = 0,
+  words: int = 1,
+  checkpoint: str = '',
+  model=None,
+  max_tokens: int = 512,
+) -> np.ndarray:
+  """Unit vectors of texts.
+
+  Equal texts have equal vectors, and the order of the texts does not matter; with 'tfidf', 'characters' and 'model' the others
+  do, because what is common to all counts for little.
+
+  Args:
+    texts: any; of tens of words each.
+    method: 'tfidf': words, weighted by their rarity, in `dimensions` directions (truncated SVD);
+      'characters': the same of 3- and 4-grams of characters, to measure with what was not used for clustering;
+      'sentence-transformers:NAME_OR_PATH': a model of that library (it downloads a NAME);
+      'model': mean of the last hidden states of a checkpoint's own model, less the mean over all texts.
+    dimensions: D of 'tfidf' and 'characters'; the other methods have their model's width.
+    seed: of the SVD.
+    words: of 'tfidf': longest run of words that counts as one; 1 = words alone, 2 = pairs too. Pairs multiply the directions of
+      frequent topics, and the SVD then leaves rare ones out.
+    checkpoint: of 'model': a MODEL_DIR, one of its checkpoints, or a Hugging Face directory.
+    model: of 'model': the model of that checkpoint.
+    max_tokens: of 'model': a text is read as far as this.
+
+  Returns:
+    float32 [N, D]. A text without anything to go by (no word, no token) is all zeros.
+
+  Raises:
+    ValueError: an unknown method, a missing package or checkpoint.
+  """
+  for name, value in (('dimensions', dimensions), ('words', words), ('max_tokens', max_tokens)):
+    if value < 1:
+      raise ValueError(f'embed.{name} = {value}: must be at least 1')
+  distinct = sorted(set(texts))
+  place = {text: i for i, text in enumerate(distinct)}
+  kind, _, name = method.partition(':')
+  if not distinct:
+    return np.zeros((0, dimensions), np.float32)
+  if method == 'tfidf':
+    vectors = _ngrams(distinct, dimensions, seed, analyzer='word', ngram_range=(1, words), token_pattern=r'(?u)\b\w+\b')
+  elif method == 'characters':
+    vectors = _ngrams(distinct, dimensions, seed, analyzer='char_wb', ngram_range=(3, 4))
+  elif kind == 'sentence-transformers' and name:
+    vectors = _sentence_transformer(distinct, name)
+  elif method == 'model':
+    vectors = _of_checkpoint(distinct, checkpoint, model, max_tokens)
+  else:
+    raise ValueError(f'embed.method = {method!r}: must be one of {", ".join(METHODS)}')
+  norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+  vectors = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 1e-9)
+  return vectors[[place[text] for text in texts]]
+
+
+def single_thread():
+  """A context in which NumPy and scikit-learn compute in one order, so that a result does not depend on the cores there are."""
+  return sklearn('threadpoolctl').threadpool_limits(limits=1)
+
+
+def sklearn(module: str):
+  """A module of scikit-learn or of what comes with it, imported when first needed.
+
+  Raises:
+    ValueError: it is not installed.
+  """
+  import importlib
+
+  try:
+    return importlib.import_module(module)
+  except ImportError:
+    raise ValueError('this step needs scikit-learn: pip install crossin-jax[xinstruction]') from None
+
+
+# ---- n-grams ---------------------------------------------------------------------------------------------------------
+
+
+def _ngrams(distinct: list[str], dimensions: int, seed: int, **analysis) -> np.ndarray:
+  """TF-IDF of n-grams along its main directions, float32 [N, D], not of unit length.
+
+  n-grams are hashed instead of numbered, so memory does not grow with the vocabulary.
+  """
+  text = sklearn('sklearn.feature_extraction.text')
+  vectorizer = text.HashingVectorizer(
+    n_features=_FEATURES, alternate_sign=False, norm=None, dtype=np.float32, decode_error='replace', **analysis
+  )
+  sample = sorted(distinct, key=_digest)[:_FIT] if len(distinct) > _FIT else distinct
+  counts = vectorizer.transform(sample)
+  frequency = np.bincount(counts.indices, minlength=_FEATURES)
+  kept = np.flatnonzero(frequency > (1 if len(sample) > 1000 else 0))  # what occurs once likens nothing to anything
+  found = np.zeros((len(distinct), dimensions), np.float32)
+  if not len(kept):
+    return found
+  inverse = (np.log((1 + len(sample)) / (1 + frequency[kept])) + 1).astype(np.float32)
+
+  def weighted(counts):
+    counts = counts[:, kept]
+    counts.data = np.log1p(counts.data)  # saying a word twice does not double it
+    return sklearn('sklearn.preprocessing').normalize(counts.multiply(inverse).tocsr(), copy=False)
+
+  rank = min(dimensions, len(sample), len(kept))
+  if len(kept) == 1:  # of which there is no SVD
+    found[:, :1] = weighted(vectorizer.transform(distinct)).toarray()
+    return found
+  svd = sklearn('sklearn.decomposition').TruncatedSVD(rank, n_iter=4, random_state=seed)
+  with single_thread(), np.errstate(invalid='ignore'):  # of a single text nothing varies, and sklearn divides by that
+    svd.fit(weighted(counts))
+    for first in range(0, len(distinct), _BATCH):
+      batch = weighted(vectorizer.transform(distinct[first : first + _BATCH]))
+      found[first : first + _BATCH, :rank] = svd.transform(batch)
+  return found
+
+
+def _digest(text: str) -> bytes:
+  return hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=8).digest()
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+def _sentence_transformer(distinct: list[str], name: str) -> np.ndarray:
+  try:
+    from sentence_transformers import SentenceTransformer
+  except ImportError:
+    raise ValueError(
+      f'embed.method = "sentence-transformers:{name}" needs that library: pip install sentence-transformers; '
+      'or use embed.method = "tfidf"'
+    ) from None
+  # Longest first wastes the least padding, and does not depend on the order that was asked for.
+  order = sorted(range(len(distinct)), key=lambda i: (-len(distinct[i]), distinct[i]))
+  encoded = SentenceTransformer(name).encode([distinct[i] for i in order], convert_to_numpy=True)
+  found = np.empty((len(distinct), encoded.shape[1]), np.float32)
+  found[order] = encoded
+  return found
+
+
+def _of_checkpoint(distinct: list[str], checkpoint: str, model, max_tokens: int) -> np.ndarray:
+  from crossin_jax.checkpoints import parameters
+  from crossin_jax.checkpoints import places as checkpoints
+  from crossin_jax.checkpoints.saved_prompts import Prompts
+  from crossin_jax.devices.partitioning import Partitioner
+  from crossin_jax.models import lora
+  from crossin_jax.models.huggingface import weights
+  from crossin_jax.training import state as train_state
+
+  if not checkpoint or model is None:
+    raise ValueError('embed.method = "model" needs embed.checkpoint (a MODEL_DIR) and embed.model (its model)')
+  if not weights.is_directory(checkpoint):
+    checkpoint = checkpoints.latest_checkpoint(checkpoint)
+  vocabulary = Prompts(checkpoint if weights.is_directory(checkpoint) else os.path.dirname(checkpoint)).vocabulary
+  partition = Partitioner()
+  with partition.activate():
+    abstract = train_state.parameter_shapes(model, partition)
+    params = lora.quantised(parameters.restore_params(checkpoint, abstract, model), lora.of_model(model))
+    tokens = [vocabulary.encode(text)[:max_tokens] for text in distinct]
+    found = mean_states(model, params, partition, tokens, bos_id=vocabulary.bos_id)
+  # All states of a language model point nearly one way; what sets them apart is the rest.
+  read = np.array([bool(ids) for ids in tokens])
+  if read.sum() > 1:
+    found[read] -= found[read].mean(0)
+  return found
+
+
+def mean_states(
+  model, params, partition, tokens: Sequence[Sequence[int]], *, bos_id: int, rows: int = 32
+) -> np.ndarray:
+  """Mean over its tokens of the model's last hidden states, those that the logits are made of.
+
+  Args:
+    model: a `Decoder`.
+    params: its parameters, on the mesh of `partition`, which must be active.
+    tokens: of each text, without BOS; BOS is read before them and not counted in the mean.
+    bos_id: first input.
+    rows: texts read together, rounded up to a multiple of the mesh's batch parts.
+
+  Returns:
+    float32 [N, E]; zeros for a text without tokens.
+  """
+  from crossin_jax.data.stream import put_batch
+  from crossin_jax.decoding.cache import bucket
+  from crossin_jax.processes import interruption
+
+  rows = -(-rows // partition.batch_ways) * partition.batch_ways
+  compute = _mean_states(model, partition.replicated)
+  found = np.zeros((len(tokens), model.config.embed_dim), np.float32)
+  shapes: dict[int, list[int]] = {}
+  for i, ids in enumerate(tokens):
+    if len(ids):
+      shapes.setdefault(bucket(len(ids) + 1), []).append(i)
+  for length, places in shapes.items():
+    for first in range(0, len(places), rows):
+      interruption.check()
+      own = places[first : first + rows]
+      inputs, segments = np.zeros((2, rows, length), np.int32)
+      for row, i in enumerate(own):
+        inputs[row, : len(tokens[i]) + 1] = [bos_id, *tokens[i]]
+        segments[row, : len(tokens[i]) + 1] = 1
+      make = lambda _, selected: {'inputs': inputs[selected], 'segments': segments[selected]}
+      batch = put_batch(make, 0, (rows, length), partition.batch_sharding)
+      found[own] = np.asarray(compute(params, batch))[: len(own)]
+  return found
+
+
+@functools.lru_cache(maxsize=8)
+def _mean_states(model, replicated):
+  """A jitted (params, batch) -> float32 [B, E]."""
+  import jax
+  import jax.numpy as jnp
+
+  def compute(params, batch):
+    _, captured = model.apply(
+      {'params': params},
+      batch['inputs'],
+      batch['inputs'],
+      decoder_segment_ids=batch['segments'],
+      enable_dropout=False,
+      capture_intermediates=lambda module, method: module.name == 'final_norm' and method == '__call__',
+      mutable=['intermediates'],
+    )
+    state_BLE = captured['intermediates']['decoder']['final_norm']['__call__'][0].astype(jnp.float32)
+    weight_BL = (batch['segments'] > 0).at[:, 0].set(False).astype(jnp.float32)
+    return jnp.einsum('ble,bl->be', state_BLE, weight_BL) / jnp.maximum(weight_BL.sum(1, keepdims=True), 1)
+
+  return jax.jit(compute, out_shardings=replicated)

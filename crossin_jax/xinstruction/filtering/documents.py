@@ -1,0 +1,325 @@
+"""Documents out of files: JSON Lines, Parquet and plain text, also gzipped, as a stream; what is no document is counted.
+
+A file is read in blocks of about 1 MiB of whole records, which are decoded elsewhere, in any process. A document without an id of
+its own is called 'file:place', the place being the line on which it begins, or the row of a Parquet file, counted from 1.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+import glob
+import gzip
+import json
+import os
+import re
+import zlib
+
+from crossin_jax import config
+
+# reason -> why a record of a file is no document
+REFUSALS = {
+  'too_large': 'the record is longer than Reading.most_bytes',
+  'invalid_json': 'a line that is not valid JSON, or neither object nor text',
+  'no_text': 'no text under Reading.field',
+  'invalid_utf8': 'bytes that are not UTF-8',
+}
+KINDS = {'.jsonl': 'json', '.ndjson': 'json', '.json': 'json', '.parquet': 'parquet', '.txt': 'text'}
+_BLOCK = 1 << 20  # bytes
+_ROWS = 256  # of a Parquet file in a block
+_ESCAPED = re.compile('[\udc80-\udcff]')
+_EMPTY_LINES = re.compile(rb'\n[ \t\r]*(?=\n)')
+_UNPRINTABLE = re.compile(
+  '[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\uffff]'
+)
+
+
+@config.configurable(commands=())
+@dataclass(frozen=True)
+class Reading:
+  """How files hold documents.
+
+  Attributes:
+    field: of a JSON object or a Parquet row that holds the text: a name.
+    id_field: of one that holds its id, a text of up to 200 characters or an integer; a document without one is named by its place.
+    text_files: documents of a .txt file are 'paragraphs' (divided by empty lines) or 'lines'.
+    most_bytes: of a record; longer ones are counted and skipped without being read whole. From 1 on.
+  """
+
+  field: str = 'text'
+  id_field: str = 'id'
+  text_files: str = 'paragraphs'
+  most_bytes: int = 16 << 20
+
+  def __post_init__(self):
+    if self.text_files not in ('paragraphs', 'lines'):
+      raise ValueError(f"Reading.text_files = {self.text_files!r}: it must be 'paragraphs' or 'lines'")
+    if self.most_bytes < 1:
+      raise ValueError(f'Reading.most_bytes = {self.most_bytes}: it must be 1 or more')
+
+
+@dataclass(frozen=True)
+class Document:
+  """A text with its name.
+
+  Attributes:
+    id: its own, or 'file:place'.
+    text: as it stands in the file; may hold anything but bytes that are not UTF-8.
+    source: the file's path, from the folder that all files share.
+  """
+
+  id: str
+  text: str
+  source: str
+
+
+@dataclass(frozen=True)
+class Block:
+  """Whole records of one file.
+
+  Attributes:
+    source: of the file. kind: 'json', 'parquet' (an Arrow stream) or 'text'.
+    first: place of the first record.
+    content: the records.
+  """
+
+  source: str
+  kind: str
+  first: int
+  content: bytes
+
+
+def find_files(paths: str | Sequence[str]) -> dict[str, str]:
+  """source -> path of each file, sorted by source; files in folders are found at any depth, hidden ones are not.
+
+  Args:
+    paths: files, folders and globs ('texts/**/*.jsonl.gz').
+
+  Raises:
+    FileNotFoundError: one of them names nothing.
+  """
+  found: dict[str, None] = {}
+  for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
+    path = os.fspath(path)
+    if os.path.isfile(path):
+      own = [path]
+    elif os.path.isdir(path):
+      own = [
+        os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names if not name.startswith('.')
+      ]
+      own = [
+        name for name in own if not any(part.startswith('.') for part in os.path.relpath(name, path).split(os.sep))
+      ]
+    else:
+      own = [name for name in glob.glob(path, recursive=True) if os.path.isfile(name)]
+    if not own:
+      raise FileNotFoundError(
+        f'{path}: no such file, and no folder or pattern with files; give texts as .jsonl, .parquet or .txt'
+      )
+    found.update(dict.fromkeys(os.path.realpath(name) for name in own))
+  shared = os.path.commonpath([os.path.dirname(name) for name in found])
+  return {_UNPRINTABLE.sub('?', os.path.relpath(name, shared)): name for name in sorted(found)}
+
+
+class Reader:
+  """Reads files as blocks, and keeps account of what could not be read.
+
+  Attributes:
+    files: source -> path.
+    problems: source -> what is wrong with a file; what stood before the damage was read.
+    refused: reason of `REFUSALS` -> records that no block holds.
+    bytes_read: of the files as they lie on disk.
+    bytes_total: of all files.
+  """
+
+  def __init__(self, files: dict[str, str], reading: Reading):
+    self.files, self._reading = files, reading
+    self.problems: dict[str, str] = {}
+    self.refused: Counter[str] = Counter()
+    self.bytes_read, self.bytes_total = 0, sum(map(_size, files.values()))
+
+  def blocks(self) -> Iterator[Block]:
+    done = 0
+    for source, path in self.files.items():
+      self.bytes_read = done
+      try:
+        for position, block in self._file(source, path):
+          self.bytes_read = done + position
+          yield block
+      except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        self.problems[source] = f'the gzip stream is damaged or cut off ({error}); what stood before was read'
+      except (OSError, ValueError) as error:
+        self.problems[source] = str(error)
+      done += _size(path)
+    self.bytes_read = done
+
+  def _file(self, source: str, path: str) -> Iterator[tuple[int, Block]]:
+    kind = KINDS.get(os.path.splitext(source.removesuffix('.gz'))[1].lower())
+    if kind is None:
+      raise ValueError(f'unknown kind of file; known are {", ".join(KINDS)}, each also with .gz')
+    if kind == 'parquet':
+      yield from self._parquet(source, path)
+      return
+    with open(path, 'rb') as raw:
+      packed = raw.read(2) == b'\x1f\x8b'
+      raw.seek(0)
+      file = gzip.GzipFile(fileobj=raw) if packed else raw
+      paragraphs = kind == 'text' and self._reading.text_files == 'paragraphs'
+      for first, content in self._records(file, paragraphs):
+        yield raw.tell(), Block(source, kind, first, content)
+
+  def _records(self, file, paragraphs: bool) -> Iterator[tuple[int, bytes]]:
+    """(line, content) of whole records."""
+    line, rest, skipping = 1, b'', False
+    while chunk := file.read(_BLOCK):
+      rest += chunk
+      end = _last_end(rest, paragraphs)
+      if skipping and (start := _first_end(rest, paragraphs)):
+        line, rest, end, skipping = line + rest.count(b'\n', 0, start), rest[start:], end - start, False
+      if skipping or (not end and len(rest) > self._reading.most_bytes):
+        self.refused['too_large'] += not skipping
+        keep = rest.rfind(b'\n')  # NB: an empty last line may be half of what divides two paragraphs
+        keep = keep if keep >= 0 and not rest[keep:].strip() else len(rest)
+        line, rest, skipping = line + rest.count(b'\n', 0, keep), rest[keep:], True
+      elif end:
+        yield line, rest[:end]
+        line, rest = line + rest.count(b'\n', 0, end), rest[end:]
+    if rest.strip() and not skipping:
+      yield line, rest
+
+  def _parquet(self, source: str, path: str) -> Iterator[tuple[int, Block]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with open(path, 'rb') as raw, pq.ParquetFile(raw) as file:
+      names = file.schema_arrow.names
+      if self._reading.field not in names:
+        raise ValueError(f'no column {self._reading.field!r} (columns: {", ".join(names)}); set --gin.Reading.field')
+      columns = [name for name in dict.fromkeys((self._reading.field, self._reading.id_field)) if name in names]
+      rows = 0
+      for batch in file.iter_batches(_ROWS, columns=columns):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+          writer.write_batch(batch)
+        position = _size(path) * (rows + len(batch)) // max(1, file.metadata.num_rows)
+        yield position, Block(source, 'parquet', rows + 1, sink.getvalue().to_pybytes())
+        rows += len(batch)
+
+
+def read_documents(paths: str | Sequence[str], reading: Reading, tally: Counter[str]) -> Iterator[Document]:
+  """All documents of some files. `tally` takes 'read' and the reasons of `REFUSALS`; files with problems are passed over."""
+  reader = Reader(find_files(paths), reading)
+  for block in reader.blocks():
+    yield from decode(block, reading, tally)
+  tally.update(reader.refused)
+  tally['read'] += reader.refused.total()
+
+
+def decode(block: Block, reading: Reading, tally: Counter[str]) -> Iterator[Document]:
+  """Documents of a block.
+
+  Args:
+    tally: takes 'read' for every record, a reason of `REFUSALS` for each that is none, 'invalid_bytes' for each byte in the latter
+      that is not UTF-8.
+  """
+  records = _rows(block, reading) if block.kind == 'parquet' else _pieces(block, reading)
+  for place, raw, own_id in records:
+    tally['read'] += 1
+    if raw is not None and len(raw) > reading.most_bytes:
+      tally['too_large'] += 1
+      continue
+    try:
+      text = None if raw is None else raw.decode()
+    except UnicodeDecodeError:
+      tally['invalid_utf8'] += 1
+      tally['invalid_bytes'] += len(_ESCAPED.findall(raw.decode('utf-8', 'surrogateescape')))
+      continue
+    if block.kind == 'json':
+      try:
+        record = json.loads(text)
+      except (ValueError, RecursionError):
+        record = None
+      if not isinstance(record, (dict, str)):
+        tally['invalid_json'] += 1
+        continue
+      text, own_id = (
+        (record, None) if isinstance(record, str) else (record.get(reading.field), record.get(reading.id_field))
+      )
+    if not isinstance(text, str) or not text.strip():
+      tally['no_text'] += 1
+      continue
+    yield Document(_id(own_id) or f'{block.source}:{place}', text, block.source)
+
+
+def _pieces(block: Block, reading: Reading) -> Iterator[tuple[int, bytes, None]]:
+  """(line, record, None) of lines or paragraphs."""
+  content = block.content.removeprefix(b'\xef\xbb\xbf') if block.first == 1 else block.content
+  if block.kind == 'json' or reading.text_files == 'lines':
+    pieces = ((number, line) for number, line in enumerate(content.split(b'\n'), block.first))
+  else:
+    pieces = _paragraphs(content, block.first)
+  for line, piece in pieces:
+    if piece.strip():
+      yield line, piece, None
+
+
+def _paragraphs(content: bytes, line: int) -> Iterator[tuple[int, bytes]]:
+  start = 0
+  for end in [*(match.end() for match in _EMPTY_LINES.finditer(content)), len(content)]:
+    piece = content[start:end]
+    yield line + piece.count(b'\n', 0, len(piece) - len(piece.lstrip())), piece
+    line, start = line + piece.count(b'\n'), end
+
+
+def _rows(block: Block, reading: Reading) -> Iterator[tuple[int, bytes | None, object]]:
+  import pyarrow as pa
+
+  table = pa.ipc.open_stream(block.content).read_all()
+  column = table[reading.field]
+  try:
+    if pa.types.is_dictionary(column.type):
+      column = column.cast(column.type.value_type)
+    # NB: as bytes, because a Parquet file may hold texts that are not UTF-8, and those have no str
+    texts = column.cast(pa.large_binary()).to_pylist()
+  except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+    texts = [None] * len(table)
+  try:
+    ids = table[reading.id_field].to_pylist() if reading.id_field in table.column_names else [None] * len(table)
+  except UnicodeDecodeError:
+    ids = [None] * len(table)
+  yield from zip(range(block.first, block.first + len(texts)), texts, ids)
+
+
+def _id(value: object) -> str | None:
+  if isinstance(value, bool) or not isinstance(value, (str, int)) or value == '':
+    return None
+  try:
+    text = _UNPRINTABLE.sub('', str(value))
+  except ValueError:  # an integer of thousands of digits
+    return None
+  return text if 0 < len(text) <= 200 else None
+
+
+def _last_end(content: bytes, paragraphs: bool) -> int:
+  """Where the last record ends that is surely whole; 0 if none is."""
+  end = content.rfind(b'\n')
+  while paragraphs and end >= 0:
+    before = content.rfind(b'\n', 0, end)
+    if before >= 0 and not content[before:end].strip(b' \t\r\n'):
+      break
+    end = before
+  return end + 1
+
+
+def _first_end(content: bytes, paragraphs: bool) -> int:
+  """Where the first record ends; 0 if it goes on."""
+  if not paragraphs:
+    return content.find(b'\n') + 1
+  match = _EMPTY_LINES.search(content)
+  return match.end() + 1 if match else 0
+
+
+def _size(path: str) -> int:
+  try:
+    return os.path.getsize(path)
+  except OSError:
+    return 0

@@ -1,0 +1,90 @@
+"""gin settings given to `crossin xinstruction` that mean something to the commands it starts: prepare, train and chunks."""
+
+from collections.abc import Sequence
+import importlib
+from typing import NamedTuple
+
+from crossin_jax import config
+
+MACROS = ('train', 'chunks')  # those that nothing here uses: BATCH_SIZE
+# Where, how fast and how often, not what: another value makes nothing stale.
+UNCOUNTED = frozenset({
+  'MESH_SHAPE', 'Partitioner', 'standard_logical_axis_rules', 'compiled_programs', 'CheckpointConfig', 'Generator',
+  'ChunkWorker.rows', 'ChunkWorker.partitioner', 'train.log_period', 'train.microbatches', 'train.partitioner',
+  'train.checkpoint_config',
+})  # fmt: skip
+SET_BY_STEPS = ('MODEL_DIR', 'DATA_DIR', 'MIXTURE_OR_TASK_NAME')
+_KNOWN = ('crossin_jax.train', 'crossin_jax.evaluation.heldout', 'crossin_jax.evaluation.evaluators',
+          'crossin_jax.models.huggingface.families', 'crossin_jax.xinstruction.chunk_worker', 'seqio_tasks.mixtures',
+          'seqio_tasks.sources')  # fmt: skip
+
+
+class _Binding(NamedTuple):
+  """A setting: name as users write it, value, modules that its text needs, commands that get it."""
+
+  name: str
+  value: object
+  modules: tuple[str, ...]
+  commands: tuple[str, ...]
+
+
+def make_known() -> None:
+  """Imports what may be configured, so that gin takes (and checks) its names before any step begins."""
+  for module in _KNOWN:
+    importlib.import_module(module)
+
+
+class HandedOn:
+  """Settings for the commands that a pipeline starts."""
+
+  def __init__(self, bindings: Sequence[_Binding] = ()):
+    self._bindings = tuple(bindings)
+
+  @classmethod
+  def from_gin(cls) -> 'HandedOn':
+    """What gin was given, in files and flags, beside the pipeline's own.
+
+    Raises:
+      ConfigError: a setting that every step makes for itself.
+    """
+    macros = config.macros()
+    if wrong := [name for name in SET_BY_STEPS if name in macros]:
+      raise config.ConfigError(
+        f'{wrong[0]} is another in every step of the pipeline; take it out (--output_dir says where)'
+      )
+    found, used = [], {(): set()}  # commands -> macros that their settings use
+    for name, value, module, commands in config.bindings():
+      references = list(config.references(value))
+      used.setdefault(commands, set()).update(r.scopes[-1] for r in references if config.is_macro(r))
+      if commands:
+        found.append(_Binding(name, value, tuple(sorted({module, *_modules(references)})), commands))
+    for name, value in macros.items():
+      users = [commands for commands, names in used.items() if name in names]
+      commands = {c for commands in users for c in commands} if users else set(MACROS)
+      if commands:
+        order = tuple(c for c in (*MACROS, 'prepare') if c in commands)
+        found.append(_Binding(name, value, tuple(sorted(_modules(config.references(value)))), order))
+    return cls(sorted(found, key=lambda binding: binding.name))
+
+  def flags(self, command: str) -> list[str]:
+    """Flags of one of the commands."""
+    mine = [binding for binding in self._bindings if command in binding.commands]
+    modules = sorted({module for binding in mine for module in binding.modules})
+    # The imports make the names known where a command itself would not load them.
+    return [f'--gin_bindings=import {m}' for m in modules] + [f'--gin_bindings={b.name} = {b.value!r}' for b in mine]
+
+  def counted(self, *commands: str) -> dict[str, str]:
+    """Settings on which the output of commands depends: name -> value as text."""
+    mine = [binding for binding in self._bindings if binding.commands[0] in commands]
+    return {b.name: repr(b.value) for b in mine if not _names(b.name) & UNCOUNTED}
+
+
+def _names(binding: str) -> set[str]:
+  """_names('a/b.train.log_period') == {'train', 'train.log_period'}; of a macro its own."""
+  parts = binding.split('/')[-1].split('.')[-2:]
+  return {parts[0], '.'.join(parts)}
+
+
+def _modules(references) -> set[str]:
+  """Modules of what references other than macros stand for."""
+  return {r.configurable.wrapped.__module__ for r in references if not config.is_macro(r)}

@@ -1,0 +1,167 @@
+"""statistics.html: an instruction set to judge by eye, on one page that needs nothing else."""
+
+from collections.abc import Mapping
+import json
+import os
+from pathlib import Path
+import re
+
+from crossin_jax.evaluation import results
+from crossin_jax.languages import RIGHT_TO_LEFT
+from crossin_jax.pages import plots, words
+from crossin_jax.pages.plots import Series
+
+LONGEST_SHOWN = 700  # characters of a text
+FAR = 0.5  # a mean length this far from the published one, as a share of that, is named
+FAITHFUL = 0.95  # below this share of responses in their language it is named
+_CONTROL = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]')
+
+
+def write_page(path: str | os.PathLike, found: Mapping, title: str = 'Instruction set') -> None:
+  """Writes the page, and the figures as JSON beside it (`statistics.html`, `statistics.json`); both appear by rename.
+
+  Args:
+    path: of the page.
+    found: what `statistics.statistics` returned, or its JSON.
+    title: of the page.
+  """
+  from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+  environment = Environment(
+    loader=FileSystemLoader([Path(plots.__file__).parent / 'templates']),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters.update(
+    percent=words.percent,
+    language=words.language_name,
+    direction=lambda code: 'rtl' if code in RIGHT_TO_LEFT else 'ltr',
+    shown=_shown,
+    thousands=lambda n: f'{n:,}',
+  )
+  page = environment.get_template('statistics.html.j2').render(
+    found=found,
+    title=title,
+    languages=found['by_language'],
+    findings=_findings(found),
+    colours=plots.COLOURS,
+    map=_map(found['map']),
+    acceptance=_acceptance(found['rounds']),
+    histograms=_histograms(found),
+    histogram_rounds=max(
+      (one['round'] for own in found['rounds'].values() for one in own if one['histogram']), default=0
+    ),
+  )
+  results.write_text(
+    Path(path).with_suffix('.json'), _printable(json.dumps(found, ensure_ascii=False, indent=1)) + '\n'
+  )
+  results.write_text(path, page)
+
+
+def _printable(text: str) -> str:
+  """Without what UTF-8 cannot hold: halves of surrogate pairs."""
+  return text.encode('utf-8', 'replace').decode()
+
+
+def _shown(text: str) -> str:
+  """As much of a text as fits, without control characters and marks that would turn the page around."""
+  text = text.strip()
+  short = text[:LONGEST_SHOWN]
+  if len(text) > LONGEST_SHOWN:
+    short = f'{short.rstrip()} \N{HORIZONTAL ELLIPSIS}'
+  return _CONTROL.sub('\N{REPLACEMENT CHARACTER}', short.replace('\r\n', '\n').replace('\r', '\n'))
+
+
+def _findings(found: Mapping) -> list[str]:
+  """What catches the eye, in plain sentences."""
+  said, name = [], words.language_name
+  own = found['by_language']
+  rows = [one['rows'] for one in own.values()]
+  if empty := [name(code) for code, one in own.items() if not one['rows']]:
+    said.append(f'No rows at all in {", ".join(empty)}.')
+  if max(rows) > 2 * max(1, min(rows)):
+    said.append(f'The languages are of unequal size: {min(rows):,} to {max(rows):,} rows.')
+  for side, word in (('instruction', 'instructions'), ('output', 'responses')):
+    far = [
+      f'{name(code)} {one[side]["mean"]:.0f} ({one["published"][side]["mean"]:.0f})'
+      for code, one in own.items()
+      if one['published'] and one[side] and abs(one[side]['mean'] / one['published'][side]['mean'] - 1) > FAR
+    ]
+    if far:
+      said.append(f'Mean length of the {word} far from the published one: {", ".join(far)} characters.')
+  weak = [
+    f'{name(code)} {words.percent(one["fidelity"]["share"])} %'
+    for code, one in own.items()
+    if one['fidelity'] and one['fidelity']['share'] < FAITHFUL
+  ]
+  if weak:
+    said.append(f'Responses that are identified as their language: {", ".join(weak)}.')
+  repeated = [
+    f'{name(code)} {words.percent(1 - one["distinct_instructions"] / one["rows"])} %'
+    for code, one in own.items()
+    if one['rows'] and one['distinct_instructions'] < 0.9 * one['rows']
+  ]
+  if repeated:
+    said.append(f'Rows whose instruction occurs before in the same language: {", ".join(repeated)}.')
+  if found['overlap']:
+    hit = [row for row in found['overlap']['benchmarks'] if row['found']]
+    if hit:
+      listed = ', '.join(
+        f'{row["benchmark"]} ({name(row["language"])}) {row["found"]} of {row["items"]}' for row in hit
+      )
+      said.append(f'Benchmark items whose text stands in the rows too: {listed}.')
+  return said
+
+
+def _map(found: Mapping | None) -> dict | None:
+  """The cluster map as circles in a box of 1000 x 520."""
+  if not found:
+    return None
+  xs, ys = ([point[axis] for point in found['points']] for axis in (0, 1))
+  place = lambda value, values, size: round(
+    12 + (value - min(values)) / max(max(values) - min(values), 1e-9) * (size - 24), 1
+  )
+  return {
+    **found,
+    'circles': [
+      (place(x, xs, 1000), round(520 - place(y, ys, 520), 1), plots.COLOURS[group % len(plots.COLOURS)], code)
+      for x, y, group, code in found['points']
+    ],
+  }
+
+
+def _acceptance(rounds: Mapping) -> dict | None:
+  """Table of the rounds: languages down, rounds across."""
+  if not any(rounds.values()):
+    return None
+  numbers = sorted({one['round'] for own in rounds.values() for one in own})
+  return {
+    'rounds': numbers,
+    'rows': [
+      (code, [next((one for one in own if one['round'] == n), None) for n in numbers]) for code, own in rounds.items()
+    ],
+  }
+
+
+def _histograms(found: Mapping) -> str:
+  """Score histograms, a panel per language: those of the rounds, else those of the rows."""
+  panels = {}
+  for code in found['by_language']:
+    histograms = [
+      (f'round {one["round"]}', one['histogram']) for one in found['rounds'].get(code, ()) if one['histogram']
+    ]
+    if not histograms and found['scores'].get(code):
+      histograms = [('rows of the set', found['scores'][code])]
+    series = [
+      Series(label, style + 1, _middles(own['edges']), [100 * n / (sum(own['counts']) or 1) for n in own['counts']])
+      for style, (label, own) in enumerate(histograms)
+    ]
+    if series:
+      panels[code] = series
+  return plots.unique_ids(plots.small_curves(panels, '% of rows', 'score'), 'scores') if panels else ''
+
+
+def _middles(edges) -> list[float]:
+  return [(low + high) / 2 for low, high in zip(edges, edges[1:])]
