@@ -1,14 +1,18 @@
-"""Forward and backward pass of every attention back end of this machine beside torch's scaled_dot_product_attention.
+"""Forward and backward pass of every attention back end of this machine beside torch's
+scaled_dot_product_attention.
 
-    python benchmarks/attention.py [--lengths 2048,4096,8192] [--heads 8] [--rounds 5] [--dtype bfloat16]
+    python benchmarks/attention.py [--lengths 2048,4096,8192] [--heads 8] [--rounds 5] [--dtype
+    bfloat16]
 
-Rows packed with ragged segments (about 300 tokens each), one batch of `--tokens` tokens, GQA with a quarter of the heads as
-keys; bf16 on an accelerator, f32 on a CPU. All in one process, alternating. torch is timed twice: over the packed row with the mask of
-its segments (what it does with packed rows) and over the same row as one causal segment (its fast path, which answers another
-question). Prints a line per length on stderr and one JSON object: seconds of each (and those of the processor, which other work on
-the machine disturbs less), the ratio of torch's (masked) to ours, memory of
-the compiled program, and the floor: the seconds that the arithmetic of what is really seen takes at the speed of a large matrix
-product measured just before. On a GPU every back end's output and gradients are also compared with the reference. Needs torch.
+Rows packed with ragged segments (about 300 tokens each), one batch of `--tokens` tokens, GQA with a
+quarter of the heads as keys; bf16 on an accelerator, f32 on a CPU. All in one process, alternating.
+torch is timed twice: over the packed row with the mask of its segments (what it does with packed
+rows) and over the same row as one causal segment (its fast path, which answers another question).
+Prints a line per length on stderr and one JSON object: seconds of each (and those of the processor,
+which other work on the machine disturbs less), the ratio of torch's (masked) to ours, memory of the
+compiled program, and the floor: the seconds that the arithmetic of what is really seen takes at the
+speed of a large matrix product measured just before. On a GPU every back end's output and gradients
+are also compared with the reference. Needs torch.
 """
 
 import argparse
@@ -77,7 +81,9 @@ def torch_runs(arrays, segments, device: str) -> dict:
   from torch.nn.functional import scaled_dot_product_attention
 
   dtype = torch.bfloat16 if arrays[0].dtype == jnp.bfloat16 else torch.float32
-  tensor = lambda x: torch.tensor(np.asarray(x, np.float32)).to(device, dtype).transpose(1, 2).contiguous()
+  tensor = lambda x: (
+    torch.tensor(np.asarray(x, np.float32)).to(device, dtype).transpose(1, 2).contiguous()
+  )
   q, k, v, gradient = map(tensor, arrays)
   for x in (q, k, v):
     x.requires_grad_()
@@ -91,7 +97,10 @@ def torch_runs(arrays, segments, device: str) -> dict:
     if device == 'cuda':
       torch.cuda.synchronize()
 
-  return {'torch_masked': lambda: run(attn_mask=seen), 'torch_one_segment': lambda: run(is_causal=True)}
+  return {
+    'torch_masked': lambda: run(attn_mask=seen),
+    'torch_one_segment': lambda: run(is_causal=True),
+  }
 
 
 def largest_difference(found, expected) -> float:
@@ -105,7 +114,9 @@ def measure(length: int, args, speed: float) -> dict:
   """Seconds of every back end at one length."""
   platform, rng = jax.default_backend(), np.random.default_rng(0)
   rows, key_heads = max(1, args.tokens // length), max(1, args.heads // 4)
-  draw = lambda heads: jnp.asarray(rng.standard_normal((rows, length, heads, args.size)), args.dtype)
+  draw = lambda heads: jnp.asarray(
+    rng.standard_normal((rows, length, heads, args.size)), args.dtype
+  )
   q, k, v, gradient = draw(args.heads), draw(key_heads), draw(key_heads), draw(args.heads)
   segments = packed_segments(rng, rows, length)
   mask = Mask(jnp.asarray(segments), jnp.asarray(segments))
@@ -126,7 +137,9 @@ def measure(length: int, args, speed: float) -> dict:
   differences = {}
   if platform != 'cpu' and 'xla' in compiled:
     results = {name: c(q, k, v, mask, gradient) for name, c in compiled.items()}
-    differences = {name: largest_difference(results[name], results['xla']) for name in ours if name != 'xla'}
+    differences = {
+      name: largest_difference(results[name], results['xla']) for name in ours if name != 'xla'
+    }
   runs |= torch_runs((q, k, v, gradient), segments, 'cuda' if platform == 'gpu' else 'cpu')
   seconds: dict[str, list[float]] = {name: [] for name in runs}
   cpu_seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -137,16 +150,23 @@ def measure(length: int, args, speed: float) -> dict:
       if round_:  # the first warms up
         seconds[name].append(time.perf_counter() - started)
         cpu_seconds[name].append(time.process_time() - cpu_started)
-  # Two products forward, five backward (one of them the logits again), 2 operations a multiplication.
+  # Two products forward, five backward (one of them the logits again), 2 operations a
+  # multiplication.
   flops = 7 * 2 * args.size * args.heads * seen_pairs(segments)
-  ratio = lambda name, other: statistics.median(b / a for a, b in zip(seconds[name], seconds[other]))
+  ratio = lambda name, other: statistics.median(
+    b / a for a, b in zip(seconds[name], seconds[other])
+  )
   return {
     'length': length,
     'rows': rows,
     'seconds': {name: round(statistics.median(values), 5) for name, values in seconds.items()},
-    'cpu_seconds': {name: round(statistics.median(values), 5) for name, values in cpu_seconds.items()},
+    'cpu_seconds': {
+      name: round(statistics.median(values), 5) for name, values in cpu_seconds.items()
+    },
     'torch_masked_over_ours': {name: round(ratio(name, 'torch_masked'), 2) for name in ours},
-    'torch_one_segment_over_ours': {name: round(ratio(name, 'torch_one_segment'), 2) for name in ours},
+    'torch_one_segment_over_ours': {
+      name: round(ratio(name, 'torch_one_segment'), 2) for name in ours
+    },
     'temporary_megabytes': {name: round(value / 1e6, 1) for name, value in memory.items()},
     'largest_difference_from_xla': differences,
     'floor_seconds': round(flops / speed, 5),
@@ -156,13 +176,19 @@ def measure(length: int, args, speed: float) -> dict:
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--lengths', default='2048,4096,8192')
-  parser.add_argument('--tokens', type=int, default=8192, help='of the batch; at least one row is taken')
+  parser.add_argument(
+    '--tokens', type=int, default=8192, help='of the batch; at least one row is taken'
+  )
   parser.add_argument('--heads', type=int, default=8)
   parser.add_argument('--size', type=int, default=64, help='of a head')
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--threads', type=int, default=2, help='on a CPU')
-  parser.add_argument('--dtype', default='float32' if jax.default_backend() == 'cpu' else 'bfloat16')
-  parser.add_argument('--skip_xla', action='store_true', help='leave the reference out: its logits may not fit')
+  parser.add_argument(
+    '--dtype', default='float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+  )
+  parser.add_argument(
+    '--skip_xla', action='store_true', help='leave the reference out: its logits may not fit'
+  )
   args = parser.parse_args()
   import torch
 
@@ -174,7 +200,11 @@ def main() -> int:
     results.append(measure(length, args, speed))
     print(results[-1], file=sys.stderr, flush=True)
   device = jax.devices()[0].device_kind
-  print(json.dumps({'device': device, 'dtype': args.dtype, 'product_flops_per_second': speed, 'lengths': results}))
+  print(
+    json.dumps(
+      {'device': device, 'dtype': args.dtype, 'product_flops_per_second': speed, 'lengths': results}
+    )
+  )
   return 0
 
 

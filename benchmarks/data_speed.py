@@ -2,9 +2,10 @@
 
     python benchmarks/data_speed.py [--rows 20000]
 
-Rows are paragraphs of the embedded world's sentences, about as long as instruction rows. Prints one JSON object:
-prepare and the bare tokenizer in examples per second and core and their ratio (one run, alternating), the loader in
-rows of 2048 tokens per second, the time to reach batch 100,000, and how many GPUs of a kind the loader could feed.
+Rows are paragraphs of the embedded world's sentences, about as long as instruction rows. Prints one
+JSON object: prepare and the bare tokenizer in examples per second and core and their ratio (one
+run, alternating), the loader in rows of 2048 tokens per second, the time to reach batch 100,000,
+and how many GPUs of a kind the loader could feed.
 """
 
 import argparse
@@ -25,7 +26,8 @@ from seqio_tasks.mixtures import MixtureSettings
 from seqio_tasks.prepare import prepare
 from seqio_tasks.sources import ParallelFiles
 
-# A GPU at 40 % of 790 TFLOP/s (bf16, measured peak of an H200) training 1e9 parameters at 6 FLOP a parameter and token.
+# A GPU at 40 % of 790 TFLOP/s (bf16, measured peak of an H200) training 1e9 parameters at 6 FLOP a
+# parameter and token.
 TOKENS_PER_GPU_SECOND = 0.4 * 790e12 / (6 * 1e9)
 
 
@@ -40,15 +42,26 @@ def main() -> int:
     folder = pathlib.Path(folder)
     train_vocabulary(world, 4000, str(folder / 'words.model'))
     vocabulary = Vocabulary(str(folder / 'words.model'))
-    sentences = {language: [row['output'] for row in world.statements(language)] for language in world.languages}
+    sentences = {
+      language: [row['output'] for row in world.statements(language)]
+      for language in world.languages
+    }
     for language, told in sentences.items():
       rows = [
-        {'instruction': rng.choice(told), 'input': '', 'output': ' '.join(rng.choices(told, k=rng.randint(1, 12)))}
+        {
+          'instruction': rng.choice(told),
+          'input': '',
+          'output': ' '.join(rng.choices(told, k=rng.randint(1, 12))),
+        }
         for _ in range(args.rows)
       ]
-      (folder / f'rows.{language}.json').write_text(json.dumps(rows, ensure_ascii=False), encoding='utf-8')
+      (folder / f'rows.{language}.json').write_text(
+        json.dumps(rows, ensure_ascii=False), encoding='utf-8'
+      )
     source = ParallelFiles(str(folder / 'rows'), world.languages, name='rows')
-    settings = MixtureSettings(parallel=source, vocabulary=vocabulary, template='alpaca', validation_rows=0)
+    settings = MixtureSettings(
+      parallel=source, vocabulary=vocabulary, template='alpaca', validation_rows=0
+    )
     mixture = 'rows.x2x.all.en_zh_vi_es.default'
     len(source), vocabulary.eos_id  # loaded before the clock starts
     ours, theirs = [], []

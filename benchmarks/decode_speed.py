@@ -1,14 +1,16 @@
-"""Greedy generation on this CPU against transformers.generate: the same weights, prompts and threads.
+"""Greedy generation on this CPU against transformers.generate: the same weights, prompts and
+threads.
 
     python benchmarks/decode_speed.py [--threads 2] [--rounds 3] [--rows 64] [--kv_heads 8]
 
-A Llama of 58 million parameters (512 wide, 8 layers, 8 heads, 32,000 ids, f32), random weights, 64 prompts whose lengths are
-those of English Alpaca prompts (41 to 130 tokens). Twice: every answer 128 tokens long; and answers as long as Alpaca's, 6 to
-300 tokens, median 48. transformers gets the prompts as one left-padded batch with its cache; in the second case it goes on until
-the longest answer has ended, as a batch does, and only the tokens of each answer are counted, for both. Rounds alternate.
-Prints one JSON object: tokens/s of each, their ratio (above 1: this project is faster), in how many rows the tokens are equal.
-On a shared machine --threads 1 is the fairer comparison: torch's two threads wait for each other actively.
-Needs torch and transformers.
+A Llama of 58 million parameters (512 wide, 8 layers, 8 heads, 32,000 ids, f32), random weights, 64
+prompts whose lengths are those of English Alpaca prompts (41 to 130 tokens). Twice: every answer
+128 tokens long; and answers as long as Alpaca's, 6 to 300 tokens, median 48. transformers gets the
+prompts as one left-padded batch with its cache; in the second case it goes on until the longest
+answer has ended, as a batch does, and only the tokens of each answer are counted, for both. Rounds
+alternate. Prints one JSON object: tokens/s of each, their ratio (above 1: this project is faster),
+in how many rows the tokens are equal. On a shared machine --threads 1 is the fairer comparison:
+torch's two threads wait for each other actively. Needs torch and transformers.
 """
 
 import argparse
@@ -53,7 +55,8 @@ def random_weights(rng, kv_heads: int) -> dict:
     'pre_mlp_norm': {'scale': np.ones(WIDTH, np.float32)},
     'self_attention': {name: {'kernel': normal(WIDTH, WIDTH)} for name in ('query', 'out')}
     | {name: {'kernel': normal(WIDTH, narrow)} for name in ('key', 'value')},
-    'mlp': {name: {'kernel': normal(WIDTH, MLP)} for name in ('gate', 'up')} | {'down': {'kernel': normal(MLP, WIDTH)}},
+    'mlp': {name: {'kernel': normal(WIDTH, MLP)} for name in ('gate', 'up')}
+    | {'down': {'kernel': normal(MLP, WIDTH)}},
   }
   return {
     'decoder': {
@@ -72,7 +75,8 @@ def theirs(weights: dict, prompts, kv_heads: int, threads: int):
 
   torch.set_num_threads(threads)
   config = transformers.LlamaConfig(
-    vocab_size=IDS, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=kv_heads,
+    vocab_size=IDS, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+    num_key_value_heads=kv_heads,
     intermediate_size=MLP, rms_norm_eps=1e-5, rope_theta=10_000.0, max_position_embeddings=2048,
     tie_word_embeddings=False, attn_implementation='sdpa', bos_token_id=BOS, eos_token_id=None,
   )  # fmt: skip
@@ -91,7 +95,9 @@ def theirs(weights: dict, prompts, kv_heads: int, threads: int):
       state[f'{to}self_attn.{name}_proj.weight'] = layer['self_attention'][ours]['kernel'].T
     for name in ('gate', 'up', 'down'):
       state[f'{to}mlp.{name}_proj.weight'] = layer['mlp'][name]['kernel'].T
-  model.load_state_dict({key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in state.items()})
+  model.load_state_dict(
+    {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in state.items()}
+  )
   width = 1 + max(map(len, prompts))
   tokens, mask = np.zeros((PROMPTS, width), np.int64), np.zeros((PROMPTS, width), np.int64)
   for i, prompt in enumerate(prompts):
@@ -101,7 +107,9 @@ def theirs(weights: dict, prompts, kv_heads: int, threads: int):
 
   def generate(new):
     with torch.inference_mode():
-      found = model.generate(tokens, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0)
+      found = model.generate(
+        tokens, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0
+      )
     return found[:, width:].numpy()
 
   return generate
@@ -111,8 +119,12 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--threads', type=int, default=2)
   parser.add_argument('--rounds', type=int, default=3)
-  parser.add_argument('--rows', type=int, default=64, help='rows that this project decodes at a time')
-  parser.add_argument('--kv_heads', type=int, default=HEADS, help='key and value heads of the model, 1 to 8')
+  parser.add_argument(
+    '--rows', type=int, default=64, help='rows that this project decodes at a time'
+  )
+  parser.add_argument(
+    '--kv_heads', type=int, default=HEADS, help='key and value heads of the model, 1 to 8'
+  )
   args = parser.parse_args()
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
   rng = np.random.default_rng(0)
@@ -121,7 +133,8 @@ def main() -> int:
   weights = random_weights(rng, args.kv_heads)
   hugging_face = theirs(weights, prompts, args.kv_heads, args.threads)
   config = DecoderConfig(
-    vocab_size=IDS, embed_dim=WIDTH, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=args.kv_heads, mlp_dim=MLP,
+    vocab_size=IDS, embed_dim=WIDTH, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=args.kv_heads,
+    mlp_dim=MLP,
     norm_epsilon=1e-5, rope_theta=10_000.0, scan_layers=False,
   )  # fmt: skip
   partition = Partitioner()
@@ -131,7 +144,9 @@ def main() -> int:
         Decoder(config), jax.device_put(weights, partition.replicated), partition,
         bos_id=BOS, stop_ids=(NEVER,), sampling=Sampling(max_new_tokens=NEW), rows=args.rows,
     )  # fmt: skip
-    seconds: dict[str, dict[str, list[float]]] = {case: {'ours': [], 'theirs': []} for case in lengths}
+    seconds: dict[str, dict[str, list[float]]] = {
+      case: {'ours': [], 'theirs': []} for case in lengths
+    }
     for round_ in range(args.rounds + 1):
       for case, wanted in lengths.items():
         asked = [Prompt(prompt, max_new_tokens=n) for prompt, n in zip(prompts, wanted)]
@@ -142,20 +157,37 @@ def main() -> int:
         times = {'ours': middle - started, 'theirs': time.perf_counter() - middle}
         assert [len(row) for row in ours] == wanted
         if not round_:  # the first warms both up
-          results[case] = {'first_call_seconds': {name: round(value, 2) for name, value in times.items()}}
-          results[case]['equal_rows'] = sum(row == list(other[i, : len(row)]) for i, row in enumerate(ours))
+          results[case] = {
+            'first_call_seconds': {name: round(value, 2) for name, value in times.items()}
+          }
+          results[case]['equal_rows'] = sum(
+            row == list(other[i, : len(row)]) for i, row in enumerate(ours)
+          )
           continue
         for name, value in times.items():
           seconds[case][name].append(value)
-        print(f'round {round_} {case}: {times["ours"]:.2f} s, {times["theirs"]:.2f} s', file=sys.stderr)
+        print(
+          f'round {round_} {case}: {times["ours"]:.2f} s, {times["theirs"]:.2f} s', file=sys.stderr
+        )
   for case, wanted in lengths.items():
     ratios = [b / a for a, b in zip(seconds[case]['ours'], seconds[case]['theirs'])]
-    per_second = {name: round(sum(wanted) / statistics.median(times), 1) for name, times in seconds[case].items()}
+    per_second = {
+      name: round(sum(wanted) / statistics.median(times), 1)
+      for name, times in seconds[case].items()
+    }
     results[case] |= {'tokens': sum(wanted), 'tokens_per_second': per_second}
     results[case]['speed_of_ours_over_transformers'] = round(statistics.median(ratios), 2)
   programs = len(generate.programs.compiled)
   print(
-    json.dumps({**results, 'rows': args.rows, 'programs': programs, 'threads': args.threads, 'load': os.getloadavg()})
+    json.dumps(
+      {
+        **results,
+        'rows': args.rows,
+        'programs': programs,
+        'threads': args.threads,
+        'load': os.getloadavg(),
+      }
+    )
   )
   return 0
 

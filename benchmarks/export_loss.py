@@ -3,10 +3,11 @@
     python benchmarks/export_loss.py --parallel ../data/alpaca --english ../data/platypus.en.json \
       --tokenizer tokenizer.model --steps 200 [--lora]
 
-A Llama of 20 M parameters is made with transformers, written as a Hugging Face directory, prepared for, tuned by `crossin
-train`, exported by `crossin export-hf` and read by transformers again. Prints one JSON object: the held-out loss that the run
-reported, the one that transformers finds, and their relative difference; exit status 1 if it is above 1e-3. Needs torch,
-transformers and (with --lora) peft.
+A Llama of 20 M parameters is made with transformers, written as a Hugging Face directory, prepared
+for, tuned by `crossin train`, exported by `crossin export-hf` and read by transformers again.
+Prints one JSON object: the held-out loss that the run reported, the one that transformers finds,
+and their relative difference; exit status 1 if it is above 1e-3. Needs torch, transformers and
+(with --lora) peft.
 """
 
 import argparse
@@ -42,7 +43,9 @@ def make_model(directory: str, tokenizer: str, **sizes) -> None:
 
 
 def heldout_loss(model, data_dir: str, mixture: str, examples_per_task: int = 200) -> float:
-  """Nats per trained token of a torch model on the held-out examples of a prepared mixture, each alone."""
+  """Nats per trained token of a torch model on the held-out examples of a prepared mixture, each
+  alone.
+  """
   import torch
 
   from crossin_jax.data.prepared import PreparedMixture
@@ -55,7 +58,9 @@ def heldout_loss(model, data_dir: str, mixture: str, examples_per_task: int = 20
         tokens, weights = task.split.example(index)
         targets = torch.tensor(tokens.astype('int64'))
         inputs = torch.cat([torch.tensor([prepared.bos_id]), targets[:-1]])[None]
-        losses = torch.nn.functional.cross_entropy(model(inputs).logits[0].float(), targets, reduction='none')
+        losses = torch.nn.functional.cross_entropy(
+          model(inputs).logits[0].float(), targets, reduction='none'
+        )
         weights = torch.tensor(weights)
         total += float((losses * weights).sum())
         weight += float(weights.sum())
@@ -65,7 +70,9 @@ def heldout_loss(model, data_dir: str, mixture: str, examples_per_task: int = 20
 def reported(model_dir: str) -> float:
   """The last held-out loss in metrics.jsonl."""
   with open(os.path.join(model_dir, 'metrics.jsonl'), encoding='utf-8') as f:
-    return [row['eval/heldout/loss'] for row in map(json.loads, f) if 'eval/heldout/loss' in row][-1]
+    return [row['eval/heldout/loss'] for row in map(json.loads, f) if 'eval/heldout/loss' in row][
+      -1
+    ]
 
 
 def exported_model(directory: str, base: str, lora: bool):
@@ -76,7 +83,9 @@ def exported_model(directory: str, base: str, lora: bool):
     return transformers.AutoModelForCausalLM.from_pretrained(directory).eval()
   import peft
 
-  return peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), directory).eval()
+  return peft.PeftModel.from_pretrained(
+    transformers.AutoModelForCausalLM.from_pretrained(base), directory
+  ).eval()
 
 
 def main() -> int:
@@ -90,30 +99,44 @@ def main() -> int:
   args = parser.parse_args()
   languages = tuple(args.languages.split(','))
   mixture = f'alpaca.base_x2x.all.{"_".join(languages)}.default'
-  absolute = {name: os.path.abspath(getattr(args, name)) for name in ('parallel', 'english', 'tokenizer')}
+  absolute = {
+    name: os.path.abspath(getattr(args, name)) for name in ('parallel', 'english', 'tokenizer')
+  }
   with tempfile.TemporaryDirectory() as folder:
     hf, data, run, out = (os.path.join(folder, name) for name in ('hf', 'data', 'run', 'out'))
     make_model(
-        hf, absolute['tokenizer'], vocab_size=32_000, hidden_size=256, intermediate_size=688, num_hidden_layers=5,
+        hf, absolute['tokenizer'], vocab_size=32_000, hidden_size=256, intermediate_size=688,
+        num_hidden_layers=5,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024,
     )  # fmt: skip
     crossin(
-        'prepare', '--gin_file=gin_configs/mixtures/alpaca.gin', f'--mixture={mixture}', f'--output_dir={data}',
-        PARALLEL=absolute['parallel'], ENGLISH=absolute['english'], VOCABULARY=absolute['tokenizer'], LANGUAGES=languages,
+        'prepare', '--gin_file=gin_configs/mixtures/alpaca.gin', f'--mixture={mixture}',
+        f'--output_dir={data}',
+        PARALLEL=absolute['parallel'], ENGLISH=absolute['english'],
+        VOCABULARY=absolute['tokenizer'], LANGUAGES=languages,
         **{'MixtureSettings.max_length': 512},
     )  # fmt: skip
     recipe = ['--gin_file=gin_configs/runs/crossin_lora.gin']
-    bindings = ['--gin.DecoderConfig.lora=None', '--gin.schedule.peak=1e-3'] if not args.lora else []
+    bindings = (
+      ['--gin.DecoderConfig.lora=None', '--gin.schedule.peak=1e-3'] if not args.lora else []
+    )
     crossin(
-        'train', *recipe, *bindings, '--gin.train.evaluators=(@HeldoutLoss(),)', '--gin.train.epochs=None',
-        HF_DIR=hf, DATA_DIR=data, MODEL_DIR=run, MIXTURE_OR_TASK_NAME=mixture, TRAIN_STEPS=args.steps, BATCH_SIZE=4,
+        'train', *recipe, *bindings, '--gin.train.evaluators=(@HeldoutLoss(),)',
+        '--gin.train.epochs=None',
+        HF_DIR=hf, DATA_DIR=data, MODEL_DIR=run, MIXTURE_OR_TASK_NAME=mixture,
+        TRAIN_STEPS=args.steps, BATCH_SIZE=4,
         LENGTH=512, **{
-            'DecoderConfig.dtype': 'float32', 'DecoderConfig.remat': 'none', 'train.evaluation_period': args.steps,
-            'HeldoutLoss.examples_per_task': 20, **({'LoraConfig.base_dtype': 'float32'} if args.lora else {}),
+            'DecoderConfig.dtype': 'float32', 'DecoderConfig.remat': 'none',
+            'train.evaluation_period': args.steps,
+            'HeldoutLoss.examples_per_task': 20,
+            **({'LoraConfig.base_dtype': 'float32'} if args.lora else {}),
         },
     )  # fmt: skip
     crossin('export-hf', run, f'--output_dir={out}', f'--format={"peft" if args.lora else "full"}')
-    ours, theirs = reported(run), heldout_loss(exported_model(out, hf, args.lora), data, mixture, 20)
+    ours, theirs = (
+      reported(run),
+      heldout_loss(exported_model(out, hf, args.lora), data, mixture, 20),
+    )
   difference = abs(ours - theirs) / ours
   print(
     json.dumps(

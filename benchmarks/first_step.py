@@ -2,9 +2,10 @@
 
     python benchmarks/first_step.py [--rounds 3] [--model world_1m llama_60m]
 
-Each round starts `crossin train` in a new MODEL_DIR, tells it to stop after its first step, and starts the same
-command again: it then finds its checkpoint and its compiled programs. Prints one JSON object a model with the median
-seconds of each part: imports, configuration, data, state (initialise or restore), trace, compile, step.
+Each round starts `crossin train` in a new MODEL_DIR, tells it to stop after its first step, and
+starts the same command again: it then finds its checkpoint and its compiled programs. Prints one
+JSON object a model with the median seconds of each part: imports, configuration, data, state
+(initialise or restore), trace, compile, step.
 """
 
 import argparse
@@ -20,7 +21,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MIXTURE = 'world.tested_shared_base.all.en_fi.every'
-SHAPES = {'world_1m': (16, 64, 'world_tune'), 'llama_60m': (2, 256, 'crossin_60m')}  # rows, tokens, gin file
+# rows, tokens, gin file
+SHAPES = {'world_1m': (16, 64, 'world_tune'), 'llama_60m': (2, 256, 'crossin_60m')}
 
 
 def prepare(work: pathlib.Path) -> None:
@@ -46,7 +48,9 @@ def prepare(work: pathlib.Path) -> None:
 
 
 def child(arguments: list[str]) -> None:
-  """`crossin train` in this process; prints when each part ended, in seconds since the command was given."""
+  """`crossin train` in this process; prints when each part ended, in seconds since the command was
+  given.
+  """
   began, marks = float(os.environ['FIRST_STEP_BEGAN']), {}
   mark = lambda name: marks.setdefault(name, time.time() - began)
 

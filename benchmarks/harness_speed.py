@@ -1,12 +1,16 @@
-"""Four-option questions by log-likelihood against lm-evaluation-harness: the same model, tokenizer, prompts and threads.
+"""Four-option questions by log-likelihood against lm-evaluation-harness: the same model, tokenizer,
+prompts and threads.
 
-    python benchmarks/harness_speed.py --xquad_dir DIR --tokenizer FILE.model [--languages en,zh,vi,es] [--rounds 2] [--items N]
+    python benchmarks/harness_speed.py --xquad_dir DIR --tokenizer FILE.model [--languages
+    en,zh,vi,es] [--rounds 2] [--items N]
 
-A random Llama of 58 million parameters (512 wide, 8 layers) is saved as a Hugging Face directory. Cross-XQuAD is built from the
-files of XQuAD, prompt 1 as plain text. lm-evaluation-harness gets each question as a task document would give it: four pairs of
-(context, option) through its HFLM (--batch_size, 8 by default), BOS before each as this project has it. Rounds
-alternate, after a call of this project that compiles. Prints one JSON object: seconds of each, their ratio (above 1: this
-project is faster), and in how many questions the choices are equal. Needs torch, transformers and lm-eval.
+A random Llama of 58 million parameters (512 wide, 8 layers) is saved as a Hugging Face directory.
+Cross-XQuAD is built from the files of XQuAD, prompt 1 as plain text. lm-evaluation-harness gets
+each question as a task document would give it: four pairs of (context, option) through its HFLM
+(--batch_size, 8 by default), BOS before each as this project has it. Rounds alternate, after a call
+of this project that compiles. Prints one JSON object: seconds of each, their ratio (above 1: this
+project is faster), and in how many questions the choices are equal. Needs torch, transformers and
+lm-eval.
 """
 
 import argparse
@@ -55,14 +59,25 @@ def main() -> int:
   with tempfile.TemporaryDirectory() as work:
     benchmark, directory = os.path.join(work, 'cross_xquad.json'), os.path.join(work, 'model')
     assert not cli.main(
-      ['build-cross-xquad', '--xquad_dir', args.xquad_dir, '--languages', args.languages, '--output', benchmark]
+      [
+        'build-cross-xquad',
+        '--xquad_dir',
+        args.xquad_dir,
+        '--languages',
+        args.languages,
+        '--output',
+        benchmark,
+      ]
     )
     export_loss.make_model(
-        directory, args.tokenizer, vocab_size=32_000, hidden_size=512, intermediate_size=1376, num_hidden_layers=8,
-        num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=4096, bos_token_id=1, eos_token_id=2,
+        directory, args.tokenizer, vocab_size=32_000, hidden_size=512, intermediate_size=1376,
+        num_hidden_layers=8,
+        num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=4096, bos_token_id=1,
+        eos_token_id=2,
         initializer_range=0.1,
     )  # fmt: skip
-    # Without a class named, transformers reads a bare SentencePiece model without its leading space.
+    # Without a class named, transformers reads a bare SentencePiece model without its leading
+    # space.
     with open(os.path.join(directory, 'tokenizer_config.json'), 'w', encoding='utf-8') as f:
       json.dump(
         {
@@ -89,17 +104,23 @@ def main() -> int:
         for i, row in enumerate(rows)
         for j, choice in enumerate(row['choices'])
       ]
-      scores = np.array([score for score, _ in harness.loglikelihood(instances, disable_tqdm=True)]).reshape(-1, 4)
+      scores = np.array(
+        [score for score, _ in harness.loglikelihood(instances, disable_tqdm=True)]
+      ).reshape(-1, 4)
       return scores.argmax(axis=1).tolist()
 
     prompts, partition = Prompts(directory), Partitioner()
     config = families.from_huggingface(directory)
     model = Decoder(dataclasses.replace(config, dtype='float32', param_dtype='float32'))
     with partition.activate():
-      params = parameters.restore_params(directory, train_state.parameter_shapes(model, partition), model)
+      params = parameters.restore_params(
+        directory, train_state.parameter_shapes(model, partition), model
+      )
 
       def ours() -> list[int]:
-        losses = asking.choose_by_likelihood(model, params, partition, questions, prompts, length=512, rows=8)
+        losses = asking.choose_by_likelihood(
+          model, params, partition, questions, prompts, length=512, rows=8
+        )
         return [int(np.argmin(own)) for item in losses for own in item]
 
       seconds, chosen, first = {'ours': [], 'theirs': []}, {}, {}

@@ -2,9 +2,10 @@
 
     python benchmarks/kill_resume.py --kills 10
 
-A run with asynchronous checkpoints and evaluation in the loop is first done undisturbed, then with `kill -9`
-(or SIGTERM, or every fourth time SIGTERM) at random moments, restarted each time. The final parameters must be bitwise those of the
-undisturbed run, and metrics.jsonl the same but for timings. Prints one JSON object; exit status 1 on a difference.
+A run with asynchronous checkpoints and evaluation in the loop is first done undisturbed, then with
+`kill -9` (or SIGTERM, or every fourth time SIGTERM) at random moments, restarted each time. The
+final parameters must be bitwise those of the undisturbed run, and metrics.jsonl the same but for
+timings. Prints one JSON object; exit status 1 on a difference.
 """
 
 import argparse
@@ -70,7 +71,14 @@ def command(work: pathlib.Path, model_dir: pathlib.Path, steps: int) -> list[str
   }
   bindings = [f'--gin.{name}={value!r}' for name, value in values.items()]
   bindings.append('--gin.train.evaluators=(@HeldoutLoss(), @QuestionsEvaluator())')
-  return [sys.executable, '-m', 'crossin_jax.cli', 'train', '--gin_file=gin_configs/runs/world_tune.gin', *bindings]
+  return [
+    sys.executable,
+    '-m',
+    'crossin_jax.cli',
+    'train',
+    '--gin_file=gin_configs/runs/world_tune.gin',
+    *bindings,
+  ]
 
 
 def result(model_dir: pathlib.Path, steps: int):
@@ -79,9 +87,14 @@ def result(model_dir: pathlib.Path, steps: int):
   import orbax.checkpoint as ocp
 
   tree = ocp.PyTreeCheckpointer().restore(model_dir / f'checkpoint_{steps}' / 'state')
-  flat = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  flat = {
+    jax.tree_util.keystr(path): np.asarray(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
   with open(model_dir / 'metrics.jsonl', encoding='utf-8') as f:
-    lines = [{key: value for key, value in json.loads(line).items() if key not in TIMINGS} for line in f]
+    lines = [
+      {key: value for key, value in json.loads(line).items() if key not in TIMINGS} for line in f
+    ]
   return flat, lines
 
 
@@ -91,9 +104,15 @@ def differences(wanted, found) -> list[str]:
   if wanted[0].keys() != found[0].keys():
     problems.append('the checkpoints have different leaves')
   else:
-    problems += [f'{name} differs' for name in wanted[0] if wanted[0][name].tobytes() != found[0][name].tobytes()]
+    problems += [
+      f'{name} differs'
+      for name in wanted[0]
+      if wanted[0][name].tobytes() != found[0][name].tobytes()
+    ]
   if wanted[1] != found[1]:
-    problems.append(f'metrics.jsonl differs: {len(wanted[1])} lines undisturbed, {len(found[1])} lines killed')
+    problems.append(
+      f'metrics.jsonl differs: {len(wanted[1])} lines undisturbed, {len(found[1])} lines killed'
+    )
     problems += [f'  {a}\n  {b}' for a, b in zip(wanted[1], found[1]) if a != b][:2]
   return problems
 
@@ -117,13 +136,22 @@ def main() -> int:
     flags = os.environ.get('XLA_FLAGS', '').split()
     environment['XLA_FLAGS'] = ' '.join(flag for flag in flags if 'device_count' not in flag)
     prepare(work)
-    # Twice: the second finds its programs compiled, as the restarts do, and gives the time to kill within.
+    # Twice: the second finds its programs compiled, as the restarts do, and gives the time to kill
+    # within.
     for name in ('first', 'undisturbed'):
       started = time.monotonic()
-      subprocess.run(command(work, work / name, args.steps), env=environment, check=True, capture_output=True, cwd=ROOT)
+      subprocess.run(
+        command(work, work / name, args.steps),
+        env=environment,
+        check=True,
+        capture_output=True,
+        cwd=ROOT,
+      )
       seconds = time.monotonic() - started
     wanted = result(work / 'undisturbed', args.steps)
-    assert not differences(wanted, result(work / 'first', args.steps)), 'two undisturbed runs differ'
+    assert not differences(wanted, result(work / 'first', args.steps)), (
+      'two undisturbed runs differ'
+    )
     kills, starts, statuses, stop_seconds = 0, 0, [], []
     while True:
       starts += 1

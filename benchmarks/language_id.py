@@ -2,7 +2,8 @@
 
   python benchmarks/language_id.py --ntrex DIR
 
-DIR holds NTREX-128: newstest2019.<code>.txt or newstest2019-ref.<code>.txt, a sentence a line. No candidate is left out.
+DIR holds NTREX-128: newstest2019.<code>.txt or newstest2019-ref.<code>.txt, a sentence a line. No
+candidate is left out.
 """
 
 import argparse
@@ -20,7 +21,9 @@ LANGUAGES = ('en', 'zh', 'vi', 'es', 'fi', 'id', 'th', 'tr', 'bn', 'hi', 'sw', '
 
 
 def measure(lines: list[str], code: str) -> dict:
-  """{'language', 'lines', 'accuracy', 'confusions': [[code, lines], ...], 'microseconds'} of the lines of one language."""
+  """{'language', 'lines', 'accuracy', 'confusions': [[code, lines], ...], 'microseconds'} of the
+  lines of one language.
+  """
   started = time.perf_counter()
   found = collections.Counter(code for code, _ in language_id.identify_many(lines))
   seconds = time.perf_counter() - started
@@ -35,7 +38,9 @@ def measure(lines: list[str], code: str) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
   """Prints the table. Exit status: 0 done, 1 a language is missing."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--ntrex', required=True, help='folder of the files')
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   options = parser.parse_args(argv)
@@ -44,7 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     if match := re.fullmatch(r'newstest2019(?:-ref)?\.([a-z]+)\.txt', path.name):
       files[match[1]] = path
   if missing := [code for code in LANGUAGES if code not in files]:
-    print(f'{options.ntrex} holds no newstest2019.<code>.txt for {", ".join(missing)}', file=sys.stderr)
+    print(
+      f'{options.ntrex} holds no newstest2019.<code>.txt for {", ".join(missing)}', file=sys.stderr
+    )
     return 1
   language_id.identify('The model is read before the clock starts.')
   rows = []
@@ -55,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     rows.append(row := measure(lines, code))
     confusions = ', '.join(f'{other} {n}' for other, n in row['confusions']) or '-'
     print(
-      f'| {ENGLISH_NAMES[code]} ({code}) | {row["lines"]} | {100 * row["accuracy"]:.1f} % | {confusions} '
+      f'| {ENGLISH_NAMES[code]} ({code}) | {row["lines"]} | {100 * row["accuracy"]:.1f} % | '
+      f'{confusions} '
       f'| {row["microseconds"]:.0f} |'
     )
   if options.json:

@@ -1,10 +1,13 @@
-"""Memory of loss and backward pass by the compiled program, whole logits against chunks of the vocabulary; nothing is run.
+"""Memory of loss and backward pass by the compiled program, whole logits against chunks of the
+vocabulary; nothing is run.
 
-    python benchmarks/loss_memory.py [--tokens 8192] [--words 131072] [--topologies cpu,v5e:2x2,v5p:2x2x1,v6e:2x2]
+    python benchmarks/loss_memory.py [--tokens 8192] [--words 131072] [--topologies
+    cpu,v5e:2x2,v5p:2x2x1,v6e:2x2]
 
-For this machine's CPU and for TPUs that are only described (they need libtpu), one device each: 512 wide in f32, 4,096 wide in
-bf16. Prints a line each on stderr and one JSON object. `temporary` is what the program needs beside arguments and results, which
-are the same in both (hidden states, head, their gradients).
+For this machine's CPU and for TPUs that are only described (they need libtpu), one device each: 512
+wide in f32, 4,096 wide in bf16. Prints a line each on stderr and one JSON object. `temporary` is
+what the program needs beside arguments and results, which are the same in both (hidden states,
+head, their gradients).
 """
 
 import argparse
@@ -38,7 +41,12 @@ def compiled(device, width: int, dtype: str, tokens: int, words: int, chunk: int
     each, _ = losses.token_losses(head.logits(x), targets)
     return jnp.where(weights != 0, each * weights, 0).sum()
 
-  arrays = make((*shape, width), dtype), make((width, words), dtype), make(shape, 'int32'), make(shape, 'float32')
+  arrays = (
+    make((*shape, width), dtype),
+    make((width, words), dtype),
+    make(shape, 'int32'),
+    make(shape, 'float32'),
+  )
   return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arrays).compile()
 
 
@@ -64,9 +72,21 @@ def main() -> int:
           'arguments_and_results': memory.argument_size_in_bytes + memory.output_size_in_bytes,
         }
       ratio = figures['whole']['temporary'] / figures['chunks']['temporary']
-      results.append({'device': name, 'width': width, 'dtype': dtype, **figures, 'whole_over_chunks': round(ratio, 1)})
+      results.append(
+        {
+          'device': name,
+          'width': width,
+          'dtype': dtype,
+          **figures,
+          'whole_over_chunks': round(ratio, 1),
+        }
+      )
       print(results[-1], file=sys.stderr, flush=True)
-  print(json.dumps({'tokens': args.tokens, 'words': args.words, 'words_of_a_chunk': chunk, 'figures': results}))
+  print(
+    json.dumps(
+      {'tokens': args.tokens, 'words': args.words, 'words_of_a_chunk': chunk, 'figures': results}
+    )
+  )
   return 0
 
 

@@ -1,10 +1,13 @@
-"""The smallest TPU slices for known models, and the least time of a step from 16 chips to two v5p-2048: tables for RESULTS.md.
+"""The smallest TPU slices for known models, and the least time of a step from 16 chips to two
+v5p-2048: tables for RESULTS.md.
 
-  python benchmarks/plan_table.py smallest --models llama3_8b,gemma_2b,qwen3_0.6b --kinds v5e,v5p --tuning full,lora --output smallest.jsonl
-  python benchmarks/plan_table.py times --models llama3_8b --kinds v5e,v5p
+  python benchmarks/plan_table.py smallest --models llama3_8b,gemma_2b,qwen3_0.6b --kinds v5e,v5p
+  --tuning full,lora --output smallest.jsonl python benchmarks/plan_table.py times --models
+  llama3_8b --kinds v5e,v5p
 
-`smallest` compiles the real step on ever larger slices until one fits; a row of 4,096 tokens for each chip, at least 16 rows. `times` is by
-formula. No accelerator is needed for either. Compiling takes minutes each: with --output, what the file has already is not done again.
+`smallest` compiles the real step on ever larger slices until one fits; a row of 4,096 tokens for
+each chip, at least 16 rows. `times` is by formula. No accelerator is needed for either. Compiling
+takes minutes each: with --output, what the file has already is not done again.
 """
 
 import argparse
@@ -25,7 +28,14 @@ LENGTH, ROWS = 4096, 16
 LORA = ['--gin.DecoderConfig.lora=@LoraConfig()', '--gin.LoraConfig.rank=64']
 SLICES = {
   'v5e': [('v5e:4x4', 1), ('v5e:4x8', 1), ('v5e:8x8', 1), ('v5e:8x16', 1), ('v5e:16x16', 1)],
-  'v5p': [('v5p:2x2x4', 1), ('v5p:2x4x4', 1), ('v5p:4x4x4', 1), ('v5p:4x4x8', 1), ('v5p:4x8x8', 1), ('v5p-2048', 2)],
+  'v5p': [
+    ('v5p:2x2x4', 1),
+    ('v5p:2x4x4', 1),
+    ('v5p:4x4x4', 1),
+    ('v5p:4x4x8', 1),
+    ('v5p:4x8x8', 1),
+    ('v5p-2048', 2),
+  ],
 }
 
 
@@ -47,10 +57,16 @@ def smallest(model: str, kind: str, tuning: str, by_formula: bool = False) -> di
   started = time.monotonic()
   setting, partitioner = setting_of(model, tuning, ROWS)
   planner = plan_search.Planner(partitioner)
-  names = [name for name in plan_topology.all_smaller_first(kind) if plan_topology.parse(name).chips <= 2 * ROWS]
+  names = [
+    name
+    for name in plan_topology.all_smaller_first(kind)
+    if plan_topology.parse(name).chips <= 2 * ROWS
+  ]
   topologies = [plan_topology.parse(name) for name in names]
   if by_formula:
-    found = next((trials[0] for t in topologies if (trials := plan_search.ranked(planner, setting, t))), None)
+    found = next(
+      (trials[0] for t in topologies if (trials := plan_search.ranked(planner, setting, t))), None
+    )
   else:
     found = plan_search.smallest(planner, setting, topologies)
   if found is None:
@@ -102,7 +118,9 @@ def times(model: str, kind: str, tuning: str) -> list[dict]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('what', choices=('smallest', 'times'))
   parser.add_argument('--models', default='llama3_8b,gemma_2b,qwen3_0.6b')
   parser.add_argument('--kinds', default='v5e,v5p')
@@ -114,10 +132,16 @@ def main() -> None:
   if args.output and os.path.exists(args.output):
     with open(args.output, encoding='utf-8') as f:
       done = {(row['model'], row['tuning'], row['kind']) for row in map(json.loads, f)}
-  for model, tuning, kind in itertools.product(args.models.split(','), args.tuning.split(','), args.kinds.split(',')):
+  for model, tuning, kind in itertools.product(
+    args.models.split(','), args.tuning.split(','), args.kinds.split(',')
+  ):
     if (model, tuning, kind) in done:
       continue
-    rows = [smallest(model, kind, tuning, args.by_formula)] if args.what == 'smallest' else times(model, kind, tuning)
+    rows = (
+      [smallest(model, kind, tuning, args.by_formula)]
+      if args.what == 'smallest'
+      else times(model, kind, tuning)
+    )
     text = ''.join(f'{json.dumps(row)}\n' for row in rows)
     print(text, end='', flush=True)
     if args.output:

@@ -2,8 +2,8 @@
 
     python benchmarks/prepare_memory.py [--rows 1000000]
 
-Writes synthetic rows in two languages as JSONL, prepares x2x over them with all cores, and samples the proportional
-set size (shared pages counted once) of the process tree. Prints one JSON object.
+Writes synthetic rows in two languages as JSONL, prepares x2x over them with all cores, and samples
+the proportional set size (shared pages counted once) of the process tree. Prints one JSON object.
 """
 
 import argparse
@@ -47,11 +47,19 @@ def main() -> int:
       'LANGUAGES': ('en', 'fi'),
       'parallel/ParallelFiles.name': 'rows',
     }
-    command = [sys.executable, '-m', 'crossin_jax.cli', 'prepare', '--gin_file=gin_configs/mixtures/alpaca.gin']
+    command = [
+      sys.executable,
+      '-m',
+      'crossin_jax.cli',
+      'prepare',
+      '--gin_file=gin_configs/mixtures/alpaca.gin',
+    ]
     command += [f'--gin.{name}={value!r}' for name, value in values.items()]
     command += ['--mixture=rows.x2x.all.en_fi.default', f'--output_dir={folder / "data"}', '--json']
     started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=pathlib.Path(__file__).resolve().parents[1])
+    process = subprocess.Popen(
+      command, stdout=subprocess.PIPE, cwd=pathlib.Path(__file__).resolve().parents[1]
+    )
     peak = 0
     tree = psutil.Process(process.pid)
     while process.poll() is None:

@@ -1,9 +1,11 @@
-"""Log-likelihood of four short options behind long prefixes: shared prefixes against every sequence whole, packed.
+"""Log-likelihood of four short options behind long prefixes: shared prefixes against every sequence
+whole, packed.
 
     python benchmarks/scoring_speed.py [--rounds 3] [--questions 64]
 
-The Llama of 58 million parameters of `decode_speed.py`, prefixes of 150 to 255 tokens (XQuAD's contexts), options of 2 to 8.
-Rounds alternate. Prints one JSON object: seconds of each, their ratio, the largest relative difference of the losses.
+The Llama of 58 million parameters of `decode_speed.py`, prefixes of 150 to 255 tokens (XQuAD's
+contexts), options of 2 to 8. Rounds alternate. Prints one JSON object: seconds of each, their
+ratio, the largest relative difference of the losses.
 """
 
 import argparse
@@ -33,8 +35,14 @@ def main() -> int:
   args = parser.parse_args()
   rng = np.random.default_rng(0)
   prefixes = [rng.integers(3, IDS, rng.integers(150, 256)).tolist() for _ in range(args.questions)]
-  options = [[rng.integers(3, IDS, rng.integers(2, 9)).tolist() for _ in range(OPTIONS)] for _ in prefixes]
-  model = Decoder(DecoderConfig(vocab_size=IDS, embed_dim=512, num_layers=8, num_heads=8, num_kv_heads=8, mlp_dim=1376))
+  options = [
+    [rng.integers(3, IDS, rng.integers(2, 9)).tolist() for _ in range(OPTIONS)] for _ in prefixes
+  ]
+  model = Decoder(
+    DecoderConfig(
+      vocab_size=IDS, embed_dim=512, num_layers=8, num_heads=8, num_kv_heads=8, mlp_dim=1376
+    )
+  )
   partition = Partitioner()
   seconds, losses = {True: [], False: []}, {}
   with partition.activate():
@@ -58,7 +66,9 @@ def main() -> int:
         losses[shared] = (shared_prefixes if shared else whole)()
         if round_:  # the first compiles
           seconds[shared].append(time.perf_counter() - started)
-        print(f'round {round_}, shared {shared}: {time.perf_counter() - started:.2f} s', file=sys.stderr)
+        print(
+          f'round {round_}, shared {shared}: {time.perf_counter() - started:.2f} s', file=sys.stderr
+        )
   ratios = [whole / shared for shared, whole in zip(seconds[True], seconds[False])]
   difference = np.abs(losses[True] - losses[False]) / np.abs(losses[False])
   found = {

@@ -2,9 +2,9 @@
 
     python benchmarks/step_speed.py [--threads 2] [--rounds 5]
 
-The same Llama (512 wide, 8 layers, 32,000 ids), batch (4 x 512 tokens) and dtype (f32), AdamW in both, alternating.
-Prints one JSON object: seconds of each, their ratio (above 1: this project is faster), FLOP/s of both, the compile
-time at 8 and 32 scanned layers. Needs torch and transformers.
+The same Llama (512 wide, 8 layers, 32,000 ids), batch (4 x 512 tokens) and dtype (f32), AdamW in
+both, alternating. Prints one JSON object: seconds of each, their ratio (above 1: this project is
+faster), FLOP/s of both, the compile time at 8 and 32 scanned layers. Needs torch and transformers.
 """
 
 import argparse
@@ -32,7 +32,12 @@ ROWS, LENGTH, WIDTH, LAYERS, HEADS, MLP, IDS = 4, 512, 512, 8, 8, 1376, 32_000
 def ours(layers: int):
   """(state, jitted step, batch) of this project."""
   config = DecoderConfig(
-    vocab_size=IDS, embed_dim=WIDTH, num_layers=layers, num_heads=HEADS, num_kv_heads=HEADS, mlp_dim=MLP
+    vocab_size=IDS,
+    embed_dim=WIDTH,
+    num_layers=layers,
+    num_heads=HEADS,
+    num_kv_heads=HEADS,
+    mlp_dim=MLP,
   )
   model, optimizer, partition = Decoder(config), optimizers.adamw(total_steps=1000), Partitioner()
   batch = empty_rows(ROWS, LENGTH)
@@ -55,8 +60,10 @@ def theirs():
   import transformers
 
   config = transformers.LlamaConfig(
-    vocab_size=IDS, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS,
-    intermediate_size=MLP, max_position_embeddings=LENGTH, tie_word_embeddings=False, attn_implementation='sdpa',
+    vocab_size=IDS, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+    num_key_value_heads=HEADS,
+    intermediate_size=MLP, max_position_embeddings=LENGTH, tie_word_embeddings=False,
+    attn_implementation='sdpa',
   )  # fmt: skip
   model = transformers.LlamaForCausalLM(config).train()
   optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
@@ -114,7 +121,9 @@ def main() -> int:
         'speed_of_ours_over_transformers': round(
           statistics.median(b / a for a, b in zip(times['ours'], times['theirs'])), 3
         ),
-        'gflops_per_second': {name: round(flops / value / 1e9, 1) for name, value in medians.items()},
+        'gflops_per_second': {
+          name: round(flops / value / 1e9, 1) for name, value in medians.items()
+        },
         'compile_seconds_by_layers': compile_seconds,
         'threads': args.threads,
       }

@@ -42,8 +42,8 @@ def bench_train(
     steps: timed, after two that warm up.
 
   Returns:
-    {'tokens_per_second', 'seconds_per_step' (median), 'mfu' or None, 'flops_per_step', 'compile_seconds',
-    'peak_bytes_per_device' or None, 'parameters', 'device', 'devices'}.
+    {'tokens_per_second', 'seconds_per_step' (median), 'mfu' or None, 'flops_per_step',
+    'compile_seconds', 'peak_bytes_per_device' or None, 'parameters', 'device', 'devices'}.
   """
   partition = partitioner()
   partition.suit(model, batch_size=batch_size // microbatches)
@@ -51,7 +51,10 @@ def bench_train(
   rng = np.random.default_rng(0)
   batch = empty_rows(batch_size, length)
   tokens = rng.integers(0, model.config.vocab_size, (batch_size, length))
-  batch['decoder_input_tokens'][:], batch['decoder_target_tokens'][:] = tokens, np.roll(tokens, -1, axis=1)
+  batch['decoder_input_tokens'][:], batch['decoder_target_tokens'][:] = (
+    tokens,
+    np.roll(tokens, -1, axis=1),
+  )
   batch['decoder_loss_weights'][:] = 1
   half = np.arange(length) // max(1, length // 2)
   batch['decoder_segment_ids'][:] = 1 + half
@@ -64,7 +67,11 @@ def bench_train(
     threshold = jax.device_put(jnp.float32(np.inf), partition.replicated)
     adapters = lora.of_model(model)
     step = train_state.make_train_step(
-      model, optimizer, tasks=1, microbatches=microbatches, dropout=bool(adapters and adapters.dropout)
+      model,
+      optimizer,
+      tasks=1,
+      microbatches=microbatches,
+      dropout=bool(adapters and adapters.dropout),
     )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     started = time.perf_counter()
@@ -100,7 +107,8 @@ def bench_decode(
   rows: int = 64,
   partitioner=Partitioner,
 ) -> dict:
-  """Times greedy generation by a fresh model on random prompts of ragged lengths (half of `prompt_tokens` to all).
+  """Times greedy generation by a fresh model on random prompts of ragged lengths (half of
+  `prompt_tokens` to all).
 
   Args:
     model, partitioner: as in `train`.
@@ -123,7 +131,9 @@ def bench_decode(
     draw = lambda key: jax.tree.map(
       lambda leaf: (jax.random.normal(key, leaf.shape) * 0.02).astype(leaf.dtype), abstract
     )
-    params = lora.quantised(jax.jit(draw, out_shardings=shardings)(jax.random.key(0)), lora.of_model(model))
+    params = lora.quantised(
+      jax.jit(draw, out_shardings=shardings)(jax.random.key(0)), lora.of_model(model)
+    )
     # A stop token that no vocabulary has: every answer is of full length.
     generate = Generator(
         model, params, partition, bos_id=1, stop_ids=(model.config.padded_vocab_size,),
@@ -160,7 +170,9 @@ def bench_data(
     {'rows_per_second', 'tokens_per_second', 'positions_used'}.
   """
   partition = partitioner()
-  stream = BatchStream(PreparedMixture(data_dir, mixture), batch_size=batch_size, length=length, seed=0)
+  stream = BatchStream(
+    PreparedMixture(data_dir, mixture), batch_size=batch_size, length=length, seed=0
+  )
   loader = Loader(stream, partition.batch_sharding, 0)
   batches, tokens, started = 0, 0, time.perf_counter()
   while time.perf_counter() - started < seconds:
@@ -203,7 +215,8 @@ def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(
     prog='crossin bench',
     description='Measured throughput on this machine: training steps, generation, or the loader.',
-    epilog='example: crossin bench train --gin_file=gin_configs/models/llama_60m.gin --gin.bench_train.batch_size=4',
+    epilog='example: crossin bench train --gin_file=gin_configs/models/llama_60m.gin '
+    '--gin.bench_train.batch_size=4',
   )
   parser.add_argument('what', choices=BENCHES)
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
@@ -216,7 +229,8 @@ def main(argv: list[str]) -> int:
   shared = {
     setting: value
     for setting in SHARED[args.what]
-    if (value := config.bound(f'train.{setting}')) is not None and config.bound(f'{name}.{setting}') is None
+    if (value := config.bound(f'train.{setting}')) is not None
+    and config.bound(f'{name}.{setting}') is None
   }
   if args.what != 'data' and config.bound(f'{name}.model') is None:
     if config.macro('MODEL') is None:

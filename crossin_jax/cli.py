@@ -13,21 +13,37 @@ COMMANDS = {
     'the main job on the embedded world: five arms and a report',
   ),
   'prepare': ('seqio_tasks.prepare', 'main', 'tokenise the tasks of a mixture'),
-  'inspect': ('crossin_jax.data.inspection', 'main', 'shares, lengths, dropped rows and examples of a mixture'),
+  'inspect': (
+    'crossin_jax.data.inspection',
+    'main',
+    'shares, lengths, dropped rows and examples of a mixture',
+  ),
   'train': ('crossin_jax.train', 'main', 'train or resume in MODEL_DIR'),
-  'import-hf': ('crossin_jax.checkpoints.conversion', 'import_main', 'a Hugging Face directory as a checkpoint'),
+  'import-hf': (
+    'crossin_jax.checkpoints.conversion',
+    'import_main',
+    'a Hugging Face directory as a checkpoint',
+  ),
   'export-hf': (
     'crossin_jax.checkpoints.conversion',
     'export_main',
     'a checkpoint as a directory for transformers, PEFT or T5X',
   ),
-  'evaluate': ('crossin_jax.evaluation.evaluate', 'main', 'benchmarks and held-out loss on a checkpoint'),
+  'evaluate': (
+    'crossin_jax.evaluation.evaluate',
+    'main',
+    'benchmarks and held-out loss on a checkpoint',
+  ),
   'build-cross-xquad': (
     'crossin_jax.evaluation.benchmarks.cross_xquad',
     'main',
     'Cross-XQuAD from XQuAD, for any of its languages',
   ),
-  'generate': ('crossin_jax.decoding.generate', 'main', 'answer the prompts of a JSONL file with a checkpoint'),
+  'generate': (
+    'crossin_jax.decoding.generate',
+    'main',
+    'answer the prompts of a JSONL file with a checkpoint',
+  ),
   'score': ('crossin_jax.evaluation.score', 'main', 'metrics from saved predictions'),
   'compare': (
     'crossin_jax.evaluation.comparison.compare',
@@ -44,22 +60,44 @@ COMMANDS = {
     'ask_main',
     'open questions asked in English and in the output language',
   ),
-  'responses': ('crossin_jax.evaluation.responses.measure', 'main', 'language, repetition and length of open answers'),
-  'judge': ('crossin_jax.evaluation.judging.judge', 'main', 'two systems judged pair by pair through an endpoint'),
+  'responses': (
+    'crossin_jax.evaluation.responses.measure',
+    'main',
+    'language, repetition and length of open answers',
+  ),
+  'judge': (
+    'crossin_jax.evaluation.judging.judge',
+    'main',
+    'two systems judged pair by pair through an endpoint',
+  ),
   'translate': (
     'crossin_jax.translation.translate',
     'main',
     'aligned rows from English ones, through an endpoint or a model',
   ),
-  'xinstruction': ('crossin_jax.xinstruction.pipeline', 'main', 'an instruction set from natural text, step by step'),
+  'xinstruction': (
+    'crossin_jax.xinstruction.pipeline',
+    'main',
+    'an instruction set from natural text, step by step',
+  ),
   'bench': ('crossin_jax.bench', 'main', 'measured throughput: train, decode or data'),
-  'plan': ('crossin_jax.plan.command', 'main', 'memory, time and cost of a run on a slice that is not there'),
-  'sweep': ('crossin_jax.sweep.command', 'main', 'ablations over gin values: one table and one plot'),
+  'plan': (
+    'crossin_jax.plan.command',
+    'main',
+    'memory, time and cost of a run on a slice that is not there',
+  ),
+  'sweep': (
+    'crossin_jax.sweep.command',
+    'main',
+    'ablations over gin values: one table and one plot',
+  ),
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs a command; prints for people on stderr. Exit status: 0 done, 1 failed, 2 usage, 75 restart me."""
+  """Runs a command; prints for people on stderr. Exit status: 0 done, 1 failed, 2 usage, 75 restart
+  me.
+  """
   argv = list(sys.argv[1:] if argv is None else argv)
   if not argv or argv[0] in ('-h', '--help'):
     print(_help(), file=sys.stdout if argv else sys.stderr)
@@ -100,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
   except KeyboardInterrupt:
     print(f'crossin {argv[0]}: interrupted', file=sys.stderr)
     return 1
-  except Exception as error:  # pylint: disable=broad-exception-caught  # the last place to say it kindly
+  except Exception as error:  # the last place to say it kindly
     if os.environ.get('CROSSIN_TRACEBACK') or not _is_expected(error):
       import traceback
 
@@ -110,7 +148,10 @@ def main(argv: list[str] | None = None) -> int:
     distributed = sys.modules.get(
       'crossin_jax.processes.distributed'
     )  # only if the command has several processes at all
-    print(f'crossin {argv[0]}: {distributed.tell_failed(said) if distributed else said}', file=sys.stderr)
+    print(
+      f'crossin {argv[0]}: {distributed.tell_failed(said) if distributed else said}',
+      file=sys.stderr,
+    )
     if distributed:
       distributed.leave(1)
     return 1
@@ -132,7 +173,9 @@ def _is_expected(error: Exception) -> bool:
 def _help() -> str:
   width = max(map(len, COMMANDS))
   lines = [f'  {name:<{width}}  {what}' for name, (_, _, what) in COMMANDS.items()]
-  return 'usage: crossin <command> [flags]; crossin <command> --help for each\n\n' + '\n'.join(lines)
+  return 'usage: crossin <command> [flags]; crossin <command> --help for each\n\n' + '\n'.join(
+    lines
+  )
 
 
 if __name__ == '__main__':

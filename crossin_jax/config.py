@@ -81,7 +81,11 @@ def bindings() -> Iterator[Binding]:
 
 def macros() -> dict[str, object]:
   """Name -> value of all macros, references unresolved."""
-  return {scope: values['value'] for (scope, selector), values in gin.config._CONFIG.items() if selector == 'gin.macro'}
+  return {
+    scope: values['value']
+    for (scope, selector), values in gin.config._CONFIG.items()
+    if selector == 'gin.macro'
+  }
 
 
 def references(value) -> Iterator:
@@ -112,11 +116,22 @@ def resolve(value):
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the gin flags; `--gin.NAME=VALUE` is read by `parse` from what argparse leaves over."""
   group = parser.add_argument_group('configuration')
-  group.add_argument('--gin_file', action='append', default=[], help='a gin file; may be repeated, later ones win')
-  group.add_argument('--gin_search_paths', default='', help='comma-separated folders in which gin files are looked for')
-  group.add_argument('--gin_bindings', action='append', default=[], metavar='BINDING', help="'NAME = VALUE'")
   group.add_argument(
-    '--gin.NAME', dest='_shown_in_help_only', metavar='VALUE', help='set a gin value: --gin.train.total_steps=100'
+    '--gin_file', action='append', default=[], help='a gin file; may be repeated, later ones win'
+  )
+  group.add_argument(
+    '--gin_search_paths',
+    default='',
+    help='comma-separated folders in which gin files are looked for',
+  )
+  group.add_argument(
+    '--gin_bindings', action='append', default=[], metavar='BINDING', help="'NAME = VALUE'"
+  )
+  group.add_argument(
+    '--gin.NAME',
+    dest='_shown_in_help_only',
+    metavar='VALUE',
+    help='set a gin value: --gin.train.total_steps=100',
   )
 
 
@@ -135,7 +150,8 @@ def parse(args: argparse.Namespace) -> None:
   """Parses gin files and bindings, replacing what was parsed before.
 
   Raises:
-    ConfigError: a missing file, an unknown name (with the nearest known), a value that gin cannot read.
+    ConfigError: a missing file, an unknown name (with the nearest known), a value that gin cannot
+      read.
   """
   gin.clear_config()
   args.gin_file[:] = map(remote.fetched, args.gin_file)
@@ -145,7 +161,8 @@ def parse(args: argparse.Namespace) -> None:
   for path in args.gin_file:
     if not any(os.path.isfile(os.path.join(folder, path)) for folder in ('', *paths, REPOSITORY)):
       raise ConfigError(
-        f'gin file {path!r} is not there (looked in: current folder, {", ".join([*paths, REPOSITORY])})'
+        f'gin file {path!r} is not there (looked in: current folder, '
+        f'{", ".join([*paths, REPOSITORY])})'
       )
   use_file_reader()
   # gin logs an error for every search path that a file is not in.
@@ -161,14 +178,17 @@ def parse(args: argparse.Namespace) -> None:
     raise ConfigError(f'{_explain(str(error))}') from error
   except tokenize.TokenError as error:  # gin does not say in which file
     where = ', '.join([*args.gin_file, *args.gin_bindings])
-    raise ConfigError(f'a bracket or a quotation mark is not closed in one of: {where} ({error})') from error
+    raise ConfigError(
+      f'a bracket or a quotation mark is not closed in one of: {where} ({error})'
+    ) from error
   finally:
     logging.disable(logging.NOTSET)
 
 
 def use_file_reader() -> None:
   """Makes gin read files only as files."""
-  # gin's other reader takes folders for Python packages and fails on ours, which has no __init__.py.
+  # gin's other reader takes folders for Python packages and fails on ours, which has no
+  # __init__.py.
   gin.config._FILE_READERS[:] = [(_open_renamed, os.path.isfile)]
 
 
@@ -190,15 +210,19 @@ def _check_types() -> None:
     function = entry.wrapped.__init__ if inspect.isclass(entry.wrapped) else entry.wrapped
     try:
       annotations = typing.get_type_hints(function)
-    except Exception:  # pylint: disable=broad-exception-caught  # an annotation that cannot be resolved is no check
+    except Exception:  # an annotation that cannot be resolved is no check
       continue
     for name, value in parameters.items():
       if isinstance(value, gin.config.ConfigurableReference):
         value = _macro_value(value)
       if name in annotations and not _fits(value, annotations[name]):
         short = selector.split('.')[-1]
-        wanted = str(getattr(annotations[name], '__name__', annotations[name])).replace('typing.', '')
-        raise ConfigError(f'{short}.{name} = {value!r} is a {type(value).__name__}, it must be {wanted}')
+        wanted = str(getattr(annotations[name], '__name__', annotations[name])).replace(
+          'typing.', ''
+        )
+        raise ConfigError(
+          f'{short}.{name} = {value!r} is a {type(value).__name__}, it must be {wanted}'
+        )
 
 
 _UNKNOWN = object()
@@ -247,12 +271,16 @@ def _explain(message: str) -> str:
     return f'{match[1]} is not set: give --gin.{match[1]}=VALUE (a text in both quotes: --gin.{match[1]}="\'text\'")'
   names = set()
   wanted = None
-  if match := re.search(r"No configurable matching (?:reference )?'?@?([\w./]+?)(?:\(\))?'", message):
+  if match := re.search(
+    r"No configurable matching (?:reference )?'?@?([\w./]+?)(?:\(\))?'", message
+  ):
     wanted = match[1].split('/')[-1]
     for selector, _ in gin.config._REGISTRY.items():
       names.add(selector)
       names.add(selector.split('.')[-1])
-  elif match := re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message):
+  elif match := re.search(
+    r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message
+  ):
     wanted = match[2]
     found = gin.config._REGISTRY.get_match(match[1].split('.')[-1])
     if found is not None:
@@ -272,7 +300,9 @@ def macro(name: str):
 
 
 def bound(parameter: str):
-  """What gin binds a parameter to ('train.evaluators'), references unresolved; None if it is not bound."""
+  """What gin binds a parameter to ('train.evaluators'), references unresolved; None if it is not
+  bound.
+  """
   try:
     return gin.query_parameter(parameter)
   except ValueError:

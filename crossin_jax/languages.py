@@ -1,6 +1,7 @@
 """The languages of both methods: codes, English names, direction of writing.
 
-METHODS: CrossIn trains and tests en, zh, vi, es; X-Instruction the ten others; ar, el, ru, ko ... occur in the benchmarks.
+METHODS: CrossIn trains and tests en, zh, vi, es; X-Instruction the ten others; ar, el, ru, ko ...
+occur in the benchmarks.
 """
 
 import difflib
@@ -33,5 +34,6 @@ def code_of(language: str) -> str:
   near = difflib.get_close_matches(key, [*ENGLISH_NAMES, *_CODES], n=3)
   hint = f'; did you mean {" or ".join(near)}?' if near else ''
   raise ValueError(
-    f'unknown language {language!r}{hint} Known codes: {", ".join(ENGLISH_NAMES)} (crossin_jax/languages.py holds the table)'
+    f'unknown language {language!r}{hint} Known codes: {", ".join(ENGLISH_NAMES)} '
+    '(crossin_jax/languages.py holds the table)'
   )

@@ -1,4 +1,6 @@
-"""Names of modules in gin files and in MODEL_DIR/config.gin of before November 2026, and theirs now."""
+"""Names of modules in gin files and in MODEL_DIR/config.gin of before November 2026, and theirs
+now.
+"""
 
 import re
 

@@ -21,8 +21,12 @@ class Progress:
       return
     self._shown = now
     rate = (done - self._first) / max(1e-9, now - self._start)
-    left = f', {duration((self._total - done) / rate)} left' if rate > 0 and done < self._total else ''
-    line = f'{self._label} {done:,}/{self._total:,} ({rate:.3g}/s{left}){" " + text if text else ""}'
+    left = (
+      f', {duration((self._total - done) / rate)} left' if rate > 0 and done < self._total else ''
+    )
+    line = (
+      f'{self._label} {done:,}/{self._total:,} ({rate:.3g}/s{left}){" " + text if text else ""}'
+    )
     end = '\n' if not terminal or done >= self._total else ''
     self._stream.write(f'\r\033[K{line}{end}' if terminal else f'{line}{end}')
     self._stream.flush()

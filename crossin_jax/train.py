@@ -62,13 +62,14 @@ def train(
   """Trains, or resumes, in `model_dir`.
 
   Args:
-    model_dir: checkpoints, metrics.jsonl, tensorboard/ and config.gin are written here; on gs:// small files every 30 s and
-      before each checkpoint.
+    model_dir: checkpoints, metrics.jsonl, tensorboard/ and config.gin are written here; on gs://
+      small files every 30 s and before each checkpoint.
     model: a Linen module with the signature of `models.decoder.Decoder`.
     optimizer: called with total_steps; returns an `Optimizer`.
     data_dir: D of `crossin prepare`.
     mixture: name of a prepared mixture.
-    total_steps: batches of the whole run; sources begin anew, in another order, as often as that takes.
+    total_steps: batches of the whole run; sources begin anew, in another order, as often as that
+      takes.
     epochs: instead of total_steps: how often the tasks are read.
     epochs_until: 'all' tasks have been read so often, or the 'first' one has.
     batch_size: rows of the global batch.
@@ -76,16 +77,17 @@ def train(
     microbatches: the batch is cut into this many; changes memory, not results.
     seed: of initialisation, dropout and row order.
     z_loss: factor on log(Z)^2; 0 = none.
-    initial_checkpoint: parameters to start from: a checkpoint or MODEL_DIR (ours or T5X's), or a Hugging Face directory;
-      None = fresh.
+    initial_checkpoint: parameters to start from: a checkpoint or MODEL_DIR (ours or T5X's), or a
+      Hugging Face directory; None = fresh.
     evaluators: each called with (model, params, partitioner), yields (name, value).
     evaluation_period: steps between evaluations, and one after the last step; 0 = none.
-    early_stopping_patience: evaluations without a better `CheckpointConfig.best_metric` after which the run
-      ends; None = never.
+    early_stopping_patience: evaluations without a better `CheckpointConfig.best_metric` after which
+      the run ends; None = never.
     log_period: steps per line of metrics.jsonl.
-    nan_policy: 'skip' leaves a step with a non-finite loss or gradient (or a spike) out, 'stop' ends the run
-      there. Either names the examples to blame.
-    spike_factor: a loss above this many times the median of the last 50 steps counts as a spike; None = none does.
+    nan_policy: 'skip' leaves a step with a non-finite loss or gradient (or a spike) out, 'stop'
+      ends the run there. Either names the examples to blame.
+    spike_factor: a loss above this many times the median of the last 50 steps counts as a spike;
+      None = none does.
     max_skipped_steps: that many in a row end the run also under 'skip'.
     new_stream: go on with other data settings than the checkpoint's, on purpose.
     checkpoint_config: when to save, what to keep.
@@ -97,7 +99,8 @@ def train(
   Raises:
     TrainingError: NaN, a batch that does not fit the mesh, a vocabulary larger than the model's.
     ValueError: changed data on resume, and settings that are no legal choice.
-    RollCallError: processes of a run that differ in data, model, mesh or number of steps; they are named.
+    RollCallError: processes of a run that differ in data, model, mesh or number of steps; they are
+      named.
     RunError, CheckpointError, PreparedDataError: see there.
   """
   if nan_policy not in ('skip', 'stop'):
@@ -109,12 +112,14 @@ def train(
     compiled.compiled_programs(model_dir),
     interruption.StopSignal() as stop,
   ):
-    # ---- what there is -----------------------------------------------------------------------------------
+    # ---- what there is ----
     partition = partitioner()
     prepared = PreparedMixture(data_dir, mixture)
     stream = BatchStream(prepared, batch_size=batch_size, length=length, seed=seed)
     total_steps = total_steps or stream.steps_for_epochs(epochs, epochs_until)
-    if (chosen := partition.suit(model, batch_size=batch_size // microbatches)) and jax.process_index() == 0:
+    if (
+      chosen := partition.suit(model, batch_size=batch_size // microbatches)
+    ) and jax.process_index() == 0:
       print(chosen, file=sys.stderr)
     optimizer = optimizer(total_steps=total_steps)
     checkpoint_settings = checkpoint_config()
@@ -128,11 +133,12 @@ def train(
     with partition.activate():
       abstract = train_state.state_shardings(model, optimizer.transform, partition, length)
 
-      # ---- restore, or initialise --------------------------------------------------------------------------
+      # ---- restore, or initialise ----
       adapters = lora.of_model(model)
       if adapters and not initial_checkpoint:
         raise TrainingError(
-          'LoRA adapters need a model beneath: set train.initial_checkpoint (INITIAL_CHECKPOINT_PATH)'
+          'LoRA adapters need a model beneath: set train.initial_checkpoint '
+          '(INITIAL_CHECKPOINT_PATH)'
         )
       base = parameters.base_reference(initial_checkpoint) if adapters else None
       distributed.barrier('restoring')
@@ -150,7 +156,13 @@ def train(
       else:
         known = _initial_params(initial_checkpoint, model, abstract)
         state = train_state.init_state(model, optimizer.transform, abstract, length, seed, known)
-        run = {'period': None, 'losses': [], 'best': None, 'evaluations_without_better': 0, 'evaluated': 0}
+        run = {
+          'period': None,
+          'losses': [],
+          'best': None,
+          'evaluations_without_better': 0,
+          'evaluated': 0,
+        }
       step = first_step = int(state.step)
       period = metrics.Period(len(tasks), run['period'])
       spikes = nonfinite.SpikeThreshold(spike_factor, run['losses'])
@@ -158,9 +170,17 @@ def train(
         run_directory.describe(files.path, prepared, initial_checkpoint)
         files.push()  # evaluators read it on all hosts
         writer = metrics.MetricsWriter(files.path, first_step, evaluated=run['evaluated'])
-      progress = metrics_lib.Progress(total_steps, f'train {os.path.basename(os.path.normpath(model_dir))}: step')
+      progress = metrics_lib.Progress(
+        total_steps, f'train {os.path.basename(os.path.normpath(model_dir))}: step'
+      )
       step_fn = train_state.jit_train_step(
-        model, optimizer, state, tasks=len(tasks), microbatches=microbatches, z_loss=z_loss, seed=seed
+        model,
+        optimizer,
+        state,
+        tasks=len(tasks),
+        microbatches=microbatches,
+        z_loss=z_loss,
+        seed=seed,
       )
       rate_at = jax.jit(optimizer.schedule)
       threshold_of = lambda at: jax.device_put(spikes.at(at), partition.replicated)
@@ -176,17 +196,22 @@ def train(
         spikes.add(pending_step, values)
         skipped_in_a_row = skipped_in_a_row + 1 if values.skipped else 0
         if values.skipped:
-          blamed = nonfinite.blame(model, state.model_params, partition, stream, pending_step - 1, values)
+          blamed = nonfinite.blame(
+            model, state.model_params, partition, stream, pending_step - 1, values
+          )
           print(f'step {pending_step}: {blamed}; its update was left out', file=sys.stderr)
           if nan_policy == 'stop' or skipped_in_a_row >= max_skipped_steps:
             raise TrainingError(
-              f'step {pending_step}: {blamed}; {skipped_in_a_row} such step(s) in a row. Mend or remove those rows and '
+              f'step {pending_step}: {blamed}; {skipped_in_a_row} such step(s) in a row. Mend or '
+              'remove those rows and '
               'prepare again, or lower the learning rate (schedule.peak)'
             )
         if pending_step % log_period == 0 or pending_step == total_steps:
           now = time.monotonic()
           line = _metrics_line(period.sums, table, float(rate_at(pending_step - 1)), now - clock)
-          line['mfu'] = flops.utilisation(getattr(model, 'config', None), length, line['tokens_per_second'] or 0.0)
+          line['mfu'] = flops.utilisation(
+            getattr(model, 'config', None), length, line['tokens_per_second'] or 0.0
+          )
           files.check()
           if chief:
             writer.write(pending_step, line)
@@ -198,7 +223,9 @@ def train(
         nonlocal clock
         distributed.barrier(f'the evaluation of step {step}')
         figures = {
-          name: value for evaluator in evaluators for name, value in evaluator(model, state.model_params, partition)
+          name: value
+          for evaluator in evaluators
+          for name, value in evaluator(model, state.model_params, partition)
         }
         if chief and figures:
           writer.write(step, figures)
@@ -216,7 +243,10 @@ def train(
         except lease.InUse:
           raise
         except remote.RemoteError as error:
-          print(f'warning: {error}; the checkpoint of step {step} is saved all the same', file=sys.stderr)
+          print(
+            f'warning: {error}; the checkpoint of step {step} is saved all the same',
+            file=sys.stderr,
+          )
         now = {
           'stream': stream.settings,
           'fingerprint': fingerprint(stream.settings),
@@ -225,18 +255,28 @@ def train(
         }
         saved.save(step, state, run | now | {'losses': spikes.losses}, figures)
 
-      # ---- the loop ------------------------------------------------------------------------------------------
-      # A step is due for evaluation once; a run that was stopped in the middle of one begins with it.
-      evaluation_due = lambda: evaluation_period and (step % evaluation_period == 0 or step == total_steps)
+      # ---- the loop ----
+      # A step is due for evaluation once; a run that was stopped in the middle of one begins with
+      # it.
+      evaluation_due = lambda: (
+        evaluation_period and (step % evaluation_period == 0 or step == total_steps)
+      )
       finished_early = bool(run.get('finished_early'))
       try:
         if step and evaluation_due() and run['evaluated'] < step:
           figures = evaluate()
           finished_early = _early_stop(run, figures, checkpoint_settings, early_stopping_patience)
-        # A step compiled ahead of time refuses 4-bit arguments for their layout; it then compiles at its first call.
-        if step < total_steps and not finished_early and not (adapters and adapters.base_dtype == 'nf4'):
+        # A step compiled ahead of time refuses 4-bit arguments for their layout; it then compiles
+        # at its first call.
+        if (
+          step < total_steps
+          and not finished_early
+          and not (adapters and adapters.base_dtype == 'nf4')
+        ):
           distributed.barrier('compiling')
-          step_fn = compiled.in_thread(step_fn.lower(state, loader.peek(), threshold_of(step + 1)).compile)
+          step_fn = compiled.in_thread(
+            step_fn.lower(state, loader.peek(), threshold_of(step + 1)).compile
+          )
           distributed.barrier('the first step')
         while step < total_steps and not finished_early:
           batch, threshold = next(loader), threshold_of(step + 1)
@@ -257,14 +297,18 @@ def train(
               finished_early = run['finished_early'] = _early_stop(
                 run, figures, checkpoint_settings, early_stopping_patience
               )
-            if stopping or finished_early or step == total_steps or checkpoint_settings.is_due(step):
+            if (
+              stopping or finished_early or step == total_steps or checkpoint_settings.is_due(step)
+            ):
               save(figures)
           if stopping and step < total_steps:
             raise interruption.Interrupted
       except interruption.Interrupted:
         save({})
         saved.close()
-        print(f'told to stop: saved step {step}; start the same command again to go on', file=sys.stderr)
+        print(
+          f'told to stop: saved step {step}; start the same command again to go on', file=sys.stderr
+        )
         return RESTART
       finally:
         loader.close()
@@ -272,12 +316,17 @@ def train(
       if chief:
         writer.close()
         if stream.dropped:
-          warnings.warn(f'{stream.dropped} examples found no room in their window nor in the next and were left out')
+          warnings.warn(
+            f'{stream.dropped} examples found no room in their window nor in the next and were '
+            'left out'
+          )
   return 0
 
 
 def _initial_params(initial_checkpoint: str | None, model, abstract):
-  """The parameters that training starts from, or None: of a LoRA run its adapters too, of anything else no adapters."""
+  """The parameters that training starts from, or None: of a LoRA run its adapters too, of anything
+  else no adapters.
+  """
   if not initial_checkpoint:
     return None
   wanted = lora.merge(abstract.params, abstract.frozen)
@@ -297,13 +346,16 @@ def _check_fit(model, prepared, partition, batch_size, microbatches) -> None:
   model_size = getattr(getattr(model, 'config', None), 'vocab_size', None)
   if model_size is not None and model_size < prepared.vocabulary_size:
     raise TrainingError(
-      f'the model has {model_size} ids, the vocabulary of mixture {prepared.name} has {prepared.vocabulary_size}; '
+      f'the model has {model_size} ids, the vocabulary of mixture {prepared.name} has '
+      f'{prepared.vocabulary_size}; '
       f'set DecoderConfig.vocab_size to at least that'
     )
 
 
 def _what_must_be_equal(model, partition, stream, total_steps: int) -> str:
-  """What the processes of a run must have in common; short, as it stands in the message if they have not."""
+  """What the processes of a run must have in common; short, as it stands in the message if they
+  have not.
+  """
   digest = lambda value: hashlib.sha256(repr(value).encode()).hexdigest()[:8]
   return (
     f'jax {jax.__version__}, model {digest(model)}, data {digest(fingerprint(stream.settings))}, '
@@ -339,7 +391,8 @@ def _early_stop(run: dict, figures: dict, settings, patience: int | None) -> boo
     return False
   if settings.best_metric not in figures:
     raise TrainingError(
-      f"CheckpointConfig.best_metric = {settings.best_metric!r} is none of the evaluators' figures: {', '.join(figures)}"
+      f"CheckpointConfig.best_metric = {settings.best_metric!r} is none of the evaluators' "
+      f'figures: {", ".join(figures)}'
     )
   value, best = figures[settings.best_metric], run.get('best')
   better = best is None or (value < best if settings.best_mode == 'min' else value > best)
@@ -352,8 +405,10 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin train`."""
   parser = argparse.ArgumentParser(
     prog='crossin train',
-    description='Train, or resume, in MODEL_DIR. Exit status: 0 finished, 75 told to stop (start again), 1 failed, 2 usage.',
-    epilog='example: crossin train --gin_file=gin_configs/runs/world_tune.gin --gin.MODEL_DIR="\'runs/a\'"',
+    description='Train, or resume, in MODEL_DIR. Exit status: 0 finished, 75 told to stop (start '
+    'again), 1 failed, 2 usage.',
+    epilog='example: crossin train --gin_file=gin_configs/runs/world_tune.gin '
+    '--gin.MODEL_DIR="\'runs/a\'"',
   )
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   distributed.add_flags(parser)
@@ -371,7 +426,8 @@ def main(argv: list[str]) -> int:
         last |= json.loads(line)
     print(json.dumps({'model_dir': model_dir, 'status': status, **last}))
   if compiled.left_behind():
-    # XLA is still compiling in a thread; the interpreter's own way out would wait for it or crash in it.
+    # XLA is still compiling in a thread; the interpreter's own way out would wait for it or crash
+    # in it.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,4 +1,6 @@
-"""Rows of several languages that belong together: by id or by position; those unusable in one language left out."""
+"""Rows of several languages that belong together: by id or by position; those unusable in one
+language left out.
+"""
 
 import collections
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,7 +79,9 @@ class Ids(Sequence):
     return len(self) == len(other) and all(a == b for a, b in zip(self, other))
 
   def __repr__(self) -> str:
-    return repr(self[:]) if len(self) <= 8 else f'<{len(self):,} ids from {self[0]!r} to {self[-1]!r}>'
+    return (
+      repr(self[:]) if len(self) <= 8 else f'<{len(self):,} ids from {self[0]!r} to {self[-1]!r}>'
+    )
 
 
 def aligned(columns: Mapping[str, Column], align: str) -> Table:
@@ -90,7 +94,9 @@ def aligned(columns: Mapping[str, Column], align: str) -> Table:
   Raises:
     SourceError: see `ParallelFiles.align`.
   """
-  by_id = align == 'id' or align == 'auto' and all(column.has_id.all() for column in columns.values())
+  by_id = (
+    align == 'id' or align == 'auto' and all(column.has_id.all() for column in columns.values())
+  )
   if by_id:
     places, set_aside = _by_id(columns)
   else:
@@ -101,7 +107,8 @@ def aligned(columns: Mapping[str, Column], align: str) -> Table:
   for language, column in columns.items():
     faults = column.text_faults[places[language]]
     if by_id:
-      # An unusable id stands between what is wrong with the whole row and what is wrong with a character of it.
+      # An unusable id stands between what is wrong with the whole row and what is wrong with a
+      # character of it.
       id_faults = column.id_faults[places[language]]
       faults = np.where((id_faults > 0) & ~np.isin(faults, _OF_THE_ROW), id_faults, faults)
     for fault, count in enumerate(np.bincount(faults[usable], minlength=len(FAULTS)).tolist()):
@@ -117,7 +124,9 @@ def aligned(columns: Mapping[str, Column], align: str) -> Table:
 _OF_THE_ROW = [FAULTS.index('empty_response'), FAULTS.index('too_long')]
 
 
-def _by_id(columns: Mapping[str, Column]) -> tuple[dict[str, np.ndarray], dict[tuple[str, str], int]]:
+def _by_id(
+  columns: Mapping[str, Column],
+) -> tuple[dict[str, np.ndarray], dict[tuple[str, str], int]]:
   """Places of the rows that all languages have, in the order of the first, and the others counted."""
   orders = {}  # language -> places sorted by id digest
   for language, column in columns.items():
@@ -132,20 +141,26 @@ def _by_id(columns: Mapping[str, Column]) -> tuple[dict[str, np.ndarray], dict[t
     places[other] = order[at]
     found &= digests[places[other]] == wanted
   if not found.any():
-    examples = ', '.join(f'{column.id(0)!r} in {column.file} ({language})' for language, column in columns.items())
+    examples = ', '.join(
+      f'{column.id(0)!r} in {column.file} ({language})' for language, column in columns.items()
+    )
     raise SourceError(
-      f'no id occurs in all of {", ".join(columns)}; the first ids are {examples}. Give rows that belong together '
+      f'no id occurs in all of {", ".join(columns)}; the first ids are {examples}. Give rows that '
+      'belong together '
       "the same id, or set align = 'position' if row n belongs to row n"
     )
   kept = int(found.sum())
   lone = {(language, 'no_counterpart'): len(column) - kept for language, column in columns.items()}
-  return {language: place[found] for language, place in places.items()}, {k: n for k, n in lone.items() if n}
+  return {language: place[found] for language, place in places.items()}, {
+    k: n for k, n in lone.items() if n
+  }
 
 
 def _check_ids(language: str, column: Column, order: np.ndarray) -> None:
   """Refuses the first row without an id, or with one that is taken."""
   digests = column.id_digests[order]
-  again = order[1:][digests[1:] == digests[:-1]]  # the sort is stable: of equal ids all but the first
+  # the sort is stable: of equal ids all but the first
+  again = order[1:][digests[1:] == digests[:-1]]
   without = np.flatnonzero(~column.has_id)
   if not len(again) and not len(without):
     return
@@ -156,7 +171,8 @@ def _check_ids(language: str, column: Column, order: np.ndarray) -> None:
     raise SourceError(f"{where}: field 'id' is missing; add it, or set align = 'position'")
   first = int(np.flatnonzero(column.id_digests == column.id_digests[place])[0])
   raise SourceError(
-    f'{where}: id {column.id(place)!r} of language {language!r} is already that of row {column.number(first)}; '
+    f'{where}: id {column.id(place)!r} of language {language!r} is already that of row '
+    f'{column.number(first)}; '
     "make ids unique, or set align = 'position' if each language has its own file"
   )
 
@@ -166,12 +182,17 @@ def _check_positions(columns: Mapping[str, Column], check_ids: bool) -> None:
   first, *others = columns.values()
   for other in others:
     both = min(len(first), len(other))
-    unequal = first.has_id[:both] & other.has_id[:both] & (first.id_digests[:both] != other.id_digests[:both])
+    unequal = (
+      first.has_id[:both]
+      & other.has_id[:both]
+      & (first.id_digests[:both] != other.id_digests[:both])
+    )
     differing = int(unequal.argmax()) if unequal.any() else None
     parting = 'without ids the first unequal row cannot be told'
     if differing is not None:
       parting = (
-        f'the first unequal row is {differing} (counted from 0), id {first.id(differing)!r} in {first.file}, '
+        f'the first unequal row is {differing} (counted from 0), id {first.id(differing)!r} in '
+        f'{first.file}, '
         f'{other.id(differing)!r} in {other.file}'
       )
     elif first.has_id.any() and other.has_id.any():
@@ -184,6 +205,7 @@ def _check_positions(columns: Mapping[str, Column], check_ids: bool) -> None:
       )
     if check_ids and differing is not None:
       raise SourceError(
-        f'files with an id in some rows only are aligned by position, but {parting}. Give every row an id, '
+        f'files with an id in some rows only are aligned by position, but {parting}. Give every '
+        'row an id, '
         "or set align = 'position' if the ids do not matter"
       )

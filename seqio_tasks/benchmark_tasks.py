@@ -1,12 +1,14 @@
-"""The benchmarks as SeqIO Tasks, one a language and prompt, with the figures of this project as their metrics.
+"""The benchmarks as SeqIO Tasks, one a language and prompt, with the figures of this project as
+their metrics.
 
     from seqio_tasks import benchmark_tasks
-    names = benchmark_tasks.register('xcopa', 'data/xcopa', Vocabulary('tokenizer.model'), languages=('sw', 'th'))
-    # ['xcopa.sw.p1.likelihood', 'xcopa.th.p1.likelihood']
+    names = benchmark_tasks.register('xcopa', 'data/xcopa', Vocabulary('tokenizer.model'),
+    languages=('sw', 'th')) # ['xcopa.sw.p1.likelihood', 'xcopa.th.p1.likelihood']
 
-`<benchmark>.<language>.p<n>.generate` has an example for each item: `inputs` is the prompt, `targets` the right answer; its metrics
-read the decoded text. `... .likelihood` has one for each option: `targets` is the option and `is_right` its worth; its metrics
-compare the scores (log-likelihoods) of the options of an item, the score being the sum over the target's tokens.
+`<benchmark>.<language>.p<n>.generate` has an example for each item: `inputs` is the prompt,
+`targets` the right answer; its metrics read the decoded text. `... .likelihood` has one for each
+option: `targets` is the option and `is_right` its worth; its metrics compare the scores
+(log-likelihoods) of the options of an item, the score being the sum over the target's tokens.
 """
 
 from collections.abc import Sequence
@@ -64,23 +66,30 @@ def register(
   return names
 
 
-def _add(name: str, questions: Questions, column: int, method: str, vocabulary: Vocabulary, protocol: str) -> None:
+def _add(
+  name: str, questions: Questions, column: int, method: str, vocabulary: Vocabulary, protocol: str
+) -> None:
   rows = [item[column] for item in questions.rows]
   language = questions.languages[column]
   make = _generation_examples if method == 'generate' else _option_examples
   examples = make(rows, vocabulary)
   features = {
-    key: seqio.Feature(SeqioVocabulary(vocabulary), add_eos=False, dtype=tf.int32) for key in ('inputs', 'targets')
+    key: seqio.Feature(SeqioVocabulary(vocabulary), add_eos=False, dtype=tf.int32)
+    for key in ('inputs', 'targets')
   }
   if method == 'generate':
-    metric = _metric_of_texts(functools.partial(_figures_of_texts, rows, questions, language, protocol))
+    metric = _metric_of_texts(
+      functools.partial(_figures_of_texts, rows, questions, language, protocol)
+    )
   else:
     metric = _metric_of_scores(functools.partial(_figures_of_scores, rows))
   seqio.TaskRegistry.remove(name)
   seqio.TaskRegistry.add(
     name,
     source=seqio.FunctionDataSource(
-      functools.partial(_dataset, examples), splits=('test',), num_input_examples={'test': len(examples)}
+      functools.partial(_dataset, examples),
+      splits=('test',),
+      num_input_examples={'test': len(examples)},
     ),
     preprocessors=[],
     output_features=features,
@@ -111,7 +120,9 @@ def _option_examples(rows: list[dict], vocabulary: Vocabulary) -> list[dict]:
     for option, text in enumerate(row.get('continuations', row['choices'])):
       before, after = pair_tokens(vocabulary, _prompt(row), text)
       right = option == row['answer']
-      examples.append({'inputs': before, 'targets': after, 'item': i, 'option': option, 'is_right': right})
+      examples.append(
+        {'inputs': before, 'targets': after, 'item': i, 'option': option, 'is_right': right}
+      )
   return examples
 
 
@@ -139,7 +150,9 @@ def _postprocess(decoded, example=None, is_target=False, **_):
   return number('item'), number('option')
 
 
-def _figures_of_texts(rows, questions: Questions, language: str, protocol: str, targets, predictions) -> dict:
+def _figures_of_texts(
+  rows, questions: Questions, language: str, protocol: str, targets, predictions
+) -> dict:
   """Accuracy (exact match) and unparsed rate, F1 for spans."""
   texts = {item: text for (item, _), text in zip(targets, predictions)}
   if questions.kind != 'choice':
@@ -152,7 +165,12 @@ def _figures_of_texts(rows, questions: Questions, language: str, protocol: str, 
   else:
     extracted = [
       extraction.extract(
-        text, rows[item]['choices'], protocol, item_id=questions.ids[item], language=language, prompt=questions.prompt
+        text,
+        rows[item]['choices'],
+        protocol,
+        item_id=questions.ids[item],
+        language=language,
+        prompt=questions.prompt,
       )
       for item, text in texts.items()
     ]
@@ -168,7 +186,8 @@ def _figures_of_scores(rows, targets, scores) -> dict:
     table[item][option] = score
   right = [int(np.argmax(own)) == row['answer'] for own, row in zip(table, rows)]
   per_character = [
-    int(np.argmax(own / [len(c) for c in row['choices']])) == row['answer'] for own, row in zip(table, rows)
+    int(np.argmax(own / [len(c) for c in row['choices']])) == row['answer']
+    for own, row in zip(table, rows)
   ]
   return {'accuracy': float(np.mean(right)), 'accuracy_norm': float(np.mean(per_character))}
 

@@ -1,4 +1,6 @@
-"""The rows of one language of a source, on disk: memory holds 26 bytes a row, whatever the length of its text."""
+"""The rows of one language of a source, on disk: memory holds 26 bytes a row, whatever the length
+of its text.
+"""
 
 from collections.abc import Iterator
 import contextlib
@@ -16,10 +18,13 @@ from crossin_jax.data.source_errors import SourceError
 
 # What is wrong with a row; a row's fault is an index into this.
 FAULTS = ('', 'empty_response', 'too_long', 'control_characters', 'lone_surrogates')
-# Unicode category Cc without \t \n \r, and half surrogate pairs ("\ud83d" alone in JSON), which UTF-8 cannot hold.
+# Unicode category Cc without \t \n \r, and half surrogate pairs ("\ud83d" alone in JSON), which
+# UTF-8 cannot hold.
 _UNUSABLE = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]')
-_HEADER = struct.Struct('<qiIII')  # row number, bytes of id (-1 = none), instruction, input and output
-# What memory holds of a row until rows are aligned: where its record ends, digest of its id, faults.
+# row number, bytes of id (-1 = none), instruction, input and output
+_HEADER = struct.Struct('<qiIII')
+# What memory holds of a row until rows are aligned: where its record ends, digest of its id,
+# faults.
 _ENTRY = struct.Struct('<q16sBB')
 _ENTRIES = np.dtype([('end', '<i8'), ('id', 'S16'), ('text_fault', 'u1'), ('id_fault', 'u1')])
 _NO_ID = bytes(16)
@@ -27,14 +32,17 @@ _PIECE_ROWS, _PIECE_BYTES = 1024, 4 << 20  # read at once
 
 
 class Column:
-  """The rows of one language as they were read, first added, then (after `seal`) asked for by place.
+  """The rows of one language as they were read, first added, then (after `seal`) asked for by
+  place.
 
-  The files have no name, so nothing is left behind however the process ends; forked processes share them. They are
-  read with pread, not mapped: mapped pages count as the memory of the process that touched them.
+  The files have no name, so nothing is left behind however the process ends; forked processes share
+  them. They are read with pread, not mapped: mapped pages count as the memory of the process that
+  touched them.
 
   Attributes:
     file: where the rows come from, for messages.
-    id_digests: S16 [rows], a 128-bit digest of each id; all zero = the row has none. Equal ids, equal digests.
+    id_digests: S16 [rows], a 128-bit digest of each id; all zero = the row has none. Equal ids,
+      equal digests.
     text_faults: uint8 [rows], index into FAULTS: what is wrong with the texts.
     id_faults: uint8 [rows], what is wrong with the id.
   """
@@ -44,7 +52,8 @@ class Column:
     self._folder, self._end = _folder(), 0
     with self._keeping():
       self._rows = tempfile.TemporaryFile(dir=self._folder, buffering=1 << 20)
-      # Beside the rows, not in arrays that grow: those leave holes in memory as large as themselves.
+      # Beside the rows, not in arrays that grow: those leave holes in memory as large as
+      # themselves.
       self._entries = tempfile.TemporaryFile(dir=self._folder, buffering=1 << 18)
 
   def add(self, row: Row) -> None:
@@ -77,7 +86,11 @@ class Column:
       entries = np.fromfile(self._entries, _ENTRIES)
       self._entries.close()
     self._starts = np.concatenate([np.zeros(1, np.int64), entries['end']])
-    self.id_digests, self.text_faults, self.id_faults = entries['id'], entries['text_fault'], entries['id_fault']
+    self.id_digests, self.text_faults, self.id_faults = (
+      entries['id'],
+      entries['text_fault'],
+      entries['id_fault'],
+    )
     return self
 
   def __len__(self) -> int:
@@ -108,7 +121,9 @@ class Column:
     return instruction.decode(), input_.decode(), output.decode()
 
   def fields(self, places: np.ndarray) -> Iterator[tuple[bytes | None, bytes, bytes, bytes]]:
-    """Id, instruction, input and output in UTF-8 of many rows; the file is read in pieces where they lie together."""
+    """Id, instruction, input and output in UTF-8 of many rows; the file is read in pieces where
+    they lie together.
+    """
     for first in range(0, len(places), _PIECE_ROWS):
       some = places[first : first + _PIECE_ROWS]
       starts, ends = self._starts[some], self._starts[some + 1]
@@ -130,7 +145,8 @@ class Column:
       yield
     except OSError as error:
       raise SourceError(
-        f'{self.file}: its rows cannot be kept in {self._folder} ({error.strerror or error}); make room there for as '
+        f'{self.file}: its rows cannot be kept in {self._folder} ({error.strerror or error}); '
+        'make room there for as '
         'much text as the file holds, or set TMPDIR to a folder that has it'
       ) from error
 
@@ -140,7 +156,12 @@ def _fields(record: bytes) -> tuple[bytes | None, bytes, bytes, bytes]:
   a = _HEADER.size + max(id_, 0)
   b = a + instruction
   c = b + input_
-  return None if id_ < 0 else record[_HEADER.size : a], record[a:b], record[b:c], record[c : c + output]
+  return (
+    None if id_ < 0 else record[_HEADER.size : a],
+    record[a:b],
+    record[b:c],
+    record[c : c + output],
+  )
 
 
 def _folder() -> str:

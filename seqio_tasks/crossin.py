@@ -13,7 +13,14 @@ import numpy as np
 from crossin_jax import config
 from crossin_jax.data.mixing import fold
 from crossin_jax.data.mixture_name import CROSSIN_MODES, MODES
-from crossin_jax.data.prompts import Example, Rejected, check_template, describe_template, render_example, stop_id
+from crossin_jax.data.prompts import (
+  Example,
+  Rejected,
+  check_template,
+  describe_template,
+  render_example,
+  stop_id,
+)
 from crossin_jax.data.vocabulary import Vocabulary
 from crossin_jax.languages import ENGLISH_NAMES
 
@@ -21,13 +28,14 @@ from crossin_jax.languages import ENGLISH_NAMES
 @config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
 class Preset:
-  """How examples are drawn and cut: METHODS section C, this project's default and the released code.
+  """How examples are drawn and cut: METHODS section C, this project's default and the released
+  code.
 
   Attributes:
     name: goes into the names of Tasks and Mixtures.
     assignment: 'one': every row once per mode, its language pair drawn by hash;
-      'every': every row in every pair; 'draws': as many draws with replacement as there are rows, row and
-      language shared by en2x, x2en and trans (released code).
+      'every': every row in every pair; 'draws': as many draws with replacement as there are rows,
+      row and language shared by en2x, x2en and trans (released code).
     same_language: x2x may draw the same language twice (released archive).
     both_directions: trans also from English into x.
     tags: language tag on en2x, x2en and x2x.
@@ -48,7 +56,9 @@ class Preset:
       raise ValueError(f"Preset.overlong = {self.overlong!r} is not 'shorten_input' or 'right_cut'")
 
 
-def language_pairs(mode: str, languages: tuple[str, ...], preset: Preset) -> tuple[tuple[str, str], ...]:
+def language_pairs(
+  mode: str, languages: tuple[str, ...], preset: Preset
+) -> tuple[tuple[str, str], ...]:
   """(source, target) languages of a mode, in a fixed order.
 
   language_pairs('en2x', ('en', 'zh', 'vi'), Preset()) == (('en', 'zh'), ('en', 'vi'))
@@ -64,7 +74,9 @@ def language_pairs(mode: str, languages: tuple[str, ...], preset: Preset) -> tup
   if mode == 'x2en':
     return tuple((x, 'en') for x in others)
   if mode == 'x2x':
-    return tuple((s, t) for s, t in itertools.product(languages, repeat=2) if s != t or preset.same_language)
+    return tuple(
+      (s, t) for s, t in itertools.product(languages, repeat=2) if s != t or preset.same_language
+    )
   if mode == 'trans':
     into_english = tuple((x, 'en') for x in others)
     return into_english + (tuple(('en', x) for x in others) if preset.both_directions else ())
@@ -73,7 +85,8 @@ def language_pairs(mode: str, languages: tuple[str, ...], preset: Preset) -> tup
 
 @functools.lru_cache(maxsize=64)
 def split_rows(source, validation_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Row indices of the training and the validation split, both int64 and in hash order; do not change them.
+  """Row indices of the training and the validation split, both int64 and in hash order; do not
+  change them.
 
   A row is in one split in all its languages. At most a twentieth of the rows is held out.
   """
@@ -96,7 +109,9 @@ class Drawn(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def draw(source, mode: str, pairs, preset: Preset, seed: int, validation_rows: int, split: str) -> Drawn:
+def draw(
+  source, mode: str, pairs, preset: Preset, seed: int, validation_rows: int, split: str
+) -> Drawn:
   """The examples of one mode, all its language pairs together, in the order that a volume cuts.
 
   Args:
@@ -109,7 +124,8 @@ def draw(source, mode: str, pairs, preset: Preset, seed: int, validation_rows: i
     split: 'train' or 'validation'.
 
   Returns:
-    The first n of the examples are those at volume n, so a larger volume contains a smaller one. Do not change them.
+    The first n of the examples are those at volume n, so a larger volume contains a smaller one. Do
+    not change them.
   """
   rows = split_rows(source, validation_rows, seed)[('train', 'validation').index(split)]
   count, n = len(rows), len(pairs)
@@ -122,12 +138,17 @@ def draw(source, mode: str, pairs, preset: Preset, seed: int, validation_rows: i
     kind = mode if mode in ('x2x', 'mono') else 'shared'
     places = np.fromiter((fold(seed, 'row', i) % count for i in range(count)), np.int64, count)
     return Drawn(
-      rows[places], np.fromiter((fold(seed, kind, 'language', i) % n for i in range(count)), np.int16, count)
+      rows[places],
+      np.fromiter((fold(seed, kind, 'language', i) % n for i in range(count)), np.int16, count),
     )
   ids = source.ids()
   if preset.assignment == 'one':
-    return Drawn(rows, np.fromiter((fold(seed, mode, ids[row]) % n for row in rows.tolist()), np.int16, count))
-  keys = (fold(seed, mode, id_, pair) for id_ in map(ids.__getitem__, rows.tolist()) for pair in pairs)
+    return Drawn(
+      rows, np.fromiter((fold(seed, mode, ids[row]) % n for row in rows.tolist()), np.int16, count)
+    )
+  keys = (
+    fold(seed, mode, id_, pair) for id_ in map(ids.__getitem__, rows.tolist()) for pair in pairs
+  )
   order = np.argsort(np.fromiter(keys, np.uint64, count * n), kind='stable')
   return Drawn(rows[order // n], (order % n).astype(np.int16))
 
@@ -160,7 +181,8 @@ class TaskSpec:
 
   def __post_init__(self):
     check_template(self.template)
-    stop_id(self.vocabulary, self.template)  # a chat template that cannot serve is refused before anything is read
+    # a chat template that cannot serve is refused before anything is read
+    stop_id(self.vocabulary, self.template)
 
   @property
   def name(self) -> str:
@@ -179,10 +201,14 @@ class TaskSpec:
 
   def drawn(self, split: str) -> Drawn:
     """The examples of its mode, those of the other language pairs too, in volume order."""
-    return draw(self.source, self.mode, self.pairs, self.preset, self.seed, self.validation_rows, split)
+    return draw(
+      self.source, self.mode, self.pairs, self.preset, self.seed, self.validation_rows, split
+    )
 
   def items(self, split: str) -> np.ndarray:
-    """int64 [examples, 2]: rank and row of its examples in volume order; ranks are counted over all pairs."""
+    """int64 [examples, 2]: rank and row of its examples in volume order; ranks are counted over all
+    pairs.
+    """
     drawn, mine = self.drawn(split), self.pairs.index((self.source_language, self.target_language))
     ranks = np.flatnonzero(drawn.pairs == mine)
     return np.stack([ranks, drawn.rows[ranks]], axis=1)
@@ -195,12 +221,17 @@ class TaskSpec:
     if self.mode == 'trans':
       return {
         'id': id_,
-        'instruction': f'Translate the following sentence into {ENGLISH_NAMES[self.target_language]}.',
+        'instruction': 'Translate the following sentence into '
+        f'{ENGLISH_NAMES[self.target_language]}.',
         'input': asked['instruction'],
         'output': answered['instruction'],
         'tag': '',
       }
-    tag = f'[{self.target_language}]' if self.preset.tags and self.mode in ('en2x', 'x2en', 'x2x') else ''
+    tag = (
+      f'[{self.target_language}]'
+      if self.preset.tags and self.mode in ('en2x', 'x2en', 'x2x')
+      else ''
+    )
     return {
       'id': id_,
       'instruction': asked['instruction'],

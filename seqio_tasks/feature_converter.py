@@ -1,4 +1,6 @@
-"""SeqIO examples to decoder features, with real tokens of id 0 kept and the loss weights as they were made."""
+"""SeqIO examples to decoder features, with real tokens of id 0 kept and the loss weights as they
+were made.
+"""
 
 from collections.abc import Mapping
 
@@ -18,8 +20,8 @@ PROMPT = 'decoder_causal_attention'
 class CrossInFeatureConverter(seqio.FeatureConverter):
   """Packs greedily in stream order (or pads), from `targets` and `loss_weights`.
 
-  seqio's own packer takes id 0 for padding and its decoder converter derives loss weights from ids; both
-  lose real tokens. Features are those of our own loader, so either trains the same model:
+  seqio's own packer takes id 0 for padding and its decoder converter derives loss weights from ids;
+  both lose real tokens. Features are those of our own loader, so either trains the same model:
 
       targets 7 8 2 | 9 2, weights 0 1 1 | 0 1, length 6, BOS 1
       decoder_target_tokens   7 8 2 9 2 0      decoder_input_tokens  1 7 8 1 9 0
@@ -35,7 +37,9 @@ class CrossInFeatureConverter(seqio.FeatureConverter):
     """bos_id: the vocabulary's BOS. Other arguments as in seqio.FeatureConverter."""
     super().__init__(pack=pack, bos_id=bos_id, **kwargs)
 
-  def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
+  def _convert_features(
+    self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+  ) -> tf.data.Dataset:
     length = task_feature_lengths['targets']
 
     def rows():
@@ -50,7 +54,9 @@ class CrossInFeatureConverter(seqio.FeatureConverter):
       if start:
         yield {name: row[name][0] for name in _FEATURES}
 
-    signature = {name: tf.TensorSpec((length,), tf.as_dtype(dtype)) for name, dtype in _FEATURES.items()}
+    signature = {
+      name: tf.TensorSpec((length,), tf.as_dtype(dtype)) for name, dtype in _FEATURES.items()
+    }
     return tf.data.Dataset.from_generator(rows, output_signature=signature)
 
   def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
@@ -58,10 +64,11 @@ class CrossInFeatureConverter(seqio.FeatureConverter):
 
 
 class PromptFeatureConverter(seqio.FeatureConverter):
-  """One example a row, with its prompt marked, so that T5X can decode behind it or score what follows it.
+  """One example a row, with its prompt marked, so that T5X can decode behind it or score what
+  follows it.
 
-  Of Tasks with `inputs` (the prompt) and `targets`, or with `targets` and `loss_weights` (the prompt is what comes before the first
-  token of weight):
+  Of Tasks with `inputs` (the prompt) and `targets`, or with `targets` and `loss_weights` (the
+  prompt is what comes before the first token of weight):
 
       inputs 7 8, targets 5 2, lengths 3 and 3, BOS 1
       decoder_target_tokens     7 8 5 2 0 0      decoder_input_tokens  1 7 8 5 0 0
@@ -80,10 +87,12 @@ class PromptFeatureConverter(seqio.FeatureConverter):
     **kwargs: as in seqio.FeatureConverter.
     """
     if weighted:
-      self.TASK_FEATURES = CrossInFeatureConverter.TASK_FEATURES  # pylint: disable=invalid-name  # SeqIO's name
+      self.TASK_FEATURES = CrossInFeatureConverter.TASK_FEATURES  # SeqIO's name
     super().__init__(**{**kwargs, 'pack': False}, bos_id=bos_id)
 
-  def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
+  def _convert_features(
+    self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+  ) -> tf.data.Dataset:
     length, names = self._length(task_feature_lengths), list(self.TASK_FEATURES)
 
     def row_of(first, second):
@@ -103,7 +112,9 @@ class PromptFeatureConverter(seqio.FeatureConverter):
     def convert(example):
       dtypes = [spec.dtype for spec in self.MODEL_FEATURES.values()]
       values = tf.numpy_function(row_of, [example[name] for name in names], dtypes)
-      return {name: tf.ensure_shape(value, (length,)) for name, value in zip(self.MODEL_FEATURES, values)}
+      return {
+        name: tf.ensure_shape(value, (length,)) for name, value in zip(self.MODEL_FEATURES, values)
+      }
 
     # A map, not a generator: T5X's evaluation asks the dataset for its length.
     return ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
@@ -116,7 +127,8 @@ class PromptFeatureConverter(seqio.FeatureConverter):
 
 
 class AnyTaskFeatureConverter(seqio.FeatureConverter):
-  """What T5X's FEATURE_CONVERTER_CLS must be for both kinds of Tasks, packed in training and one a row in evaluation.
+  """What T5X's FEATURE_CONVERTER_CLS must be for both kinds of Tasks, packed in training and one a
+  row in evaluation.
 
   Tasks with `inputs` and `targets` are never packed.
   """
@@ -132,10 +144,14 @@ class AnyTaskFeatureConverter(seqio.FeatureConverter):
     self._weighted = weighted(pack=pack, bos_id=bos_id, **options, **kwargs)
     self._prompted = PromptFeatureConverter(bos_id=bos_id, **kwargs)
 
-  def __call__(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
+  def __call__(
+    self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+  ) -> tf.data.Dataset:
     return self._of(task_feature_lengths)(ds, task_feature_lengths)
 
-  def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
+  def _convert_features(
+    self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+  ) -> tf.data.Dataset:
     raise NotImplementedError('the converter that __call__ chooses does it')
 
   def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:

@@ -1,4 +1,6 @@
-"""Mixtures as data: name <-> contents, and rates from counts, shares, temperature or epochs. No TensorFlow."""
+"""Mixtures as data: name <-> contents, and rates from counts, shares, temperature or epochs. No
+TensorFlow.
+"""
 
 import dataclasses
 
@@ -23,7 +25,8 @@ class MixtureSettings:
     english: rows of Base; None = the aligned rows in English.
     texts: name -> list of one-language sources of running text, usable as components.
     vocabulary: the tokenizer.
-    template: 'alpaca', 'cl_boost', 'llama', 'gemma', 'plain', or 'chat' (the template that lies beside the tokenizer).
+    template: 'alpaca', 'cl_boost', 'llama', 'gemma', 'plain', or 'chat' (the template that lies
+      beside the tokenizer).
     presets: those that names may use besides 'default' and 'released'.
     seed: decides which rows and languages fall into a volume.
     validation_rows: rows held out of every source, at most a twentieth of it.
@@ -31,7 +34,8 @@ class MixtureSettings:
     rates: 'counts' (proportional to examples), 'shares', 'temperature' or 'epochs'.
     shares: component -> share, for rates = 'shares'; within a component by counts.
     temperature: for rates = 'temperature': tasks weigh count ** (1 / temperature).
-    epochs: component -> how often it is read while a component of weight 1 is read once, for 'epochs'.
+    epochs: component -> how often it is read while a component of weight 1 is read once, for
+      'epochs'.
   """
 
   parallel: object = None
@@ -58,9 +62,13 @@ class MixtureSettings:
 
   def preset(self, name: str) -> Preset:
     """The preset of that name."""
-    known = {'default': Preset(), 'released': RELEASED} | {preset.name: preset for preset in self.presets}
+    known = {'default': Preset(), 'released': RELEASED} | {
+      preset.name: preset for preset in self.presets
+    }
     if name not in known:
-      raise ValueError(f'preset {name!r} is not one of {", ".join(known)}; MixtureSettings.presets adds others')
+      raise ValueError(
+        f'preset {name!r} is not one of {", ".join(known)}; MixtureSettings.presets adds others'
+      )
     return known[name]
 
 
@@ -69,7 +77,9 @@ RELEASED = Preset('released', assignment='draws', same_language=True, overlong='
 
 @dataclasses.dataclass(frozen=True)
 class MixtureEntry:
-  """A Task in a mixture: `volume` None = all of it; `examples` before any is dropped for its length."""
+  """A Task in a mixture: `volume` None = all of it; `examples` before any is dropped for its
+  length.
+  """
 
   task: TaskSpec
   volume: int | None
@@ -81,13 +91,14 @@ def mixture_entries(name: MixtureName, settings: MixtureSettings) -> list[Mixtur
   """Tasks of a mixture with their rates, which sum to 1.
 
   Raises:
-    ValueError: an unknown component, a volume larger than the source, a language the source lacks, or
-      shares / epochs that do not name every component.
+    ValueError: an unknown component, a volume larger than the source, a language the source lacks,
+      or shares / epochs that do not name every component.
   """
   preset = settings.preset(name.preset)
   if settings.parallel is not None and settings.parallel.name != name.source:
     raise ValueError(
-      f'mixture {name} is over source {name.source!r}, MixtureSettings.parallel is {settings.parallel.name!r}'
+      f'mixture {name} is over source {name.source!r}, MixtureSettings.parallel is '
+      f'{settings.parallel.name!r}'
     )
   entries = []
   for component in name.components:
@@ -95,7 +106,8 @@ def mixture_entries(name: MixtureName, settings: MixtureSettings) -> list[Mixtur
       missing = set(pair) - set(source.languages)
       if missing:
         raise ValueError(
-          f'source {source.name} has no rows in {", ".join(sorted(missing))}; it has {", ".join(source.languages)}'
+          f'source {source.name} has no rows in {", ".join(sorted(missing))}; it has '
+          f'{", ".join(source.languages)}'
         )
       task = TaskSpec(
         source=source,
@@ -115,7 +127,8 @@ def mixture_entries(name: MixtureName, settings: MixtureSettings) -> list[Mixtur
         train = len(task.drawn('train').rows)
         if volume > train:
           raise ValueError(
-            f'mixture {name}: volume {volume} is more than the {train} examples that {source.name} gives for {mode}; '
+            f'mixture {name}: volume {volume} is more than the {train} examples that '
+            f'{source.name} gives for {mode}; '
             f"use 'all' or a smaller volume"
           )
       ranks = task.items('train')[:, 0]
@@ -125,7 +138,9 @@ def mixture_entries(name: MixtureName, settings: MixtureSettings) -> list[Mixtur
   total = sum(weights)
   if total <= 0:
     raise ValueError(f'mixture {name} has no example with a rate above 0')
-  return [dataclasses.replace(entry, rate=weight / total) for entry, weight in zip(entries, weights)]
+  return [
+    dataclasses.replace(entry, rate=weight / total) for entry, weight in zip(entries, weights)
+  ]
 
 
 def _component(component, name, settings, preset):
@@ -143,8 +158,10 @@ def _component(component, name, settings, preset):
     source = settings.parallel
   else:
     raise ValueError(
-      f'mixture {name}: component {component!r} is none of base, {", ".join(CROSSIN_MODES + tuple(texts))}; sources of text '
-      'are components too (MixtureSettings.texts; of X-Instruction: set ROWS, SEED_ROWS, TRANSLATED or DISTILLED)'
+      f'mixture {name}: component {component!r} is none of base, '
+      f'{", ".join(CROSSIN_MODES + tuple(texts))}; sources of text '
+      'are components too (MixtureSettings.texts; of X-Instruction: set ROWS, SEED_ROWS, '
+      'TRANSLATED or DISTILLED)'
     )
   if source is None:
     raise ValueError(f'mixture {name}: component {component!r} needs MixtureSettings.parallel')
@@ -152,7 +169,9 @@ def _component(component, name, settings, preset):
 
 
 def _weights(entries, name, settings) -> list[float]:
-  """Unnormalised rates. METHODS A.3 mixes by counts; temperature as in mT5, rate ~ count ** (1 / T)."""
+  """Unnormalised rates. METHODS A.3 mixes by counts; temperature as in mT5, rate ~ count ** (1 /
+  T).
+  """
   counts = [float(entry.examples) for entry in entries]
   if settings.rates == 'counts':
     return counts
@@ -161,12 +180,17 @@ def _weights(entries, name, settings) -> list[float]:
   table = settings.shares if settings.rates == 'shares' else settings.epochs
   missing = set(name.components) - set(table or {})
   if missing:
-    raise ValueError(f'mixture {name}: MixtureSettings.{settings.rates} gives nothing for {", ".join(sorted(missing))}')
+    raise ValueError(
+      f'mixture {name}: MixtureSettings.{settings.rates} gives nothing for '
+      f'{", ".join(sorted(missing))}'
+    )
   if any(value < 0 for value in table.values()):
     raise ValueError(f'MixtureSettings.{settings.rates} = {table} must not be negative')
   if settings.rates == 'epochs':
     return [count * table[entry.task.component] for count, entry in zip(counts, entries)]
-  totals = {c: sum(k for k, e in zip(counts, entries) if e.task.component == c) for c in name.components}
+  totals = {
+    c: sum(k for k, e in zip(counts, entries) if e.task.component == c) for c in name.components
+  }
   return [
     table[entry.task.component] * count / totals[entry.task.component] if count else 0.0
     for count, entry in zip(counts, entries)

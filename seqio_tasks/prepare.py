@@ -16,7 +16,13 @@ import numpy as np
 
 from crossin_jax import config
 from crossin_jax.data.mixture_name import MixtureName
-from crossin_jax.data.prepared import FORMAT, PreparedDataError, safe_file_name, write_json, write_part
+from crossin_jax.data.prepared import (
+  FORMAT,
+  PreparedDataError,
+  safe_file_name,
+  write_json,
+  write_part,
+)
 from crossin_jax.data.prompts import CHAT, Rejected, stop_id
 from crossin_jax.progress import Progress
 from crossin_jax.storage import mirror, remote
@@ -27,16 +33,21 @@ PART = 8192  # examples tokenised by one job and stored in one file
 
 
 def prepare(
-  mixture: str, output_dir: str, settings: MixtureSettings, workers: int | None = None, overwrite: bool = False
+  mixture: str,
+  output_dir: str,
+  settings: MixtureSettings,
+  workers: int | None = None,
+  overwrite: bool = False,
 ) -> dict:
   """Writes the token files of a Mixture's Tasks, and the Mixture.
 
-  Tasks that are there already are kept if they are what would be written; a started one goes on where it
-  stopped.
+  Tasks that are there already are kept if they are what would be written; a started one goes on
+  where it stopped.
 
   Args:
     mixture: name as in `mixtures.MixtureName`.
-    output_dir: D of `data.prepared`; of a remote one what is written is pushed every 30 s, manifests after their parts.
+    output_dir: D of `data.prepared`; of a remote one what is written is pushed every 30 s,
+      manifests after their parts.
     settings: sources, vocabulary, template, rates.
     workers: processes; None = all cores this process may use.
     overwrite: write stale Tasks anew instead of refusing them.
@@ -75,7 +86,9 @@ def prepare(
 
 
 def _written(output_dir: str, specs: dict[str, TaskSpec]):
-  """The folder to write in; of a remote one the Mirror, with the manifests of finished Tasks and all of those that were begun."""
+  """The folder to write in; of a remote one the Mirror, with the manifests of finished Tasks and
+  all of those that were begun.
+  """
   if not remote.is_remote(output_dir):
     return contextlib.nullcontext(mirror.Folder(output_dir))
 
@@ -83,13 +96,19 @@ def _written(output_dir: str, specs: dict[str, TaskSpec]):
     wanted = set()
     for task in specs:
       manifest = f'tasks/{task}/manifest.json'
-      wanted |= {manifest} if manifest in names else {name for name in names if name.startswith(f'tasks/{task}/')}
+      wanted |= (
+        {manifest}
+        if manifest in names
+        else {name for name in names if name.startswith(f'tasks/{task}/')}
+      )
     return wanted
 
   return mirror.Mirror(output_dir, pull=pull, markers=('tasks/*/manifest.json', 'mixtures/*.json'))
 
 
-def _write(files: mirror.Folder, mixture: str, name: MixtureName, entries, settings, workers, overwrite):
+def _write(
+  files: mirror.Folder, mixture: str, name: MixtureName, entries, settings, workers, overwrite
+):
   """Writes what is not there; returns the Tasks that were not, and all manifests."""
   output_dir, specs = files.path, {entry.task.name: entry.task for entry in entries}
   todo = {}
@@ -142,9 +161,14 @@ def _write(files: mirror.Folder, mixture: str, name: MixtureName, entries, setti
   except remote.RemoteError:
     raise
   except OSError as error:
-    other = 'give another --output_dir' if output_dir == files.url else 'set CROSSIN_CACHE to a folder on another disk'
+    other = (
+      'give another --output_dir'
+      if output_dir == files.url
+      else 'set CROSSIN_CACHE to a folder on another disk'
+    )
     raise PreparedDataError(
-      f'cannot write in {output_dir} ({error.strerror or error}). Make room there, or {other}; parts that are finished are kept'
+      f'cannot write in {output_dir} ({error.strerror or error}). Make room there, or {other}; '
+      'parts that are finished are kept'
     ) from error
   return todo, manifests
 
@@ -160,7 +184,9 @@ def _is_prepared(files: mirror.Folder, spec: TaskSpec, max_length: int, overwrit
     return False
   found = manifest.get('fingerprint_parts', {})
   differences = [
-    f'{key} was {_short(found.get(key))}, now {_short(wanted[key])}' for key in wanted if found.get(key) != wanted[key]
+    f'{key} was {_short(found.get(key))}, now {_short(wanted[key])}'
+    for key in wanted
+    if found.get(key) != wanted[key]
   ] or ['written by another version']
   raise PreparedDataError(
     f'{os.path.join(files.url, "tasks", spec.name)} is stale: {"; ".join(differences)}. '
@@ -190,7 +216,9 @@ def _read_manifest(files: mirror.Folder, task: str) -> dict | None:
     ) from None
 
 
-def _tokenise(specs: dict[str, TaskSpec], files: mirror.Folder, max_length: int, workers: int) -> None:
+def _tokenise(
+  specs: dict[str, TaskSpec], files: mirror.Folder, max_length: int, workers: int
+) -> None:
   """All parts of all Tasks, then their manifests."""
   jobs, parts, output_dir = [], {}, files.path
   for task, spec in specs.items():
@@ -219,15 +247,21 @@ def _tokenise(specs: dict[str, TaskSpec], files: mirror.Folder, max_length: int,
         with open(f'{base}.json', encoding='utf-8') as f:
           records.append(json.load(f))
       splits[split] = {
-        'parts': [{key: r[key] for key in ('file', 'examples', 'tokens', 'loss_tokens')} for r in records],
-        **{key: sum(r[key] for r in records) for key in ('rows', 'examples', 'tokens', 'loss_tokens')},
+        'parts': [
+          {key: r[key] for key in ('file', 'examples', 'tokens', 'loss_tokens')} for r in records
+        ],
+        **{
+          key: sum(r[key] for r in records) for key in ('rows', 'examples', 'tokens', 'loss_tokens')
+        },
         **{
           key: dict(sum((collections.Counter(r[key]) for r in records), collections.Counter()))
           for key in ('dropped', 'shortened')
         },
       }
     fingerprint_parts = spec.fingerprint_parts(max_length)
-    set_aside = {f'{language}: {reason}': n for (language, reason), n in spec.source.set_aside().items()}
+    set_aside = {
+      f'{language}: {reason}': n for (language, reason), n in spec.source.set_aside().items()
+    }
     write_json(
       os.path.join(output_dir, 'tasks', task, 'manifest.json'),
       {
@@ -262,11 +296,13 @@ def _run_jobs(jobs, specs, max_length, workers) -> None:
       done += _tokenise_part(specs[job[0]], job, max_length)
       progress.show(done)
     return
-  # A forked worker shares the rows that are read here; but a process with the threads of JAX, TensorFlow or gcsfs must not
-  # fork, and then each worker reads them anew.
+  # A forked worker shares the rows that are read here; but a process with the threads of JAX,
+  # TensorFlow or gcsfs must not fork, and then each worker reads them anew.
   threaded = {'jax', 'tensorflow', 'gcsfs'} & sys.modules.keys()
   context = multiprocessing.get_context('spawn' if threaded else 'fork')
-  with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (specs, max_length)) as pool:
+  with concurrent.futures.ProcessPoolExecutor(
+    workers, context, _start_worker, (specs, max_length)
+  ) as pool:
     futures = [pool.submit(_job, job) for job in jobs]
     try:
       for future in concurrent.futures.as_completed(futures):
@@ -281,7 +317,7 @@ _worker: tuple | None = None
 
 
 def _start_worker(specs, max_length):
-  global _worker  # pylint: disable=global-statement  # set once per worker process
+  global _worker  # set once per worker process
   _worker = specs, max_length
 
 
@@ -346,9 +382,12 @@ def main(argv: list[str]) -> int:
   args = parser.parse_args(argv)
   config.parse(args)
   summary = prepare(args.mixture, args.output_dir, MixtureSettings(), args.workers, args.overwrite)
-  dropped = ', '.join(f'{count:,} {reason}' for reason, count in summary['dropped'].items()) or 'none'
+  dropped = (
+    ', '.join(f'{count:,} {reason}' for reason, count in summary['dropped'].items()) or 'none'
+  )
   print(
-    f'{summary["mixture"]}: {summary["tasks"]} tasks ({summary["tokenised"]} new), {summary["examples"]:,} examples, '
+    f'{summary["mixture"]}: {summary["tasks"]} tasks ({summary["tokenised"]} new), '
+    f'{summary["examples"]:,} examples, '
     f'{summary["tokens"]:,} tokens ({summary["loss_tokens"]:,.0f} trained), dropped: {dropped}, '
     f'{summary["seconds"]:.1f} s -> {args.output_dir}',
     file=sys.stderr,

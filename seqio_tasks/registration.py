@@ -1,4 +1,6 @@
-"""SeqIO Tasks and Mixtures from mixture names, with preprocessors that render exactly what `prepare` stores."""
+"""SeqIO Tasks and Mixtures from mixture names, with preprocessors that render exactly what
+`prepare` stores.
+"""
 
 import functools
 
@@ -14,15 +16,16 @@ from seqio_tasks.vocabularies import SeqioVocabulary
 
 
 def register(mixture: str, settings: MixtureSettings | None = None) -> seqio.Mixture:
-  """Registers a Mixture and its Tasks with SeqIO; what was registered under the same names is replaced.
+  """Registers a Mixture and its Tasks with SeqIO; what was registered under the same names is
+  replaced.
 
   Args:
     mixture: name as in `mixtures.MixtureName`.
     settings: None = `MixtureSettings()` as gin has it.
 
   Returns:
-    The seqio.Mixture. Task features are `targets` (int32 ids, prompt and response) and `loss_weights`
-    (float32); use it with `feature_converter.CrossInFeatureConverter`.
+    The seqio.Mixture. Task features are `targets` (int32 ids, prompt and response) and
+    `loss_weights` (float32); use it with `feature_converter.CrossInFeatureConverter`.
 
   Raises:
     ValueError: see `mixtures.mixture_entries`.
@@ -52,7 +55,9 @@ def _register_task(entry: MixtureEntry) -> seqio.Task:
     preprocessors=[functools.partial(render, spec=spec)],
     output_features={
       'targets': seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32),
-      'loss_weights': seqio.Feature(seqio.PassThroughVocabulary(1), add_eos=False, dtype=tf.float32),
+      'loss_weights': seqio.Feature(
+        seqio.PassThroughVocabulary(1), add_eos=False, dtype=tf.float32
+      ),
     },
   )
 
@@ -78,7 +83,8 @@ def _rows(spec: TaskSpec, volume, split, shuffle_files=False, seed=None) -> tf.d
 
 
 def render(dataset: tf.data.Dataset, sequence_length, spec: TaskSpec) -> tf.data.Dataset:
-  """Preprocessor: string fields to `targets` and `loss_weights`; rows that are rejected are left out.
+  """Preprocessor: string fields to `targets` and `loss_weights`; rows that are rejected are left
+  out.
 
   `sequence_length['targets']` is the most tokens of an example, as max_length is in `prepare`.
   """
@@ -93,7 +99,9 @@ def render(dataset: tf.data.Dataset, sequence_length, spec: TaskSpec) -> tf.data
     return example.tokens, example.loss_weights
 
   def convert(features):
-    targets, weights = tf.numpy_function(tokens_of, [features[f] for f in FIELDS], (tf.int32, tf.float32))
+    targets, weights = tf.numpy_function(
+      tokens_of, [features[f] for f in FIELDS], (tf.int32, tf.float32)
+    )
     targets.set_shape((None,))
     weights.set_shape((None,))
     return {'id': features['id'], 'targets': targets, 'loss_weights': weights}

@@ -1,8 +1,9 @@
 """Sources: instruction rows that say the same thing in every language, from files or TFDS.
 
-Row i of a source is one instruction in each of its languages. A row that is unusable in one language is set
-aside in all of them and counted, so that the alignment holds. The text stays on disk (`columns.Column`), so that a
-source may be larger than memory. TensorFlow is imported by `TfdsRows` alone, when it reads.
+Row i of a source is one instruction in each of its languages. A row that is unusable in one
+language is set aside in all of them and counted, so that the alignment holds. The text stays on
+disk (`columns.Column`), so that a source may be larger than memory. TensorFlow is imported by
+`TfdsRows` alone, when it reads.
 """
 
 from collections.abc import Iterable, Sequence
@@ -55,7 +56,9 @@ class Source(Protocol):
 
 
 class _Rows:
-  """What the sources share: everything but `_columns`, which reads. Pickled as its settings, without the rows."""
+  """What the sources share: everything but `_columns`, which reads. Pickled as its settings,
+  without the rows.
+  """
 
   def __getstate__(self):
     return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -71,13 +74,20 @@ class _Rows:
     if not languages or len(set(languages)) != len(languages):
       raise SourceError(f'{who}.languages = {given!r}: name at least one language, and none twice')
     if len(languages) > 1 and languages[0] != 'en':
-      raise SourceError(f"{who}.languages = {given!r}: 'en' must come first, the others are aligned with it")
+      raise SourceError(
+        f"{who}.languages = {given!r}: 'en' must come first, the others are aligned with it"
+      )
     name = self.name or re.sub(r'[^\w.]', '_', default_name)
     if not _NAME.fullmatch(name):
       near = re.sub(r'[^\w.]', '_', name)
-      raise SourceError(f"{who}.name = {name!r}: names of tasks hold only letters, digits, '_' and '.'; try {near!r}")
+      raise SourceError(
+        f"{who}.name = {name!r}: names of tasks hold only letters, digits, '_' and '.'; try "
+        f'{near!r}'
+      )
     if not isinstance(self.max_characters, int) or self.max_characters < 1:
-      raise SourceError(f'{who}.max_characters = {self.max_characters!r}: must be a whole number above 0')
+      raise SourceError(
+        f'{who}.max_characters = {self.max_characters!r}: must be a whole number above 0'
+      )
     object.__setattr__(self, 'languages', languages)
     object.__setattr__(self, 'name', name)
 
@@ -93,7 +103,8 @@ class _Rows:
     return len(self._table)
 
   def ids(self) -> Sequence[str]:
-    """The ids of the kept rows in row order: those of the rows, or row numbers of the files ('0', '1', ...).
+    """The ids of the kept rows in row order: those of the rows, or row numbers of the files ('0',
+    '1', ...).
 
     They are read when they are asked for; a list of them takes memory.
     """
@@ -107,24 +118,28 @@ class _Rows:
       SourceError: the source does not have the language.
     """
     if language not in self._table.columns:
-      raise SourceError(f'{self.name} has the languages {", ".join(self.languages)}, not {language!r}')
+      raise SourceError(
+        f'{self.name} has the languages {", ".join(self.languages)}, not {language!r}'
+      )
     return dict(zip(TEXT_FIELDS, self._table.texts(index, language), strict=True))
 
   def set_aside(self) -> dict[tuple[str, str], int]:
     """(language, reason) -> rows set aside.
 
-    Each row is counted once, under the first of `languages` in which it is unusable, except 'no_counterpart'
-    (aligned by id: the id is missing in another language), which every language counts for itself. So for every
+    Each row is counted once, under the first of `languages` in which it is unusable, except
+    'no_counterpart' (aligned by id: the id is missing in another language), which every language
+    counts for itself. So for every
     language: rows read = len(self) + its own 'no_counterpart' + all other counts.
-    Reasons: 'no_counterpart', 'empty_response', 'control_characters', 'lone_surrogates', 'too_long'.
+    Reasons: 'no_counterpart', 'empty_response', 'control_characters', 'lone_surrogates',
+      'too_long'.
     """
     return dict(self._table.set_aside)
 
   def digest(self) -> str:
     """SHA-256 (hex) of ids and texts in row order.
 
-    The same rows give the same digest from every kind of file and whatever the order of `languages`; line ends
-    inside texts are content. The name and what was set aside do not enter.
+    The same rows give the same digest from every kind of file and whatever the order of
+    `languages`; line ends inside texts are content. The name and what was set aside do not enter.
     """
     return self._digest
 
@@ -156,17 +171,18 @@ class ParallelFiles(_Rows):
       source.ids() == ['0']
       source.row(0, 'zh') == {'instruction': '说出一种颜色。', 'input': '', 'output': '红色'}
 
-  Each row has instruction, output, optionally input (missing or null = '') and id (string or whole number);
-  other fields are ignored. A JSON file holds a list, a JSONL file one object per line.
+  Each row has instruction, output, optionally input (missing or null = '') and id (string or whole
+  number); other fields are ignored. A JSON file holds a list, a JSONL file one object per line.
 
   Attributes:
-    path: either the stem of one file per language, `/data/alpaca` for alpaca_en.json or alpaca.en.json, .jsonl or
-      .parquet, the first two also .gz; or one file in long form, whose rows have ids and a field `language`. With
-      one language it may be a file without `language`.
+    path: either the stem of one file per language, `/data/alpaca` for alpaca_en.json or
+      alpaca.en.json, .jsonl or .parquet, the first two also .gz; or one file in long form, whose
+      rows have ids and a field `language`. With one language it may be a file without `language`.
     languages: codes (or English names); 'en' first if there are several.
-    align: 'id' = rows with the same id belong together, and rows not found in all languages are set aside; 'position'
-      = row n belongs to row n, and the id of a row is its number in the file; 'auto' = by id if every row of every
-      language has one, else by position. Long form is always aligned by id.
+    align: 'id' = rows with the same id belong together, and rows not found in all languages are set
+      aside; 'position' = row n belongs to row n, and the id of a row is its number in the file;
+      'auto' = by id if every row of every language has one, else by position. Long form is always
+      aligned by id.
     name: '' = made from the path.
     max_characters: rows with a longer field are set aside.
 
@@ -191,7 +207,9 @@ class ParallelFiles(_Rows):
   def _columns(self) -> tuple[dict[str, Column], str]:
     if os.path.isfile(self.path) and extension(self.path):
       rows, one = read_rows(self.path, with_language=True), len(self.languages) == 1
-      columns, long_form = _by_language(rows, self.languages, self.path, self.max_characters, may_be_plain=one)
+      columns, long_form = _by_language(
+        rows, self.languages, self.path, self.max_characters, may_be_plain=one
+      )
       return columns, 'id' if long_form else self.align
     columns = {}
     for language, file in find_files(self.path, self.languages).items():
@@ -208,7 +226,8 @@ def one_language_files(
 ) -> dict[str, list[ParallelFiles]]:
   """Components of rows that are not aligned: each language has its own file.
 
-      one_language_files({'rows': 'out/plain'}, ('sw', 'ta'), 'xi')  ->  out/plain_sw.json and out/plain_ta.json as component 'rows'
+      one_language_files({'rows': 'out/plain'}, ('sw', 'ta'), 'xi')  ->  out/plain_sw.json and
+      out/plain_ta.json as component 'rows'
 
   Args:
     stems: component -> stem of its files, see `ParallelFiles.path`; None leaves it out.
@@ -225,7 +244,8 @@ def one_language_files(
 @config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
 class TfdsRows(_Rows):
-  """Instruction rows from a prepared TFDS dataset with the features id, language, instruction, input, output.
+  """Instruction rows from a prepared TFDS dataset with the features id, language, instruction,
+  input, output.
 
   Rows are in long form, one per id and language, aligned by id; other features are ignored.
   `seqio_tasks.tfds_builder.build` writes such a dataset from any source.
@@ -235,8 +255,10 @@ class TfdsRows(_Rows):
       source.row(0, 'zh') == {'instruction': '说出一种颜色。', 'input': '', 'output': '红色'}
 
   Attributes:
-    builder: directory of the prepared dataset, or its TFDS name such as 'aligned_instructions/alpaca:1.0.0'.
-    languages: codes (or English names); 'en' first if there are several. Rows in others are left unread.
+    builder: directory of the prepared dataset, or its TFDS name such as
+      'aligned_instructions/alpaca:1.0.0'.
+    languages: codes (or English names); 'en' first if there are several. Rows in others are left
+      unread.
     split: a TFDS split, for instance 'train' or 'train[:10%]'.
     data_dir: where TFDS looks for a name; '' = its default.
     name: '' = made from `builder`.
@@ -256,7 +278,8 @@ class TfdsRows(_Rows):
   def __post_init__(self):
     builder = os.path.expanduser(os.fspath(self.builder))
     object.__setattr__(self, 'builder', builder)
-    # Without a version: aligned_instructions/alpaca/1.0.0 and aligned_instructions/alpaca:1.0.0 are both 'alpaca'.
+    # Without a version: aligned_instructions/alpaca/1.0.0 and aligned_instructions/alpaca:1.0.0 are
+    # both 'alpaca'.
     self._check(os.path.basename(re.sub(r'[:/][\d.*]+/*$', '', builder).rstrip('/')))
 
   def _columns(self) -> tuple[dict[str, Column], str]:
@@ -265,7 +288,11 @@ class TfdsRows(_Rows):
 
 
 def _by_language(
-  rows: Iterable[Row], languages: Sequence[str], file: str, max_characters: int, may_be_plain: bool = False
+  rows: Iterable[Row],
+  languages: Sequence[str],
+  file: str,
+  max_characters: int,
+  may_be_plain: bool = False,
 ) -> tuple[dict[str, Column], bool]:
   """Rows in long form, parted; those in other languages are left out.
 
@@ -297,7 +324,8 @@ def _by_language(
     if field == 'language' and len(languages) > 1:
       hint = ", or give the stem of one file per language as path ('/data/alpaca' for /data/alpaca_en.json)"
     raise SourceError(
-      f'{file}, row {number} (counted from 0): field {field!r} is missing, and one file with several '
+      f'{file}, row {number} (counted from 0): field {field!r} is missing, and one file with '
+      'several '
       f'languages is aligned by it; add it{hint}'
     )
   for language in languages:

@@ -10,8 +10,9 @@ from seqio_tasks.sources import TEXT_FIELDS, Source, SourceError
 class AlignedInstructions(tfds.core.GeneratorBasedBuilder):
   """One example per row and language, in row order, languages of a row next to each other.
 
-  Features, all text: id, language (code), instruction, input, output. Split: 'train'. The config is named as the
-  source, so several sources share a `data_dir`: DATA_DIR/aligned_instructions/NAME/1.0.0/.
+  Features, all text: id, language (code), instruction, input, output. Split: 'train'. The config is
+  named as the source, so several sources share a `data_dir`:
+  DATA_DIR/aligned_instructions/NAME/1.0.0/.
 
       # source with the row ('0', en 'Name a colour.' / 'Red', zh '说出一种颜色。' / '红色') gives
       {'id': '0', 'language': 'en', 'instruction': 'Name a colour.', 'input': '', 'output': 'Red'}
@@ -23,14 +24,16 @@ class AlignedInstructions(tfds.core.GeneratorBasedBuilder):
   """
 
   VERSION = tfds.core.Version('1.0.0')
-  # Nothing is downloaded. TFDS would look for a checksums file beside this module, and needs for that the package
-  # importlib_resources, which it does not require.
+  # Nothing is downloaded. TFDS would look for a checksums file beside this module, and needs for
+  # that the package importlib_resources, which it does not require.
   url_infos = None
 
   def __init__(self, *, source: Source | None = None, config=None, **kwargs):
     self._source = source
     if source is not None and config is None:
-      config = tfds.core.BuilderConfig(name=source.name, description=f'Languages: {", ".join(source.languages)}')
+      config = tfds.core.BuilderConfig(
+        name=source.name, description=f'Languages: {", ".join(source.languages)}'
+      )
     super().__init__(config=config, **kwargs)
 
   def __getstate__(self):
@@ -53,7 +56,10 @@ class AlignedInstructions(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager):
     del dl_manager
     if self._source is None:
-      raise SourceError('AlignedInstructions has nothing to write: give it a source, AlignedInstructions(source=...)')
+      raise SourceError(
+        'AlignedInstructions has nothing to write: give it a source, '
+        'AlignedInstructions(source=...)'
+      )
     self.info.metadata['digest'] = self._source.digest()
     return {'train': self._generate_examples()}
 
@@ -61,13 +67,17 @@ class AlignedInstructions(tfds.core.GeneratorBasedBuilder):
     source = self._source
     for i, id_ in enumerate(source.ids()):
       for j, language in enumerate(source.languages):
-        yield i * len(source.languages) + j, {'id': id_, 'language': language, **source.row(i, language)}
+        yield (
+          i * len(source.languages) + j,
+          {'id': id_, 'language': language, **source.row(i, language)},
+        )
 
 
 def build(source: Source, data_dir: str) -> str:
   """Writes the source as a TFDS dataset and returns its directory.
 
-      build(ParallelFiles('/data/alpaca', ('en', 'zh')), '/data/tfds') == '/data/tfds/aligned_instructions/alpaca/1.0.0'
+      build(ParallelFiles('/data/alpaca', ('en', 'zh')), '/data/tfds') ==
+      '/data/tfds/aligned_instructions/alpaca/1.0.0'
 
   The directory appears whole or not at all. If it is there with the same rows, nothing is written.
 
@@ -79,12 +89,16 @@ def build(source: Source, data_dir: str) -> str:
     SourceError: the source cannot be read or keeps no row, or the directory holds other rows.
   """
   if not len(source):
-    raise SourceError(f'{source.name}: no row is left to write, set aside: {source.set_aside()}; mend its files')
+    raise SourceError(
+      f'{source.name}: no row is left to write, set aside: {source.set_aside()}; mend its files'
+    )
   builder = AlignedInstructions(source=source, data_dir=os.path.expanduser(data_dir))
   directory = os.fspath(builder.data_dir)
   if builder.is_prepared():
     if (builder.info.metadata or {}).get('digest') == source.digest():
       return directory
-    raise SourceError(f'{directory}: holds other rows than {source.name} has now; delete it, or rename the source')
+    raise SourceError(
+      f'{directory}: holds other rows than {source.name} has now; delete it, or rename the source'
+    )
   builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
   return directory

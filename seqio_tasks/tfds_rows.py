@@ -9,7 +9,8 @@ from crossin_jax.data.source_errors import SourceError, at, first_line
 
 
 def read_tfds(name: str, split: str, data_dir: str = '') -> Iterator[Row]:
-  """The rows of a prepared TFDS dataset with the features id, language, instruction, input, output, in order.
+  """The rows of a prepared TFDS dataset with the features id, language, instruction, input, output,
+  in order.
 
   Args:
     name: directory of the dataset, or its TFDS name.
@@ -19,8 +20,8 @@ def read_tfds(name: str, split: str, data_dir: str = '') -> Iterator[Row]:
   Raises:
     SourceError: no such dataset, split or feature, a damaged file, or a row as in `check_row`.
   """
-  import tensorflow as tf  # pylint: disable=import-outside-toplevel
-  import tensorflow_datasets as tfds  # pylint: disable=import-outside-toplevel
+  import tensorflow as tf
+  import tensorflow_datasets as tfds
 
   try:
     if os.path.isdir(name):
@@ -29,23 +30,32 @@ def read_tfds(name: str, split: str, data_dir: str = '') -> Iterator[Row]:
       builder = tfds.builder(name, data_dir=data_dir or None)
   except Exception as error:  # TFDS raises many kinds
     raise SourceError(
-      f'{name}: not a TFDS dataset ({first_line(error)}); give the directory that holds its dataset_info.json, '
+      f'{name}: not a TFDS dataset ({first_line(error)}); give the directory that holds its '
+      'dataset_info.json, '
       'or a TFDS name and data_dir'
     ) from error
   splits, features = ', '.join(builder.info.splits), builder.info.features
   if not splits:
-    raise SourceError(f'{name}: not prepared, nothing in {builder.data_dir}; run its download_and_prepare()')
+    raise SourceError(
+      f'{name}: not prepared, nothing in {builder.data_dir}; run its download_and_prepare()'
+    )
   for field in ('id', 'language', *TEXT_FIELDS):
     if field not in features or features[field].shape != ():
       what = 'is not one value per row' if field in features else 'is missing'
       present = ', '.join(sorted(features))
-      raise SourceError(f'{name}: feature {field!r} {what}, found {present}; build the dataset with it')
+      raise SourceError(
+        f'{name}: feature {field!r} {what}, found {present}; build the dataset with it'
+      )
   try:
     # One shard after another, or the order of the rows would depend on the number of shards.
     reading = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-    data = builder.as_dataset(split=split, batch_size=1024, shuffle_files=False, read_config=reading)
+    data = builder.as_dataset(
+      split=split, batch_size=1024, shuffle_files=False, read_config=reading
+    )
   except Exception as error:
-    raise SourceError(f'{name}: split {split!r} cannot be opened ({first_line(error)}); it has {splits}') from error
+    raise SourceError(
+      f'{name}: split {split!r} cannot be opened ({first_line(error)}); it has {splits}'
+    ) from error
   number = 0
   try:
     for batch in tfds.as_numpy(data):
@@ -53,7 +63,9 @@ def read_tfds(name: str, split: str, data_dir: str = '') -> Iterator[Row]:
       if isinstance(features['language'], tfds.features.ClassLabel):
         columns['language'] = [features['language'].int2str(label) for label in columns['language']]
       for values in zip(*columns.values(), strict=True):
-        yield check_row(_decoded(dict(zip(columns, values, strict=True)), name, number), name, number, None, True)
+        yield check_row(
+          _decoded(dict(zip(columns, values, strict=True)), name, number), name, number, None, True
+        )
         number += 1
   except tf.errors.OpError as error:
     what = error.message.split('}} ')[-1].split(' [Op')[0]
@@ -66,5 +78,7 @@ def _decoded(fields: dict[str, Any], path: str, number: int) -> dict[str, Any]:
       fields[field] = value.decode() if isinstance(value, bytes) else value
     except UnicodeDecodeError as error:
       where = f'{at(path, number, None)}: field {field!r}'
-      raise SourceError(f'{where}: not valid UTF-8 at its byte {error.start}; build it again with UTF-8 text') from None
+      raise SourceError(
+        f'{where}: not valid UTF-8 at its byte {error.start}; build it again with UTF-8 text'
+      ) from None
   return fields

@@ -9,8 +9,8 @@ from crossin_jax.data.vocabulary import Vocabulary
 class SeqioVocabulary(seqio.Vocabulary):
   """Wraps `crossin_jax.data.vocabulary.Vocabulary`.
 
-  SeqIO reserves id 0 for padding in places; here id 0 may be a real token, and nothing of ours reads
-  `pad_id` (loss weights and segment ids say what is padding).
+  SeqIO reserves id 0 for padding in places; here id 0 may be a real token, and nothing of ours
+  reads `pad_id` (loss weights and segment ids say what is padding).
   """
 
   def __init__(self, vocabulary: Vocabulary):
@@ -47,7 +47,9 @@ class SeqioVocabulary(seqio.Vocabulary):
     return self._decode(ids)
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-    encode = lambda text: tf.constant(self._vocabulary.encode(text.numpy().decode('utf-8')), tf.int32)
+    encode = lambda text: tf.constant(
+      self._vocabulary.encode(text.numpy().decode('utf-8')), tf.int32
+    )
     ids = tf.py_function(encode, [s], tf.int32)
     ids.set_shape((None,))
     return ids
@@ -56,7 +58,9 @@ class SeqioVocabulary(seqio.Vocabulary):
     return tf.py_function(lambda x: self.decode(x.numpy().tolist()), [ids], tf.string)
 
   def __eq__(self, other) -> bool:
-    return isinstance(other, SeqioVocabulary) and other._vocabulary.digest == self._vocabulary.digest
+    return (
+      isinstance(other, SeqioVocabulary) and other._vocabulary.digest == self._vocabulary.digest
+    )
 
   def __hash__(self) -> int:
     return hash(self._vocabulary.digest)

@@ -12,10 +12,12 @@ sys.modules.setdefault('conftest', sys.modules[__name__])
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-# Four devices; and XLA's CPU compiler at its fastest, because tests compile much and compute little.
+# Four devices; and XLA's CPU compiler at its fastest, because tests compile much and compute
+# little.
 _FLAGS = ['--xla_force_host_platform_device_count=4', '--xla_backend_optimization_level=0']
 if importlib.metadata.version('jax').startswith('0.10.'):
-  _FLAGS.append('--xla_cpu_use_fusion_emitters=false')  # XLA aborts at a flag that it does not know (any more)
+  # XLA aborts at a flag that it does not know (any more)
+  _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
 for _flag in _FLAGS:
   if _flag.split('=')[0] not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_flag}'.strip()
@@ -113,7 +115,9 @@ def tiny_settings(tiny_world, tiny_vocabulary):
 
 @pytest.fixture(scope='session')
 def tiny_prepared(tmp_path_factory, tiny_world, tiny_vocabulary):
-  """(directory, mixture name) of the tiny world, prepared. Read only: copy it before changing anything."""
+  """(directory, mixture name) of the tiny world, prepared. Read only: copy it before changing
+  anything.
+  """
   from crossin_jax.world.sources import WorldInstructions, world_texts
   from seqio_tasks.crossin import Preset
   from seqio_tasks.mixtures import MixtureSettings
@@ -159,7 +163,8 @@ def write_prepared(
       chunk = examples[first : first + size]
       file = f'train-{first // size:05d}.arrow'
       prepared.write_part(
-        os.path.join(folder, file), [(f'{task}/{first + i}', first + i, *example) for i, example in enumerate(chunk)]
+        os.path.join(folder, file),
+        [(f'{task}/{first + i}', first + i, *example) for i, example in enumerate(chunk)],
       )
       records.append({
           'file': file,
@@ -168,7 +173,13 @@ def write_prepared(
           'loss_tokens': float(sum(np.sum(w) for _, w in chunk)),
       })  # fmt: skip
     source, _, language = task.partition('.')
-    info = {'name': task, 'source': source, 'component': 'x', 'mode': 'base', 'source_language': 'en'}
+    info = {
+      'name': task,
+      'source': source,
+      'component': 'x',
+      'mode': 'base',
+      'source_language': 'en',
+    }
     prepared.write_json(
       os.path.join(folder, 'manifest.json'),
       {
@@ -179,7 +190,9 @@ def write_prepared(
         'splits': {'train': {'parts': records}},
       },
     )
-    entries.append({'task': task, 'component': 'x', 'rate': rate, 'volume': volume, 'fingerprint': f'of {task}'})
+    entries.append(
+      {'task': task, 'component': 'x', 'rate': rate, 'volume': volume, 'fingerprint': f'of {task}'}
+    )
   prepared.write_json(
     os.path.join(directory, 'mixtures', f'{name}.json'),
     {
@@ -222,12 +235,21 @@ def tiny_config(**changes):
   """A DecoderConfig of two layers that compiles in a moment."""
   from crossin_jax.models.decoder import DecoderConfig
 
-  sizes = {'vocab_size': 61, 'embed_dim': 16, 'num_layers': 2, 'num_heads': 4, 'num_kv_heads': 2, 'mlp_dim': 24}
+  sizes = {
+    'vocab_size': 61,
+    'embed_dim': 16,
+    'num_layers': 2,
+    'num_heads': 4,
+    'num_kv_heads': 2,
+    'mlp_dim': 24,
+  }
   return DecoderConfig(**{**sizes, **changes})
 
 
 def init_params(model, seed=0):
-  """Parameters of a model in their usual sizes, drawn by NumPy: JAX's own initialiser takes seconds to compile."""
+  """Parameters of a model in their usual sizes, drawn by NumPy: JAX's own initialiser takes seconds
+  to compile.
+  """
   import jax
   import jax.numpy as jnp
 

@@ -1,7 +1,8 @@
-"""An OpenAI-compatible server for tests, a process of its own on the loopback interface: by seed it fails, dawdles, talks rubbish.
+"""An OpenAI-compatible server for tests, a process of its own on the loopback interface: by seed it
+fails, dawdles, talks rubbish.
 
-Every request is noted in a log, a line {"key", "said"} each: key is a digest of what was asked, said is 'ok', 'garbage', a
-status, 'reset' or 'cut'.
+Every request is noted in a log, a line {"key", "said"} each: key is a digest of what was asked,
+said is 'ok', 'garbage', a status, 'reset' or 'cut'.
 """
 
 import argparse
@@ -30,23 +31,34 @@ def between(text, tag):
 
 
 def judged(content, seed):
-  """Scores: the number written in an answer, or drawn by its text; the first answer is a point better in one case of four."""
+  """Scores: the number written in an answer, or drawn by its text; the first answer is a point
+  better in one case of four.
+  """
   scores = []
   for tag in ('answer1', 'answer2'):
     answer = between(content, tag)
     told = re.search(r'quality (\d+)', answer)
     noise = random.Random(f'{seed}{answer}').randint(-1, 1)
-    scores.append(max(0, min(10, int(told[1]) + noise)) if told else random.Random(f'{seed}{answer}').randint(0, 10))
+    scores.append(
+      max(0, min(10, int(told[1]) + noise))
+      if told
+      else random.Random(f'{seed}{answer}').randint(0, 10)
+    )
   if random.Random(f'{seed}{content}').random() < 0.25:
     scores[0] = min(10, scores[0] + 1)
   return f'<score1>{scores[0]}</score1>\n<score2>{scores[1]}</score2>'
 
 
 def translated(content):
-  """Every run of letters between markers in other letters, so that nothing but markers and signs survives."""
+  """Every run of letters between markers in other letters, so that nothing but markers and signs
+  survives.
+  """
   text = re.search(r'<text>\n(.*)\n</text>', content, re.DOTALL)[1]
   parts = re.split(r'(⟦\d+⟧)', text)
-  return ''.join(p if i % 2 else re.sub(r'[A-Za-z]', lambda m: chr(0x430 + ord(m[0].lower()) - 97), p) for i, p in enumerate(parts))  # fmt: skip
+  return ''.join(
+    p if i % 2 else re.sub(r'[A-Za-z]', lambda m: chr(0x430 + ord(m[0].lower()) - 97), p)
+    for i, p in enumerate(parts)
+  )
 
 
 def answer(content, seed, mode):
@@ -65,14 +77,18 @@ class Handler(BaseHTTPRequestHandler):
     key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     with self.server.lock:
       n = self.server.seen[key] = self.server.seen.get(key, 0) + 1
-      self.server.recent = [t for t in self.server.recent if t > time.monotonic() - 1] + [time.monotonic()]
+      self.server.recent = [t for t in self.server.recent if t > time.monotonic() - 1] + [
+        time.monotonic()
+      ]
       hasty = args.per_second and len(self.server.recent) > args.per_second
       self.server.total += 1
       if args.die_after and self.server.total > args.die_after:
         os._exit(1)
     draw = random.Random(f'{args.seed}{key}{n}')
     if self.headers.get('Authorization') != f'Bearer {KEY}':
-      return self.say(key, 401, {'error': {'message': f'bad key {self.headers.get("Authorization")}'}})
+      return self.say(
+        key, 401, {'error': {'message': f'bad key {self.headers.get("Authorization")}'}}
+      )
     if args.status:
       return self.say(key, args.status, {'error': {'message': f'no, {KEY}', 'code': args.code}})
     if hasty:
@@ -99,25 +115,51 @@ class Handler(BaseHTTPRequestHandler):
       if kind == 'overloaded':
         return self.say(key, 200, {'error': {'message': 'overloaded', 'code': 529}})
       return self.say(
-        key, int(kind), {'error': {'message': f'failed, {KEY}'}}, {'Retry-After': '0.05'} if kind == '429' else {}
+        key,
+        int(kind),
+        {'error': {'message': f'failed, {KEY}'}},
+        {'Retry-After': '0.05'} if kind == '429' else {},
       )
     time.sleep(draw.random() * args.slow)
-    content, finish = answer(body['messages'][-1]['content'], f'{args.seed}{body["model"]}', args.mode), 'stop'
+    content, finish = (
+      answer(body['messages'][-1]['content'], f'{args.seed}{body["model"]}', args.mode),
+      'stop',
+    )
     said = 'ok'
-    if draw.random() < args.garbage or args.always_garbage and args.always_garbage in body['messages'][-1]['content']:
+    if (
+      draw.random() < args.garbage
+      or args.always_garbage
+      and args.always_garbage in body['messages'][-1]['content']
+    ):
       said = 'garbage'
       if args.mode == 'judge':
         content = draw.choice(
-          ['', 'I cannot.', '<score1>7</score1>', '<score1>11</score1><score2>3</score2>', f'{KEY} <score2>1</score2>']
+          [
+            '',
+            'I cannot.',
+            '<score1>7</score1>',
+            '<score1>11</score1><score2>3</score2>',
+            f'{KEY} <score2>1</score2>',
+          ]
         )
       else:
         content = draw.choice(['', content + ' ⟦0⟧ ⟦7⟧', re.sub(r'⟦\d+⟧', '', content) + ' ⟦9⟧'])
     usage = {'prompt_tokens': 100, 'completion_tokens': 20, 'total_tokens': 120}
-    choice = {'index': 0, 'message': {'role': 'assistant', 'content': content}, 'finish_reason': finish}
+    choice = {
+      'index': 0,
+      'message': {'role': 'assistant', 'content': content},
+      'finish_reason': finish,
+    }
     return self.say(
       key,
       200,
-      {'id': 'x', 'object': 'chat.completion', 'model': body['model'], 'choices': [choice], 'usage': usage},
+      {
+        'id': 'x',
+        'object': 'chat.completion',
+        'model': body['model'],
+        'choices': [choice],
+        'usage': usage,
+      },
       said=said,
     )
 
@@ -151,8 +193,12 @@ def main():
   parser.add_argument('--mode', default='judge')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--fail', type=float, default=0.0, help='share of requests that fail')
-  parser.add_argument('--garbage', type=float, default=0.0, help='share of replies that are rubbish')
-  parser.add_argument('--always_garbage', default='', help='requests with this text are never answered well')
+  parser.add_argument(
+    '--garbage', type=float, default=0.0, help='share of replies that are rubbish'
+  )
+  parser.add_argument(
+    '--always_garbage', default='', help='requests with this text are never answered well'
+  )
   parser.add_argument('--slow', type=float, default=0.0, help='most seconds to an answer')
   parser.add_argument('--per_second', type=int, default=0, help='requests a second, more get 429')
   parser.add_argument('--die_after', type=int, default=0, help='requests')
@@ -179,7 +225,11 @@ class Running:
     self.url = f'http://127.0.0.1:{self.port}/v1'
 
   def log(self):
-    return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+    return (
+      [json.loads(line) for line in self.path.read_text().splitlines()]
+      if self.path.exists()
+      else []
+    )
 
   def by_key(self):
     """key -> what was said, in order."""

@@ -1,6 +1,8 @@
-"""A stand-in for Google Cloud Storage: its JSON API over HTTP, in memory, as far as gcsfs, google-cloud-storage and TensorStore use it.
+"""A stand-in for Google Cloud Storage: its JSON API over HTTP, in memory, as far as gcsfs,
+google-cloud-storage and TensorStore use it.
 
-The kept emulators know neither preconditions on generations nor broken answers, and those are what is tested.
+The kept emulators know neither preconditions on generations nor broken answers, and those are what
+is tested.
 """
 
 import base64
@@ -37,7 +39,8 @@ class Fault:
   Attributes:
     pattern: regular expression.
     times: how often.
-    status: of the answer; 0 = the connection is dropped, in the middle of the content if there is any.
+    status: of the answer; 0 = the connection is dropped, in the middle of the content if there is
+      any.
     delay: seconds before the answer; with status None it then is the usual one.
   """
 
@@ -92,7 +95,9 @@ class FakeGcs:
       'NO_GCE_CHECK': 'true',
     }
 
-  def fail(self, pattern: str, times: int = 1, status: int | None = 503, delay: float = 0.0) -> Fault:
+  def fail(
+    self, pattern: str, times: int = 1, status: int | None = 503, delay: float = 0.0
+  ) -> Fault:
     """Adds a fault."""
     self.faults.append(fault := Fault(pattern, times, status, delay))
     return fault
@@ -106,7 +111,9 @@ class FakeGcs:
     """The content of an object."""
     return self.buckets[bucket][name].data
 
-  def put(self, name: str, data: bytes, bucket: str = 'bucket', kind: str = 'application/octet-stream') -> Object:
+  def put(
+    self, name: str, data: bytes, bucket: str = 'bucket', kind: str = 'application/octet-stream'
+  ) -> Object:
     """Writes an object."""
     with self.lock:
       self.generation += 1
@@ -129,7 +136,9 @@ class FakeGcs:
 
 @functools.cache
 def running() -> FakeGcs:
-  """The one server of this process, and the environment that leads to it: clients keep addresses for as long as they live."""
+  """The one server of this process, and the environment that leads to it: clients keep addresses
+  for as long as they live.
+  """
   server = FakeGcs('bucket', 'secret').__enter__()
   server.forbidden.add('secret')
   os.environ.update(server.environment)
@@ -160,7 +169,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def _serve(self):
     body = self._body()
     url = urllib.parse.urlsplit(self.path)
-    self.query = {key: values[-1] for key, values in urllib.parse.parse_qs(url.query, keep_blank_values=True).items()}
+    self.query = {
+      key: values[-1]
+      for key, values in urllib.parse.parse_qs(url.query, keep_blank_values=True).items()
+    }
     words = f'{self.command} {urllib.parse.unquote(self.path)}'
     store = self.store
     with store.lock:
@@ -173,7 +185,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       time.sleep(fault.delay)
       self.dropped = fault.status == 0
       if fault.status:
-        return self._answer(fault.status, {'error': {'code': fault.status, 'message': 'a fault of the test'}})
+        return self._answer(
+          fault.status, {'error': {'code': fault.status, 'message': 'a fault of the test'}}
+        )
       if fault.status == 0 and self.command != 'GET':
         self.close_connection = True
         return self.connection.close()
@@ -215,7 +229,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       self.wfile.flush()
       self.connection.close()
 
-  # ---- the calls -----------------------------------------------------------------------------------------------------
+  # ---- the calls ----
 
   def _route(self, path: str, body: bytes):
     """(status, content, headers)."""
@@ -228,7 +242,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       found = self._object(match[1], source)
       made = self._write(match[3], target, found.data, found.kind)
       resource = self._resource(match[3], target, made)
-      done = {'done': True, 'objectSize': len(made.data), 'totalBytesRewritten': len(made.data), 'resource': resource}
+      done = {
+        'done': True,
+        'objectSize': len(made.data),
+        'totalBytesRewritten': len(made.data),
+        'resource': resource,
+      }
       return 200, done if 'rewriteTo' in path else resource, {}
     if match := re.fullmatch(r'(?:/download)?/storage/v1/b/([^/]+)/o/(.+)', path):
       return self._one(match[1], urllib.parse.unquote(match[2]))
@@ -236,7 +255,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       return 200, self._list(match[1]), {}
     if match := re.fullmatch(r'/storage/v1/b/([^/]+)/?', path):
       self._bucket(match[1])
-      return 200, {'kind': 'storage#bucket', 'id': match[1], 'name': match[1], 'location': 'TEST'}, {}
+      return (
+        200,
+        {'kind': 'storage#bucket', 'id': match[1], 'name': match[1], 'location': 'TEST'},
+        {},
+      )
     raise Gone(404, f'{self.command} {path} is not known here')
 
   def _bucket(self, name: str) -> dict[str, Object]:
@@ -287,7 +310,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     last = min(int(match[2]), size - 1) if match[1] and match[2] else size - 1
     if first >= size:
       return 416, b'', {'Content-Range': f'bytes */{size}'}
-    return 206, found.data[first : last + 1], headers | {'Content-Range': f'bytes {first}-{last}/{size}'}
+    return (
+      206,
+      found.data[first : last + 1],
+      headers | {'Content-Range': f'bytes {first}-{last}/{size}'},
+    )
 
   def _list(self, bucket: str) -> dict:
     query, objects = self.query, self._bucket(bucket)
@@ -296,7 +323,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     items, prefixes, token, last = [], [], None, ''
     for name in sorted(objects):
       inside = name.startswith(prefix) and name >= query.get('startOffset', '')
-      if not inside or name <= query.get('pageToken', '') or ('endOffset' in query and name >= query['endOffset']):
+      if (
+        not inside
+        or name <= query.get('pageToken', '')
+        or ('endOffset' in query and name >= query['endOffset'])
+      ):
         continue
       folder = None
       if delimiter and delimiter in name[len(prefix) :]:
@@ -328,7 +359,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       split = lambda part: re.split(rb'\r?\n\r?\n', part.lstrip(b'\r\n'), maxsplit=1)
       told, (_, data) = json.loads(split(parts[1])[1]), split(b'--'.join(parts[2:3]))
       name = told.get('name') or query['name']
-      if 'md5Hash' in told and told['md5Hash'] != _md5(data) or 'crc32c' in told and told['crc32c'] != crc32c(data):
+      if (
+        'md5Hash' in told
+        and told['md5Hash'] != _md5(data)
+        or 'crc32c' in told
+        and told['crc32c'] != crc32c(data)
+      ):
         raise Gone(400, 'Provided hash does not match calculated hash')
       return 200, self._resource(bucket, name, self._write(bucket, name, data)), {}
     if kind == 'resumable':
@@ -336,8 +372,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       name = told.get('name') or query['name']
       self._check(objects.get(name))
       identity = f'upload{len(self.store.uploads)}'
-      self.store.uploads[identity] = {'bucket': bucket, 'name': name, 'data': bytearray(), 'query': dict(query)}
-      place = f'{self.store.url}/upload/storage/v1/b/{bucket}/o?uploadType=resumable&upload_id={identity}'
+      self.store.uploads[identity] = {
+        'bucket': bucket,
+        'name': name,
+        'data': bytearray(),
+        'query': dict(query),
+      }
+      place = (
+        f'{self.store.url}/upload/storage/v1/b/{bucket}/o?uploadType=resumable&upload_id={identity}'
+      )
       return 200, {}, {'Location': place}
     raise Gone(400, f'uploadType {kind}')
 
@@ -348,7 +391,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     if self.command == 'DELETE':
       del self.store.uploads[identity]
       return 499, None, {}
-    match = re.fullmatch(r'bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)', self.headers.get('Content-Range', ''))
+    match = re.fullmatch(
+      r'bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)', self.headers.get('Content-Range', '')
+    )
     if match and match[1] is not None:
       if int(match[1]) != len(upload['data']):
         raise Gone(400, 'a gap')
@@ -369,10 +414,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def _resource(self, bucket: str, name: str, found: Object) -> dict:
     return {
-      'kind': 'storage#object', 'id': f'{bucket}/{name}/{found.generation}', 'name': name, 'bucket': bucket,
-      'generation': str(found.generation), 'metageneration': '1', 'contentType': found.kind, 'storageClass': 'STANDARD',
-      'size': str(len(found.data)), 'md5Hash': _md5(found.data), 'crc32c': crc32c(found.data), 'etag': str(found.generation),
-      'timeCreated': found.updated, 'updated': found.updated, 'timeStorageClassUpdated': found.updated,
+      'kind': 'storage#object', 'id': f'{bucket}/{name}/{found.generation}', 'name': name,
+      'bucket': bucket,
+      'generation': str(found.generation), 'metageneration': '1', 'contentType': found.kind,
+      'storageClass': 'STANDARD',
+      'size': str(len(found.data)), 'md5Hash': _md5(found.data), 'crc32c': crc32c(found.data),
+      'etag': str(found.generation),
+      'timeCreated': found.updated, 'updated': found.updated,
+      'timeStorageClassUpdated': found.updated,
     }  # fmt: skip
 
 

@@ -15,8 +15,10 @@ class Processes:
 
   def __init__(self, directory: str, mixture: str, compiled: str):
     self._values = {
-      'DATA_DIR': directory, 'MIXTURE_OR_TASK_NAME': mixture, 'schedule.warmup_steps': 2, 'BATCH_SIZE': 8, 'train.log_period': 1,
-      'CheckpointConfig.keep': 2, 'DecoderConfig.embed_dim': 32, 'DecoderConfig.mlp_dim': 64, 'train.evaluation_period': 0,
+      'DATA_DIR': directory, 'MIXTURE_OR_TASK_NAME': mixture, 'schedule.warmup_steps': 2,
+      'BATCH_SIZE': 8, 'train.log_period': 1,
+      'CheckpointConfig.keep': 2, 'DecoderConfig.embed_dim': 32, 'DecoderConfig.mlp_dim': 64,
+      'train.evaluation_period': 0,
     }  # fmt: skip
     self._compiled = compiled
 
@@ -37,13 +39,21 @@ class Processes:
     """
     command = ['train', '--gin_file=gin_configs/runs/world_tune.gin', *flags]
     command += [
-      f'--gin.{name}={value!r}' for name, value in (self._values | {'MODEL_DIR': str(model_dir)} | values).items()
+      f'--gin.{name}={value!r}'
+      for name, value in (self._values | {'MODEL_DIR': str(model_dir)} | values).items()
     ]
     return self.start_command(
-      [*command, '--gin.train.evaluators=()', *more], model_dir, count, devices=devices, without=without, own=own
+      [*command, '--gin.train.evaluators=()', *more],
+      model_dir,
+      count,
+      devices=devices,
+      without=without,
+      own=own,
     )
 
-  def start_command(self, command, name, count, *, devices=1, without=(), own=None) -> list[subprocess.Popen]:
+  def start_command(
+    self, command, name, count, *, devices=1, without=(), own=None
+  ) -> list[subprocess.Popen]:
     """Any command in several processes, their stderr in NAME.INDEX.log."""
     with socket.socket() as s:
       s.bind(('127.0.0.1', 0))
@@ -59,9 +69,17 @@ class Processes:
     for index in sorted(set(range(count)) - set(without)):
       words = [sys.executable, '-m', 'crossin_jax.cli', *command, *(own or {}).get(index, ())]
       if count > 1:
-        words += [f'--coordinator_address={address}', f'--process_count={count}', f'--process_index={index}']
+        words += [
+          f'--coordinator_address={address}',
+          f'--process_count={count}',
+          f'--process_index={index}',
+        ]
       with open(log(name, index), 'w', encoding='utf-8') as f:
-        running.append(subprocess.Popen(words, env=environment, cwd=REPOSITORY, stderr=f, stdout=subprocess.DEVNULL))
+        running.append(
+          subprocess.Popen(
+            words, env=environment, cwd=REPOSITORY, stderr=f, stdout=subprocess.DEVNULL
+          )
+        )
     return running
 
   def run(self, model_dir, count, values, **more) -> dict[int, float]:

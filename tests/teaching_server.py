@@ -1,4 +1,6 @@
-"""`endpoint_server` as a teacher: it writes instructions, rates, and answers in a language, all by what it is shown."""
+"""`endpoint_server` as a teacher: it writes instructions, rates, and answers in a language, all by
+what it is shown.
+"""
 
 import hashlib
 import pathlib
@@ -27,7 +29,9 @@ def taught(content, seed, mode):
 
 
 def running(monkeypatch, folder, mode='judge', **settings):
-  """A server that teaches. Its rubbish is what a judge may talk, answers without tags; in mode 'translate' nothing, or marked text."""
+  """A server that teaches. Its rubbish is what a judge may talk, answers without tags; in mode
+  'translate' nothing, or marked text.
+  """
   monkeypatch.setattr(endpoint_server, '__file__', __file__)
   return endpoint_server.running(folder, mode=mode, **settings)
 

@@ -15,7 +15,9 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 def crossin(*arguments, **environment):
   environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'} | environment
   command = [sys.executable, '-m', 'crossin_jax.cli', *map(str, arguments)]
-  return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=120)
+  return subprocess.run(
+    command, capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=120
+  )
 
 
 def train_flags(prepared, model_dir, **values):
@@ -31,7 +33,12 @@ def train_flags(prepared, model_dir, **values):
     **values,
   }
   flags = [f'--gin.{name}={value!r}' for name, value in values.items()]
-  return ['train', '--gin_file=gin_configs/runs/world_tune.gin', *flags, '--gin.train.evaluators=()']
+  return [
+    'train',
+    '--gin_file=gin_configs/runs/world_tune.gin',
+    *flags,
+    '--gin.train.evaluators=()',
+  ]
 
 
 def one_message(found, *parts, status=1):
@@ -51,13 +58,21 @@ def one_message(found, *parts, status=1):
     ({'BATCH_SIZE': 5}, ('batch_size = 5', 'use a multiple of 2'), 1),
     ({'LENGTH': 16}, ('holds an example of', 'rows have 16'), 1),
     ({'DecoderConfig.vocab_size': 100}, ('the model has 100 ids', 'vocab_size'), 1),
-    ({'MIXTURE_OR_TASK_NAME': 'world.base.all.en_zh.every'}, ('does not exist', 'crossin prepare --mixture'), 1),
+    (
+      {'MIXTURE_OR_TASK_NAME': 'world.base.all.en_zh.every'},
+      ('does not exist', 'crossin prepare --mixture'),
+      1,
+    ),
     ({'schedule.decay': 'sine'}, ("'sine' is not one of",), 1),
     ({'MESH_SHAPE': (3, 1, 1)}, ('(3, 1, 1) does not fit 2 cpu devices',), 1),
     ({'Partitioner.platform': 'tpu'}, ('no device of the kind asked for (tpu)',), 1),
     ({'INITIAL_CHECKPOINT_PATH': '/nowhere'}, ('/nowhere is neither a checkpoint_<step>',), 1),
     ({'train.epochs': 1.0}, ('set one of train.total_steps',), 1),
-    ({'train.early_stopping_patience': 1, 'train.evaluation_period': 1}, ('needs CheckpointConfig.best_metric',), 1),
+    (
+      {'train.early_stopping_patience': 1, 'train.evaluation_period': 1},
+      ('needs CheckpointConfig.best_metric',),
+      1,
+    ),
   ],
 )
 def test_wrong_settings_of_train(tiny_prepared, tmp_path, change, parts, status):
@@ -67,14 +82,25 @@ def test_wrong_settings_of_train(tiny_prepared, tmp_path, change, parts, status)
 
 
 def test_missing_gin_file_and_missing_setting():
-  one_message(crossin('train', '--gin_file=nowhere.gin'), "gin file 'nowhere.gin' is not there", status=2)
-  one_message(crossin('train', '--gin_file=gin_configs/runs/world_tune.gin'), 'is not set: give --gin.', status=2)
+  one_message(
+    crossin('train', '--gin_file=nowhere.gin'), "gin file 'nowhere.gin' is not there", status=2
+  )
+  one_message(
+    crossin('train', '--gin_file=gin_configs/runs/world_tune.gin'),
+    'is not set: give --gin.',
+    status=2,
+  )
   found = crossin('trian')
   assert found.returncode == 2 and 'did you mean train?' in found.stderr
 
 
 def prepare_flags(vocabulary, output_dir, mixture='world.base_x2x.all.en_zh.every', **values):
-  values = {'VOCABULARY': vocabulary, 'SHARES': {'base': 0.5, 'x2x': 0.5}, 'LANGUAGES': ('en', 'zh'), **values}
+  values = {
+    'VOCABULARY': vocabulary,
+    'SHARES': {'base': 0.5, 'x2x': 0.5},
+    'LANGUAGES': ('en', 'zh'),
+    **values,
+  }
   values |= {'World.tuning_entities': 6, 'World.test_entities': 12}
   flags = [f'--gin.{name}={value!r}' for name, value in values.items()]
   return [
@@ -90,18 +116,33 @@ def test_wrong_settings_of_prepare(tiny_vocabulary, tmp_path):
   path = tiny_vocabulary.path
   one_message(crossin(*prepare_flags('/nowhere.model', tmp_path)), "'/nowhere.model' is not a file")
   one_message(crossin(*prepare_flags(__file__, tmp_path)), 'is not a SentencePiece model')
-  one_message(crossin(*prepare_flags(path, tmp_path, mixture='world.base')), 'is not source.variant.volume')
-  one_message(crossin(*prepare_flags(path, tmp_path, mixture='world.base.all.en_xx.every')), "unknown language 'xx'")
   one_message(
-    crossin(*prepare_flags(path, tmp_path, mixture='world.basis.all.en_zh.every')), "component 'basis' is none of"
+    crossin(*prepare_flags(path, tmp_path, mixture='world.base')), 'is not source.variant.volume'
   )
-  one_message(crossin(*prepare_flags(path, tmp_path, mixture='world.base.all.en_zh.odd')), "preset 'odd' is not one of")
   one_message(
-    crossin(*prepare_flags(path, tmp_path, mixture='world.x2x.999999.en_zh.every', SHARES={'x2x': 1.0})),
+    crossin(*prepare_flags(path, tmp_path, mixture='world.base.all.en_xx.every')),
+    "unknown language 'xx'",
+  )
+  one_message(
+    crossin(*prepare_flags(path, tmp_path, mixture='world.basis.all.en_zh.every')),
+    "component 'basis' is none of",
+  )
+  one_message(
+    crossin(*prepare_flags(path, tmp_path, mixture='world.base.all.en_zh.odd')),
+    "preset 'odd' is not one of",
+  )
+  one_message(
+    crossin(
+      *prepare_flags(path, tmp_path, mixture='world.x2x.999999.en_zh.every', SHARES={'x2x': 1.0})
+    ),
     'volume 999999 is more',
   )
   one_message(
-    crossin(*prepare_flags(path, tmp_path, mixture='world.base.all.en_fi.every', SHARES={'base': 1.0, 'x': -1.0})),
+    crossin(
+      *prepare_flags(
+        path, tmp_path, mixture='world.base.all.en_fi.every', SHARES={'base': 1.0, 'x': -1.0}
+      )
+    ),
     'must not be negative',
   )
   assert not list(tmp_path.rglob('*.json'))
@@ -111,16 +152,22 @@ def test_wrong_settings_of_prepare(tiny_vocabulary, tmp_path):
 def test_full_disk_and_read_only_output(tiny_vocabulary, tiny_prepared, tmp_path):
   small = tmp_path / 'small'
   small.mkdir()
-  if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=128k', 'tmpfs', small], capture_output=True).returncode:
+  if subprocess.run(
+    ['mount', '-t', 'tmpfs', '-o', 'size=128k', 'tmpfs', small], capture_output=True
+  ).returncode:
     pytest.skip('this machine does not let root mount a tmpfs')
   try:
     one_message(
-      crossin(*prepare_flags(tiny_vocabulary.path, small / 'data', WORLD_SEED=1)), 'No space left', str(small)
+      crossin(*prepare_flags(tiny_vocabulary.path, small / 'data', WORLD_SEED=1)),
+      'No space left',
+      str(small),
     )
     assert not [path for path in small.rglob('*') if 'writing' in path.name]
     one_message(crossin(*train_flags(tiny_prepared, small / 'run')), str(small / 'run'), 'room')
     subprocess.run(['mount', '-o', 'remount,ro', small], check=True)
-    one_message(crossin(*prepare_flags(tiny_vocabulary.path, small / 'other')), str(small / 'other'))
+    one_message(
+      crossin(*prepare_flags(tiny_vocabulary.path, small / 'other')), str(small / 'other')
+    )
     one_message(crossin(*train_flags(tiny_prepared, small / 'other')), str(small / 'other'))
   finally:
     subprocess.run(['umount', '-l', small], check=True)
@@ -144,7 +191,9 @@ def test_output_of_another_run_and_changed_data(tiny_prepared, tiny_settings, tm
   shutil.copytree(tiny_prepared[0], directory)
   prepare(tiny_prepared[1], str(directory), tiny_settings(template='gemma', seed=3), overwrite=True)
   changed = train_flags((directory, tiny_prepared[1]), run, TRAIN_STEPS=6)
-  one_message(crossin(*changed), 'the data of this run have changed', 'template of task', 'new_stream=True')
+  one_message(
+    crossin(*changed), 'the data of this run have changed', 'template of task', 'new_stream=True'
+  )
   again = crossin(*changed, '--gin.train.new_stream=True')
   assert again.returncode == 0, again.stderr
   with open(run / 'metrics.jsonl', encoding='utf-8') as f:

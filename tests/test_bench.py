@@ -7,7 +7,8 @@ import pytest
 from crossin_jax import cli
 
 SMALL = [
-  '--gin_file=gin_configs/models/world_1m.gin', '--gin.DecoderConfig.embed_dim=16', '--gin.DecoderConfig.mlp_dim=16',
+  '--gin_file=gin_configs/models/world_1m.gin', '--gin.DecoderConfig.embed_dim=16',
+  '--gin.DecoderConfig.mlp_dim=16',
   '--gin.DecoderConfig.num_layers=1', '--gin.DecoderConfig.vocab_size=64',
 ]  # fmt: skip
 
@@ -36,7 +37,8 @@ def test_decode(capsys):
 def test_data(capsys, tiny_prepared):
   directory, mixture = tiny_prepared
   found = bench(capsys, 'data', f'--gin.bench_data.data_dir={directory!r}', f'--gin.bench_data.mixture={mixture!r}',
-                '--gin.bench_data.batch_size=4', '--gin.bench_data.length=64', '--gin.bench_data.seconds=0.5')  # fmt: skip
+                '--gin.bench_data.batch_size=4', '--gin.bench_data.length=64',
+                '--gin.bench_data.seconds=0.5')  # fmt: skip
   assert found['rows_per_second'] > 0 and 0.5 < found['positions_used'] <= 1
 
 

@@ -17,7 +17,8 @@ def parse(*argv):
 
 def test_flags_are_rewritten_as_t5x_does():
   assert config.rewrite(["--gin.MODEL_DIR='a=b'", '--gin.f.x=1\n2', '--gin_file=a.gin', '--other', 'gin.x=1']) == [
-      "--gin_bindings=MODEL_DIR = 'a=b'", '--gin_bindings=f.x = 1\n2', '--gin_file=a.gin', '--other', 'gin.x=1'
+      "--gin_bindings=MODEL_DIR = 'a=b'", '--gin_bindings=f.x = 1\n2', '--gin_file=a.gin',
+      '--other', 'gin.x=1'
   ]  # fmt: skip
   with pytest.raises(config.ConfigError, match='in one piece'):
     config.rewrite(['--gin.MODEL_DIR', 'x'])
@@ -55,7 +56,8 @@ def test_a_missing_file_names_where_it_was_looked_for(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'binding', ['schedule.peak=', 'schedule.peak=[1', 'schedule.peak=open("/etc/passwd")', 'schedule.peak=x']
+  'binding',
+  ['schedule.peak=', 'schedule.peak=[1', 'schedule.peak=open("/etc/passwd")', 'schedule.peak=x'],
 )
 def test_a_value_that_is_none_is_an_error(binding):
   with pytest.raises(config.ConfigError):

@@ -9,11 +9,15 @@ import jax.numpy as jnp
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-FILES = sorted(p for p in (REPOSITORY / 'gin_configs' / 'models').glob('*.gin') if p.stem != 'huggingface')
+FILES = sorted(
+  p for p in (REPOSITORY / 'gin_configs' / 'models').glob('*.gin') if p.stem != 'huggingface'
+)
 # As counted from the published checkpoints (tied heads once).
 PARAMETERS = {
-    'llama2_7b': 6_738_415_616, 'llama2_13b': 13_015_864_320, 'llama3_8b': 8_030_261_248, 'mistral_7b': 7_241_732_096,
-    'gemma_2b': 2_506_172_416, 'gemma_7b': 8_537_680_896, 'gemma2_9b': 9_241_705_984, 'qwen3_8b': 8_190_735_360,
+    'llama2_7b': 6_738_415_616, 'llama2_13b': 13_015_864_320, 'llama3_8b': 8_030_261_248,
+    'mistral_7b': 7_241_732_096,
+    'gemma_2b': 2_506_172_416, 'gemma_7b': 8_537_680_896, 'gemma2_9b': 9_241_705_984,
+    'qwen3_8b': 8_190_735_360,
     'qwen3_0.6b': 596_049_920,
 }  # fmt: skip
 

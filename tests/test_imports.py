@@ -1,4 +1,6 @@
-"""The library imports neither TensorFlow, SeqIO, torch nor transformers, and imports have no side effects."""
+"""The library imports neither TensorFlow, SeqIO, torch nor transformers, and imports have no side
+effects.
+"""
 
 import json
 import os
@@ -23,14 +25,21 @@ print(json.dumps([names, sorted(set(sys.modules)), backends, sorted(set(os.listd
 
 def run(program, cwd):
   environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY)}
-  found = subprocess.run([sys.executable, '-c', program], cwd=cwd, env=environment, capture_output=True, text=True)
+  found = subprocess.run(
+    [sys.executable, '-c', program], cwd=cwd, env=environment, capture_output=True, text=True
+  )
   assert found.returncode == 0, found.stderr
   return json.loads(found.stdout.splitlines()[-1])
 
 
 def test_importing_all_of_crossin_jax(tmp_path):
   names, modules, backends, files = run(PROGRAM, tmp_path)
-  assert {'crossin_jax.train', 'crossin_jax.data.stream', 'crossin_jax.models.decoder', 'crossin_jax.cli'} <= set(names)
+  assert {
+    'crossin_jax.train',
+    'crossin_jax.data.stream',
+    'crossin_jax.models.decoder',
+    'crossin_jax.cli',
+  } <= set(names)
   assert not [name for name in HEAVY if name in modules]
   # No device is initialised, and nothing is written.
   assert backends == [] and files == []

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 
-pytest.importorskip('py3langid', reason='language identification needs py3langid: pip install crossin-jax[lid]')
+pytest.importorskip(
+  'py3langid', reason='language identification needs py3langid: pip install crossin-jax[lid]'
+)
 
 from crossin_jax import language_id
 from crossin_jax.language_id import identify, identify_many
@@ -55,14 +57,18 @@ def test_neighbour_is_not_taken_for_one_of_the_thirteen(code):
 
 def test_ntrex(shared_data):
   for code in SENTENCES:
-    lines = (shared_data / 'ntrex' / f'newstest2019.{code}.txt').read_text(encoding='utf-8').split('\n')
+    lines = (
+      (shared_data / 'ntrex' / f'newstest2019.{code}.txt').read_text(encoding='utf-8').split('\n')
+    )
     found = [found for found, _ in identify_many([line for line in lines if line.strip()])]
     assert found.count(code) / len(found) >= 0.95, (code, len(found))
 
 
 def test_malay_is_not_swallowed_by_indonesian(shared_data):
   """The rule that helps Indonesian must not cost Malay what the library had."""
-  items = json.loads((shared_data / 'seaeval' / 'cross_logiqa.dev.json').read_text(encoding='utf-8'))
+  items = json.loads(
+    (shared_data / 'seaeval' / 'cross_logiqa.dev.json').read_text(encoding='utf-8')
+  )
   for name, code in (('Malay', 'ms'), ('Indonesian', 'id')):
     found = [found for found, _ in identify_many(item[name]['context'] for item in items)]
     assert found.count(code) / len(found) >= 0.95
@@ -70,7 +76,17 @@ def test_malay_is_not_swallowed_by_indonesian(shared_data):
 
 @pytest.mark.parametrize(
   'text',
-  ['', ' \n\t', '2024-05-01 12:30', '!!! ??? ...', '\ud800', '\u202e\u202c', 'x = 3 * y;', '<p></p>', '\x00\x01'],
+  [
+    '',
+    ' \n\t',
+    '2024-05-01 12:30',
+    '!!! ??? ...',
+    '\ud800',
+    '\u202e\u202c',
+    'x = 3 * y;',
+    '<p></p>',
+    '\x00\x01',
+  ],
 )
 def test_no_language(text):
   assert identify(text) == ('', 0.0)
@@ -92,7 +108,9 @@ def test_only_a_prefix_is_read():
 @given(st.text(alphabet=st.characters(exclude_categories=())))
 def test_any_text_has_an_answer(text):
   code, confidence = identify(text)
-  assert code == '' and confidence == 0.0 or code in language_id.CANDIDATES and 0.0 < confidence <= 1.0
+  assert (
+    code == '' and confidence == 0.0 or code in language_id.CANDIDATES and 0.0 < confidence <= 1.0
+  )
 
 
 def test_missing_library_names_the_remedy(monkeypatch):

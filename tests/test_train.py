@@ -31,7 +31,9 @@ def arguments(prepared, model_dir, **changes):
   directory, mixture = prepared
   return {
     'model_dir': str(model_dir),
-    'model': Decoder(tiny_config(vocab_size=1216, num_layers=1, scan_layers=False, tie_embeddings=True)),
+    'model': Decoder(
+      tiny_config(vocab_size=1216, num_layers=1, scan_layers=False, tie_embeddings=True)
+    ),
     'optimizer': optimizers.adamw,
     'data_dir': directory,
     'mixture': mixture,
@@ -48,19 +50,24 @@ def arguments(prepared, model_dir, **changes):
 def bindings(extra=''):
   gin.clear_config()
   gin.parse_config(
-    'schedule.peak = 3e-3\nschedule.warmup_steps = 2\nBatchStream.window = 256\nCheckpointConfig.period = 4\n'
+    'schedule.peak = 3e-3\nschedule.warmup_steps = 2\nBatchStream.window = '
+    '256\nCheckpointConfig.period = 4\n'
     f'CheckpointConfig.keep = 10\n{extra}'
   )
 
 
 def heldout(prepared):
-  return HeldoutLoss(data_dir=prepared[0], mixture=prepared[1], length=64, rows=4, examples_per_task=2)
+  return HeldoutLoss(
+    data_dir=prepared[0], mixture=prepared[1], length=64, rows=4, examples_per_task=2
+  )
 
 
 def lines(model_dir):
   """metrics.jsonl without what depends on the clock."""
   with open(os.path.join(model_dir, 'metrics.jsonl'), encoding='utf-8') as f:
-    return [{key: value for key, value in json.loads(line).items() if key not in TIMING} for line in f]
+    return [
+      {key: value for key, value in json.loads(line).items() if key not in TIMING} for line in f
+    ]
 
 
 def params(model_dir, step):
@@ -68,7 +75,9 @@ def params(model_dir, step):
 
 
 def steps_in(directory):
-  return sorted(int(name.split('_')[1]) for name in os.listdir(directory) if name.startswith('checkpoint_'))
+  return sorted(
+    int(name.split('_')[1]) for name in os.listdir(directory) if name.startswith('checkpoint_')
+  )
 
 
 def stop_at(monkeypatch, step):
@@ -88,7 +97,9 @@ def undisturbed(tiny_prepared, tmp_path_factory):
   """A run of 12 steps, evaluated at 6 and 12."""
   model_dir = tmp_path_factory.mktemp('undisturbed')
   bindings()
-  run = arguments(tiny_prepared, model_dir, evaluators=(heldout(tiny_prepared),), evaluation_period=6)
+  run = arguments(
+    tiny_prepared, model_dir, evaluators=(heldout(tiny_prepared),), evaluation_period=6
+  )
   assert train(**run) == 0
   return model_dir
 
@@ -98,7 +109,9 @@ def stopped(tiny_prepared, tmp_path_factory):
   """The same run, told to stop at its step 6, before the evaluation there."""
   model_dir = tmp_path_factory.mktemp('stopped')
   bindings()
-  run = arguments(tiny_prepared, model_dir, evaluators=(heldout(tiny_prepared),), evaluation_period=6)
+  run = arguments(
+    tiny_prepared, model_dir, evaluators=(heldout(tiny_prepared),), evaluation_period=6
+  )
   with pytest.MonkeyPatch.context() as monkeypatch:
     stop_at(monkeypatch, 6)
     before = signal.getsignal(signal.SIGTERM)
@@ -110,7 +123,9 @@ def stopped(tiny_prepared, tmp_path_factory):
 @pytest.mark.slow
 def test_a_run_leaves_what_it_should(undisturbed, tiny_prepared, tiny_vocabulary):
   assert steps_in(undisturbed) == [4, 8, 12]
-  assert {'metrics.jsonl', 'config.gin', 'prompts.json', 'tensorboard', 'digests'} <= set(os.listdir(undisturbed))
+  assert {'metrics.jsonl', 'config.gin', 'prompts.json', 'tensorboard', 'digests'} <= set(
+    os.listdir(undisturbed)
+  )
   found = lines(undisturbed)
   logged = [line for line in found if 'loss' in line]
   assert [line['step'] for line in logged] == [3, 6, 9, 12]
@@ -119,12 +134,19 @@ def test_a_run_leaves_what_it_should(undisturbed, tiny_prepared, tiny_vocabulary
   rate = [float(optimizers_rate(step)) for step in (2, 5, 8, 11)]
   np.testing.assert_allclose([line['learning_rate'] for line in logged], rate, rtol=1e-5)
   for line in logged:
-    assert set(line['loss_by_language']) == {'en', 'zh', 'vi', 'es'} and set(line['loss_by_source']) == {'world'}
+    assert set(line['loss_by_language']) == {'en', 'zh', 'vi', 'es'} and set(
+      line['loss_by_source']
+    ) == {'world'}
     assert 0 < line['loss_tokens'] <= line['tokens'] <= 3 * 4 * 64
     np.testing.assert_allclose(line['loss_by_source']['world'], line['loss'], rtol=1e-5)
   with open(undisturbed / 'prompts.json', encoding='utf-8') as f:
     described = json.load(f)
-  said = {'template': 'plain', 'tags': True, 'chat_template': None, 'stop_id': tiny_vocabulary.eos_id}
+  said = {
+    'template': 'plain',
+    'tags': True,
+    'chat_template': None,
+    'stop_id': tiny_vocabulary.eos_id,
+  }
   assert described['prompts'] == said
   copy = undisturbed / described['vocabulary']['file']
   with open(tiny_vocabulary.path, 'rb') as f:
@@ -152,7 +174,9 @@ def test_a_stopped_run_resumes_to_the_bit(undisturbed, stopped, tiny_prepared, t
   with open(model_dir / 'metrics.jsonl', 'a', encoding='utf-8') as f:
     f.write('{"step": 9, "loss": 1.0}\n{"step": 9, "lo')
   bindings()
-  run = arguments(tiny_prepared, model_dir, evaluators=(heldout(tiny_prepared),), evaluation_period=6)
+  run = arguments(
+    tiny_prepared, model_dir, evaluators=(heldout(tiny_prepared),), evaluation_period=6
+  )
   # Stopped once more, this time within a logging period.
   with pytest.MonkeyPatch.context() as monkeypatch:
     stop_at(monkeypatch, 9)
@@ -179,7 +203,10 @@ def test_changed_data_on_resume_are_refused_unless_on_purpose(stopped, tiny_prep
   with pytest.raises((ValueError, TrainingError), match=f'(?s){name}.*rate|rate.*{name}') as error:
     train(**changed)
   assert 'new_stream=True' in str(error.value)
-  for change, what in (({'seed': 1}, 'seed was 0, now 1'), ({'batch_size': 8}, 'batch_size was 4, now 8')):
+  for change, what in (
+    ({'seed': 1}, 'seed was 0, now 1'),
+    ({'batch_size': 8}, 'batch_size was 4, now 8'),
+  ):
     with pytest.raises((ValueError, TrainingError), match=what):
       train(**arguments(tiny_prepared, model_dir, **change))
   before = steps_in(model_dir)
@@ -193,7 +220,7 @@ def test_early_stopping_and_the_best_checkpoint(tiny_prepared, tmp_path):
   figures = iter([3.0, 1.0, 2.0, 1.5, 0.1, 0.1])
   seen = []
 
-  def evaluator(model, params, partition):  # pylint: disable=unused-argument
+  def evaluator(model, params, partition):
     seen.append(next(figures))
     yield 'fake/x', seen[-1]
     yield 'fake/by_language', {'en': 1.0}
@@ -201,7 +228,9 @@ def test_early_stopping_and_the_best_checkpoint(tiny_prepared, tmp_path):
   bindings("CheckpointConfig.best_metric = 'fake/x'")
   gin.bind_parameter('CheckpointConfig.period', 2)
   gin.bind_parameter('CheckpointConfig.keep', 1)
-  run = arguments(tiny_prepared, tmp_path, evaluators=(evaluator,), evaluation_period=2, early_stopping_patience=2)
+  run = arguments(
+    tiny_prepared, tmp_path, evaluators=(evaluator,), evaluation_period=2, early_stopping_patience=2
+  )
   assert train(**run) == 0
   assert seen == [3.0, 1.0, 2.0, 1.5] and steps_in(tmp_path) == [4, 8]
   assert [line['fake/x'] for line in lines(tmp_path) if 'fake/x' in line] == seen
@@ -214,7 +243,10 @@ def test_early_stopping_and_the_best_checkpoint(tiny_prepared, tmp_path):
 def test_initial_checkpoint_is_where_it_begins(undisturbed, tiny_prepared, tmp_path):
   bindings()
   gin.bind_parameter('schedule.peak', 0.0)
-  assert train(**arguments(tiny_prepared, tmp_path, total_steps=2, initial_checkpoint=str(undisturbed))) == 0
+  assert (
+    train(**arguments(tiny_prepared, tmp_path, total_steps=2, initial_checkpoint=str(undisturbed)))
+    == 0
+  )
   found, wanted = params(tmp_path, 2), params(undisturbed, 12)
   jax.tree.map(np.testing.assert_array_equal, found['target'], wanted['target'])
   assert int(found['state']['step']) == 2
@@ -224,12 +256,16 @@ def test_what_would_go_wrong_is_refused_before_anything_is_compiled(tiny_prepare
   bindings()
   small = Decoder(tiny_config(vocab_size=1000, num_layers=1))
   with pytest.raises(
-    TrainingError, match=r'the model has 1000 ids, the vocabulary .* has 1200; set DecoderConfig.vocab_size'
+    TrainingError,
+    match=r'the model has 1000 ids, the vocabulary .* has 1200; set DecoderConfig.vocab_size',
   ):
     train(**arguments(tiny_prepared, tmp_path, model=small))
   four = lambda: Partitioner(mesh_shape=(1, -1, 1))
-  for changes, multiple in (({'partitioner': four, 'batch_size': 6}, 4), ({'microbatches': 3}, 3),
-                            ({'partitioner': four, 'microbatches': 2, 'batch_size': 4}, 8)):  # fmt: skip
+  for changes, multiple in (
+    ({'partitioner': four, 'batch_size': 6}, 4),
+    ({'microbatches': 3}, 3),
+    ({'partitioner': four, 'microbatches': 2, 'batch_size': 4}, 8),
+  ):
     with pytest.raises(TrainingError, match=f'use a multiple of {multiple}'):
       train(**arguments(tiny_prepared, tmp_path, **changes))
   with pytest.raises(ValueError, match="nan_policy = 'ignore'"):

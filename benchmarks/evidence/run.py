@@ -1,10 +1,12 @@
 """All experiments of this folder, one after the other; a second start does what is missing.
 
-    python benchmarks/evidence/run.py --output_dir runs/evidence [--only reading,comparison] [--jobs 2] [--seeds 0,1,2,3,4]
-    python benchmarks/evidence/run.py --output_dir runs/dev --world_gin benchmarks/evidence/dev.gin --seeds 1000,1001
+    python benchmarks/evidence/run.py --output_dir runs/evidence [--only reading,comparison] [--jobs
+    2] [--seeds 0,1,2,3,4] python benchmarks/evidence/run.py --output_dir runs/dev --world_gin
+    benchmarks/evidence/dev.gin --seeds 1000,1001
 
-Every experiment is a `crossin sweep` of a gin file that lies here; what it found is in OUT/<experiment>/sweep.json and, beside the
-other arms, in OUT/<experiment>.json. Two jobs on 2 cores.
+Every experiment is a `crossin sweep` of a gin file that lies here; what it found is in
+OUT/<experiment>/sweep.json and, beside the other arms, in OUT/<experiment>.json. Two jobs on 2
+cores.
 """
 
 import argparse
@@ -19,8 +21,17 @@ HERE = 'benchmarks/evidence'
 class Evidence:
   """One output directory."""
 
-  def __init__(self, out: str, world_gin: str, seeds: tuple[int, ...], jobs: int, floor: bool, flags: list[str]):
-    self.out, self.world_gin, self.seeds, self.jobs, self.floor, self.flags = out, world_gin, seeds, jobs, floor, flags
+  def __init__(
+    self, out: str, world_gin: str, seeds: tuple[int, ...], jobs: int, floor: bool, flags: list[str]
+  ):
+    self.out, self.world_gin, self.seeds, self.jobs, self.floor, self.flags = (
+      out,
+      world_gin,
+      seeds,
+      jobs,
+      floor,
+      flags,
+    )
 
   def command(self, *words: str) -> None:
     """Runs a command of this Python, and ends with its status where that is not 0."""
@@ -34,9 +45,17 @@ class Evidence:
     if self.seeds:
       values['SEEDS'] = self.seeds
     forms = ('untagged', 'tagged') if gin == 'comparison' else ('untagged',)
-    values['QUESTIONS'] = tuple(f'{self.out}/world.{{seed}}/questions.{form}.jsonl' for form in forms)
+    values['QUESTIONS'] = tuple(
+      f'{self.out}/world.{{seed}}/questions.{form}.jsonl' for form in forms
+    )
     flags = [f'--gin.{key}={value!r}' for key, value in {**values, **macros}.items()]
-    words = ['-m', 'crossin_jax.cli', 'sweep', f'--gin_file={HERE}/{gin}.gin', f'--output_dir={self.out}/{name}']
+    words = [
+      '-m',
+      'crossin_jax.cli',
+      'sweep',
+      f'--gin_file={HERE}/{gin}.gin',
+      f'--output_dir={self.out}/{name}',
+    ]
     self.command(*words, f'--jobs={self.jobs}', *flags, *self.flags)
 
   def tune(self, name: str, gin: str, **macros) -> None:
@@ -46,14 +65,18 @@ class Evidence:
 
   def worlds(self) -> None:
     seeds = [f'--seeds={",".join(map(str, self.seeds))}'] if self.seeds else []
-    self.command(f'{HERE}/worlds.py', f'--gin_file={self.world_gin}', *seeds, f'--output_dir={self.out}')
+    self.command(
+      f'{HERE}/worlds.py', f'--gin_file={self.world_gin}', *seeds, f'--output_dir={self.out}'
+    )
 
   def reading(self) -> None:
     self.sweep('reading', 'reading', TELL=(True, False) if self.floor else (True,))
     with open(os.path.join(self.out, 'reading', 'sweep.json'), encoding='utf-8') as f:
       points = json.load(f)['points']
     for point in points:
-      link = os.path.join(self.out, f'{"read" if point["values"]["TELL_TESTED"] else "read_floor"}.{point["seed"]}')
+      link = os.path.join(
+        self.out, f'{"read" if point["values"]["TELL_TESTED"] else "read_floor"}.{point["seed"]}'
+      )
       if os.path.islink(link):
         os.unlink(link)
       os.symlink(os.path.join('reading', point['directory'], 'model'), link)
@@ -63,7 +86,9 @@ class Evidence:
     points, against = [f'--points={self.out}/comparison'], ['Base', 'Mono']
     if self.floor:
       base = {'VARIANTS': ('tested_shared_base',), 'TELL_TESTED': False}
-      self.tune('floor', 'comparison', INITIAL_CHECKPOINT_PATH=f'{self.out}/read_floor.{{seed}}', **base)
+      self.tune(
+        'floor', 'comparison', INITIAL_CHECKPOINT_PATH=f'{self.out}/read_floor.{{seed}}', **base
+      )
       points.insert(0, f'--points=Floor={self.out}/floor')
       against.insert(0, 'Floor')
     for form in ('untagged', 'tagged'):
@@ -78,7 +103,8 @@ class Evidence:
   def tested(self) -> list[str]:
     """The relations that are asked about."""
     with open(
-      os.path.join(self.out, f'world.{self.seeds[0] if self.seeds else 0}', 'world.json'), encoding='utf-8'
+      os.path.join(self.out, f'world.{self.seeds[0] if self.seeds else 0}', 'world.json'),
+      encoding='utf-8',
     ) as f:
       return json.load(f)['tested_relations']
 
@@ -103,15 +129,22 @@ EXPERIMENTS = ('worlds', 'reading', 'comparison', 'volume', 'ratio', 'longer', '
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--output_dir', default='runs/evidence')
-  parser.add_argument('--world_gin', default=f'{HERE}/world.gin', help='the setting (default: %(default)s)')
   parser.add_argument(
-    '--seeds', help='each a world and a training seed (default: those of the files, 0,1,2 or 0,1,2,3,4)'
+    '--world_gin', default=f'{HERE}/world.gin', help='the setting (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--seeds',
+    help='each a world and a training seed (default: those of the files, 0,1,2 or 0,1,2,3,4)',
   )
   parser.add_argument('--only', default=','.join(EXPERIMENTS), help='of: %(default)s')
   parser.add_argument(
-    '--no_floor', action='store_true', help='without models that never read what is asked: half of the reading'
+    '--no_floor',
+    action='store_true',
+    help='without models that never read what is asked: half of the reading',
   )
-  parser.add_argument('--jobs', type=int, default=len(os.sched_getaffinity(0)), help='runs at a time (default: cores)')
+  parser.add_argument(
+    '--jobs', type=int, default=len(os.sched_getaffinity(0)), help='runs at a time (default: cores)'
+  )
   args, flags = parser.parse_known_args()
   wanted = args.only.split(',')
   if unknown := set(wanted) - set(EXPERIMENTS):

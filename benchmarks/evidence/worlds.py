@@ -1,6 +1,8 @@
-"""Vocabulary and questions of the worlds that the sweeps of this folder read: OUT/world.SEED/{world.model, questions.*.jsonl, facts.tsv}.
+"""Vocabulary and questions of the worlds that the sweeps of this folder read:
+OUT/world.SEED/{world.model, questions.*.jsonl, facts.tsv}.
 
-python benchmarks/evidence/worlds.py --gin_file=benchmarks/evidence/world.gin --seeds 0,1,2,3,4 --output_dir runs/evidence
+python benchmarks/evidence/worlds.py --gin_file=benchmarks/evidence/world.gin --seeds 0,1,2,3,4
+--output_dir runs/evidence
 """
 
 import argparse
@@ -27,17 +29,25 @@ def main(argv: list[str]) -> int:
   config.parse(args)
   for seed in map(int, args.seeds.split(',')):
     folder, world = os.path.join(args.output_dir, f'world.{seed}'), World(seed=seed)
-    made, now = os.path.join(folder, 'world.json'), json.loads(json.dumps(dataclasses.asdict(world)))
+    made, now = (
+      os.path.join(folder, 'world.json'),
+      json.loads(json.dumps(dataclasses.asdict(world))),
+    )
     if os.path.exists(made):
       if (before := read_json(made, 'delete it')) != now:
         changed = ', '.join(
-          f'{key} was {before.get(key)}, now {now[key]}' for key in now if before.get(key) != now[key]
+          f'{key} was {before.get(key)}, now {now[key]}'
+          for key in now
+          if before.get(key) != now[key]
         )
         parser.error(f'{folder} is another world: {changed}. Give another --output_dir')
     else:
       world_sources.train_vocabulary(world, PIECES, os.path.join(folder, 'world.model'))
       world_sources.write_questions(world, folder)
-      print(f'{folder}: {len(world.questions)} questions in {", ".join(world.languages)}', file=sys.stderr)
+      print(
+        f'{folder}: {len(world.questions)} questions in {", ".join(world.languages)}',
+        file=sys.stderr,
+      )
   return 0
 
 

@@ -1,9 +1,11 @@
-"""X-Instruction against its baselines on embedded worlds: refinement, diversification, translated data, English answers alone.
+"""X-Instruction against its baselines on embedded worlds: refinement, diversification, translated
+data, English answers alone.
 
     python benchmarks/evidence/xinstruction.py --output_dir runs/xinstruction --seeds 0,1,2
 
-Every seed is a world with a base model, a pipeline and response models of its own in OUT/seed.N; a second start does what is missing.
-What they answer to questions about facts that no arm was tuned on is in OUT/xinstruction.{json,md}. `xinstruction.gin` has the settings.
+Every seed is a world with a base model, a pipeline and response models of its own in OUT/seed.N; a
+second start does what is missing. What they answer to questions about facts that no arm was tuned
+on is in OUT/xinstruction.{json,md}. `xinstruction.gin` has the settings.
 """
 
 import argparse
@@ -32,7 +34,8 @@ from crossin_jax.xinstruction.quickstart import quickstart, results
 from crossin_jax.xinstruction.run import Run
 
 GIN = 'benchmarks/evidence/xinstruction.gin'
-# Arm -> what its rows are. Those of a group have equally many; all are trained for equally many steps.
+# Arm -> what its rows are. Those of a group have equally many; all are trained for equally many
+# steps.
 ARMS = {
   'random': 'candidates, drawn by chance: without refinement',
   'kept': 'candidates that the refinement keeps',
@@ -47,14 +50,16 @@ SEED_ARM = 'seed'  # beside them: the pipeline's own model on all of the seed
 @gin.configurable('XInstructionEvidence')
 @dataclasses.dataclass(frozen=True)
 class Settings(quickstart.Settings):
-  """What is tuned, on how much; `quickstart.Settings` has the rest, of which `set_epochs` is not used.
+  """What is tuned, on how much; `quickstart.Settings` has the rest, of which `set_epochs` is not
+  used.
 
   Attributes:
     set_steps: of every arm's model; translator_steps: of the translation model.
     phrasings: documents a fact, 1 to 4.
     test_facts: of each entity, that only the test asks about.
     asked: facts of each relation that are asked about.
-    frequent: relations whose documents all stay in the skewed pool; rare_share: of the documents of each other one.
+    frequent: relations whose documents all stay in the skewed pool; rare_share: of the documents of
+      each other one.
     skewed_keep: share of that pool that is kept, best first.
     diverse_rows: of a language, in the arms `chance` and `diverse`.
     embedding: method of `embed` for the diversification; 'model' = the base model.
@@ -115,8 +120,12 @@ def drawn(rows: Sequence[Mapping], count: int, *purpose: str) -> list[Mapping]:
   return sorted(rows, key=lambda row: rows_lib.fraction(*purpose, row['id']))[:count]
 
 
-def skewed(rows: Sequence[Mapping], frequent: Sequence[str], rare_share: float, language: str) -> list[Mapping]:
-  """Rows of which those of all relations but the frequent ones have been thinned out, each relation to the same share of itself."""
+def skewed(
+  rows: Sequence[Mapping], frequent: Sequence[str], rare_share: float, language: str
+) -> list[Mapping]:
+  """Rows of which those of all relations but the frequent ones have been thinned out, each relation
+  to the same share of itself.
+  """
   by_relation: dict[str, list] = {}
   for row in rows:
     by_relation.setdefault(relation_of(row['id']), []).append(row)
@@ -132,7 +141,9 @@ class World(quickstart.Quickstart):
 
   def __init__(self, output_dir: str, settings: Settings):
     super().__init__(output_dir, settings)
-    self.documents = PhrasedDocuments(self.world, test_facts=settings.test_facts, phrasings=settings.phrasings)
+    self.documents = PhrasedDocuments(
+      self.world, test_facts=settings.test_facts, phrasings=settings.phrasings
+    )
     s = dataclasses.asdict(settings)
     pick = lambda *names: {name: s[name] for name in names}
     tuned = pick('generator_epochs', 'response_epochs', 'rater_epochs', 'keep_fraction', 'rounds')
@@ -171,7 +182,7 @@ class World(quickstart.Quickstart):
       done = pipeline.steps.run(names[: names.index(f'keep.{self.last}') + 1])
     return {name: manifest['seconds'] for name, manifest in done.items()}
 
-  # ---- the baseline of translated data -------------------------------------------------------------------------------------
+  # ---- the baseline of translated data ----
 
   def _train_translator(self, folder: str) -> Mapping:
     """The base model, tuned to say in the language what the seed's facts say in English."""
@@ -185,12 +196,16 @@ class World(quickstart.Quickstart):
     return self._train(folder, self.settings.translator_steps, rows)
 
   def _translate(self, folder: str) -> Mapping:
-    """English statements of the documents of `random` in the languages, greedily; nothing is filtered."""
+    """English statements of the documents of `random` in the languages, greedily; nothing is
+    filtered.
+    """
     facts, counts = self._facts('documents'), {}
     for language in self.settings.languages:
       asked = []
       for row in self.rows('random', language):
-        english = self.documents.statement(facts[fact_of(row['id'])], 'en', int(row['id'].split('.')[2]))
+        english = self.documents.statement(
+          facts[fact_of(row['id'])], 'en', int(row['id'].split('.')[2])
+        )
         asked.append({'id': row['id'], 'instruction': rows_lib.plain(english, language)})
       rows_lib.write(os.path.join(folder, 'asked', language, '00000.jsonl'), asked)
     self._respond('translate', 'translator', os.path.join(folder, 'asked'), folder)
@@ -200,14 +215,17 @@ class World(quickstart.Quickstart):
         counts[what] = counts.get(what, 0) + 1
     return {'heard': counts}
 
-  # ---- diversification -----------------------------------------------------------------------------------------------------
+  # ---- diversification ----
 
   def _spread(self, folder: str) -> Mapping:
     """Of a skewed pool's kept rows, as many by diversification as by chance."""
     run, s, counts = self.run, self.settings, {}
     for language in s.languages:
       pool = skewed(list(run.read('pairs', language)), s.frequent, s.rare_share, language)
-      level = {row['id']: row['score'] for row in rows_lib.read_language(run.folder(f'rate.{self.last}'), language)}
+      level = {
+        row['id']: row['score']
+        for row in rows_lib.read_language(run.folder(f'rate.{self.last}'), language)
+      }
       scores = np.array([level[row['id']] for row in pool])
       best = levels.kept(scores, [row['id'] for row in pool], s.skewed_keep, 1.0)
       kept = [pool[i] | {'score': float(scores[i])} for i in best]
@@ -220,10 +238,13 @@ class World(quickstart.Quickstart):
       for name, rows in sets.items():
         rows_lib.write(os.path.join(folder, name, language, '00000.jsonl'), rows)
       told = lambda rows: {
-        'rows': len(rows), 'good': sum(results.kind_of(self.documents, row) == 'good' for row in rows),
+        'rows': len(rows),
+        'good': sum(results.kind_of(self.documents, row) == 'good' for row in rows),
         'relations': dict(Counter(relation_of(row['id']) for row in rows)),
       }  # fmt: skip
-      counts[language] = {name: told(rows) for name, rows in {'pool': pool, 'kept': kept, **sets}.items()}
+      counts[language] = {
+        name: told(rows) for name, rows in {'pool': pool, 'kept': kept, **sets}.items()
+      }
     return {'by_language': counts}
 
   def _vectors(self, texts: list[str]) -> np.ndarray:
@@ -234,7 +255,7 @@ class World(quickstart.Quickstart):
     gin.parse_config_file(self._model_gin)
     return embeddings.embed(texts, method='model', checkpoint=self._base, model=Decoder())
 
-  # ---- the arms ------------------------------------------------------------------------------------------------------------
+  # ---- the arms ----
 
   def rows(self, arm: str, language: str) -> list[Mapping]:
     """The rows of an arm, their instructions without the prompt's style."""
@@ -257,7 +278,11 @@ class World(quickstart.Quickstart):
         for row in rows_lib.read_language(self.steps.folder('translate'), language)
       ]
     pairs = [
-      {'id': f'{fact_id(fact)}.{k}.{q}', 'instruction': question, 'output': self.documents.statement(fact, 'en', k)}
+      {
+        'id': f'{fact_id(fact)}.{k}.{q}',
+        'instruction': question,
+        'output': self.documents.statement(fact, 'en', k),
+      }
       for fact in self.documents.facts('seed')
       for k in range(self.world.other_phrasings)
       for q, question in enumerate(self.world.questions_about(fact, 'en'))
@@ -267,7 +292,8 @@ class World(quickstart.Quickstart):
   def _train_arm(self, arm: str, folder: str) -> Mapping:
     into = lambda language: 'en' if arm == 'English only' else language
     styled = lambda language: [
-      row | {'instruction': rows_lib.plain(row['instruction'], into(language))} for row in self.rows(arm, language)
+      row | {'instruction': rows_lib.plain(row['instruction'], into(language))}
+      for row in self.rows(arm, language)
     ]
     return self._train(folder, self.settings.set_steps, styled)
 
@@ -279,16 +305,21 @@ class World(quickstart.Quickstart):
     with self._stopping(run.jobs):
       return run.train(folder, 'response', 'xinstruction', rows) | {'steps': steps}
 
-  # ---- the test ------------------------------------------------------------------------------------------------------------
+  # ---- the test ----
 
   def asked(self) -> list[Fact]:
     """Facts that are asked about, equally many of each relation."""
     found = []
     for relation in self.world.shared_relations:
-      own = [{'id': fact_id(fact), 'fact': fact} for fact in self.documents.facts('test') if fact.relation == relation]
+      own = [
+        {'id': fact_id(fact), 'fact': fact}
+        for fact in self.documents.facts('test')
+        if fact.relation == relation
+      ]
       if len(own) < self.settings.asked:
         raise ValueError(
-          f'XInstructionEvidence.asked = {self.settings.asked}: seed {self.world.seed} has {len(own)} test facts of {relation!r}; '
+          f'XInstructionEvidence.asked = {self.settings.asked}: seed {self.world.seed} has '
+          f'{len(own)} test facts of {relation!r}; '
           f'ask about {len(own)}, or make more of them (entities, test_facts)'
         )
       found += [row['fact'] for row in drawn(own, self.settings.asked, 'asked')]
@@ -312,7 +343,10 @@ class World(quickstart.Quickstart):
       asked = os.path.join(folder, 'asked', 'assistant' if seed else 'plain')
       model = 'pipeline/train-response.0' if seed else step_of(arm)
       self._respond(f'ask.{step_of(arm)}', model, asked, os.path.join(folder, step_of(arm)))
-    return {'facts': len(facts), 'questions': len(facts) * len(self.settings.languages) * len(quickstart.FORMS)}
+    return {
+      'facts': len(facts),
+      'questions': len(facts) * len(self.settings.languages) * len(quickstart.FORMS),
+    }
 
   def _respond(self, log: str, step: str, asked: str, output_dir: str) -> None:
     self.jobs.run(
@@ -328,7 +362,9 @@ class World(quickstart.Quickstart):
     facts, heard, run = self._facts('test'), {}, self.run
     for arm in (*ARMS, SEED_ARM):
       for language in self.settings.languages:
-        for row in rows_lib.read_language(os.path.join(self.steps.folder('ask'), step_of(arm)), language):
+        for row in rows_lib.read_language(
+          os.path.join(self.steps.folder('ask'), step_of(arm)), language
+        ):
           form, id_ = row['id'].split('.', 1)
           what = self.documents.heard(row['output'], facts[id_], language)
           heard.setdefault(arm, {}).setdefault(form, {}).setdefault(id_, {})[language] = what
@@ -359,12 +395,23 @@ def write_figures(out: str, settings: Settings) -> dict | None:
   told = {}
   for name in sorted(os.listdir(out), key=lambda name: (len(name), name)):
     path = os.path.join(out, name, 'told', 'told.json')
-    if name.startswith('seed.') and os.path.exists(os.path.join(out, name, 'told', 'manifest.json')):
-      told[int(name.split('.')[1])] = read_json(path, f'delete {os.path.dirname(path)} and start again')
+    if name.startswith('seed.') and os.path.exists(
+      os.path.join(out, name, 'told', 'manifest.json')
+    ):
+      told[int(name.split('.')[1])] = read_json(
+        path, f'delete {os.path.dirname(path)} and start again'
+      )
   if not told:
     return None
-  shown = {key: value for key, value in dataclasses.asdict(settings).items() if key not in ('world_seed', 'set_epochs')}
-  found = figures(told, settings.frequent) | {'frequent': list(settings.frequent), 'settings': shown}
+  shown = {
+    key: value
+    for key, value in dataclasses.asdict(settings).items()
+    if key not in ('world_seed', 'set_epochs')
+  }
+  found = figures(told, settings.frequent) | {
+    'frequent': list(settings.frequent),
+    'settings': shown,
+  }
   write_json(os.path.join(out, 'xinstruction.json'), found)
   write_text(os.path.join(out, 'xinstruction.md'), markdown(found))
   return found
@@ -372,13 +419,18 @@ def write_figures(out: str, settings: Settings) -> dict | None:
 
 def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(
-    description=__doc__.splitlines()[0], epilog='Exit status: 0 done, 75 told to stop (start again), 1 failed, 2 usage.'
+    description=__doc__.splitlines()[0],
+    epilog='Exit status: 0 done, 75 told to stop (start again), 1 failed, 2 usage.',
   )
   parser.add_argument('--output_dir', default='runs/xinstruction')
   parser.add_argument(
-    '--seeds', default='0,1,2', help='each a world (default: %(default)s); 1000 is the one to develop on'
+    '--seeds',
+    default='0,1,2',
+    help='each a world (default: %(default)s); 1000 is the one to develop on',
   )
-  parser.add_argument('--redo', action='store_true', help='run steps again whose settings have changed')
+  parser.add_argument(
+    '--redo', action='store_true', help='run steps again whose settings have changed'
+  )
   config.add_flags(parser)
   args = parser.parse_args(argv)
   args.gin_file = args.gin_file or [GIN]

@@ -1,4 +1,6 @@
-"""Figures of xinstruction.py: shares of answers with intervals over facts and worlds, and tables of them."""
+"""Figures of xinstruction.py: shares of answers with intervals over facts and worlds, and tables of
+them.
+"""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -37,20 +39,26 @@ def figures(told: Mapping[int, Mapping], frequent: Sequence[str]) -> dict:
     frequent: relations that were frequent in the skewed pool.
 
   Returns:
-    {'seeds', 'facts': of each, 'arms': {arm: {'rows', 'steps', form: {measure: interval, 'heard': {what: n}, 'by_seed': {seed: share
-    that follows}}}}, 'differences': {'A - B': {form: {measure: interval}}}, 'diversification': {'frequent' | 'rare': {'chance',
-    'diverse', 'difference'}}, 'refinement', 'translations', 'spread'}; a difference is paired over facts and worlds.
+    {'seeds', 'facts': of each, 'arms': {arm: {'rows', 'steps', form: {measure: interval, 'heard':
+    {what: n}, 'by_seed': {seed: share that follows}}}}, 'differences': {'A - B': {form: {measure:
+    interval}}}, 'diversification': {'frequent' | 'rare': {'chance', 'diverse', 'difference'}},
+    'refinement', 'translations', 'spread'}; a difference is paired over facts and worlds.
   """
   first = next(iter(told.values()))
   table = {}
   for arm, forms in first['heard'].items():
-    table[arm] = {key: [own['arms'][arm][key] for own in told.values()] for key in ('rows', 'steps')}
+    table[arm] = {
+      key: [own['arms'][arm][key] for own in told.values()] for key in ('rows', 'steps')
+    }
     for form in forms:
       table[arm][form] = {measure: _interval(told, arm, form, measure) for measure in MEASURES}
       table[arm][form]['heard'] = {
-        what: int(sum((_words(own, arm, form) == what).sum() for own in told.values())) for what in HEARD
+        what: int(sum((_words(own, arm, form) == what).sum() for own in told.values()))
+        for what in HEARD
       }
-      table[arm][form]['by_seed'] = {seed: float(_hits(own, arm, form, 'follows').mean()) for seed, own in told.items()}
+      table[arm][form]['by_seed'] = {
+        seed: float(_hits(own, arm, form, 'follows').mean()) for seed, own in told.items()
+      }
   differences = {
     f'{one} - {other}': {
       form: {measure: _difference(told, one, other, form, measure) for measure in MEASURES}
@@ -61,11 +69,17 @@ def figures(told: Mapping[int, Mapping], frequent: Sequence[str]) -> dict:
   split = {}
   for name, wanted in (('frequent', True), ('rare', False)):
     own = lambda id_, wanted=wanted: (relation_of(id_) in frequent) == wanted
-    split[name] = {arm: _interval(told, arm, 'English', 'follows', own) for arm in ('chance', 'diverse')}
+    split[name] = {
+      arm: _interval(told, arm, 'English', 'follows', own) for arm in ('chance', 'diverse')
+    }
     split[name]['difference'] = _difference(told, 'diverse', 'chance', 'English', 'follows', own)
-  rest = {key: {seed: own[key] for seed, own in told.items()} for key in ('refinement', 'translations', 'spread')}
+  rest = {
+    key: {seed: own[key] for seed, own in told.items()}
+    for key in ('refinement', 'translations', 'spread')
+  }
   return {
-    'seeds': list(told), 'facts': len(first['heard']['kept']['English']), 'arms': table, 'differences': differences,
+    'seeds': list(told), 'facts': len(first['heard']['kept']['English']), 'arms': table,
+    'differences': differences,
     'diversification': split, **rest,
   }  # fmt: skip
 
@@ -73,7 +87,9 @@ def figures(told: Mapping[int, Mapping], frequent: Sequence[str]) -> dict:
 def _words(own: Mapping, arm: str, form: str, chosen=None) -> np.ndarray:
   """What was heard, [facts, languages]."""
   heard = own['heard'][arm][form]
-  return np.array([list(heard[id_].values()) for id_ in sorted(heard) if chosen is None or chosen(id_)])
+  return np.array(
+    [list(heard[id_].values()) for id_ in sorted(heard) if chosen is None or chosen(id_)]
+  )
 
 
 def _hits(own: Mapping, arm: str, form: str, measure: str, chosen=None) -> np.ndarray:
@@ -86,37 +102,57 @@ def _interval(told: Mapping, arm: str, form: str, measure: str, chosen=None) -> 
 
 
 def _difference(told: Mapping, one: str, other: str, form: str, measure: str, chosen=None) -> dict:
-  first, second = ([_hits(own, arm, form, measure, chosen) for own in told.values()] for arm in (one, other))
+  first, second = (
+    [_hits(own, arm, form, measure, chosen) for own in told.values()] for arm in (one, other)
+  )
   return dataclasses.asdict(bootstrap.difference(first, second, [None] * len(first)))
 
 
 def markdown(found: Mapping) -> str:
   """The figures as tables."""
   lines = [
-    '| arm | rows | steps | English: follows | right | in the language | native: follows | right | in the language |',
+    '| arm | rows | steps | English: follows | right | in the language | native: follows | right '
+    '| in the language |',
     '|---|---|---|---|---|---|---|---|---|',
   ]
   for arm, own in found['arms'].items():
     shown = [interval_text(own[form][measure]) for form in FORMS for measure in MEASURES]
     steps = '-' if own['steps'][0] is None else _range(own['steps'])
     lines.append(f'| {arm} | {_range(own["rows"])} | {steps} | ' + ' | '.join(shown) + ' |')
-  lines += ['', '| difference, points | English: follows | right | native: follows | right |', '|---|---|---|---|---|']
+  lines += [
+    '',
+    '| difference, points | English: follows | right | native: follows | right |',
+    '|---|---|---|---|---|',
+  ]
   for name, own in found['differences'].items():
-    shown = [interval_text(own[form][measure], True) for form in FORMS for measure in ('follows', 'right')]
+    shown = [
+      interval_text(own[form][measure], True) for form in FORMS for measure in ('follows', 'right')
+    ]
     lines.append(f'| {name} | ' + ' | '.join(shown) + ' |')
-  lines += ['', '| asked about relations that were | chance | diverse | difference |', '|---|---|---|---|']
+  lines += [
+    '',
+    '| asked about relations that were | chance | diverse | difference |',
+    '|---|---|---|---|',
+  ]
   for name, own in found['diversification'].items():
     lines.append(
-      f'| {name} | {interval_text(own["chance"])} | {interval_text(own["diverse"])} | {interval_text(own["difference"], True)} |'
+      f'| {name} | {interval_text(own["chance"])} | {interval_text(own["diverse"])} | '
+      f'{interval_text(own["difference"], True)} |'
     )
   lines += [
     '',
-    '| seed | candidates good | kept good | translations exactly true | good of chance, diverse | rare of kept, chance, diverse |',
+    '| seed | candidates good | kept good | translations exactly true | good of chance, diverse | '
+    'rare of kept, chance, diverse |',
   ]
   lines += ['|---|---|---|---|---|---|']
   for seed in found['seeds']:
-    last, heard, spread = (_of(found[key], seed) for key in ('refinement', 'translations', 'spread'))
-    last, (chance, diverse) = last[-1], (_sum(spread, name, 'good') for name in ('chance', 'diverse'))
+    last, heard, spread = (
+      _of(found[key], seed) for key in ('refinement', 'translations', 'spread')
+    )
+    last, (chance, diverse) = (
+      last[-1],
+      (_sum(spread, name, 'good') for name in ('chance', 'diverse')),
+    )
     rare = ', '.join(
       f'{_rare(spread, name, found["frequent"])} of {_sum(spread, name, "rows")}'
       for name in ('kept', 'chance', 'diverse')
@@ -125,7 +161,8 @@ def markdown(found: Mapping) -> str:
     told_kept = '-' if kept is None else f'{100 * kept:.0f} % of {last["kept"]}'
     lines.append(
       f'| {seed} | {last["good"]} of {last["candidates"]} | {told_kept} | '
-      f'{heard.get("right", 0)} of {sum(heard.values())} | {chance}, {diverse} of {_sum(spread, "diverse", "rows")} | {rare} |'
+      f'{heard.get("right", 0)} of {sum(heard.values())} | {chance}, {diverse} of '
+      f'{_sum(spread, "diverse", "rows")} | {rare} |'
     )
   return '\n'.join(lines) + '\n'
 
@@ -139,7 +176,12 @@ def _sum(spread: Mapping, name: str, key: str) -> int:
 
 
 def _rare(spread: Mapping, name: str, frequent: Sequence[str]) -> int:
-  return sum(n for own in spread.values() for relation, n in own[name]['relations'].items() if relation not in frequent)
+  return sum(
+    n
+    for own in spread.values()
+    for relation, n in own[name]['relations'].items()
+    if relation not in frequent
+  )
 
 
 def _range(numbers: Sequence[int]) -> str:

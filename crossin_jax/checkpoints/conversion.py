@@ -1,4 +1,6 @@
-"""`crossin import-hf` and `crossin export-hf`: from a Hugging Face directory to a checkpoint, and back."""
+"""`crossin import-hf` and `crossin export-hf`: from a Hugging Face directory to a checkpoint, and
+back.
+"""
 
 import argparse
 import json
@@ -30,7 +32,8 @@ class ConversionError(ValueError):
 
 
 def import_hf(directory: str, output_dir: str, model=None, partitioner=Partitioner) -> dict:
-  """Writes a Hugging Face directory as `output_dir`/checkpoint_0, with config.gin and the model's own files beside it.
+  """Writes a Hugging Face directory as `output_dir`/checkpoint_0, with config.gin and the model's
+  own files beside it.
 
   Args:
     directory: config.json, safetensors and tokenizer.
@@ -42,7 +45,8 @@ def import_hf(directory: str, output_dir: str, model=None, partitioner=Partition
     {'checkpoint', 'parameters', 'model_type'}.
 
   Raises:
-    ConversionError, CheckpointError: output_dir holds a checkpoint already, or part of one. ArchitectureError, WeightsError: see there.
+    ConversionError, CheckpointError: output_dir holds a checkpoint already, or part of one.
+      ArchitectureError, WeightsError: see there.
   """
   if places.steps_in(output_dir):
     raise ConversionError(f'{output_dir} holds a checkpoint already; give another --output_dir')
@@ -59,7 +63,8 @@ def import_hf(directory: str, output_dir: str, model=None, partitioner=Partition
     write_text(os.path.join(files.path, 'config.gin'), saved_model.imported_config(companions))
   if not set(TOKENIZERS) & set(copied):
     warnings.warn(
-      f'{directory} has no tokenizer ({" or ".join(TOKENIZERS)}): training and export work, but nothing can be asked of '
+      f'{directory} has no tokenizer ({" or ".join(TOKENIZERS)}): training and export work, but '
+      'nothing can be asked of '
       'the model as it is. Copy the tokenizer into it and import again'
     )
   return {
@@ -74,22 +79,25 @@ def export_hf(
   output_dir: str,
   model,
   *,
-  format: str = 'full',  # pylint: disable=redefined-builtin
+  format: str = 'full',
   dtype: str | None = None,
   shard_gigabytes: float = 5.0,
   partitioner=Partitioner,
 ) -> dict:
   """Writes a checkpoint for transformers ('full', 'merged'), PEFT ('peft') or T5X ('t5x').
 
-  The directory appears whole, by one rename; a remote one is made here first and then copied, config.json last.
+  The directory appears whole, by one rename; a remote one is made here first and then copied,
+  config.json last.
 
   Args:
     checkpoint: a MODEL_DIR or one of its checkpoints.
     output_dir: must not exist, or be empty.
     model: the model of the checkpoint.
-    format: 'full' for a model that was trained whole; of a LoRA run 'merged' (adapters folded into the matrices, in f32) or
-      'peft' (adapters alone); 't5x': a checkpoint_<step> with the whole merged tree.
-    dtype: of the tensors; None = what the model was imported in, else that of the parameters (adapters: f32).
+    format: 'full' for a model that was trained whole; of a LoRA run 'merged' (adapters folded into
+      the matrices, in f32) or 'peft' (adapters alone); 't5x': a checkpoint_<step> with the whole
+      merged tree.
+    dtype: of the tensors; None = what the model was imported in, else that of the parameters
+      (adapters: f32).
     shard_gigabytes: largest size of a file.
     partitioner: mesh and axis rules.
 
@@ -113,10 +121,13 @@ def export_hf(
     os.makedirs(remote.cache(), exist_ok=True)
     with tempfile.TemporaryDirectory(dir=remote.cache()) as folder:
       result = export_hf(
-        checkpoint, os.path.join(folder, 'exported'), model, format=format, dtype=dtype, shard_gigabytes=shard_gigabytes,
+        checkpoint, os.path.join(folder, 'exported'), model, format=format, dtype=dtype,
+        shard_gigabytes=shard_gigabytes,
         partitioner=partitioner,
       )  # fmt: skip
-      remote.upload_folder(result['output_dir'], output_dir, last=(weights.INDEX, peft.CONFIG, 'config.json'))
+      remote.upload_folder(
+        result['output_dir'], output_dir, last=(weights.INDEX, peft.CONFIG, 'config.json')
+      )
     return result | {'output_dir': output_dir}
   path = places.latest_checkpoint(checkpoint)
   if os.path.exists(output_dir) and (not os.path.isdir(output_dir) or os.listdir(output_dir)):
@@ -148,17 +159,24 @@ def export_hf(
   if chief:
     if format == 'peft':
       base = parameters.base_reference(path)['path']
-      write_json(os.path.join(writing, peft.CONFIG), peft.adapter_config(found['model_type'], model.config, base))
+      write_json(
+        os.path.join(writing, peft.CONFIG),
+        peft.adapter_config(found['model_type'], model.config, base),
+      )
     if format != 't5x':
       _describe(writing, found, dtype, source, os.path.dirname(path), is_adapter=format == 'peft')
     if os.path.isdir(output_dir):
       os.rmdir(output_dir)  # it is empty
     os.replace(writing, os.path.abspath(output_dir))
-  size = sum(os.path.getsize(os.path.join(f, n)) for f, _, names in os.walk(output_dir) for n in names)
+  size = sum(
+    os.path.getsize(os.path.join(f, n)) for f, _, names in os.walk(output_dir) for n in names
+  )
   return {'output_dir': output_dir, 'format': format, 'dtype': dtype, 'bytes': size}
 
 
-def _describe(writing: str, found: dict, dtype: str, source: str | None, model_dir: str, is_adapter: bool) -> None:
+def _describe(
+  writing: str, found: dict, dtype: str, source: str | None, model_dir: str, is_adapter: bool
+) -> None:
   """Configuration, generation settings and tokenizer beside the weights."""
   if source:
     weights.copy_companions(source, writing)
@@ -175,7 +193,10 @@ def _describe(writing: str, found: dict, dtype: str, source: str | None, model_d
     return
   found = {key: value for key, value in found.items() if key != 'torch_dtype'}
   family = families.FAMILIES[found['model_type']]
-  write_json(os.path.join(writing, 'config.json'), {**found, 'architectures': [family.architecture], 'dtype': dtype})
+  write_json(
+    os.path.join(writing, 'config.json'),
+    {**found, 'architectures': [family.architecture], 'dtype': dtype},
+  )
 
 
 def _tokenizer_files(writing: str, model_dir: str) -> dict:
@@ -186,7 +207,9 @@ def _tokenizer_files(writing: str, model_dir: str) -> dict:
   if not remote.exists(path):
     return {}
   words = read_json(path, 'it is written by `crossin train`')['vocabulary']
-  vocabulary = Vocabulary(os.path.join(model_dir, words['file']), words['bos_token'], words['eos_token'])
+  vocabulary = Vocabulary(
+    os.path.join(model_dir, words['file']), words['bos_token'], words['eos_token']
+  )
   vocabulary.save_for_transformers(writing)
   return {'bos_token_id': vocabulary.bos_id, 'eos_token_id': vocabulary.eos_id}
 
@@ -202,19 +225,23 @@ def import_main(argv: list[str]) -> int:
   """The command line of `crossin import-hf`."""
   parser = argparse.ArgumentParser(
     prog='crossin import-hf',
-    description='Write a Hugging Face directory (config.json, safetensors, tokenizer) as a checkpoint to train from. '
+    description='Write a Hugging Face directory (config.json, safetensors, tokenizer) as a '
+    'checkpoint to train from. '
     'Training can also begin from the directory itself: INITIAL_CHECKPOINT_PATH.',
     epilog='example: crossin import-hf models/gemma-2b --output_dir checkpoints/gemma-2b',
   )
   parser.add_argument('directory', help='with config.json and *.safetensors')
-  parser.add_argument('--output_dir', required=True, help='for checkpoint_0, config.gin and huggingface/')
+  parser.add_argument(
+    '--output_dir', required=True, help='for checkpoint_0, config.gin and huggingface/'
+  )
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   config.add_flags(parser)
   args = parser.parse_args(argv)
   config.parse(args)
   result = import_hf(args.directory, args.output_dir)
   print(
-    f'{result["model_type"]}, {result["parameters"]:,} parameters: {result["checkpoint"]}. Train from it with '
+    f'{result["model_type"]}, {result["parameters"]:,} parameters: {result["checkpoint"]}. Train '
+    'from it with '
     f'--gin_file={os.path.join(args.output_dir, "config.gin")} '
     f'--gin.INITIAL_CHECKPOINT_PATH="\'{args.output_dir}\'"',
     file=sys.stderr,
@@ -234,7 +261,9 @@ def export_main(argv: list[str]) -> int:
   parser.add_argument('checkpoint', help='a MODEL_DIR or checkpoint_<step>')
   parser.add_argument('--output_dir', required=True, help='must not exist, or be empty')
   parser.add_argument('--format', choices=FORMATS, help='default: full, or merged of a LoRA run')
-  parser.add_argument('--dtype', choices=DTYPES, help='default: as imported, else that of the parameters')
+  parser.add_argument(
+    '--dtype', choices=DTYPES, help='default: as imported, else that of the parameters'
+  )
   parser.add_argument('--shard_gigabytes', type=float, default=5.0, help='largest file (default 5)')
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   config.add_flags(parser)
@@ -246,7 +275,8 @@ def export_main(argv: list[str]) -> int:
       shard_gigabytes=args.shard_gigabytes,
   )  # fmt: skip
   print(
-    f'{result["output_dir"]}: {result["format"]}, {result["dtype"]}, {result["bytes"] / 1e9:.2f} GB', file=sys.stderr
+    f'{result["output_dir"]}: {result["format"]}, {result["dtype"]}, {result["bytes"] / 1e9:.2f} GB',
+    file=sys.stderr,
   )
   if args.json:
     print(json.dumps(result))

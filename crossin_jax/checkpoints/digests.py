@@ -1,7 +1,8 @@
 """Digests of checkpoints: what was written, so that damage is noticed before anything is restored.
 
-On disk they are SHA-256 of every file; on gs:// size and CRC32C as the store has them, so nothing is read back. These find an object
-that is missing, cut off, or written again; what changed on the way from this machine's memory into the store they do not find.
+On disk they are SHA-256 of every file; on gs:// size and CRC32C as the store has them, so nothing
+is read back. These find an object that is missing, cut off, or written again; what changed on the
+way from this machine's memory into the store they do not find.
 """
 
 import hashlib
@@ -14,7 +15,9 @@ from crossin_jax.storage import remote
 
 def path_of(checkpoint: str) -> str:
   """MODEL_DIR/digests/checkpoint_<step>.json."""
-  return os.path.join(os.path.dirname(checkpoint), 'digests', f'{os.path.basename(checkpoint)}.json')
+  return os.path.join(
+    os.path.dirname(checkpoint), 'digests', f'{os.path.basename(checkpoint)}.json'
+  )
 
 
 def damage(path: str) -> str | None:
@@ -23,7 +26,9 @@ def damage(path: str) -> str | None:
   try:
     expected = read_json(digest)
   except FileNotFoundError:
-    warnings.warn(f'{path} has no digest, the run was killed right after it was saved; it is used unverified')
+    warnings.warn(
+      f'{path} has no digest, the run was killed right after it was saved; it is used unverified'
+    )
     return None
   except ValueError as error:
     return f'its digest {digest} is not readable ({error})'
@@ -45,17 +50,21 @@ def read_json(path: str):
 
 
 def file_digests(directory: str, like: dict[str, str] | None = None) -> dict[str, str]:
-  """Relative path -> SHA-256 of every file below a directory; of remote ones 'crc32c:...:bytes', which the store knows.
+  """Relative path -> SHA-256 of every file below a directory; of remote ones 'crc32c:...:bytes',
+  which the store knows.
 
   Args:
     directory: a checkpoint.
-    like: of the kind that these are, where a checkpoint was copied from a disk to the store or back. The store knows no SHA-256: what
-      came there from a disk is looked for by name only.
+    like: of the kind that these are, where a checkpoint was copied from a disk to the store or
+      back. The store knows no SHA-256: what came there from a disk is looked for by name only.
   """
   like = like or {}
   if remote.is_remote(directory):
     there = remote.listing(directory)
-    return {n: e.digest if like.get(n, 'crc32c:').startswith('crc32c:') else like[n] for n, e in there.items()}
+    return {
+      n: e.digest if like.get(n, 'crc32c:').startswith('crc32c:') else like[n]
+      for n, e in there.items()
+    }
   digests = {}
   for folder, _, names in os.walk(directory):
     for name in names:

@@ -4,9 +4,10 @@ MODEL_DIR/checkpoint_<step>/state       {'target': params, 'state': {'step', 'pa
 MODEL_DIR/checkpoint_<step>/run         JSON: where the run stands (stream settings, open metric sums)
 MODEL_DIR/digests/checkpoint_<step>.json  see `digests`
 
-On gs:// Orbax writes the objects where they stay, `_CHECKPOINT_METADATA` before the others and `commit_success.txt` after them: a
-checkpoint_<step> without the latter is unfinished and is no checkpoint. One that has the former is what a killed run left, and the next
-run removes it; anything else (a copy that is on its way, T5X's older layout) is not ours to remove, nor to write in.
+On gs:// Orbax writes the objects where they stay, `_CHECKPOINT_METADATA` before the others and
+`commit_success.txt` after them: a checkpoint_<step> without the latter is unfinished and is no
+checkpoint. One that has the former is what a killed run left, and the next run removes it; anything
+else (a copy that is on its way, T5X's older layout) is not ours to remove, nor to write in.
 
 With LoRA, `target` holds what is trained and `run` says where the other parameters come from.
 """
@@ -24,7 +25,14 @@ import orbax.checkpoint as ocp
 
 from crossin_jax.checkpoints import digests
 from crossin_jax.checkpoints.parameters import check_shapes
-from crossin_jax.checkpoints.places import PREFIX, CheckpointError, check_room, folders_in, remove_unfinished, steps_in
+from crossin_jax.checkpoints.places import (
+  PREFIX,
+  CheckpointError,
+  check_room,
+  folders_in,
+  remove_unfinished,
+  steps_in,
+)
 from crossin_jax.data.prepared import write_json
 from crossin_jax.storage import remote
 from crossin_jax.training.state import TrainState
@@ -39,8 +47,8 @@ class CheckpointConfig:
     period: steps between checkpoints; the last step is always saved. 0 = only the last.
     keep: how many of the latest stay.
     keep_period: checkpoints at multiples of it stay for ever; None = none.
-    best_metric: evaluation figure ('eval/heldout/loss', 'eval/questions/ac3_3' ...) whose best checkpoint stays too, among the
-      steps that are both evaluated and saved.
+    best_metric: evaluation figure ('eval/heldout/loss', 'eval/questions/ac3_3' ...) whose best
+      checkpoint stays too, among the steps that are both evaluated and saved.
     best_mode: 'min' or 'max'.
   """
 
@@ -54,7 +62,10 @@ class CheckpointConfig:
     if self.best_mode not in ('min', 'max'):
       raise ValueError(f"CheckpointConfig.best_mode = {self.best_mode!r} is not 'min' or 'max'")
     if self.period < 0 or self.keep < 1:
-      raise ValueError(f'CheckpointConfig.period = {self.period} must not be negative, keep = {self.keep} at least 1')
+      raise ValueError(
+        f'CheckpointConfig.period = {self.period} must not be negative, keep = {self.keep} at '
+        'least 1'
+      )
 
   def is_due(self, step: int) -> bool:
     """Whether the checkpoint period ends at this step."""
@@ -65,12 +76,17 @@ def to_tree(state: TrainState) -> dict:
   """T5X's tree of a TrainState; optimizer nodes without arrays are left out."""
   return {
     'target': state.params,
-    'state': {'step': state.step, 'param_states': _without_empty(serialization.to_state_dict(state.opt_state))},
+    'state': {
+      'step': state.step,
+      'param_states': _without_empty(serialization.to_state_dict(state.opt_state)),
+    },
   }
 
 
 def from_tree(tree: dict, like: TrainState) -> TrainState:
-  """The inverse of `to_tree`; `like` gives the structure of the optimizer state, and what is frozen."""
+  """The inverse of `to_tree`; `like` gives the structure of the optimizer state, and what is
+  frozen.
+  """
   full = serialization.to_state_dict(like.opt_state)
   flat = traverse_util.flatten_dict(full, keep_empty_nodes=True)
   flat.update(traverse_util.flatten_dict(tree['state']['param_states']))
@@ -118,7 +134,8 @@ class Checkpoints:
           preservation_policy=policies.AnyPreservationPolicy(keep),
           # Needed for `metrics=` to be stored; what is kept is decided by the policy above.
           best_fn=(lambda metrics: figure(metrics)) if config.best_metric else None,
-          # On gs:// Orbax takes every folder of MODEL_DIR without a marker, such as digests/, for a save that was cut off.
+          # On gs:// Orbax takes every folder of MODEL_DIR without a marker, such as digests/, for a
+          # save that was cut off.
           cleanup_tmp_directories=not is_remote,
         ),
       )
@@ -128,18 +145,25 @@ class Checkpoints:
     if step in self._manager.all_steps() and step not in self._damaged:
       return
     self.wait()
-    # What was found damaged makes room for what is saved in its place, and does not count among those kept.
+    # What was found damaged makes room for what is saved in its place, and does not count among
+    # those kept.
     for damaged in sorted(self._damaged & set(self._manager.all_steps())):
       self._manager.delete(damaged)
     if self._damaged:
       self._damaged.clear()
       self._write_digests()
-    if jax.process_index() == 0 and remote.is_remote(self.model_dir) and step not in self._manager.all_steps():
+    if (
+      jax.process_index() == 0
+      and remote.is_remote(self.model_dir)
+      and step not in self._manager.all_steps()
+    ):
       check_room(self.model_dir, step)
     # Figures are kept beside the checkpoint only where a best one is to be chosen by them.
     metric = self._config.best_metric
     metrics = {metric: float(figures[metric])} if metric and figures and metric in figures else None
-    items = ocp.args.Composite(state=ocp.args.PyTreeSave(to_tree(state)), run=ocp.args.JsonSave(run))
+    items = ocp.args.Composite(
+      state=ocp.args.PyTreeSave(to_tree(state)), run=ocp.args.JsonSave(run)
+    )
     with self._saving(OSError):
       self._manager.save(step, args=items, metrics=metrics, force=True)
 
@@ -159,12 +183,15 @@ class Checkpoints:
       if problem is None:
         try:
           state = restore_tree(self._path(step), abstract)
-          run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))['run']
+          run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))[
+            'run'
+          ]
         except CheckpointError:
           raise  # of another model: an older one would be too
-        except Exception as error:  # pylint: disable=broad-exception-caught  # Orbax raises many kinds
+        except Exception as error:  # Orbax raises many kinds
           problem = f'{type(error).__name__}: {error}'
-          if remote.is_remote(self.model_dir):  # the store has it as it was written: the network, rather
+          # the store has it as it was written: the network, rather
+          if remote.is_remote(self.model_dir):
             raise CheckpointError(
               f'{self._path(step)} cannot be read ({problem}); start the same command again'
             ) from error
@@ -176,7 +203,9 @@ class Checkpoints:
       problems.append(f'{self._path(step)} is damaged: {problem}')
     if problems:
       raise CheckpointError(
-        'no usable checkpoint: ' + '; '.join(problems) + f'. Delete {self.model_dir} to train from the start'
+        'no usable checkpoint: '
+        + '; '.join(problems)
+        + f'. Delete {self.model_dir} to train from the start'
       )
     return None
 
@@ -184,7 +213,8 @@ class Checkpoints:
     """Returns when the save in progress is complete and its digest written.
 
     Raises:
-      CheckpointError: it failed (a full disk, say); the checkpoint before it is whole. RemoteError: the same, on gs://.
+      CheckpointError: it failed (a full disk, say); the checkpoint before it is whole. RemoteError:
+        the same, on gs://.
     """
     with self._saving(Exception):  # the saving thread raises many kinds
       self._manager.wait_until_finished()
@@ -194,7 +224,8 @@ class Checkpoints:
       raise
     except OSError as error:
       raise CheckpointError(
-        f'cannot write the digests of the checkpoints in {self.model_dir}: {_first_line(error)}. Mend that and start the same '
+        f'cannot write the digests of the checkpoints in {self.model_dir}: {_first_line(error)}. '
+        'Mend that and start the same '
         'command again; the checkpoints are whole'
       ) from error
 
@@ -209,7 +240,8 @@ class Checkpoints:
     except kind as error:
       remedy = 'S' if remote.is_remote(self.model_dir) else 'Make room there and s'
       raise CheckpointError(
-        f'cannot save a checkpoint in {self.model_dir}: {_first_line(error)}. {remedy}tart the same command again; it goes on '
+        f'cannot save a checkpoint in {self.model_dir}: {_first_line(error)}. {remedy}tart the '
+        'same command again; it goes on '
         'from the last whole checkpoint'
       ) from error
 
@@ -225,14 +257,22 @@ class Checkpoints:
     if jax.process_index():
       return
     whole = {f'{PREFIX}_{step}' for step in steps_in(self.model_dir)}
-    present = whole | {f'{PREFIX}_{step}' for step in folders_in(self.model_dir)}  # one may be on its way here
+    # one may be on its way here
+    present = whole | {f'{PREFIX}_{step}' for step in folders_in(self.model_dir)}
     folder = os.path.join(self.model_dir, 'digests')
     if remote.is_remote(folder):
       there, write, remove = remote.listing(folder), remote.write_json, remote.remove
     else:
-      there, write, remove = os.listdir(folder) if os.path.isdir(folder) else (), write_json, os.unlink
+      there, write, remove = (
+        os.listdir(folder) if os.path.isdir(folder) else (),
+        write_json,
+        os.unlink,
+      )
     for name in sorted(whole - {name.removesuffix('.json') for name in there}):
-      write(os.path.join(folder, f'{name}.json'), digests.file_digests(os.path.join(self.model_dir, name)))
+      write(
+        os.path.join(folder, f'{name}.json'),
+        digests.file_digests(os.path.join(self.model_dir, name)),
+      )
     for name in there:
       if name.removesuffix('.json') not in present:
         remove(os.path.join(folder, name))
@@ -260,7 +300,9 @@ def restore_tree(path: str, abstract: TrainState) -> TrainState:
   tree = to_tree(abstract)
   check_shapes(path, tree)
   restored = ocp.PyTreeCheckpointer().restore(
-    os.path.join(path, 'state'), item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+    os.path.join(path, 'state'),
+    item=tree,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
   )
   return from_tree(restored, abstract)
 

@@ -10,7 +10,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from crossin_jax.checkpoints import digests
-from crossin_jax.checkpoints.places import COMMITTED, PREFIX, CheckpointError, check_room, latest_checkpoint
+from crossin_jax.checkpoints.places import (
+  COMMITTED,
+  PREFIX,
+  CheckpointError,
+  check_room,
+  latest_checkpoint,
+)
 from crossin_jax.data.prepared import write_json
 from crossin_jax.models import lora
 from crossin_jax.models.huggingface import weights
@@ -18,13 +24,14 @@ from crossin_jax.storage import remote
 
 
 def restore_params(path: str, abstract_params, model):
-  """Parameters alone, from a checkpoint of this project or of T5X, or from a Hugging Face directory.
+  """Parameters alone, from a checkpoint of this project or of T5X, or from a Hugging Face
+  directory.
 
   Args:
-    path: a `checkpoint_<step>` directory, a MODEL_DIR (its latest checkpoint), or a directory with config.json and
-      safetensors.
-    abstract_params: shapes, dtypes and shardings of the wanted leaves: all of the model's or some. Of a LoRA run those
-      that it did not train are read from where it had them.
+    path: a `checkpoint_<step>` directory, a MODEL_DIR (its latest checkpoint), or a directory with
+      config.json and safetensors.
+    abstract_params: shapes, dtypes and shardings of the wanted leaves: all of the model's or some.
+      Of a LoRA run those that it did not train are read from where it had them.
     model: the model that they are for.
 
   Raises:
@@ -37,7 +44,9 @@ def restore_params(path: str, abstract_params, model):
   # T5X's own checkpoints, and copies without their digests, are read unverified.
   if remote.exists(digests.path_of(path)):
     if problem := digests.damage(path):
-      raise CheckpointError(f'{path} is damaged: {problem}. Name another checkpoint_<step>, or copy it anew')
+      raise CheckpointError(
+        f'{path} is damaged: {problem}. Name another checkpoint_<step>, or copy it anew'
+      )
   base = _run_of(path).get('base')
   if base is None:
     return _restore_target(path, abstract_params, partly=lora.of_model(model) is not None)
@@ -47,11 +56,17 @@ def restore_params(path: str, abstract_params, model):
       '(crossin export-hf --format merged), or set DecoderConfig.lora'
     )
   if base_reference(base['path'])['digest'] != base['digest']:
-    raise CheckpointError(f'{path} holds adapters for {base["path"]}, whose weights have changed since')
+    raise CheckpointError(
+      f'{path} holds adapters for {base["path"]}, whose weights have changed since'
+    )
   flat = traverse_util.flatten_dict(abstract_params)
   on_disk = traverse_util.flatten_dict(_target_shapes(path)).keys()
-  part = lambda mine: traverse_util.unflatten_dict({k: v for k, v in flat.items() if (k in on_disk) == mine})
-  return lora.merge(_restore_target(path, part(True)), restore_params(base['path'], part(False), model))
+  part = lambda mine: traverse_util.unflatten_dict(
+    {k: v for k, v in flat.items() if (k in on_disk) == mine}
+  )
+  return lora.merge(
+    _restore_target(path, part(True)), restore_params(base['path'], part(False), model)
+  )
 
 
 def _restore_target(path: str, abstract_params, partly: bool = False):
@@ -68,7 +83,9 @@ def _restore_target(path: str, abstract_params, partly: bool = False):
 
 
 def base_reference(path: str) -> dict[str, str]:
-  """Where the frozen parameters of a LoRA run are, and what they are: {'path', 'digest'}; of a LoRA run, its own base."""
+  """Where the frozen parameters of a LoRA run are, and what they are: {'path', 'digest'}; of a LoRA
+  run, its own base.
+  """
   if weights.is_directory(path):
     return {'path': remote.absolute(path), 'digest': weights.Tensors(path).digest()}
   path = latest_checkpoint(path)
@@ -78,37 +95,49 @@ def base_reference(path: str) -> dict[str, str]:
     files = digests.read_json(digests.path_of(path))
   except (FileNotFoundError, ValueError):
     files = digests.file_digests(path)
-  return {'path': path, 'digest': hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()}
+  return {
+    'path': path,
+    'digest': hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
+  }
 
 
 def check_source(path: str) -> None:
-  """Raises CheckpointError if parameters cannot begin from here: neither a checkpoint nor a Hugging Face directory."""
+  """Raises CheckpointError if parameters cannot begin from here: neither a checkpoint nor a Hugging
+  Face directory.
+  """
   if not weights.is_directory(path):
     latest_checkpoint(path)
 
 
 def has_adapters(path: str) -> bool:
-  """Whether there are LoRA adapters among its parameters: a LoRA run's, or beside the whole model as T5X saves them."""
+  """Whether there are LoRA adapters among its parameters: a LoRA run's, or beside the whole model
+  as T5X saves them.
+  """
   if weights.is_directory(path):
     return False
   return any(
-    name[-1].startswith('lora_') for name in traverse_util.flatten_dict(_target_shapes(latest_checkpoint(path)))
+    name[-1].startswith('lora_')
+    for name in traverse_util.flatten_dict(_target_shapes(latest_checkpoint(path)))
   )
 
 
 def check_base(saved: dict | None, base: dict) -> None:
   """Raises CheckpointError if a run that is resumed had other frozen parameters."""
   if saved is None:
-    raise CheckpointError('the run so far trained all parameters, now DecoderConfig.lora is set; use another MODEL_DIR')
+    raise CheckpointError(
+      'the run so far trained all parameters, now DecoderConfig.lora is set; use another MODEL_DIR'
+    )
   if saved['digest'] != base['digest']:
     raise CheckpointError(
-      f'the adapters were trained on {saved["path"]}, and {base["path"]} holds other weights; give the same '
+      f'the adapters were trained on {saved["path"]}, and {base["path"]} holds other weights; '
+      'give the same '
       'INITIAL_CHECKPOINT_PATH, or another MODEL_DIR'
     )
 
 
 def save_params(directory: str, params, step: int = 0) -> str:
-  """Writes parameters as `checkpoint_<step>` with its digest, for training to begin from and for T5X to restore.
+  """Writes parameters as `checkpoint_<step>` with its digest, for training to begin from and for
+  T5X to restore.
 
   Returns:
     The checkpoint's path.
@@ -120,13 +149,21 @@ def save_params(directory: str, params, step: int = 0) -> str:
   remote.use(directory)
   if jax.process_index() == 0:
     check_room(directory, step)
-  tree = {'target': params, 'state': {'step': jax.numpy.asarray(step, jax.numpy.int32), 'param_states': {}}}
-  with remote.explaining(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
+  tree = {
+    'target': params,
+    'state': {'step': jax.numpy.asarray(step, jax.numpy.int32), 'param_states': {}},
+  }
+  with (
+    remote.explaining(path),
+    ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer,
+  ):
     checkpointer.save(os.path.join(path, 'state'), args=ocp.args.PyTreeSave(tree))
   if jax.process_index() == 0:
     if remote.is_remote(path):
       remote.write_json(digests.path_of(path), digests.file_digests(path))
-      remote.write(os.path.join(path, COMMITTED), f'Checkpoint commit was successful to {path}'.encode())
+      remote.write(
+        os.path.join(path, COMMITTED), f'Checkpoint commit was successful to {path}'.encode()
+      )
     else:
       write_json(digests.path_of(path), digests.file_digests(path))
   return path
@@ -152,15 +189,21 @@ def check_shapes(path: str, tree: dict, partly: bool = False) -> None:
   """Compares parameter names and shapes on disk with those wanted, before anything is read."""
   on_disk = traverse_util.flatten_dict(_target_shapes(path), sep='/')
   wanted = traverse_util.flatten_dict(tree['target'], sep='/')
-  differences = [f'{name}: not in the checkpoint' for name in sorted(wanted.keys() - on_disk.keys())]
-  differences += [f'{name}: not in the model' for name in sorted(on_disk.keys() - wanted.keys()) if not partly]
+  differences = [
+    f'{name}: not in the checkpoint' for name in sorted(wanted.keys() - on_disk.keys())
+  ]
   differences += [
-    f'{name}: {tuple(on_disk[name].shape)} in the checkpoint, {tuple(wanted[name].shape)} in the model'
+    f'{name}: not in the model' for name in sorted(on_disk.keys() - wanted.keys()) if not partly
+  ]
+  differences += [
+    f'{name}: {tuple(on_disk[name].shape)} in the checkpoint, {tuple(wanted[name].shape)} in the '
+    'model'
     for name in sorted(wanted.keys() & on_disk.keys())
     if tuple(np.shape(on_disk[name]) or on_disk[name].shape) != tuple(wanted[name].shape)
   ]
   if differences:
     more = f' and {len(differences) - 5} more' if len(differences) > 5 else ''
     raise CheckpointError(
-      f'{path} is of another model: {"; ".join(differences[:5])}{more}. Give the gin file that it was trained with'
+      f'{path} is of another model: {"; ".join(differences[:5])}{more}. Give the gin file that it '
+      'was trained with'
     )

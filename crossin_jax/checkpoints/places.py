@@ -26,14 +26,16 @@ def latest_checkpoint(path: str) -> str:
     if 'state/' in names:
       if not _is_whole(path, names):
         raise CheckpointError(
-          f'{path} is unfinished: it has no {COMMITTED}, which is written last. Name an earlier {PREFIX}_<step>'
+          f'{path} is unfinished: it has no {COMMITTED}, which is written last. Name an earlier '
+          f'{PREFIX}_<step>'
         )
       return path
   elif os.path.isdir(os.path.join(path, 'state')):
     return path
   if not (steps := steps_in(path)):
     raise CheckpointError(
-      f'{path} is neither a {PREFIX}_<step> directory nor does it hold one (nor a config.json of Hugging Face)'
+      f'{path} is neither a {PREFIX}_<step> directory nor does it hold one (nor a config.json of '
+      'Hugging Face)'
     )
   return os.path.join(path, f'{PREFIX}_{max(steps)}')
 
@@ -49,7 +51,9 @@ def steps_in(model_dir: str) -> list[int]:
 def folders_in(model_dir: str) -> list[int]:
   """Steps of all folders that are named like checkpoints."""
   if remote.is_remote(model_dir):
-    folders = [name.rstrip('/') for name in remote.listing(model_dir, deep=False) if name.endswith('/')]
+    folders = [
+      name.rstrip('/') for name in remote.listing(model_dir, deep=False) if name.endswith('/')
+    ]
   else:
     folders = os.listdir(model_dir) if os.path.isdir(model_dir) else []
   found = [n for n in folders if n.startswith(f'{PREFIX}_') and n[len(PREFIX) + 1 :].isdigit()]
@@ -57,29 +61,38 @@ def folders_in(model_dir: str) -> list[int]:
 
 
 def check_room(directory: str, step: int) -> None:
-  """Raises CheckpointError if there is a folder `checkpoint_<step>`, whole or not: what is in it would be mixed with what is written."""
+  """Raises CheckpointError if there is a folder `checkpoint_<step>`, whole or not: what is in it
+  would be mixed with what is written.
+  """
   path = os.path.join(remote.absolute(directory), f'{PREFIX}_{step}')
   if remote.is_remote(path):
     names = remote.listing(path, deep=False)
-    unfinished, command = names and not _is_whole(path, names), f'gcloud storage rm --recursive {path}'
+    unfinished, command = (
+      names and not _is_whole(path, names),
+      f'gcloud storage rm --recursive {path}',
+    )
   else:
     names = os.path.isdir(path) and os.listdir(path)
     unfinished, command = False, f'rm -r {path}'
   if names:
     state = f', without {COMMITTED}: unfinished, or of another kind' if unfinished else ''
     raise CheckpointError(
-      f'{path} is there already{state}. Give another directory, or, if nobody writes or needs it, remove it: `{command}`'
+      f'{path} is there already{state}. Give another directory, or, if nobody writes or needs it, '
+      f'remove it: `{command}`'
     )
 
 
 def _is_whole(url: str, names=None) -> bool:
-  """Whether a remote checkpoint is finished; of T5X's, which are not made by Orbax' manager, `state` is all."""
+  """Whether a remote checkpoint is finished; of T5X's, which are not made by Orbax' manager,
+  `state` is all.
+  """
   names = remote.listing(url, deep=False) if names is None else names
   return COMMITTED in names or (BEGUN not in names and remote.exists(f'{url}/state/{COMMITTED}'))
 
 
 def remove_unfinished(model_dir: str) -> None:
-  """Removes the checkpoints that Orbax' manager began in a remote MODEL_DIR and did not finish; only for the run that holds it.
+  """Removes the checkpoints that Orbax' manager began in a remote MODEL_DIR and did not finish;
+  only for the run that holds it.
 
   Other folders of that name are left alone. What is done is said on stderr.
   """
@@ -93,6 +106,7 @@ def remove_unfinished(model_dir: str) -> None:
       remote.remove_folder(path, last=(BEGUN,))  # if this is killed the next run knows it again
     else:
       print(
-        f'warning: {path} has no {COMMITTED} and was not begun by a run of this kind: it is left alone and not read',
+        f'warning: {path} has no {COMMITTED} and was not begun by a run of this kind: it is left '
+        'alone and not read',
         file=sys.stderr,
       )

@@ -23,8 +23,9 @@ class RunError(RuntimeError):
 def exclusive(model_dir: str):
   """Holds MODEL_DIR for this run; a second run is refused and told which is the first.
 
-  Of a remote MODEL_DIR what is no checkpoint is written on this machine, by process 0, and pushed. A run that was killed leaves its
-  lock there: on another machine the next one waits until it is stale, 90 s after it was last renewed.
+  Of a remote MODEL_DIR what is no checkpoint is written on this machine, by process 0, and pushed.
+  A run that was killed leaves its lock there: on another machine the next one waits until it is
+  stale, 90 s after it was last renewed.
 
   Yields:
     A `mirror.Folder`: `path` is where small files are written.
@@ -48,16 +49,20 @@ def exclusive(model_dir: str):
   path = os.path.join(model_dir, 'lock')
   try:
     os.makedirs(model_dir, exist_ok=True)
-    f = open(path, 'ab+', buffering=0)  # pylint: disable=consider-using-with  # held below
+    f = open(path, 'ab+', buffering=0)  # held below
   except OSError as error:
-    raise RunError(f'cannot write in MODEL_DIR {model_dir} ({error.strerror}); choose another') from None
+    raise RunError(
+      f'cannot write in MODEL_DIR {model_dir} ({error.strerror}); choose another'
+    ) from None
   with f:
     try:
       fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       f.seek(0)
       holder = f.read().decode().strip() or 'another run'
-      raise RunError(f'{model_dir} is in use by {holder}; wait for it, stop it, or use another MODEL_DIR') from None
+      raise RunError(
+        f'{model_dir} is in use by {holder}; wait for it, stop it, or use another MODEL_DIR'
+      ) from None
     try:
       f.truncate(0)
       f.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
@@ -66,7 +71,8 @@ def exclusive(model_dir: str):
       if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
         raise
       raise RunError(
-        f'cannot write in MODEL_DIR {model_dir} ({error.strerror}). Make room there and start the same command again; it '
+        f'cannot write in MODEL_DIR {model_dir} ({error.strerror}). Make room there and start the '
+        'same command again; it '
         'goes on from the last whole checkpoint'
       ) from error
 
@@ -82,11 +88,14 @@ def _remote_files(model_dir: str):
     yield files
 
 
-def describe(model_dir: str, prepared: PreparedMixture, initial_checkpoint: str | None = None) -> None:
+def describe(
+  model_dir: str, prepared: PreparedMixture, initial_checkpoint: str | None = None
+) -> None:
   """Writes config.gin (the operative configuration), prompts.json and the tokenizer into MODEL_DIR.
 
-  Inference prompts the model as training did from the last two. Where the parameters came from a Hugging Face directory,
-  its configuration and tokenizer go to MODEL_DIR/huggingface, for the way back.
+  Inference prompts the model as training did from the last two. Where the parameters came from a
+  Hugging Face directory, its configuration and tokenizer go to MODEL_DIR/huggingface, for the way
+  back.
   """
   if initial_checkpoint and (source := companions_of(initial_checkpoint)):
     weights.copy_companions(source, os.path.join(model_dir, COMPANIONS))

@@ -1,1 +1,3 @@
-"""From prepared token files to batches: vocabulary, prompts, mixing, packing, loading. No TensorFlow."""
+"""From prepared token files to batches: vocabulary, prompts, mixing, packing, loading. No
+TensorFlow.
+"""

@@ -9,14 +9,16 @@ _MARK = '\x02response\x03'
 
 
 class ChatTemplateError(ValueError):
-  """A chat template that is missing, broken or shows no response; the message says which and what to do."""
+  """A chat template that is missing, broken or shows no response; the message says which and what
+  to do.
+  """
 
 
 def find(tokenizer_path: str) -> str | None:
   """Text of the chat template that lies beside a tokenizer file, or None.
 
-  `chat_template.jinja` is looked for first, then `chat_template` in `tokenizer_config.json` (where several are named: the
-  one called default).
+  `chat_template.jinja` is looked for first, then `chat_template` in `tokenizer_config.json` (where
+  several are named: the one called default).
   """
   folder = os.path.dirname(tokenizer_path)
   jinja = os.path.join(folder, 'chat_template.jinja')
@@ -45,7 +47,9 @@ def _compiled(text: str):
   environment = sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols']
   )
-  environment.filters['tojson'] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+  environment.filters['tojson'] = lambda value, **options: json.dumps(
+    value, ensure_ascii=False, **options
+  )
   environment.globals['raise_exception'] = refuse
   try:
     return environment.from_string(text)
@@ -53,7 +57,9 @@ def _compiled(text: str):
     raise ChatTemplateError(f'the chat template is no valid Jinja ({error})') from None
 
 
-def render(text: str, messages: list[dict[str, str]], add_generation_prompt: bool = False, **tokens: str) -> str:
+def render(
+  text: str, messages: list[dict[str, str]], add_generation_prompt: bool = False, **tokens: str
+) -> str:
   """A conversation as text.
 
   Args:
@@ -68,7 +74,9 @@ def render(text: str, messages: list[dict[str, str]], add_generation_prompt: boo
   import jinja2
 
   try:
-    return _compiled(text).render(messages=messages, add_generation_prompt=add_generation_prompt, **tokens)
+    return _compiled(text).render(
+      messages=messages, add_generation_prompt=add_generation_prompt, **tokens
+    )
   except jinja2.TemplateError as error:
     raise ChatTemplateError(f'the chat template cannot be rendered ({error})') from None
 
@@ -83,8 +91,8 @@ def after_response(text: str, bos_token: str, eos_token: str) -> str:
   """What the template puts after a response: the text whose beginning is the stop token.
 
   Raises:
-    ChatTemplateError: the response does not appear, or nothing follows it, so that no token could be trained or none would
-      end it.
+    ChatTemplateError: the response does not appear, or nothing follows it, so that no token could
+      be trained or none would end it.
   """
   tokens = {'bos_token': bos_token, 'eos_token': eos_token}
   turns = [{'role': 'user', 'content': 'question'}, {'role': 'assistant', 'content': _MARK}]
@@ -93,10 +101,13 @@ def after_response(text: str, bos_token: str, eos_token: str) -> str:
   if not mark:
     raise ChatTemplateError('the chat template leaves the response out; nothing would be trained')
   if not after.strip():
-    raise ChatTemplateError('the chat template writes no stop token after a response; it would never end')
+    raise ChatTemplateError(
+      'the chat template writes no stop token after a response; it would never end'
+    )
   asked = prompt(text, 'question', **tokens)
   if asked.rstrip() != before.rstrip():
     raise ChatTemplateError(
-      f'the chat template asks with {asked[-40:]!r} and trains after {before[-40:]!r}; these must be the same'
+      f'the chat template asks with {asked[-40:]!r} and trains after {before[-40:]!r}; these must '
+      'be the same'
     )
   return after

@@ -13,7 +13,12 @@ from crossin_jax.data.vocabulary import Vocabulary
 
 
 def inspect(
-  mixture: PreparedMixture, *, batch_size: int = 16, length: int = 2048, seed: int = 0, steps: int | None = None
+  mixture: PreparedMixture,
+  *,
+  batch_size: int = 16,
+  length: int = 2048,
+  seed: int = 0,
+  steps: int | None = None,
 ) -> dict:
   """Figures of a mixture, and of the first `steps` batches of its stream.
 
@@ -23,10 +28,11 @@ def inspect(
     steps: batches to read; None = as many as 16,384 examples fill.
 
   Returns:
-    {'mixture', 'tasks': [{'task', 'examples', 'rate', 'share_examples', 'share_tokens', 'share_loss_tokens',
-    'epochs_per_1000_steps', 'length': {'mean', 'median', 'p95', 'max'}, 'dropped', 'shortened', 'set_aside'}],
-    'components': {name: {'rate', 'share_examples', 'share_loss_tokens'}}, 'steps', 'packing_utilisation',
-    'examples_per_row', 'dropped_by_packing'}; shares are fractions of what the batches read hold.
+    {'mixture', 'tasks': [{'task', 'examples', 'rate', 'share_examples', 'share_tokens',
+    'share_loss_tokens', 'epochs_per_1000_steps', 'length': {'mean', 'median', 'p95', 'max'},
+    'dropped', 'shortened', 'set_aside'}], 'components': {name: {'rate', 'share_examples',
+    'share_loss_tokens'}}, 'steps', 'packing_utilisation', 'examples_per_row',
+    'dropped_by_packing'}; shares are fractions of what the batches read hold.
   """
   stream = BatchStream(mixture, batch_size=batch_size, length=length, seed=seed)
   steps = steps or max(1, stream.rows_per_window // batch_size)
@@ -40,7 +46,9 @@ def inspect(
     rows += batch_size
     tasks = batch['decoder_task_ids']
     tokens += np.bincount(tasks[real], minlength=count)
-    loss_tokens += np.bincount(tasks[real], weights=batch['decoder_loss_weights'][real], minlength=count)
+    loss_tokens += np.bincount(
+      tasks[real], weights=batch['decoder_loss_weights'][real], minlength=count
+    )
     examples += np.bincount(tasks[real & (batch['decoder_positions'] == 0)], minlength=count)
   components = {entry['task']: entry['component'] for entry in mixture.description['tasks']}
   result_tasks, result_components = [], {}
@@ -84,7 +92,9 @@ def inspect(
   }
 
 
-def marked(vocabulary: Vocabulary, tokens, loss_weights, colour: bool, stop_id: int | None = None) -> str:
+def marked(
+  vocabulary: Vocabulary, tokens, loss_weights, colour: bool, stop_id: int | None = None
+) -> str:
   """An example as text with its trained part marked: underlined and green, or between ⟦ and ⟧.
 
   The text is decoded run by run, so what is shown is what the ids say, not what the row said.
@@ -106,28 +116,43 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin inspect`."""
   parser = argparse.ArgumentParser(
     prog='crossin inspect',
-    description='Rates, expected and realised shares, epochs, lengths, dropped rows, and examples with trained tokens marked.',
-    epilog='example: crossin inspect --data_dir prepared --mixture alpaca.base_x2x.3000.en_zh_vi_es.default --examples 2',
+    description='Rates, expected and realised shares, epochs, lengths, dropped rows, and examples '
+    'with trained tokens marked.',
+    epilog='example: crossin inspect --data_dir prepared --mixture '
+    'alpaca.base_x2x.3000.en_zh_vi_es.default --examples 2',
   )
   parser.add_argument('--mixture', required=True, help='name of a prepared mixture')
   parser.add_argument('--data_dir', required=True, help='--output_dir of `crossin prepare`')
-  parser.add_argument('--length', type=int, default=2048, help='tokens in a packed row (default: %(default)s)')
-  parser.add_argument('--batch_size', type=int, default=16, help='rows of a batch (default: %(default)s)')
+  parser.add_argument(
+    '--length', type=int, default=2048, help='tokens in a packed row (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--batch_size', type=int, default=16, help='rows of a batch (default: %(default)s)'
+  )
   parser.add_argument('--seed', type=int, default=0, help='of the row order (default: 0)')
   parser.add_argument('--steps', type=int, help='batches to read (default: one window of examples)')
-  parser.add_argument('--examples', type=int, default=1, help='examples shown of each task (default: 1)')
+  parser.add_argument(
+    '--examples', type=int, default=1, help='examples shown of each task (default: 1)'
+  )
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   config.add_flags(parser)
   args = parser.parse_args(argv)
   config.parse(args)
   mixture = PreparedMixture(args.data_dir, args.mixture)
-  found = inspect(mixture, batch_size=args.batch_size, length=args.length, seed=args.seed, steps=args.steps)
+  found = inspect(
+    mixture, batch_size=args.batch_size, length=args.length, seed=args.seed, steps=args.steps
+  )
   out = sys.stderr
-  print(f'{found["mixture"]}: {found["steps"]} batches of {args.batch_size} x {args.length}', file=out)
+  print(
+    f'{found["mixture"]}: {found["steps"]} batches of {args.batch_size} x {args.length}', file=out
+  )
   width = max(len(row['task']) for row in found['tasks'])
   head = ('examples', 'rate', 'examples', 'tokens', 'trained', 'epochs', 'length', 'p95', 'max')
   print(f'{"":{width}}{"":>10}{"":>9}{"share realised in":>27}{"per 1000":>10}', file=out)
-  print(f'{"task":{width}}' + ''.join(f'{h:>{w}}' for h, w in zip(head, (10, 9, 9, 9, 9, 10, 8, 7, 7))), file=out)
+  print(
+    f'{"task":{width}}' + ''.join(f'{h:>{w}}' for h, w in zip(head, (10, 9, 9, 9, 9, 10, 8, 7, 7))),
+    file=out,
+  )
   for row in found['tasks']:
     cells = f'{row["examples"]:>10,}' + ''.join(
       f'{row[k]:>9.4f}' for k in ('rate', 'share_examples', 'share_tokens', 'share_loss_tokens')
@@ -141,12 +166,14 @@ def main(argv: list[str]) -> int:
         print(f'{"":{width}}  {what.replace("_", " ")}: {told}', file=out)
   for name, component in found['components'].items():
     print(
-      f'component {name}: rate {component["rate"]:.4f}, {component["share_examples"]:.4f} of examples, '
+      f'component {name}: rate {component["rate"]:.4f}, {component["share_examples"]:.4f} of '
+      'examples, '
       f'{component["share_loss_tokens"]:.4f} of trained tokens',
       file=out,
     )
   print(
-    f'packing: {found["packing_utilisation"]:.2%} of positions used, {found["examples_per_row"]:.1f} examples a row, '
+    f'packing: {found["packing_utilisation"]:.2%} of positions used, '
+    f'{found["examples_per_row"]:.1f} examples a row, '
     f'{found["dropped_by_packing"]} examples found no room',
     file=out,
   )
@@ -156,10 +183,16 @@ def main(argv: list[str]) -> int:
     for index in range(min(args.examples, task.examples)):
       tokens, weights = task.split.example(index)
       print(
-        f'\n--- {task.split.name}, row {task.split.id(index)}: {len(tokens)} tokens, {weights.sum():g} trained',
+        f'\n--- {task.split.name}, row {task.split.id(index)}: {len(tokens)} tokens, '
+        f'{weights.sum():g} trained',
         file=out,
       )
-      print(marked(vocabulary, tokens, weights, out.isatty(), mixture.description['prompts'].get('stop_id')), file=out)
+      print(
+        marked(
+          vocabulary, tokens, weights, out.isatty(), mixture.description['prompts'].get('stop_id')
+        ),
+        file=out,
+      )
   if args.json:
     print(json.dumps(found))
   return 0

@@ -1,4 +1,6 @@
-"""The objects of a JSON list or of JSON lines, one at a time: memory holds one object and a window of the file."""
+"""The objects of a JSON list or of JSON lines, one at a time: memory holds one object and a window
+of the file.
+"""
 
 import codecs
 from collections.abc import Iterator
@@ -40,11 +42,15 @@ def read_json(path: str) -> Iterator[tuple[None, Any]]:
         f'{path}: not valid JSON at line {line} column {column}: {error.msg}; {_REMEDY}{hint}'
       ) from None
     except RecursionError:
-      raise SourceError(f'{path}: JSON nested too deeply; rows are flat objects of strings') from None
+      raise SourceError(
+        f'{path}: JSON nested too deeply; rows are flat objects of strings'
+      ) from None
     except SourceError:
       raise
     except ValueError as error:  # a number of more than 4,300 digits
-      raise SourceError(f'{path}: not usable JSON: {error}; mend the field. Whole rows before it: {rows}') from None
+      raise SourceError(
+        f'{path}: not usable JSON: {error}; mend the field. Whole rows before it: {rows}'
+      ) from None
 
 
 def read_jsonl(path: str) -> Iterator[tuple[int, Any]]:
@@ -127,7 +133,9 @@ class _Text:
     return 0
 
   def skip(self, place: int) -> int:
-    """The place of the next character that is not white space, or the end of the window at the end of the text."""
+    """The place of the next character that is not white space, or the end of the window at the end
+    of the text.
+    """
     while True:
       while place < len(self.window) and self.window[place] in ' \t\r\n':
         place += 1
@@ -143,8 +151,13 @@ class _Text:
         if end < len(self.window) or self.ended:  # or else a number may go on
           return value, end
       except json.JSONDecodeError as error:
-        # Cut off by the window: the fault is at its end (or in a word like -Infinity), or a string has no end.
-        if self.ended or error.pos < len(self.window) - 16 and not error.msg.startswith('Unterminated string'):
+        # Cut off by the window: the fault is at its end (or in a word like -Infinity), or a string
+        # has no end.
+        if (
+          self.ended
+          or error.pos < len(self.window) - 16
+          and not error.msg.startswith('Unterminated string')
+        ):
           raise
       place = self.more(place)
 
@@ -193,7 +206,9 @@ def _items(text: _Text, path: str) -> Iterator[Any]:
 
 
 def _no_list(text: _Text, path: str, place: int) -> SourceError:
-  """The error for a file whose first character is no bracket; JSONDecodeError if it is not JSON either."""
+  """The error for a file whose first character is no bracket; JSONDecodeError if it is not JSON
+  either.
+  """
   try:
     value, end = _DECODER.raw_decode(text.window, place)
     seen = found(value)
@@ -205,7 +220,8 @@ def _no_list(text: _Text, path: str, place: int) -> SourceError:
       raise
     seen = 'an object'
   return SourceError(
-    f'{path}: must hold a list of rows, found {seen}; put the rows in [ ], or one per line in a .jsonl file'
+    f'{path}: must hold a list of rows, found {seen}; put the rows in [ ], or one per line in a '
+    '.jsonl file'
   )
 
 
@@ -219,9 +235,13 @@ def _loads(text: str, where: str, hint: str) -> Any:
     return json.loads(text)
   except json.JSONDecodeError as error:
     line = f'line {error.lineno} ' if error.lineno > 1 or '\n' in text.rstrip() else ''
-    raise SourceError(f'{where}: not valid JSON at {line}column {error.colno}: {error.msg}; {hint}') from None
+    raise SourceError(
+      f'{where}: not valid JSON at {line}column {error.colno}: {error.msg}; {hint}'
+    ) from None
   except RecursionError:
-    raise SourceError(f'{where}: JSON nested too deeply; rows are flat objects of strings') from None
+    raise SourceError(
+      f'{where}: JSON nested too deeply; rows are flat objects of strings'
+    ) from None
   except ValueError as error:  # a number of more than 4,300 digits
     raise SourceError(f'{where}: not usable JSON: {error}; mend the field') from None
 
@@ -233,4 +253,6 @@ def _not_utf8(where: str, offset: int, start: bytes) -> SourceError:
     hint = ' (a gzip file: add .gz to its name)'
   elif start.startswith((b'\xff\xfe', b'\xfe\xff')):
     hint = ' (it begins as UTF-16 does)'
-  return SourceError(f'{where}: not valid UTF-8 at byte offset {offset}{hint}; save the file as UTF-8')
+  return SourceError(
+    f'{where}: not valid UTF-8 at byte offset {offset}{hint}; save the file as UTF-8'
+  )

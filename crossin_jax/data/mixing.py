@@ -1,9 +1,10 @@
 """Which example of which task stands at each place of a mixture, as a pure function of the place.
 
-Order of tasks: at every prefix of n examples each task has floor(n r) or ceil(n r) of them, r being its
-rate. That is the single-machine case of proportionate-fair scheduling (Baruah et al. 1996): the k-th
-example of a task must stand in the slots floor(k / r) to ceil((k + 1) / r) - 1, and serving the earliest
-deadline among the released ones meets every window. Order of rows: a keyed permutation per epoch.
+Order of tasks: at every prefix of n examples each task has floor(n r) or ceil(n r) of them, r being
+its rate. That is the single-machine case of proportionate-fair scheduling (Baruah et al. 1996): the
+k-th example of a task must stand in the slots floor(k / r) to ceil((k + 1) / r) - 1, and serving
+the earliest deadline among the released ones meets every window. Order of rows: a keyed permutation
+per epoch.
 """
 
 import functools
@@ -38,8 +39,9 @@ def integer_rates(rates) -> tuple[int, ...]:
 class TaskOrder:
   """Tasks of the places of a mixture, block by block, each block reached without those before it.
 
-  There is one schedule, earliest deadline first from place 0, ties by task. How many examples of each
-  task it has served by any place follows from the rates alone (`_border`), so a block begins there.
+  There is one schedule, earliest deadline first from place 0, ties by task. How many examples of
+  each task it has served by any place follows from the rates alone (`_border`), so a block begins
+  there.
   """
 
   def __init__(self, rates, block_size: int):
@@ -52,8 +54,8 @@ class TaskOrder:
     """Tasks and ordinals of the places index * block_size to (index + 1) * block_size - 1.
 
     Returns:
-      tasks int32 [block_size]; ordinals int64 [block_size], which example of its task (counted over the
-      whole stream, epochs included) stands there.
+      tasks int32 [block_size]; ordinals int64 [block_size], which example of its task (counted over
+      the whole stream, epochs included) stands there.
     """
     start = index * self.block_size
     before = self._border(start)
@@ -67,11 +69,12 @@ class TaskOrder:
   def _border(self, place: int) -> tuple[int, ...]:
     """How many examples of each task the schedule has served before `place`.
 
-    The set served by a schedule of fixed priorities is the greedy basis of a matroid: a set of released
-    examples can be served if for every earlier place s at most place - s of them are released at s or
-    later. Examples whose deadline has come are all in it. Besides them each task has at most one that is
-    released and not yet due, its candidate; those are taken in order of their deadlines unless, for some
-    s, they would leave more to the places from s on than fits there (`_must_be_older`).
+    The set served by a schedule of fixed priorities is the greedy basis of a matroid: a set of
+    released examples can be served if for every earlier place s at most place - s of them are
+    released at s or later. Examples whose deadline has come are all in it. Besides them each task
+    has at most one that is released and not yet due, its candidate; those are taken in order of
+    their deadlines unless, for some s, they would leave more to the places from s on than fits
+    there (`_must_be_older`).
     """
     counts = [place * rate // _ONE for rate in self.rates]
     candidates = sorted(
@@ -80,13 +83,19 @@ class TaskOrder:
       if place * rate % _ONE
     )
     extras = place - sum(counts)
-    # After each release but the last: (how many candidates released later may be chosen, place of the next
-    # release, candidates released by then, whether the number is exact). It starts as a lower bound that costs nothing.
+    # After each release but the last: (how many candidates released later may be chosen, place of
+    # the next release, candidates released by then, whether the number is exact). It starts as a
+    # lower bound that costs nothing.
     releases = sorted({release for *_, release in candidates})
     caps = {}
     for low, high in zip(releases, releases[1:]):
       older = [task for _, task, release in candidates if release <= low]
-      caps[low] = (extras - sum(high * self.rates[task] % _ONE for task in older) // _ONE, high, older, False)
+      caps[low] = (
+        extras - sum(high * self.rates[task] % _ONE for task in older) // _ONE,
+        high,
+        older,
+        False,
+      )
     chosen, later = [], dict.fromkeys(caps, 0)
     for _, task, release in candidates:
       if len(chosen) == extras:
@@ -105,10 +114,12 @@ class TaskOrder:
     return tuple(counts)
 
   def _must_be_older(self, low: int, high: int, older: list[int]) -> int:
-    """The most candidates, over places s from low to high - 1, that must be served before s and be among `older`.
+    """The most candidates, over places s from low to high - 1, that must be served before s and be
+    among `older`.
 
-    At s the schedule has served one more than the whole part for as many tasks as the fractions of s * rate
-    sum to; those that are not among `older` can take one each if their fraction is not zero.
+    At s the schedule has served one more than the whole part for as many tasks as the fractions of
+    s * rate sum to; those that are not among `older` can take one each if their fraction is not
+    zero.
     """
     rates = np.array(self.rates, np.uint64)
     others = np.ones(len(rates), bool)
@@ -119,7 +130,9 @@ class TaskOrder:
       # Modulo 2**40 in 64 bits: the product may wrap, its low bits stay exact.
       fractions = places[:, None] * rates & np.uint64(_ONE - 1)
       served = fractions.sum(axis=1) >> np.uint64(40)
-      most = max(most, int((served.astype(np.int64) - (fractions[:, others] > 0).sum(axis=1)).max()))
+      most = max(
+        most, int((served.astype(np.int64) - (fractions[:, others] > 0).sum(axis=1)).max())
+      )
     return most
 
   def _release(self, task: int, ordinal: int) -> int:
@@ -131,7 +144,11 @@ class TaskOrder:
   def _schedule(self, start: int, before: tuple[int, ...]) -> np.ndarray:
     """Earliest deadline first over one block."""
     counts = list(before)
-    waiting = [(self._release(t, counts[t]), self._deadline(t, counts[t]), t) for t, r in enumerate(self.rates) if r]
+    waiting = [
+      (self._release(t, counts[t]), self._deadline(t, counts[t]), t)
+      for t, r in enumerate(self.rates)
+      if r
+    ]
     heapq.heapify(waiting)
     ready = []
     tasks = np.empty(self.block_size, np.int32)
@@ -139,10 +156,13 @@ class TaskOrder:
       while waiting and waiting[0][0] <= start + i:
         _, deadline, task = heapq.heappop(waiting)
         heapq.heappush(ready, (deadline, task))
-      _, task = heapq.heappop(ready)  # rates sum to one: by every place more examples are released than places passed
+      # rates sum to one: by every place more examples are released than places passed
+      _, task = heapq.heappop(ready)
       tasks[i] = task
       counts[task] += 1
-      heapq.heappush(waiting, (self._release(task, counts[task]), self._deadline(task, counts[task]), task))
+      heapq.heappush(
+        waiting, (self._release(task, counts[task]), self._deadline(task, counts[task]), task)
+      )
     return tasks
 
 
@@ -154,8 +174,8 @@ def fold(*parts) -> int:
 def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
   """A keyed permutation of range(size), evaluated at `index` in constant memory.
 
-  Four rounds of a Feistel network over the next even number of bits, walked until the value falls below
-  size (Black and Rogaway 2002), so a source of any size needs no table.
+  Four rounds of a Feistel network over the next even number of bits, walked until the value falls
+  below size (Black and Rogaway 2002), so a source of any size needs no table.
 
   Args:
     index: int64 [n], values in [0, size).

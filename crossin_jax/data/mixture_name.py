@@ -20,7 +20,8 @@ CROSSIN_MODES = ('mono', 'en2x', 'x2en', 'x2x', 'trans')  # those a volume limit
 
 @dataclasses.dataclass(frozen=True)
 class MixtureName:
-  """`source.variant.volume.languages.preset`, for instance `alpaca.base_x2x_trans.3000.en_zh_vi_es.default`.
+  """`source.variant.volume.languages.preset`, for instance
+  `alpaca.base_x2x_trans.3000.en_zh_vi_es.default`.
 
   Attributes:
     source: name of the aligned source.
@@ -38,7 +39,9 @@ class MixtureName:
 
   def __str__(self) -> str:
     volume = 'all' if self.volume is None else str(self.volume)
-    return '.'.join((self.source, '_'.join(self.components), volume, '_'.join(self.languages), self.preset))
+    return '.'.join(
+      (self.source, '_'.join(self.components), volume, '_'.join(self.languages), self.preset)
+    )
 
   @classmethod
   def parse(cls, name: str) -> 'MixtureName':
@@ -55,4 +58,6 @@ class MixtureName:
     codes = tuple(code_of(code) for code in languages.split('_'))
     if codes[0] != 'en' or len(set(codes)) != len(codes):
       raise ValueError(f'mixture name {name!r}: languages must begin with en, each once')
-    return cls(source, tuple(variant.split('_')), None if volume == 'all' else int(volume), codes, preset)
+    return cls(
+      source, tuple(variant.split('_')), None if volume == 'all' else int(volume), codes, preset
+    )

@@ -54,7 +54,8 @@ def rows_for(lengths: np.ndarray, capacity: int) -> int:
     lengths: int [examples of one window].
     capacity: tokens in a row.
   """
-  most = int(np.ceil(2 * lengths.sum() / capacity)) + 2  # first-fit leaves at most one row under half full
+  # first-fit leaves at most one row under half full
+  most = int(np.ceil(2 * lengths.sum() / capacity)) + 2
   room = np.full(most, capacity)
   bins = first_fit(lengths, capacity, room)
   used = int(bins.max()) + 1

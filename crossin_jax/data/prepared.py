@@ -31,7 +31,9 @@ SCHEMA = pa.schema(
 
 
 class PreparedDataError(ValueError):
-  """Prepared files that are missing, stale or not what the run asks for; the message names the remedy."""
+  """Prepared files that are missing, stale or not what the run asks for; the message names the
+  remedy.
+  """
 
 
 def write_json(path: str, value) -> None:
@@ -52,14 +54,18 @@ def write_json(path: str, value) -> None:
 
 
 def read_json(path: str, remedy: str) -> dict:
-  """Reads a JSON object, remote ones too; PreparedDataError with the remedy where it is missing or broken."""
+  """Reads a JSON object, remote ones too; PreparedDataError with the remedy where it is missing or
+  broken.
+  """
   try:
     with open(remote.fetched(path), encoding='utf-8') as f:
       return json.load(f)
   except FileNotFoundError:
     raise PreparedDataError(f'{path} does not exist; {remedy}') from None
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise PreparedDataError(f'{path} is not valid JSON ({error}); delete it, then {remedy}') from None
+    raise PreparedDataError(
+      f'{path} is not valid JSON ({error}); delete it, then {remedy}'
+    ) from None
 
 
 def write_part(path: str, examples) -> None:
@@ -107,7 +113,8 @@ class TaskSplit:
     self.manifest = read_json(os.path.join(self.directory, 'manifest.json'), remedy)
     if self.manifest.get('format') != FORMAT:
       raise PreparedDataError(
-        f'{self.directory} has format {self.manifest.get("format")}, this version reads {FORMAT}; {remedy} --overwrite'
+        f'{self.directory} has format {self.manifest.get("format")}, this version reads {FORMAT}; '
+        f'{remedy} --overwrite'
       )
     parts = self.manifest['splits'].get(split, {'parts': []})['parts']
     self._batches, lengths, ranks = [], [], []
@@ -119,12 +126,15 @@ class TaskSplit:
         raise PreparedDataError(f'{path} cannot be read ({error}); {remedy} --overwrite') from None
       if batch.num_rows != part['examples']:
         raise PreparedDataError(
-          f'{path} holds {batch.num_rows} examples, its manifest says {part["examples"]}; {remedy} --overwrite'
+          f'{path} holds {batch.num_rows} examples, its manifest says {part["examples"]}; '
+          f'{remedy} --overwrite'
         )
       # NumPy views on the mapped file: nothing is copied until a row is asked for.
       tokens, weights = batch.column('tokens'), batch.column('loss_weights')
       offsets = tokens.offsets.to_numpy()
-      self._batches.append((batch.column('id'), offsets, tokens.values.to_numpy(), weights.values.to_numpy()))
+      self._batches.append(
+        (batch.column('id'), offsets, tokens.values.to_numpy(), weights.values.to_numpy())
+      )
       lengths.append(np.diff(offsets))
       ranks.append(batch.column('rank').to_numpy())
     self._starts = np.cumsum([0, *(len(r) for r in ranks)])
@@ -176,13 +186,16 @@ class PreparedMixture:
   Attributes:
     description: the mixture's JSON.
     tasks: its tasks, those with no example or no rate left out.
-    directory: where it was prepared. Of a remote one, what this mixture needs of it is copied to this machine.
+    directory: where it was prepared. Of a remote one, what this mixture needs of it is copied to
+      this machine.
   """
 
   def __init__(self, directory: str, name: str, split: str = 'train'):
     self.directory, self.name = directory, name
     path = os.path.join(directory, 'mixtures', f'{name}.json')
-    self.description = read_json(path, f'run `crossin prepare --mixture {name} --output_dir {directory}`')
+    self.description = read_json(
+      path, f'run `crossin prepare --mixture {name} --output_dir {directory}`'
+    )
     self.tasks = []
     here = _fetched(directory, self.description, split)
     for entry in self.description['tasks']:
@@ -198,11 +211,16 @@ class PreparedMixture:
       elif split == 'train':
         why = 'its rate is 0' if count else 'it has no example'
         warnings.warn(
-          f'mixture {name}: task {entry["task"]} is left out, {why}; the other rates keep their proportions'
+          f'mixture {name}: task {entry["task"]} is left out, {why}; the other rates keep their '
+          'proportions'
         )
     if not self.tasks:
-      remedy = '; prepare it with MixtureSettings.validation_rows above 0' if split == 'validation' else ''
-      raise PreparedDataError(f'mixture {name} in {directory} has no example in split {split!r}{remedy}')
+      remedy = (
+        '; prepare it with MixtureSettings.validation_rows above 0' if split == 'validation' else ''
+      )
+      raise PreparedDataError(
+        f'mixture {name} in {directory} has no example in split {split!r}{remedy}'
+      )
 
   @functools.cached_property
   def bos_id(self) -> int:
@@ -220,16 +238,21 @@ class PreparedMixture:
 
 
 def _fetched(directory: str, description: dict, split: str) -> str:
-  """Where manifests and Arrow files of a mixture lie on this machine; what is remote is copied, many files at a time."""
+  """Where manifests and Arrow files of a mixture lie on this machine; what is remote is copied,
+  many files at a time.
+  """
   if not remote.is_remote(directory):
     return directory
   manifests = [f'tasks/{entry["task"]}/manifest.json' for entry in description['tasks']]
   here = remote.fetched(directory, manifests)
   parts = []
   for manifest in manifests:
-    found = read_json(os.path.join(here, manifest), f'run `crossin prepare` again with --output_dir {directory}')
+    found = read_json(
+      os.path.join(here, manifest), f'run `crossin prepare` again with --output_dir {directory}'
+    )
     parts += [
-      f'{os.path.dirname(manifest)}/{part["file"]}' for part in found['splits'].get(split, {'parts': []})['parts']
+      f'{os.path.dirname(manifest)}/{part["file"]}'
+      for part in found['splits'].get(split, {'parts': []})['parts']
     ]
   return remote.fetched(directory, parts)
 
@@ -237,5 +260,7 @@ def _fetched(directory: str, description: dict, split: str) -> str:
 def safe_file_name(name: str) -> str:
   """Raises ValueError for a task or mixture name that could leave its folder."""
   if not re.fullmatch(r'[\w.:+-]+', name) or name.startswith('.'):
-    raise ValueError(f'{name!r} is no legal task or mixture name: letters, digits and . : + - _ only')
+    raise ValueError(
+      f'{name!r} is no legal task or mixture name: letters, digits and . : + - _ only'
+    )
   return name

@@ -1,4 +1,6 @@
-"""Prompts: from an instruction row to tokens with explicit loss weights, in training and at inference alike."""
+"""Prompts: from an instruction row to tokens with explicit loss weights, in training and at
+inference alike.
+"""
 
 import dataclasses
 
@@ -8,17 +10,16 @@ from crossin_jax.data.vocabulary import Vocabulary
 
 _ALPACA = 'Below is an instruction that describes a task'
 _ALPACA_WITH_INPUT = ', paired with an input that provides further context'
-_CL_BOOST_WITH_INPUT = (
-  ' in one or more languages, paired with an input in one or more language that provides further context'
-)
+_CL_BOOST_WITH_INPUT = ' in one or more languages, paired with an input in one or more language that provides further context'
 _REQUEST = '. Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n'
 _XINS = (
-  'Below is a text that describes a candidate output. Write an English instruction that can take the given text as an '
+  'Below is a text that describes a candidate output. Write an English instruction that can take '
+  'the given text as an '
   'appropriate answer.\n\n### Text:\n{instruction}\n\n### English Instruction:'
 )
 _LLAMA = '[INST] <<SYS>>\nYou are a helpful assistant.\n<</SYS>>\n\n{instruction}\n{input}[/INST]'
-# Template -> (with input, without input). METHODS A.4: the released prompts end in "\n " after "Response:",
-# because the slot behind it is left empty.
+# Template -> (with input, without input). METHODS A.4: the released prompts end in "\n " after
+# "Response:", because the slot behind it is left empty.
 TEMPLATES = {
   'alpaca': (
     _ALPACA + _ALPACA_WITH_INPUT + _REQUEST + '### Input:\n{input}\n\n### Response:\n ',
@@ -30,20 +31,26 @@ TEMPLATES = {
   ),
   'llama': (_LLAMA, _LLAMA.replace('\n{input}', '\n')),
   'gemma': ('{instruction}\n{input}\n', '{instruction}\n'),
-  # X-Instruction (METHODS B.3, B.6). The instruction already says "Answer in Urdu.", or more in the assistant style.
+  # X-Instruction (METHODS B.3, B.6). The instruction already says "Answer in Urdu.", or more in the
+  # assistant style.
   'xinstruction': (
     _ALPACA + _REQUEST.replace('{instruction}', '{instruction}\n{input} ') + '### Response:',
     _ALPACA + _REQUEST.replace('{instruction}', '{instruction} ') + '### Response:',
   ),
   # Text -> English instruction: the text stands in the instruction field.
   'xins': (_XINS.replace('{instruction}', '{instruction}\n{input}'), _XINS),
-  # Instruction and, as input, response -> level 1, 2 or 3 (wording of this project; the published one is unknown).
+  # Instruction and, as input, response -> level 1, 2 or 3 (wording of this project; the published
+  # one is unknown).
   'xrate': (
-    'Below are an English instruction and a text that may answer it. Rate the text: 3 answers the instruction well, 2 has '
-    'flaws, 1 does not answer it.\n\n### Instruction:\n{instruction}\n\n### Text:\n{input}\n\n### Level:',
-    'Below is an English instruction without any text to answer it.\n\n### Instruction:\n{instruction}\n\n### Level:',
+    'Below are an English instruction and a text that may answer it. Rate the text: 3 answers the '
+    'instruction well, 2 has '
+    'flaws, 1 does not answer it.\n\n### Instruction:\n{instruction}\n\n### Text:\n{input}\n\n### '
+    'Level:',
+    'Below is an English instruction without any text to answer it.\n\n### '
+    'Instruction:\n{instruction}\n\n### Level:',
   ),
-  # Nothing but the fields: for running text, where all fields but the output are empty, the prompt is empty too.
+  # Nothing but the fields: for running text, where all fields but the output are empty, the prompt
+  # is empty too.
   'plain': ('{instruction}\n{input}\n', '{instruction}\n'),
 }
 # The template that the tokenizer brings along (data/chat.py).
@@ -86,19 +93,24 @@ def describe_template(vocabulary: Vocabulary, name: str) -> str:
 
 
 def stop_id(vocabulary: Vocabulary, template: str) -> int:
-  """The token that ends a response: the tokenizer's stop token, or what the chat template writes there."""
+  """The token that ends a response: the tokenizer's stop token, or what the chat template writes
+  there.
+  """
   return vocabulary.chat_stop_id if template == CHAT else vocabulary.eos_id
 
 
-def prompt_tokens(vocabulary: Vocabulary, template: str, instruction: str, input: str = '', tag: str = '') -> list[int]:  # pylint: disable=redefined-builtin
+def prompt_tokens(
+  vocabulary: Vocabulary, template: str, instruction: str, input: str = '', tag: str = ''
+) -> list[int]:
   """Ids of the prompt of one row, in training and at inference alike; without BOS."""
   if template == CHAT:
-    user = render_prompt('plain', instruction, input, tag)[:-1]  # its last newline is the template's business
+    # its last newline is the template's business
+    user = render_prompt('plain', instruction, input, tag)[:-1]
     return vocabulary.chat_prompt(user) if user else []
   return _encode(vocabulary, render_prompt(template, instruction, input, tag))
 
 
-def render_prompt(template: str, instruction: str, input: str = '', tag: str = '') -> str:  # pylint: disable=redefined-builtin
+def render_prompt(template: str, instruction: str, input: str = '', tag: str = '') -> str:
   """The text before the response.
 
       render_prompt('gemma', 'Give three tips.', '', '[zh]') == 'Give three tips.\\n\\n[zh]\\n'
@@ -107,15 +119,16 @@ def render_prompt(template: str, instruction: str, input: str = '', tag: str = '
     template: one of TEMPLATES.
     instruction: with input and tag empty too, the row is running text and the prompt is ''.
     input: further context; may be empty.
-    tag: language tag, put on its own line at the end of the input; a tagged row never has an empty input.
+    tag: language tag, put on its own line at the end of the input; a tagged row never has an empty
+      input.
   """
   if tag:
     input = f'{input}\n{tag}'
   if not instruction and not input:
     return ''
   with_input, without_input = TEMPLATES[check_template(template)]
-  # replace, not format: braces in a row are text. The input goes last, so that a '{input}' inside an
-  # instruction is not taken for the slot.
+  # replace, not format: braces in a row are text. The input goes last, so that a '{input}' inside
+  # an instruction is not taken for the slot.
   text = with_input if input else without_input
   before, after = text.split('{instruction}')
   return before.replace('{input}', input) + instruction + after.replace('{input}', input)
@@ -126,9 +139,9 @@ def render_example(
 ) -> Example:
   """Tokens and loss weights of one row.
 
-  Prompt and response are tokenised apart, as the released code does, so that the border between them
-  never moves. A row that is too long loses the end of its input first (instruction and tag stay), then
-  the end of its response together with the stop token.
+  Prompt and response are tokenised apart, as the released code does, so that the border between
+  them never moves. A row that is too long loses the end of its input first (instruction and tag
+  stay), then the end of its response together with the stop token.
 
   Args:
     vocabulary: the tokenizer.
@@ -154,7 +167,9 @@ def render_example(
       response = response[: max(0, max_length - len(prompt))]
       shortened.append('output')
     if not response:
-      raise Rejected('prompt_too_long', f'{len(prompt)} tokens of prompt leave no room in {max_length}')
+      raise Rejected(
+        'prompt_too_long', f'{len(prompt)} tokens of prompt leave no room in {max_length}'
+      )
   tokens = np.asarray(prompt + response, np.int32)
   weights = np.zeros(len(tokens), np.float32)
   weights[len(prompt) :] = 1.0
@@ -165,8 +180,10 @@ def _encode(vocabulary: Vocabulary, text: str) -> list[int]:
   return vocabulary.encode(text) if text else []
 
 
-def _shorten_input(prompt_of, input: str, room: int) -> list[int]:  # pylint: disable=redefined-builtin
-  """The prompt with the longest beginning of the input that fits in `room` tokens, or with none of it."""
+def _shorten_input(prompt_of, input: str, room: int) -> list[int]:
+  """The prompt with the longest beginning of the input that fits in `room` tokens, or with none of
+  it.
+  """
   low, high = 0, len(input)  # prompt_of(input[:low]) fits, or low is 0
   while low < high:
     middle = (low + high + 1) // 2

@@ -8,11 +8,15 @@ import zlib
 
 
 class SourceError(ValueError):
-  """Instruction rows that cannot be read; the message names file, row, field, what was found and the remedy."""
+  """Instruction rows that cannot be read; the message names file, row, field, what was found and
+  the remedy.
+  """
 
 
 def at(path: str, number: int, line: int | None) -> str:
-  """at('a.jsonl', 1, 3) == 'a.jsonl, row 1 (line 3)'; without a line 'a.json, row 1 (counted from 0)'."""
+  """at('a.jsonl', 1, 3) == 'a.jsonl, row 1 (line 3)'; without a line 'a.json, row 1 (counted from
+  0)'.
+  """
   return f'{path}, row {number} ' + ('(counted from 0)' if line is None else f'(line {line})')
 
 
@@ -22,7 +26,9 @@ def first_line(error: Exception) -> str:
 
 
 def found(value: Any) -> str:
-  """A value as messages show it: found(3) == 'int 3', found(None) == 'null'; long ones are shortened."""
+  """A value as messages show it: found(3) == 'int 3', found(None) == 'null'; long ones are
+  shortened.
+  """
   return 'null' if value is None else f'{type(value).__name__} {reprlib.repr(value)}'
 
 
@@ -40,4 +46,6 @@ def naming(path: str):
     raise SourceError(f'{path}: the gzip file is damaged ({error}); copy it again') from None
   except OSError as error:
     what = error.strerror or error
-    raise SourceError(f'{path}: cannot be read ({what}); check the disk and the permissions') from None
+    raise SourceError(
+      f'{path}: cannot be read ({what}); check the disk and the permissions'
+    ) from None

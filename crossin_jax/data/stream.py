@@ -13,7 +13,8 @@ import numpy as np
 from crossin_jax.data import mixing, packing
 from crossin_jax.data.prepared import PreparedDataError, PreparedMixture
 
-# DESIGN names of SeqIO and T5X, and which task each token came from, for losses by source and language.
+# DESIGN names of SeqIO and T5X, and which task each token came from, for losses by source and
+# language.
 FEATURES = {
   'decoder_input_tokens': np.int32,
   'decoder_target_tokens': np.int32,
@@ -37,7 +38,8 @@ def write_segment(batch, row, start, segment, tokens, loss_weights, bos_id, task
   Args:
     batch: dict of FEATURES, [rows, length] each.
     row, start: where it begins; segment: its id in the row, from 1.
-    tokens: int [n]; loss_weights: float [n]; bos_id: first input; task: index for `decoder_task_ids`.
+    tokens: int [n]; loss_weights: float [n]; bos_id: first input; task: index for
+      `decoder_task_ids`.
   """
   place = slice(start, start + len(tokens))
   batch['decoder_target_tokens'][row, place] = tokens
@@ -66,16 +68,24 @@ class Window:
 class BatchStream:
   """Batches of packed rows.
 
-  The stream of examples is cut into windows of `window` examples. Each window is packed, first fit, into
-  the same number of rows, so that the window of any row is known without reading what comes before. What
-  does not fit is offered to the next window once that has packed its own; what does not fit there either
-  is dropped and counted.
+  The stream of examples is cut into windows of `window` examples. Each window is packed, first fit,
+  into the same number of rows, so that the window of any row is known without reading what comes
+  before. What does not fit is offered to the next window once that has packed its own; what does
+  not fit there either is dropped and counted.
 
   Attributes:
     rows_per_window: rows of each window.
   """
 
-  def __init__(self, mixture: PreparedMixture, *, batch_size: int, length: int, seed: int = 0, window: int = 16_384):
+  def __init__(
+    self,
+    mixture: PreparedMixture,
+    *,
+    batch_size: int,
+    length: int,
+    seed: int = 0,
+    window: int = 16_384,
+  ):
     """Args:
     mixture: what to read.
     batch_size: rows of the global batch.
@@ -86,16 +96,25 @@ class BatchStream:
     longest = max(int(task.split.lengths[: task.examples].max()) for task in mixture.tasks)
     if longest > length:
       raise ValueError(
-        f'mixture {mixture.name} was prepared with max_length {mixture.description["max_length"]} and holds an '
-        f'example of {longest} tokens, rows have {length}; raise the row length or prepare with a smaller max_length'
+        f'mixture {mixture.name} was prepared with max_length {mixture.description["max_length"]} '
+        'and holds an '
+        f'example of {longest} tokens, rows have {length}; raise the row length or prepare with a '
+        'smaller max_length'
       )
-    self.mixture, self.batch_size, self.length, self.seed, self.window_size = mixture, batch_size, length, seed, window
+    self.mixture, self.batch_size, self.length, self.seed, self.window_size = (
+      mixture,
+      batch_size,
+      length,
+      seed,
+      window,
+    )
     self._order = mixing.TaskOrder([task.rate for task in mixture.tasks], window)
     self._keys = [mixing.fold(seed, task.split.name) for task in mixture.tasks]
     # Rows per window follow from the first window alone: all windows are alike up to chance.
     lengths = self._lengths(*self._examples(0))
     self.rows_per_window = packing.rows_for(lengths, length)
-    self._dropped = {}  # window -> examples dropped; a window may be packed again after it has left the cache
+    # window -> examples dropped; a window may be packed again after it has left the cache
+    self._dropped = {}
     self._own = functools.lru_cache(maxsize=3)(self._own)
     self._window = functools.lru_cache(maxsize=2)(self._window)
 
@@ -126,18 +145,24 @@ class BatchStream:
     return sum(self._dropped.values())
 
   def steps_for_epochs(self, epochs: float, until: str = 'all') -> int:
-    """Batches after which every task ('all') or some task ('first') has been read `epochs` times; at least 1.
+    """Batches after which every task ('all') or some task ('first') has been read `epochs` times;
+    at least 1.
 
     A pure function of the settings, so all hosts stop together.
     """
     if until not in ('all', 'first') or epochs <= 0:
-      raise ValueError(f"train.epochs = {epochs} must be above 0 and train.epochs_until = {until!r} 'all' or 'first'")
+      raise ValueError(
+        f"train.epochs = {epochs} must be above 0 and train.epochs_until = {until!r} 'all' or "
+        "'first'"
+      )
     per_step = self.epochs(1).values()
     slowest = min(per_step) if until == 'all' else max(per_step)
     return max(1, int(np.ceil(epochs / slowest - 1e-9)))
 
   def batch(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
-    """Features of batch `step` (from 0), [rows, length] each; `rows` selects some of the global batch."""
+    """Features of batch `step` (from 0), [rows, length] each; `rows` selects some of the global
+    batch.
+    """
     wanted = range(self.batch_size)[rows]
     batch = empty_rows(len(wanted), self.length)
     for i, row in enumerate(wanted):
@@ -146,8 +171,10 @@ class BatchStream:
         tokens, weights = self.mixture.tasks[task].split.example(index)
         if tokens.max() >= self.mixture.vocabulary_size or tokens.min() < 0:
           raise PreparedDataError(
-            f'task {self.mixture.tasks[task].split.name}, row {self.mixture.tasks[task].split.id(index)} holds id '
-            f'{tokens.max()}, the vocabulary has {self.mixture.vocabulary_size}; prepare it again with --overwrite'
+            f'task {self.mixture.tasks[task].split.name}, row '
+            f'{self.mixture.tasks[task].split.id(index)} holds id '
+            f'{tokens.max()}, the vocabulary has {self.mixture.vocabulary_size}; prepare it again '
+            'with --overwrite'
           )
         write_segment(batch, i, start, segment, tokens, weights, self.mixture.bos_id, task)
         start += len(tokens)
@@ -228,7 +255,9 @@ class Loader:
   Each host fills only the rows of its own devices.
   """
 
-  def __init__(self, stream: BatchStream, sharding: jax.sharding.Sharding, first_step: int, prefetch: int = 2):
+  def __init__(
+    self, stream: BatchStream, sharding: jax.sharding.Sharding, first_step: int, prefetch: int = 2
+  ):
     """Args:
     stream: the batches.
     sharding: of a [batch, length] array.
@@ -237,7 +266,9 @@ class Loader:
     """
     self._stream, self._sharding = stream, sharding
     self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='loader')
-    self._ahead = collections.deque(self._executor.submit(self._load, first_step + i) for i in range(prefetch))
+    self._ahead = collections.deque(
+      self._executor.submit(self._load, first_step + i) for i in range(prefetch)
+    )
     self._next = first_step + prefetch
 
   def peek(self) -> dict[str, jax.Array]:
@@ -250,19 +281,27 @@ class Loader:
     return self._ahead.popleft().result()
 
   def _load(self, step: int) -> dict[str, jax.Array]:
-    return put_batch(self._stream.batch, step, (self._stream.batch_size, self._stream.length), self._sharding)
+    return put_batch(
+      self._stream.batch, step, (self._stream.batch_size, self._stream.length), self._sharding
+    )
 
   def close(self) -> None:
     """Stops the thread; batches made ahead are thrown away."""
     self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-def put_batch(make, step: int, shape: tuple[int, int], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
-  """A global batch from `make(step, rows) -> features of those rows`, each host making only its own rows.
+def put_batch(
+  make, step: int, shape: tuple[int, int], sharding: jax.sharding.Sharding
+) -> dict[str, jax.Array]:
+  """A global batch from `make(step, rows) -> features of those rows`, each host making only its own
+  rows.
 
   `shape` is that of most features; others may have another length.
   """
-  spans = {index[0].indices(shape[0])[:2] for index in sharding.addressable_devices_indices_map(shape).values()}
+  spans = {
+    index[0].indices(shape[0])[:2]
+    for index in sharding.addressable_devices_indices_map(shape).values()
+  }
   first, last = min(span[0] for span in spans), max(span[1] for span in spans)
   local = make(step, slice(first, last))
 
@@ -299,15 +338,22 @@ def check_resume(saved: dict, now: dict, new_stream: bool = False) -> None:
     values = {key: value for key, value in settings.items() if key != 'tasks'}
     for task in settings['tasks']:
       values |= {f'{key} of task {task["task"]}': task[key] for key in ('rate', 'examples')}
-      values |= {f'{key} of task {task["task"]}': value for key, value in task.get('made from', {}).items()}
+      values |= {
+        f'{key} of task {task["task"]}': value for key, value in task.get('made from', {}).items()
+      }
     return values
 
-  short = lambda value: str(value) if len(str(value)) <= 60 else f'{str(value)[:28]} ... {str(value)[-28:]}'
+  short = lambda value: (
+    str(value) if len(str(value)) <= 60 else f'{str(value)[:28]} ... {str(value)[-28:]}'
+  )
   before, after = flat(saved), flat(now)
   changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-  differences = '; '.join(f'{key} was {short(before.get(key))}, now {short(after.get(key))}' for key in changed[:6])
+  differences = '; '.join(
+    f'{key} was {short(before.get(key))}, now {short(after.get(key))}' for key in changed[:6]
+  )
   more = f'; and {len(changed) - 6} more' if len(changed) > 6 else ''
   raise ValueError(
-    f'the data of this run have changed since its checkpoint: {differences}{more}. Undo the change, use another '
+    f'the data of this run have changed since its checkpoint: {differences}{more}. Undo the '
+    'change, use another '
     'MODEL_DIR, or go on with a new stream on purpose: --gin.train.new_stream=True'
   )

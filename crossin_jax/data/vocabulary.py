@@ -12,7 +12,8 @@ from crossin_jax import config
 from crossin_jax.data import chat
 from crossin_jax.storage import remote
 
-BESIDE = ('chat_template.jinja', 'tokenizer_config.json')  # what is read in the folder of a tokenizer too
+# what is read in the folder of a tokenizer too
+BESIDE = ('chat_template.jinja', 'tokenizer_config.json')
 
 
 @config.configurable(commands=('prepare',))
@@ -22,8 +23,8 @@ class Vocabulary:
 
   Attributes:
     path: a SentencePiece model (`*.model`) or a tokenizers file (`*.json`).
-    bos_token: begins every sequence; None = what the file (or `tokenizer_config.json` beside it) says,
-      else the stop token.
+    bos_token: begins every sequence; None = what the file (or `tokenizer_config.json` beside it)
+      says, else the stop token.
     eos_token: the stop token, trained at the end of every response; None = what the file says.
     chat_template: Jinja text for prompts of the template 'chat'; None = what lies beside the file.
   """
@@ -41,7 +42,8 @@ class Vocabulary:
       object.__setattr__(self, 'path', os.path.join(here, name))
     if not os.path.isfile(self.path):
       raise FileNotFoundError(
-        f'vocabulary {self.path!r} is not a file; set Vocabulary.path to a SentencePiece .model or a tokenizer.json'
+        f'vocabulary {self.path!r} is not a file; set Vocabulary.path to a SentencePiece .model '
+        'or a tokenizer.json'
       )
 
   def __getstate__(self):
@@ -95,9 +97,15 @@ class Vocabulary:
     return text
 
   def chat_prompt(self, user: str) -> list[int]:
-    """Ids before the response to a message of the user, without BOS: it is the first decoder input already."""
+    """Ids before the response to a message of the user, without BOS: it is the first decoder input
+    already.
+    """
     ids = self.encode_with_specials(chat.prompt(self.chat, user, **self._special_texts))
-    return ids[1:] if ids and ids[0] == self.bos_id and self._backend.special('bos_token') is not None else ids
+    return (
+      ids[1:]
+      if ids and ids[0] == self.bos_id and self._backend.special('bos_token') is not None
+      else ids
+    )
 
   @functools.cached_property
   def chat_stop_id(self) -> int:
@@ -110,14 +118,18 @@ class Vocabulary:
     first = self.encode_with_specials(after.lstrip())[0]
     if first not in self._backend.specials.values():
       raise chat.ChatTemplateError(
-        f'the chat template ends a response with {after!r}, which is no special token of {self.path}; generation could '
+        f'the chat template ends a response with {after!r}, which is no special token of '
+        f'{self.path}; generation could '
         'not stop there'
       )
     return first
 
   @property
   def _special_texts(self) -> dict[str, str]:
-    return {'bos_token': self._backend.text_of(self.bos_id), 'eos_token': self._backend.text_of(self.eos_id)}
+    return {
+      'bos_token': self._backend.text_of(self.bos_id),
+      'eos_token': self._backend.text_of(self.eos_id),
+    }
 
   def encode_with_specials(self, text: str) -> list[int]:
     """Ids of a text in which special tokens are written out (`<|im_start|>`)."""
@@ -127,7 +139,9 @@ class Vocabulary:
     if token is None:
       index = self._backend.special(kind)
       if index is None:
-        raise ValueError(f'{self.path} does not say which token is its {kind}; set Vocabulary.{kind}')
+        raise ValueError(
+          f'{self.path} does not say which token is its {kind}; set Vocabulary.{kind}'
+        )
       return index
     index = self._backend.id_of(token)
     if index is None:
@@ -143,7 +157,9 @@ class Vocabulary:
     name = 'tokenizer.json' if self.path.endswith('.json') else 'tokenizer.model'
     shutil.copyfile(self.path, os.path.join(directory, name))
     settings = {
-      'tokenizer_class': 'PreTrainedTokenizerFast' if name == 'tokenizer.json' else 'LlamaTokenizer',
+      'tokenizer_class': 'PreTrainedTokenizerFast'
+      if name == 'tokenizer.json'
+      else 'LlamaTokenizer',
       'bos_token': self.token_text(self.bos_id),
       'eos_token': self.token_text(self.eos_id),
       'add_bos_token': True,
@@ -166,7 +182,9 @@ class Vocabulary:
   def decode(self, ids) -> str:
     """The text of ids; special tokens and ids outside the vocabulary are left out."""
     drop = {self.bos_id, self.eos_id}
-    return self._backend.decode([int(i) for i in ids if 0 <= int(i) < self.size and int(i) not in drop])
+    return self._backend.decode(
+      [int(i) for i in ids if 0 <= int(i) < self.size and int(i) not in drop]
+    )
 
   def piece(self, index: int) -> str:
     """One token as text, for display."""
@@ -181,12 +199,16 @@ class _SentencePiece:
     try:
       self.processor.LoadFromFile(path)
     except (RuntimeError, OSError) as error:
-      raise ValueError(f'{path} is not a SentencePiece model ({error}); a tokenizers file must end in .json') from None
+      raise ValueError(
+        f'{path} is not a SentencePiece model ({error}); a tokenizers file must end in .json'
+      ) from None
     self.size = self.processor.vocab_size()
 
     count = range(self.size)
     kinds = (self.processor.IsControl, getattr(self.processor, 'is_user_defined', lambda i: False))
-    self.specials = {self.processor.IdToPiece(i): i for i in count if any(kind(i) for kind in kinds)}
+    self.specials = {
+      self.processor.IdToPiece(i): i for i in count if any(kind(i) for kind in kinds)
+    }
 
   def text_of(self, index):
     return self.processor.IdToPiece(index)
@@ -194,9 +216,14 @@ class _SentencePiece:
   def encode_with_specials(self, text):
     if not self.specials:
       return self.encode(text)
-    parts = re.split('(' + '|'.join(map(re.escape, sorted(self.specials, key=len, reverse=True))) + ')', text)
+    parts = re.split(
+      '(' + '|'.join(map(re.escape, sorted(self.specials, key=len, reverse=True))) + ')', text
+    )
     return [
-      i for part in parts if part for i in ([self.specials[part]] if part in self.specials else self.encode(part))
+      i
+      for part in parts
+      if part
+      for i in ([self.specials[part]] if part in self.specials else self.encode(part))
     ]
 
   def special(self, kind):
@@ -264,5 +291,6 @@ class _Tokenizers:
     return self.tokenizer.decode(ids, skip_special_tokens=True)
 
   def piece(self, index):
-    # A byte-level token may hold half a character; decoding shows it as U+FFFD, which is what it is.
+    # A byte-level token may hold half a character; decoding shows it as U+FFFD, which is what it
+    # is.
     return self.tokenizer.decode([index], skip_special_tokens=False)

@@ -1,7 +1,8 @@
 """The KV cache as a tree: its shapes, its shards, its growth, and rows that move in and out of it.
 
-Leaves are T5X's: cached_key and cached_value [..., B, K, D, S], cache_index [..., B]; `...` is a layer axis where layers are
-scanned. A layer with a window has fewer slots S than the others, and position p lies in slot p mod S.
+Leaves are T5X's: cached_key and cached_value [..., B, K, D, S], cache_index [..., B]; `...` is a
+layer axis where layers are scanned. A layer with a window has fewer slots S than the others, and
+position p lies in slot p mod S.
 """
 
 import functools
@@ -15,7 +16,9 @@ from crossin_jax.devices.partitioning import Partitioner
 
 
 def bucket(n: int) -> int:
-  """The least of 16, 24, 32, 48, 64, 96, 128 ... that is at least n: few shapes, at most half too large."""
+  """The least of 16, 24, 32, 48, 64, 96, 128 ... that is at least n: few shapes, at most half too
+  large.
+  """
   power = 16
   while power < n:
     power *= 2
@@ -24,7 +27,9 @@ def bucket(n: int) -> int:
 
 @functools.lru_cache(maxsize=64)
 def shapes(model, rows: int, capacity: int):
-  """The cache tree of `rows` rows with room for `capacity` tokens, as shapes; cache_index has an entry for each row."""
+  """The cache tree of `rows` rows with room for `capacity` tokens, as shapes; cache_index has an
+  entry for each row.
+  """
   tokens = jax.ShapeDtypeStruct((rows, capacity), jnp.int32)
   create = lambda tokens: model.init(
     jax.random.key(0), tokens, tokens, enable_dropout=False, decode=True
@@ -71,7 +76,9 @@ def resized(cache, tree):
 
 
 def inserted(cache, new, rows: jax.Array):
-  """The cache with row i of `new`, which has at most as many slots, in row rows[i]; rows out of range are left out."""
+  """The cache with row i of `new`, which has at most as many slots, in row rows[i]; rows out of
+  range are left out.
+  """
 
   def of_leaf(path, leaf, fresh):
     batch = leaf.ndim - (1 if path[-1].key == 'cache_index' else 4)
@@ -83,5 +90,7 @@ def inserted(cache, new, rows: jax.Array):
 
 def taken(cache, rows: jax.Array):
   """The cache of these rows alone."""
-  take = lambda path, leaf: jnp.take(leaf, rows, axis=leaf.ndim - (1 if path[-1].key == 'cache_index' else 4))
+  take = lambda path, leaf: jnp.take(
+    leaf, rows, axis=leaf.ndim - (1 if path[-1].key == 'cache_index' else 4)
+  )
   return jax.tree_util.tree_map_with_path(take, cache)

@@ -38,8 +38,8 @@ def read_rows(path: str, tags: bool = False) -> list[dict]:
   """The rows of an input file, all checked.
 
   Args:
-    path: JSONL, a row a line: {"prompt"} for text that is taken as it is, or {"instruction", "input"} for the template that
-      the model was trained with; "id" and "language" if you like.
+    path: JSONL, a row a line: {"prompt"} for text that is taken as it is, or {"instruction",
+      "input"} for the template that the model was trained with; "id" and "language" if you like.
     tags: every row with an instruction needs its "language".
 
   Raises:
@@ -74,7 +74,9 @@ def _problem(row, tags: bool) -> str | None:
   if not isinstance(row, dict):
     return f'a {type(row).__name__}, it must be an object like {{"prompt": "..."}}'
   if ('prompt' in row) == ('instruction' in row):
-    return 'give either field "prompt" (text as it is) or "instruction" (rendered with the template)'
+    return (
+      'give either field "prompt" (text as it is) or "instruction" (rendered with the template)'
+    )
   for field in ('prompt', 'instruction', 'input', 'language'):
     if field in row and not isinstance(row[field], str):
       return f'field "{field}" is a {type(row[field]).__name__}, it must be a text'
@@ -114,13 +116,15 @@ def generate(
 ) -> dict | None:
   """Answers the rows of a file, or goes on with it.
 
-  Rows {"id", "index", "sample" where there are several, "output", "tokens", "finish_reason"}, and what else the input row has,
-  are appended as they finish; at the end they are put into the order of the input. How they are generated is `Sampling` and `Generator`, in gin.
+  Rows {"id", "index", "sample" where there are several, "output", "tokens", "finish_reason"}, and
+  what else the input row has, are appended as they finish; at the end they are put into the order
+  of the input. How they are generated is `Sampling` and `Generator`, in gin.
 
   Args:
     checkpoint: a MODEL_DIR, one of its checkpoints, or a Hugging Face directory.
     input_path: see `read_rows`.
-    output_path: JSONL; what made it is noted in `output_path`.run.json. On gs:// it is pushed every 30 s.
+    output_path: JSONL; what made it is noted in `output_path`.run.json. On gs:// it is pushed every
+      30 s.
     model: the model of the checkpoint.
     tags: put "[language]" on instructions, as the cross-lingual modes do in training.
     sampling: how the next token is chosen; None = as gin says.
@@ -130,8 +134,8 @@ def generate(
     Figures of the whole output, or None when told to stop.
 
   Raises:
-    ValueError: a malformed row, a vocabulary that is not the model's. JournalError: an output of another run. InUse: a remote output
-      that another process writes.
+    ValueError: a malformed row, a vocabulary that is not the model's. JournalError: an output of
+      another run. InUse: a remote output that another process writes.
   """
   rows = read_rows(input_path := remote.fetched(input_path), tags)
   sampling = sampling or Sampling()
@@ -139,8 +143,12 @@ def generate(
     checkpoint = places.latest_checkpoint(checkpoint)
   prompts = Prompts(checkpoint if weights.is_directory(checkpoint) else os.path.dirname(checkpoint))
   vocabulary = prompts.vocabulary
-  if (size := getattr(getattr(model, 'config', None), 'vocab_size', None)) is not None and size < vocabulary.size:
-    raise ValueError(f'{vocabulary.path} has {vocabulary.size} ids, the model {size}; they do not belong together')
+  if (
+    size := getattr(getattr(model, 'config', None), 'vocab_size', None)
+  ) is not None and size < vocabulary.size:
+    raise ValueError(
+      f'{vocabulary.path} has {vocabulary.size} ids, the model {size}; they do not belong together'
+    )
   with (
     _local(output_path) as (local_path, check),
     interruption.StopSignal(),
@@ -156,13 +164,18 @@ def generate(
       if finished < done.size:
         wanted = [i for i in range(len(rows)) if not done[i].all()]
         todo = [
-          Prompt(prompt_tokens(rows[i], prompts, tags), id=i, samples=np.flatnonzero(~done[i]).tolist()) for i in wanted
+          Prompt(
+            prompt_tokens(rows[i], prompts, tags), id=i, samples=np.flatnonzero(~done[i]).tolist()
+          )
+          for i in wanted
         ]
         partition = partitioner()
         partition.suit(model, training=False)
         with partition.activate():
           abstract = train_state.parameter_shapes(model, partition)
-          params = lora.quantised(parameters.restore_params(checkpoint, abstract, model), lora.of_model(model))
+          params = lora.quantised(
+            parameters.restore_params(checkpoint, abstract, model), lora.of_model(model)
+          )
           interruption.check()
           generator = Generator(
             model,
@@ -181,9 +194,12 @@ def generate(
               journal.append(_output_row(rows, wanted[answer.index], answer, sampling))
             finished, tokens = finished + 1, tokens + len(answer.tokens)
             if jax.process_index() == 0:
-              progress.show(finished, f'{tokens / max(1e-9, time.monotonic() - started):.0f} tokens/s')
+              progress.show(
+                finished, f'{tokens / max(1e-9, time.monotonic() - started):.0f} tokens/s'
+              )
     except interruption.Interrupted:
-      print(f'told to stop: {finished} of {done.size} answers are in {output_path}; start the same command again to go on', file=sys.stderr)  # fmt: skip
+      print(f'told to stop: {finished} of {done.size} answers are in {output_path}; start the '
+            'same command again to go on', file=sys.stderr)  # fmt: skip
       return None
     if journal:
       journal.finish()
@@ -192,7 +208,8 @@ def generate(
 
 @contextlib.contextmanager
 def _local(path: str):
-  """The output on this machine; a remote one is brought here, pushed as it grows, and nobody else writes it meanwhile.
+  """The output on this machine; a remote one is brought here, pushed as it grows, and nobody else
+  writes it meanwhile.
 
   Yields:
     Its path here, and what raises InUse once another process writes it.
@@ -223,7 +240,9 @@ def _output_row(rows: list[dict], index: int, answer, sampling: Sampling) -> dic
   }
 
 
-def _made_from(input_path: str, checkpoint: str, prompts: Prompts, sampling: Sampling, tags: bool) -> dict:
+def _made_from(
+  input_path: str, checkpoint: str, prompts: Prompts, sampling: Sampling, tags: bool
+) -> dict:
   """What the answers depend on, flat, for the journal to compare."""
   with open(input_path, 'rb') as f:
     digest = hashlib.file_digest(f, 'sha256').hexdigest()
@@ -241,16 +260,20 @@ def _made_from(input_path: str, checkpoint: str, prompts: Prompts, sampling: Sam
 
 @contextlib.contextmanager
 def _journal_on_chief(path: str, name: str, made_from):
-  """The journal on host 0, None elsewhere; if it cannot be opened, all hosts raise. Messages speak of `name`."""
+  """The journal on host 0, None elsewhere; if it cannot be opened, all hosts raise. Messages speak
+  of `name`.
+  """
   problem, journal = None, None
   if jax.process_index() == 0:
     try:
       journal = Journal(path, made_from())
     except (JournalError, PreparedDataError) as error:
       # Where this disk cannot be written, it is about the file here.
-      is_here = isinstance(error.__context__, OSError) and not isinstance(error.__context__, BlockingIOError)
+      is_here = isinstance(error.__context__, OSError) and not isinstance(
+        error.__context__, BlockingIOError
+      )
       problem = error if is_here else type(error)(str(error).replace(path, name))
-    except Exception as error:  # pylint: disable=broad-exception-caught  # raised again once the others know
+    except Exception as error:  # raised again once the others know
       problem = error
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
@@ -287,23 +310,34 @@ def summary(output_path: str) -> dict:
       row = json.loads(line)
       reasons[row['finish_reason']] += 1
       tokens += row['tokens']
-  return {'output': output_path, 'answers': sum(reasons.values()), 'tokens': tokens, 'finish_reasons': dict(reasons)}
+  return {
+    'output': output_path,
+    'answers': sum(reasons.values()),
+    'tokens': tokens,
+    'finish_reasons': dict(reasons),
+  }
 
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin generate`."""
   parser = argparse.ArgumentParser(
     prog='crossin generate',
-    description='Answer the rows of a JSONL file ({"prompt"}, or {"instruction", "input"}). Exit status: 0 finished, '
+    description='Answer the rows of a JSONL file ({"prompt"}, or {"instruction", "input"}). Exit '
+    'status: 0 finished, '
     '75 told to stop (start again: finished answers are kept), 1 failed, 2 usage.',
-    epilog='example: crossin generate --checkpoint runs/a --input questions.jsonl --output answers.jsonl '
+    epilog='example: crossin generate --checkpoint runs/a --input questions.jsonl --output '
+    'answers.jsonl '
     '--gin.Sampling.temperature=0.7 --gin.Sampling.max_new_tokens=200 --gin.Generator.rows=128',
   )
   parser.add_argument(
-    '--checkpoint', required=True, help='a MODEL_DIR, one of its checkpoints, or a Hugging Face directory'
+    '--checkpoint',
+    required=True,
+    help='a MODEL_DIR, one of its checkpoints, or a Hugging Face directory',
   )
   parser.add_argument('--input', required=True, help='JSONL; a row a line')
-  parser.add_argument('--output', required=True, help='JSONL; appended to, and put into order at the end')
+  parser.add_argument(
+    '--output', required=True, help='JSONL; appended to, and put into order at the end'
+  )
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   distributed.add_flags(parser)
   config.add_flags(parser)
@@ -317,7 +351,8 @@ def main(argv: list[str]) -> int:
     print(json.dumps({'status': 0, **found} if found is not None else {'status': RESTART}))
   status = 0 if found is not None else RESTART
   if compiled.left_behind():
-    # XLA is still compiling in a thread; the interpreter's own way out would wait for it or crash in it.
+    # XLA is still compiling in a thread; the interpreter's own way out would wait for it or crash
+    # in it.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -22,7 +22,8 @@ FEWEST_ROWS = 8  # below that a row costs as much as several
 class Generator:
   """Generates for any number of prompts in a fixed number of rows.
 
-  Prompts are taken longest first: what will not fit in memory shows at once, and the last rows are short ones.
+  Prompts are taken longest first: what will not fit in memory shows at once, and the last rows are
+  short ones.
 
   Attributes:
     sampling: how the next token is chosen.
@@ -53,16 +54,24 @@ class Generator:
       decode: tokens to text; needed for stop texts.
       rows: most rows decoded at a time, rounded up to a power of two times the mesh's batch parts.
       prefill_tokens: at most about so many tokens of prompts are read at a time.
-      shrink: whether the last rows go on in a smaller batch; None = on CPUs, where a row costs what it computes.
+      shrink: whether the last rows go on in a smaller batch; None = on CPUs, where a row costs what
+        it computes.
 
     Raises:
       ValueError: stop texts without `decode`.
     """
     self.sampling = sampling or Sampling()
     if self.sampling.stop and decode is None:
-      raise ValueError('Sampling.stop needs a decode function: stop texts are looked for in the text')
+      raise ValueError(
+        'Sampling.stop needs a decode function: stop texts are looked for in the text'
+      )
     self._model, self._params = unrolled(model, params)
-    self._partition, self._decode, self._bos_id, self._stop_ids = partition, decode, bos_id, tuple(stop_ids)
+    self._partition, self._decode, self._bos_id, self._stop_ids = (
+      partition,
+      decode,
+      bos_id,
+      tuple(stop_ids),
+    )
     self._most_rows, self._prefill_tokens = rows, prefill_tokens
     self._shrink = partition.mesh.devices.flat[0].platform == 'cpu' if shrink is None else shrink
     chunk = CHUNK_WITH_STOP_TEXTS if self.sampling.stop else CHUNK
@@ -75,7 +84,8 @@ class Generator:
   def stream(self, prompts: Sequence[Prompt]) -> Iterator[Generation]:
     """Answers as they finish, in no particular order.
 
-    All hosts must give the same prompts and take all answers: they come to the same decisions from them.
+    All hosts must give the same prompts and take all answers: they come to the same decisions from
+      them.
 
     Raises:
       interruption.Interrupted: the run around it was told to stop.
@@ -105,12 +115,17 @@ class Generator:
       for group, places in insertions:
         if group.cache is None:
           tokens_PL, length_P = schedule.prompt_tokens(group)
-          tokens_PL, length_P = self._put(tokens_PL, 'batch', 'length'), self._put(length_P, 'batch')
+          tokens_PL, length_P = (
+            self._put(tokens_PL, 'batch', 'length'),
+            self._put(length_P, 'batch'),
+          )
           group.cache = programs.prefill(self._params, tokens_PL, length_P)
         arrivals = jax.tree.map(self._put, schedule.arrivals(group, places))
         slots = programs.insert(slots, group.cache, arrivals)
       steps, enough = map(self._put, schedule.steps(chunk))
-      slots, found = programs.advance(self._params, slots, self._put(schedule.at_work(), 'batch'), steps, enough)
+      slots, found = programs.advance(
+        self._params, slots, self._put(schedule.at_work(), 'batch'), steps, enough
+      )
       yield from schedule.collect(jax.device_get(found))
 
   def _put(self, array, *axes: str) -> jax.Array:
@@ -127,13 +142,23 @@ class Generator:
     return rows
 
   def _prefill_rows(self, length: int, rows: int) -> int:
-    """Prompts of a bucket of lengths that are read at a time: one number a bucket, so that there is one program."""
+    """Prompts of a bucket of lengths that are read at a time: one number a bucket, so that there is
+    one program.
+    """
     wanted = min(rows // 8, self._prefill_tokens // length)
     return max(self._partition.batch_ways, self._batch_rows(wanted + 1) // 2)
 
 
 def greedy(
-  model, params, partition: Partitioner, prompts, *, bos_id: int, eos_id: int, max_new_tokens: int = 32, rows: int = 64
+  model,
+  params,
+  partition: Partitioner,
+  prompts,
+  *,
+  bos_id: int,
+  eos_id: int,
+  max_new_tokens: int = 32,
+  rows: int = 64,
 ) -> list[list[int]]:
   """The most likely next token, again and again, until the stop token.
 
@@ -150,5 +175,7 @@ def greedy(
     The new tokens of each prompt in the order given, without the stop token.
   """
   sampling = Sampling(max_new_tokens=max_new_tokens)
-  generate = Generator(model, params, partition, bos_id=bos_id, stop_ids=(eos_id,), sampling=sampling, rows=rows)
+  generate = Generator(
+    model, params, partition, bos_id=bos_id, stop_ids=(eos_id,), sampling=sampling, rows=rows
+  )
   return [answer.tokens for answer in generate([Prompt(tokens) for tokens in prompts])]

@@ -1,4 +1,6 @@
-"""An output file that grows by a row at a time, survives a kill at any moment, and ends in the order of the input."""
+"""An output file that grows by a row at a time, survives a kill at any moment, and ends in the
+order of the input.
+"""
 
 import contextlib
 import json
@@ -35,7 +37,7 @@ class Journal:
     self.path, self._manifest = path, f'{path}.run.json'
     self._check(made_from)
     try:
-      self._file = open(path, 'ab+')  # pylint: disable=consider-using-with  # until close
+      self._file = open(path, 'ab+')  # until close
     except OSError as error:
       raise JournalError(f'cannot write {path} ({error.strerror}); choose another output') from None
     self._lock()
@@ -49,7 +51,9 @@ class Journal:
         row = json.loads(line)
         self.done.add((row['index'], row.get('sample', 0)))
       except (ValueError, KeyError, TypeError):
-        raise JournalError(f'{path}, line {number} is no row of this run; delete {path} to begin anew') from None
+        raise JournalError(
+          f'{path}, line {number} is no row of this run; delete {path} to begin anew'
+        ) from None
       end += len(line)
     if end < os.path.getsize(path):
       self._file.truncate(end)
@@ -59,15 +63,21 @@ class Journal:
   def _check(self, made_from: dict[str, Any]) -> None:
     if not os.path.exists(self._manifest):
       if os.path.exists(self.path) and os.path.getsize(self.path):
-        raise JournalError(f'{self.path} exists and is of no run ({self._manifest} is missing); choose another output')
+        raise JournalError(
+          f'{self.path} exists and is of no run ({self._manifest} is missing); choose another '
+          'output'
+        )
       return
     before = read_json(self._manifest, f'delete {self.path} and {self._manifest} to begin anew')
     now = {'format': FORMAT, **made_from}
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if changed:
-      differences = '; '.join(f'{name} was {before.get(name)!r}, now {now.get(name)!r}' for name in changed)
+      differences = '; '.join(
+        f'{name} was {before.get(name)!r}, now {now.get(name)!r}' for name in changed
+      )
       raise JournalError(
-        f'{self.path} was begun with other settings: {differences}. Undo the change, choose another output, or delete '
+        f'{self.path} was begun with other settings: {differences}. Undo the change, choose '
+        'another output, or delete '
         f'{self.path} and {self._manifest} to begin anew'
       )
 
@@ -78,7 +88,9 @@ class Journal:
       try:
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
-        raise JournalError(f'{self.path} is in use by another run; wait for it or stop it') from None
+        raise JournalError(
+          f'{self.path} is in use by another run; wait for it or stop it'
+        ) from None
 
   def append(self, row: dict) -> None:
     """Adds a row; it is whole in the file when this returns."""

@@ -1,7 +1,8 @@
-"""How the next token is chosen: penalties on what was said, filters on what may come, one draw a row.
+"""How the next token is chosen: penalties on what was said, filters on what may come, one draw a
+row.
 
-Order and meaning are those of transformers' LogitsProcessors: repetition penalty, no-repeat-n-gram, then only if it samples
-temperature, top-k, top-p, min-p.
+Order and meaning are those of transformers' LogitsProcessors: repetition penalty, no-repeat-n-gram,
+then only if it samples temperature, top-k, top-p, min-p.
 
 Letters: R rows, V vocabulary, C places of the history.
 """
@@ -13,7 +14,9 @@ import jax.numpy as jnp
 
 from crossin_jax import config
 
-_BLOCK = 128  # a row of the vocabulary is searched in blocks: twice over few entries is cheaper than once over all
+# a row of the vocabulary is searched in blocks: twice over few entries is cheaper than once over
+# all
+_BLOCK = 128
 
 
 @config.configurable(commands=('chunks',))
@@ -25,13 +28,15 @@ class Sampling:
     temperature: logits are divided by it; 0 = greedy, always the most likely token.
     top_k: only the k most likely tokens (and those equal to the k-th); 0 = all.
     top_p: only the most likely tokens that together have this probability, (0, 1]; 1 = all.
-    min_p: only tokens with at least this share of the most likely one's probability, [0, 1); 0 = all.
-    repetition_penalty: logits of tokens in prompt or answer are divided by it if positive, multiplied if negative
-      (Keskar et al. 2019); 1 = none.
+    min_p: only tokens with at least this share of the most likely one's probability, [0, 1); 0 =
+      all.
+    repetition_penalty: logits of tokens in prompt or answer are divided by it if positive,
+      multiplied if negative (Keskar et al. 2019); 1 = none.
     no_repeat_ngram_size: no n tokens in a row appear twice in prompt and answer; 0 = they may.
     max_new_tokens: most tokens of an answer, its stop token counted.
     stop: texts that end an answer; they and what follows are cut off.
-    seed: of the draws. A row's draws depend on this, its id and the place in its answer, on nothing around it.
+    seed: of the draws. A row's draws depend on this, its id and the place in its answer, on nothing
+      around it.
     samples: answers to each prompt.
   """
 
@@ -47,7 +52,9 @@ class Sampling:
   samples: int = 1
 
   def __post_init__(self):
-    object.__setattr__(self, 'stop', (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+    object.__setattr__(
+      self, 'stop', (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+    )
     legal = {
       'temperature': (self.temperature >= 0, 'at least 0 (0 = greedy)'),
       'top_k': (self.top_k >= 0, 'at least 0 (0 = all)'),
@@ -63,7 +70,10 @@ class Sampling:
       if not ok:
         raise ValueError(f'Sampling.{name} = {getattr(self, name)!r} must be {wanted}')
     if self.samples > 1 and self.greedy:
-      raise ValueError(f'Sampling.samples = {self.samples} would be equal answers at temperature 0; set a temperature')
+      raise ValueError(
+        f'Sampling.samples = {self.samples} would be equal answers at temperature 0; set a '
+        'temperature'
+      )
 
   @property
   def greedy(self) -> bool:
@@ -84,7 +94,9 @@ class Sampling:
     return dataclasses.replace(self, **changes)
 
 
-def penalised(scores_RV: jax.Array, history_RC: jax.Array, lengths_R: jax.Array, sampling: Sampling) -> jax.Array:
+def penalised(
+  scores_RV: jax.Array, history_RC: jax.Array, lengths_R: jax.Array, sampling: Sampling
+) -> jax.Array:
   """Scores after repetition penalty and no-repeat-n-gram.
 
       history [5 7 5 _], length 3, n = 2: "5 7" stood there, so 7 is forbidden after this 5
@@ -111,7 +123,9 @@ def penalised(scores_RV: jax.Array, history_RC: jax.Array, lengths_R: jax.Array,
     starts = capacity - n + 1
     match_RS = jnp.arange(starts)[None] + n <= lengths_R[:, None]
     for j in range(n - 1):
-      last_R1 = jnp.take_along_axis(history_RC, jnp.maximum(lengths_R[:, None] - (n - 1) + j, 0), axis=1)
+      last_R1 = jnp.take_along_axis(
+        history_RC, jnp.maximum(lengths_R[:, None] - (n - 1) + j, 0), axis=1
+      )
       match_RS &= history_RC[:, j : j + starts] == last_R1
     banned_RS = jnp.where(match_RS, history_RC[:, n - 1 :], vocabulary)
     scores_RV = scores_RV.at[row_R1, banned_RS].set(-jnp.inf, mode='drop')
@@ -132,13 +146,18 @@ def choose(scores_RV: jax.Array, keys_R: jax.Array | None, sampling: Sampling) -
   if sampling.greedy:
     return argmax(scores_RV)
   weights_RV = weights(scores_RV, sampling)
-  allowed_RV = weights_RV if sampling.min_p == 0 else jnp.where(weights_RV < sampling.min_p, 0, weights_RV)
-  uniform = lambda attempt: jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, attempt)))(keys_R)
+  allowed_RV = (
+    weights_RV if sampling.min_p == 0 else jnp.where(weights_RV < sampling.min_p, 0, weights_RV)
+  )
+  uniform = lambda attempt: jax.vmap(
+    lambda key: jax.random.uniform(jax.random.fold_in(key, attempt))
+  )(keys_R)
   if sampling.top_p == 1:
     return draw(allowed_RV, uniform(0))
 
-  # Top-p without sorting: draw from all, keep what is in the nucleus. A token that is not rules out itself and all
-  # less likely ones, so the next draw is from the rest: about as many draws as a quickselect has steps, mostly one.
+  # Top-p without sorting: draw from all, keep what is in the nucleus. A token that is not rules out
+  # itself and all less likely ones, so the next draw is from the rest: about as many draws as a
+  # quickselect has steps, mostly one.
   def attempt(carry):
     number, _, floor_R, chosen_R = carry
     token_R = draw(jnp.where(weights_RV > floor_R[:, None], allowed_RV, 0), uniform(number))
@@ -153,12 +172,19 @@ def choose(scores_RV: jax.Array, keys_R: jax.Array | None, sampling: Sampling) -
     )
 
   rows = scores_RV.shape[0]
-  start = (0, jnp.zeros(rows, bool), jnp.full(rows, -1.0, weights_RV.dtype), jnp.full(rows, -1, jnp.int32))
+  start = (
+    0,
+    jnp.zeros(rows, bool),
+    jnp.full(rows, -1.0, weights_RV.dtype),
+    jnp.full(rows, -1, jnp.int32),
+  )
   return jax.lax.while_loop(lambda carry: ~carry[1].all(), attempt, start)[-1]
 
 
 def weights(scores_RV: jax.Array, sampling: Sampling) -> jax.Array:
-  """Probabilities after temperature and top-k, as shares of the most likely token's (which has 1); float [R, V]."""
+  """Probabilities after temperature and top-k, as shares of the most likely token's (which has 1);
+  float [R, V].
+  """
   if sampling.temperature != 1:
     scores_RV = scores_RV / sampling.temperature
   best_R1 = scores_RV.max(axis=-1, keepdims=True)
@@ -173,7 +199,8 @@ def weights(scores_RV: jax.Array, sampling: Sampling) -> jax.Array:
 def in_nucleus(weights_RV: jax.Array, token_R: jax.Array, top_p: float) -> jax.Array:
   """Whether the tokens more likely than this one have less than top_p together; bool [R].
 
-  Of tokens equally likely at the border transformers keeps some, by the order of its sort; here all are kept.
+  Of tokens equally likely at the border transformers keeps some, by the order of its sort; here all
+  are kept.
   """
   weight_R1 = jnp.take_along_axis(weights_RV, token_R[:, None], axis=1)
   above_R = jnp.where(weights_RV > weight_R1, weights_RV, 0).sum(axis=-1)
@@ -202,20 +229,27 @@ def draw(weights_RV: jax.Array, uniform_R: jax.Array) -> jax.Array:
 
 
 def _first_above(weights_RN: jax.Array, target_R: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """First index whose cumulative weight exceeds the target, and what of the target is left for inside of it.
+  """First index whose cumulative weight exceeds the target, and what of the target is left for
+  inside of it.
 
-  Sums in another order may round to a little less than the target, and the cumulative sum need not rise where weights
-  are zero: an index without weight is never taken.
+  Sums in another order may round to a little less than the target, and the cumulative sum need not
+  rise where weights are zero: an index without weight is never taken.
   """
   cumulative_RN = jnp.cumsum(weights_RN, axis=-1)
   hit_RN = (cumulative_RN > target_R[:, None]) & (weights_RN > 0)
-  index_R = jnp.where(hit_RN.any(axis=-1), jnp.argmax(hit_RN, axis=-1), jnp.argmax(weights_RN, axis=-1))
+  index_R = jnp.where(
+    hit_RN.any(axis=-1), jnp.argmax(hit_RN, axis=-1), jnp.argmax(weights_RN, axis=-1)
+  )
   before_RN = cumulative_RN - weights_RN
-  return index_R, jnp.maximum(target_R - jnp.take_along_axis(before_RN, index_R[:, None], axis=1)[:, 0], 0)
+  return index_R, jnp.maximum(
+    target_R - jnp.take_along_axis(before_RN, index_R[:, None], axis=1)[:, 0], 0
+  )
 
 
 def argmax(scores_RV: jax.Array) -> jax.Array:
-  """jnp.argmax over the last axis, in blocks: XLA's own does one number at a time on a CPU. int32 [R]."""
+  """jnp.argmax over the last axis, in blocks: XLA's own does one number at a time on a CPU. int32
+  [R].
+  """
   blocks_RNB = _blocks(scores_RV, -jnp.inf)
   block_R = jnp.argmax(blocks_RNB.max(axis=-1), axis=-1)
   inside_RB = jnp.take_along_axis(blocks_RNB, block_R[:, None, None], axis=1)[:, 0]

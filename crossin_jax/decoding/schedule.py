@@ -1,4 +1,5 @@
-"""Which prompt is in which row, as the hosts keep it: plain NumPy, the same decisions on each of them.
+"""Which prompt is in which row, as the hosts keep it: plain NumPy, the same decisions on each of
+them.
 
 Letters as in `crossin_jax.decoding.slots`.
 """
@@ -14,7 +15,8 @@ from crossin_jax.decoding.cache import bucket
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.slots import Arrivals, Chunk
 
-WORTH_SHRINKING = 32  # tokens that the last rows may still generate: a smaller batch is one more program to compile
+# tokens that the last rows may still generate: a smaller batch is one more program to compile
+WORTH_SHRINKING = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +130,8 @@ class Schedule:
     """Gives free rows to waiting prompts.
 
     Returns:
-      (group, [(place in the group, row)]) for each insertion, in order, at most P rows each. A group whose cache is None is to
-      be read first.
+      (group, [(place in the group, row)]) for each insertion, in order, at most P rows each. A
+      group whose cache is None is to be read first.
     """
     insertions = []
     free = collections.deque(row for row, at_work in enumerate(self.rows) if at_work is None)
@@ -140,7 +142,9 @@ class Schedule:
       while free and group.waiting and len(places) < group.rows:
         (place, sample), row = group.waiting.popleft(), free.popleft()
         prompt = self._prompts[group.prompts[place]]
-        limit = self._sampling.max_new_tokens if prompt.max_new_tokens is None else prompt.max_new_tokens
+        limit = (
+          self._sampling.max_new_tokens if prompt.max_new_tokens is None else prompt.max_new_tokens
+        )
         self.rows[row] = _Row(group.prompts[place], sample, limit)
         places.append((place, row))
       insertions.append((group, places))
@@ -149,7 +153,9 @@ class Schedule:
     return insertions
 
   def _next_fits(self, free: int) -> bool:
-    """Whether enough rows are free for the next group: it is read in one program of fixed size, not prompt by prompt."""
+    """Whether enough rows are free for the next group: it is read in one program of fixed size, not
+    prompt by prompt.
+    """
     return bool(self._pending) and free >= min(len(self._pending), self._size_of_next())
 
   def _size_of_next(self) -> int:
@@ -158,7 +164,11 @@ class Schedule:
   def _next_group(self) -> Group:
     rows, length = self._size_of_next(), bucket(self._lengths[self._pending[0]])
     prompts = [self._pending.popleft() for _ in range(min(rows, len(self._pending)))]
-    waiting = [(place, sample) for place, i in enumerate(prompts) for sample in self._samples(self._prompts[i])]
+    waiting = [
+      (place, sample)
+      for place, i in enumerate(prompts)
+      for sample in self._samples(self._prompts[i])
+    ]
     return Group(prompts, rows, length, collections.deque(waiting))
 
   def _samples(self, prompt: Prompt) -> Sequence[int]:
@@ -166,10 +176,15 @@ class Schedule:
 
   def prompt_tokens(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
     """What is read of a group: tokens int32 [P, L], right-padded, and their numbers int32 [P]."""
-    tokens_PL, length_P = np.zeros((group.rows, group.length), np.int32), np.zeros(group.rows, np.int32)
+    tokens_PL, length_P = (
+      np.zeros((group.rows, group.length), np.int32),
+      np.zeros(group.rows, np.int32),
+    )
     for place, i in enumerate(group.prompts):
       length_P[place] = self._lengths[i]
-      tokens_PL[place, : self._lengths[i]] = [self._bos_id, *self._prompts[i].tokens][: self._lengths[i]]
+      tokens_PL[place, : self._lengths[i]] = [self._bos_id, *self._prompts[i].tokens][
+        : self._lengths[i]
+      ]
     return tokens_PL, length_P
 
   def arrivals(self, group: Group, places: list[tuple[int, int]]) -> Arrivals:
@@ -198,7 +213,9 @@ class Schedule:
     return arrivals
 
   def shrink(self) -> np.ndarray | None:
-    """The rows to go on with, int32 [R / 2 or less], when nothing waits and few are at work; None = go on as it is."""
+    """The rows to go on with, int32 [R / 2 or less], when nothing waits and few are at work; None =
+    go on as it is.
+    """
     busy = [row for row, at_work in enumerate(self.rows) if at_work]
     size = len(self.rows)
     while self._may_shrink(size) and size // 2 >= len(busy):
@@ -213,12 +230,21 @@ class Schedule:
   def _may_shrink(self, size: int) -> bool:
     """Whether half of so many rows would do for what is left."""
     left = max((row.limit - len(row.tokens) for row in self.rows if row), default=0)
-    return not self._pending and not self._group and left >= WORTH_SHRINKING and size // 2 >= self._fewest_rows
+    return (
+      not self._pending
+      and not self._group
+      and left >= WORTH_SHRINKING
+      and size // 2 >= self._fewest_rows
+    )
 
   def capacity(self, now: int, chunk: int) -> int:
-    """The capacity for the next chunk: a bucket that all rows fit in, smaller than now only if it stays so for a while."""
+    """The capacity for the next chunk: a bucket that all rows fit in, smaller than now only if it
+    stays so for a while.
+    """
     need = lambda ahead: max(
-      self._lengths[row.prompt] + len(row.tokens) + min(ahead, row.limit - len(row.tokens)) for row in self.rows if row
+      self._lengths[row.prompt] + len(row.tokens) + min(ahead, row.limit - len(row.tokens))
+      for row in self.rows
+      if row
     )
     least, lasting = bucket(need(chunk)), bucket(need(2 * chunk))
     return least if least > now else min(now, lasting)
@@ -257,18 +283,23 @@ class Schedule:
         yield Generation(row.prompt, row.sample, tokens, reason, text)
 
   def _stop_text(self, tokens: list[int], before: int) -> tuple[list[int], str] | None:
-    """Tokens up to the one that completes a stop text, and the text before it; None if there is none.
+    """Tokens up to the one that completes a stop text, and the text before it; None if there is
+    none.
 
     Args:
       tokens: so far.
       before: the first so many are known to hold none.
     """
-    place = lambda text: min((at for stop in self._sampling.stop if (at := text.find(stop)) >= 0), default=None)
+    place = lambda text: min(
+      (at for stop in self._sampling.stop if (at := text.find(stop)) >= 0), default=None
+    )
     if place(self._decode(tokens)) is None:
       return None
     low, high = before, len(tokens)  # the first `high` tokens hold one, the first `low` do not
     while high - low > 1:
       middle = (low + high) // 2
-      low, high = (low, middle) if place(self._decode(tokens[:middle])) is not None else (middle, high)
+      low, high = (
+        (low, middle) if place(self._decode(tokens[:middle])) is not None else (middle, high)
+      )
     text = self._decode(tokens[:high])
     return tokens[:high], text[: place(text)]

@@ -1,4 +1,6 @@
-"""Log-likelihood of given sequences: packed, or continuations as branches of prefixes that are read once."""
+"""Log-likelihood of given sequences: packed, or continuations as branches of prefixes that are read
+once.
+"""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
@@ -16,7 +18,14 @@ from crossin_jax.training.losses import weighted_losses
 
 
 def sequence_losses(
-  model, params, partition: Partitioner, sequences, *, bos_id: int, length: int = 512, rows: int = 32
+  model,
+  params,
+  partition: Partitioner,
+  sequences,
+  *,
+  bos_id: int,
+  length: int = 512,
+  rows: int = 32,
 ) -> np.ndarray:
   """Sum of weighted token losses of each sequence, in nats; its negative is the log-likelihood.
 
@@ -79,19 +88,30 @@ def _bins(lengths: np.ndarray, length: int) -> list[list[int]]:
 
 
 def continuation_losses(
-  model, params, partition: Partitioner, prefixes, continuations, *, bos_id: int, length: int = 512, rows: int = 32
+  model,
+  params,
+  partition: Partitioner,
+  prefixes,
+  continuations,
+  *,
+  bos_id: int,
+  length: int = 512,
+  rows: int = 32,
 ) -> list[np.ndarray]:
-  """Sum of token losses of each continuation of each prefix, in nats; its negative is the log-likelihood.
+  """Sum of token losses of each continuation of each prefix, in nats; its negative is the
+  log-likelihood.
 
-  A prefix is read once: its continuations stand behind it in one row as branches that do not see each other, and logits are
-  computed for their tokens only. Equal prefixes are one.
+  A prefix is read once: its continuations stand behind it in one row as branches that do not see
+  each other, and logits are computed for their tokens only. Equal prefixes are one.
 
   Args:
-    model, params, partition: as in `sequence_losses`; the model takes `decoder_branches` and `decoder_logit_places`.
+    model, params, partition: as in `sequence_losses`; the model takes `decoder_branches` and
+      `decoder_logit_places`.
     prefixes: list of token lists, without BOS.
     continuations: for each prefix a list of token lists, none of them empty.
     bos_id: first decoder input.
-    length, rows: about so many tokens in a packed row, and rows of a batch. Longer ones get longer rows and fewer of them.
+    length, rows: about so many tokens in a packed row, and rows of a batch. Longer ones get longer
+      rows and fewer of them.
 
   Returns:
     float64 [continuations] for each prefix, the same on every host.
@@ -149,7 +169,9 @@ def _trees(prefix, branches: list, owners: list, length: int) -> Iterator[_Tree]
     yield tree
 
 
-def _read(model, params, partition: Partitioner, trees: list[_Tree], bos_id: int, length: int, rows: int):
+def _read(
+  model, params, partition: Partitioner, trees: list[_Tree], bos_id: int, length: int, rows: int
+):
   """Reads trees packed into rows.
 
       prefix 5 6, branches 7 8 and 9:  inputs     BOS 5 | 6 7 | 6      targets  7 8 9
@@ -183,7 +205,10 @@ def _read(model, params, partition: Partitioner, trees: list[_Tree], bos_id: int
         read = [bos_id, *tree.prefix]
         trunk = len(tree.prefix)
         parts = [(read[:-1], 0, 0)]
-        parts += [([read[-1], *branch[:-1]], number, trunk) for number, branch in enumerate(tree.branches, start=1)]
+        parts += [
+          ([read[-1], *branch[:-1]], number, trunk)
+          for number, branch in enumerate(tree.branches, start=1)
+        ]
         for inputs, number, first in parts:
           stop = start + len(inputs)
           batch['inputs'][i, start:stop] = inputs
@@ -212,7 +237,8 @@ def _read(model, params, partition: Partitioner, trees: list[_Tree], bos_id: int
 def _shape(lengths: np.ndarray, length: int) -> tuple[int, list[list[int]]]:
   """Width of the packed rows and what stands in each: the one that wastes least, attention counted.
 
-  Attention over a row of n tokens costs about n / 2048 of what the matrices cost (58 M parameters on a CPU; less in larger models).
+  Attention over a row of n tokens costs about n / 2048 of what the matrices cost (58 M parameters
+  on a CPU; less in larger models).
   """
   longest = int(lengths.max())
   widths = sorted(

@@ -1,6 +1,7 @@
 """What runs on the device while text is generated: a fixed number of rows, each at its own place.
 
-Letters: R rows of the decode batch, P rows of a prefill, L bucket of a prompt's length, C capacity, N tokens of a chunk.
+Letters: R rows of the decode batch, P rows of a prefill, L bucket of a prompt's length, C capacity,
+N tokens of a chunk.
 """
 
 from collections.abc import Callable
@@ -91,8 +92,15 @@ class Programs:
     compiled: name and shapes of every program, in the order in which they were compiled.
   """
 
-  def __init__(self, model, partition: Partitioner, sampling: Sampling, stop_ids: tuple[int, ...], chunk: int):
-    self._model, self._partition, self._sampling, self._stop_ids = model, partition, sampling, stop_ids
+  def __init__(
+    self, model, partition: Partitioner, sampling: Sampling, stop_ids: tuple[int, ...], chunk: int
+  ):
+    self._model, self._partition, self._sampling, self._stop_ids = (
+      model,
+      partition,
+      sampling,
+      stop_ids,
+    )
     self.chunk = chunk
     self.compiled: list[tuple] = []
     self._executables: dict[Any, Callable] = {}
@@ -111,7 +119,12 @@ class Programs:
 
     def run(params, tokens_PL, length_P):
       variables = {'params': params, 'cache': cache_lib.zeros(tree)}
-      options = {'enable_dropout': False, 'prefill': True, 'prefill_lengths': length_P, 'mutable': ['cache']}
+      options = {
+        'enable_dropout': False,
+        'prefill': True,
+        'prefill_lengths': length_P,
+        'mutable': ['cache'],
+      }
       return self._model.apply(variables, tokens_PL, tokens_PL, **options)[1]['cache']
 
     shardings = cache_lib.shardings(self._partition, tree)
@@ -126,12 +139,18 @@ class Programs:
       if key_RK is not None:
         key = jax.random.key(arrivals.seed)
         of_row = lambda id_, sample: jax.random.fold_in(jax.random.fold_in(key, id_), sample)
-        key_RK = put(key_RK, jax.random.key_data(jax.vmap(of_row)(arrivals.id_P, arrivals.sample_P)))
+        key_RK = put(
+          key_RK, jax.random.key_data(jax.vmap(of_row)(arrivals.id_P, arrivals.sample_P))
+        )
       if history_RC is not None:
         width = min(arrivals.history_PL.shape[1], slots.capacity)
-        history_RC = history_RC.at[arrivals.row_P, :width].set(arrivals.history_PL[:, :width], mode='drop')
+        history_RC = history_RC.at[arrivals.row_P, :width].set(
+          arrivals.history_PL[:, :width], mode='drop'
+        )
       return slots.replace(
-        cache=cache_lib.inserted(slots.cache, cache_lib.taken(new_cache, arrivals.source_P), arrivals.row_P),
+        cache=cache_lib.inserted(
+          slots.cache, cache_lib.taken(new_cache, arrivals.source_P), arrivals.row_P
+        ),
         token_R=put(slots.token_R, arrivals.token_P),
         length_R=put(slots.length_R, arrivals.length_P),
         made_R=put(slots.made_R, 0),
@@ -143,7 +162,9 @@ class Programs:
 
     rows, length = slots.token_R.shape[0], arrivals.history_PL.shape[1] - 1
     name = ('insert', rows, slots.capacity, arrivals.row_P.shape[0], length)
-    return self._run(name, run, (slots, new_cache, arrivals), self._structure(rows, slots.capacity)[1], donate=(0,))
+    return self._run(
+      name, run, (slots, new_cache, arrivals), self._structure(rows, slots.capacity)[1], donate=(0,)
+    )
 
   def advance(self, params, slots: Slots, alive_R: jax.Array, steps: jax.Array, enough: jax.Array):
     """Adds up to `steps` tokens to each row at work. `slots` is used up.
@@ -161,9 +182,15 @@ class Programs:
     rows = slots.token_R.shape[0]
 
     def run(params, slots, alive_R, steps, enough):
-      start = (jnp.int32(0), slots.replace(active_R=slots.active_R & alive_R), jnp.zeros((rows, self.chunk), jnp.int32))
+      start = (
+        jnp.int32(0),
+        slots.replace(active_R=slots.active_R & alive_R),
+        jnp.zeros((rows, self.chunk), jnp.int32),
+      )
       unfinished = lambda carry: (carry[0] < steps) & (carry[1].active_R.sum() > enough)
-      _, slots, new_RN = jax.lax.while_loop(unfinished, functools.partial(self._step, params), start)
+      _, slots, new_RN = jax.lax.while_loop(
+        unfinished, functools.partial(self._step, params), start
+      )
       return slots, Chunk(new_RN, slots.made_R, slots.active_R)
 
     shardings = (self._structure(rows, slots.capacity)[1], Chunk(*[self._partition.replicated] * 3))
@@ -248,11 +275,15 @@ class Programs:
       history_RC=number(capacity) if remembered else None,
       capacity=capacity,
     )
-    shardings = jax.tree.map(lambda leaf: of_row if len(leaf.shape) == 1 else of_rows, structure.replace(cache=None))
+    shardings = jax.tree.map(
+      lambda leaf: of_row if len(leaf.shape) == 1 else of_rows, structure.replace(cache=None)
+    )
     return structure, shardings.replace(cache=cache_lib.shardings(self._partition, tree))
 
   def _run(self, name: tuple, function: Callable, arguments: tuple, shardings, donate=()):
-    """Calls the program of this bucket, which is compiled at its first call, in a way that lets a stop signal through."""
+    """Calls the program of this bucket, which is compiled at its first call, in a way that lets a
+    stop signal through.
+    """
     leaves, structure = jax.tree.flatten(arguments)
     # Two runs with one model may have their parameters in different shards.
     key = (name, structure, *[(leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves])
@@ -267,8 +298,12 @@ class Programs:
 _PROGRAMS: dict[tuple, Programs] = {}
 
 
-def programs(model, partition: Partitioner, sampling: Sampling, stop_ids: tuple[int, ...], chunk: int) -> Programs:
-  """The programs of this model, mesh and way of sampling; the same object for equal ones, so nothing is compiled twice."""
+def programs(
+  model, partition: Partitioner, sampling: Sampling, stop_ids: tuple[int, ...], chunk: int
+) -> Programs:
+  """The programs of this model, mesh and way of sampling; the same object for equal ones, so
+  nothing is compiled twice.
+  """
   key = (model, partition.mesh, partition.rules, sampling.compiled, stop_ids, chunk)
   if key not in _PROGRAMS:
     while len(_PROGRAMS) >= 16:

@@ -17,9 +17,11 @@ class DeviceKind:
     flops: dense bf16 FLOP/s.
     memory: bytes of HBM.
     bandwidth: bytes/s to HBM.
-    links: bytes/s that a chip can send to its neighbours (ICI, NVLink, PCIe), all links together, one direction.
+    links: bytes/s that a chip can send to its neighbours (ICI, NVLink, PCIe), all links together,
+      one direction.
     network: bytes/s that a chip can send beyond its slice (TPU) or its host (GPU), one direction.
-    usable: bytes of HBM that XLA gives to programs on a TPU, as its own messages say; None = not known.
+    usable: bytes of HBM that XLA gives to programs on a TPU, as its own messages say; None = not
+      known.
   """
 
   name: str
@@ -31,9 +33,11 @@ class DeviceKind:
   usable: float | None = None
 
 
-# cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x), nvidia.com data sheets. TPU pages state ICI in GB/s a chip, both directions (v5e 400,
-# v5p 1,200, v6e 800), and the data centre's network in Gbit/s a chip (v5p 50) or a pod of 256 (v5e 6,400, v6e 25,600); NVLink both
-# directions too. `network` of GPUs is a 400 (A100: 200) Gbit/s adapter each, as in DGX. The first name that a device_kind contains counts.
+# cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x), nvidia.com data sheets. TPU pages state ICI
+# in GB/s a chip, both directions (v5e 400, v5p 1,200, v6e 800), and the data centre's network in
+# Gbit/s a chip (v5p 50) or a pod of 256 (v5e 6,400, v6e 25,600); NVLink both directions too.
+# `network` of GPUs is a 400 (A100: 200) Gbit/s adapter each, as in DGX. The first name that a
+# device_kind contains counts.
 KINDS = (
   DeviceKind('H200', 989e12, 141e9, 4.8e12, 450e9, 50e9),
   DeviceKind('H100', 989e12, 80e9, 3.35e12, 450e9, 50e9),
@@ -56,7 +60,9 @@ def kind_of(device: jax.Device) -> DeviceKind | None:
 
 
 def memory_of(device: jax.Device) -> float | None:
-  """Bytes that programs may use on a device: what it says itself, or the table; None where neither knows."""
+  """Bytes that programs may use on a device: what it says itself, or the table; None where neither
+  knows.
+  """
   try:
     limit = (device.memory_stats() or {}).get('bytes_limit')
   except (RuntimeError, NotImplementedError, AttributeError, ValueError):

@@ -13,7 +13,9 @@ def peak_flops(device: jax.Device | None = None) -> float | None:
 
 
 def matrix_parameters(config: DecoderConfig) -> int:
-  """Parameters that every token is multiplied with: all kernels and the output head, not the embedding's look-up."""
+  """Parameters that every token is multiplied with: all kernels and the output head, not the
+  embedding's look-up.
+  """
   wide, narrow = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
   layer = config.embed_dim * (2 * wide + 2 * narrow) + 3 * config.embed_dim * config.mlp_dim
   return config.num_layers * layer + config.embed_dim * config.padded_vocab_size
@@ -30,7 +32,9 @@ def adapter_parameters(config: DecoderConfig) -> int:
 
 
 def attention_flops(config: DecoderConfig, length: int) -> float:
-  """Of the forward pass, per token of a row of `length`: logits and weighted values, over the keys that are seen."""
+  """Of the forward pass, per token of a row of `length`: logits and weighted values, over the keys
+  that are seen.
+  """
   total = 0.0
   for layer in range(config.num_layers):
     window = config.window_of(config.kind(layer)) or length
@@ -43,14 +47,16 @@ def attention_flops(config: DecoderConfig, length: int) -> float:
 
 def forward_flops(config: DecoderConfig, length: int) -> float:
   """Of the forward pass, per token: 2 a parameter (multiply and add), and attention."""
-  return 2 * (matrix_parameters(config) + adapter_parameters(config)) + attention_flops(config, length)
+  return 2 * (matrix_parameters(config) + adapter_parameters(config)) + attention_flops(
+    config, length
+  )
 
 
 def training_flops(config: DecoderConfig, length: int) -> float:
   """Of a training step, per token, nothing counted twice for recomputation.
 
-  Three forward passes' worth (forward, gradients of activations, gradients of parameters: Kaplan et al. 2020, section
-  2.1); frozen matrices have no gradients of parameters.
+  Three forward passes' worth (forward, gradients of activations, gradients of parameters: Kaplan et
+  al. 2020, section 2.1); frozen matrices have no gradients of parameters.
   """
   frozen = 0 if config.lora is None else matrix_parameters(config)
   if config.lora is not None and config.lora.train_embeddings:
@@ -59,7 +65,8 @@ def training_flops(config: DecoderConfig, length: int) -> float:
 
 
 def unneeded_flops(config: DecoderConfig) -> float:
-  """Gradients towards the embeddings, per token, where these are frozen: the first layer's query, key and value need none.
+  """Gradients towards the embeddings, per token, where these are frozen: the first layer's query,
+  key and value need none.
 
   One loop over all layers (`scan_layers`) computes them all the same.
   """
@@ -71,7 +78,9 @@ def unneeded_flops(config: DecoderConfig) -> float:
 
 
 def utilisation(config, length: int, tokens_per_second: float) -> float | None:
-  """MFU: the share of all devices' peak that the model's own operations took; None where something is not known."""
+  """MFU: the share of all devices' peak that the model's own operations took; None where something
+  is not known.
+  """
   peak = peak_flops()
   if peak is None or not isinstance(config, DecoderConfig):
     return None

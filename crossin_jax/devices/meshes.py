@@ -11,20 +11,27 @@ from crossin_jax.devices import chips, flops
 from crossin_jax.models.decoder_config import DecoderConfig
 
 AXES = ('data', 'fsdp', 'tensor')
-# Of a device's memory, what parameters, gradients and optimizer may take; the rest is for activations and XLA's scratch.
+# Of a device's memory, what parameters, gradients and optimizer may take; the rest is for
+# activations and XLA's scratch.
 STATE_SHARE = 0.5
 
 
 def state_bytes(config: DecoderConfig, training: bool) -> float:
-  """Bytes of parameters, and in training of gradients and two moments, all float32; a frozen base counts as it is held."""
+  """Bytes of parameters, and in training of gradients and two moments, all float32; a frozen base
+  counts as it is held.
+  """
   parameters = flops.matrix_parameters(config) + (
     0 if config.tie_embeddings else config.padded_vocab_size * config.embed_dim
   )
   if config.lora is None:
     return parameters * (16 if training else 4)
   size = {'float32': 4, 'bfloat16': 2, 'int8': 1, 'nf4': 0.5}[config.lora.base_dtype]
-  embeddings = 2 * config.padded_vocab_size * config.embed_dim if config.lora.train_embeddings else 0
-  return parameters * size + (flops.adapter_parameters(config) + embeddings) * (16 if training else 4)
+  embeddings = (
+    2 * config.padded_vocab_size * config.embed_dim if config.lora.train_embeddings else 0
+  )
+  return parameters * size + (flops.adapter_parameters(config) + embeddings) * (
+    16 if training else 4
+  )
 
 
 def auto_shape(
@@ -38,9 +45,10 @@ def auto_shape(
 ) -> tuple[tuple[int, int, int], str]:
   """Sizes of data, fsdp and tensor, and why.
 
-  Parameters are cut over as few neighbours as their bytes need (`fsdp`), for every further cut makes messages smaller and
-  slower; whole copies beside each other (`data`) exchange gradients alone, and are the only traffic between slices. `tensor` cuts
-  what is left when the batch has fewer rows than there are devices.
+  Parameters are cut over as few neighbours as their bytes need (`fsdp`), for every further cut
+  makes messages smaller and slower; whole copies beside each other (`data`) exchange gradients
+  alone, and are the only traffic between slices. `tensor` cuts what is left when the batch has
+  fewer rows than there are devices.
 
   Args:
     config: the model.
@@ -57,15 +65,23 @@ def auto_shape(
   least = math.inf if memory is None else needed / (STATE_SHARE * memory)
   shapes = []
   for tensor in _divisors(a_slice):
-    if config.num_heads % tensor or config.mlp_dim % tensor or (batch_size and batch_size % (count // tensor)):
+    if (
+      config.num_heads % tensor
+      or config.mlp_dim % tensor
+      or (batch_size and batch_size % (count // tensor))
+    ):
       continue
     for fsdp in _divisors(a_slice // tensor):
       fits = fsdp * tensor >= least
-      # Fewest cuts of matrices first, then of parameters; what does not fit is cut as far as can be.
-      shapes.append(((not fits, tensor, fsdp if fits else -fsdp), (count // fsdp // tensor, fsdp, tensor)))
+      # Fewest cuts of matrices first, then of parameters; what does not fit is cut as far as can
+      # be.
+      shapes.append(
+        ((not fits, tensor, fsdp if fits else -fsdp), (count // fsdp // tensor, fsdp, tensor))
+      )
   if not shapes:
     raise ValueError(
-      f"mesh 'auto': a batch of {batch_size} rows cannot be divided among {count} devices; use a multiple of {count}, or give "
+      f"mesh 'auto': a batch of {batch_size} rows cannot be divided among {count} devices; use a "
+      f'multiple of {count}, or give '
       'Partitioner.mesh_shape'
     )
   (too_large, *_), shape = min(shapes)
@@ -73,7 +89,9 @@ def auto_shape(
   if memory is None:
     why = f'{held} over all devices of a slice: how much memory one has is not known'
   else:
-    each = f'{needed / (shape[1] * shape[2]) / chips.GIB:.2f} of {memory / chips.GIB:.0f} GiB a device'
+    each = (
+      f'{needed / (shape[1] * shape[2]) / chips.GIB:.2f} of {memory / chips.GIB:.0f} GiB a device'
+    )
     why = f'{held}, {each}'
     if too_large:
       why += f': more than {STATE_SHARE:.0%}, it may not fit; `crossin plan` tells'
@@ -85,7 +103,8 @@ def auto_shape(
 
 
 def arranged(devices: Sequence[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
-  """Devices in the shape of the mesh, neighbours along the later axes; slices are divided along `data` alone.
+  """Devices in the shape of the mesh, neighbours along the later axes; slices are divided along
+  `data` alone.
 
   Raises:
     ValueError: `data` is no multiple of the number of slices.
@@ -94,7 +113,8 @@ def arranged(devices: Sequence[jax.Device], shape: tuple[int, int, int]) -> np.n
   if slices > 1:
     if shape[0] % slices:
       raise ValueError(
-        f'mesh {shape}: its data axis must be a multiple of the {slices} slices; parameters are not cut across the slow network '
+        f'mesh {shape}: its data axis must be a multiple of the {slices} slices; parameters are '
+        'not cut across the slow network '
         'between them'
       )
     return mesh_utils.create_hybrid_device_mesh(

@@ -20,8 +20,8 @@ MESH_AXES = meshes.AXES
 def standard_logical_axis_rules() -> tuple[tuple[str, object], ...]:
   """T5X's canonical logical axes on this project's mesh axes.
 
-  Parameters are cut along `embed` over `fsdp` and along heads, MLP and vocabulary over `tensor`; batches over
-  `data` and `fsdp`. A T5X rule list may be given instead: `model` is read as `tensor`.
+  Parameters are cut along `embed` over `fsdp` and along heads, MLP and vocabulary over `tensor`;
+  batches over `data` and `fsdp`. A T5X rule list may be given instead: `model` is read as `tensor`.
   """
   return (
     ('batch', ('data', 'fsdp')),
@@ -48,52 +48,65 @@ class Partitioner:
 
   def __init__(self, mesh_shape=(1, -1, 1), logical_axis_rules=None, devices=None, platform=None):
     """Args:
-      mesh_shape: sizes of data, fsdp and tensor, of which one may be -1 (all devices that are left); or 'auto': chosen by
-        `suit` from model, batch and device memory, and until then parameters are cut over all devices of a slice.
+      mesh_shape: sizes of data, fsdp and tensor, of which one may be -1 (all devices that are
+        left); or 'auto': chosen by `suit` from model, batch and device memory, and until then
+        parameters are cut over all devices of a slice.
       logical_axis_rules: rule list; None = `standard_logical_axis_rules()`.
       devices: which; None = all of them.
       platform: 'cpu', 'gpu' or 'tpu' to insist on that kind; None = what JAX finds.
 
     Raises:
-      ValueError: no device of that platform, sizes that do not multiply to the number of devices, or a rule that
-        names no mesh axis.
+      ValueError: no device of that platform, sizes that do not multiply to the number of devices,
+        or a rule that names no mesh axis.
     """
     try:
       devices = list(jax.devices(platform) if devices is None else devices)
     except RuntimeError as error:
       wanted = platform or os.environ.get('JAX_PLATFORMS', 'any')
       raise ValueError(
-        f'no device of the kind asked for ({wanted}): {str(error).splitlines()[0]} Install the extra for it '
-        "(pip install 'crossin-jax[tpu]' or '[cuda]'), or unset JAX_PLATFORMS and Partitioner.platform"
+        f'no device of the kind asked for ({wanted}): {str(error).splitlines()[0]} Install the '
+        'extra for it '
+        "(pip install 'crossin-jax[tpu]' or '[cuda]'), or unset JAX_PLATFORMS and "
+        'Partitioner.platform'
       ) from None
     self._devices, self._auto = devices, mesh_shape == 'auto'
     if self._auto:
       slices = chips.slices_of(devices)
       mesh_shape = (slices, len(devices) // slices, 1)
     shape = list(mesh_shape)
-    if len(shape) != 3 or shape.count(-1) > 1 or any(not isinstance(s, int) or s < 1 and s != -1 for s in shape):
+    if (
+      len(shape) != 3
+      or shape.count(-1) > 1
+      or any(not isinstance(s, int) or s < 1 and s != -1 for s in shape)
+    ):
       raise ValueError(
-        f"Partitioner.mesh_shape = {mesh_shape!r}: three sizes for {MESH_AXES}, one of them may be -1; or 'auto'"
+        f'Partitioner.mesh_shape = {mesh_shape!r}: three sizes for {MESH_AXES}, one of them may '
+        "be -1; or 'auto'"
       )
     known = int(np.prod([s for s in shape if s > 0]))
     if -1 in shape and len(devices) % known == 0:
       shape[shape.index(-1)] = len(devices) // known
     if int(np.prod(shape)) != len(devices):
       raise ValueError(
-        f'Partitioner.mesh_shape = {tuple(mesh_shape)} does not fit {len(devices)} {devices[0].platform} devices; '
+        f'Partitioner.mesh_shape = {tuple(mesh_shape)} does not fit {len(devices)} '
+        f'{devices[0].platform} devices; '
         'the sizes of data, fsdp and tensor must multiply to that number'
       )
     self._arrange(tuple(shape))
-    self.rules = tuple((name, _renamed(axis)) for name, axis in (logical_axis_rules or standard_logical_axis_rules()))
+    self.rules = tuple(
+      (name, _renamed(axis)) for name, axis in (logical_axis_rules or standard_logical_axis_rules())
+    )
     for name, axis in self.rules:
       for part in axis if isinstance(axis, tuple) else (axis,):
         if part is not None and part not in MESH_AXES:
           raise ValueError(
-            f"logical axis rule ({name!r}, {axis!r}): {part!r} is not one of {MESH_AXES} (or T5X's model)"
+            f'logical axis rule ({name!r}, {axis!r}): {part!r} is not one of {MESH_AXES} (or '
+            "T5X's model)"
           )
 
   def suit(self, model, *, batch_size: int | None = None, training: bool = True) -> str | None:
-    """With mesh_shape = 'auto', chooses the mesh for a model; to be called before anything lies on it.
+    """With mesh_shape = 'auto', chooses the mesh for a model; to be called before anything lies on
+    it.
 
     Args:
       model: with a `DecoderConfig` as `config`; for others the mesh stays.
@@ -135,7 +148,9 @@ class Partitioner:
     """Into how many parts a batch is cut."""
     rules = dict(self.rules)
     axes = rules.get('batch') or ()
-    return int(np.prod([self.mesh.shape[a] for a in (axes if isinstance(axes, tuple) else (axes,))]))
+    return int(
+      np.prod([self.mesh.shape[a] for a in (axes if isinstance(axes, tuple) else (axes,))])
+    )
 
   @property
   def batch_sharding(self) -> NamedSharding:
@@ -149,7 +164,9 @@ class Partitioner:
 
   def sharding(self, logical_axes) -> NamedSharding:
     """Of an array with these logical axes; unknown names are not cut."""
-    return NamedSharding(self.mesh, nn_partitioning.logical_to_mesh_axes(tuple(logical_axes), self.rules))
+    return NamedSharding(
+      self.mesh, nn_partitioning.logical_to_mesh_axes(tuple(logical_axes), self.rules)
+    )
 
   def parameter_shardings(self, params_axes, params):
     """Shardings of a parameter tree from its `params_axes` collection.

@@ -1,7 +1,8 @@
-"""A client of OpenAI-compatible chat endpoints: no reply is lost, none is paid for twice, and no more is spent than allowed.
+"""A client of OpenAI-compatible chat endpoints: no reply is lost, none is paid for twice, and no
+more is spent than allowed.
 
-Transport is the `openai` package; when to send, send again, give up and stop is decided here. `crossin judge` and
-`crossin translate` use it, and the teacher of X-Instruction.
+Transport is the `openai` package; when to send, send again, give up and stop is decided here.
+`crossin judge` and `crossin translate` use it, and the teacher of X-Instruction.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,9 @@ LIMIT_RETRIES = 10  # times `retries`: being told to wait is no failure
 
 
 class EndpointError(ValueError):
-  """The endpoint cannot be used as it is; the message says why and what to do. Replies had so far are kept."""
+  """The endpoint cannot be used as it is; the message says why and what to do. Replies had so far
+  are kept.
+  """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Request:
     parameters: of the request: temperature, top_p, max_tokens ...
     sample: number of the answer, where several to the same messages are wanted.
     model: None = the endpoint's.
-    accept: whether a text is usable; None = what `complete` was given. Requests with equal content need equal ones.
+    accept: whether a text is usable; None = what `complete` was given. Requests with equal content
+      need equal ones.
     whole: a reply that ended for want of tokens is not usable.
     again: parameters that change when a reply was not usable and the request is made again.
     expected_tokens: of the reply, for estimates; None = max_tokens, or 256 without one.
@@ -102,8 +106,10 @@ class Estimate:
     if self.spent:
       price += f' (and {self.spent:.2f} USD for what is cached)'
     return (
-      f'{self.requests - self.cached:,} requests to make, {self.cached:,} of {self.requests:,} cached; about '
-      f'{self.prompt_tokens:,} tokens to send and {self.completion_tokens:,} to receive, guessed from the letters; {price}'
+      f'{self.requests - self.cached:,} requests to make, {self.cached:,} of {self.requests:,} '
+      'cached; about '
+      f'{self.prompt_tokens:,} tokens to send and {self.completion_tokens:,} to receive, guessed '
+      f'from the letters; {price}'
     )
 
 
@@ -112,7 +118,9 @@ class _Stopped(Exception):
 
 
 def rough_tokens(text: str) -> int:
-  """A guess without a tokenizer: four ASCII characters a token, two others. Written Tamil may take twice as many."""
+  """A guess without a tokenizer: four ASCII characters a token, two others. Written Tamil may take
+  twice as many.
+  """
   ascii_ = sum(map(str.isascii, text)) if not text.isascii() else len(text)
   return -(-ascii_ // 4) + -(-(len(text) - ascii_) // 2)
 
@@ -144,15 +152,17 @@ class Endpoint:
     """Args:
       base_url: up to and with `/v1`.
       model: name of the model there; a `Request` may name another.
-      api_key_env: environment variable with the key; where it is not set none is sent that means anything.
+      api_key_env: environment variable with the key; where it is not set none is sent that means
+        anything.
       concurrency: requests under way at a time.
       requests_per_minute: None = as many as the server takes; it is slowed down by 429 in any case.
       timeout_seconds: without a byte from the server.
-      retries: times a request is repeated after a lost connection, a time-out, 408, 409, 425, 429 or 5xx.
+      retries: times a request is repeated after a lost connection, a time-out, 408, 409, 425, 429
+        or 5xx.
       garbage_retries: times it is repeated after a reply that was not usable.
       cache_dir: replies are kept there and never asked for again; None = only in memory.
-      budget: most USD for the requests given to this object, replies from earlier starts included; needs both prices.
-        It may be overstepped by the one request under way.
+      budget: most USD for the requests given to this object, replies from earlier starts included;
+        needs both prices. It may be overstepped by the one request under way.
       price_in, price_out: USD per million tokens; a mapping gives them by model.
       budget_requests: most requests, repeats and replies from earlier starts included.
       parameters: put into every request; None as value takes a parameter out of it.
@@ -177,7 +187,10 @@ class Endpoint:
     self._concurrency, self._retries, self._garbage_retries = concurrency, retries, garbage_retries
     self._parameters, self._tokens = parameters or {}, tokens
     self._backoff, self._drain = backoff_seconds, drain_seconds
-    self._ledger, self._pace = Ledger(price_in, price_out, budget, budget_requests), Pace(requests_per_minute)
+    self._ledger, self._pace = (
+      Ledger(price_in, price_out, budget, budget_requests),
+      Pace(requests_per_minute),
+    )
     self._cache = ReplyCache(cache_dir)
 
   def __enter__(self) -> 'Endpoint':
@@ -192,14 +205,24 @@ class Endpoint:
     self._transport.close()
 
   def counts(self) -> dict:
-    """What this object did: requests sent, repeats among them (after errors and unusable replies), unusable replies,
-    requests answered from the cache, given up on, tokens and USD of the replies received now, errors by kind."""
+    """What this object did: requests sent, repeats among them (after errors and unusable replies),
+    unusable replies, requests answered from the cache, given up on, tokens and USD of the replies
+    received now, errors by kind.
+    """
     return self._ledger.counts()
 
   def key(self, request: Request, attempt: int = 0) -> str:
-    """What a reply is cached by: SHA-256 of model, messages, parameters, number of the sample and of the attempt."""
-    content = [self._model(request), [dict(m) for m in request.messages], self._sent_parameters(request, attempt)]
-    return hashlib.sha256(json.dumps([*content, request.sample, attempt], sort_keys=True).encode()).hexdigest()
+    """What a reply is cached by: SHA-256 of model, messages, parameters, number of the sample and
+    of the attempt.
+    """
+    content = [
+      self._model(request),
+      [dict(m) for m in request.messages],
+      self._sent_parameters(request, attempt),
+    ]
+    return hashlib.sha256(
+      json.dumps([*content, request.sample, attempt], sort_keys=True).encode()
+    ).hexdigest()
 
   def estimate(self, requests: Sequence[Request]) -> Estimate:
     """What the requests will take. Asks nobody."""
@@ -215,10 +238,15 @@ class Endpoint:
         cached += 1
         continue
       usage = self._guess(request)
-      tokens_in, tokens_out = tokens_in + usage['prompt_tokens'], tokens_out + usage['completion_tokens']
+      tokens_in, tokens_out = (
+        tokens_in + usage['prompt_tokens'],
+        tokens_out + usage['completion_tokens'],
+      )
       usd += self._ledger.cost(self._model(request), usage)
     priced = self._ledger.priced
-    return Estimate(len(seen), cached, tokens_in, tokens_out, usd if priced else None, spent if priced else None)
+    return Estimate(
+      len(seen), cached, tokens_in, tokens_out, usd if priced else None, spent if priced else None
+    )
 
   def check_budget(self, estimate: Estimate) -> None:
     """Raises BudgetError where the estimate is over the budget."""
@@ -234,18 +262,22 @@ class Endpoint:
   ) -> Iterator[Reply]:
     """Replies as they come, one for each request; requests with equal content are sent once.
 
-    A reply is on the disk before it is given out. One that is not accepted is asked for again, up to `garbage_retries`.
+    A reply is on the disk before it is given out. One that is not accepted is asked for again, up
+    to `garbage_retries`.
 
     Args:
       requests: of one kind or several.
       accept: whether a text is usable; None = all are.
       progress: label of the line on stderr; None = none.
-      check: called between replies and while waiting; what it raises ends the call. With several hosts, of which only one
-        may ask an endpoint, give another than the default, in which all hosts take part.
+      check: called between replies and while waiting; what it raises ends the call. With several
+        hosts, of which only one may ask an endpoint, give another than the default, in which all
+        hosts take part.
 
     Raises:
-      BudgetError: the estimate is over the budget (before anything is sent), or the budget is used up.
-      EndpointError: the key is not accepted, the model is not there, or request after request fails.
+      BudgetError: the estimate is over the budget (before anything is sent), or the budget is used
+        up.
+      EndpointError: the key is not accepted, the model is not there, or request after request
+        fails.
       interruption.Interrupted: the run around it was told to stop.
     """
     requests = list(requests)
@@ -253,7 +285,12 @@ class Endpoint:
     groups: dict[str, list[int]] = {}
     for index, request in enumerate(requests):
       groups.setdefault(self.key(request), []).append(index)
-    jobs, jobs_lock, outcomes, stop = iter(groups.values()), threading.Lock(), queue.SimpleQueue(), threading.Event()
+    jobs, jobs_lock, outcomes, stop = (
+      iter(groups.values()),
+      threading.Lock(),
+      queue.SimpleQueue(),
+      threading.Event(),
+    )
 
     def work():
       while not stop.is_set():
@@ -265,7 +302,7 @@ class Endpoint:
           outcomes.put((indices, self._ask(requests[indices[0]], accept, stop)))
         except _Stopped:
           return
-        except BaseException as error:  # pylint: disable=broad-exception-caught  # raised in the thread of the caller
+        except BaseException as error:  # raised in the thread of the caller
           stop.set()
           outcomes.put((indices, error))
 
@@ -289,9 +326,16 @@ class Endpoint:
           self._show(bar)
           yield from _for_each(indices, outcome)
           replied |= outcome.text is not None
-          in_a_row = 0 if outcome.text is not None and not outcome.cached else in_a_row + (outcome.text is None)
+          in_a_row = (
+            0
+            if outcome.text is not None and not outcome.cached
+            else in_a_row + (outcome.text is None)
+          )
           if in_a_row >= max(8, self._concurrency) or (in_a_row and not left and not replied):
-            failure = EndpointError(f'{in_a_row} requests in a row brought no reply from {self._transport.url}, the last one because: {outcome.error}. What was received is kept; start the same command again once that is mended')  # fmt: skip
+            failure = EndpointError(f'{in_a_row} requests in a row brought no reply from '
+                                    f'{self._transport.url}, the last one because: '
+                                    f'{outcome.error}. What was received is kept; start the same '
+                                    'command again once that is mended')  # fmt: skip
       finally:
         stop.set()
         until = time.monotonic() + self._drain
@@ -310,7 +354,9 @@ class Endpoint:
       for key, reply in self._had(request):
         self._ledger.earlier(key, self._ledger.cost(self._model(request), reply['usage']))
     coming = self.estimate(requests)
-    self._ledger.check(self._ledger.spent + (coming.usd or 0.0), self._ledger.had + coming.requests - coming.cached)
+    self._ledger.check(
+      self._ledger.spent + (coming.usd or 0.0), self._ledger.had + coming.requests - coming.cached
+    )
 
   def _had(self, request: Request) -> list[tuple[str, dict]]:
     """(key, reply) of the attempts in the cache."""
@@ -356,13 +402,20 @@ class Endpoint:
         if attempt + errors + limits:
           self._ledger.count('repeated')
         started = time.monotonic()
-        reply = self._transport.post(self._model(request), request.messages, self._sent_parameters(request, attempt))
+        reply = self._transport.post(
+          self._model(request), request.messages, self._sent_parameters(request, attempt)
+        )
         if reply['usage'] is None:
-          reply['usage'] = {**self._guess(request), 'completion_tokens': self._tokens(reply['text'])}
+          reply['usage'] = {
+            **self._guess(request),
+            'completion_tokens': self._tokens(reply['text']),
+          }
           self._ledger.count('without_usage')
         self._cache.put(key, reply)
         self._pace.speed_up()
-        self._ledger.pay(key, self._ledger.cost(self._model(request), reply['usage']), reply['usage'])
+        self._ledger.pay(
+          key, self._ledger.cost(self._model(request), reply['usage']), reply['usage']
+        )
         return reply
       except Failure as failure:
         lost = failure
@@ -374,7 +427,9 @@ class Endpoint:
       limits, errors = limits + (lost.kind == '429'), errors + (lost.kind != '429')
       if lost.fate == 'give up' or errors > self._retries or limits > LIMIT_RETRIES * self._retries:
         raise lost
-      wait = min(LONGEST_BACKOFF, self._backoff * 2.0 ** min(errors + limits - 1, 30)) * random.uniform(0.5, 1.0)
+      wait = min(
+        LONGEST_BACKOFF, self._backoff * 2.0 ** min(errors + limits - 1, 30)
+      ) * random.uniform(0.5, 1.0)
       if lost.kind == '429':
         self._pace.slow_down(wait if lost.wait is None else lost.wait, started)
       if stop.wait(wait if lost.wait is None else lost.wait + random.uniform(0.0, 0.1)):
@@ -399,13 +454,17 @@ class Endpoint:
     import tqdm
 
     often = 0.5 if sys.stderr.isatty() else 30.0
-    with tqdm.tqdm(total=total, desc=label, unit='reply', mininterval=often, disable=label is None) as bar:
+    with tqdm.tqdm(
+      total=total, desc=label, unit='reply', mininterval=often, disable=label is None
+    ) as bar:
       yield bar
 
   def _show(self, bar) -> None:
     found = self.counts()
     told = {name: found[name] for name in ('cached', 'repeated', 'failed') if found[name]}
-    bar.set_postfix({**told, **({'usd': f'{found["usd"]:.2f}'} if found['usd'] else {})}, refresh=False)
+    bar.set_postfix(
+      {**told, **({'usd': f'{found["usd"]:.2f}'} if found['usd'] else {})}, refresh=False
+    )
     bar.update()
 
 
@@ -419,7 +478,8 @@ def _for_each(indices: Sequence[int], reply: Reply) -> Iterator[Reply]:
 def stoppable():
   """Within it SIGTERM and SIGINT are heard; gives the `check` for `complete`.
 
-  NB: not `interruption.check`, which asks JAX: that would take the accelerator of a machine that only waits for replies.
+  NB: not `interruption.check`, which asks JAX: that would take the accelerator of a machine that
+  only waits for replies.
   """
   with interruption.StopSignal() as signal:
 

@@ -35,7 +35,9 @@ class Ledger:
     self._prices, self._budget, self._most = (price_in, price_out), budget, budget_requests
     self._changed = threading.Condition()
     self.spent, self._now, self._reserved, self._paid, self._earlier = 0.0, 0.0, 0.0, set(), 0
-    self._counts = dict.fromkeys(('sent', 'repeated', 'refused', 'cached', 'failed', *TOKENS, 'without_usage'), 0)
+    self._counts = dict.fromkeys(
+      ('sent', 'repeated', 'refused', 'cached', 'failed', *TOKENS, 'without_usage'), 0
+    )
     self._errors: dict[str, int] = {}
 
   def cost(self, model: str, usage: Mapping[str, int]) -> float:
@@ -52,10 +54,13 @@ class Ledger:
     """Raises BudgetError where so much in all would be over the budget."""
     if self._budget is not None and usd > self._budget:
       raise BudgetError(
-        f'the estimate of {usd:.2f} USD is over the budget of {self._budget:.2f} USD; raise --budget, or ask for less'
+        f'the estimate of {usd:.2f} USD is over the budget of {self._budget:.2f} USD; raise '
+        '--budget, or ask for less'
       )
     if self._most is not None and requests > self._most:
-      raise BudgetError(f'{requests:,} requests are over the limit of {self._most:,}; raise --budget_requests')
+      raise BudgetError(
+        f'{requests:,} requests are over the limit of {self._most:,}; raise --budget_requests'
+      )
 
   @property
   def had(self) -> int:
@@ -70,19 +75,26 @@ class Ledger:
       self.spent += usd
 
   def reserve(self, usd: float, stopped: Callable[[], bool]) -> bool:
-    """Waits until one request more may be sent beside those under way, and counts it; False if stopped.
+    """Waits until one request more may be sent beside those under way, and counts it; False if
+    stopped.
 
     Raises:
       BudgetError: used up.
     """
     with self._changed:
-      while self._budget is not None and self.spent < self._budget <= self.spent + self._reserved and not stopped():
+      while (
+        self._budget is not None
+        and self.spent < self._budget <= self.spent + self._reserved
+        and not stopped()
+      ):
         self._changed.wait(0.2)
       if stopped():
         return False
       go_on = 'the replies are kept: raise it and start the same command again to go on'
       if self._budget is not None and self.spent >= self._budget:
-        raise BudgetError(f'the budget of {self._budget:.2f} USD is used up ({self.spent:.2f} USD); {go_on}')
+        raise BudgetError(
+          f'the budget of {self._budget:.2f} USD is used up ({self.spent:.2f} USD); {go_on}'
+        )
       if self._most is not None and self.had >= self._most:
         raise BudgetError(f'the limit of {self._most:,} requests is reached; {go_on}')
       self._reserved += usd

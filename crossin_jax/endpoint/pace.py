@@ -1,4 +1,6 @@
-"""When the next request may be sent: a rate, waits that a server asked for, and more room after each refusal for haste."""
+"""When the next request may be sent: a rate, waits that a server asked for, and more room after
+each refusal for haste.
+"""
 
 import datetime
 import email.utils
@@ -14,7 +16,8 @@ class Pace:
 
   def __init__(self, per_minute: float | None = None):
     """Args:
-    per_minute: most requests in a minute, evenly spread; None = no limit but what the server refuses.
+    per_minute: most requests in a minute, evenly spread; None = no limit but what the server
+      refuses.
     """
     self._lock = threading.Lock()
     self._least = 60.0 / per_minute if per_minute else 0.0
@@ -33,7 +36,9 @@ class Pace:
     return False
 
   def slow_down(self, seconds: float, sent: float) -> None:
-    """Nobody sends for so long, and then half as often, after a refusal of what was sent at `sent` (monotonic)."""
+    """Nobody sends for so long, and then half as often, after a refusal of what was sent at `sent`
+    (monotonic).
+    """
     with self._lock:
       now = time.monotonic()
       self._next = max(self._next, now + seconds)
@@ -47,7 +52,8 @@ class Pace:
 
 
 def retry_after(headers) -> float | None:
-  """Seconds that a server asks to wait: Retry-After in seconds or as a date, or retry-after-ms; None if it does not.
+  """Seconds that a server asks to wait: Retry-After in seconds or as a date, or retry-after-ms;
+  None if it does not.
 
   retry_after({'retry-after': '1.5'}) == 1.5
   """

@@ -9,17 +9,20 @@ FILE = 'replies.jsonl'
 
 
 class ReplyCache:
-  """Key -> reply, appended to `DIRECTORY/replies.jsonl`; without a directory it lives as long as the process.
+  """Key -> reply, appended to `DIRECTORY/replies.jsonl`; without a directory it lives as long as
+  the process.
 
-  A line is {"key", "text", "finish_reason", "usage"}; prompts are not stored, the key is a digest of them. Only places in
-  the file are kept in memory, so a million long replies are no burden. One process at a time; its threads may share it.
+  A line is {"key", "text", "finish_reason", "usage"}; prompts are not stored, the key is a digest
+  of them. Only places in the file are kept in memory, so a million long replies are no burden. One
+  process at a time; its threads may share it.
   """
 
   def __init__(self, directory: str | os.PathLike | None):
     """Opens or goes on with the file; a last line that a kill cut short is cut off.
 
     Raises:
-      ValueError: another process holds it, it cannot be written, or a line in its middle is damaged.
+      ValueError: another process holds it, it cannot be written, or a line in its middle is
+        damaged.
     """
     self._lock, self._memory, self._places = threading.Lock(), {}, {}
     self._file, self.path = None, None
@@ -28,9 +31,11 @@ class ReplyCache:
     self.path = os.path.join(directory, FILE)
     try:
       os.makedirs(directory, exist_ok=True)
-      self._file = open(self.path, 'ab+', buffering=0)  # pylint: disable=consider-using-with  # until close
+      self._file = open(self.path, 'ab+', buffering=0)  # until close
     except OSError as error:
-      raise ValueError(f'cannot write {self.path} ({error.strerror}); choose another --cache_dir') from None
+      raise ValueError(
+        f'cannot write {self.path} ({error.strerror}); choose another --cache_dir'
+      ) from None
     try:
       self._hold()
       self._read()
@@ -46,7 +51,8 @@ class ReplyCache:
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
         raise ValueError(
-          f'{self.path} is in use by another process; wait for it, stop it, or give this one another --cache_dir'
+          f'{self.path} is in use by another process; wait for it, stop it, or give this one '
+          'another --cache_dir'
         ) from None
 
   def _read(self) -> None:
@@ -59,7 +65,8 @@ class ReplyCache:
           key = json.loads(line)['key']
         except (ValueError, KeyError, TypeError):
           raise ValueError(
-            f'{self.path}, line {number} is damaged; delete that line, and its reply will be asked for again'
+            f'{self.path}, line {number} is damaged; delete that line, and its reply will be '
+            'asked for again'
           ) from None
         self._places[key] = (end, len(line))
         end += len(line)

@@ -44,7 +44,9 @@ class Transport:
     if self._client is not None:
       self._client.close()
 
-  def post(self, model: str, messages: Sequence[Mapping[str, str]], parameters: Mapping[str, object]) -> dict:
+  def post(
+    self, model: str, messages: Sequence[Mapping[str, str]], parameters: Mapping[str, object]
+  ) -> dict:
     """{'text', 'finish_reason', 'usage' (None if the server did not say)}. Raises Failure."""
     openai = self._openai()
     try:
@@ -58,16 +60,29 @@ class Transport:
     except openai.APIConnectionError as error:
       kind = 'timeout' if isinstance(error, openai.APITimeoutError) else 'connection'
       failure = Failure(kind, self._said(f'{error} {error.__cause__ or ""}'))
-    except (openai.OpenAIError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-      failure = Failure('malformed', self._said(f'the reply is no chat completion ({type(error).__name__}: {error})'))
-    # NB: raised out here, or the package's own exception, which holds headers, would be attached to it
+    except (
+      openai.OpenAIError,
+      ValueError,
+      KeyError,
+      TypeError,
+      AttributeError,
+      IndexError,
+    ) as error:
+      failure = Failure(
+        'malformed',
+        self._said(f'the reply is no chat completion ({type(error).__name__}: {error})'),
+      )
+    # NB: raised out here, or the package's own exception, which holds headers, would be attached to
+    # it
     raise failure
 
   def _openai(self):
     try:
       import openai
     except ImportError:
-      raise ValueError('asking an endpoint needs the openai package: pip install crossin-jax[judge]') from None
+      raise ValueError(
+        'asking an endpoint needs the openai package: pip install crossin-jax[judge]'
+      ) from None
     with self._lock:
       if self._client is None:
         self._client = openai.OpenAI(
@@ -95,7 +110,9 @@ class Transport:
     status, said = error.status_code, self._said(error.message)
     kind, what = str(status), f'{self.url} answered {status}: {said}'
     if status == 429 and 'insufficient_quota' in f'{error.code} {said}':
-      return Failure('quota', f'{what}. The account has no credit left; mend that and start again', fate='fatal')
+      return Failure(
+        'quota', f'{what}. The account has no credit left; mend that and start again', fate='fatal'
+      )
     if status in RETRIED or status >= 500:
       return Failure(kind, what, retry_after(error.response.headers))
     if status in (401, 403):
@@ -113,15 +130,20 @@ class Transport:
     return text if len(text) <= 300 else text[:297] + '...'
 
   def _without_key(self, text: str) -> str:
-    # Shorter ones are no secrets but words such as EMPTY that local servers are given, and replies may hold words.
+    # Shorter ones are no secrets but words such as EMPTY that local servers are given, and replies
+    # may hold words.
     return text.replace(self._key, '[key]') if len(self._key) >= 8 else text
 
 
 def _checked_url(url: str) -> str:
   """The URL without its query."""
   if '@' in url:
-    raise ValueError('the URL of the endpoint holds a name or password; secrets come from the environment only')
+    raise ValueError(
+      'the URL of the endpoint holds a name or password; secrets come from the environment only'
+    )
   parts = urllib.parse.urlsplit(url)
   if parts.scheme not in ('http', 'https') or not parts.hostname:
-    raise ValueError(f'{url.split("?")[0]!r} is no URL of an endpoint; it looks like https://api.example.com/v1')
+    raise ValueError(
+      f'{url.split("?")[0]!r} is no URL of an endpoint; it looks like https://api.example.com/v1'
+    )
   return urllib.parse.urlunsplit((*parts[:3], '', ''))

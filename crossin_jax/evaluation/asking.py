@@ -31,17 +31,25 @@ class Answers:
   losses: list[list[np.ndarray]] | None = None
 
   def normalised(self, questions: Questions) -> np.ndarray:
-    """Choices by loss per character of the option, int64 [items, languages] (lm-evaluation-harness' acc_norm)."""
-    by_length = lambda losses, row: int(np.argmin(losses / [len(choice) for choice in row['choices']]))
+    """Choices by loss per character of the option, int64 [items, languages] (lm-evaluation-harness'
+    acc_norm).
+    """
+    by_length = lambda losses, row: int(
+      np.argmin(losses / [len(choice) for choice in row['choices']])
+    )
     pairs = zip(self.losses, questions.rows)
-    return np.array([[by_length(l, row) for l, row in zip(losses, rows)] for losses, rows in pairs], np.int64)
+    return np.array(
+      [[by_length(l, row) for l, row in zip(losses, rows)] for losses, rows in pairs], np.int64
+    )
 
 
-def pair_tokens(vocabulary: Vocabulary, context: str, continuation: str) -> tuple[list[int], list[int]]:
+def pair_tokens(
+  vocabulary: Vocabulary, context: str, continuation: str
+) -> tuple[list[int], list[int]]:
   """Ids of a text and of what is scored behind it, divided as lm-evaluation-harness does.
 
-  Both are tokenised together, because a word may be cut otherwise at its beginning; white space at the end of the context
-  belongs to the continuation.
+  Both are tokenised together, because a word may be cut otherwise at its beginning; white space at
+  the end of the context belongs to the continuation.
 
       ('Answer: ', '7') -> ids of 'Answer:', and of ' 7' as it stands behind it
   """
@@ -58,9 +66,17 @@ def _plain_text(row: dict, prompts: Prompts) -> str | None:
 
 
 def choose_by_likelihood(
-  model, params, partition: Partitioner, questions: Questions, prompts: Prompts, *, length: int, rows: int
+  model,
+  params,
+  partition: Partitioner,
+  questions: Questions,
+  prompts: Prompts,
+  *,
+  length: int,
+  rows: int,
 ) -> list[list[np.ndarray]]:
-  """Loss of every choice in nats, [item][language][option]; behind a template the stop token is included.
+  """Loss of every choice in nats, [item][language][option]; behind a template the stop token is
+  included.
 
   Raises:
     ValueError: a prompt with its choice is longer than `length`.
@@ -68,7 +84,9 @@ def choose_by_likelihood(
   prefixes, options, vocabulary = [], [], prompts.vocabulary
   for row in (row for item in questions.rows for row in item):
     if (text := _plain_text(row, prompts)) is not None:
-      pairs = [pair_tokens(vocabulary, text, choice) for choice in row.get('continuations', row['choices'])]
+      pairs = [
+        pair_tokens(vocabulary, text, choice) for choice in row.get('continuations', row['choices'])
+      ]
       prefixes.append(pairs[0][0])
       options.append([continuation for _, continuation in pairs])
     else:
@@ -78,14 +96,22 @@ def choose_by_likelihood(
   losses = iter(
     continuation_losses(
       model, params, partition, prefixes, options,
-      bos_id=vocabulary.bos_id, length=max(length, longest), rows=max(1, rows * length // max(length, longest)),
+      bos_id=vocabulary.bos_id, length=max(length, longest),
+      rows=max(1, rows * length // max(length, longest)),
     )
   )  # fmt: skip
   return [[next(losses) for _ in item] for item in questions.rows]
 
 
 def generate_answers(
-  model, params, partition: Partitioner, questions: Questions, prompts: Prompts, *, max_new_tokens: int, rows: int
+  model,
+  params,
+  partition: Partitioner,
+  questions: Questions,
+  prompts: Prompts,
+  *,
+  max_new_tokens: int,
+  rows: int,
 ) -> list[list[str]]:
   """Greedy answers as text, [item][language]."""
   vocabulary = prompts.vocabulary
@@ -94,12 +120,17 @@ def generate_answers(
     text = _plain_text(row, prompts)
     return prompts.tokens(row) if text is None else vocabulary.encode(text)
 
-  sampling = Sampling(max_new_tokens=questions.max_new_tokens or max_new_tokens, stop=questions.stop)
+  sampling = Sampling(
+    max_new_tokens=questions.max_new_tokens or max_new_tokens, stop=questions.stop
+  )
   generate = Generator(
       model, params, partition, bos_id=vocabulary.bos_id, stop_ids=(prompts.stop_id,),
       sampling=sampling, decode=vocabulary.decode, rows=rows,
   )  # fmt: skip
-  texts = iter(answer.text for answer in generate([Prompt(tokens(row)) for item in questions.rows for row in item]))
+  texts = iter(
+    answer.text
+    for answer in generate([Prompt(tokens(row)) for item in questions.rows for row in item])
+  )
   return [[next(texts) for _ in item] for item in questions.rows]
 
 
@@ -123,7 +154,8 @@ def answer_questions(
     questions: the items.
     prompts: template and tokenizer.
     methods: of 'likelihood' (kind 'choice' only, left out of others) and 'generate'.
-    length, rows: shape of the packed batches that score choices; longer questions get longer rows and fewer of them.
+    length, rows: shape of the packed batches that score choices; longer questions get longer rows
+      and fewer of them.
     max_new_tokens: most tokens of a generated answer, unless the questions say.
 
   Returns:
@@ -138,10 +170,14 @@ def answer_questions(
       raise ValueError(f'method {method!r} is not one of {METHODS}')
     if method == 'generate':
       results[method] = Answers(
-        generate_answers(model, params, partition, questions, prompts, max_new_tokens=max_new_tokens, rows=rows * 4)
+        generate_answers(
+          model, params, partition, questions, prompts, max_new_tokens=max_new_tokens, rows=rows * 4
+        )
       )
     elif questions.kind == 'choice':
-      losses = choose_by_likelihood(model, params, partition, questions, prompts, length=length, rows=rows)
+      losses = choose_by_likelihood(
+        model, params, partition, questions, prompts, length=length, rows=rows
+      )
       texts = [
         [row['choices'][int(np.argmin(found))] for row, found in zip(item, own)]
         for item, own in zip(questions.rows, losses)
@@ -152,7 +188,9 @@ def answer_questions(
 
 def choice_predictions(questions: Questions, answers: Answers) -> Predictions:
   """What was answered, as a file of predictions holds it."""
-  return Predictions(questions.ids, questions.languages, questions.choices, questions.answers, answers.texts)
+  return Predictions(
+    questions.ids, questions.languages, questions.choices, questions.answers, answers.texts
+  )
 
 
 def choice_summary(questions: Questions, answers: Answers) -> tuple[dict, np.ndarray]:
@@ -164,8 +202,15 @@ def choice_summary(questions: Questions, answers: Answers) -> tuple[dict, np.nda
     chosen_NL = choice_predictions(questions, answers).extract('strict', prompt=questions.prompt)
     return consistency.summarise(chosen_NL, questions.answers, questions.languages), chosen_NL
   # Not from the texts: two options may read the same.
-  chosen_NL = np.array([[int(np.argmin(losses)) for losses in item] for item in answers.losses], np.int64)
+  chosen_NL = np.array(
+    [[int(np.argmin(losses)) for losses in item] for item in answers.losses], np.int64
+  )
   summary = consistency.summarise(chosen_NL, questions.answers, questions.languages)
-  by_length = consistency.summarise(answers.normalised(questions), questions.answers, questions.languages)
-  further = {'accuracy_norm': by_length['accuracy'], 'accuracy_norm_by_language': by_length['accuracy_by_language']}
+  by_length = consistency.summarise(
+    answers.normalised(questions), questions.answers, questions.languages
+  )
+  further = {
+    'accuracy_norm': by_length['accuracy'],
+    'accuracy_norm_by_language': by_length['accuracy_by_language'],
+  }
   return summary | further, chosen_NL

@@ -20,7 +20,12 @@ from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.evaluation import report
 from crossin_jax.evaluation.answers import open_answers
 from crossin_jax.evaluation.answers.predictions import write_predictions
-from crossin_jax.evaluation.asking import Answers, answer_questions, choice_predictions, choice_summary
+from crossin_jax.evaluation.asking import (
+  Answers,
+  answer_questions,
+  choice_predictions,
+  choice_summary,
+)
 from crossin_jax.evaluation.benchmarks.declarations import BENCHMARKS, LoadedBenchmark
 from crossin_jax.evaluation.measures import consistency
 from crossin_jax.evaluation.questions import Questions, read_questions
@@ -37,7 +42,13 @@ MARKERS = ('results.json', 'figures.json')  # the last to reach a remote output 
 class _Asked:
   """One benchmark or question file under all its prompts."""
 
-  def __init__(self, name: str, prompts: list[list[Questions]], methods: Sequence[str], notes: Sequence[str] = ()):
+  def __init__(
+    self,
+    name: str,
+    prompts: list[list[Questions]],
+    methods: Sequence[str],
+    notes: Sequence[str] = (),
+  ):
     """Args:
     name: for figures and files.
     prompts: for each form the `Questions`: one, or one a language where they are not parallel.
@@ -88,7 +99,8 @@ def evaluate(
 ) -> tuple[list[dict], dict]:
   """Answers benchmarks and question files with a checkpoint and runs evaluators on it.
 
-  Writes predictions/*.jsonl, results.json and a page for each benchmark where there are questions, and figures.json.
+  Writes predictions/*.jsonl, results.json and a page for each benchmark where there are questions,
+  and figures.json.
 
   Args:
     checkpoint: a MODEL_DIR or one of its checkpoints, or a Hugging Face directory.
@@ -106,12 +118,21 @@ def evaluate(
   Returns:
     The runs of results.json, and the evaluators' figures.
   """
-  asked = [_Asked((q := read_questions(file, limit)).name, [[q]], METHODS) for file in question_files]
+  asked = [
+    _Asked((q := read_questions(file, limit)).name, [[q]], METHODS) for file in question_files
+  ]
   for name, path in benchmarks:
     loaded = LoadedBenchmark(name, path, languages, split, limit)
     forms = prompt_forms or range(1, len(loaded.declaration.prompts) + 1)
     forms = [number for number in forms if number <= len(loaded.declaration.prompts)] or [1]
-    asked.append(_Asked(name, [loaded.questions(number) for number in forms], loaded.declaration.methods, loaded.notes))
+    asked.append(
+      _Asked(
+        name,
+        [loaded.questions(number) for number in forms],
+        loaded.declaration.methods,
+        loaded.notes,
+      )
+    )
   if not (is_imported := weights.is_directory(checkpoint)):
     checkpoint = places.latest_checkpoint(checkpoint)
   prompts = Prompts(checkpoint if is_imported else os.path.dirname(checkpoint)) if asked else None
@@ -119,26 +140,36 @@ def evaluate(
   partition.suit(model, training=False)
   with partition.activate():
     abstract = train_state.parameter_shapes(model, partition)
-    params = lora.quantised(parameters.restore_params(checkpoint, abstract, model), lora.of_model(model))
+    params = lora.quantised(
+      parameters.restore_params(checkpoint, abstract, model), lora.of_model(model)
+    )
 
     def ask(questions: Questions, method: str) -> Answers:
-      return answer_questions(model, params, partition, questions, prompts, methods=(method,))[method]
+      return answer_questions(model, params, partition, questions, prompts, methods=(method,))[
+        method
+      ]
 
     for one in asked:
-      print(f'evaluate {variant}: {one.items} items in {", ".join(one.languages)} ({one.name})', file=sys.stderr)
+      print(
+        f'evaluate {variant}: {one.items} items in {", ".join(one.languages)} ({one.name})',
+        file=sys.stderr,
+      )
       for note in one.notes:
         print(f'  {note}', file=sys.stderr)
       wanted = methods or config.bound('answer_questions.methods') or METHODS
       used = [method for method in one.methods if method in wanted]
       if not used:
-        print(f'  not asked: {one.name} is answered by {", ".join(one.methods)} only', file=sys.stderr)
+        print(
+          f'  not asked: {one.name} is answered by {", ".join(one.methods)} only', file=sys.stderr
+        )
       choices = {}
       for method in used:
         summary, protocol, chosen = one.answer(ask, method, os.path.join(output_dir, 'predictions'))
         accuracies = [own['accuracy'] for own in summary.get('by_prompt', [summary])]
         runs.append(
           build_run(
-            summary, variant=variant, seed=seed, benchmark=one.name, protocol=protocol, method=method,
+            summary, variant=variant, seed=seed, benchmark=one.name, protocol=protocol,
+            method=method,
             prompt_accuracies=accuracies,
           )
         )  # fmt: skip
@@ -147,7 +178,9 @@ def evaluate(
           choices[variant, seed or 0, 'untagged', method] = chosen[len(chosen) // 2]
       if choices and len(one.languages) > 1:
         _write_page(output_dir, one, choices, variant, alone=len(asked) == 1)
-    figures = {name: value for evaluator in evaluators for name, value in evaluator(model, params, partition)}
+    figures = {
+      name: value for evaluator in evaluators for name, value in evaluator(model, params, partition)
+    }
   if runs:
     write_results(os.path.join(output_dir, 'results.json'), runs)
   write_json(os.path.join(output_dir, 'figures.json'), figures)
@@ -157,14 +190,18 @@ def evaluate(
 def _warn_of_constant_answers(one: _Asked, chosen: Sequence[np.ndarray], method: str) -> None:
   for forms, chosen_NL in zip(one.prompts, chosen):
     if warning := consistency.constant_answer_warning(chosen_NL, forms[0].answers):
-      print(f'warning: {one.name} by {method}, prompt {forms[0].prompt}: {warning}', file=sys.stderr)
+      print(
+        f'warning: {one.name} by {method}, prompt {forms[0].prompt}: {warning}', file=sys.stderr
+      )
 
 
 def _write_page(output_dir: str, one: _Asked, choices: dict, variant: str, alone: bool) -> None:
   """report.html, or report.NAME.html where there are several benchmarks."""
   questions = one.prompts[len(one.prompts) // 2][0]
   asked_text = lambda row: (
-    row['prompt'] if 'prompt' in row else '\n'.join(filter(None, (row['instruction'], row['input'])))
+    row['prompt']
+    if 'prompt' in row
+    else '\n'.join(filter(None, (row['instruction'], row['input'])))
   )
   page = report.Report(
     title=f'{variant} on {one.name}',
@@ -197,7 +234,9 @@ def _named_paths(values: Sequence[str]) -> list[tuple[str, str]]:
   for value in values:
     name, equals, path = value.partition('=')
     if not equals or name not in BENCHMARKS or not path:
-      raise config.ConfigError(f'--benchmark {value!r}: write NAME=PATH, NAME one of {", ".join(BENCHMARKS)}')
+      raise config.ConfigError(
+        f'--benchmark {value!r}: write NAME=PATH, NAME one of {", ".join(BENCHMARKS)}'
+      )
     pairs.append((name, path))
   return pairs
 
@@ -210,8 +249,10 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin evaluate`."""
   parser = argparse.ArgumentParser(
     prog='crossin evaluate',
-    description='Answer benchmarks with a checkpoint, by likelihood and by greedy generation; held-out loss.',
-    epilog='example: crossin evaluate --checkpoint runs/a --benchmark cross_mmlu=data/cross_mmlu.json '
+    description='Answer benchmarks with a checkpoint, by likelihood and by greedy generation; '
+    'held-out loss.',
+    epilog='example: crossin evaluate --checkpoint runs/a --benchmark '
+    'cross_mmlu=data/cross_mmlu.json '
     '--benchmark xcopa=data/xcopa --languages en,zh,vi --output_dir runs/a/eval',
   )
   parser.add_argument(
@@ -220,15 +261,31 @@ def main(argv: list[str]) -> int:
     help='a MODEL_DIR, checkpoint_<step> (its config.gin is read first) or Hugging Face directory',
   )
   parser.add_argument(
-    '--benchmark', action='append', default=[], metavar='NAME=PATH', help=f'may be repeated; {", ".join(BENCHMARKS)}'
+    '--benchmark',
+    action='append',
+    default=[],
+    metavar='NAME=PATH',
+    help=f'may be repeated; {", ".join(BENCHMARKS)}',
   )
-  parser.add_argument('--questions', action='append', default=[], help='question file (JSONL); may be repeated')
-  parser.add_argument('--languages', help='codes, e.g. en,zh,vi,es (default: all that a benchmark has)')
-  parser.add_argument('--prompts', help="forms of a benchmark's prompt, e.g. 1,2 (default: all; figures are medians)")
-  parser.add_argument('--methods', help='likelihood,generate (default: both, where a benchmark has both)')
-  parser.add_argument('--split', help="part of the files' names that chooses, where there are several, e.g. test")
+  parser.add_argument(
+    '--questions', action='append', default=[], help='question file (JSONL); may be repeated'
+  )
+  parser.add_argument(
+    '--languages', help='codes, e.g. en,zh,vi,es (default: all that a benchmark has)'
+  )
+  parser.add_argument(
+    '--prompts', help="forms of a benchmark's prompt, e.g. 1,2 (default: all; figures are medians)"
+  )
+  parser.add_argument(
+    '--methods', help='likelihood,generate (default: both, where a benchmark has both)'
+  )
+  parser.add_argument(
+    '--split', help="part of the files' names that chooses, where there are several, e.g. test"
+  )
   parser.add_argument('--limit', type=int, help='first so many items of each')
-  parser.add_argument('--output_dir', required=True, help='for results.json, predictions/ and the pages')
+  parser.add_argument(
+    '--output_dir', required=True, help='for results.json, predictions/ and the pages'
+  )
   parser.add_argument('--variant', help='name in results.json (default: name of the MODEL_DIR)')
   parser.add_argument('--seed', type=int, help='seed of the run, for results.json')
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
@@ -238,7 +295,9 @@ def main(argv: list[str]) -> int:
   benchmarks, languages = _named_paths(args.benchmark), _split(args.languages)
   methods = _split(args.methods)
   if unknown := set(methods or ()) - set(METHODS):
-    raise config.ConfigError(f'--methods: {", ".join(sorted(unknown))} is none of {", ".join(METHODS)}')
+    raise config.ConfigError(
+      f'--methods: {", ".join(sorted(unknown))} is none of {", ".join(METHODS)}'
+    )
   saved_model.parse_saved(args, args.checkpoint)
   # Questions of the run's own loop are asked again only where named: they may be the same file.
   heldout = config.resolve(_of_kind(config.bound('train.evaluators'), 'HeldoutLoss'))
@@ -269,9 +328,15 @@ def main(argv: list[str]) -> int:
 
 def _sentence(run: dict) -> str:
   """A run in a line."""
-  by_language = ' '.join(f'{language} {value:.3f}' for language, value in run['accuracy_by_language'].items())
+  by_language = ' '.join(
+    f'{language} {value:.3f}' for language, value in run['accuracy_by_language'].items()
+  )
   third = '3' if '3' in run['ac3'] else max(run['ac3'], default=None)
-  more = f', C_{third} {run["consistency"][third]:.3f}, AC3_{third} {run["ac3"][third]:.3f}' if third else ''
+  more = (
+    f', C_{third} {run["consistency"][third]:.3f}, AC3_{third} {run["ac3"][third]:.3f}'
+    if third
+    else ''
+  )
   more += f', F1 {run["f1"]:.3f}' if 'f1' in run else ''
   spread = run['prompts']
   if spread['min'] < spread['max']:

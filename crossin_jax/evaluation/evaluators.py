@@ -1,4 +1,6 @@
-"""Questions in the training loop: accuracy, consistency and AC3 every so many steps, within a budget of time."""
+"""Questions in the training loop: accuracy, consistency and AC3 every so many steps, within a
+budget of time.
+"""
 
 import functools
 import time
@@ -23,7 +25,11 @@ class QuestionsEvaluator:
   """A question file, by likelihood."""
 
   def __init__(
-    self, path: str = gin.REQUIRED, model_dir: str = gin.REQUIRED, items: int = 100, name: str = 'questions'
+    self,
+    path: str = gin.REQUIRED,
+    model_dir: str = gin.REQUIRED,
+    items: int = 100,
+    name: str = 'questions',
   ):
     """Args:
     path: question file.
@@ -35,9 +41,13 @@ class QuestionsEvaluator:
     self.name = name
 
   def __call__(self, model, params, partition):
-    """Yields ('eval/NAME/accuracy', x), ('eval/NAME/consistency_3', x), ('eval/NAME/ac3_3', x) and more."""
+    """Yields ('eval/NAME/accuracy', x), ('eval/NAME/consistency_3', x), ('eval/NAME/ac3_3', x) and
+    more.
+    """
     questions, prompts = self._load()
-    answered = answer_questions(model, params, partition, questions, prompts, methods=('likelihood',))['likelihood']
+    answered = answer_questions(
+      model, params, partition, questions, prompts, methods=('likelihood',)
+    )['likelihood']
     yield from _figures(self.name, asking.choice_summary(questions, answered)[0])
 
 
@@ -45,9 +55,10 @@ class QuestionsEvaluator:
 class BenchmarkEvaluator:
   """A benchmark in the training loop, on all hosts, within a budget of time.
 
-  The first evaluation of a process asks slice after slice of the items, in an order drawn by the seed, until the budget is
-  spent (compilation counted) and settles how many items the later ones ask: their figures are of the same items.
-  `eval/NAME/items` says how many. `CheckpointConfig.best_metric = 'eval/cross_mmlu/ac3_3'` with `best_mode = 'max'` keeps the
+  The first evaluation of a process asks slice after slice of the items, in an order drawn by the
+  seed, until the budget is spent (compilation counted) and settles how many items the later ones
+  ask: their figures are of the same items. `eval/NAME/items` says how many.
+  `CheckpointConfig.best_metric = 'eval/cross_mmlu/ac3_3'` with `best_mode = 'max'` keeps the
   checkpoint that is best by AC3.
   """
 
@@ -78,14 +89,24 @@ class BenchmarkEvaluator:
     name: prefix of the figures; None = the benchmark's.
     """
     self._load = functools.cache(
-      lambda: (LoadedBenchmark(benchmark, path, languages, split).questions(prompt), Prompts(model_dir))
+      lambda: (
+        LoadedBenchmark(benchmark, path, languages, split).questions(prompt),
+        Prompts(model_dir),
+      )
     )
-    self._benchmark, self._method, self._most, self._seconds, self._seed = benchmark, method, items, seconds, seed
+    self._benchmark, self._method, self._most, self._seconds, self._seed = (
+      benchmark,
+      method,
+      items,
+      seconds,
+      seed,
+    )
     self._settled: dict[int, int] = {}  # place among the questions -> items that fit
     self.name = name or benchmark
 
   def __call__(self, model, params, partition):
-    """Yields figures as `QuestionsEvaluator` does, with exact match and F1 for open answers, and 'eval/NAME/items'.
+    """Yields figures as `QuestionsEvaluator` does, with exact match and F1 for open answers, and
+    'eval/NAME/items'.
 
     Raises:
       ValueError: a method that the benchmark does not have.
@@ -95,7 +116,10 @@ class BenchmarkEvaluator:
     for place, questions in enumerate(forms):
       method = self._method or ('likelihood' if questions.kind == 'choice' else 'generate')
       if questions.kind != 'choice' and method != 'generate':
-        raise ValueError(f'BenchmarkEvaluator.method = {method!r}: {self._benchmark} is answered by generation only')
+        raise ValueError(
+          f'BenchmarkEvaluator.method = {method!r}: {self._benchmark} is answered by generation '
+          'only'
+        )
       order = np.random.default_rng(self._seed).permutation(len(questions.ids))[: self._most]
       limit, asked, texts, losses = self._settled.get(place, len(order)), 0, [], []
       deadline = started + self._seconds * (place + 1) / len(forms)
@@ -122,9 +146,15 @@ class BenchmarkEvaluator:
 
 
 def _all_hosts_have_time(deadline: float) -> bool:
-  """Whether the first host's clock is before its deadline: one clock decides, or hosts would ask different items."""
+  """Whether the first host's clock is before its deadline: one clock decides, or hosts would ask
+  different items.
+  """
   in_time = np.asarray(time.monotonic() < deadline)
-  return bool(multihost_utils.broadcast_one_to_all(in_time)) if jax.process_count() > 1 else bool(in_time)
+  return (
+    bool(multihost_utils.broadcast_one_to_all(in_time))
+    if jax.process_count() > 1
+    else bool(in_time)
+  )
 
 
 def _figures(name: str, summary: dict):

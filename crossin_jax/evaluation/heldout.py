@@ -31,14 +31,17 @@ class HeldoutLoss:
     length, rows: shape of the packed batches.
     examples_per_task: most validation rows of each task.
     name: prefix of the figures.
-    by_pair: also the loss of each mode and pair of languages, 'x2x en>vi'; a figure for each of them in every line.
+    by_pair: also the loss of each mode and pair of languages, 'x2x en>vi'; a figure for each of
+      them in every line.
     """
     self._by_pair = by_pair
     self._open = functools.cache(lambda: PreparedMixture(data_dir, mixture, 'validation'))
     self._length, self._rows, self._most, self.name = length, rows, examples_per_task, name
 
   def __call__(self, model, params, partition):
-    """Yields ('eval/NAME/loss', nats per token), ('eval/NAME/loss_by_language', {language: loss}) and perhaps '.../loss_by_pair'."""
+    """Yields ('eval/NAME/loss', nats per token), ('eval/NAME/loss_by_language', {language: loss})
+    and perhaps '.../loss_by_pair'.
+    """
     mixture = self._open()
     sequences, languages, pairs = [], [], []
     for task in mixture.tasks:
@@ -48,7 +51,13 @@ class HeldoutLoss:
         languages.append(info['target_language'])
         pairs.append(f'{info["mode"]} {info["source_language"]}>{info["target_language"]}')
     losses = sequence_losses(
-      model, params, partition, sequences, bos_id=mixture.bos_id, length=self._length, rows=self._rows
+      model,
+      params,
+      partition,
+      sequences,
+      bos_id=mixture.bos_id,
+      length=self._length,
+      rows=self._rows,
     )
     weights = [float(weights.sum()) for _, weights in sequences]
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from crossin_jax.storage.records import RecordError, read_records
 
-# 'choice': one of given options; 'number': a number is read from the text; 'spans': a text is compared with accepted ones.
+# 'choice': one of given options; 'number': a number is read from the text; 'spans': a text is
+# compared with accepted ones.
 KINDS = ('choice', 'number', 'spans')
 
 
@@ -16,10 +17,11 @@ KINDS = ('choice', 'number', 'spans')
 class Questions:
   """The items of a benchmark under one prompt.
 
-  A row is a dict. What the model is asked stands in 'prompt', which is taken as it is, or in 'instruction' and 'input', rendered
-  with the template of the model; 'raw' stands for those where a model has no template. Kind 'choice' has 'choices' (texts, as saved), 'answer' (index) and perhaps
-  'continuations' (what likelihood compares behind the prompt; default: the choices). The other kinds have 'answers', the
-  accepted texts.
+  A row is a dict. What the model is asked stands in 'prompt', which is taken as it is, or in
+  'instruction' and 'input', rendered with the template of the model; 'raw' stands for those where a
+  model has no template. Kind 'choice' has 'choices' (texts, as saved), 'answer' (index) and perhaps
+  'continuations' (what likelihood compares behind the prompt; default: the choices). The other
+  kinds have 'answers', the accepted texts.
 
   Attributes:
     name: for figures, 'cross_mmlu' or 'questions/tagged'.
@@ -52,7 +54,10 @@ class Questions:
 
   def take(self, items: Sequence[int]) -> 'Questions':
     """These items alone."""
-    fields = {name: getattr(self, name) for name in ('name', 'languages', 'kind', 'prompt', 'stop', 'max_new_tokens')}
+    fields = {
+      name: getattr(self, name)
+      for name in ('name', 'languages', 'kind', 'prompt', 'stop', 'max_new_tokens')
+    }
     return Questions(ids=[self.ids[i] for i in items], rows=[self.rows[i] for i in items], **fields)
 
 
@@ -60,9 +65,10 @@ def read_questions(path: str, limit: int | None = None) -> Questions:
   """The items of a question file.
 
   Args:
-    path: JSONL, a line per item and language: id, language, instruction, input, choices (texts, parallel across languages),
-      answer (index). Its name without folder and `.jsonl` is the questions' name, the part after the first dot the form
-      (`questions.tagged.jsonl` is 'questions/tagged').
+    path: JSONL, a line per item and language: id, language, instruction, input, choices (texts,
+      parallel across languages), answer (index). Its name without folder and `.jsonl` is the
+      questions' name, the part after the first dot the form (`questions.tagged.jsonl` is
+      'questions/tagged').
     limit: first so many items only.
 
   Raises:
@@ -78,17 +84,28 @@ def read_questions(path: str, limit: int | None = None) -> Questions:
   for id_, item in items.items():
     if missing := [language for language in languages if language not in item]:
       raise RecordError(
-        f'{path}: item {id_!r} has no question in {", ".join(missing)}; consistency needs every language'
+        f'{path}: item {id_!r} has no question in {", ".join(missing)}; consistency needs every '
+        'language'
       )
   ids = list(items)[:limit]
   name = os.path.basename(path).removesuffix('.jsonl').replace('.', '/', 1)
-  return Questions(name, ids, languages, [[items[id_][language] for language in languages] for id_ in ids])
+  return Questions(
+    name, ids, languages, [[items[id_][language] for language in languages] for id_ in ids]
+  )
 
 
 def _checked(row: dict, where: str) -> dict:
-  for field, kind in (('id', str), ('language', str), ('instruction', str), ('choices', list), ('answer', int)):
+  for field, kind in (
+    ('id', str),
+    ('language', str),
+    ('instruction', str),
+    ('choices', list),
+    ('answer', int),
+  ):
     if not isinstance(row.get(field), kind):
       raise RecordError(f'{where}: field {field!r} must be a {kind.__name__}')
   if not 0 <= row['answer'] < len(row['choices']) or len(row['choices']) < 2:
-    raise RecordError(f'{where}: answer {row["answer"]} is no index into {len(row["choices"])} choices')
+    raise RecordError(
+      f'{where}: answer {row["answer"]} is no index into {len(row["choices"])} choices'
+    )
   return {'input': '', **row}

@@ -1,7 +1,8 @@
-"""report.html: what was run, what came out, and what may be said about it, on one page that needs nothing else.
+"""report.html: what was run, what came out, and what may be said about it, on one page that needs
+nothing else.
 
-Figures are computed here from the single answers, so that each has an interval; where only results.json runs are at hand the
-figures stand without one and no gain is claimed.
+Figures are computed here from the single answers, so that each has an interval; where only
+results.json runs are at hand the figures stand without one and no gain is claimed.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from crossin_jax.pages import page, plots, words
 from crossin_jax.pages.words import duration, thousands
 
 EXPLANATIONS = {
-  'floor': 'Never read the facts that are asked about; otherwise treated like Base. What it scores is what guessing is worth.',
-  'base': 'Read the facts in English and was tuned on English questions: the English-centred model that everybody starts from.',
-  'mono': 'As Base, but tuned on the same questions in every language, question and answer always in the same one.',
-  'x2x': 'As Mono, but the question comes in one language and the answer is asked for in another: the CrossIn mixture.',
+  'floor': 'Never read the facts that are asked about; otherwise treated like Base. What it '
+  'scores is what guessing is worth.',
+  'base': 'Read the facts in English and was tuned on English questions: the English-centred '
+  'model that everybody starts from.',
+  'mono': 'As Base, but tuned on the same questions in every language, question and answer always '
+  'in the same one.',
+  'x2x': 'As Mono, but the question comes in one language and the answer is asked for in another: '
+  'the CrossIn mixture.',
   'x2xtrans': 'As x2x, with translation exercises as part of the mixture.',
 }
 Key = tuple[str, int, str, str]  # (arm, seed, 'untagged' or 'tagged', 'likelihood' or 'generate')
@@ -48,24 +53,29 @@ class Item:
 class Report:
   """Everything the page shows. All but the first four fields may be empty; the page then says less.
 
-  `choices[arm, seed, form, method]` is an int array [items, languages] of option indices, -1 = unparsed, columns in the
-  order of `languages`.
+  `choices[arm, seed, form, method]` is an int array [items, languages] of option indices, -1 =
+  unparsed, columns in the order of `languages`.
   """
 
   title: str
   languages: Sequence[str]  # codes, the language of the facts first
-  arms: Sequence[Arm]  # from the plainest to the one of interest: Floor, Base, Mono, x2x, x2x + Trans
+  # from the plainest to the one of interest: Floor, Base, Mono, x2x, x2x + Trans
+  arms: Sequence[Arm]
   answers: np.ndarray  # int [items] or [items, languages]
   choices: Mapping[Key, np.ndarray] = field(default_factory=dict)
   runs: Sequence[Mapping] = ()  # results.json runs, used where an arm has no choices
-  guessers: Mapping[str, np.ndarray] = field(default_factory=dict)  # 'lexical overlap' -> int [items, languages]
+  # 'lexical overlap' -> int [items, languages]
+  guessers: Mapping[str, np.ndarray] = field(default_factory=dict)
   items: Sequence[Item] = ()  # parallel to the rows of the choices
   metrics: Mapping[tuple[str, int], Sequence[Mapping]] = field(
     default_factory=dict
   )  # (arm, seed) -> rows of metrics.jsonl
-  world: Mapping[str, object] = field(default_factory=dict)  # what the world holds: 'territories' -> 120
-  seconds: Mapping[str, float] = field(default_factory=dict)  # arm -> training time, all its seeds together
-  tokens: Mapping[str, int] = field(default_factory=dict)  # arm -> tokens trained on, all its seeds together
+  # what the world holds: 'territories' -> 120
+  world: Mapping[str, object] = field(default_factory=dict)
+  # arm -> training time, all its seeds together
+  seconds: Mapping[str, float] = field(default_factory=dict)
+  # arm -> tokens trained on, all its seeds together
+  tokens: Mapping[str, int] = field(default_factory=dict)
   benchmark: str = ''  # name of a benchmark that the questions come from; '' = the embedded world
   prompts: int = 1  # prompt forms that the benchmark was asked under
   summary: str = ''  # a paragraph of its own, before the generated findings
@@ -80,8 +90,12 @@ class Report:
 
 
 def write_report(path: str | os.PathLike, report: Report) -> None:
-  """Writes the page; the file appears by rename. Raises ValueError where arrays and languages do not fit."""
-  page.write(path, 'report.html.j2', _context(_with_figures(report)), duration=duration, thousands=thousands)
+  """Writes the page; the file appears by rename. Raises ValueError where arrays and languages do
+  not fit.
+  """
+  page.write(
+    path, 'report.html.j2', _context(_with_figures(report)), duration=duration, thousands=thousands
+  )
 
 
 def _with_figures(report: Report) -> Report:
@@ -96,15 +110,22 @@ def _with_figures(report: Report) -> Report:
 def _context(report: Report) -> dict:
   languages = list(report.languages)
   if len(languages) < 2:
-    raise ValueError('a report needs at least two languages: the language of the facts and one more')
+    raise ValueError(
+      'a report needs at least two languages: the language of the facts and one more'
+    )
   known = {arm.name for arm in report.arms}
   for key, array in report.choices.items():
-    if np.shape(array)[1:] != (len(languages),) or np.shape(array)[0] != np.shape(report.answers)[0]:
+    if (
+      np.shape(array)[1:] != (len(languages),) or np.shape(array)[0] != np.shape(report.answers)[0]
+    ):
       raise ValueError(
-        f'choices of {key} have shape {np.shape(array)}; expected [{np.shape(report.answers)[0]}, {len(languages)}]'
+        f'choices of {key} have shape {np.shape(array)}; expected [{np.shape(report.answers)[0]}, '
+        f'{len(languages)}]'
       )
     if key[0] not in known:
-      raise ValueError(f'choices name the arm {key[0]!r}, which is not among the arms {", ".join(sorted(known))}')
+      raise ValueError(
+        f'choices name the arm {key[0]!r}, which is not among the arms {", ".join(sorted(known))}'
+      )
   figures = tables.Figures(report)
   rows = [figures.arm_row(arm, report.form, report.method) for arm in report.arms]
   gains = figures.gains()
@@ -129,7 +150,8 @@ def _context(report: Report) -> dict:
     'gains': gains,
     'variants': figures.variants(),
     'seeds': sorted(
-      {key[1] for key in report.choices} | {run['seed'] for run in report.runs if run['seed'] is not None}
+      {key[1] for key in report.choices}
+      | {run['seed'] for run in report.runs if run['seed'] is not None}
     ),
     'intervals': any(row['other']['low'] is not None for row in rows),
     'findings': _findings(report, rows, gains, guessers, figures),
@@ -150,10 +172,14 @@ def _findings(
 ) -> list[str]:
   """What may be said, in plain sentences, the most important first."""
   home, found, percent = words.language_name(report.languages[0]), [], words.percent
-  base = next((row for row in rows if row['name'].casefold() == 'base' and row['other']['value'] is not None), None)
+  base = next(
+    (row for row in rows if row['name'].casefold() == 'base' and row['other']['value'] is not None),
+    None,
+  )
   if base:
     found.append(
-      f'The {base["title"]} model answers {percent(base["languages"][0]["value"])} % of the questions in {home} and '
+      f'The {base["title"]} model answers {percent(base["languages"][0]["value"])} % of the '
+      f'questions in {home} and '
       f'{percent(base["other"]["value"])} % in the other languages; blind guessing gives '
       f'{percent(figures.chance["accuracy"])} %.'
     )
@@ -165,7 +191,8 @@ def _findings(
   for row in guessers:
     if not row['at_chance']:
       found.append(
-        f'Caution: the {row["name"]} guesser is not at chance ({percent(row["languages"][0]["value"])} % '
+        f'Caution: the {row["name"]} guesser is not at chance '
+        f'({percent(row["languages"][0]["value"])} % '
         f'in {home}, {percent(row["other"]["value"])} % elsewhere), '
         'so part of every score can be had without knowing the facts.'
       )
@@ -190,23 +217,35 @@ def _plots(report: Report, rows: list[dict], figures: tables.Figures) -> dict[st
     series = []
     for row in shown:
       cells = [*row['languages'], row['other']]
-      ends = [[np.nan if cell[end] is None else 100 * cell[end] for cell in cells] for end in ('low', 'high')]
+      ends = [
+        [np.nan if cell[end] is None else 100 * cell[end] for cell in cells]
+        for end in ('low', 'high')
+      ]
       series.append(
         plots.Series(
-          row['title'], style[row['name']], range(len(cells)), [100 * cell['value'] for cell in cells], *ends
+          row['title'],
+          style[row['name']],
+          range(len(cells)),
+          [100 * cell['value'] for cell in cells],
+          *ends,
         )
       )
     labels = [*report.languages, 'mean of\nothers']
     drawn['accuracy'] = ready(
-      plots.points(series, labels, 'accuracy (%)', 100 * figures.chance['accuracy'], 'chance'), 'accuracy'
+      plots.points(series, labels, 'accuracy (%)', 100 * figures.chance['accuracy'], 'chance'),
+      'accuracy',
     )
-  for name, key, ylabel in (('training', 'loss', 'training loss'), ('heldout', 'eval/heldout/loss', 'held-out loss')):
+  for name, key, ylabel in (
+    ('training', 'loss', 'training loss'),
+    ('heldout', 'eval/heldout/loss', 'held-out loss'),
+  ):
     series = _curves(report, style, lambda row, key=key: row.get(key))
     if series:
       drawn[name] = ready(plots.curves(series, ylabel), name)
   key = _language_losses(report)
   panels = {
-    code: _curves(report, style, lambda row, code=code: (row.get(key) or {}).get(code)) for code in report.languages
+    code: _curves(report, style, lambda row, code=code: (row.get(key) or {}).get(code))
+    for code in report.languages
   }
   panels = {code: series for code, series in panels.items() if series}
   if panels:
@@ -215,13 +254,16 @@ def _plots(report: Report, rows: list[dict], figures: tables.Figures) -> dict[st
 
 
 def _language_losses(report: Report) -> str:
-  """The key of metrics rows whose losses by language are drawn: of training if it is there, else held out.
+  """The key of metrics rows whose losses by language are drawn: of training if it is there, else
+  held out.
 
   Never both: the two alternate in a run and would make a saw of one line.
   """
   keys = ('loss_by_language', 'eval/heldout/loss_by_language')
   rows = [row for rows in report.metrics.values() for row in rows]
-  return next((key for key in keys if any(isinstance(row.get(key), Mapping) for row in rows)), keys[0])
+  return next(
+    (key for key in keys if any(isinstance(row.get(key), Mapping) for row in rows)), keys[0]
+  )
 
 
 def _curves(report: Report, style: Mapping[str, int], pick) -> list[plots.Series]:
@@ -231,7 +273,9 @@ def _curves(report: Report, style: Mapping[str, int], pick) -> list[plots.Series
     seeds = []
     for (name, _), rows in sorted(report.metrics.items()):
       if name == arm.name:
-        seeds.append({row['step']: float(pick(row)) for row in rows if 'step' in row and pick(row) is not None})
+        seeds.append(
+          {row['step']: float(pick(row)) for row in rows if 'step' in row and pick(row) is not None}
+        )
     seeds = [values for values in seeds if values]
     steps = sorted(set.intersection(*(set(values) for values in seeds))) if seeds else []
     if steps:
@@ -251,7 +295,9 @@ def _examples(report: Report) -> list[dict]:
       if code not in item.questions or code not in item.options:
         continue
       right = int(answers[i] if answers.ndim == 1 else answers[i, j])
-      options = [{'text': text, 'right': o == right, 'arms': []} for o, text in enumerate(item.options[code])]
+      options = [
+        {'text': text, 'right': o == right, 'arms': []} for o, text in enumerate(item.options[code])
+      ]
       silent = []
       for a, arm in enumerate(report.arms):
         chosen = _first_choice(report, arm.name, i, j)
@@ -259,14 +305,21 @@ def _examples(report: Report) -> list[dict]:
           chip = {'title': tables.title(arm), 'colour': plots.COLOURS[a % len(plots.COLOURS)]}
           (silent if chosen < 0 else options[chosen]['arms']).append(chip)
       cards.append(
-        {'language': page.language(code), 'question': item.questions[code], 'options': options, 'silent': silent}
+        {
+          'language': page.language(code),
+          'question': item.questions[code],
+          'options': options,
+          'silent': silent,
+        }
       )
     shown.append({'id': item.id, 'cards': cards})
   return shown
 
 
 def _first_choice(report: Report, arm: str, i: int, j: int) -> int | None:
-  keys = sorted(key for key in report.choices if (key[0], key[2], key[3]) == (arm, report.form, report.method))
+  keys = sorted(
+    key for key in report.choices if (key[0], key[2], key[3]) == (arm, report.form, report.method)
+  )
   return int(np.asarray(report.choices[keys[0]])[i, j]) if keys else None
 
 
@@ -276,5 +329,13 @@ def _costs(report: Report) -> list[dict]:
     seconds, tokens = report.seconds.get(arm.name), report.tokens.get(arm.name)
     if seconds is not None or tokens is not None:
       rate = tokens / seconds if seconds and tokens is not None else None
-      rows.append({'title': tables.title(arm), 'name': arm.name, 'seconds': seconds, 'tokens': tokens, 'rate': rate})
+      rows.append(
+        {
+          'title': tables.title(arm),
+          'name': arm.name,
+          'seconds': seconds,
+          'tokens': tokens,
+          'rate': rate,
+        }
+      )
   return rows

@@ -1,7 +1,7 @@
 """results.json: what a run of a benchmark gave, in one schema for every command.
 
-`{"runs": [run, ...]}`, a run being one model, one seed, one benchmark, one protocol and one method. All figures are fractions
-between 0 and 1.
+`{"runs": [run, ...]}`, a run being one model, one seed, one benchmark, one protocol and one method.
+All figures are fractions between 0 and 1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ METHODS = ('generate', 'likelihood')
 _FRACTIONS = ('accuracy', 'unparsed_rate')
 _MAPS = ('accuracy_by_language', 'consistency', 'ac3', 'pairwise_consistency')
 KEYS = (
-    "variant", "seed", "benchmark", "protocol", "method", "accuracy", "accuracy_by_language", "consistency", "ac3",
+    "variant", "seed", "benchmark", "protocol", "method", "accuracy", "accuracy_by_language",
+    "consistency", "ac3",
     "pairwise_consistency", "unparsed_rate", "items", "prompts",
 )  # fmt: skip
 
@@ -39,14 +40,18 @@ def build_run(
     summary: what `consistency.summarise` returns; further figures in it are kept.
     variant: the model or arm, e.g. 'x2x'.
     seed: seed of the training run; None for a model that was not trained here.
-    benchmark: name of the task, e.g. 'cross_mmlu', or 'world/untagged' with the prompt form after the slash.
-    protocol: 'strict' or 'seaeval'; for the likelihood method, where nothing is extracted, 'strict'.
+    benchmark: name of the task, e.g. 'cross_mmlu', or 'world/untagged' with the prompt form after
+      the slash.
+    protocol: 'strict' or 'seaeval'; for the likelihood method, where nothing is extracted,
+      'strict'.
     method: 'generate' (text, then extraction) or 'likelihood' (the most probable option).
     prompt_accuracies: accuracy under each prompt form that was tried; None = the one of `summary`.
   """
   accuracies = [summary['accuracy']] if prompt_accuracies is None else list(prompt_accuracies)
   if not accuracies:
-    raise ValueError('prompt_accuracies is empty; pass one accuracy per prompt form, or None for a single prompt')
+    raise ValueError(
+      'prompt_accuracies is empty; pass one accuracy per prompt form, or None for a single prompt'
+    )
   further = {key: summary[key] for key in summary if key not in KEYS}
   run = {
     'variant': variant,
@@ -72,7 +77,8 @@ def median_summary(summaries: Sequence[Mapping]) -> dict:
   The median of AC3 is not AC3 of the medians. Of two prompts the median is their mean.
 
   Returns:
-    The summary, with 'prompt_figures': {"accuracy": {"median", "min", "max"}, "consistency_2": ..., "ac3_2": ...,
+    The summary, with 'prompt_figures': {"accuracy": {"median", "min", "max"}, "consistency_2": ...,
+      "ac3_2": ...,
     "unparsed_rate": ...} and 'by_prompt': the single summaries.
   """
   median = lambda values: float(statistics.median(values))
@@ -85,12 +91,19 @@ def median_summary(summaries: Sequence[Mapping]) -> dict:
       values = {key: [summary[key] for summary in summaries]}
       combined[key] = median(values[key])
     if key in ('accuracy', 'consistency', 'ac3', 'unparsed_rate', 'f1'):
-      spread |= {name: {'median': median(own), 'min': min(own), 'max': max(own)} for name, own in values.items()}
-  return combined | {'prompt_figures': dict(sorted(spread.items())), 'by_prompt': [dict(s) for s in summaries]}
+      spread |= {
+        name: {'median': median(own), 'min': min(own), 'max': max(own)}
+        for name, own in values.items()
+      }
+  return combined | {
+    'prompt_figures': dict(sorted(spread.items())),
+    'by_prompt': [dict(s) for s in summaries],
+  }
 
 
 def validate_run(run: Mapping, where: str = 'run') -> None:
-  """Raises ValueError naming `where`, the key, what was found and what was expected, if `run` breaks the schema.
+  """Raises ValueError naming `where`, the key, what was found and what was expected, if `run`
+  breaks the schema.
 
   Keys beyond the schema are allowed, so that a command may add a note.
   """
@@ -106,7 +119,9 @@ def validate_run(run: Mapping, where: str = 'run') -> None:
   for key in ('variant', 'benchmark', 'protocol'):
     if not isinstance(run[key], str) or not run[key]:
       fail(f"'{key}' must be a non-empty text, found {run[key]!r}")
-  if run['seed'] is not None and (isinstance(run['seed'], bool) or not isinstance(run['seed'], int)):
+  if run['seed'] is not None and (
+    isinstance(run['seed'], bool) or not isinstance(run['seed'], int)
+  ):
     fail(f"'seed' must be an integer or null, found {run['seed']!r}")
   if run['method'] not in METHODS:
     fail(f"'method' must be {' or '.join(METHODS)}, found {run['method']!r}")
@@ -128,7 +143,10 @@ def validate_run(run: Mapping, where: str = 'run') -> None:
     sizes = []
   for key in ('consistency', 'ac3'):
     if sorted(run[key]) != sorted(sizes):
-      fail(f"'{key}' must have the keys {', '.join(sizes)} for {len(languages)} languages, found {', '.join(run[key])}")
+      fail(
+        f"'{key}' must have the keys {', '.join(sizes)} for {len(languages)} languages, found "
+        f'{", ".join(run[key])}'
+      )
   wanted = {frozenset(pair) for pair in combinations(languages, 2)} if sizes else set()
   found = {frozenset(name.split(',')) for name in run['pairwise_consistency']}
   if found != wanted:
@@ -143,7 +161,9 @@ def _check_fraction(value: object, key: str, fail) -> None:
 
 
 def write_results(path: str | os.PathLike, runs: Iterable[Mapping]) -> None:
-  """Writes {"runs": [...]} after checking every run. The file appears by rename: whole, or not at all."""
+  """Writes {"runs": [...]} after checking every run. The file appears by rename: whole, or not at
+  all.
+  """
   runs = list(runs)
   for i, run in enumerate(runs):
     validate_run(run, f'runs[{i}]')
@@ -155,7 +175,9 @@ def read_results(path: str | os.PathLike) -> list[dict]:
   try:
     content = json.loads(Path(path).read_text(encoding='utf-8'))
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise ValueError(f'{path} is not valid JSON ({error}); write it again with `crossin evaluate`') from error
+    raise ValueError(
+      f'{path} is not valid JSON ({error}); write it again with `crossin evaluate`'
+    ) from error
   if not isinstance(content, dict) or not isinstance(content.get('runs'), list):
     raise ValueError(f'{path}: expected {{"runs": [...]}}; is this a results.json?')
   for i, run in enumerate(content['runs']):

@@ -21,9 +21,14 @@ def main(argv: Sequence[str]) -> int:
   parser = argparse.ArgumentParser(
     prog='crossin score',
     description='Accuracy, consistency and AC3 from saved predictions.',
-    epilog='example: crossin score --task cross_mmlu --predictions predictions/cross_mmlu.jsonl.gz --protocol seaeval --json',
+    epilog='example: crossin score --task cross_mmlu --predictions '
+    'predictions/cross_mmlu.jsonl.gz --protocol seaeval --json',
   )
-  parser.add_argument('--task', required=True, help='name of the benchmark, e.g. cross_mmlu, cross_logiqa, cross_xquad')
+  parser.add_argument(
+    '--task',
+    required=True,
+    help='name of the benchmark, e.g. cross_mmlu, cross_logiqa, cross_xquad',
+  )
   parser.add_argument(
     '--predictions',
     required=True,
@@ -49,11 +54,18 @@ def main(argv: Sequence[str]) -> int:
     help='leave out malformed lines and items that lack a language, instead of refusing the file',
   )
   parser.add_argument(
-    '--prompt', type=int, default=1, help='number of the prompt; seeds the draws of seaeval (default 1)'
+    '--prompt',
+    type=int,
+    default=1,
+    help='number of the prompt; seeds the draws of seaeval (default 1)',
   )
-  parser.add_argument('--variant', help='name of the model in the result (default: the name of the file)')
+  parser.add_argument(
+    '--variant', help='name of the model in the result (default: the name of the file)'
+  )
   parser.add_argument('--seed', type=int, help='training seed of the model, copied to the result')
-  parser.add_argument('--json', action='store_true', help='print the run as one JSON object, the last line of stdout')
+  parser.add_argument(
+    '--json', action='store_true', help='print the run as one JSON object, the last line of stdout'
+  )
   options = parser.parse_args(argv)
   options.variant = options.variant or Path(options.predictions).name.split('.')[0] or 'model'
   run = _score_open(options) if options.task in open_answers.PROTOCOLS else _score_choices(options)
@@ -63,13 +75,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _score_open(options: argparse.Namespace) -> dict:
-  predictions = open_answers.read_predictions(options.predictions, allow_partial=options.allow_partial)
+  predictions = open_answers.read_predictions(
+    options.predictions, allow_partial=options.allow_partial
+  )
   protocol = open_answers.PROTOCOLS[options.task]
   if options.first_line:
     for texts in predictions.texts.values():
       texts.update({item_id: extraction.first_line(text) for item_id, text in texts.items()})
   run = results.build_run(
-    open_answers.summarise(predictions, protocol), variant=options.variant, seed=options.seed, benchmark=options.task,
+    open_answers.summarise(predictions, protocol), variant=options.variant, seed=options.seed,
+    benchmark=options.task,
     protocol=protocol, method='generate',
   )  # fmt: skip
   print(f'{options.task}: {run["items"]} items, by {protocol}', file=sys.stderr)
@@ -80,7 +95,9 @@ def _score_open(options: argparse.Namespace) -> dict:
 
 def _score_choices(options: argparse.Namespace) -> dict:
   predictions = read_predictions(options.predictions, allow_partial=options.allow_partial)
-  chosen_NL = predictions.extract(options.protocol, first_line=options.first_line, prompt=options.prompt)
+  chosen_NL = predictions.extract(
+    options.protocol, first_line=options.first_line, prompt=options.prompt
+  )
   summary = consistency.summarise(chosen_NL, predictions.answers, predictions.languages)
   run = results.build_run(
     summary,
@@ -101,11 +118,16 @@ def _print_table(run: Mapping, predictions: Predictions) -> None:
   def say(text: str = '') -> None:
     print(text, file=sys.stderr)
 
-  say(f'{run["benchmark"]}: {run["items"]} items in {len(predictions.languages)} languages, protocol {run["protocol"]}')
+  say(
+    f'{run["benchmark"]}: {run["items"]} items in {len(predictions.languages)} languages, '
+    f'protocol {run["protocol"]}'
+  )
   for text in predictions.malformed:
     say(f'left out: {text}')
   if predictions.left_out:
-    examples = ', '.join(predictions.left_out[:5]) + (', ...' if len(predictions.left_out) > 5 else '')
+    examples = ', '.join(predictions.left_out[:5]) + (
+      ', ...' if len(predictions.left_out) > 5 else ''
+    )
     say(f'left out, for want of a language: {len(predictions.left_out)} items ({examples})')
   expected = TASK_ITEMS.get(run['benchmark'])
   if expected and run['items'] != expected:

@@ -1,6 +1,8 @@
-"""`crossin sweep --fit`: laws of the mixture's shares from the finished points of a sweep, and the shares that they propose.
+"""`crossin sweep --fit`: laws of the mixture's shares from the finished points of a sweep, and the
+shares that they propose.
 
-    OUT/points/*  ->  shares and figures of every run  ->  a law per figure, checked on mixtures left out  ->  fit.json, fit.html
+    OUT/points/*  ->  shares and figures of every run  ->  a law per figure, checked on mixtures
+    left out  ->  fit.json, fit.html
 
 Nothing but OUT is read, so a sweep that is still at work can be looked at.
 """
@@ -44,11 +46,14 @@ def fit(
 
   Args:
     output_dir: OUT of `crossin sweep`.
-    objective: one of `OBJECTIVES`, or a figure such as 'loss/vi'; None = 'ac3' where there are questions, else 'loss'. 'loss'
-      and 'accuracy' are means over languages, '_elsewhere' without English.
-    default_shares: what a gain is measured against: shares, or the name of a point; None = the mean of the mixtures.
+    objective: one of `OBJECTIVES`, or a figure such as 'loss/vi'; None = 'ac3' where there are
+      questions, else 'loss'. 'loss' and 'accuracy' are means over languages, '_elsewhere' without
+      English.
+    default_shares: what a gain is measured against: shares, or the name of a point; None = the mean
+      of the mixtures.
     weights: language -> weight in that mean; a language that is not named weighs 1.
-    english_accuracy, english_loss: at least, at most so much; 'default' = as the law has it at the default shares.
+    english_accuracy, english_loss: at least, at most so much; 'default' = as the law has it at the
+      default shares.
     bounds: component -> (lowest, highest share).
     margin: see `mixing_proposal.Region`.
     form: of all laws, instead of `default_form`; 'logistic' for fractions only.
@@ -56,23 +61,33 @@ def fit(
     resamples, seed: of the bootstrap.
 
   Returns:
-    The object of fit.json; {'asked', 'counts', 'components', 'mixtures', 'laws', 'curves', 'proposal', 'warnings', 'gin'}.
+    The object of fit.json; {'asked', 'counts', 'components', 'mixtures', 'laws', 'curves',
+    'proposal', 'warnings', 'gin'}.
 
   Raises:
     ValueError: OUT has no finished point, or something that was asked for is not there.
   """
   points, counts = read_points(output_dir, questions, method)
-  shares = Shares.of([point['shares'] for point in points], seeds=[point['seed'] for point in points])
+  shares = Shares.of(
+    [point['shares'] for point in points], seeds=[point['seed'] for point in points]
+  )
   figures = read_figures(points, output_dir)
   names = list(figures)
   if form and form not in FORMS:
     raise ValueError(f'--form {form!r} is none of {", ".join(FORMS)}')
-  forms = {name: form for name in names if form and not (form == 'logistic' and figures[name].kind == 'loss')}
+  forms = {
+    name: form
+    for name in names
+    if form and not (form == 'logistic' and figures[name].kind == 'loss')
+  }
   if objective is None:
     objective = 'ac3' if any(name.startswith('ac3') for name in names) else 'loss'
   goal = _objective(objective, figures, weights or {})
   limits = []
-  for value, name, at_least in ((english_accuracy, 'accuracy/en', True), (english_loss, 'loss/en', False)):
+  for value, name, at_least in (
+    (english_accuracy, 'accuracy/en', True),
+    (english_loss, 'loss/en', False),
+  ):
     if value is not None:
       if name not in figures:
         raise ValueError(f'a limit on {name} needs that figure; measured are {", ".join(names)}')
@@ -92,8 +107,14 @@ def fit(
       'terms': dict(goal.terms),
       'maximise': goal.maximise,
       'default_shares': dict(zip(shares.components, default.tolist())),
-      'default_is': default_shares if isinstance(default_shares, str) else 'given' if default_shares else 'mean',
-      'default_inside': bool(region.inside(shares.places(default), 1e-6) and _spanned(shares, default)),
+      'default_is': default_shares
+      if isinstance(default_shares, str)
+      else 'given'
+      if default_shares
+      else 'mean',
+      'default_inside': bool(
+        region.inside(shares.places(default), 1e-6) and _spanned(shares, default)
+      ),
       'bounds': {name: list(ends) for name, ends in (bounds or {}).items()},
       'margin': margin,
       'questions': points[0]['questions'],
@@ -103,7 +124,11 @@ def fit(
     },
     'counts': counts | {'seeds': _seeds(shares)},
     'components': {
-      name: {'low': float(column.min()), 'high': float(column.max()), 'varied': name in shares.varied}
+      name: {
+        'low': float(column.min()),
+        'high': float(column.max()),
+        'varied': name in shares.varied,
+      }
       for name, column in zip(shares.components, shares.mixtures.T)
     },
     'mixtures': _mixtures(shares, points, figures, laws),
@@ -117,7 +142,7 @@ def fit(
   return found
 
 
-# ---- what was asked ------------------------------------------------------------------------------------------------
+# ---- what was asked ----
 
 
 def _objective(name: str, figures: Mapping[str, Figure], weights: Mapping[str, float]) -> Objective:
@@ -125,13 +150,18 @@ def _objective(name: str, figures: Mapping[str, Figure], weights: Mapping[str, f
     return Objective({name: 1.0}, figures[name].kind == 'fraction')
   stem = name.removesuffix('_elsewhere')
   if name not in OBJECTIVES:
-    raise ValueError(f'objective {name!r} is none of {", ".join(OBJECTIVES)}, nor a figure: {", ".join(figures)}')
+    raise ValueError(
+      f'objective {name!r} is none of {", ".join(OBJECTIVES)}, nor a figure: {", ".join(figures)}'
+    )
   if stem in ('ac3', 'consistency'):
     terms = {figure: 1.0 for figure in figures if figure.startswith(stem)}
   else:
     languages = [figure.split('/')[1] for figure in figures if figure.startswith(f'{stem}/')]
     if unknown := set(weights) - set(languages):
-      raise ValueError(f'weights: nothing was measured in {", ".join(sorted(unknown))}, only in {", ".join(languages)}')
+      raise ValueError(
+        f'weights: nothing was measured in {", ".join(sorted(unknown))}, only in '
+        f'{", ".join(languages)}'
+      )
     if any(not np.isfinite(w) or w < 0 for w in weights.values()):
       raise ValueError(f'weights {dict(weights)} must be finite and not negative')
     skipped = ('en',) if name.endswith('_elsewhere') else ()
@@ -141,7 +171,8 @@ def _objective(name: str, figures: Mapping[str, Figure], weights: Mapping[str, f
       terms = {'loss': 1.0}
   if not terms:
     raise ValueError(
-      f'objective {name}: no such figure was measured, or its weights are 0; there are {", ".join(figures)}'
+      f'objective {name}: no such figure was measured, or its weights are 0; there are '
+      f'{", ".join(figures)}'
     )
   return Objective(terms, figures[next(iter(terms))].kind == 'fraction')
 
@@ -153,13 +184,16 @@ def _default(wanted, shares: Shares, points: list[dict]) -> np.ndarray:
     return shares.row(wanted)
   found = [shares.mixture[i] for i, point in enumerate(points) if point['name'].startswith(wanted)]
   exact = [
-    shares.mixture[i] for i, p in enumerate(points) if p['name'] == wanted or p['name'].rpartition('-')[0] == wanted
+    shares.mixture[i]
+    for i, p in enumerate(points)
+    if p['name'] == wanted or p['name'].rpartition('-')[0] == wanted
   ]
   found = exact or found
   if len(set(found)) != 1:
     known = ', '.join(point['name'] for point in points)
     raise ValueError(
-      f'default_shares {wanted!r} {"names several mixtures" if found else "is no point"}; the points are {known}'
+      f'default_shares {wanted!r} {"names several mixtures" if found else "is no point"}; the '
+      f'points are {known}'
     )
   return shares.mixtures[found[0]]
 
@@ -168,7 +202,7 @@ def _spanned(shares: Shares, row: np.ndarray) -> bool:
   return bool(np.abs(shares.shares(shares.places(row)) - row).max() < 2 * SAME)
 
 
-# ---- what is shown -------------------------------------------------------------------------------------------------
+# ---- what is shown ----
 
 
 def _seeds(shares: Shares) -> list[int]:
@@ -177,13 +211,17 @@ def _seeds(shares: Shares) -> list[int]:
   return [int(each.min()), int(each.max())]
 
 
-def _mixtures(shares: Shares, points, figures: Mapping[str, Figure], laws: Mapping[str, Law]) -> list[dict]:
+def _mixtures(
+  shares: Shares, points, figures: Mapping[str, Figure], laws: Mapping[str, Law]
+) -> list[dict]:
   rows = []
   for m, row in enumerate(shares.mixtures):
     mine = [i for i in range(len(points)) if shares.mixture[i] == m]
     seen = {name: [float(v) for v in figures[name].values[mine] if np.isfinite(v)] for name in laws}
     # As all seeds on average would have it: a mixture may lack some of them.
-    level = lambda name, i: figures[name].values[i] - laws[name].offsets.of_seed.get(points[i]['seed'], 0.0)
+    level = lambda name, i: (
+      figures[name].values[i] - laws[name].offsets.of_seed.get(points[i]['seed'], 0.0)
+    )
     means = {name: [v for i in mine if np.isfinite(v := level(name, i))] for name in laws}
     rows.append({
       'shares': dict(zip(shares.components, row.tolist())),
@@ -198,21 +236,27 @@ def _mixtures(shares: Shares, points, figures: Mapping[str, Figure], laws: Mappi
 
 def _law(name: str, law: Law, figure: Figure, check: Mapping) -> dict:
   return {
-    'figure': name, 'kind': law.kind, 'chance': law.chance if law.kind == 'fraction' else None, 'form': law.form,
-    'wanted': law.wanted, 'default_form': default_form(law.kind), 'parameters': law.parameters, 'mixtures': law.mixtures,
-    'points': law.points, 'not_finite': int((~np.isfinite(figure.values)).sum()), 'noise': law.noise,
-    'seed_noise': law.seed_noise, 'seed_offsets': {str(seed): offset for seed, offset in law.offsets.of_seed.items()},
-    'seeds_apart': law.offsets.apart, 'freedom': law.freedom, 'intervals': bool(len(law.replicates)),
+    'figure': name, 'kind': law.kind, 'chance': law.chance if law.kind == 'fraction' else None,
+    'form': law.form,
+    'wanted': law.wanted, 'default_form': default_form(law.kind), 'parameters': law.parameters,
+    'mixtures': law.mixtures,
+    'points': law.points, 'not_finite': int((~np.isfinite(figure.values)).sum()),
+    'noise': law.noise,
+    'seed_noise': law.seed_noise,
+    'seed_offsets': {str(seed): offset for seed, offset in law.offsets.of_seed.items()},
+    'seeds_apart': law.offsets.apart, 'freedom': law.freedom,
+    'intervals': bool(len(law.replicates)),
     'coefficients': law.coefficients(), 'held_out': check,
     'constant': bool(np.ptp(figure.values[np.isfinite(figure.values)]) < 1e-12),
   }  # fmt: skip
 
 
 def _curves(shares: Shares, laws: Mapping[str, Law], proposal: Mapping | None) -> dict:
-  """component -> {'x', 'figures': {name: {'y', 'low', 'high'}}}: its share varied, the others' in their proportions.
+  """component -> {'x', 'figures': {name: {'y', 'low', 'high'}}}: its share varied, the others' in
+  their proportions.
 
-  Through the proposal, else through the centre, as far as the region goes. One of two components mirrors the other: the
-  later one is left out.
+  Through the proposal, else through the centre, as far as the region goes. One of two components
+  mirrors the other: the later one is left out.
   """
   if not len(shares.basis):
     return {}
@@ -233,56 +277,86 @@ def _curves(shares: Shares, laws: Mapping[str, Law], proposal: Mapping | None) -
       step = direction @ shares.basis.T / shares.scale
       origin = shares.places(centre)
       ways.append((origin, step, *region.line(step, origin)))
-    origin, step, low, high = ways[0] if ways[0][3] - ways[0][2] > 0.5 * (ways[1][3] - ways[1][2]) else ways[1]
+    origin, step, low, high = (
+      ways[0] if ways[0][3] - ways[0][2] > 0.5 * (ways[1][3] - ways[1][2]) else ways[1]
+    )
     rows = shares.shares(origin + np.linspace(low, high, 41)[:, None] * step)
     if np.ptp(rows[:, i]) < 1e-3:
       continue
     figures = {}
     for name, law in laws.items():
       ends = law.interval(rows)
-      low_high = {'low': ends[0].tolist(), 'high': ends[1].tolist()} if ends else {'low': None, 'high': None}
+      low_high = (
+        {'low': ends[0].tolist(), 'high': ends[1].tolist()} if ends else {'low': None, 'high': None}
+      )
       figures[name] = {'y': law.predict(rows).tolist()} | low_high
     curves[shares.components[i]] = {'x': rows[:, i].tolist(), 'figures': figures}
   return curves
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------
+# ---- the command ----
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """The flags of `crossin sweep --fit`."""
-  group = parser.add_argument_group('fit', 'laws of the shares from the finished points, and the best shares')
-  group.add_argument(
-    '--fit', action='store_true', help='run nothing; fit what is finished in --output_dir, write fit.json'
+  group = parser.add_argument_group(
+    'fit', 'laws of the shares from the finished points, and the best shares'
   )
   group.add_argument(
-    '--objective', help=f'{", ".join(OBJECTIVES)}, or a figure such as loss/vi (default: ac3, else loss)'
+    '--fit',
+    action='store_true',
+    help='run nothing; fit what is finished in --output_dir, write fit.json',
+  )
+  group.add_argument(
+    '--objective',
+    help=f'{", ".join(OBJECTIVES)}, or a figure such as loss/vi (default: ac3, else loss)',
   )
   group.add_argument(
     '--default_shares',
     metavar='SHARES',
     help='"{\'base\': 0.5, ...}" or the name of a point (default: mean of all mixtures)',
   )
-  group.add_argument('--language_weights', metavar='WEIGHTS', help='"{\'vi\': 2}" in the mean over languages')
   group.add_argument(
-    '--english_accuracy', metavar='X', help="at least this fraction, or 'default': as at the default shares"
+    '--language_weights', metavar='WEIGHTS', help='"{\'vi\': 2}" in the mean over languages'
+  )
+  group.add_argument(
+    '--english_accuracy',
+    metavar='X',
+    help="at least this fraction, or 'default': as at the default shares",
   )
   group.add_argument('--english_loss', metavar='X', help="at most so many nats, or 'default'")
-  group.add_argument('--share_bounds', metavar='BOUNDS', help='"{\'x2x\': (0.1, 0.4)}", within what was observed')
   group.add_argument(
-    '--margin', type=float, default=0.0, help='beyond what was observed, as a part (default: %(default)s)'
+    '--share_bounds', metavar='BOUNDS', help='"{\'x2x\': (0.1, 0.4)}", within what was observed'
   )
-  group.add_argument('--form', choices=sorted(FORMS), help='of all laws (default: exponential; of fractions logistic)')
-  group.add_argument('--fit_questions', metavar='NAME', help='benchmark of results.json (default: the first)')
+  group.add_argument(
+    '--margin',
+    type=float,
+    default=0.0,
+    help='beyond what was observed, as a part (default: %(default)s)',
+  )
+  group.add_argument(
+    '--form',
+    choices=sorted(FORMS),
+    help='of all laws (default: exponential; of fractions logistic)',
+  )
+  group.add_argument(
+    '--fit_questions', metavar='NAME', help='benchmark of results.json (default: the first)'
+  )
   group.add_argument('--fit_method', choices=('likelihood', 'generate'), default='likelihood')
-  group.add_argument('--resamples', type=int, default=400, help='of the bootstrap (default: %(default)s)')
+  group.add_argument(
+    '--resamples', type=int, default=400, help='of the bootstrap (default: %(default)s)'
+  )
 
 
 def run(args: argparse.Namespace) -> int:
-  """Fits as the flags say; writes fit.json and fit.html, the table to stderr, with --json fit.json to stdout."""
+  """Fits as the flags say; writes fit.json and fit.html, the table to stderr, with --json fit.json
+  to stdout.
+  """
   from crossin_jax.mixing_laws import page as fit_page
 
-  limit = lambda name: value if (value := getattr(args, name)) in (None, 'default') else _number(value, name)
+  limit = lambda name: (
+    value if (value := getattr(args, name)) in (None, 'default') else _number(value, name)
+  )
   if not 0 <= args.margin <= 1:
     raise ValueError(f'--margin {args.margin} must lie between 0 and 1')
   if args.resamples < 20:
@@ -291,7 +365,9 @@ def run(args: argparse.Namespace) -> int:
   found = fit(
     args.output_dir,
     args.objective,
-    _literal(default, 'default_shares') if default and default.lstrip().startswith('{') else default,
+    _literal(default, 'default_shares')
+    if default and default.lstrip().startswith('{')
+    else default,
     weights=_literal(args.language_weights, 'language_weights'),
     english_accuracy=limit('english_accuracy'),
     english_loss=limit('english_loss'),

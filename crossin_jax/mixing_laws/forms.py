@@ -1,7 +1,9 @@
-"""The forms of a mixing law, the fit of one form to many data sets at once, and what the runs of a seed share.
+"""The forms of a mixing law, the fit of one form to many data sets at once, and what the runs of a
+seed share.
 
-A form is a function of places x (shares along the directions in which they differ) and parameters theta. All fits of a bootstrap,
-and all starts of each, are one batch: Levenberg-Marquardt with Huber's weights on arrays [B, N, P].
+A form is a function of places x (shares along the directions in which they differ) and parameters
+theta. All fits of a bootstrap, and all starts of each, are one batch: Levenberg-Marquardt with
+Huber's weights on arrays [B, N, P].
 
 Axis letters: B fits at once, N points, D directions, P parameters, M mixtures, S seeds.
 """
@@ -11,7 +13,9 @@ import dataclasses
 
 import numpy as np
 
-SPAN = 12.0  # most that an exponent may differ between two observed points: beyond, a law is a spike at one of them
+# most that an exponent may differ between two observed points: beyond, a law is a spike at one of
+# them
+SPAN = 12.0
 BEND = 1.345  # robust standard deviations at which Huber's loss turns from squares to lines
 _RIDGE = 1e-8  # pulls slopes that no point tells anything about to 0
 
@@ -21,7 +25,8 @@ class Form:
   """A family of curves.
 
   Attributes:
-    size: directions -> number of parameters, the last of which are pulled to 0 where nothing tells them.
+    size: directions -> number of parameters, the last of which are pulled to 0 where nothing tells
+      them.
     free: how many of the first are not.
     curve: (theta [B, P], x [N, D], chance) -> values [B, N], derivatives [B, N, P].
     starts: (x, y [B, N], weights [B, N], chance) -> [B, S, P].
@@ -38,7 +43,9 @@ class Form:
     return self.curve(theta, x, chance)[0]
 
 
-def minimise(form: Form, x, y_BN, weights_BN, chance, *, bend=None, near=None, steps: int = 80) -> np.ndarray:
+def minimise(
+  form: Form, x, y_BN, weights_BN, chance, *, bend=None, near=None, steps: int = 80
+) -> np.ndarray:
   """The best parameters [B, P] over all starts.
 
   Args:
@@ -63,7 +70,9 @@ def minimise(form: Form, x, y_BN, weights_BN, chance, *, bend=None, near=None, s
   def loss(theta, y, w, bends):
     r = np.abs(y - form.value(theta, x, chance))
     squares = np.minimum(r, bends[:, None]) ** 2
-    lines = np.where(r > bends[:, None], 2 * bends[:, None], 0) * np.maximum(0, r - np.minimum(r, bends[:, None]))
+    lines = np.where(r > bends[:, None], 2 * bends[:, None], 0) * np.maximum(
+      0, r - np.minimum(r, bends[:, None])
+    )
     with np.errstate(invalid='ignore'):
       total = (w * (squares + np.nan_to_num(lines))).sum(axis=1)
     return total + (ridge * theta**2).sum(axis=1)
@@ -85,14 +94,18 @@ def minimise(form: Form, x, y_BN, weights_BN, chance, *, bend=None, near=None, s
     matrix = np.swapaxes(weighted, 1, 2) @ derivatives + np.diag(ridge)
     gradient = np.einsum('bnp,bn->bp', weighted, residuals) - ridge * t
     size = np.sqrt(np.diagonal(matrix, axis1=1, axis2=2)) + 1e-30
-    matrix = matrix / (size[:, :, None] * size[:, None, :]) + (damping[active, None, None] + 1e-12) * np.eye(P)
+    matrix = matrix / (size[:, :, None] * size[:, None, :]) + (
+      damping[active, None, None] + 1e-12
+    ) * np.eye(P)
     step = np.linalg.solve(matrix, (gradient / size)[..., None])[..., 0] / size
     moved = solved(t + step, yy, ww, bb)
     now = loss(moved, yy, ww, bb)
     better = now < best[active]
     gained = np.where(better, best[active] - now, 0)
     theta[active[better]], best[active[better]] = moved[better], now[better]
-    damping[active] = np.clip(np.where(better, damping[active] / 5, damping[active] * 4), 1e-12, 1e12)
+    damping[active] = np.clip(
+      np.where(better, damping[active] / 5, damping[active] * 4), 1e-12, 1e12
+    )
     ended = (better & (gained <= 1e-11 * (now + 1e-12))) | (damping[active] > 1e7)
     active = active[~ended]
     if not active.size:
@@ -101,8 +114,11 @@ def minimise(form: Form, x, y_BN, weights_BN, chance, *, bend=None, near=None, s
   return theta.reshape(B, S, P)[np.arange(B), chosen]
 
 
-def robust(form: Form, x, y_BN, weights_BN, chance, *, near=None, scale=None, spent: int = 0) -> np.ndarray:
-  """Huber's fit [B, P]: bends at 1.345 robust standard deviations of the residuals of least squares.
+def robust(
+  form: Form, x, y_BN, weights_BN, chance, *, near=None, scale=None, spent: int = 0
+) -> np.ndarray:
+  """Huber's fit [B, P]: bends at 1.345 robust standard deviations of the residuals of least
+  squares.
 
   Args:
     form, x, y_BN, weights_BN, chance, near: see `minimise`.
@@ -120,22 +136,32 @@ def robust(form: Form, x, y_BN, weights_BN, chance, *, near=None, scale=None, sp
 
 
 def robust_scale(residuals: np.ndarray, parameters: int) -> float:
-  """Robust standard deviation; with hardly more points than parameters the plain one, which bends nothing."""
+  """Robust standard deviation; with hardly more points than parameters the plain one, which bends
+  nothing.
+  """
   count = len(residuals)
   plain = np.sqrt(np.sum(residuals**2) / max(1, count - parameters))
   if count < parameters + 4:
     return float(max(2 * plain, 1e-3))
-  return float(max(1.4826 * np.median(np.abs(residuals)) * np.sqrt(count / (count - parameters)), 0.1 * plain, 1e-3))
+  return float(
+    max(
+      1.4826 * np.median(np.abs(residuals)) * np.sqrt(count / (count - parameters)),
+      0.1 * plain,
+      1e-3,
+    )
+  )
 
 
 def _regress(x, y_BN, weights_BN) -> np.ndarray:
   """Weighted linear regression: [B, 1 + D]."""
   design = np.concatenate([np.ones((len(x), 1)), x], axis=1)
   matrix = np.einsum('np,bn,nq->bpq', design, weights_BN, design) + 1e-9 * np.eye(design.shape[1])
-  return np.linalg.solve(matrix, np.einsum('np,bn,bn->bp', design, weights_BN, y_BN)[..., None])[..., 0]
+  return np.linalg.solve(matrix, np.einsum('np,bn,bn->bp', design, weights_BN, y_BN)[..., None])[
+    ..., 0
+  ]
 
 
-# ---- what the runs of a seed share ---------------------------------------------------------------------------------
+# ---- what the runs of a seed share ----
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +170,11 @@ class Offsets:
 
   Attributes:
     of_seed: {seed: offset}; seeds that nothing can be told of are not in it.
-    remove: float64 [N, N]; `remove @ values` are the values as a run of all seeds on average would have them.
+    remove: float64 [N, N]; `remove @ values` are the values as a run of all seeds on average would
+      have them.
     spent: degrees of freedom that the offsets take.
-    apart: some seeds share no mixture with the others, so their offsets sum to zero among themselves alone.
+    apart: some seeds share no mixture with the others, so their offsets sum to zero among
+      themselves alone.
   """
 
   of_seed: dict[int, float]
@@ -156,15 +184,18 @@ class Offsets:
 
 
 def seed_offsets(values: np.ndarray, mixture: np.ndarray, seed: np.ndarray | None) -> Offsets:
-  """Fits value = mixture + offset of the seed + noise of the run, with Huber's loss; offsets sum to zero.
+  """Fits value = mixture + offset of the seed + noise of the run, with Huber's loss; offsets sum to
+  zero.
 
-  A seed brings its own order of examples, or a world and its questions of its own: what that does to all mixtures alike is no
-  noise of the comparison between them. Every mixture has a parameter of its own here, so whatever the shares do, and
-  whichever runs are missing, the offsets are not biased by it.
+  A seed brings its own order of examples, or a world and its questions of its own: what that does
+  to all mixtures alike is no noise of the comparison between them. Every mixture has a parameter of
+  its own here, so whatever the shares do, and whichever runs are missing, the offsets are not
+  biased by it.
 
-  They are added to the figure, for fractions too, not to their logit: runs at or below chance have no logit, and what is
-  asked for is the mean of the figure over seeds, which balanced runs give whether or not offsets add up. Where they do not
-  (an easy world saturates), the rest of it counts as noise of the runs.
+  They are added to the figure, for fractions too, not to their logit: runs at or below chance have
+  no logit, and what is asked for is the mean of the figure over seeds, which balanced runs give
+  whether or not offsets add up. Where they do not (an easy world saturates), the rest of it counts
+  as noise of the runs.
 
   Args:
     values: float64 [N].
@@ -190,7 +221,9 @@ def seed_offsets(values: np.ndarray, mixture: np.ndarray, seed: np.ndarray | Non
   remove, offsets, weights = np.eye(count), np.zeros(len(seeds)), np.ones(count)
   unit = float(np.std(values)) or 1.0
   for _ in range(50 if spent else 0):
-    centred = np.eye(count) - is_mixture @ ((is_mixture * weights[:, None]).T / (weights @ is_mixture)[:, None])
+    centred = np.eye(count) - is_mixture @ (
+      (is_mixture * weights[:, None]).T / (weights @ is_mixture)[:, None]
+    )
     root = np.sqrt(weights)[:, None]
     solve = np.linalg.pinv(root * (centred @ is_seed), rcond=1e-6) @ (root * centred)
     offsets, remove = solve @ values, np.eye(count) - is_seed @ solve
@@ -199,17 +232,21 @@ def seed_offsets(values: np.ndarray, mixture: np.ndarray, seed: np.ndarray | Non
     last, weights = weights, np.minimum(1, bend / np.maximum(np.abs(residuals), 1e-300))
     if np.abs(weights - last).max() < 1e-4:
       break
-  known = {int(s): float(o) for s, o, has in zip(seeds, offsets, is_seed.any(axis=0)) if has and spent}
+  known = {
+    int(s): float(o) for s, o, has in zip(seeds, offsets, is_seed.any(axis=0)) if has and spent
+  }
   return Offsets(known, remove, spent, bool(shared.any() and len(np.unique(group)) > 1))
 
 
-# ---- c + k exp(x u) ------------------------------------------------------------------------------------------------
+# ---- c + k exp(x u) ----
 
 
 def _exponential(theta, x, chance):
   z = np.exp(np.clip(theta[:, 2:] @ x.T, -40, 40))
   slopes = theta[:, 1, None, None] * z[..., None] * x[None]
-  return theta[:, :1] + theta[:, 1:2] * z, np.concatenate([np.ones_like(z)[..., None], z[..., None], slopes], axis=2)
+  return theta[:, :1] + theta[:, 1:2] * z, np.concatenate(
+    [np.ones_like(z)[..., None], z[..., None], slopes], axis=2
+  )
 
 
 def _exponential_starts(x, y, weights, chance):
@@ -217,11 +254,15 @@ def _exponential_starts(x, y, weights, chance):
   low, spread = np.nanmin(seen, axis=1), np.nanmax(seen, axis=1) - np.nanmin(seen, axis=1) + 1e-9
   slopes = []
   for floor in (low - 0.1 * spread, low - spread, np.zeros_like(low)):
-    slopes.append(_regress(x, np.log(np.maximum(y - floor[:, None], 0.02 * spread[:, None])), weights)[:, 1:])
+    slopes.append(
+      _regress(x, np.log(np.maximum(y - floor[:, None], 0.02 * spread[:, None])), weights)[:, 1:]
+    )
   rng = np.random.default_rng(7)
   for size in (1, 3, 3, 6, 6, 6):
     direction = rng.normal(size=x.shape[1])
-    slopes.append(np.broadcast_to(size * direction / max(1e-9, np.linalg.norm(direction)), slopes[0].shape))
+    slopes.append(
+      np.broadcast_to(size * direction / max(1e-9, np.linalg.norm(direction)), slopes[0].shape)
+    )
   slopes += [-slope for slope in slopes[3:]]
   slopes = np.stack(slopes, axis=1)
   return np.concatenate([np.ones((*slopes.shape[:2], 2)), slopes], axis=2)
@@ -243,12 +284,14 @@ def _exponential_solved(theta, x, y, weights):
   k = np.where(variance > 1e-14 * total, np.maximum(0, shared / np.maximum(variance, 1e-30)), 0)
   c = y_mean - k * e_mean
   below = c < 0
-  k = np.where(below, (weights * e * y).sum(axis=1) / np.maximum((weights * e * e).sum(axis=1), 1e-30), k)
+  k = np.where(
+    below, (weights * e * y).sum(axis=1) / np.maximum((weights * e * e).sum(axis=1), 1e-30), k
+  )
   k, c = np.maximum(0, k), np.where(below, 0, c)
   return np.concatenate([c[:, None], (k * np.exp(-top))[:, None], slopes], axis=1)
 
 
-# ---- chance + (1 - chance) sigmoid(b + x u) ------------------------------------------------------------------------
+# ---- chance + (1 - chance) sigmoid(b + x u) ----
 
 
 def _logistic(theta, x, chance):
@@ -274,7 +317,7 @@ def _logistic_bounded(theta, x, y, weights):
   return np.concatenate([np.clip(theta[:, :1], -SPAN, SPAN), slopes], axis=1)
 
 
-# ---- polynomials ---------------------------------------------------------------------------------------------------
+# ---- polynomials ----
 
 
 def _polynomial(terms: Callable) -> Form:

@@ -16,27 +16,43 @@ _HELDOUT = 'eval/heldout/'
 
 
 def read_points(output_dir: str, questions: str | None, method: str) -> tuple[list[dict], dict]:
-  """Finished points that were trained and measured alike, in the order of their folders; and how many are left out."""
+  """Finished points that were trained and measured alike, in the order of their folders; and how
+  many are left out.
+  """
   folders = sorted(glob.glob(os.path.join(glob.escape(output_dir), 'points', '*', '')))
   if not folders:
-    raise ValueError(f'{output_dir} has no points/: give the --output_dir of a `crossin sweep` that was started')
-  finished, counts = [], {'points': len(folders), 'unfinished': 0, 'without_mixture': 0, 'other_settings': 0}
+    raise ValueError(
+      f'{output_dir} has no points/: give the --output_dir of a `crossin sweep` that was started'
+    )
+  finished, counts = (
+    [],
+    {'points': len(folders), 'unfinished': 0, 'without_mixture': 0, 'other_settings': 0},
+  )
   for folder in folders:
-    results = sorted(glob.glob(os.path.join(glob.escape(folder), 'evaluation-*', 'point.json')), key=os.path.getmtime)
+    results = sorted(
+      glob.glob(os.path.join(glob.escape(folder), 'evaluation-*', 'point.json')),
+      key=os.path.getmtime,
+    )
     read = [_point(output_dir, path, questions, method) for path in results]
     counts['unfinished'] += not read
     counts['without_mixture'] += bool(read) and not any(read)
     finished.append([one for one in read if one])
   groups = _groups([one for measured in finished for one in measured])
   if not groups:
-    raise ValueError(f'{output_dir} has {len(folders)} points, none of which is finished; start the sweep again first')
+    raise ValueError(
+      f'{output_dir} has {len(folders)} points, none of which is finished; start the sweep again '
+      'first'
+    )
   best = max(groups, key=lambda group: (len(group), max(one['time'] for one in group)))
   kept = {one['folder']: one for one in best}  # measured twice alike: the later one
   counts['other_settings'] = sum(bool(measured) for measured in finished) - len(kept)
   counts['used'] = len(kept)
   if questions and not best[0]['questions']:
     known = sorted({run['benchmark'] for run in best[0]['runs']})
-    raise ValueError(f'no run has benchmark {questions!r} by {method}; there are {", ".join(known) or "no questions"}')
+    raise ValueError(
+      f'no run has benchmark {questions!r} by {method}; there are '
+      f'{", ".join(known) or "no questions"}'
+    )
   return list(kept.values()), counts
 
 
@@ -51,7 +67,11 @@ def _point(output_dir: str, path: str, questions: str | None, method: str) -> di
   shares: dict[str, float] = {}
   for task in read_json(mixture, 'start the sweep again')['tasks']:
     shares[task['component']] = shares.get(task['component'], 0.0) + _rate(data, task)
-  runs = [run for run in result['runs'] if run['method'] == method and questions in (None, run['benchmark'])]
+  runs = [
+    run
+    for run in result['runs']
+    if run['method'] == method and questions in (None, run['benchmark'])
+  ]
   tasks = os.path.join(data, 'tasks')
   return {
     'name': os.path.basename(os.path.dirname(os.path.dirname(path))),
@@ -75,9 +95,11 @@ def _point(output_dir: str, path: str, questions: str | None, method: str) -> di
 
 
 def _groups(points: list[dict]) -> list[list[dict]]:
-  """Points that differ in their mixture and their seed alone: a law would take anything else for an effect of the shares.
+  """Points that differ in their mixture and their seed alone: a law would take anything else for an
+  effect of the shares.
 
-  Rows, held-out rows and questions are the same in a group, or each seed has its own (a world for each).
+  Rows, held-out rows and questions are the same in a group, or each seed has its own (a world for
+  each).
   """
   groups: list[list[dict]] = []
   for one in points:
@@ -89,7 +111,9 @@ def _groups(points: list[dict]) -> list[list[dict]]:
   merged: list[list[dict]] = []
   for group in sorted(groups, key=len, reverse=True):
     seeds = {one['seed'] for one in group}
-    other = next((m for m in merged if _alike(m[0], group[0]) and not seeds & {one['seed'] for one in m}), None)
+    other = next(
+      (m for m in merged if _alike(m[0], group[0]) and not seeds & {one['seed'] for one in m}), None
+    )
     if other is None:
       merged.append(group)
     else:
@@ -101,14 +125,18 @@ def _rate(data: str, task: Mapping) -> float:
   """Rate of a task, 0 where no example of it was left: training passes such a task over."""
   manifest = os.path.join(data, 'tasks', task['task'], 'manifest.json')
   if os.path.exists(manifest):
-    train = read_json(manifest, 'prepare the mixture again')['splits'].get('train', {}).get('parts', [])
+    train = (
+      read_json(manifest, 'prepare the mixture again')['splits'].get('train', {}).get('parts', [])
+    )
     if not sum(part['examples'] for part in train):
       return 0.0
   return float(task['rate'])
 
 
 def _alike(a: Mapping, b: Mapping) -> bool:
-  """Whether two points were trained alike but for mixture and seed; a text may name its seed ('read.0', 'read.1')."""
+  """Whether two points were trained alike but for mixture and seed; a text may name its seed
+  ('read.0', 'read.1').
+  """
 
   def same(x, y) -> bool:
     if isinstance(x, dict) and isinstance(y, dict):
@@ -149,15 +177,22 @@ def read_figures(points: list[dict], output_dir: str) -> dict[str, Figure]:
           put(f'{name}_{size}', i, run[name][size])
   chance = _chance(points)
   figures = {}
-  for name in sorted(values, key=lambda n: (not n.startswith('loss'), 'accuracy' not in n, 'consist' not in n)):
+  for name in sorted(
+    values, key=lambda n: (not n.startswith('loss'), 'accuracy' not in n, 'consist' not in n)
+  ):
     column = np.array([values[name].get(i, np.nan) for i in range(len(points))])
     # A training that ran away has no place in a law.
     column[~np.isfinite(column)] = np.nan
     kind = 'loss' if name.startswith('loss') else 'fraction'
     key = 'accuracy_elsewhere' if name.startswith('accuracy') else name
-    figures[name] = Figure(column, kind, chance.get(key, 0.0), items if name.startswith('accuracy') else None)
+    figures[name] = Figure(
+      column, kind, chance.get(key, 0.0), items if name.startswith('accuracy') else None
+    )
   if not figures:
-    raise ValueError(f'{output_dir}: its points have neither held-out loss nor answers; set sweep.heldout or QUESTIONS')
+    raise ValueError(
+      f'{output_dir}: its points have neither held-out loss nor answers; set sweep.heldout or '
+      'QUESTIONS'
+    )
   return figures
 
 
@@ -166,7 +201,9 @@ def _chance(points: list[dict]) -> dict[str, float]:
   for point in points:
     if point['run']:
       name = point['questions'].replace('/', '.', 1)
-      path = os.path.join(os.path.dirname(point['path']), 'predictions', f'{name}.{point["run"]["method"]}.jsonl')
+      path = os.path.join(
+        os.path.dirname(point['path']), 'predictions', f'{name}.{point["run"]["method"]}.jsonl'
+      )
       if os.path.exists(path):
         return sweep_table.chance_figures(read_predictions(path))
   return {}

@@ -1,11 +1,13 @@
 """The shares that laws hold for best, inside the range that was observed, and how sure that is.
 
-The region is the convex hull of the mixtures that were run: between them laws interpolate; outside nothing was seen. A margin
-widens it about its centre. Components that have the same share in every mixture keep it.
+The region is the convex hull of the mixtures that were run: between them laws interpolate; outside
+nothing was seen. A margin widens it about its centre. Components that have the same share in every
+mixture keep it.
 
-The same laws choose the shares and judge them: of many mixtures that are equally good one always looks better, and an interval
-about that one alone lies above zero far too often. So the lower end of a gain's interval holds for all mixtures of the region at
-once, hence for whichever is chosen (a simultaneous band, as Scheffe's). The upper end needs nothing of the kind.
+The same laws choose the shares and judge them: of many mixtures that are equally good one always
+looks better, and an interval about that one alone lies above zero far too often. So the lower end
+of a gain's interval holds for all mixtures of the region at once, hence for whichever is chosen (a
+simultaneous band, as Scheffe's). The upper end needs nothing of the kind.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,15 +34,21 @@ class Objective:
   terms: Mapping[str, float]
   maximise: bool
 
-  def value(self, laws: Mapping[str, Law], rows: np.ndarray, replicates: bool = False) -> np.ndarray:
+  def value(
+    self, laws: Mapping[str, Law], rows: np.ndarray, replicates: bool = False
+  ) -> np.ndarray:
     """[...] at shares [..., C], or [B, ...]."""
     total = sum(self.terms.values())
-    return sum(weight / total * laws[name].predict(rows, replicates) for name, weight in self.terms.items())
+    return sum(
+      weight / total * laws[name].predict(rows, replicates) for name, weight in self.terms.items()
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-  """A figure that must stay on one side of a bound; bound None = what its law gives at the default shares."""
+  """A figure that must stay on one side of a bound; bound None = what its law gives at the default
+  shares.
+  """
 
   figure: str
   at_least: bool
@@ -52,10 +60,16 @@ class Region:
 
   Attributes:
     corners: float64 [V, D], places of the mixtures, widened.
-    faces, offsets: a place z is inside where faces @ z <= offsets; the first `hull` of them are the hull's.
+    faces, offsets: a place z is inside where faces @ z <= offsets; the first `hull` of them are the
+      hull's.
   """
 
-  def __init__(self, shares: Shares, margin: float = 0.0, bounds: Mapping[str, tuple[float, float]] | None = None):
+  def __init__(
+    self,
+    shares: Shares,
+    margin: float = 0.0,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+  ):
     """Raises ValueError: bounds on components that no mixture has, or that are the wrong way round."""
     self.observed = shares
     corners = (1 + margin) * shares.places(shares.mixtures)
@@ -72,9 +86,13 @@ class Region:
       faces, offsets = equations[:, :-1], -equations[:, -1]
     for name, (low, high) in (bounds or {}).items():
       if name not in shares.components:
-        raise ValueError(f'bounds: no mixture has {name!r}; there are {", ".join(shares.components)}')
+        raise ValueError(
+          f'bounds: no mixture has {name!r}; there are {", ".join(shares.components)}'
+        )
       if not 0 <= low <= high <= 1:
-        raise ValueError(f'bounds of {name!r}: {low} and {high} are not two shares, the lower one first')
+        raise ValueError(
+          f'bounds of {name!r}: {low} and {high} are not two shares, the lower one first'
+        )
     self.hull = len(faces)
     # r = centre + scale * z @ basis, so a bound on a share is a face.
     slopes = shares.scale * shares.basis.T
@@ -105,17 +123,22 @@ class Region:
     # Mixtures of a few corners at a time: of all of them at once, none would lie near a face.
     chosen = rng.random((_CANDIDATES, count)).argsort(axis=1)[:, : directions + 1]
     parts = rng.dirichlet(np.ones(chosen.shape[1]), _CANDIDATES)
-    return self._kept(np.concatenate([corners, *edges, np.einsum('kv,kvd->kd', parts, corners[chosen])]))
+    return self._kept(
+      np.concatenate([corners, *edges, np.einsum('kv,kvd->kd', parts, corners[chosen])])
+    )
 
   def _kept(self, places: np.ndarray) -> np.ndarray:
     return places[self.inside(places)]
 
   def at_border(self, place: np.ndarray) -> bool:
-    """Whether the hull ends at a place though there are mixtures beyond: not where a share is 0 or at a bound that was asked."""
+    """Whether the hull ends at a place though there are mixtures beyond: not where a share is 0 or
+    at a bound that was asked.
+    """
     for face, offset in zip(self.faces[: self.hull], self.offsets[: self.hull]):
       beyond = place + 0.02 * face / np.linalg.norm(face)
       if (
-        face @ place >= offset - 1e-3 and (self.faces[self.hull :] @ beyond <= self.offsets[self.hull :] + _SLACK).all()
+        face @ place >= offset - 1e-3
+        and (self.faces[self.hull :] @ beyond <= self.offsets[self.hull :] + _SLACK).all()
       ):
         return True
     return False
@@ -152,19 +175,24 @@ def propose(
     seed: of candidates.
 
   Returns:
-    {'shares': {component: share} or None where no mixture of the region keeps the limits, 'intervals': {component: [low,
-    high]}, 'value', 'default_value', 'gain' (positive = better), 'gain_interval' (lower end: for all mixtures of the region at
-    once), 'better': share of replicates with a gain above 0 (of these shares, as if not chosen by the data), 'optimism': by how much the gain is flattered because the same data chose the shares and judge them,
-    'gain_over_best': predicted gain over the best mixture that was run, of those that keep the limits by the laws,
-    'best_observed': its number (both None where none does), 'edges': [{'component',
-    'end': 'low' or 'high', 'value'}] of the observed range that it touches, 'on_border': see `Region.at_border`, 'limits': [{'figure', 'bound',
-    'value', 'kept': share of replicates}], 'infeasible': share of replicates in which no mixture keeps the limits}.
+    {'shares': {component: share} or None where no mixture of the region keeps the limits,
+    'intervals': {component: [low, high]}, 'value', 'default_value', 'gain' (positive = better),
+    'gain_interval' (lower end: for all mixtures of the region at once), 'better': share of
+    replicates with a gain above 0 (of these shares, as if not chosen by the data), 'optimism': by
+    how much the gain is flattered because the same data chose the shares and judge them,
+    'gain_over_best': predicted gain over the best mixture that was run, of those that keep the
+    limits by the laws, 'best_observed': its number (both None where none does), 'edges':
+      [{'component', 'end': 'low' or 'high', 'value'}] of the observed range that it touches,
+      'on_border': see `Region.at_border`, 'limits': [{'figure', 'bound', 'value', 'kept': share of
+      replicates}], 'infeasible': share of replicates in which no mixture keeps the limits}.
     Intervals and shares of replicates are None without replicates.
   """
   observed = next(iter(laws.values())).shares
   region = Region(observed, margin, bounds)
   sign = 1.0 if objective.maximise else -1.0
-  bound = lambda limit: float(laws[limit.figure].predict(default)) if limit.bound is None else limit.bound
+  bound = lambda limit: (
+    float(laws[limit.figure].predict(default)) if limit.bound is None else limit.bound
+  )
   allowed = lambda rows: np.all(
     [
       (1 if limit.at_least else -1) * (laws[limit.figure].predict(rows) - bound(limit)) >= -_SLACK for limit in limits
@@ -196,7 +224,9 @@ def propose(
     'value': float(objective.value(laws, row)),
     'default_value': float(objective.value(laws, default)),
     'gain': float(gain),
-    'gain_over_best': None if best is None else float(sign * objective.value(laws, row) - measured[best]),
+    'gain_over_best': None
+    if best is None
+    else float(sign * objective.value(laws, row) - measured[best]),
     'on_border': region.at_border(place),
     'edges': [],
     'limits': [_limit(laws, limit, bound(limit), row) for limit in limits],
@@ -204,17 +234,32 @@ def propose(
   for i in varied:
     column = observed.mixtures[:, i]
     for end, value in (('low', column.min()), ('high', column.max())):
-      if abs(row[i] - value) <= 0.01 * np.ptp(column) or (row[i] - value) * (1 if end == 'high' else -1) > 0:
-        found['edges'].append({'component': observed.components[i], 'end': end, 'value': float(value)})
-  return found | _uncertainty(laws, objective, limits, observed, places, place, row, default, gain, sign)
+      if (
+        abs(row[i] - value) <= 0.01 * np.ptp(column)
+        or (row[i] - value) * (1 if end == 'high' else -1) > 0
+      ):
+        found['edges'].append(
+          {'component': observed.components[i], 'end': end, 'value': float(value)}
+        )
+  return found | _uncertainty(
+    laws, objective, limits, observed, places, place, row, default, gain, sign
+  )
 
 
 def _limit(laws, limit: Limit, bound: float, row) -> dict:
   value = None if row is None else float(laws[limit.figure].predict(row))
-  return {'figure': limit.figure, 'at_least': limit.at_least, 'bound': bound, 'value': value, 'kept': None}
+  return {
+    'figure': limit.figure,
+    'at_least': limit.at_least,
+    'bound': bound,
+    'value': value,
+    'kept': None,
+  }
 
 
-def _refined(laws, objective, limits, bound, region: Region, starts: np.ndarray, sign: float) -> np.ndarray | None:
+def _refined(
+  laws, objective, limits, bound, region: Region, starts: np.ndarray, sign: float
+) -> np.ndarray | None:
   """SLSQP from the best candidates; None where it finds no place that keeps everything."""
   if not starts.shape[1]:
     return None
@@ -223,31 +268,49 @@ def _refined(laws, objective, limits, bound, region: Region, starts: np.ndarray,
   rows = region.observed.shares
   # Scaled, since a tolerance of 1e-9 is much or little by the unit.
   unit = np.ptp(objective.value(laws, rows(region.corners))) or 1.0
-  constraints = [{'type': 'ineq', 'fun': lambda z: region.offsets - region.faces @ z, 'jac': lambda z: -region.faces}]
+  constraints = [
+    {
+      'type': 'ineq',
+      'fun': lambda z: region.offsets - region.faces @ z,
+      'jac': lambda z: -region.faces,
+    }
+  ]
   for limit in limits:
     way, end = (1 if limit.at_least else -1), bound(limit)
     constraints.append(
-      {'type': 'ineq', 'fun': lambda z, l=limit, w=way, e=end: w * (laws[l.figure].predict(rows(z)) - e)}
+      {
+        'type': 'ineq',
+        'fun': lambda z, l=limit, w=way, e=end: w * (laws[l.figure].predict(rows(z)) - e),
+      }
     )
   best = None
   for start in starts:
     result = minimize(
-      lambda z: -sign * objective.value(laws, rows(z)) / unit, start, method='SLSQP', constraints=constraints,
+      lambda z: -sign * objective.value(laws, rows(z)) / unit, start, method='SLSQP',
+      constraints=constraints,
       options={'ftol': 1e-10, 'maxiter': 200},
     )  # fmt: skip
     kept = all(
-      (1 if limit.at_least else -1) * (laws[limit.figure].predict(rows(result.x)) - bound(limit)) >= -_SLACK
+      (1 if limit.at_least else -1) * (laws[limit.figure].predict(rows(result.x)) - bound(limit))
+      >= -_SLACK
       for limit in limits
     )
-    if np.isfinite(result.fun) and kept and region.inside(result.x) and (best is None or result.fun < best[0]):
+    if (
+      np.isfinite(result.fun)
+      and kept
+      and region.inside(result.x)
+      and (best is None or result.fun < best[0])
+    ):
       best = result.fun, result.x
   return None if best is None else best[1]
 
 
 def _band(errors: np.ndarray, level: float) -> float:
-  """Room below the first of many estimates, of a band that at this level is nowhere below the truth.
+  """Room below the first of many estimates, of a band that at this level is nowhere below the
+  truth.
 
-  Its width is everywhere the same number of standard deviations: a place that is well known is not blurred by one that is not.
+  Its width is everywhere the same number of standard deviations: a place that is well known is not
+  blurred by one that is not.
 
   Args:
     errors: float64 [B, K] of the estimates, by bootstrap.
@@ -260,9 +323,17 @@ def _band(errors: np.ndarray, level: float) -> float:
   return float(np.quantile((errors[:, known] / size[known]).max(axis=1), level) * size[0])
 
 
-def _uncertainty(laws, objective, limits, observed, places, place, row, default, gain, sign) -> dict:
+def _uncertainty(
+  laws, objective, limits, observed, places, place, row, default, gain, sign
+) -> dict:
   used = [laws[name] for name in [*objective.terms, *[limit.figure for limit in limits]]]
-  unknown = {'intervals': None, 'gain_interval': None, 'better': None, 'optimism': None, 'infeasible': None}
+  unknown = {
+    'intervals': None,
+    'gain_interval': None,
+    'better': None,
+    'optimism': None,
+    'infeasible': None,
+  }
   if not all(len(law.replicates) for law in used):
     return unknown
   rows = observed.shares(np.concatenate([place[None], places]))
@@ -297,6 +368,8 @@ def _uncertainty(laws, objective, limits, observed, places, place, row, default,
   claimed = values[possible, chosen] - at_default[possible]
   real = sign * (objective.value(laws, rows[chosen]) - objective.value(laws, default))
   return found | {
-    'intervals': {name: [float(max(0, l)), float(h)] for name, l, h in zip(observed.components, low, high)},
+    'intervals': {
+      name: [float(max(0, l)), float(h)] for name, l, h in zip(observed.components, low, high)
+    },
     'optimism': float(np.mean(claimed - real)),
   }

@@ -1,8 +1,8 @@
-"""A decoder in Flax Linen for the Llama, Mistral, Qwen, Gemma, Phi and OLMo families, with T5X's call signature,
-parameter axes and cache.
+"""A decoder in Flax Linen for the Llama, Mistral, Qwen, Gemma, Phi and OLMo families, with T5X's
+call signature, parameter axes and cache.
 
-Letters: B batch, L length, E model width, H query heads, K key/value heads, D head size, F MLP width,
-V vocabulary, S slots of a cache.
+Letters: B batch, L length, E model width, H query heads, K key/value heads, D head size, F MLP
+width, V vocabulary, S slots of a cache.
 """
 
 import dataclasses
@@ -62,15 +62,23 @@ class Dense(nn.Module):
     kernel = param_with_axes('kernel', fan_in, shape, param_dtype, axes=self.axes)
     y = product(x, lora.whole(kernel, dtype))  # the frozen kernel of a LoRA run may be quantised
     if self.bias:
-      bias = param_with_axes('bias', nn.initializers.zeros, (self.features,), param_dtype, axes=self.axes[1:])
+      bias = param_with_axes(
+        'bias', nn.initializers.zeros, (self.features,), param_dtype, axes=self.axes[1:]
+      )
       y += bias.astype(dtype)
     adapters = self.config.lora
     if adapters is not None and self.name in adapters.targets:
       # A as PEFT draws it: uniform within 1 / sqrt(inputs).
       spread = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-      a = param_with_axes('lora_a', spread, (shape[0], adapters.rank), param_dtype, axes=(self.axes[0], 'lora_rank'))
+      a = param_with_axes(
+        'lora_a', spread, (shape[0], adapters.rank), param_dtype, axes=(self.axes[0], 'lora_rank')
+      )
       b = param_with_axes(
-        'lora_b', nn.initializers.zeros, (adapters.rank, shape[1]), param_dtype, axes=('lora_rank', self.axes[1])
+        'lora_b',
+        nn.initializers.zeros,
+        (adapters.rank, shape[1]),
+        param_dtype,
+        axes=('lora_rank', self.axes[1]),
       )
       low = product(nn.Dropout(adapters.dropout, deterministic=deterministic)(x), a.astype(dtype))
       y += product(low, b.astype(dtype)) * jnp.asarray(adapters.scale, dtype)
@@ -78,7 +86,9 @@ class Dense(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """x / sqrt(mean(x^2) + epsilon) * (scale + offset), computed in at least f32 (Zhang and Sennrich 2019)."""
+  """x / sqrt(mean(x^2) + epsilon) * (scale + offset), computed in at least f32 (Zhang and Sennrich
+  2019).
+  """
 
   config: DecoderConfig
   axis: str = 'embed'
@@ -87,7 +97,9 @@ class RMSNorm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     config = self.config
     init = nn.initializers.constant(1.0 - config.norm_offset)
-    scale = param_with_axes('scale', init, (x.shape[-1],), jnp.dtype(config.param_dtype), axes=(self.axis,))
+    scale = param_with_axes(
+      'scale', init, (x.shape[-1],), jnp.dtype(config.param_dtype), axes=(self.axis,)
+    )
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_epsilon)
     return (wide * (scale.astype(wide.dtype) + config.norm_offset)).astype(config.dtype)
@@ -117,30 +129,37 @@ class SelfAttention(nn.Module):
     k_BLKD = project('key', config.num_kv_heads, 'key_norm')
     v_BLKD = project('value', config.num_kv_heads)
 
-    # Cache in T5X's layout: [B, K, D, slots], and an index that is scalar until prefill makes it [B]. A local layer has
-    # `window` slots at most, and position p lies in slot p mod slots.
+    # Cache in T5X's layout: [B, K, D, slots], and an index that is scalar until prefill makes it
+    # [B]. A local layer has `window` slots at most, and position p lies in slot p mod slots.
     index_B, rope = None, tokens.rope
     if decode or prefill:
       ready = self.has_variable('cache', 'cached_key')
       slots = length if window is None else min(length, window)
       shape = (batch, config.num_kv_heads, config.head_dim, slots)
       cached_key = self.variable('cache', 'cached_key', jnp.zeros, shape, jnp.dtype(config.dtype))
-      cached_value = self.variable('cache', 'cached_value', jnp.zeros, shape, jnp.dtype(config.dtype))
+      cached_value = self.variable(
+        'cache', 'cached_value', jnp.zeros, shape, jnp.dtype(config.dtype)
+      )
       cache_index = self.variable('cache', 'cache_index', lambda: jnp.zeros((), jnp.int32))
       if ready and decode:
         index_B = jnp.broadcast_to(cache_index.value, (batch,))
         q_index_BL = index_B[:, None] + jnp.arange(length)
         rope = {self.kind: rotary.tables(config, self.kind, q_index_BL)}
 
-    q_BLHD = with_sharding_constraint(rotary.rotate(q_BLHD, *rope[self.kind]), ('batch', 'length', 'heads', 'kv'))
-    k_BLKD = with_sharding_constraint(rotary.rotate(k_BLKD, *rope[self.kind]), ('batch', 'length', 'heads', 'kv'))
+    q_BLHD = with_sharding_constraint(
+      rotary.rotate(q_BLHD, *rope[self.kind]), ('batch', 'length', 'heads', 'kv')
+    )
+    k_BLKD = with_sharding_constraint(
+      rotary.rotate(k_BLKD, *rope[self.kind]), ('batch', 'length', 'heads', 'kv')
+    )
     v_BLKD = with_sharding_constraint(v_BLKD, ('batch', 'length', 'heads', 'kv'))
     options = {'window': window, 'scale': config.query_scale, 'softcap': config.attention_softcap}
     if index_B is not None:
       k_BKDL, v_BKDL = k_BLKD.transpose(0, 2, 3, 1), v_BLKD.transpose(0, 2, 3, 1)
       slots = cached_key.value.shape[-1]
       if length > 1 and window is not None:
-        # Several tokens may push out of the ring what the first of them still sees: old slots and new tokens side by side.
+        # Several tokens may push out of the ring what the first of them still sees: old slots and
+        # new tokens side by side.
         k_index_BS = jnp.concatenate([_held(index_B - 1, slots), q_index_BL], axis=1)
         side_by_side = lambda cache, new: jnp.concatenate([cache.value, new], axis=-1)
         keys, values = side_by_side(cached_key, k_BKDL), side_by_side(cached_value, v_BKDL)
@@ -150,7 +169,9 @@ class SelfAttention(nn.Module):
       if length == 1 or window is None:
         keys, values = cached_key.value, cached_value.value
         k_index_BS = jnp.arange(slots)[None] if window is None else _held(index_B, slots)
-      out_BLHD = cached_attention(q_BLHD, keys, values, q_index_BT=q_index_BL, k_index_BS=k_index_BS, **options)
+      out_BLHD = cached_attention(
+        q_BLHD, keys, values, q_index_BT=q_index_BL, k_index_BS=k_index_BS, **options
+      )
     else:
       if prefill:
         lengths_B = jnp.asarray(tokens.prefill_lengths_B, jnp.int32)
@@ -171,12 +192,15 @@ class SelfAttention(nn.Module):
         **options,
       )
     out_BLE = out_BLHD.reshape(batch, length, config.num_heads * config.head_dim)
-    dense = Dense(config.embed_dim, ('joined_kv', 'embed'), config, config.attention_bias == 'all', name='out')
+    dense = Dense(
+      config.embed_dim, ('joined_kv', 'embed'), config, config.attention_bias == 'all', name='out'
+    )
     return dense(out_BLE, deterministic)
 
 
 def _held(last_B: jax.Array, slots: int) -> jax.Array:
-  """Position that each slot of a ring holds once `last_B` was written; negative = none yet. int [B, slots].
+  """Position that each slot of a ring holds once `last_B` was written; negative = none yet. int [B,
+  slots].
 
   last = 5, 4 slots: slots hold 4, 5, 2, 3.
   """
@@ -184,7 +208,9 @@ def _held(last_B: jax.Array, slots: int) -> jax.Array:
 
 
 def _write(cache_BKDS: jax.Array, new_BKDL: jax.Array, index_B: jax.Array, ring: bool) -> jax.Array:
-  """The cache with new tokens from position index_B on; a ring keeps the last of them where they do not all fit."""
+  """The cache with new tokens from position index_B on; a ring keeps the last of them where they do
+  not all fit.
+  """
   slots, length = cache_BKDS.shape[-1], new_BKDL.shape[-1]
   if ring and length > 1:
     new_BKDL = new_BKDL[..., -slots:]
@@ -221,7 +247,9 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-  """One layer: attention and MLP, normalised before or after or both, each added to the residual stream."""
+  """One layer: attention and MLP, normalised before or after or both, each added to the residual
+  stream.
+  """
 
   config: DecoderConfig
   kind: str
@@ -237,7 +265,9 @@ class Block(nn.Module):
       y_BLE = function(y_BLE)
       if config.norm_placement != 'pre':
         y_BLE = RMSNorm(config, name=f'post_{name}_norm')(y_BLE)
-      return x_BLE + nn.Dropout(config.dropout_rate, broadcast_dims=(-2,), deterministic=deterministic)(y_BLE)
+      return x_BLE + nn.Dropout(
+        config.dropout_rate, broadcast_dims=(-2,), deterministic=deterministic
+      )(y_BLE)
 
     x_BLE = with_sharding_constraint(x_BLE, ('batch', 'length', 'embed_activation'))
     attend = SelfAttention(config, self.kind, name='self_attention')
@@ -275,7 +305,9 @@ class Turn(nn.Module):
 
 
 class DecoderStack(nn.Module):
-  """Embedding, blocks, final norm; then logits, or with `split` the hidden states and the head that makes them logits."""
+  """Embedding, blocks, final norm; then logits, or with `split` the hidden states and the head that
+  makes them logits.
+  """
 
   config: DecoderConfig
 
@@ -304,12 +336,15 @@ class DecoderStack(nn.Module):
     if config.embedding_scale:
       x_BLE *= jnp.asarray(config.embed_dim**0.5, dtype)
     kinds = {config.kind(i) for i in range(config.num_layers)}
-    tokens = tokens.replace(rope={kind: rotary.tables(config, kind, positions_BL) for kind in sorted(kinds)})
+    tokens = tokens.replace(
+      rope={kind: rotary.tables(config, kind, positions_BL) for kind in sorted(kinds)}
+    )
     arguments = (tokens, decode, prefill, deterministic)
     block, period = remat_block(config.remat), len(config.layer_pattern)
     turns = config.num_layers // period if config.scan_layers else 0
     if turns:
-      # The cache is stacked along axis 0 too, so its batch axis is 1: T5X reads `scan_layers` for that.
+      # The cache is stacked along axis 0 too, so its batch axis is 1: T5X reads `scan_layers` for
+      # that.
       layers = nn_partitioning.scan_with_axes(
         block if period == 1 else Turn,
         variable_axes={'params': 0, 'cache': 0},
@@ -381,17 +416,21 @@ class Decoder(nn.Module):
         because id 0 may be a real token), but part of the signature.
       decoder_segment_ids: int [B, L], 0 = padding; None = every row is one segment.
       decoder_positions: int [B, L], position within the segment; None = arange(L).
-      decoder_causal_attention: int [B, L], 1 on prompts that are read in both directions; None = causal.
+      decoder_causal_attention: int [B, L], 1 on prompts that are read in both directions; None =
+        causal.
       enable_dropout: whether dropout acts; needs the 'dropout' rng if its rate is above 0.
-      decode: without a cache: makes one with room for L tokens; with one: takes L tokens a row (usually 1), which stand
-        behind those before and must fit. On local layers, padding behind a row's last token pushes older ones out of
-        its ring, so several tokens may only be followed by more where they were all real.
+      decode: without a cache: makes one with room for L tokens; with one: takes L tokens a row
+        (usually 1), which stand behind those before and must fit. On local layers, padding behind a
+        row's last token pushes older ones out of its ring, so several tokens may only be followed
+        by more where they were all real.
       max_decode_length: not read, the cache knows its length.
       prefill: fills the cache from whole prompts, right-padded.
       prefill_lengths: int [B], real tokens of each prompt (BOS counted).
-      decoder_branches: int [B, L], 0 = trunk of the segment, n = its n-th ending, which sees the trunk and itself; None = no
-        branches. `decoder_positions` are required then: every ending goes on where the trunk ends.
-      decoder_logit_places: int [B, M], array places whose logits are wanted; None = all. The head is computed there only.
+      decoder_branches: int [B, L], 0 = trunk of the segment, n = its n-th ending, which sees the
+        trunk and itself; None = no branches. `decoder_positions` are required then: every ending
+        goes on where the trunk ends.
+      decoder_logit_places: int [B, M], array places whose logits are wanted; None = all. The head
+        is computed there only.
 
     Returns:
       float [B, L or M, V], at least f32; V is vocab_size rounded up to vocab_multiple.
@@ -413,7 +452,14 @@ class Decoder(nn.Module):
       decoder_branches,
     )
     return self.decoder(
-      decoder_input_tokens, positions, decoder_logit_places, tokens, decode, prefill, not enable_dropout, False
+      decoder_input_tokens,
+      positions,
+      decoder_logit_places,
+      tokens,
+      decode,
+      prefill,
+      not enable_dropout,
+      False,
     )
 
   def hidden(
@@ -425,24 +471,31 @@ class Decoder(nn.Module):
     *,
     enable_dropout: bool = True,
   ) -> tuple[jax.Array, Head]:
-    """Hidden states [B, L, E] behind the final norm, and the head: `head.logits(hidden)` is what a call returns.
+    """Hidden states [B, L, E] behind the final norm, and the head: `head.logits(hidden)` is what a
+    call returns.
 
-    For a loss that never holds the logits of the whole batch; called with `model.apply(..., method='hidden')`. Arguments
-    as in a call.
+    For a loss that never holds the logits of the whole batch; called with `model.apply(...,
+    method='hidden')`. Arguments as in a call.
     """
     tokens, positions = self._tokens(
       decoder_input_tokens, decoder_segment_ids, decoder_positions, decoder_causal_attention
     )
-    return self.decoder(decoder_input_tokens, positions, None, tokens, False, False, not enable_dropout, True)
+    return self.decoder(
+      decoder_input_tokens, positions, None, tokens, False, False, not enable_dropout, True
+    )
 
-  def _tokens(self, inputs_BL, segments_BL, positions_BL, prefix_BL, prefill_lengths_B=None, branches_BL=None):
+  def _tokens(
+    self, inputs_BL, segments_BL, positions_BL, prefix_BL, prefill_lengths_B=None, branches_BL=None
+  ):
     """What the layers are told of the tokens, and the positions [B, L]."""
     if branches_BL is not None and positions_BL is None:
       raise ValueError('decoder_branches needs decoder_positions')
     of_branches = None if branches_BL is None else positions_BL
     if positions_BL is None:
       positions_BL = jnp.broadcast_to(jnp.arange(inputs_BL.shape[1]), inputs_BL.shape)
-    return Tokens(segments_BL, prefix_BL, prefill_lengths_B, branches_BL, of_branches, {}), positions_BL
+    return Tokens(
+      segments_BL, prefix_BL, prefill_lengths_B, branches_BL, of_branches, {}
+    ), positions_BL
 
 
 def unrolled(model: Decoder, params: Any) -> tuple[Decoder, Any]:
@@ -472,7 +525,9 @@ def unrolled(model: Decoder, params: Any) -> tuple[Decoder, Any]:
       node = stack
       for key in path.split('/'):
         node = node[key]
-      layers[plain.place(i)[0]] = node if index is None else jax.tree.map(lambda leaf: leaf[index], node)
+      layers[plain.place(i)[0]] = (
+        node if index is None else jax.tree.map(lambda leaf: leaf[index], node)
+      )
     rest = {key: value for key, value in stack.items() if not key.startswith(('layers', 'tail_'))}
     return {'decoder': {**rest, **layers}}
 

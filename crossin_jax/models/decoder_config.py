@@ -37,8 +37,8 @@ class DecoderConfig:
 
   Attributes:
     vocab_size: ids that the model knows; at least the vocabulary's size.
-    vocab_multiple: the embedding's rows are rounded up to a multiple of it (128 shards well); the rows beyond vocab_size
-      get no probability and are cut off on export.
+    vocab_multiple: the embedding's rows are rounded up to a multiple of it (128 shards well); the
+      rows beyond vocab_size get no probability and are cut off on export.
     embed_dim: E, width of the residual stream.
     num_layers: blocks.
     num_heads: H, query heads.
@@ -48,19 +48,22 @@ class DecoderConfig:
     mlp_activation: 'silu', 'gelu' (tanh approximation) or 'gelu_exact'.
     mlp_bias: biases in the MLP.
     attention_bias: 'none', 'qkv' (Qwen2) or 'all' (with the output too).
-    qk_norm: RMSNorm of queries and keys: 'none', 'head' (each head, Qwen3 and Gemma 3) or 'joined' (all heads, OLMo 2).
+    qk_norm: RMSNorm of queries and keys: 'none', 'head' (each head, Qwen3 and Gemma 3) or 'joined'
+      (all heads, OLMo 2).
     query_scale: factor on the attention logits; None = head_dim ** -0.5.
     attention_softcap: c, logits become c tanh(logits / c) (Gemma 2); None = none.
     logit_softcap: the same on the output logits.
-    layer_pattern: kinds of the layers, repeated from the first on: 'global' sees everything before, 'local' the last
-      `window` tokens.
+    layer_pattern: kinds of the layers, repeated from the first on: 'global' sees everything before,
+      'local' the last `window` tokens.
     window: tokens that a local layer sees, its own included.
     rope_theta: base of the rotary wave lengths.
-    rope_local_theta: that of local layers, which then are not scaled (Gemma 3); None = as the global ones.
-    rope_scaling: None or a dict as `rope_parameters` of a config.json: rope_type of 'linear', 'llama3', 'yarn', 'longrope'
-      and its numbers.
+    rope_local_theta: that of local layers, which then are not scaled (Gemma 3); None = as the
+      global ones.
+    rope_scaling: None or a dict as `rope_parameters` of a config.json: rope_type of 'linear',
+      'llama3', 'yarn', 'longrope' and its numbers.
     rope_fraction: share of each head that is rotated (Phi-3: partial_rotary_factor).
-    norm_placement: RMSNorm before attention and MLP ('pre'), on their output ('post', OLMo 2), or 'both' (Gemma 2).
+    norm_placement: RMSNorm before attention and MLP ('pre'), on their output ('post', OLMo 2), or
+      'both' (Gemma 2).
     norm_epsilon: added to the mean square in RMSNorm.
     norm_offset: added to the scale of every RMSNorm (Gemma stores scale - 1).
     embedding_scale: embeddings are multiplied by sqrt(E) (Gemma).
@@ -71,7 +74,8 @@ class DecoderConfig:
     param_dtype: dtype of the parameters.
     remat: 'none' keeps every activation, 'minimal' keeps the outputs of matrix products,
       'full' keeps only the input of each block.
-    scan_layers: one compiled block (one turn of the pattern) for all layers: compile time does not grow with depth.
+    scan_layers: one compiled block (one turn of the pattern) for all layers: compile time does not
+      grow with depth.
     attention: 'auto', 'xla', 'blockwise', 'splash' or 'cudnn', see `attention`.
   """
 
@@ -112,12 +116,14 @@ class DecoderConfig:
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
-        f'DecoderConfig.num_heads = {self.num_heads} must be a multiple of num_kv_heads = {self.num_kv_heads}'
+        f'DecoderConfig.num_heads = {self.num_heads} must be a multiple of num_kv_heads = '
+        f'{self.num_kv_heads}'
       )
     if self.head_dim is None:
       if self.embed_dim % self.num_heads:
         raise ValueError(
-          f'DecoderConfig.embed_dim = {self.embed_dim} is no multiple of num_heads = {self.num_heads}; set head_dim'
+          f'DecoderConfig.embed_dim = {self.embed_dim} is no multiple of num_heads = '
+          f'{self.num_heads}; set head_dim'
         )
       object.__setattr__(self, 'head_dim', self.embed_dim // self.num_heads)
     for name, legal in CHOICES.items():
@@ -127,13 +133,18 @@ class DecoderConfig:
       raise ValueError(f'DecoderConfig.dropout_rate = {self.dropout_rate} is not in [0, 1)')
     object.__setattr__(self, 'layer_pattern', tuple(self.layer_pattern))
     if not self.layer_pattern or not set(self.layer_pattern) <= set(LAYER_KINDS):
-      raise ValueError(f'DecoderConfig.layer_pattern = {self.layer_pattern!r} is not made of {LAYER_KINDS}')
+      raise ValueError(
+        f'DecoderConfig.layer_pattern = {self.layer_pattern!r} is not made of {LAYER_KINDS}'
+      )
     if 'local' in self.layer_pattern and not self.window:
       raise ValueError('DecoderConfig.layer_pattern has local layers; set DecoderConfig.window')
     # Hashable, because compiled functions are kept by model.
     object.__setattr__(self, 'rope_scaling', _frozen(self.rope_scaling))
     if self.rope_scaling and dict(self.rope_scaling).get('rope_type') not in ROPE_TYPES:
-      raise ValueError(f'DecoderConfig.rope_scaling = {dict(self.rope_scaling)}: rope_type is not one of {ROPE_TYPES}')
+      raise ValueError(
+        f'DecoderConfig.rope_scaling = {dict(self.rope_scaling)}: rope_type is not one of '
+        f'{ROPE_TYPES}'
+      )
 
   @property
   def padded_vocab_size(self) -> int:
@@ -149,9 +160,11 @@ class DecoderConfig:
     return self.window if kind == 'local' else None
 
   def place(self, layer: int) -> tuple[str, int | None]:
-    """Where a layer's parameters lie: the path below `decoder/`, and its index in the stacked arrays there.
+    """Where a layer's parameters lie: the path below `decoder/`, and its index in the stacked
+    arrays there.
 
-    With one turn of the pattern scanned: `layers` (a pattern of one) or `layers/block_<j>`; layers behind the last whole turn
+    With one turn of the pattern scanned: `layers` (a pattern of one) or `layers/block_<j>`; layers
+      behind the last whole turn
     are `tail_<j>`. Without scan: `layers_<i>`.
     """
     if not self.scan_layers:

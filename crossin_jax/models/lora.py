@@ -27,9 +27,11 @@ class LoraConfig:
     dropout: 0 to 1, on the adapter's input.
     targets: of 'query', 'key', 'value', 'out', 'gate', 'up', 'down'.
     rs_lora: rank-stabilised scale (Kalajdzievski 2023).
-    train_embeddings: embedding and output head are trained in full as well (and tied ones stay tied).
-    base_dtype: how the frozen parameters are held: 'float32', 'bfloat16', or their matrices as 'int8' (a scale per output) or
-      'nf4' (a scale per 64 inputs and output) and the rest in bf16. The last two need the extra `quant`.
+    train_embeddings: embedding and output head are trained in full as well (and tied ones stay
+      tied).
+    base_dtype: how the frozen parameters are held: 'float32', 'bfloat16', or their matrices as
+      'int8' (a scale per output) or 'nf4' (a scale per 64 inputs and output) and the rest in bf16.
+      The last two need the extra `quant`.
   """
 
   rank: int = 16
@@ -72,11 +74,15 @@ def is_trained(path: tuple[str, ...], lora: LoraConfig | None) -> bool:
 
 
 def split(params, lora: LoraConfig | None):
-  """(trained, frozen) parts of a parameter tree, each a tree with only its leaves; frozen is {} without LoRA."""
+  """(trained, frozen) parts of a parameter tree, each a tree with only its leaves; frozen is {}
+  without LoRA.
+  """
   if lora is None:
     return params, {}
   flat = traverse_util.flatten_dict(params)
-  part = lambda wanted: traverse_util.unflatten_dict({k: v for k, v in flat.items() if is_trained(k, lora) == wanted})
+  part = lambda wanted: traverse_util.unflatten_dict(
+    {k: v for k, v in flat.items() if is_trained(k, lora) == wanted}
+  )
   return part(True), part(False)
 
 
@@ -84,17 +90,22 @@ def merge(trained, frozen):
   """The whole tree of both parts of `split`."""
   if not frozen:
     return trained
-  return traverse_util.unflatten_dict({**traverse_util.flatten_dict(frozen), **traverse_util.flatten_dict(trained)})
+  return traverse_util.unflatten_dict(
+    {**traverse_util.flatten_dict(frozen), **traverse_util.flatten_dict(trained)}
+  )
 
 
 def without_adapters(params):
   """The tree without its adapters."""
   flat = traverse_util.flatten_dict(params)
-  return traverse_util.unflatten_dict({k: v for k, v in flat.items() if not k[-1].startswith('lora_')})
+  return traverse_util.unflatten_dict(
+    {k: v for k, v in flat.items() if not k[-1].startswith('lora_')}
+  )
 
 
 def quantised(params, adapters: LoraConfig | None):
-  """The tree with the frozen matrices of its blocks as qwix.QArray, if `base_dtype` says so; leaf by leaf, shardings kept.
+  """The tree with the frozen matrices of its blocks as qwix.QArray, if `base_dtype` says so; leaf
+  by leaf, shardings kept.
 
   Raises:
     ImportError: qwix is not installed.
@@ -105,16 +116,23 @@ def quantised(params, adapters: LoraConfig | None):
     import qwix
   except ImportError as error:
     raise ImportError(
-      f"LoraConfig.base_dtype = {adapters.base_dtype!r} needs qwix: pip install 'crossin-jax[quant]'"
+      f'LoraConfig.base_dtype = {adapters.base_dtype!r} needs qwix: pip install '
+      "'crossin-jax[quant]'"
     ) from error
 
   def quantise(leaf):
     *layers, inputs, outputs = range(leaf.ndim)
-    tiles = {inputs: TILE} if adapters.base_dtype == 'nf4' and leaf.shape[inputs] % TILE == 0 else {}
-    return qwix.quantize(leaf, adapters.base_dtype, channelwise_axes=[*layers, outputs], tiled_axes=tiles)
+    tiles = (
+      {inputs: TILE} if adapters.base_dtype == 'nf4' and leaf.shape[inputs] % TILE == 0 else {}
+    )
+    return qwix.quantize(
+      leaf, adapters.base_dtype, channelwise_axes=[*layers, outputs], tiled_axes=tiles
+    )
 
   one = jax.jit(quantise, donate_argnums=0)
-  return traverse_util.path_aware_map(lambda path, leaf: one(leaf) if path[-1] == 'kernel' else leaf, params)
+  return traverse_util.path_aware_map(
+    lambda path, leaf: one(leaf) if path[-1] == 'kernel' else leaf, params
+  )
 
 
 def whole(kernel, dtype):
@@ -132,7 +150,9 @@ def of_model(model) -> LoraConfig | None:
 
 
 def folded(params, adapters: LoraConfig | None):
-  """The tree with every adapter folded into its kernel, in f32, in the kernel's dtype; shardings are kept."""
+  """The tree with every adapter folded into its kernel, in f32, in the kernel's dtype; shardings
+  are kept.
+  """
   if adapters is None:
     return params
 

@@ -19,7 +19,8 @@ def tables(config, kind: str, positions_BL: jax.Array) -> tuple[jax.Array, jax.A
     positions_BL: int positions within the segment, from 0.
 
   Returns:
-    Two arrays [B, L, R], f32 (f64 where the arithmetic is), multiplied by the scaling's attention factor.
+    Two arrays [B, L, R], f32 (f64 where the arithmetic is), multiplied by the scaling's attention
+    factor.
   """
   wide = jnp.promote_types(config.dtype, jnp.float32)
   inverse, factor = wavelengths(config, kind)
@@ -34,7 +35,9 @@ def tables(config, kind: str, positions_BL: jax.Array) -> tuple[jax.Array, jax.A
 
 
 def rotate(x_BLHD: jax.Array, sin_BLR: jax.Array, cos_BLR: jax.Array) -> jax.Array:
-  """Rotates the first 2 R of each head, halves layout as in the Llama checkpoints; in the dtype of x."""
+  """Rotates the first 2 R of each head, halves layout as in the Llama checkpoints; in the dtype of
+  x.
+  """
   rotated = 2 * sin_BLR.shape[-1]
   sin, cos = sin_BLR[:, :, None], cos_BLR[:, :, None]
   first, second = jnp.split(x_BLHD[..., :rotated].astype(sin.dtype), 2, axis=-1)
@@ -45,14 +48,16 @@ def rotate(x_BLHD: jax.Array, sin_BLR: jax.Array, cos_BLR: jax.Array) -> jax.Arr
 
 
 def wavelengths(config, kind: str):
-  """Angle per position of each of the R pairs, f32 (f64 where the arithmetic is) [R], and the factor on sine and cosine.
+  """Angle per position of each of the R pairs, f32 (f64 where the arithmetic is) [R], and the
+  factor on sine and cosine.
 
   For 'longrope' the first is (short [R], long [R], the position from which long holds).
   """
   local = kind == 'local' and config.rope_local_theta is not None
   theta = config.rope_local_theta if local else config.rope_theta
   dim = int(config.head_dim * config.rope_fraction)
-  # f32 as in the checkpoints' own code: at position 100,000 the last bit of an exponent is an angle of 0.01.
+  # f32 as in the checkpoints' own code: at position 100,000 the last bit of an exponent is an angle
+  # of 0.01.
   wide = np.float64 if config.dtype == 'float64' else np.float32
   power = wide(theta) ** (np.arange(0, dim, 2, dtype=wide) / wide(dim))
   inverse = wide(1.0) / power
@@ -70,7 +75,11 @@ def wavelengths(config, kind: str):
     if attention is None:
       attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     stretched = lambda by: wide(1.0) / (np.asarray(by, wide) * power)
-    return (stretched(scaling['short_factor']), stretched(scaling['long_factor']), original), attention
+    return (
+      stretched(scaling['short_factor']),
+      stretched(scaling['long_factor']),
+      original,
+    ), attention
   return inverse, 1.0
 
 
@@ -91,11 +100,15 @@ def _yarn(power, dim, theta, scaling):
   if scaling.get('truncate', True):
     low, high = math.floor(low), math.ceil(high)
   low, high = max(low, 0), min(high, dim - 1)
-  ramp = np.clip((np.arange(dim // 2, dtype=power.dtype) - low) / (high - low if high > low else 0.001), 0, 1)
+  ramp = np.clip(
+    (np.arange(dim // 2, dtype=power.dtype) - low) / (high - low if high > low else 0.001), 0, 1
+  )
   inverse = (1 / (factor * power)) * ramp + (1 / power) * (1 - ramp)
   magnitude = lambda scale, m=1.0: 1.0 if scale <= 1 else 0.1 * m * math.log(scale) + 1.0
   attention = scaling.get('attention_factor')
   if attention is None:
     m, all_m = scaling.get('mscale'), scaling.get('mscale_all_dim')
-    attention = magnitude(factor, m) / magnitude(factor, all_m) if m and all_m else magnitude(factor)
+    attention = (
+      magnitude(factor, m) / magnitude(factor, all_m) if m and all_m else magnitude(factor)
+    )
   return inverse.astype(power.dtype), attention

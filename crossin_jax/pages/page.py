@@ -49,4 +49,8 @@ def sub(text: str):
   """'AC3_3' and 'C_2' with their index set low, and no line break before a per cent sign."""
   from markupsafe import Markup, escape
 
-  return Markup(re.sub(r'\b(AC3|C)_(\d+)', r'\1<sub>\2</sub>', str(escape(text)).replace(' %', '\N{NO-BREAK SPACE}%')))
+  return Markup(
+    re.sub(
+      r'\b(AC3|C)_(\d+)', r'\1<sub>\2</sub>', str(escape(text)).replace(' %', '\N{NO-BREAK SPACE}%')
+    )
+  )

@@ -1,7 +1,8 @@
 """The report's plots, as SVG text that stands inside an HTML page.
 
-Axes and words are drawn in `currentColor`, so that one drawing serves a light, a dark and a printed page. Words are left to
-the page's font and are Latin only: labels are language codes and arm titles, native scripts belong in the page itself.
+Axes and words are drawn in `currentColor`, so that one drawing serves a light, a dark and a printed
+page. Words are left to the page's font and are Latin only: labels are language codes and arm
+titles, native scripts belong in the page itself.
 """
 
 from __future__ import annotations
@@ -27,12 +28,17 @@ class Series:
   style: int  # index of colour and marker
   x: Sequence[float]
   y: Sequence[float]
-  low: Sequence[float] = field(default_factory=list)  # ends of the intervals, NaN where there is none
+  # ends of the intervals, NaN where there is none
+  low: Sequence[float] = field(default_factory=list)
   high: Sequence[float] = field(default_factory=list)
 
 
-def points(series: Sequence[Series], labels: Sequence[str], ylabel: str, level: float, level_label: str) -> str:
-  """Dots with interval bars, side by side per label; `level` is a dashed line. y, low, high and level in per cent."""
+def points(
+  series: Sequence[Series], labels: Sequence[str], ylabel: str, level: float, level_label: str
+) -> str:
+  """Dots with interval bars, side by side per label; `level` is a dashed line. y, low, high and
+  level in per cent.
+  """
   figure, (axes,) = _figure(1, 1, (max(9.0, 1.0 + 0.75 * len(labels)), 3.3))
   spread = min(0.16, 0.8 / max(len(series), 1))
   for k, one in enumerate(series):
@@ -40,13 +46,26 @@ def points(series: Sequence[Series], labels: Sequence[str], ylabel: str, level: 
     y = np.asarray(one.y, float)
     if len(one.low):
       axes.vlines(x, one.low, one.high, color=_colour(one.style), linewidth=1.6, alpha=0.8)
-    axes.plot(x, y, _MARKERS[one.style % len(_MARKERS)], color=_colour(one.style), markersize=5, label=one.label)
+    axes.plot(
+      x,
+      y,
+      _MARKERS[one.style % len(_MARKERS)],
+      color=_colour(one.style),
+      markersize=5,
+      label=one.label,
+    )
   axes.axhline(level, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.7, zorder=1)
   axes.set_xticks(range(len(labels)), labels)
   axes.set_xlim(-0.6, len(labels) - 0.4)
   axes.set_ylim(0, min(100, axes.get_ylim()[1] * 1.04))
   # The label stands outside the axes, where no dot can lie under it.
-  axes.annotate(level_label, (1, level), xycoords=('axes fraction', 'data'), xytext=(4, -3), textcoords='offset points')
+  axes.annotate(
+    level_label,
+    (1, level),
+    xycoords=('axes fraction', 'data'),
+    xytext=(4, -3),
+    textcoords='offset points',
+  )
   axes.set_ylabel(ylabel)
   _legend(figure, axes, len(series))
   return _svg(figure)
@@ -105,9 +124,7 @@ def _colour(style: int) -> str:
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]):
-  from matplotlib.figure import (
-    Figure,  # half a second to import, and only a report needs it
-  )
+  from matplotlib.figure import Figure  # half a second to import, and only a report needs it
 
   figure = Figure(figsize=size, layout='constrained')
   figure.patch.set_alpha(0)
@@ -128,7 +145,8 @@ def _legend(figure, axes, count: int, columns: int = 6) -> None:
   handles, labels = axes.get_legend_handles_labels()
   if handles:
     figure.legend(
-            handles, labels, loc="outside upper left", ncols=min(count, columns), frameon=False, fontsize=9, labelcolor=_INK,
+            handles, labels, loc="outside upper left", ncols=min(count, columns), frameon=False,
+            fontsize=9, labelcolor=_INK,
             handletextpad=0.4, columnspacing=1.2,
         )  # fmt: skip
 
@@ -139,7 +157,8 @@ def _svg(figure) -> str:
   for text in figure.findobj(matplotlib.text.Text):
     text.set_color(_INK)
   buffer = io.StringIO()
-  # NB: fonttype 'none' keeps words as words (small, searchable); the salt makes equal data give equal files.
+  # NB: fonttype 'none' keeps words as words (small, searchable); the salt makes equal data give
+  # equal files.
   with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'crossin'}):
     figure.savefig(buffer, format='svg', metadata={'Date': None, 'Creator': None})
   svg = buffer.getvalue()

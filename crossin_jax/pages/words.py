@@ -9,7 +9,9 @@ def duration(seconds: float | None) -> str:
   if seconds is None:
     return '\N{EM DASH}'
   minutes, rest = divmod(round(seconds), 60)
-  return f'{minutes // 60} h {minutes % 60:02d} min' if minutes >= 60 else f'{minutes} min {rest:02d} s'
+  return (
+    f'{minutes // 60} h {minutes % 60:02d} min' if minutes >= 60 else f'{minutes} min {rest:02d} s'
+  )
 
 
 def thousands(value: float | None) -> str:

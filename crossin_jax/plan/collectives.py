@@ -1,8 +1,8 @@
 """What the chips send to each other in a compiled step, by mesh axis: read from its HLO.
 
-A loop's body stands once in the text and runs as often as the loop turns; libtpu writes a reduce-scatter as an all-reduce inside
-a computation that is named so; one gather that overlaps with several fusions is written into each; what goes between slices is a `send` to
-the megascale runtime.
+A loop's body stands once in the text and runs as often as the loop turns; libtpu writes a
+reduce-scatter as an all-reduce inside a computation that is named so; one gather that overlaps with
+several fusions is written into each; what goes between slices is a `send` to the megascale runtime.
 """
 
 import collections
@@ -14,17 +14,18 @@ import re
 import numpy as np
 
 SIZES = {
-  'pred': 1, 's4': 0.5, 'u4': 0.5, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 's32': 4, 'u32': 4, 's64': 8, 'u64': 8, 'bf16': 2, 'f16': 2,
+  'pred': 1, 's4': 0.5, 'u4': 0.5, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 's32': 4, 'u32': 4,
+  's64': 8, 'u64': 8, 'bf16': 2, 'f16': 2,
   'f32': 4, 'f64': 8, 'c64': 8, 'c128': 16,
 }  # fmt: skip
 BETWEEN_SLICES = 'slices'
-_OPERATIONS = (
-  'all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast'
-)
+_OPERATIONS = 'all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast'
 _OPERATION = re.compile(rf'\s({_OPERATIONS})(-start)?\(')
 _HEADER = re.compile(r'(ENTRY )?%?([\w.\-]+) \(.*\{$')
 _ARRAY = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
-_CALLED = re.compile(r'(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)')
+_CALLED = re.compile(
+  r'(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)'
+)
 _CALLED_LIST = re.compile(r'(?:branch_computations|called_computations)=\{([^}]*)\}')
 
 
@@ -34,7 +35,8 @@ class Collective:
 
   Attributes:
     operation: 'all-gather', 'all-reduce', 'reduce-scatter' ...
-    axis: mesh axes that take part, joined by +; 'slices' between slices; 'unknown' where the text does not say.
+    axis: mesh axes that take part, joined by +; 'slices' between slices; 'unknown' where the text
+      does not say.
     times: how often it runs in a step.
     bytes: what a chip sends each time, by the ring algorithm.
   """
@@ -45,14 +47,17 @@ class Collective:
   bytes: float
 
 
-def collectives(hlo: str, mesh_shape: Sequence[int], axes: Sequence[str], slices: int = 1) -> list[Collective]:
+def collectives(
+  hlo: str, mesh_shape: Sequence[int], axes: Sequence[str], slices: int = 1
+) -> list[Collective]:
   """All collectives of a compiled module.
 
   Args:
     hlo: `compiled.as_text()`.
     mesh_shape: of the mesh; partition i is its i-th device.
     axes: names of the mesh axes.
-    slices: into how many slices the first axis is divided; a module of several slices is written for one of them.
+    slices: into how many slices the first axis is divided; a module of several slices is written
+      for one of them.
   """
   shape = (mesh_shape[0] // slices, *mesh_shape[1:])
   computations, entry = _computations(hlo)
@@ -131,7 +136,9 @@ def _calls(lines: list[str], computations: dict[str, list[str]]) -> Iterator[tup
 
 
 def _turns(line: str, computations: dict[str, list[str]]) -> float:
-  """How often a loop turns: as XLA notes it, or the constant that its condition compares with; else 1."""
+  """How often a loop turns: as XLA notes it, or the constant that its condition compares with; else
+  1.
+  """
   if match := re.search(r'known_trip_count\W+n\W+(\d+)', line):
     return float(match[1])
   condition = re.search(r'condition=%?([\w.\-]+)', line)
@@ -148,7 +155,9 @@ def _of_line(line: str, computation: str, shape, axes, slices: int) -> Collectiv
   if '_xla_megascale_transfer_type' in line and re.search(r'\ssend\(', line):
     kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', line)[1]
     size = _bytes(line.split(' send(')[0])[0]
-    sent = {'ALL_REDUCE': 2 * (slices - 1) / slices, 'ONE_TO_ONE': 1}.get(kind, (slices - 1) / slices)
+    sent = {'ALL_REDUCE': 2 * (slices - 1) / slices, 'ONE_TO_ONE': 1}.get(
+      kind, (slices - 1) / slices
+    )
     return Collective(kind.lower().replace('_', '-'), BETWEEN_SLICES, 0, size * sent)
   match = _OPERATION.search(line)
   if match is None or ' = ' not in line[: match.start()]:
@@ -156,7 +165,10 @@ def _of_line(line: str, computation: str, shape, axes, slices: int) -> Collectiv
   operation, started = match[1], bool(match[2])
   sizes = _bytes(line[: match.start()].split(' = ', 1)[1])
   if operation == 'collective-permute':
-    pairs = [tuple(map(int, pair)) for pair in re.findall(r'\{(\d+),(\d+)\}', line.split('source_target_pairs=')[1])]
+    pairs = [
+      tuple(map(int, pair))
+      for pair in re.findall(r'\{(\d+),(\d+)\}', line.split('source_target_pairs=')[1])
+    ]
     moving = [pair for pair in pairs if pair[0] != pair[1]]
     axis = _axis([list(pair) for pair in moving], shape, axes) if moving else None
     return axis and Collective(operation, axis, 0, sizes[0])
@@ -192,7 +204,9 @@ def _groups(line: str, count: int) -> list[list[int]] | None:
 
   None where the text is of a fourth.
   """
-  if match := re.search(r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? \{([^}]*)\}', line):
+  if match := re.search(
+    r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? \{([^}]*)\}', line
+  ):
     order = re.fullmatch(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', match[2] or '[1]')
     return _groups_of_mesh(match[1], match[3], order if match[2] else None) if order else None
   if match := re.search(r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line):
@@ -204,11 +218,13 @@ def _groups(line: str, count: int) -> list[list[int]] | None:
 
 
 def _groups_of_mesh(sizes: str, chosen: str, order: re.Match | None = None) -> list[list[int]]:
-  """Groups along some axes of XLA's own mesh; `'a':(2)4` is a part of axis a: 4 long, behind a part of 2.
+  """Groups along some axes of XLA's own mesh; `'a':(2)4` is a part of axis a: 4 long, behind a part
+  of 2.
 
   Args:
     sizes: of the axes. chosen: those along which a group lies.
-    order: the partitions in the mesh, as sides and how they are transposed; None = one after the other.
+    order: the partitions in the mesh, as sides and how they are transposed; None = one after the
+      other.
   """
   axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", sizes)}
   parts = collections.defaultdict(list)

@@ -1,4 +1,6 @@
-"""`crossin plan`: what a run needs of a slice that is not there: memory, time, cost, and what to change where it does not fit."""
+"""`crossin plan`: what a run needs of a slice that is not there: memory, time, cost, and what to
+change where it does not fit.
+"""
 
 import argparse
 import json
@@ -20,12 +22,28 @@ from crossin_jax.processes import interruption
 from crossin_jax.train import RESTART
 from crossin_jax.training import compiled, optimizers
 
-# What a run must be told and a plan need not (HF_DIR only if something else says what the model is).
+# What a run must be told and a plan need not (HF_DIR only if something else says what the model
+# is).
 PLACEHOLDERS = {
-  'MODEL_DIR': "'plan'", 'DATA_DIR': "'plan'", 'MIXTURE_OR_TASK_NAME': "'plan'", 'TRAIN_STEPS': '1000000', 'HF_DIR': "'plan'",
+  'MODEL_DIR': "'plan'", 'DATA_DIR': "'plan'", 'MIXTURE_OR_TASK_NAME': "'plan'",
+  'TRAIN_STEPS': '1000000', 'HF_DIR': "'plan'",
 }  # fmt: skip
-SHARED = ('model', 'optimizer', 'batch_size', 'length', 'microbatches', 'z_loss', 'total_steps', 'partitioner')
-MACROS = {'model': 'MODEL', 'batch_size': 'BATCH_SIZE', 'length': 'LENGTH', 'optimizer': 'OPTIMIZER'}
+SHARED = (
+  'model',
+  'optimizer',
+  'batch_size',
+  'length',
+  'microbatches',
+  'z_loss',
+  'total_steps',
+  'partitioner',
+)
+MACROS = {
+  'model': 'MODEL',
+  'batch_size': 'BATCH_SIZE',
+  'length': 'LENGTH',
+  'optimizer': 'OPTIMIZER',
+}
 
 
 @gin.configurable
@@ -42,7 +60,8 @@ def plan_settings(
   """What `train` would be given; each value is taken from `train` where it is not set here.
 
   Args:
-    model, optimizer, batch_size, length, microbatches, z_loss, total_steps, partitioner: as in `train`.
+    model, optimizer, batch_size, length, microbatches, z_loss, total_steps, partitioner: as in
+    `train`.
 
   Returns:
     (setting, partitioner).
@@ -51,10 +70,13 @@ def plan_settings(
     ValueError: a model without DecoderConfig.
   """
   if not isinstance(getattr(model, 'config', None), DecoderConfig):
-    raise ValueError(f'crossin plan knows models with a DecoderConfig; {type(model).__name__} has none')
+    raise ValueError(
+      f'crossin plan knows models with a DecoderConfig; {type(model).__name__} has none'
+    )
   if batch_size % microbatches:
     raise ValueError(f'batch_size = {batch_size} is no multiple of microbatches = {microbatches}')
-  made = optimizer(total_steps=total_steps or 1_000_000)  # the length of the schedule changes no shape
+  # the length of the schedule changes no shape
+  made = optimizer(total_steps=total_steps or 1_000_000)
   return plan_step.Setting(model, made, batch_size, length, microbatches, z_loss), partitioner
 
 
@@ -75,15 +97,20 @@ def parse_gin(args: argparse.Namespace) -> None:
         raise
       args.gin_bindings.append(f'{missing[1]} = {PLACEHOLDERS[missing[1]]}')
       directory_missing = error if missing[1] == 'HF_DIR' else directory_missing
-  # A file of gin_configs/models behind it may have named another model, and the directory is of no interest.
+  # A file of gin_configs/models behind it may have named another model, and the directory is of no
+  # interest.
   if directory_missing and 'from_huggingface' in str(config.bound('Decoder.config')):
     raise directory_missing
   if 'model' not in shared_settings() and config.bound('plan_settings.model') is None:
-    raise config.ConfigError('no model: give a file of gin_configs/models or gin_configs/runs with --gin_file')
+    raise config.ConfigError(
+      'no model: give a file of gin_configs/models or gin_configs/runs with --gin_file'
+    )
 
 
 def shared_settings() -> dict:
-  """Settings of `train` that `plan_settings` takes where it has none of its own, references unresolved."""
+  """Settings of `train` that `plan_settings` takes where it has none of its own, references
+  unresolved.
+  """
   found = {}
   for name in SHARED:
     if config.bound(f'plan_settings.{name}') is not None:
@@ -110,13 +137,21 @@ def plan(args: argparse.Namespace, topologies: list[plan_topology.Topology]) -> 
     first = rows[0][1]
     result = plan_report.as_json(first, price) if first else {'fits': False}
     result['ranking'] = [
-      {'rank': name, **(plan_report.as_json(trial, price) if trial else {'topology': topology.name, 'fits': False})}
+      {
+        'rank': name,
+        **(
+          plan_report.as_json(trial, price) if trial else {'topology': topology.name, 'fits': False}
+        ),
+      }
       for name, trial, topology in rows
     ]
     return result
   asked = planner.asked(setting, topologies[0])
   if not asked.topology.compiles:
-    print(f'{asked.topology}: XLA compiles for GPUs only where one is; everything here is by formula', file=sys.stderr)
+    print(
+      f'{asked.topology}: XLA compiles for GPUs only where one is; everything here is by formula',
+      file=sys.stderr,
+    )
   asked = planner.prove(asked)
   print(plan_report.as_text(asked, price), file=sys.stderr)
   result = plan_report.as_json(asked, price)
@@ -138,7 +173,9 @@ def _decode(args: argparse.Namespace, asked: plan_search.Trial) -> dict | None:
   while rows < args.decode_rows:  # as Generator rounds them
     rows *= 2
   if rows != args.decode_rows:
-    print(f'decoding  {rows} rows: a power of two times the {ways} parts of the mesh', file=sys.stderr)
+    print(
+      f'decoding  {rows} rows: a power of two times the {ways} parts of the mesh', file=sys.stderr
+    )
   decoding = plan_step.decode_step(
     asked.setting,
     asked.partition,
@@ -156,10 +193,13 @@ def parser() -> argparse.ArgumentParser:
   """The flags of `crossin plan`."""
   found = argparse.ArgumentParser(
     prog='crossin plan',
-    description='Compile the train step of gin files for a TPU slice that is not there: memory of a chip, least time of a step, and what to '
-    'change where it does not fit. Nothing is allocated and no data are needed. Exit status: 0 it fits, 1 it does not, 2 usage, '
+    description='Compile the train step of gin files for a TPU slice that is not there: memory of '
+    'a chip, least time of a step, and what to '
+    'change where it does not fit. Nothing is allocated and no data are needed. Exit status: 0 it '
+    'fits, 1 it does not, 2 usage, '
     '75 told to stop.',
-    epilog='example: crossin plan --topology v5e:4x4 --gin_file=gin_configs/models/llama3_8b.gin --gin_file=gin_configs/runs/defaults.gin '
+    epilog='example: crossin plan --topology v5e:4x4 --gin_file=gin_configs/models/llama3_8b.gin '
+    '--gin_file=gin_configs/runs/defaults.gin '
     '--gin.LENGTH=4096 --price_per_chip_hour 1.20',
   )
   found.add_argument(
@@ -170,17 +210,30 @@ def parser() -> argparse.ArgumentParser:
   )
   found.add_argument('--num_slices', type=int, default=1, help='so many of that slice')
   found.add_argument('--decode', action='store_true', help='compile the decode step too')
-  found.add_argument('--decode_rows', type=int, default=64, help='answers at a time (Generator.rows)')
-  found.add_argument('--decode_tokens', type=int, default=1024, help='tokens of prompt and answer together')
-  found.add_argument('--price_per_chip_hour', type=float, help='dollars; gives the least cost of a million tokens')
   found.add_argument(
-    '--proofs', type=int, default=1, help='how many settings that fit to look for where this one does not'
+    '--decode_rows', type=int, default=64, help='answers at a time (Generator.rows)'
   )
   found.add_argument(
-    '--search', action='store_true', help='rank meshes, microbatches and remat; compile the best and the next smaller'
+    '--decode_tokens', type=int, default=1024, help='tokens of prompt and answer together'
   )
   found.add_argument(
-    '--smallest', action='store_true', help='the smallest of the topologies on which some setting fits'
+    '--price_per_chip_hour', type=float, help='dollars; gives the least cost of a million tokens'
+  )
+  found.add_argument(
+    '--proofs',
+    type=int,
+    default=1,
+    help='how many settings that fit to look for where this one does not',
+  )
+  found.add_argument(
+    '--search',
+    action='store_true',
+    help='rank meshes, microbatches and remat; compile the best and the next smaller',
+  )
+  found.add_argument(
+    '--smallest',
+    action='store_true',
+    help='the smallest of the topologies on which some setting fits',
   )
   found.add_argument(
     '--effort',
@@ -217,7 +270,8 @@ def main(argv: list[str]) -> int:
       print('\ntold to stop: nothing is kept; start the same command again', file=sys.stderr)
       status = RESTART
   if compiled.left_behind():
-    # XLA is still compiling in a thread; the interpreter's own way out would wait for it or crash in it.
+    # XLA is still compiling in a thread; the interpreter's own way out would wait for it or crash
+    # in it.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,7 +1,9 @@
-"""What a step costs by formula: operations, bytes to memory, bytes between chips, memory, and the time that no program can beat.
+"""What a step costs by formula: operations, bytes to memory, bytes between chips, memory, and the
+time that no program can beat.
 
-What the forward pass leaves for the backward pass is not guessed from the model's structure but read from `jax.vjp` of the real
-loss, traced without a device: it follows whatever attention, loss and recomputation the code has.
+What the forward pass leaves for the backward pass is not guessed from the model's structure but
+read from `jax.vjp` of the real loss, traced without a device: it follows whatever attention, loss
+and recomputation the code has.
 
 Letters: d, f, t sizes of the mesh axes data, fsdp and tensor; m microbatches.
 """
@@ -70,7 +72,12 @@ class Bound:
   @property
   def parts(self) -> dict[str, float]:
     """What takes how long."""
-    return {'compute': self.compute, 'HBM': self.memory, 'links': sum(self.links.values()), 'network': self.network}
+    return {
+      'compute': self.compute,
+      'HBM': self.memory,
+      'links': sum(self.links.values()),
+      'network': self.network,
+    }
 
   @property
   def seconds(self) -> float:
@@ -83,7 +90,9 @@ class Bound:
     return max(self.parts, key=self.parts.get)
 
 
-def bound(figures: Figures, topology: Topology, partition: Partitioner, sent: dict[str, float] | None = None) -> Bound:
+def bound(
+  figures: Figures, topology: Topology, partition: Partitioner, sent: dict[str, float] | None = None
+) -> Bound:
   """Seconds from the figures and what the chips can do.
 
   Args:
@@ -98,7 +107,8 @@ def bound(figures: Figures, topology: Topology, partition: Partitioner, sent: di
       continue
     # Several axes at once have the links of them all.
     speed = (
-      sum(topology.fast_bandwidth(along[part]) for part in axis.split('+') if part in along) or topology.kind.links
+      sum(topology.fast_bandwidth(along[part]) for part in axis.split('+') if part in along)
+      or topology.kind.links
     )
     links[axis] = count / min(speed, topology.kind.links)
   return Bound(
@@ -135,11 +145,13 @@ def figures(setting: Setting, mesh: tuple[int, int, int], state: State, slices: 
   if config.scan_layers:
     again += flops.unneeded_flops(config)
 
-  # HBM: matrices as they are multiplied with (forward, backward, and again), gradients of them, what is kept written and read,
-  # logits written and read, and the optimizer's state once.
+  # HBM: matrices as they are multiplied with (forward, backward, and again), gradients of them,
+  # what is kept written and read, logits written and read, and the optimizer's state once.
   passes = 3 if config.remat == 'full' else 2
   logits = rows * setting.length * config.padded_vocab_size * max(4, width) / tensor
-  work = (2 if config.remat == 'none' else 4) * internal + 2 * kept + (3 if whole_logits else 4) * logits
+  work = (
+    (2 if config.remat == 'none' else 4) * internal + 2 * kept + (3 if whole_logits else 4) * logits
+  )
   memory = parts * ((passes * matrices + 2 * trained) * width / tensor + work)
   memory += 2 * (state.parameters + state.optimizer) + 2 * parts * state.trained
 
@@ -159,9 +171,10 @@ def _sent(
 ) -> dict[str, float]:
   """Bytes that a chip sends along each axis in a step, by the ring algorithm.
 
-  Matrices are gathered over fsdp for the forward and for the backward pass, and their gradients scattered; gradients are summed
-  over data; activations over tensor, twice a layer forward, twice backward, once more if computed again. All in the
-  arithmetic's dtype, and for every microbatch: XLA moves none of it out of their loop.
+  Matrices are gathered over fsdp for the forward and for the backward pass, and their gradients
+  scattered; gradients are summed over data; activations over tensor, twice a layer forward, twice
+  backward, once more if computed again. All in the arithmetic's dtype, and for every microbatch:
+  XLA moves none of it out of their loop.
 
   Args:
     tokens: of a microbatch on one chip.
@@ -173,7 +186,11 @@ def _sent(
   inside = data // slices
   sent = {
     'data': parts * 2 * grown * share(inside),
-    'fsdp': parts * (2 * _matrices(config) + _trained_matrices(config)) * width / tensor * share(fsdp),
+    'fsdp': parts
+    * (2 * _matrices(config) + _trained_matrices(config))
+    * width
+    / tensor
+    * share(fsdp),
     'tensor': parts
     * (4 + (config.remat == 'full'))
     * config.num_layers
@@ -190,14 +207,17 @@ def _sent(
 def _again(config: DecoderConfig, length: int) -> float:
   """Operations a token that the backward pass does a second time.
 
-  Of a block without a norm behind its MLP the last product is not needed again: nothing in the block depends on it.
+  Of a block without a norm behind its MLP the last product is not needed again: nothing in the
+  block depends on it.
   """
   if config.remat == 'none':
     return 0.0
   attention = flops.attention_flops(config, length)
   if config.remat == 'minimal':
     return attention
-  last = config.num_layers * config.mlp_dim * config.embed_dim if config.norm_placement == 'pre' else 0
+  last = (
+    config.num_layers * config.mlp_dim * config.embed_dim if config.norm_placement == 'pre' else 0
+  )
   return 2 * (_matrices(config) - _head(config) - last) + attention
 
 
@@ -217,7 +237,9 @@ def _trained_matrices(config: DecoderConfig) -> float:
 
 
 def _gathered(config: DecoderConfig, mesh) -> float:
-  """Bytes of the largest parameters that are whole on a chip at one time: the head, or two layers (the next one is fetched)."""
+  """Bytes of the largest parameters that are whole on a chip at one time: the head, or two layers
+  (the next one is fetched).
+  """
   if mesh[1] == 1:
     return 0.0
   layer = (flops.matrix_parameters(config) - _head(config)) / config.num_layers
@@ -226,10 +248,11 @@ def _gathered(config: DecoderConfig, mesh) -> float:
 
 @functools.lru_cache(maxsize=1024)
 def saved_bytes(model, length: int, rows: int) -> tuple[float, float]:
-  """Bytes that the forward pass leaves for the backward pass of so many rows: all of them, and those of whole logits.
+  """Bytes that the forward pass leaves for the backward pass of so many rows: all of them, and
+  those of whole logits.
 
-  What `jax.vjp` of the loss keeps, less what does not depend on the number of rows (parameters). Logits are 0 where the loss does
-  without them.
+  What `jax.vjp` of the loss keeps, less what does not depend on the number of rows (parameters).
+  Logits are 0 where the loss does without them.
   """
   kept, other = _residuals(model, length, rows), _residuals(model, length, rows + 1)
   if len(kept) != len(other):  # the loss changed its way between the two
@@ -256,17 +279,22 @@ def _residuals(model, length: int, rows: int) -> list[jax.ShapeDtypeStruct]:
   batch = {name: jax.ShapeDtypeStruct((rows, length), dtype) for name, dtype in FEATURES.items()}
   tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
   shapes = jax.eval_shape(
-    lambda tokens: model.init(jax.random.key(0), tokens, tokens, enable_dropout=False)['params'], tokens
+    lambda tokens: model.init(jax.random.key(0), tokens, tokens, enable_dropout=False)['params'],
+    tokens,
   )
   trained, frozen = lora.split(shapes, lora.of_model(model))
 
   def kept(trained, frozen, batch):
-    return jax.vjp(lambda params: losses.batch_loss(model, lora.merge(params, frozen), batch, 1)[0], trained)[1]
+    return jax.vjp(
+      lambda params: losses.batch_loss(model, lora.merge(params, frozen), batch, 1)[0], trained
+    )[1]
 
   return jax.tree.leaves(jax.eval_shape(kept, trained, frozen, batch))
 
 
-def dollars_per_million_tokens(price_per_chip_hour: float, chips: int, seconds: float, tokens: float) -> float:
+def dollars_per_million_tokens(
+  price_per_chip_hour: float, chips: int, seconds: float, tokens: float
+) -> float:
   """At so many seconds a step."""
   return price_per_chip_hour * chips * seconds / 3600 / tokens * 1e6
 

@@ -15,7 +15,8 @@ class Memory:
 
   Attributes:
     parameters, optimizer: exact, from shardings.
-    gradients: of what is trained, and their sums over microbatches; not more than XLA's temporaries.
+    gradients: of what is trained, and their sums over microbatches; not more than XLA's
+      temporaries.
     activations: the rest of the temporaries: what is kept for the backward pass, and scratch.
     other: batch, XLA's padding, the program itself.
   """
@@ -59,14 +60,18 @@ def as_json(trial: Trial, price: float | None = None) -> dict:
     'fits': trial.fits,
     'hbm_bytes_per_chip': round(topology.usable),
     'peak_bytes_per_chip': round(trial.peak),
-    'memory_per_chip': {name: round(size) for name, size in dataclasses.asdict(memory_of(trial)).items()},
+    'memory_per_chip': {
+      name: round(size) for name, size in dataclasses.asdict(memory_of(trial)).items()
+    },
     'parameter_bytes': round(state.all_parameters),
     'optimizer_bytes': round(state.all_optimizer),
     'flops_per_step': trial.figures.model_flops,
     'executed_flops_per_step': trial.figures.executed_flops,
     'hbm_traffic_bytes_per_chip': round(trial.figures.memory_bytes),
     'sent_bytes_per_chip': {axis: round(size) for axis, size in trial.sent.items()},
-    'sent_bytes_per_chip_by_formula': {axis: round(size) for axis, size in trial.figures.sent.items()},
+    'sent_bytes_per_chip_by_formula': {
+      axis: round(size) for axis, size in trial.figures.sent.items()
+    },
     'step_seconds_bound': bound.seconds,
     'bound_by': bound.binds,
     'seconds': bound.parts,
@@ -81,7 +86,9 @@ def as_json(trial: Trial, price: float | None = None) -> dict:
 
 
 def _dollars(trial: Trial, price: float) -> float:
-  return costs.dollars_per_million_tokens(price, trial.topology.chips, trial.bound.seconds, trial.tokens)
+  return costs.dollars_per_million_tokens(
+    price, trial.topology.chips, trial.bound.seconds, trial.tokens
+  )
 
 
 def as_text(trial: Trial, price: float | None = None) -> str:
@@ -89,12 +96,16 @@ def as_text(trial: Trial, price: float | None = None) -> str:
   topology, setting, bound = trial.topology, trial.setting, trial.bound
   config, kind = setting.model.config, topology.kind
   data, fsdp, tensor = trial.mesh
-  tuned = f'LoRA rank {config.lora.rank} on {config.lora.base_dtype}' if config.lora else 'all parameters'
+  tuned = (
+    f'LoRA rank {config.lora.rank} on {config.lora.base_dtype}' if config.lora else 'all parameters'
+  )
   parts = f'{setting.microbatches} microbatch{"es" if setting.microbatches > 1 else ""}'
   lines = [
-    f'{topology}: {topology.chips} chips ({topology.devices[0].device_kind}), {_gib(topology.usable)} each for programs',
+    f'{topology}: {topology.chips} chips ({topology.devices[0].device_kind}), '
+    f'{_gib(topology.usable)} each for programs',
     f'mesh      {trial.why.removeprefix("mesh ") if trial.why else f"data {data}, fsdp {fsdp}, tensor {tensor}"}',
-    f'step      {setting.batch_size} rows of {setting.length:,} tokens, {parts}, remat {config.remat}, {config.dtype}, {tuned}',
+    f'step      {setting.batch_size} rows of {setting.length:,} tokens, {parts}, remat '
+    f'{config.remat}, {config.dtype}, {tuned}',
     f'memory    of a chip, {"as compiled" if trial.compiled else "by formula"}',
   ]
   names = {
@@ -107,16 +118,21 @@ def as_text(trial: Trial, price: float | None = None) -> str:
   for name, size in dataclasses.asdict(memory_of(trial)).items():
     lines.append(f'          {names[name]:<24}{_gib(size):>11}')
   verdict = 'fits' if trial.fits else f'DOES NOT FIT, {_gib(trial.peak - topology.usable)} too much'
-  lines.append(f'          {"together":<24}{_gib(trial.peak):>11} of {_gib(topology.usable)}: {verdict}')
+  lines.append(
+    f'          {"together":<24}{_gib(trial.peak):>11} of {_gib(topology.usable)}: {verdict}'
+  )
   if trial.compiled and trial.compiled.refused:
     lines.append(f'          XLA: {trial.compiled.refused}')
   again = trial.figures.executed_flops / trial.figures.model_flops
   lines += [
-    f'time      at least {_seconds(bound.seconds)} a step: {bound.binds} binds; {trial.tokens / bound.seconds:,.0f} tokens/s, '
+    f'time      at least {_seconds(bound.seconds)} a step: {bound.binds} binds; '
+    f'{trial.tokens / bound.seconds:,.0f} tokens/s, '
     f'MFU at most {trial.utilisation:.0%}',
-    f'          compute   {_seconds(bound.compute)}: {trial.figures.model_flops / 1e12:,.1f} TFLOP of the model, times {again:.2f} for what is '
+    f'          compute   {_seconds(bound.compute)}: {trial.figures.model_flops / 1e12:,.1f} '
+    f'TFLOP of the model, times {again:.2f} for what is '
     f'computed again, at {kind.flops / 1e12:.0f} TFLOP/s a chip',
-    f'          HBM       {_seconds(bound.memory)}: {trial.figures.memory_bytes / 1e9:,.1f} GB a chip at {kind.bandwidth / 1e9:,.0f} GB/s (formula)',
+    f'          HBM       {_seconds(bound.memory)}: {trial.figures.memory_bytes / 1e9:,.1f} GB a '
+    f'chip at {kind.bandwidth / 1e9:,.0f} GB/s (formula)',
   ]
   for axis in sorted({*trial.sent, *trial.figures.sent}):
     compiled, formula = trial.sent.get(axis, 0.0), trial.figures.sent.get(axis, 0.0)
@@ -128,10 +144,18 @@ def as_text(trial: Trial, price: float | None = None) -> str:
       sizes = f'{compiled / 1e9:,.2f} GB a chip (formula: {formula / 1e9:,.2f})'
     lines.append(f'          {axis:<9} {_seconds(seconds)}: {sizes}')
   if price is not None:
-    lines.append(f'cost      at least ${_dollars(trial, price):,.4f} per million tokens at ${price:g} a chip and hour')
-  bf16 = '' if config.dtype == 'bfloat16' else f' (of bfloat16: the model computes in {config.dtype}, which is slower)'
+    lines.append(
+      f'cost      at least ${_dollars(trial, price):,.4f} per million tokens at ${price:g} a chip '
+      'and hour'
+    )
+  bf16 = (
+    ''
+    if config.dtype == 'bfloat16'
+    else f' (of bfloat16: the model computes in {config.dtype}, which is slower)'
+  )
   lines.append(
-    f'assumed   arithmetic{bf16}, memory and each network at the full speed that its maker states, all of them at the same time'
+    f'assumed   arithmetic{bf16}, memory and each network at the full speed that its maker '
+    'states, all of them at the same time'
   )
   if trial.compiled:
     lines.append(f'compiled  in {trial.compiled.seconds:.0f} s')
@@ -141,14 +165,17 @@ def as_text(trial: Trial, price: float | None = None) -> str:
 def nearest_text(asked: Trial, found: list[Trial]) -> str:
   """What would fit, and what it costs."""
   if not found:
-    return 'nothing near these settings fits; a larger slice, a shorter row or a smaller model is needed'
+    return (
+      'nothing near these settings fits; a larger slice, a shorter row or a smaller model is needed'
+    )
   lines = ['what fits:']
   for trial in found:
     slower = trial.bound.seconds / asked.bound.seconds
     proven = f'compiled in {trial.compiled.seconds:.0f} s' if trial.compiled else 'by formula'
     lines.append(f'  {" ".join(trial.changes)}')
     lines.append(
-      f'    {_gib(trial.peak)} of {_gib(trial.topology.usable)} ({proven}); a step takes at least {_seconds(trial.bound.seconds)}, '
+      f'    {_gib(trial.peak)} of {_gib(trial.topology.usable)} ({proven}); a step takes at least '
+      f'{_seconds(trial.bound.seconds)}, '
       f'{slower:.2f} times as long' + _note(trial)
     )
   return '\n'.join(lines)
@@ -170,8 +197,10 @@ def search_text(rows: list[tuple[str, Trial | None, object]], price: float | Non
     how = f'compiled in {trial.compiled.seconds:.0f} s' if trial.compiled else 'by formula'
     cost = f', ${_dollars(trial, price):,.4f} per million tokens' if price is not None else ''
     lines.append(
-      f'{name:<13}{topology} ({topology.chips} chips): at least {_seconds(trial.bound.seconds)} a step ({trial.bound.binds}), MFU at most '
-      f'{trial.utilisation:.0%}, {_gib(trial.peak)} of {_gib(topology.usable)}{cost}; {how}\n{"":<13}{" ".join(trial.changes)}'
+      f'{name:<13}{topology} ({topology.chips} chips): at least {_seconds(trial.bound.seconds)} a '
+      f'step ({trial.bound.binds}), MFU at most '
+      f'{trial.utilisation:.0%}, {_gib(trial.peak)} of {_gib(topology.usable)}{cost}; '
+      f'{how}\n{"":<13}{" ".join(trial.changes)}'
     )
   return '\n'.join(lines)
 
@@ -200,9 +229,11 @@ def decode_text(trial: Trial, decoding: Decoding) -> str:
   found = decode_json(trial, decoding)
   verdict = 'fits' if found['fits'] else 'DOES NOT FIT'
   return (
-    f'decoding  {decoding.rows} rows with room for {decoding.capacity:,} tokens: {_gib(decoding.compiled.peak)} a chip '
+    f'decoding  {decoding.rows} rows with room for {decoding.capacity:,} tokens: '
+    f'{_gib(decoding.compiled.peak)} a chip '
     f'(parameters {_gib(decoding.parameters)}, cache {_gib(decoding.cache)}): {verdict}; at least '
-    f'{_seconds(found["step_seconds_bound"])} a token of every row ({found["bound_by"]} binds), {found["tokens_per_second_bound"]:,.0f} tokens/s; '
+    f'{_seconds(found["step_seconds_bound"])} a token of every row ({found["bound_by"]} binds), '
+    f'{found["tokens_per_second_bound"]:,.0f} tokens/s; '
     f'compiled in {decoding.compiled.seconds:.0f} s'
   )
 
@@ -212,7 +243,9 @@ def _decode_seconds(trial: Trial, decoding: Decoding) -> dict:
   rows = decoding.rows / (data * fsdp * tensor)
   # Parameters that are cut over fsdp are gathered: each chip reads what it multiplies with.
   whole = decoding.parameters * fsdp
-  return costs.decode_seconds(trial.setting.model.config, trial.topology, whole, decoding.cache, rows)
+  return costs.decode_seconds(
+    trial.setting.model.config, trial.topology, whole, decoding.cache, rows
+  )
 
 
 def _gib(size: float) -> str:

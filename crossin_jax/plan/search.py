@@ -71,16 +71,25 @@ class Trial:
 
   @property
   def rank(self) -> tuple[float, float, int]:
-    """What trials are ordered by. A layer waits for what it sends over `tensor`, so that does not overlap with its arithmetic; of
-    equals the one with less traffic, then with fewer microbatches."""
+    """What trials are ordered by. A layer waits for what it sends over `tensor`, so that does not
+    overlap with its arithmetic; of equals the one with less traffic, then with fewer microbatches.
+    """
     waiting = sum(seconds for axis, seconds in self.bound.links.items() if 'tensor' in axis)
-    overlapping = dataclasses.replace(self.bound, links={'rest': sum(self.bound.links.values()) - waiting})
-    return (round(overlapping.seconds + waiting, 4), sum(self.bound.parts.values()), self.setting.microbatches)
+    overlapping = dataclasses.replace(
+      self.bound, links={'rest': sum(self.bound.links.values()) - waiting}
+    )
+    return (
+      round(overlapping.seconds + waiting, 4),
+      sum(self.bound.parts.values()),
+      self.setting.microbatches,
+    )
 
   @property
   def utilisation(self) -> float:
     """MFU at the bound."""
-    return self.figures.model_flops / (self.topology.chips * self.topology.kind.flops * self.bound.seconds)
+    return self.figures.model_flops / (
+      self.topology.chips * self.topology.kind.flops * self.bound.seconds
+    )
 
   @property
   def tokens(self) -> int:
@@ -89,7 +98,8 @@ class Trial:
 
 
 class Planner:
-  """Makes trials and compiles them; what a compile says of memory corrects the formula for the next.
+  """Makes trials and compiles them; what a compile says of memory corrects the formula for the
+  next.
 
   Attributes:
     compiled_seconds: of all compiles.
@@ -111,13 +121,16 @@ class Planner:
       partition = self._partitioner(devices=topology.devices)
     except ValueError as error:
       raise ValueError(
-        f'{str(error).splitlines()[0]}; or leave the mesh to the plan: --gin.Partitioner.mesh_shape="\'auto\'", or --search'
+        f'{str(error).splitlines()[0]}; or leave the mesh to the plan: '
+        '--gin.Partitioner.mesh_shape="\'auto\'", or --search'
       ) from None
     why = partition.suit(setting.model, batch_size=setting.batch_size // setting.microbatches)
     plan_step.check_rows(setting, partition)
     return self._trial(setting, topology, partition, why or '')
 
-  def trial(self, setting: Setting, topology: Topology, mesh: tuple[int, int, int], changes=()) -> Trial:
+  def trial(
+    self, setting: Setting, topology: Topology, mesh: tuple[int, int, int], changes=()
+  ) -> Trial:
     """A setting on a mesh of these sizes."""
     key = (topology.name, topology.slices, mesh)
     if key not in self._partitions:
@@ -132,7 +145,16 @@ class Planner:
       self._states[key] = plan_step.state_bytes(setting, partition)
     state = self._states[key]
     figures = costs.figures(setting, mesh, state, topology.slices)
-    return Trial(setting, topology, partition, why, state, figures, self._estimate(state, figures), changes=changes)
+    return Trial(
+      setting,
+      topology,
+      partition,
+      why,
+      state,
+      figures,
+      self._estimate(state, figures),
+      changes=changes,
+    )
 
   def _estimate(self, state: State, figures: Figures) -> float:
     given = state.parameters + state.optimizer + state.batch
@@ -150,12 +172,15 @@ class Planner:
     self.compiled_seconds += compiled.seconds
     if compiled.temporaries and trial.figures.activations:
       fixed = trial.figures.gradients + trial.figures.gathered
-      self._correction = min(5.0, max(0.05, (compiled.temporaries - fixed) / trial.figures.activations))
+      self._correction = min(
+        5.0, max(0.05, (compiled.temporaries - fixed) / trial.figures.activations)
+      )
     return dataclasses.replace(trial, compiled=compiled)
 
 
 def nearest(planner: Planner, asked: Trial, proofs: int = 1) -> list[Trial]:
-  """Settings that fit where `asked` does not: as few changes as will do, in the order of what they cost.
+  """Settings that fit where `asked` does not: as few changes as will do, in the order of what they
+  cost.
 
   Args:
     planner: has compiled `asked`.
@@ -200,7 +225,11 @@ def _divided(setting: Setting, ways: int) -> Iterator[int]:
 
 def _microbatches(asked: Trial):
   for parts in _divided(asked.setting, asked.partition.batch_ways):
-    yield asked.setting.replace(microbatches=parts), asked.mesh, (f'--gin.train.microbatches={parts}',)
+    yield (
+      asked.setting.replace(microbatches=parts),
+      asked.mesh,
+      (f'--gin.train.microbatches={parts}',),
+    )
 
 
 def _remat(asked: Trial):
@@ -208,15 +237,23 @@ def _remat(asked: Trial):
     flag = '--gin.DecoderConfig.remat="\'full\'"'
     yield asked.setting.replace(remat='full'), asked.mesh, (flag,)
     for parts in _divided(asked.setting, asked.partition.batch_ways):
-      yield asked.setting.replace(parts, remat='full'), asked.mesh, (flag, f'--gin.train.microbatches={parts}')
+      yield (
+        asked.setting.replace(parts, remat='full'),
+        asked.mesh,
+        (flag, f'--gin.train.microbatches={parts}'),
+      )
 
 
 def _mesh(asked: Trial):
   cut = asked.mesh[1] * asked.mesh[2]
   full = asked.setting.replace(remat='full')
-  told = () if asked.setting.model.config.remat == 'full' else ('--gin.DecoderConfig.remat="\'full\'"',)
+  told = (
+    () if asked.setting.model.config.remat == 'full' else ('--gin.DecoderConfig.remat="\'full\'"',)
+  )
   more = [
-    mesh for mesh in meshes_for(asked.setting, asked.topology) if mesh[1] * mesh[2] > cut or mesh[2] > asked.mesh[2]
+    mesh
+    for mesh in meshes_for(asked.setting, asked.topology)
+    if mesh[1] * mesh[2] > cut or mesh[2] > asked.mesh[2]
   ]
   # Cut along tensor last: it sends activations.
   for mesh in sorted(more, key=lambda mesh: (mesh[2], mesh[1])):
@@ -230,7 +267,11 @@ def _adapters(asked: Trial):
   if asked.setting.model.config.lora is None:
     flag = '--gin.DecoderConfig.lora=@LoraConfig()'
     for remat in dict.fromkeys((asked.setting.model.config.remat, 'full')):
-      told = (flag,) if remat == asked.setting.model.config.remat else (flag, '--gin.DecoderConfig.remat="\'full\'"')
+      told = (
+        (flag,)
+        if remat == asked.setting.model.config.remat
+        else (flag, '--gin.DecoderConfig.remat="\'full\'"')
+      )
       setting = asked.setting.replace(lora=LoraConfig(), remat=remat)
       yield setting, asked.mesh, told
       for parts in _divided(setting, asked.partition.batch_ways):
@@ -265,13 +306,19 @@ def meshes_for(setting: Setting, topology: Topology) -> list[tuple[int, int, int
       continue
     for fsdp in range(1, chips // tensor + 1):
       mesh = (topology.chips // tensor // fsdp, fsdp, tensor)
-      if chips // tensor % fsdp == 0 and setting.batch_size % (mesh[0] * fsdp) == 0 and config.embed_dim % fsdp == 0:
+      if (
+        chips // tensor % fsdp == 0
+        and setting.batch_size % (mesh[0] * fsdp) == 0
+        and config.embed_dim % fsdp == 0
+      ):
         found.append(mesh)
   return found
 
 
 def ranked(planner: Planner, setting: Setting, topology: Topology) -> list[Trial]:
-  """All that seems to fit on a topology, fastest first: meshes, microbatches and recomputation, by formula."""
+  """All that seems to fit on a topology, fastest first: meshes, microbatches and recomputation, by
+  formula.
+  """
   found = []
   for mesh in meshes_for(setting, topology):
     ways, parts = mesh[0] * mesh[1], 1
@@ -300,9 +347,14 @@ def best(
     if not trials:
       break
     first, *rest = trials
-    print(f'{topology}: of {len(trials)} settings that may fit, {" ".join(first.changes)}', file=sys.stderr)
+    print(
+      f'{topology}: of {len(trials)} settings that may fit, {" ".join(first.changes)}',
+      file=sys.stderr,
+    )
     proven = planner.prove(first)
-    rest = [trial for trial in map(planner.again, rest) if trial.estimate <= TRUST * topology.usable]
+    rest = [
+      trial for trial in map(planner.again, rest) if trial.estimate <= TRUST * topology.usable
+    ]
     if proven.fits:
       return proven, rest
     trials = rest
@@ -312,7 +364,8 @@ def best(
 def search(
   planner: Planner, setting: Setting, topologies: Sequence[Topology]
 ) -> list[tuple[str, Trial | None, Topology]]:
-  """Three rows: the fastest of all, compiled; the best on the next smaller slice, compiled; the second best, by formula.
+  """Three rows: the fastest of all, compiled; the best on the next smaller slice, compiled; the
+  second best, by formula.
 
   Returns:
     (what it is, trial or None where nothing fits, topology).
@@ -341,7 +394,9 @@ def search(
 
 
 def smallest(planner: Planner, setting: Setting, topologies: Sequence[Topology]) -> Trial | None:
-  """The fastest setting on the first topology (smallest first) on which one fits, compiled; None where none does."""
+  """The fastest setting on the first topology (smallest first) on which one fits, compiled; None
+  where none does.
+  """
   for topology in topologies:
     if winner := best(planner, setting, topology)[0]:
       return winner

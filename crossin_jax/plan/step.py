@@ -1,4 +1,6 @@
-"""The real train step and decode step, compiled for chips that are not there, with nothing allocated."""
+"""The real train step and decode step, compiled for chips that are not there, with nothing
+allocated.
+"""
 
 import contextlib
 import dataclasses
@@ -36,7 +38,8 @@ class Setting:
   Attributes:
     model: with its DecoderConfig, if it has one.
     optimizer: transform and schedule.
-    batch_size: rows of the global batch. length: tokens a row. microbatches: parts that it is cut into.
+    batch_size: rows of the global batch. length: tokens a row. microbatches: parts that it is cut
+      into.
     z_loss: as in `train`.
   """
 
@@ -49,7 +52,11 @@ class Setting:
 
   def replace(self, microbatches: int | None = None, **config) -> 'Setting':
     """With other microbatches, and other fields of the model's DecoderConfig."""
-    model = self.model.clone(config=dataclasses.replace(self.model.config, **config)) if config else self.model
+    model = (
+      self.model.clone(config=dataclasses.replace(self.model.config, **config))
+      if config
+      else self.model
+    )
     return dataclasses.replace(self, model=model, microbatches=microbatches or self.microbatches)
 
 
@@ -107,7 +114,9 @@ def bytes_of(tree, everywhere: bool = False) -> float:
 
 def abstract_state(setting: Setting, partition: Partitioner) -> train_state.TrainState:
   """The TrainState as `train` makes it, as shapes with shardings; a quantised base too."""
-  state = train_state.state_shardings(setting.model, setting.optimizer.transform, partition, setting.length)
+  state = train_state.state_shardings(
+    setting.model, setting.optimizer.transform, partition, setting.length
+  )
   adapters = lora.of_model(setting.model)
   if adapters is None or adapters.base_dtype not in lora.QUANTISED:
     return state
@@ -117,7 +126,9 @@ def abstract_state(setting: Setting, partition: Partitioner) -> train_state.Trai
     def of_leaf(leaf):
       # Scales are as the kernel with a shorter side, which may be too short to cut.
       spec = [
-        axis if axis and size % math.prod(partition.mesh.shape[a] for a in _tuple(axis)) == 0 else None
+        axis
+        if axis and size % math.prod(partition.mesh.shape[a] for a in _tuple(axis)) == 0
+        else None
         for size, axis in zip(leaf.shape, [*kernel.sharding.spec, *[None] * leaf.ndim])
       ]
       sharding = jax.sharding.NamedSharding(partition.mesh, jax.sharding.PartitionSpec(*spec))
@@ -136,7 +147,8 @@ def abstract_batch(setting: Setting, partition: Partitioner) -> dict[str, jax.Sh
   """The batch as the loader gives it."""
   shape = (setting.batch_size, setting.length)
   return {
-    name: jax.ShapeDtypeStruct(shape, dtype, sharding=partition.batch_sharding) for name, dtype in FEATURES.items()
+    name: jax.ShapeDtypeStruct(shape, dtype, sharding=partition.batch_sharding)
+    for name, dtype in FEATURES.items()
   }
 
 
@@ -145,8 +157,10 @@ def check_rows(setting: Setting, partition: Partitioner) -> None:
   rows = partition.batch_ways * setting.microbatches
   if setting.batch_size % rows:
     raise ValueError(
-      f'batch_size = {setting.batch_size} does not divide into {partition.batch_ways} parts of the mesh '
-      f'{dict(partition.mesh.shape)} times {setting.microbatches} microbatches; use a multiple of {rows} (--gin.train.batch_size)'
+      f'batch_size = {setting.batch_size} does not divide into {partition.batch_ways} parts of '
+      'the mesh '
+      f'{dict(partition.mesh.shape)} times {setting.microbatches} microbatches; use a multiple of '
+      f'{rows} (--gin.train.batch_size)'
     )
 
 
@@ -163,12 +177,15 @@ def state_bytes(setting: Setting, partition: Partitioner) -> State:
   )
 
 
-def train_step(setting: Setting, partition: Partitioner, topology: Topology, effort: float = 0.0) -> Compiled:
+def train_step(
+  setting: Setting, partition: Partitioner, topology: Topology, effort: float = 0.0
+) -> Compiled:
   """Compiles the step of `train` for the partitioner's mesh.
 
   Args:
     setting, partition, topology: what for.
-    effort: -1 to 1, how hard XLA tries for speed: -1 compiles in half the time, and the program may take other memory.
+    effort: -1 to 1, how hard XLA tries for speed: -1 compiles in half the time, and the program may
+      take other memory.
 
   Raises:
     ValueError: the batch does not go round the mesh. interruption.Interrupted: told to stop.
@@ -177,13 +194,20 @@ def train_step(setting: Setting, partition: Partitioner, topology: Topology, eff
   started = time.monotonic()
   state = abstract_state(setting, partition)
   step = train_state.jit_train_step(
-    setting.model, setting.optimizer, state, tasks=1, microbatches=setting.microbatches, z_loss=setting.z_loss
+    setting.model,
+    setting.optimizer,
+    state,
+    tasks=1,
+    microbatches=setting.microbatches,
+    z_loss=setting.z_loss,
   )
   threshold = jax.ShapeDtypeStruct((), jnp.float32, sharding=partition.replicated)
   with partition.activate():
     lowered = step.lower(state, abstract_batch(setting, partition), threshold)
     given = bytes_of(state) + bytes_of(abstract_batch(setting, partition))
-    return _compiled(lowered, partition, topology, effort, started, given, f'the train step for {topology}')
+    return _compiled(
+      lowered, partition, topology, effort, started, given, f'the train step for {topology}'
+    )
 
 
 class _Lowered(slots_lib.Programs):
@@ -239,9 +263,11 @@ def decode_step(
   plain = jax.eval_shape(unstack, whole)
   model = box['model']
   lie = train_state.parameter_shapes(model, partition)
-  params = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d.sharding), plain, lie)
+  params = jax.tree.map(
+    lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d.sharding), plain, lie
+  )
   programs = _Lowered(model, partition, sampling or Sampling(), (model.config.vocab_size,), CHUNK)
-  structure, shardings = programs._structure(rows, capacity)  # pylint: disable=protected-access  # a part of it, lowered
+  structure, shardings = programs._structure(rows, capacity)  # a part of it, lowered
   lay = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
   slots = jax.tree.map(lay, structure, shardings)
   number = jax.ShapeDtypeStruct((), jnp.int32, sharding=partition.replicated)
@@ -249,7 +275,9 @@ def decode_step(
   with partition.activate():
     lowered = programs.advance(params, slots, alive, number, number)
     given = bytes_of(params) + bytes_of(slots)
-    compiled = _compiled(lowered, partition, topology, effort, started, given, f'the decode step for {topology}')
+    compiled = _compiled(
+      lowered, partition, topology, effort, started, given, f'the decode step for {topology}'
+    )
   return Decoding(compiled, bytes_of(params), bytes_of(slots.cache), rows, capacity)
 
 
@@ -268,7 +296,9 @@ def _compiled(
   seconds = time.monotonic() - started
   if program is None:
     temporaries = asked_for(refused)
-    return Compiled(False, given + temporaries, given, temporaries, 0.0, (), seconds, refused.splitlines()[0])
+    return Compiled(
+      False, given + temporaries, given, temporaries, 0.0, (), seconds, refused.splitlines()[0]
+    )
   memory = program.memory_analysis()
   fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
   code = memory.generated_code_size_in_bytes
@@ -289,7 +319,11 @@ def _compiled(
 def asked_for(message: str) -> float:
   """Bytes of temporaries that XLA says it would have needed; 0 where its message has no number."""
   units = {'': 1, 'K': 1 << 10, 'M': 1 << 20, 'G': 1 << 30, 'T': 1 << 40}
-  for pattern in (r'HLO temporaries \(([\d.]+)([KMGT]?)', r'program\s+([\d.]+)([KMGT]?)', r'Used ([\d.]+)([KMGT]?) of'):
+  for pattern in (
+    r'HLO temporaries \(([\d.]+)([KMGT]?)',
+    r'program\s+([\d.]+)([KMGT]?)',
+    r'Used ([\d.]+)([KMGT]?) of',
+  ):
     if match := re.search(pattern, message):
       return float(match[1]) * units[match[2]]
   return 0.0
@@ -297,7 +331,9 @@ def asked_for(message: str) -> float:
 
 @contextlib.contextmanager
 def saying(what: str):
-  """Tells on stderr what is being done, and for how long, so that nobody takes a long compile for a hang."""
+  """Tells on stderr what is being done, and for how long, so that nobody takes a long compile for a
+  hang.
+  """
   started, done = time.monotonic(), threading.Event()
   live = sys.stderr.isatty()
 

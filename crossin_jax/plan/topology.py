@@ -17,7 +17,8 @@ EXAMPLES = 'v5e:4x4 or v5e-16 (16 chips), v5p:2x2x2 or v5p-16 (8 chips), v6e:8x8
 # Slices that can be rented, by chips. v4 and v5p also come in other multiples of 4x4x4.
 FLAT = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
 CUBIC = {
-  4: '2x2x1', 8: '2x2x2', 16: '2x2x4', 32: '2x4x4', 64: '4x4x4', 128: '4x4x8', 256: '4x8x8', 512: '8x8x8', 1024: '8x8x16',
+  4: '2x2x1', 8: '2x2x2', 16: '2x2x4', 32: '2x4x4', 64: '4x4x4', 128: '4x4x8', 256: '4x8x8',
+  512: '8x8x8', 1024: '8x8x16',
   2048: '8x16x16', 4096: '16x16x16',
 }  # fmt: skip
 GPUS_PER_HOST = 8
@@ -90,7 +91,9 @@ class Topology:
   @property
   def usable(self) -> float:
     """Bytes of a chip's memory that a program may use."""
-    return self.kind.usable or self.kind.memory * float(os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', GPU_SHARE))
+    return self.kind.usable or self.kind.memory * float(
+      os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', GPU_SHARE)
+    )
 
   def __str__(self) -> str:
     return self.name if self.slices == 1 else f'{self.slices} x {self.name}'
@@ -98,15 +101,19 @@ class Topology:
   def fast_bandwidth(self, line: Sequence) -> float:
     """Bytes/s that a chip can send to the others of a mesh axis inside its slice.
 
-    Along one side of a slice a chip has two neighbours; without a wrap-around the ends of the line have one, and they
-    set the pace. An axis that lies over several sides uses the links of all.
+    Along one side of a slice a chip has two neighbours; without a wrap-around the ends of the line
+    have one, and they set the pace. An axis that lies over several sides uses the links of all.
 
     Args:
       line: the devices of one slice along the axis.
     """
     if not self.compiles:
       per_host = max(1, sum(device.process_index == line[0].process_index for device in line))
-      return self.kind.links if per_host == len(line) else min(self.kind.links, self.kind.network * per_host)
+      return (
+        self.kind.links
+        if per_host == len(line)
+        else min(self.kind.links, self.kind.network * per_host)
+      )
     places = np.array([device.coords for device in line])
     link, used = self.kind.links / (2 * len(self.sides)), 0
     for side, length in enumerate(self.sides):
@@ -116,7 +123,11 @@ class Topology:
 
   def _wraps(self, side: int) -> bool:
     """Whether the chips along a side of that length stand in a ring."""
-    return side == 16 if len(self.sides) == 2 else side > 2 and all(length % 4 == 0 for length in self.sides)
+    return (
+      side == 16
+      if len(self.sides) == 2
+      else side > 2 and all(length % 4 == 0 for length in self.sides)
+    )
 
 
 def parse(name: str, num_slices: int = 1) -> Topology:
@@ -144,11 +155,14 @@ def parse(name: str, num_slices: int = 1) -> Topology:
   known = f'{match[1]} comes as {", ".join(generation.slices.values())}'
   if math.prod(sides) > generation.largest:
     raise ValueError(
-      f'--topology {name!r}: a slice of {match[1]} has at most {generation.largest} chips; use --num_slices'
+      f'--topology {name!r}: a slice of {match[1]} has at most {generation.largest} chips; use '
+      '--num_slices'
     )
   if len(sides) != len(next(iter(generation.slices.values())).split('x')):
     raise ValueError(f'--topology {name!r} has {len(sides)} sides; {known}')
-  if match[2] not in generation.slices.values() and (len(sides) == 2 or any(side % 4 for side in sides)):
+  if match[2] not in generation.slices.values() and (
+    len(sides) == 2 or any(side % 4 for side in sides)
+  ):
     raise ValueError(f'--topology {name!r} is no slice that can be rented; {known}')
   described = _described(f'{match[1]}:{match[2]}', sides, num_slices, generation.options)
   kind = devices_lib.kind_of(described[0])
@@ -163,7 +177,8 @@ def _of_accelerator_type(name: str, kind: str, count: int) -> str:
   if chips not in generation.slices:
     names = [f'{kind}-{n * 2 if generation.names_count_cores else n}' for n in generation.slices]
     raise ValueError(
-      f'--topology {name!r} is not known; {kind} comes as {", ".join(names)}, or give its sides ({EXAMPLES})'
+      f'--topology {name!r} is not known; {kind} comes as {", ".join(names)}, or give its sides '
+      f'({EXAMPLES})'
     )
   return f'{kind}:{generation.slices[chips]}'
 
@@ -172,14 +187,19 @@ def _gpus(kind: str, count: int, hosts: int) -> Topology:
   if count < 1:
     raise ValueError(f'--topology {kind}:{count}: at least one GPU')
   total = count * hosts
-  devices = tuple(DescribedGpu(i, f'NVIDIA {kind.upper()}', i // min(count, GPUS_PER_HOST)) for i in range(total))
-  return Topology(f'{kind}:{total}', 1, devices, devices_lib.kind_of(devices[0]), (min(count, GPUS_PER_HOST),))
+  devices = tuple(
+    DescribedGpu(i, f'NVIDIA {kind.upper()}', i // min(count, GPUS_PER_HOST)) for i in range(total)
+  )
+  return Topology(
+    f'{kind}:{total}', 1, devices, devices_lib.kind_of(devices[0]), (min(count, GPUS_PER_HOST),)
+  )
 
 
 @functools.lru_cache(maxsize=32)
 def _described(text: str, sides: tuple[int, ...], num_slices: int, options: tuple) -> tuple:
   """libtpu's devices of slices that are not there."""
-  # libtpu asks a metadata server who it is, and complains on the terminal when nobody answers. It only describes here.
+  # libtpu asks a metadata server who it is, and complains on the terminal when nobody answers. It
+  # only describes here.
   for key, value in {
     'TPU_SKIP_MDS_QUERY': '1',
     'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
@@ -218,7 +238,9 @@ def all_smaller_first(kind: str) -> list[str]:
 
 
 def without_accelerator() -> None:
-  """Keeps JAX off any accelerator of this machine: a plan computes nothing, and must not take a chip from a run."""
+  """Keeps JAX off any accelerator of this machine: a plan computes nothing, and must not take a
+  chip from a run.
+  """
   jax.config.update('jax_platforms', 'cpu')
 
 

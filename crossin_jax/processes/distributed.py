@@ -1,4 +1,6 @@
-"""Several processes as one run: which one this is, the handshake, and places where all wait for all."""
+"""Several processes as one run: which one this is, the handshake, and places where all wait for
+all.
+"""
 
 import argparse
 import atexit
@@ -15,28 +17,40 @@ from crossin_jax.processes import roll_call
 from crossin_jax.processes.hub import RollCallError
 from crossin_jax.processes.roll_call import RollCall
 
-# JAX's own heartbeat ends a process without a word about which other one is lost, so ours is to be the faster one.
+# JAX's own heartbeat ends a process without a word about which other one is lost, so ours is to be
+# the faster one.
 JAX_HEARTBEAT = 100  # seconds
-# How long an error waits for word of another process' end: the system cuts the lines of a dead process at once.
+# How long an error waits for word of another process' end: the system cuts the lines of a dead
+# process at once.
 FOREIGN = 3.0  # seconds
 _call: RollCall | None = None
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Adds T5X's flags for several processes, and those for clusters that say by themselves what runs where."""
+  """Adds T5X's flags for several processes, and those for clusters that say by themselves what runs
+  where.
+  """
   group = parser.add_argument_group('several processes')
   group.add_argument(
-    '--coordinator_address', help='HOST:PORT of process 0 (PORT + 1 is used too); with it the next two'
+    '--coordinator_address',
+    help='HOST:PORT of process 0 (PORT + 1 is used too); with it the next two',
   )
   group.add_argument(
-    '--process_count', type=int, help='how many processes the run has; with --multihost: how many it must have'
+    '--process_count',
+    type=int,
+    help='how many processes the run has; with --multihost: how many it must have',
   )
   group.add_argument('--process_index', type=int, help='which of them this one is, from 0')
   group.add_argument(
-    '--multihost', action='store_true', help='ask the machine instead: TPU pod, SLURM, Open MPI, Kubernetes'
+    '--multihost',
+    action='store_true',
+    help='ask the machine instead: TPU pod, SLURM, Open MPI, Kubernetes',
   )
   group.add_argument(
-    '--start_timeout', type=float, default=1800.0, help='seconds until all processes must be there (default: 1800)'
+    '--start_timeout',
+    type=float,
+    default=1800.0,
+    help='seconds until all processes must be there (default: 1800)',
   )
 
 
@@ -44,19 +58,22 @@ def initialize(args: argparse.Namespace) -> None:
   """Joins the run that the flags name; without them this process is the whole run.
 
   Raises:
-    ValueError: some of the flags without the others, an index that is none, a machine that does not say what it is part of, or
-      another number of processes than wanted.
+    ValueError: some of the flags without the others, an index that is none, a machine that does not
+      say what it is part of, or another number of processes than wanted.
     RollCallError: not all processes came; the missing are named.
   """
-  global _call  # pylint: disable=global-statement  # a process is in one run
+  global _call  # a process is in one run
   given = [args.coordinator_address, args.process_count, args.process_index]
   if args.multihost:
     if args.coordinator_address or args.process_index is not None:
-      raise ValueError('--multihost asks the machine; give it, or --coordinator_address and --process_index')
+      raise ValueError(
+        '--multihost asks the machine; give it, or --coordinator_address and --process_index'
+      )
     address, count, index = _detected(args.start_timeout)
     if args.process_count not in (None, count):
       raise ValueError(
-        f'this machine belongs to {count} processes, --process_count wants {args.process_count}: a smaller or larger slice '
+        f'this machine belongs to {count} processes, --process_count wants {args.process_count}: '
+        'a smaller or larger slice '
         'than meant? Nothing was begun'
       )
   elif all(value is None for value in given):
@@ -65,7 +82,8 @@ def initialize(args: argparse.Namespace) -> None:
       hosts = jax.process_count()  # libtpu joins the hosts of a slice by itself
     if hosts > 1:
       raise ValueError(
-        f'this machine is one of {hosts} hosts of a slice: start the command on each of them with --multihost'
+        f'this machine is one of {hosts} hosts of a slice: start the command on each of them with '
+        '--multihost'
       )
     return
   elif any(value is None for value in given):
@@ -94,10 +112,11 @@ def initialize(args: argparse.Namespace) -> None:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _outlive_abort(number: int) -> None:
-  """JAX aborts a process the moment its coordinator dies, and its own hook for that cannot be called from Python.
+  """JAX aborts a process the moment its coordinator dies, and its own hook for that cannot be
+  called from Python.
 
-  The aborting thread waits here while the roll call ends the process with the reason and a status that a launcher understands; an
-  abort for another reason goes on.
+  The aborting thread waits here while the roll call ends the process with the reason and a status
+  that a launcher understands; an abort for another reason goes on.
   """
   time.sleep(FOREIGN)
   _call.tell_failed('aborted in native code, see its log')
@@ -127,10 +146,11 @@ def barrier(place: str, says: object = '') -> None:
 
 
 def tell_failed(reason: str) -> str:
-  """Tells the other processes that this one ends with an error; the message, with this process' number if there are others.
+  """Tells the other processes that this one ends with an error; the message, with this process'
+  number if there are others.
 
-  Many an error is what another process' end looks like from here (a collective that broke off): word of that is waited for, and
-  if it comes, this process ends as all do.
+  Many an error is what another process' end looks like from here (a collective that broke off):
+  word of that is waited for, and if it comes, this process ends as all do.
   """
   if _call is None:
     return reason
@@ -149,19 +169,23 @@ def _detected(timeout: float) -> tuple[str, int, int]:
     )
   except (ImportError, AttributeError, TypeError):
     raise ValueError(
-      f'JAX {jax.__version__} does not tell what this machine is part of; give --coordinator_address, --process_count and '
+      f'JAX {jax.__version__} does not tell what this machine is part of; give '
+      '--coordinator_address, --process_count and '
       '--process_index'
     ) from None
   if address is None or count is None or index is None:
     raise ValueError(
-      'nothing says that this machine is one of several (no TPU pod, SLURM, Open MPI or Kubernetes was found); give '
+      'nothing says that this machine is one of several (no TPU pod, SLURM, Open MPI or '
+      'Kubernetes was found); give '
       '--coordinator_address, --process_count and --process_index, or leave --multihost out'
     )
   return address, count, index
 
 
 def leave(status: int) -> None:
-  """Ends this process at once after an error that the others know of: JAX's own way out would wait for them."""
+  """Ends this process at once after an error that the others know of: JAX's own way out would wait
+  for them.
+  """
   if _call is not None:
     sys.stdout.flush()
     sys.stderr.flush()

@@ -85,12 +85,14 @@ class Hub:
     self._timeout = timeout
     self._waiting: dict[str, dict[int, str]] = {}  # place -> process -> what it says
     self._since: dict[str, float] = {}
-    self._passed: dict[int, int] | None = None  # process -> checks passed, once somebody was told to stop
+    # process -> checks passed, once somebody was told to stop
+    self._passed: dict[int, int] | None = None
     try:
       self._socket = socket.create_server(('', port), backlog=1024)
     except OSError as error:
       raise RollCallError(
-        f'process 0 cannot listen on port {port} ({error.strerror}): is another run at work on this machine? Choose another '
+        f'process 0 cannot listen on port {port} ({error.strerror}): is another run at work on '
+        'this machine? Choose another '
         'port in --coordinator_address (this is the one above it)'
       ) from None
     for work in (self._accept, self._watch):
@@ -118,7 +120,9 @@ class Hub:
         connection, _ = self._socket.accept()
       except OSError:
         return
-      threading.Thread(target=self._serve, args=(_Line(connection),), daemon=True, name='roll call line').start()
+      threading.Thread(
+        target=self._serve, args=(_Line(connection),), daemon=True, name='roll call line'
+      ).start()
 
   def _serve(self, line: _Line) -> None:
     index = None
@@ -184,8 +188,15 @@ class Hub:
     said = self._waiting.pop(place)
     self._since.pop(place)
     # The odd ones out are those who differ from the most.
-    most = max(set(said.values()), key=lambda value: (sum(v == value for v in said.values()), value == said.get(0)))
-    odd = [f'process {i} ({self._members[i].host}) says {v}' for i, v in sorted(said.items()) if v != most]
+    most = max(
+      set(said.values()),
+      key=lambda value: (sum(v == value for v in said.values()), value == said.get(0)),
+    )
+    odd = [
+      f'process {i} ({self._members[i].host}) says {v}'
+      for i, v in sorted(said.items())
+      if v != most
+    ]
     self._tell(open=place, problem=f'{"; ".join(odd)}; the others say {most}' if odd else None)
 
   def _present(self) -> set[int]:
@@ -214,11 +225,17 @@ class Hub:
     if not self._began:
       missing = sorted(set(range(self._count)) - set(self._members))
       left = self._deadline - now
-      print(f'waiting for process {", ".join(map(name, missing))} to start, {left:.0f} s at most', file=sys.stderr)
+      print(
+        f'waiting for process {", ".join(map(name, missing))} to start, {left:.0f} s at most',
+        file=sys.stderr,
+      )
     for place, there in self._waiting.items():
       late = sorted(self._present() - set(there))
       seconds = now - self._since[place]
-      print(f'waiting since {seconds:.0f} s before {place} for process {", ".join(map(name, late))}', file=sys.stderr)
+      print(
+        f'waiting since {seconds:.0f} s before {place} for process {", ".join(map(name, late))}',
+        file=sys.stderr,
+      )
 
   def _tell_lost(self, index: int, why: str) -> None:
     self._members[index].gone = True

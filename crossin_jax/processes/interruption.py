@@ -1,4 +1,6 @@
-"""Being told to stop: heard between steps, between batches of an evaluation, and while XLA compiles."""
+"""Being told to stop: heard between steps, between batches of an evaluation, and while XLA
+compiles.
+"""
 
 import signal
 import threading
@@ -20,7 +22,7 @@ class StopSignal:
     self._flag, self._told, self._previous, self._outer = False, False, {}, None
 
   def __enter__(self):
-    global _current  # pylint: disable=global-statement  # signals are global too
+    global _current  # signals are global too
     self._outer, _current = _current, self
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
@@ -28,7 +30,7 @@ class StopSignal:
     return self
 
   def __exit__(self, *_):
-    global _current  # pylint: disable=global-statement
+    global _current
     _current = self._outer
     for number, handler in self._previous.items():
       signal.signal(number, handler)
@@ -43,7 +45,9 @@ class StopSignal:
     return self._flag
 
   def requested(self) -> bool:
-    """Whether any process was told to stop; all must ask equally often and get the same answer at the same call."""
+    """Whether any process was told to stop; all must ask equally often and get the same answer at
+    the same call.
+    """
     if (call := distributed.call()) is None:
       return self._flag
     if self._flag and not self._told:

@@ -1,7 +1,9 @@
-"""Who of a run's processes is there, waits, fails, is lost or was told to stop: a thread in each, and a TCP line to process 0.
+"""Who of a run's processes is there, waits, fails, is lost or was told to stop: a thread in each,
+and a TCP line to process 0.
 
-It works before JAX's own handshake, while XLA compiles, and while a collective waits for a host that will never come: a thread that
-hears of it ends the process, with the reason. Messages are lines of JSON; an hour of beats is some kilobytes.
+It works before JAX's own handshake, while XLA compiles, and while a collective waits for a host
+that will never come: a thread that hears of it ends the process, with the reason. Messages are
+lines of JSON; an hour of beats is some kilobytes.
 """
 
 from collections.abc import Callable
@@ -64,7 +66,8 @@ class RollCall:
       raise RollCallError(self._problem)
 
   def barrier(self, place: str, says: str = '') -> None:
-    """Waits until all processes are at this place; while they are waited for, process 0 says for whom.
+    """Waits until all processes are at this place; while they are waited for, process 0 says for
+    whom.
 
     Args:
       place: a name for people, 'restoring the checkpoint'. The same again later is another barrier.
@@ -87,10 +90,11 @@ class RollCall:
     self._line.send(stop=True)
 
   def stopping(self) -> bool:
-    """Whether to stop here. All processes ask equally often, and get the same answer at the same call.
+    """Whether to stop here. All processes ask equally often, and get the same answer at the same
+    call.
 
-    Costs nothing until somebody was told to stop; then each process says how many calls it has behind it, and the call after
-    the furthest of these is the one.
+    Costs nothing until somebody was told to stop; then each process says how many calls it has
+    behind it, and the call after the furthest of these is the one.
     """
     with self._state:
       self._checks += 1
@@ -108,7 +112,9 @@ class RollCall:
       self._hub.wait_until_gone(self.index, 2.0)
 
   def close(self) -> None:
-    """This process is done; process 0 stays until the others are too, for half of the time that makes one lost."""
+    """This process is done; process 0 stays until the others are too, for half of the time that
+    makes one lost.
+    """
     self._closed = True
     self._line.send(bye=True)
     if self._hub:
@@ -128,7 +134,8 @@ class RollCall:
         now = time.monotonic()
         if now > until:
           raise RollCallError(
-            f'process {self.index}: process 0 did not answer at {host}:{port} within {timeout:.0f} s ({error}); was it '
+            f'process {self.index}: process 0 did not answer at {host}:{port} within '
+            f'{timeout:.0f} s ({error}); was it '
             'started, and may this machine reach that port?'
           ) from None
         if now - said > TOLD:
@@ -152,7 +159,8 @@ class RollCall:
         elif 'missing' in message:
           names = ', '.join(map(str, message['missing']))
           self._problem = (
-            f'{len(message["missing"])} of {self.count} processes did not start in time: {names}. Look at their logs or '
+            f'{len(message["missing"])} of {self.count} processes did not start in time: {names}. '
+            'Look at their logs or '
             'machines, and start all again'
           )
         elif 'refused' in message:
@@ -166,14 +174,20 @@ class RollCall:
       if self._began:
         self._end('process 0 is lost: its connection was cut', RESTART)
       with self._state:
-        self._problem = self._problem or f'process {self.index}: process 0 has gone before the run began'
+        self._problem = (
+          self._problem or f'process {self.index}: process 0 has gone before the run began'
+        )
         self._state.notify_all()
 
   def _live(self) -> None:
     while not self._closed:
       time.sleep(self._beat)
       self._line.send(beat=True)
-      if self._began and (silent := time.monotonic() - self._heard) > self._silence and not self._closed:
+      if (
+        self._began
+        and (silent := time.monotonic() - self._heard) > self._silence
+        and not self._closed
+      ):
         self._end(f'process 0 is lost: nothing was heard from it for {silent:.0f} s', RESTART)
 
   def _end(self, reason: str, status: int) -> None:
@@ -184,6 +198,12 @@ class RollCall:
     if self._closed:
       return
     self._closed = True
-    what = 'start all again to go on from the last whole checkpoint' if status == RESTART else 'all end'
-    print(f'process {self.index} ({socket.gethostname()}) ends: {reason}; {what}', file=sys.stderr, flush=True)
+    what = (
+      'start all again to go on from the last whole checkpoint' if status == RESTART else 'all end'
+    )
+    print(
+      f'process {self.index} ({socket.gethostname()}) ends: {reason}; {what}',
+      file=sys.stderr,
+      flush=True,
+    )
     self._leave(status)

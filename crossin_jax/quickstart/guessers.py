@@ -10,8 +10,9 @@ from crossin_jax.evaluation.questions import Questions
 def guessers(questions: Questions, world) -> dict[str, np.ndarray]:
   """What two guessers who know no fact would choose; they must be at chance.
 
-  'lexical overlap' takes the choice that shares the largest part of its character bigrams with the question;
-  'frequency' the choice told most often in English for that relation. Ties go to the first by id.
+  'lexical overlap' takes the choice that shares the largest part of its character bigrams with the
+  question; 'frequency' the choice told most often in English for that relation. Ties go to the
+  first by id.
 
   Returns:
     name -> int [items, languages].
@@ -24,7 +25,9 @@ def guessers(questions: Questions, world) -> dict[str, np.ndarray]:
       shared = [len(bigrams(c) & asked) / len(bigrams(c)) for c in row['choices']]
       best = np.flatnonzero(np.isclose(shared, max(shared)))
       overlap[i, j] = best[i % len(best)]
-  told = collections.Counter((fact.relation, fact.value) for fact in world.facts if 'en' in fact.told_in)
+  told = collections.Counter(
+    (fact.relation, fact.value) for fact in world.facts if 'en' in fact.told_in
+  )
   frequency = np.empty(questions.answers.shape, np.int64)
   by_id = {question.id: question for question in world.questions}
   for i, id_ in enumerate(questions.ids):

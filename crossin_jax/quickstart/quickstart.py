@@ -1,10 +1,10 @@
 """`crossin quickstart`: the main job on the embedded world, by the project's own commands.
 
-    vocabulary, world, prepare  ->  read (once with the tested facts, once without)  ->  tune the arms  ->
-    evaluate each  ->  results.json, report.html
+    vocabulary, world, prepare  ->  read (once with the tested facts, once without)  ->  tune the
+    arms  -> evaluate each  ->  results.json, report.html
 
-Every step is a `crossin` command in a process of its own; its output lies in OUT/logs. A second start does
-only what is missing.
+Every step is a `crossin` command in a process of its own; its output lies in OUT/logs. A second
+start does only what is missing.
 """
 
 import argparse
@@ -30,8 +30,9 @@ from crossin_jax.progress import duration
 from crossin_jax.quickstart.guessers import guessers
 from crossin_jax.workflow.jobs import Jobs, Stopped
 
-# Arm -> components of its tuning mixture and their shares. Half of each is replayed reading, the same in
-# every arm; the other half is English questions (Base), or a third of them and two thirds of what the arm adds.
+# Arm -> components of its tuning mixture and their shares. Half of each is replayed reading, the
+# same in every arm; the other half is English questions (Base), or a third of them and two thirds
+# of what the arm adds.
 REPLAY = {'tested': 0.2, 'shared': 0.3}
 ARMS = {
   'Floor': {'base': 1.0},
@@ -64,7 +65,9 @@ class Quickstart:
 
   def __init__(self, output_dir: str, settings: Settings, jobs: int):
     self.out, self.settings = output_dir, settings
-    self.commands = Jobs(output_dir, jobs, {'JAX_PLATFORMS': os.environ.get('JAX_PLATFORMS', 'cpu')})
+    self.commands = Jobs(
+      output_dir, jobs, {'JAX_PLATFORMS': os.environ.get('JAX_PLATFORMS', 'cpu')}
+    )
     self._jobs = jobs
     self._started = time.monotonic()
 
@@ -87,13 +90,14 @@ class Quickstart:
           futures.append(pool.submit(self._arm, arm, seed))
         waiting = [job for job in waiting if job not in ready]
         concurrent.futures.wait(
-          [readings[a == 'Floor', s] for a, s in waiting], return_when=concurrent.futures.FIRST_COMPLETED
+          [readings[a == 'Floor', s] for a, s in waiting],
+          return_when=concurrent.futures.FIRST_COMPLETED,
         )
       for future in concurrent.futures.as_completed(futures):
         future.result()
     return self._report()
 
-  # ---- steps -------------------------------------------------------------------------------------------------
+  # ---- steps ----
 
   def _remember_settings(self) -> None:
     path = os.path.join(self.out, 'quickstart.json')
@@ -102,7 +106,9 @@ class Quickstart:
       before = read_json(path, 'delete it')
       changed = [f'{k} was {before.get(k)}, now {now[k]}' for k in now if before.get(k) != now[k]]
       if changed:
-        raise ValueError(f'{self.out} holds another quickstart: {"; ".join(changed)}. Give another --output_dir')
+        raise ValueError(
+          f'{self.out} holds another quickstart: {"; ".join(changed)}. Give another --output_dir'
+        )
     os.makedirs(os.path.join(self.out, 'logs'), exist_ok=True)
     write_json(path, now)
 
@@ -115,7 +121,9 @@ class Quickstart:
     folder = os.path.join(self.out, 'world')
     if not os.path.exists(os.path.join(folder, 'world.json')):
       self._say(f'making the world and its vocabulary of {self.settings.vocabulary_size} pieces')
-      world_sources.train_vocabulary(self.world, self.settings.vocabulary_size, os.path.join(folder, 'world.model'))
+      world_sources.train_vocabulary(
+        self.world, self.settings.vocabulary_size, os.path.join(folder, 'world.model')
+      )
       world_sources.write_questions(self.world, folder)
     self.questions = {form: os.path.join(folder, f'questions.{form}.jsonl') for form in FORMS}
     jobs = []
@@ -129,7 +137,12 @@ class Quickstart:
         continue
       self.commands.run(
         f'prepare.{os.path.basename(directory)}',
-        ['prepare', '--gin_file=gin_configs/mixtures/world.gin', f'--mixture={mixture}', f'--output_dir={directory}'],
+        [
+          'prepare',
+          '--gin_file=gin_configs/mixtures/world.gin',
+          f'--mixture={mixture}',
+          f'--output_dir={directory}',
+        ],
         {
           'VOCABULARY': os.path.join(folder, 'world.model'),
           'LANGUAGES': self.settings.languages,
@@ -189,13 +202,18 @@ class Quickstart:
     self.commands.run(
       f'train.{os.path.basename(directory)}',
       ['train', f'--gin_file=gin_configs/runs/{run_file}.gin'],
-      {'MODEL_DIR': directory, 'DATA_DIR': data_dir, 'MIXTURE_OR_TASK_NAME': self._mixture(shares), 'RANDOM_SEED': seed}
+      {
+        'MODEL_DIR': directory,
+        'DATA_DIR': data_dir,
+        'MIXTURE_OR_TASK_NAME': self._mixture(shares),
+        'RANDOM_SEED': seed,
+      }
       | values,
       self.settings.bindings,
     )
     write_json(os.path.join(directory, 'finished'), True)
 
-  # ---- names -------------------------------------------------------------------------------------------------
+  # ---- names ----
 
   def _mixture(self, shares) -> str:
     return f'world.{"_".join(shares)}.all.{"_".join(self.settings.languages)}.every'
@@ -215,7 +233,7 @@ class Quickstart:
   def _say(self, text: str) -> None:
     print(f'[{duration(time.monotonic() - self._started):>6}] {text}', file=sys.stderr, flush=True)
 
-  # ---- the page ----------------------------------------------------------------------------------------------
+  # ---- the page ----
 
   def _report(self) -> str:
     settings = self.settings
@@ -228,7 +246,9 @@ class Quickstart:
         runs += read_results(os.path.join(directory, 'evaluation', 'results.json'))
         for form in FORMS:
           for method in ('likelihood', 'generate'):
-            path = os.path.join(directory, 'evaluation', 'predictions', f'questions.{form}.{method}.jsonl')
+            path = os.path.join(
+              directory, 'evaluation', 'predictions', f'questions.{form}.{method}.jsonl'
+            )
             choices[arm, seed, form, method] = read_predictions(path).extract('strict')
         with open(os.path.join(directory, 'metrics.jsonl'), encoding='utf-8') as f:
           metrics[arm, seed] = [json.loads(line) for line in f]
@@ -238,7 +258,9 @@ class Quickstart:
             seconds[arm] += row['tokens'] / row['tokens_per_second']
     questions = read_questions(self.questions['untagged'])
     write_results(os.path.join(self.out, 'results.json'), runs)
-    with open(os.path.join(self._arm_dir(settings.arms[-1], 0), 'config.gin'), encoding='utf-8') as f:
+    with open(
+      os.path.join(self._arm_dir(settings.arms[-1], 0), 'config.gin'), encoding='utf-8'
+    ) as f:
       operative = f.read()
     told = collections.Counter(len(fact.told_in) > 1 for fact in self.world.facts)
     path = os.path.join(self.out, 'report.html')
@@ -281,7 +303,8 @@ class Quickstart:
         command=shlex.join(['crossin', *sys.argv[1:]]),
         versions={'python': platform.python_version()}
         | {
-          name: importlib.metadata.version(name) for name in ('crossin-jax', 'jax', 'flax', 'optax', 'orbax-checkpoint')
+          name: importlib.metadata.version(name)
+          for name in ('crossin-jax', 'jax', 'flax', 'optax', 'orbax-checkpoint')
         },
       ),
     )
@@ -289,7 +312,9 @@ class Quickstart:
 
 
 def _tuning_shares(arm: str) -> dict[str, float]:
-  return REPLAY | {component: share * (1 - sum(REPLAY.values())) for component, share in ARMS[arm].items()}
+  return REPLAY | {
+    component: share * (1 - sum(REPLAY.values())) for component, share in ARMS[arm].items()
+  }
 
 
 def _slug(arm: str) -> str:
@@ -300,19 +325,33 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin quickstart`."""
   parser = argparse.ArgumentParser(
     prog='crossin quickstart',
-    description='Read an invented world in English, tune it in five ways, ask in every language, write a report.',
+    description='Read an invented world in English, tune it in five ways, ask in every language, '
+    'write a report.',
     epilog='example: crossin quickstart --languages en,vi,es --seeds 1 --output_dir runs/quickstart',
   )
-  parser.add_argument('--output_dir', default='runs/quickstart', help='for everything (default: %(default)s)')
-  parser.add_argument('--languages', default='en,vi,es', help='English first, any of thirteen (default: %(default)s)')
+  parser.add_argument(
+    '--output_dir', default='runs/quickstart', help='for everything (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--languages', default='en,vi,es', help='English first, any of thirteen (default: %(default)s)'
+  )
   parser.add_argument('--arms', default=','.join(ARMS), help='of: %(default)s')
   parser.add_argument('--seeds', type=int, default=1, help='runs of every arm (default: 1)')
   parser.add_argument('--reading_steps', type=int, default=3000, help='(default: %(default)s)')
   parser.add_argument('--tuning_steps', type=int, default=300, help='(default: %(default)s)')
-  parser.add_argument('--world_seed', type=int, default=0, help='another seed is another world (default: 0)')
-  parser.add_argument('--vocabulary_size', type=int, help='pieces (default: 1500, and 300 more a language beyond four)')
   parser.add_argument(
-    '--jobs', type=int, default=len(os.sched_getaffinity(0)), help='processes at a time (default: cores)'
+    '--world_seed', type=int, default=0, help='another seed is another world (default: 0)'
+  )
+  parser.add_argument(
+    '--vocabulary_size',
+    type=int,
+    help='pieces (default: 1500, and 300 more a language beyond four)',
+  )
+  parser.add_argument(
+    '--jobs',
+    type=int,
+    default=len(os.sched_getaffinity(0)),
+    help='processes at a time (default: cores)',
   )
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   args, bindings = parser.parse_known_args(argv)
@@ -328,7 +367,14 @@ def main(argv: list[str]) -> int:
   if size > 1500:
     bindings = [*bindings, f'--gin_bindings=DecoderConfig.vocab_size = {-(-size // 128) * 128}']
   settings = Settings(
-    languages, arms, args.seeds, args.reading_steps, args.tuning_steps, args.world_seed, size, tuple(bindings)
+    languages,
+    arms,
+    args.seeds,
+    args.reading_steps,
+    args.tuning_steps,
+    args.world_seed,
+    size,
+    tuple(bindings),
   )
   started = time.monotonic()
   quickstart = Quickstart(args.output_dir, settings, args.jobs)
@@ -350,12 +396,16 @@ def _print_table(runs: list[dict], settings: Settings) -> None:
   """Likelihood choices on untagged questions, mean over seeds, on the terminal."""
   size = str(min(3, len(settings.languages)))
   print(
-    f'\n{"arm":14}' + ''.join(f'{l:>8}' for l in settings.languages) + f'{"C_" + size:>8}{"AC3_" + size:>8}',
+    f'\n{"arm":14}'
+    + ''.join(f'{l:>8}' for l in settings.languages)
+    + f'{"C_" + size:>8}{"AC3_" + size:>8}',
     file=sys.stderr,
   )
   for arm in settings.arms:
     mine = [
-      r for r in runs if r['variant'] == arm and r['method'] == 'likelihood' and r['benchmark'].endswith('untagged')
+      r
+      for r in runs
+      if r['variant'] == arm and r['method'] == 'likelihood' and r['benchmark'].endswith('untagged')
     ]
     mean = lambda get: sum(map(get, mine)) / len(mine)
     cells = [mean(lambda r, l=l: r['accuracy_by_language'][l]) for l in settings.languages]

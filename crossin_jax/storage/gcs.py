@@ -1,4 +1,6 @@
-"""Objects of Google Cloud Storage, through gcsfs: what there is, reading, writing, errors in words for people."""
+"""Objects of Google Cloud Storage, through gcsfs: what there is, reading, writing, errors in words
+for people.
+"""
 
 import asyncio
 import base64
@@ -82,7 +84,9 @@ class Limit:
 
   @contextlib.contextmanager
   def kept(self):
-    """Requests in here, and those of `together`, are given up at the end; what fails once it is set is not tried again."""
+    """Requests in here, and those of `together`, are given up at the end; what fails once it is set
+    is not tried again.
+    """
     before = _limits.set((*_limits.get(), self))
     try:
       yield
@@ -112,25 +116,31 @@ def split(url: str) -> tuple[str, str]:
 def filesystem():
   """gcsfs, that keeps no listings: other processes write too."""
   os.environ.setdefault('EPATH_USE_TF', '0')
-  # The client for zonal buckets opens gRPC channels for every bucket; set it to true to use such a bucket.
+  # The client for zonal buckets opens gRPC channels for every bucket; set it to true to use such a
+  # bucket.
   os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
   if (gpath := sys.modules.get('etils.epath.gpath')) and hasattr(gpath, '_is_tf_installed'):
-    gpath._is_tf_installed.cache_clear()  # pylint: disable=protected-access  # it may have answered already
+    gpath._is_tf_installed.cache_clear()  # it may have answered already
   try:
     import aiohttp
     import fsspec.config
     import gcsfs  # noqa: F401
   except ImportError:
     raise ValueError("gs:// paths need gcsfs: pip install 'crossin-jax[gcs]'") from None
-  # Also of the one that etils makes. Without a timeout a connection that hangs would be waited for for ever.
+  # Also of the one that etils makes. Without a timeout a connection that hangs would be waited for
+  # for ever.
   timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=120)
-  fsspec.config.conf.setdefault('gcs', {}).update(use_listings_cache=False, requests_timeout=timeout)
+  fsspec.config.conf.setdefault('gcs', {}).update(
+    use_listings_cache=False, requests_timeout=timeout
+  )
   logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # its tracebacks; the errors reach us
   return fsspec.filesystem('gcs')
 
 
 def explained(error: Exception, url: str) -> Exception:
-  """An error of the libraries beneath in words for people, or the error itself if it has nothing to do with the store."""
+  """An error of the libraries beneath in words for people, or the error itself if it has nothing to
+  do with the store.
+  """
   if isinstance(error, RemoteError):
     return error
   kind, text = type(error).__name__, str(error).strip()
@@ -138,32 +148,46 @@ def explained(error: Exception, url: str) -> Exception:
   code = getattr(error, 'code', None)
   if isinstance(error, FileNotFoundError):
     return NotThere(
-      f'{url} is not there, or there is no bucket {bucket}; see what is with `gcloud storage ls gs://{bucket}`'
+      f'{url} is not there, or there is no bucket {bucket}; see what is with `gcloud storage ls '
+      f'gs://{bucket}`'
     )
   if isinstance(error, FileExistsError):
     return Outrun(f'{url} was written by another process meanwhile')
-  if text.startswith('Forbidden') or str(code) in ('401', '403') or kind in ('Forbidden', 'Unauthorized'):
+  if (
+    text.startswith('Forbidden')
+    or str(code) in ('401', '403')
+    or kind in ('Forbidden', 'Unauthorized')
+  ):
     return RemoteError(
-      f'no permission for {url} ({text.splitlines()[-1] if text else kind}). Log in (`gcloud auth application-default login`), '
-      f'or give the account of this machine a role on the bucket: `gcloud storage buckets add-iam-policy-binding gs://{bucket} '
-      '--member=serviceAccount:ACCOUNT --role=roles/storage.objectAdmin`, and the same with roles/storage.legacyBucketReader'
+      f'no permission for {url} ({text.splitlines()[-1] if text else kind}). Log in (`gcloud auth '
+      'application-default login`), '
+      'or give the account of this machine a role on the bucket: `gcloud storage buckets '
+      f'add-iam-policy-binding gs://{bucket} '
+      '--member=serviceAccount:ACCOUNT --role=roles/storage.objectAdmin`, and the same with '
+      'roles/storage.legacyBucketReader'
     )
   module = type(error).__module__
   if 'Credentials' in kind or module.startswith('google.auth'):
-    return RemoteError(f'no credentials for {url} ({text}); run `gcloud auth application-default login`')
+    return RemoteError(
+      f'no credentials for {url} ({text}); run `gcloud auth application-default login`'
+    )
   if module.startswith(('gcsfs', 'aiohttp', 'requests', 'google', 'fsspec')) or isinstance(
     error, (TimeoutError, ConnectionError)
   ):
-    return RemoteError(f'{url} cannot be reached: {kind} {text}. Is the network there? Start the same command again')
+    return RemoteError(
+      f'{url} cannot be reached: {kind} {text}. Is the network there? Start the same command again'
+    )
   return error
 
 
 @contextlib.contextmanager
 def explaining(url: str):
-  """Turns errors of the libraries beneath into `RemoteError`; about a local path it leaves them as they are."""
+  """Turns errors of the libraries beneath into `RemoteError`; about a local path it leaves them as
+  they are.
+  """
   try:
     yield
-  except Exception as error:  # pylint: disable=broad-exception-caught  # each library has errors of its own
+  except Exception as error:  # each library has errors of its own
     if not is_remote(url) or (found := explained(error, url)) is error:
       raise
     raise found from error
@@ -176,7 +200,8 @@ def _result(coroutine: Coroutine):
     while not future.done():
       if (left := _left()) == 0:
         raise TimeoutError('it was given up')
-      concurrent.futures.wait([future], min(0.5, 0.5 if left is None else left))  # the limit may be set meanwhile
+      # the limit may be set meanwhile
+      concurrent.futures.wait([future], min(0.5, 0.5 if left is None else left))
     return future.result()
   finally:
     future.cancel()
@@ -184,14 +209,18 @@ def _result(coroutine: Coroutine):
 
 def call(url: str, method: str, path: str, *args, **kwargs):
   with explaining(url):
-    return _result(filesystem()._call(method, path, *args, **kwargs))  # pylint: disable=protected-access
+    return _result(filesystem()._call(method, path, *args, **kwargs))
 
 
 def stat(url: str) -> Entry | None:
   """What the store knows of an object; None if there is none."""
   bucket, name = split(url)
   try:
-    return Entry.of(call(url, 'GET', 'b/{}/o/{}', bucket, name, json_out=True, fields=_FIELDS)) if name else None
+    return (
+      Entry.of(call(url, 'GET', 'b/{}/o/{}', bucket, name, json_out=True, fields=_FIELDS))
+      if name
+      else None
+    )
   except NotThere:
     return None
 
@@ -206,7 +235,8 @@ def listing(url: str, *, deep: bool = True) -> dict[str, Entry]:
 
   Args:
     url: the folder.
-    deep: False = only those in the folder itself, and the folders in it as 'NAME/', with an Entry of nothing.
+    deep: False = only those in the folder itself, and the folders in it as 'NAME/', with an Entry
+      of nothing.
 
   Raises:
     RemoteError: no such bucket, no permission.
@@ -231,7 +261,7 @@ def listing(url: str, *, deep: bool = True) -> dict[str, Entry]:
 def read(url: str) -> bytes:
   """The content of an object; NotThere if there is none."""
   with explaining(url):
-    return _result(filesystem()._cat_file(url))  # pylint: disable=protected-access
+    return _result(filesystem()._cat_file(url))
 
 
 def write(url: str, data: bytes, generation: int | None = None) -> Entry:
@@ -246,10 +276,20 @@ def write(url: str, data: bytes, generation: int | None = None) -> Entry:
     Outrun: it is of another generation.
   """
   bucket, name = split(url)
-  path = f'{filesystem()._location}/upload/storage/v1/b/{urllib.parse.quote(bucket, safe="")}/o'  # pylint: disable=protected-access
+  path = f'{filesystem()._location}/upload/storage/v1/b/{urllib.parse.quote(bucket, safe="")}/o'
   condition = {} if generation is None else {'ifGenerationMatch': str(generation)}
   headers = {'Content-Type': 'application/octet-stream'}
-  made = call(url, 'POST', path, uploadType='media', name=name, headers=headers, data=data, json_out=True, **condition)
+  made = call(
+    url,
+    'POST',
+    path,
+    uploadType='media',
+    name=name,
+    headers=headers,
+    data=data,
+    json_out=True,
+    **condition,
+  )
   return Entry.of(made)
 
 
@@ -284,7 +324,7 @@ def upload(path: str, url: str) -> Entry:
 
   def attempt() -> Entry:
     with explaining(url):
-      _result(filesystem()._put_file(path, url))  # pylint: disable=protected-access
+      _result(filesystem()._put_file(path, url))
     made = stat(url)
     if made is None or (made.size, made.crc32c) != (os.path.getsize(path), crc32c(path)):
       raise RemoteError(f'{url} arrived damaged; start the same command again')
@@ -294,10 +334,17 @@ def upload(path: str, url: str) -> Entry:
 
 
 def upload_folder(path: str, url: str, last: Iterable[str] = ()) -> None:
-  """Makes objects of all files below a folder, those named in `last` after the others, in that order."""
-  names = [os.path.relpath(os.path.join(f, n), path) for f, _, inside in os.walk(path) for n in inside]
+  """Makes objects of all files below a folder, those named in `last` after the others, in that
+  order.
+  """
+  names = [
+    os.path.relpath(os.path.join(f, n), path) for f, _, inside in os.walk(path) for n in inside
+  ]
   rest = [name for name in last if name in names]
-  together(lambda name: upload(os.path.join(path, name), f'{url}/{name}'), [n for n in names if n not in rest])
+  together(
+    lambda name: upload(os.path.join(path, name), f'{url}/{name}'),
+    [n for n in names if n not in rest],
+  )
   for name in rest:
     upload(os.path.join(path, name), f'{url}/{name}')
 

@@ -22,7 +22,8 @@ class InUse(remote.RemoteError):
 
 
 class Lock:
-  """An object that says who writes a remote folder: taken by a precondition, renewed by a thread, taken over when it is stale.
+  """An object that says who writes a remote folder: taken by a precondition, renewed by a thread,
+  taken over when it is stale.
 
   Times are the store's own, so clocks of machines need not agree.
   """
@@ -54,7 +55,8 @@ class Lock:
         remote.remove(self.url, self._generation)
 
   def check(self) -> None:
-    """Says whether the lock is still held; asks the store where it has not been renewed for so long that it need not be.
+    """Says whether the lock is still held; asks the store where it has not been renewed for so long
+    that it need not be.
 
     Raises:
       InUse: another process took it over. RemoteError: the store does not answer.
@@ -71,7 +73,9 @@ class Lock:
 
   def _content(self) -> bytes:
     holder = f'process {os.getpid()} on {socket.gethostname()}'
-    return json.dumps({'token': self._token, 'holder': holder, 'process': _identity(os.getpid())}).encode()
+    return json.dumps(
+      {'token': self._token, 'holder': holder, 'process': _identity(os.getpid())}
+    ).encode()
 
   def _write(self, generation: int) -> bool:
     """Whether it is ours now."""
@@ -100,7 +104,11 @@ class Lock:
     except ValueError:
       content = {}
     found = json.loads(body)
-    now = email.utils.parsedate_to_datetime(headers['Date']).timestamp() if 'Date' in headers else time.time()
+    now = (
+      email.utils.parsedate_to_datetime(headers['Date']).timestamp()
+      if 'Date' in headers
+      else time.time()
+    )
     written = _seconds(found['updated'])
     return int(found['generation']), content, max(0.0, now - written)
 
@@ -111,7 +119,10 @@ class Lock:
       holder = content.get('holder', 'another run')
       first = generation if first is None else first
       if generation and generation != first:
-        raise InUse(f'{self.url.rpartition("/")[0]} is in use by {holder}; wait for it, stop it, or use another folder')
+        raise InUse(
+          f'{self.url.rpartition("/")[0]} is in use by {holder}; wait for it, stop it, or use '
+          'another folder'
+        )
       if not generation or age >= self._stale or _is_dead(content.get('process')):
         if self._write(generation):
           return
@@ -119,7 +130,8 @@ class Lock:
         continue
       if not told:
         print(
-          f'{self.url} is held by {holder}; if it is not renewed within {self._stale - age:.0f} s, this run goes on',
+          f'{self.url} is held by {holder}; if it is not renewed within {self._stale - age:.0f} '
+          's, this run goes on',
           file=sys.stderr,
         )
         told = True
@@ -133,7 +145,7 @@ class Lock:
           self._renew()
         if self._lost:
           return
-      except Exception:  # pylint: disable=broad-exception-caught  # the network; once it is back, the lock is ours or is not
+      except Exception:  # the network; once it is back, the lock is ours or is not
         continue
 
 
@@ -145,7 +157,9 @@ def _seconds(stamp: str) -> float:
 
 
 def _identity(pid: int) -> str | None:
-  """What no other process ever has: this start of the machine, the namespace, the number, the time it was started at."""
+  """What no other process ever has: this start of the machine, the namespace, the number, the time
+  it was started at.
+  """
   try:
     with open('/proc/sys/kernel/random/boot_id', encoding='ascii') as f:
       boot = f.read().strip()

@@ -1,4 +1,6 @@
-"""A remote folder of small files that a command writes: kept on this machine, pushed as it changes; and who may write it."""
+"""A remote folder of small files that a command writes: kept on this machine, pushed as it changes;
+and who may write it.
+"""
 
 from collections.abc import Callable, Sequence
 import contextlib
@@ -35,14 +37,16 @@ class Folder:
 class Mirror(Folder):
   """The local counterpart of a remote folder.
 
-  The remote folder is the truth: on entering, what lies there is copied here, and what lies here alone is thrown away (the rest of
-  a process that was killed: its last PERIOD seconds at most, which the run does again). Then whatever changes here is pushed there, by
-  a thread every PERIOD seconds, by `push`, and on leaving. A file that is removed here is removed there. Files that are being written
-  (`.name`, `name.writing`) and `lock` are not pushed.
+  The remote folder is the truth: on entering, what lies there is copied here, and what lies here
+  alone is thrown away (the rest of a process that was killed: its last PERIOD seconds at most,
+  which the run does again). Then whatever changes here is pushed there, by a thread every PERIOD
+  seconds, by `push`, and on leaving. A file that is removed here is removed there. Files that are
+  being written (`.name`, `name.writing`) and `lock` are not pushed.
 
-  A push brings markers last, in their order, so that whoever finds one finds all that it stands for; markers that are gone are removed
-  first. A push that fails in the thread is said once and tried again; one that fails on leaving is raised. Where an error is on its way
-  out there is one attempt, of SHORT seconds.
+  A push brings markers last, in their order, so that whoever finds one finds all that it stands
+  for; markers that are gone are removed first. A push that fails in the thread is said once and
+  tried again; one that fails on leaving is raised. Where an error is on its way out there is one
+  attempt, of SHORT seconds.
 
   Attributes:
     path: the folder here.
@@ -64,10 +68,11 @@ class Mirror(Folder):
     url: the folder there.
     folders: of those in it only these; None = all.
     names: only these files; None = all.
-    pull: chooses, of the names there, those to copy here on entering; None = all. The others count as they are there.
+    pull: chooses, of the names there, those to copy here on entering; None = all. The others count
+      as they are there.
     markers: patterns of names, pushed in this order after everything else.
-    anew: markers that are there on entering stand for what is about to be replaced: they are thrown away here, and there before the
-      first change is pushed.
+    anew: markers that are there on entering stand for what is about to be replaced: they are thrown
+      away here, and there before the first change is pushed.
     period: seconds between pushes; None = PERIOD.
     """
     # One folder each, none within another: what is in one is its own.
@@ -77,7 +82,10 @@ class Mirror(Folder):
     self._markers, self._anew, self._period = tuple(markers), anew, period or PERIOD
     self._pushed: dict[str, tuple] = {}
     self._outlived: list[str] = []  # markers there of what is about to be replaced
-    self._thread, self._limit = threading.Thread(target=self._keep_pushing, daemon=True, name='mirror'), remote.Limit()
+    self._thread, self._limit = (
+      threading.Thread(target=self._keep_pushing, daemon=True, name='mirror'),
+      remote.Limit(),
+    )
     self._pushing, self._ending, self._problem = threading.RLock(), threading.Event(), None
     self._open = contextlib.ExitStack()
 
@@ -91,7 +99,9 @@ class Mirror(Folder):
       fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       self._open.close()
-      raise InUse(f'{self.url} is being written by another process of this machine; wait for it, or stop it') from None
+      raise InUse(
+        f'{self.url} is being written by another process of this machine; wait for it, or stop it'
+      ) from None
     try:
       self._bring()
     except BaseException:
@@ -126,10 +136,13 @@ class Mirror(Folder):
     with self._pushing:
       # A marker that was seen before the rest was looked at stands for nothing that was not seen.
       markers = {name: signature for name, signature in self._here().items() if self._rank(name)}
-      here = {name: signature for name, signature in self._here().items() if not self._rank(name)} | markers
+      here = {
+        name: signature for name, signature in self._here().items() if not self._rank(name)
+      } | markers
       gone = sorted(self._pushed.keys() - here.keys())
       changed = sorted(
-        (name for name in here if self._pushed.get(name) != here[name]), key=lambda n: (self._rank(n), n)
+        (name for name in here if self._pushed.get(name) != here[name]),
+        key=lambda n: (self._rank(n), n),
       )
       for name in [name for name in gone if self._rank(name)]:
         self._remove(name)
@@ -144,7 +157,9 @@ class Mirror(Folder):
         self._remove(name)
 
   def _bring(self) -> None:
-    there = remote.listing(self.url) if self._folders is None and self._only is None else self._some()
+    there = (
+      remote.listing(self.url) if self._folders is None and self._only is None else self._some()
+    )
     there = {name: entry for name, entry in there.items() if self._is_ours(name)}
     if self._anew:
       self._outlived = [name for name in there if self._rank(name)]
@@ -152,7 +167,9 @@ class Mirror(Folder):
     wanted = set(there) if self._pull is None else self._pull(set(there))
     for name in self._here():
       entry = there.get(name)
-      if entry is None or (name not in wanted and not remote.is_current(os.path.join(self.path, name), entry)):
+      if entry is None or (
+        name not in wanted and not remote.is_current(os.path.join(self.path, name), entry)
+      ):
         os.unlink(os.path.join(self.path, name))
     remote.bring({name: there[name] for name in wanted}, self.url, self.path)
     self._pushed = self._here()
@@ -161,9 +178,13 @@ class Mirror(Folder):
     if self._only is not None:
       found = {name: remote.stat(f'{self.url}/{name}') for name in self._only}
       return {name: entry for name, entry in found.items() if entry}
-    found = {name: e for name, e in remote.listing(self.url, deep=False).items() if not name.endswith('/')}
+    found = {
+      name: e for name, e in remote.listing(self.url, deep=False).items() if not name.endswith('/')
+    }
     for folder in self._folders:
-      found |= {f'{folder}/{name}': entry for name, entry in remote.listing(f'{self.url}/{folder}').items()}
+      found |= {
+        f'{folder}/{name}': entry for name, entry in remote.listing(f'{self.url}/{folder}').items()
+      }
     return found
 
   def _is_ours(self, name: str) -> bool:
@@ -177,7 +198,9 @@ class Mirror(Folder):
 
   def _rank(self, name: str) -> int:
     """0, or of a marker its place among them from 1."""
-    return next((i for i, pattern in enumerate(self._markers, 1) if fnmatch.fnmatchcase(name, pattern)), 0)
+    return next(
+      (i for i, pattern in enumerate(self._markers, 1) if fnmatch.fnmatchcase(name, pattern)), 0
+    )
 
   def _here(self) -> dict[str, tuple]:
     """Name -> what changes when the file does."""
@@ -218,7 +241,7 @@ class Mirror(Folder):
             return
           self.push()
         self._problem = None
-      except Exception as error:  # pylint: disable=broad-exception-caught  # the thread must go on
+      except Exception as error:  # the thread must go on
         if self._problem is None and not self._ending.is_set():  # else leaving says it
           print(f'warning: {error}; tried again every {self._period:.0f} s', file=sys.stderr)
         self._problem = error

@@ -1,4 +1,6 @@
-"""Records of a file: JSON Lines, a JSON list, CSV or TSV, plain or gzipped, every malformed one named."""
+"""Records of a file: JSON Lines, a JSON list, CSV or TSV, plain or gzipped, every malformed one
+named.
+"""
 
 from collections.abc import Iterator, Sequence
 import csv
@@ -34,7 +36,9 @@ def read_text(path: str | os.PathLike) -> str:
     return content.decode('utf-8-sig')
   except UnicodeDecodeError as error:
     line = content[: error.start].count(b'\n') + 1
-    raise RecordError(f'{path}, line {line}: not UTF-8 ({error.reason}); convert the file to UTF-8') from error
+    raise RecordError(
+      f'{path}, line {line}: not UTF-8 ({error.reason}); convert the file to UTF-8'
+    ) from error
 
 
 def read_records(
@@ -43,8 +47,10 @@ def read_records(
   """(where, record) of each: 'file, line 3' or 'file, record 3', counted from 1.
 
   Args:
-    path: `.csv` and `.tsv` (before `.gz`) are tables whose first line names the columns; anything else is JSON.
-    problems: takes a message for each malformed line, and the rest is read; None = the first is raised.
+    path: `.csv` and `.tsv` (before `.gz`) are tables whose first line names the columns; anything
+      else is JSON.
+    problems: takes a message for each malformed line, and the rest is read; None = the first is
+      raised.
     columns: of a table without such a first line.
 
   Raises:
@@ -71,7 +77,8 @@ def read_records(
       else:
         refuse(f'{path}, record {number}: expected a JSON object, found {type(record).__name__}')
   else:
-    for number, line in enumerate(text.split('\n'), 1):  # NB: splitlines would cut at U+2028 inside a text
+    # NB: splitlines would cut at U+2028 inside a text
+    for number, line in enumerate(text.split('\n'), 1):
       if not line.strip():
         continue
       where = f'{path}, line {number}'
@@ -86,10 +93,16 @@ def read_records(
         refuse(f'{where}: expected a JSON object, found {type(record).__name__}')
 
 
-def _table(path, text: str, tabs: bool, columns: Sequence[str] | None, refuse) -> Iterator[tuple[str, dict]]:
+def _table(
+  path, text: str, tabs: bool, columns: Sequence[str] | None, refuse
+) -> Iterator[tuple[str, dict]]:
   """Tab-separated files of this field quote nothing: a quotation mark in a text is only that."""
   if tabs:
-    lines = ((number, line.rstrip('\r').split('\t')) for number, line in enumerate(text.split('\n'), 1) if line.strip())
+    lines = (
+      (number, line.rstrip('\r').split('\t'))
+      for number, line in enumerate(text.split('\n'), 1)
+      if line.strip()
+    )
   else:
     reader = csv.reader(io.StringIO(text, newline=''))
     lines = ((reader.line_num, row) for row in reader if row)
@@ -97,6 +110,9 @@ def _table(path, text: str, tabs: bool, columns: Sequence[str] | None, refuse) -
     if columns is None:
       columns = [value.strip() for value in values]
     elif len(values) != len(columns):
-      refuse(f'{path}, line {number}: {len(values)} columns, expected {len(columns)} ({", ".join(columns)})')
+      refuse(
+        f'{path}, line {number}: {len(values)} columns, expected {len(columns)} '
+        f'({", ".join(columns)})'
+      )
     else:
       yield f'{path}, line {number}', dict(zip(columns, values))

@@ -1,9 +1,10 @@
 """Remote storage: `gs://` paths, through gcsfs and never through TensorFlow.
 
-What is read is copied to this machine first (`fetched`): $CROSSIN_CACHE, else ~/.cache/crossin_jax, holds files/BUCKET/NAME for every
-object that was read, and mirrors/ for folders that are written (`mirror.py`). A copy bears the object's generation as its
-time of change and its size, so the next reader knows without reading it whether it is still the same. The cache may be deleted
-whenever no command is at work. Checkpoints are not copied: Orbax reads and writes them where they are.
+What is read is copied to this machine first (`fetched`): $CROSSIN_CACHE, else ~/.cache/crossin_jax,
+holds files/BUCKET/NAME for every object that was read, and mirrors/ for folders that are written
+(`mirror.py`). A copy bears the object's generation as its time of change and its size, so the next
+reader knows without reading it whether it is still the same. The cache may be deleted whenever no
+command is at work. Checkpoints are not copied: Orbax reads and writes them where they are.
 """
 
 from collections.abc import Iterable
@@ -53,7 +54,9 @@ def absolute(path: str) -> str:
 
 def cache(*parts: str) -> str:
   """A path in the cache of this machine."""
-  root = os.environ.get('CROSSIN_CACHE') or os.path.join(os.path.expanduser('~'), '.cache', 'crossin_jax')
+  root = os.environ.get('CROSSIN_CACHE') or os.path.join(
+    os.path.expanduser('~'), '.cache', 'crossin_jax'
+  )
   return os.path.join(os.path.abspath(root), *parts)
 
 
@@ -90,14 +93,17 @@ def use(*paths) -> bool:
 
 # Commands that take gs:// paths: in any of their arguments, or in these alone and in gin values.
 _TAKE = {
-  'train': None, 'evaluate': None, 'generate': None, 'import-hf': None, 'export-hf': None, 'inspect': None, 'compare': None,
-  'score': None, 'plan': None, 'bench': None, 'prepare': ('--output_dir',), 'sweep': ('--remote_dir',), 'contamination': ('--data_dir',),
+  'train': None, 'evaluate': None, 'generate': None, 'import-hf': None, 'export-hf': None,
+  'inspect': None, 'compare': None,
+  'score': None, 'plan': None, 'bench': None, 'prepare': ('--output_dir',),
+  'sweep': ('--remote_dir',), 'contamination': ('--data_dir',),
   'translate': ('--checkpoint',),
 }  # fmt: skip
 
 
 def check_flags(command: str, argv: list[str]) -> None:
-  """Refuses gs:// paths where a command would take them for local ones, and readies the libraries where it takes them.
+  """Refuses gs:// paths where a command would take them for local ones, and readies the libraries
+  where it takes them.
 
   Args:
     command: `crossin COMMAND`.
@@ -108,29 +114,37 @@ def check_flags(command: str, argv: list[str]) -> None:
   """
   flag = ''
   for argument in argv:
-    name, equals, value = argument.partition('=') if argument.startswith('--') else (flag, '', argument)
+    name, equals, value = (
+      argument.partition('=') if argument.startswith('--') else (flag, '', argument)
+    )
     flag = name if argument.startswith('--') and not equals else ''
     value = value.partition('=')[2] if name in ('--benchmark', '--gin_bindings') else value
     if not is_remote(value.strip().strip('\'"()')):
       continue
     allowed = _TAKE.get(command, ())
-    if allowed is not None and name not in allowed and not (allowed and name.startswith(('--gin.', '--gin_bindings'))):
+    if (
+      allowed is not None
+      and name not in allowed
+      and not (allowed and name.startswith(('--gin.', '--gin_bindings')))
+    ):
       raise ValueError(
-        f'{name or command}: {value} is remote, and `crossin {command}` reads and writes there on disks only; copy it with '
+        f'{name or command}: {value} is remote, and `crossin {command}` reads and writes there on '
+        'disks only; copy it with '
         '`gcloud storage cp --recursive` and give the copy'
       )
     filesystem()
   use(os.environ.get('JAX_COMPILATION_CACHE_DIR'))
 
 
-# ---- copies on this machine ----------------------------------------------------------------------------------------
+# ---- copies on this machine ----
 
 
 def fetched(path: str, names: Iterable[str] | None = None, *, optional: bool = False) -> str:
   """The local copy of a remote file or folder, made or brought up to date; a local path as it is.
 
-  Several processes may ask for the same at once: one copies, the others find it. Whatever was copied is compared with size and
-  CRC32C of the store; of a folder, what is gone there is removed here.
+  Several processes may ask for the same at once: one copies, the others find it. Whatever was
+  copied is compared with size and CRC32C of the store; of a folder, what is gone there is removed
+  here.
 
   Args:
     path: a file or a folder.
@@ -167,8 +181,12 @@ def fetched(path: str, names: Iterable[str] | None = None, *, optional: bool = F
 
 def _remove_gone(there: dict[str, Entry], url: str, root: str) -> None:
   """Removes copies of objects that the store has no more."""
-  here = [os.path.relpath(os.path.join(f, n), root) for f, _, inside in os.walk(root) for n in inside]
-  extra = [name for name in here if name not in there and not os.path.basename(name).startswith(_WRITING)]
+  here = [
+    os.path.relpath(os.path.join(f, n), root) for f, _, inside in os.walk(root) for n in inside
+  ]
+  extra = [
+    name for name in here if name not in there and not os.path.basename(name).startswith(_WRITING)
+  ]
   # Another process may have copied since the listing what is new.
   for name, entry in zip(extra, together(lambda name: stat(f'{url}/{name}'), extra)):
     if entry is None:
@@ -177,8 +195,12 @@ def _remove_gone(there: dict[str, Entry], url: str, root: str) -> None:
 
 
 def bring(entries: dict[str, Entry], url: str, root: str) -> None:
-  """Copies those objects (named relative to `url`, '' = itself) below `root` that are not there as they are now."""
-  todo = {name: entry for name, entry in entries.items() if not is_current(_below(root, name, url), entry)}
+  """Copies those objects (named relative to `url`, '' = itself) below `root` that are not there as
+  they are now.
+  """
+  todo = {
+    name: entry for name, entry in entries.items() if not is_current(_below(root, name, url), entry)
+  }
   size = sum(entry.size for entry in todo.values())
   if not todo:
     return
@@ -186,13 +208,17 @@ def bring(entries: dict[str, Entry], url: str, root: str) -> None:
   free = shutil.disk_usage(os.path.dirname(root)).free
   if size > 0.98 * free:
     raise RemoteError(
-      f'{url} is {size / 1e9:.2f} GB, and {os.path.dirname(root)} has {free / 1e9:.2f} GB left; make room there, or set '
+      f'{url} is {size / 1e9:.2f} GB, and {os.path.dirname(root)} has {free / 1e9:.2f} GB left; '
+      'make room there, or set '
       'CROSSIN_CACHE to a folder on a larger disk'
     )
   if size > 3e8:
     print(f'copying {size / 1e9:.1f} GB from {url} to {root}', file=sys.stderr)
   together(
-    lambda name: insist(functools.partial(_download, f'{url}/{name}'.rstrip('/'), _below(root, name, url))), todo
+    lambda name: insist(
+      functools.partial(_download, f'{url}/{name}'.rstrip('/'), _below(root, name, url))
+    ),
+    todo,
   )
 
 
@@ -235,12 +261,15 @@ def _download(url: str, path: str) -> None:
       with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary)
   except (IsADirectoryError, NotADirectoryError, FileExistsError):
-    raise RemoteError(f'{url}: an object and a folder have the same name, which no disk can hold; rename one') from None
+    raise RemoteError(
+      f'{url}: an object and a folder have the same name, which no disk can hold; rename one'
+    ) from None
   except OSError as error:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
       raise
     raise RemoteError(
-      f'{url} cannot be copied to {path} ({error.strerror}); make room there, or set CROSSIN_CACHE to another folder'
+      f'{url} cannot be copied to {path} ({error.strerror}); make room there, or set '
+      'CROSSIN_CACHE to another folder'
     ) from error
 
 
@@ -256,7 +285,9 @@ def _alone(url: str):
 
 
 __all__ = [
-  'Entry', 'Limit', 'NotThere', 'Outrun', 'RemoteError', 'absolute', 'bring', 'cache', 'call', 'check_flags', 'crc32c', 'exists',
-  'explained', 'explaining', 'fetched', 'filesystem', 'is_current', 'is_remote', 'listing', 'place', 'read', 'remove', 'remove_folder', 'split',
+  'Entry', 'Limit', 'NotThere', 'Outrun', 'RemoteError', 'absolute', 'bring', 'cache', 'call',
+  'check_flags', 'crc32c', 'exists',
+  'explained', 'explaining', 'fetched', 'filesystem', 'is_current', 'is_remote', 'listing', 'place',
+  'read', 'remove', 'remove_folder', 'split',
   'stat', 'together', 'upload', 'upload_folder', 'use', 'write', 'write_json',
 ]  # fmt: skip

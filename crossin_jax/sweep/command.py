@@ -1,10 +1,12 @@
 """`crossin sweep`: ablations over gin values, as one table and one plot.
 
-    axes x seeds -> points;  prepare each mixture once  ->  train and evaluate each point  ->  sweep.json, .md, .png
+    axes x seeds -> points;  prepare each mixture once  ->  train and evaluate each point  ->
+    sweep.json, .md, .png
 
-Every step is a `crossin` command in a process of its own; its output lies in OUT/logs. Mixtures are prepared here; points are
-run here, on TPUs or as SLURM jobs (`launchers.py`). A point is known by a hash of all it is made from, so a second start does
-only what is missing, and a value added to an axis runs only what is new.
+Every step is a `crossin` command in a process of its own; its output lies in OUT/logs. Mixtures are
+prepared here; points are run here, on TPUs or as SLURM jobs (`launchers.py`). A point is known by a
+hash of all it is made from, so a second start does only what is missing, and a value added to an
+axis runs only what is new.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from crossin_jax.workflow.launchers import make_launcher
 RESTART = 75  # exit status of a sweep that was told to stop
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------
+# ---- the command ----
 
 
 def read_settings(args: argparse.Namespace) -> tuple[Settings, tuple[str, ...]]:
@@ -46,28 +48,40 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin sweep`."""
   parser = argparse.ArgumentParser(
     prog='crossin sweep',
-    description='Train and evaluate every combination of gin values; one table with intervals and one plot. A second start '
-    'does what is missing. Exit status: 0 done, 75 told to stop (start again), 1 some point failed, 2 usage.',
-    epilog='example: crossin sweep --gin_file=gin_configs/ablations/world_volume.gin --output_dir runs/world_volume. '
+    description='Train and evaluate every combination of gin values; one table with intervals and '
+    'one plot. A second start '
+    'does what is missing. Exit status: 0 done, 75 told to stop (start again), 1 some point '
+    'failed, 2 usage.',
+    epilog='example: crossin sweep --gin_file=gin_configs/ablations/world_volume.gin --output_dir '
+    'runs/world_volume. '
     'A --gin flag that the file does not bind goes to training or to prepare: --gin.TRAIN_STEPS=20',
   )
-  parser.add_argument('--output_dir', default='runs/sweep', help='for everything (default: %(default)s)')
+  parser.add_argument(
+    '--output_dir', default='runs/sweep', help='for everything (default: %(default)s)'
+  )
   parser.add_argument(
     '--jobs',
     type=int,
-    help='points at a time: the cores dealt out among them, a queued resource each, or a SLURM job each (default: 1; slurm: 16)',
+    help='points at a time: the cores dealt out among them, a queued resource each, or a SLURM '
+    'job each (default: 1; slurm: 16)',
   )
   parser.add_argument(
-    '--launcher', choices=('local', 'tpu', 'slurm'), default='local', help='where points are run (default: here)'
+    '--launcher',
+    choices=('local', 'tpu', 'slurm'),
+    default='local',
+    help='where points are run (default: here)',
   )
   parser.add_argument(
     '--launcher_args',
     default='',
     metavar='FLAGS',
-    help='of launch/tpu_train.sh ("--name sweep --zone Z --accelerator_type T --spot --delete_when_done") or of sbatch '
+    help='of launch/tpu_train.sh ("--name sweep --zone Z --accelerator_type T --spot '
+    '--delete_when_done") or of sbatch '
     '("--gpus-per-node=8 --time=8:00:00")',
   )
-  parser.add_argument('--remote_dir', help='gs://BUCKET/FOLDER, which takes the place of --output_dir on TPUs')
+  parser.add_argument(
+    '--remote_dir', help='gs://BUCKET/FOLDER, which takes the place of --output_dir on TPUs'
+  )
   parser.add_argument('--dry_run', action='store_true', help='print every command, and do nothing')
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   fit.add_flags(parser)
@@ -76,12 +90,16 @@ def main(argv: list[str]) -> int:
   if args.fit:
     return fit.run(args)
   if not args.gin_file:
-    parser.error('give the sweep by --gin_file, for instance gin_configs/ablations/world_volume.gin')
+    parser.error(
+      'give the sweep by --gin_file, for instance gin_configs/ablations/world_volume.gin'
+    )
   args.jobs = (16 if args.launcher == 'slurm' else 1) if args.jobs is None else args.jobs
   if args.jobs < 1:
     parser.error('--jobs must be at least 1')
   settings, flags = read_settings(args)
-  points = make_points(settings, flags, tuple(path for path in args.gin_search_paths.split(',') if path))
+  points = make_points(
+    settings, flags, tuple(path for path in args.gin_search_paths.split(',') if path)
+  )
   jobs = Jobs(args.output_dir, args.jobs)
   launcher = make_launcher(args.launcher, jobs, args.launcher_args, args.remote_dir)
   sweep = Sweep(args.output_dir, settings, points, launcher, args.jobs, args.gin_search_paths)
@@ -89,7 +107,12 @@ def main(argv: list[str]) -> int:
   if args.dry_run:
     if args.json:
       plan = [
-        {'name': p.name, 'mixture': p.data.mixture, 'directory': sweep.folder(p), 'commands': sweep.commands(p)}
+        {
+          'name': p.name,
+          'mixture': p.data.mixture,
+          'directory': sweep.folder(p),
+          'commands': sweep.commands(p),
+        }
         for p in sweep.missing()
       ]
       print(json.dumps({'points': len(points), 'to_run': plan}))
@@ -120,11 +143,15 @@ def _tell(sweep: Sweep, every: bool) -> None:
   missing = {point.digest for point in sweep.missing()}
   distinct = {point.digest: point for point in sweep.points}
   for digest, point in distinct.items() if every else ():
-    print(f'{"to run" if digest in missing else "done  "}  {point.name}  {point.data.mixture}', file=sys.stderr)
+    print(
+      f'{"to run" if digest in missing else "done  "}  {point.name}  {point.data.mixture}',
+      file=sys.stderr,
+    )
     for command in sweep.commands(point) if digest in missing else ():
       print(f'    {shlex.join(command)}', file=sys.stderr)
   same = len(sweep.points) - len(distinct)
   print(
-    f'{len(sweep.points)} points{f" ({same} the same as another)" if same else ""}, {len(missing)} to run -> {sweep.out}',
+    f'{len(sweep.points)} points{f" ({same} the same as another)" if same else ""}, '
+    f'{len(missing)} to run -> {sweep.out}',
     file=sys.stderr,
   )

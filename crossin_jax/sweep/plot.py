@@ -10,7 +10,7 @@ from crossin_jax.pages.plots import COLOURS
 from crossin_jax.sweep.points import told
 from crossin_jax.sweep.words import _label, title, variant_labels
 
-# ---- the plot ------------------------------------------------------------------------------------------------------
+# ---- the plot ----
 
 
 def x_axis(axes: dict[str, list]) -> str:
@@ -20,8 +20,11 @@ def x_axis(axes: dict[str, list]) -> str:
   return (numeric or list(axes))[-1]
 
 
-def plot(table: Sequence[dict], axes: dict[str, list], figure: str | None, chance: dict[str, float]) -> bytes:
-  """A PNG: the figure over the last numeric axis, a line per combination of the other axes, with the table's intervals.
+def plot(
+  table: Sequence[dict], axes: dict[str, list], figure: str | None, chance: dict[str, float]
+) -> bytes:
+  """A PNG: the figure over the last numeric axis, a line per combination of the other axes, with
+  the table's intervals.
 
   Args:
     table: rows of sweep.json; those of its first question file are drawn.
@@ -39,7 +42,9 @@ def plot(table: Sequence[dict], axes: dict[str, list], figure: str | None, chanc
   default = next((name for name in known if name.startswith('ac3')), 'heldout_loss')
   figure = figure or default
   if figure not in known:
-    raise ConfigError(f'sweep.figure = {figure!r}: nothing of that name was measured, only {", ".join(known)}')
+    raise ConfigError(
+      f'sweep.figure = {figure!r}: nothing of that name was measured, only {", ".join(known)}'
+    )
   table = [row for row in table if figure in row['figures']]
   table, axes = _in_words(table, axes)
   factor = 1 if figure == 'heldout_loss' else 100  # fractions are drawn in per cent
@@ -55,31 +60,46 @@ def plot(table: Sequence[dict], axes: dict[str, list], figure: str | None, chanc
   panel.set_xscale(scale)
   styles = _styles(list(lines))
   xlim = _room(min(place.values()), max(place.values()), 0.06, scale == 'log')
-  # Lines stand side by side by so many parts of the axis; where all are one point (volume 0), they meet.
+  # Lines stand side by side by so many parts of the axis; where all are one point (volume 0), they
+  # meet.
   spread = min(0.015, 0.07 / len(lines))
-  at = {value: [row['figures'][figure] for row in table if row['values'][along] == value] for value in place}
-  shared = {value for value, found in at.items() if len(found) > 1 and all(one == found[0] for one in found)}
+  at = {
+    value: [row['figures'][figure] for row in table if row['values'][along] == value]
+    for value in place
+  }
+  shared = {
+    value for value, found in at.items() if len(found) > 1 and all(one == found[0] for one in found)
+  }
   for k, (label, rows) in enumerate(lines.items()):
     rows = sorted(rows, key=lambda row: place[row['values'][along]])
-    moved = [0 if row['values'][along] in shared else (k - (len(lines) - 1) / 2) * spread for row in rows]
+    moved = [
+      0 if row['values'][along] in shared else (k - (len(lines) - 1) / 2) * spread for row in rows
+    ]
     x = [_move(place[row['values'][along]], part, xlim, scale) for row, part in zip(rows, moved)]
     y, low, high = _arrays([row['figures'][figure] for row in rows], factor)
     colour, marker, again = styles[label]
     panel.errorbar(
-      x, y, yerr=np.maximum(0, [y - low, high - y]), label=label, color=colour, marker=marker, markersize=5, linewidth=1.5,
-      elinewidth=1, capsize=2.5, linestyle=(0, (3.5, 1.5)) if again else '-', markerfacecolor='white' if again else colour,
+      x, y, yerr=np.maximum(0, [y - low, high - y]), label=label, color=colour, marker=marker,
+      markersize=5, linewidth=1.5,
+      elinewidth=1, capsize=2.5, linestyle=(0, (3.5, 1.5)) if again else '-',
+      markerfacecolor='white' if again else colour,
     )  # fmt: skip
   for value in shared:
     y, low, high = _arrays(at[value][:1], factor)
     panel.errorbar([place[value]], y, yerr=np.maximum(0, [y - low, high - y]), color='#333', marker='o', markersize=5.5,
                    elinewidth=1, capsize=2.5, zorder=4)  # fmt: skip
   if figure in chance:
-    panel.axhline(100 * chance[figure], color='#555', linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    panel.axhline(
+      100 * chance[figure], color='#555', linewidth=0.9, linestyle=(0, (4, 3)), zorder=1
+    )
     panel.annotate(
-      'chance', (1, 100 * chance[figure]), xycoords=('axes fraction', 'data'), xytext=(4, 0), textcoords='offset points',
+      'chance', (1, 100 * chance[figure]), xycoords=('axes fraction', 'data'), xytext=(4, 0),
+      textcoords='offset points',
       va='center', fontsize=8.5, color='#555',
     )  # fmt: skip
-  panel.set_xticks(list(place.values()), [_label(along, value, variants) for value in place], minor=False)
+  panel.set_xticks(
+    list(place.values()), [_label(along, value, variants) for value in place], minor=False
+  )
   panel.xaxis.minorticks_off()
   panel.set_xlim(xlim)
   seen = [v * factor for row in table for v in _ends(row['figures'][figure])]
@@ -87,8 +107,15 @@ def plot(table: Sequence[dict], axes: dict[str, list], figure: str | None, chanc
   panel.set_ylim((0, max(top, 110 * chance.get(figure, 0))) if factor == 100 else (bottom, top))
   if place.get('all', 0) > 0:
     # 'all' is no number: the axis is broken before it.
-    panel.annotate('//', (place['all'] - 0.5, 0), xycoords=('data', 'axes fraction'), ha='center', va='center', fontsize=9,
-                   bbox={'boxstyle': 'square,pad=0.02', 'facecolor': 'white', 'edgecolor': 'none'})  # fmt: skip
+    panel.annotate(
+      '//',
+      (place['all'] - 0.5, 0),
+      xycoords=('data', 'axes fraction'),
+      ha='center',
+      va='center',
+      fontsize=9,
+      bbox={'boxstyle': 'square,pad=0.02', 'facecolor': 'white', 'edgecolor': 'none'},
+    )
   panel.set_xlabel(_X_TITLES.get(along, along))
   panel.set_ylabel(_Y_TITLES.get(figure) or _mathematical(title(figure)) + ' (%)')
   panel.spines[['top', 'right']].set_visible(False)
@@ -96,7 +123,12 @@ def plot(table: Sequence[dict], axes: dict[str, list], figure: str | None, chanc
   panel.set_axisbelow(True)
   if len(lines) > 1 or next(iter(lines)):
     page.legend(
-      loc='outside upper left', ncols=min(len(lines), 3), frameon=False, fontsize=9, handlelength=2.9, columnspacing=1.4
+      loc='outside upper left',
+      ncols=min(len(lines), 3),
+      frameon=False,
+      fontsize=9,
+      handlelength=2.9,
+      columnspacing=1.4,
     )
   buffer = io.BytesIO()
   page.savefig(buffer, format='png', metadata={'Software': None})
@@ -119,19 +151,26 @@ _Y_TITLES = {
 
 
 def _in_words(table: Sequence[dict], axes: dict[str, list]) -> tuple[list[dict], dict[str, list]]:
-  """Dicts (shares) as the words that tell them apart, a line each, and lists as tuples: places are found by value."""
+  """Dicts (shares) as the words that tell them apart, a line each, and lists as tuples: places are
+  found by value.
+  """
 
   def plain(axis: str, value):
     if isinstance(value, dict):
       return told(value, axes[axis]).replace(', ', '\n')
     return tuple(value) if isinstance(value, list) else value
 
-  rows = [row | {'values': {axis: plain(axis, value) for axis, value in row['values'].items()}} for row in table]
+  rows = [
+    row | {'values': {axis: plain(axis, value) for axis, value in row['values'].items()}}
+    for row in table
+  ]
   return rows, {axis: [plain(axis, value) for value in values] for axis, values in axes.items()}
 
 
 def _scale(values: Sequence) -> tuple[str, dict]:
-  """Scale of the axis, and value -> place: evenly for words and volumes, else where the number lies."""
+  """Scale of the axis, and value -> place: evenly for words and volumes, else where the number
+  lies.
+  """
   if not all(isinstance(value, (int, float)) for value in values) or len(set(values)) < len(values):
     return 'linear', {value: i for i, value in enumerate(dict.fromkeys(values))}
   place = {value: value for value in values}
@@ -175,14 +214,20 @@ def _line_label(values: dict, along: str, variants: dict[str, str]) -> str:
 
 
 def _styles(labels: Sequence[str]) -> dict[str, tuple[str, str, bool]]:
-  """Colour, marker, and whether dashed and hollow: what a line with Trans is, in the colour of the same line without it."""
+  """Colour, marker, and whether dashed and hollow: what a line with Trans is, in the colour of the
+  same line without it.
+  """
   stem = lambda label: label.replace(' + trans', '')
   stems = list(dict.fromkeys(map(stem, labels)))
   styles = {}
   for label in labels:
     k = stems.index(stem(label))
     again = (stem(label) != label and stem(label) in labels) != bool(k // len(_COLOURS) % 2)
-    styles[label] = _COLOURS[k % len(_COLOURS)], _MARKERS[(k + k // len(_COLOURS)) % len(_MARKERS)], again
+    styles[label] = (
+      _COLOURS[k % len(_COLOURS)],
+      _MARKERS[(k + k // len(_COLOURS)) % len(_MARKERS)],
+      again,
+    )
   return styles
 
 

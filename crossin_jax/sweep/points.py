@@ -25,23 +25,25 @@ class Settings:
   """What a sweep is made of: `sweep.axes = {...}` and so on in its gin file.
 
   Attributes:
-    axes: axis -> its values. 'variant', 'volume' (0 = none of the CrossIn components, or a number, or 'all'), 'languages'
-      and 'preset' replace that part of `mixture`; any other axis is a gin macro or parameter: of `prepare` if the mixture's
-      gin file binds the macro or anything of the configurable, else of training and evaluation. A text that begins with
+    axes: axis -> its values. 'variant', 'volume' (0 = none of the CrossIn components, or a number,
+      or 'all'), 'languages' and 'preset' replace that part of `mixture`; any other axis is a gin
+      macro or parameter: of `prepare` if the mixture's gin file binds the macro or anything of the
+        configurable, else of training and evaluation. A text that begins with
       @ or % is a gin reference.
     mixture: the mixture whose parts the axes replace.
     mixture_gin, run_gin: gin files of `prepare` and of `train`.
-    mixture_values, run_values: further gin values of each; '{seed}' in a text becomes the seed, '{seed}'
-      alone its number.
-    shares_by_variant: variant -> {component: share}, for sources mixed by shares. What volume 0 drops goes to 'base', so
-      that the other shares stay.
-    questions: question files; the first one is plotted. '{seed}' in a folder's name becomes the seed: each seed then has questions
-      of its own.
+    mixture_values, run_values: further gin values of each; '{seed}' in a text becomes the seed,
+      '{seed}' alone its number.
+    shares_by_variant: variant -> {component: share}, for sources mixed by shares. What volume 0
+      drops goes to 'base', so that the other shares stay.
+    questions: question files; the first one is plotted. '{seed}' in a folder's name becomes the
+      seed: each seed then has questions of its own.
     seeds: of training; every point is run with each.
     heldout: mixture on whose validation rows every point is measured; None = `mixture`, '' = none.
     method: 'likelihood' or 'generate', for the table and the plot.
-    figure: what is plotted: 'accuracy_en', 'accuracy_elsewhere', 'consistency_3', 'ac3_3' or 'heldout_loss'; None =
-      'ac3_3' where there are questions, else 'heldout_loss'. With two languages it is C_2 and AC3_2: 'ac3_2'.
+    figure: what is plotted: 'accuracy_en', 'accuracy_elsewhere', 'consistency_3', 'ac3_3' or
+      'heldout_loss'; None = 'ac3_3' where there are questions, else 'heldout_loss'. With two
+      languages it is C_2 and AC3_2: 'ac3_2'.
   """
 
   axes: dict = gin.REQUIRED
@@ -61,13 +63,19 @@ class Settings:
     for axis, values in self.axes.items():
       if not isinstance(values, (list, tuple)) or not values:
         raise config.ConfigError(f'sweep.axes: {axis!r} must be a list of values, found {values!r}')
-    if self.figure and not re.fullmatch(r'accuracy_(en|elsewhere)|(consistency|ac3)_\d|heldout_loss', self.figure):
+    if self.figure and not re.fullmatch(
+      r'accuracy_(en|elsewhere)|(consistency|ac3)_\d|heldout_loss', self.figure
+    ):
       raise config.ConfigError(f'sweep.figure = {self.figure!r} is none of {", ".join(FIGURES)}')
     if not self.seeds or ('RANDOM_SEED' in self.axes and len(self.seeds) > 1):
-      raise config.ConfigError('sweep.seeds must hold a seed, and just one where RANDOM_SEED is an axis')
+      raise config.ConfigError(
+        'sweep.seeds must hold a seed, and just one where RANDOM_SEED is an axis'
+      )
     stems = [question_name(path) for path in self.questions]
     if len(set(stems)) < len(stems):
-      raise config.ConfigError(f'sweep.questions: two files are called alike: {", ".join(self.questions)}')
+      raise config.ConfigError(
+        f'sweep.questions: two files are called alike: {", ".join(self.questions)}'
+      )
     for path in (path for seed in self.seeds for path in self.questions_of(seed)):
       if not os.path.isfile(path):
         raise config.ConfigError(f'sweep.questions: {path} is not there')
@@ -84,7 +92,9 @@ def question_name(path: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """A mixture to prepare: its name, its gin flags, and its folder under OUT/data, whose tokens lie in OUT/tokens/<tokens>."""
+  """A mixture to prepare: its name, its gin flags, and its folder under OUT/data, whose tokens lie
+  in OUT/tokens/<tokens>.
+  """
 
   mixture: str
   flags: tuple[str, ...]
@@ -94,7 +104,8 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """One run of a sweep. Points with equal settings (two variants at volume 0) share name and digest, and run once.
+  """One run of a sweep. Points with equal settings (two variants at volume 0) share name and
+  digest, and run once.
 
   Attributes:
     values: axis -> value.
@@ -118,7 +129,9 @@ class Point:
   settings: dict
 
 
-def make_points(settings: Settings, flags: tuple[str, ...] = (), search: tuple[str, ...] = ()) -> list[Point]:
+def make_points(
+  settings: Settings, flags: tuple[str, ...] = (), search: tuple[str, ...] = ()
+) -> list[Point]:
   """The points of a sweep, seeds varying fastest, then the last axis.
 
   Args:
@@ -144,14 +157,22 @@ def make_points(settings: Settings, flags: tuple[str, ...] = (), search: tuple[s
   for combination in itertools.product(*settings.axes.values()):
     values = dict(zip(settings.axes, combination))
     others = {name: value for name, value in values.items() if name not in MIXTURE_PARTS}
-    mixture_values = {**(settings.mixture_values or {}), **{k: v for k, v in others.items() if of_mixture(k)}}
-    run_values = {**(settings.run_values or {}), **{k: v for k, v in others.items() if not of_mixture(k)}}
+    mixture_values = {
+      **(settings.mixture_values or {}),
+      **{k: v for k, v in others.items() if of_mixture(k)},
+    }
+    run_values = {
+      **(settings.run_values or {}),
+      **{k: v for k, v in others.items() if not of_mixture(k)},
+    }
     name, variant = mixture_at(settings.mixture, values)
     heldout = settings.mixture if settings.heldout is None else settings.heldout
     for seed in settings.seeds:
       seed = run_values.get('RANDOM_SEED', seed)
       filled = {k: _fill(v, seed) for k, v in mixture_values.items()}
-      data = lambda name, shares, filled=filled: _data(settings, name, filled, shares, extra[True], digests, rates)
+      data = lambda name, shares, filled=filled: _data(
+        settings, name, filled, shares, extra[True], digests, rates
+      )
       train_data = data(name, _shares(settings, variant, name))
       heldout_data = data(mixture_at(heldout, {})[0], None) if heldout else None
       mine = {'RANDOM_SEED': seed, **{k: _fill(v, seed) for k, v in run_values.items()}}
@@ -180,11 +201,14 @@ def make_points(settings: Settings, flags: tuple[str, ...] = (), search: tuple[s
 
 
 def mixture_at(mixture: str, values: dict) -> tuple[str, str]:
-  """A mixture's name with some of its parts replaced, and its variant before volume 0 dropped anything.
+  """A mixture's name with some of its parts replaced, and its variant before volume 0 dropped
+  anything.
 
-      mixture_at('world.tested_base_x2x.all.en_zh.every', {'volume': 0}) == ('world.tested_base.all.en_zh.every', 'tested_base_x2x')
+      mixture_at('world.tested_base_x2x.all.en_zh.every', {'volume': 0}) ==
+      ('world.tested_base.all.en_zh.every', 'tested_base_x2x')
 
-  Without CrossIn components a volume limits nothing and becomes 'all', so that equal mixtures have equal names.
+  Without CrossIn components a volume limits nothing and becomes 'all', so that equal mixtures have
+  equal names.
 
   Raises:
     ConfigError: the name is malformed, or volume 0 leaves nothing of the variant.
@@ -211,7 +235,9 @@ def _shares(settings: Settings, variant: str, mixture: str) -> dict:
   components = mixture.split('.')[1].split('_')
   table = settings.shares_by_variant.get(variant, {})
   if missing := [c for c in components if c not in table]:
-    raise config.ConfigError(f'sweep.shares_by_variant[{variant!r}] has no share for {", ".join(missing)}')
+    raise config.ConfigError(
+      f'sweep.shares_by_variant[{variant!r}] has no share for {", ".join(missing)}'
+    )
   shares = {c: table[c] for c in components}
   if 'base' in shares:
     shares['base'] += sum(share for c, share in table.items() if c not in components)
@@ -230,9 +256,14 @@ def _data(
   digests: dict,
   rates: tuple[str, ...],
 ) -> Data:
-  """`shares` None = only held-out loss is measured on it: rates do not matter, and 'counts' needs no table."""
+  """`shares` None = only held-out loss is measured on it: rates do not matter, and 'counts' needs
+  no table.
+  """
   if shares is None:
-    values, shares = {k: v for k, v in values.items() if k not in rates}, {'MixtureSettings.rates': 'counts'}
+    values, shares = (
+      {k: v for k, v in values.items() if k not in rates},
+      {'MixtureSettings.rates': 'counts'},
+    )
   values = {**values, **shares}
   base = [settings.mixture_gin, digests[settings.mixture_gin], flags, _files_of(values)]
   tokens = _digest([base, {k: v for k, v in values.items() if k not in rates}])
@@ -244,7 +275,9 @@ def _title(axes, values: dict, mixture: str):
   """Readable parts of a point's name; those of the mixture as they are after volume 0 was applied."""
   parts = dict(zip(MIXTURE_PARTS, mixture.split('.')[1:]))
   for axis in axes:
-    yield parts[axis] if axis in parts else f'{axis.split(".")[-1]}={told(values[axis], axes[axis])}'
+    yield (
+      parts[axis] if axis in parts else f'{axis.split(".")[-1]}={told(values[axis], axes[axis])}'
+    )
 
 
 def told(value, values) -> str:
@@ -262,7 +295,9 @@ def told(value, values) -> str:
 
 
 def _rate_macros(text: str) -> set[str]:
-  """Macros of a mixture's gin file that nothing but rates is made of, such as SHARES: no token depends on them."""
+  """Macros of a mixture's gin file that nothing but rates is made of, such as SHARES: no token
+  depends on them.
+  """
   users: dict[str, set[str]] = {}
   owner = ''
   for line in text.splitlines():
@@ -291,10 +326,15 @@ def gin_text(path: str, search: tuple[str, ...] = ()) -> str:
   Raises:
     ConfigError: a file is in none of the folders.
   """
-  found = [p for p in (os.path.join(folder, path) for folder in ('', *search, config.REPOSITORY)) if os.path.isfile(p)]
+  found = [
+    p
+    for p in (os.path.join(folder, path) for folder in ('', *search, config.REPOSITORY))
+    if os.path.isfile(p)
+  ]
   if not found:
     raise config.ConfigError(
-      f'gin file {path!r} is not there (looked in: current folder, {", ".join([*search, config.REPOSITORY])})'
+      f'gin file {path!r} is not there (looked in: current folder, '
+      f'{", ".join([*search, config.REPOSITORY])})'
     )
   lines = []
   with open(found[0], encoding='utf-8') as f:
@@ -308,7 +348,9 @@ def gin_text(path: str, search: tuple[str, ...] = ()) -> str:
 
 
 def bound_names(path: str, search: tuple[str, ...] = ()) -> set[str]:
-  """Macros and configurables that a gin file, or one it includes, binds: {'LANGUAGES', 'MixtureSettings'}."""
+  """Macros and configurables that a gin file, or one it includes, binds: {'LANGUAGES',
+  'MixtureSettings'}.
+  """
   names = re.findall(r'^([\w./]+)\s*=', gin_text(path, search), re.MULTILINE)
   return {name.rpartition('.')[0].split('/')[-1] or name for name in names}
 
@@ -323,7 +365,9 @@ def _file_digest(path: str) -> str:
 
 
 def _files_of(values: dict) -> dict[str, str]:
-  """Digests of the files that values name: a file, the rows of a stem ('data/alpaca'), or the digests of a MODEL_DIR."""
+  """Digests of the files that values name: a file, the rows of a stem ('data/alpaca'), or the
+  digests of a MODEL_DIR.
+  """
   found = {}
   for value in values.values():
     if isinstance(value, str) and (os.path.isfile(value) or os.sep in value):

@@ -25,8 +25,22 @@ class Sweep:
     failures: name of a point -> what went wrong.
   """
 
-  def __init__(self, output_dir: str, settings: Settings, points: list[Point], runner, jobs: int = 1, search: str = ''):
-    self.out, self.settings, self.points, self.runner, self.jobs = output_dir, settings, points, runner, jobs
+  def __init__(
+    self,
+    output_dir: str,
+    settings: Settings,
+    points: list[Point],
+    runner,
+    jobs: int = 1,
+    search: str = '',
+  ):
+    self.out, self.settings, self.points, self.runner, self.jobs = (
+      output_dir,
+      settings,
+      points,
+      runner,
+      jobs,
+    )
     self.failures: dict[str, str] = {}
     self._search = [f'--gin_search_paths={search}'] if search else []
     self._started = time.monotonic()
@@ -42,7 +56,9 @@ class Sweep:
     return os.path.join(self.folder(point), f'evaluation-{point.asked}')
 
   def result(self, point: Point) -> dict | None:
-    """What a finished point gave: {'mixture', 'seed', 'runs', 'heldout', 'seconds', 'settings'}; None = not finished."""
+    """What a finished point gave: {'mixture', 'seed', 'runs', 'heldout', 'seconds', 'settings'};
+    None = not finished.
+    """
     path = os.path.join(self.evaluation(point), 'point.json')
     return read_json(path, 'start the sweep again') if os.path.exists(path) else None
 
@@ -58,10 +74,14 @@ class Sweep:
     """
     todo = self.missing()
     wanted = {data.folder: data for p in todo for data in (p.data, p.heldout) if data}
-    unprepared = {folder: error for folder, data in wanted.items() if (error := self._prepare(data))}
+    unprepared = {
+      folder: error for folder, data in wanted.items() if (error := self._prepare(data))
+    }
     ready = []
     for point in todo:
-      errors = [unprepared[d.folder] for d in (point.data, point.heldout) if d and d.folder in unprepared]
+      errors = [
+        unprepared[d.folder] for d in (point.data, point.heldout) if d and d.folder in unprepared
+      ]
       if errors:
         self.failures[point.name] = errors[0]
       else:
@@ -79,14 +99,18 @@ class Sweep:
           pool.shutdown(wait=False, cancel_futures=True)
           raise
         left = (time.monotonic() - begun) / count * (len(ready) - count)
-        self._say(f'{count}/{len(ready)} {point.name}: {verdict}{f"; {duration(left)} left" if left else ""}')
+        self._say(
+          f'{count}/{len(ready)} {point.name}: '
+          f'{verdict}{f"; {duration(left)} left" if left else ""}'
+        )
 
   def _prepare(self, data: Data) -> str | None:
     """Tokenises what of a mixture is not there yet; returns what went wrong."""
     directory = self._data_folder(data)
     if os.path.exists(os.path.join(directory, 'mixtures', f'{data.mixture}.json')):
       return None
-    # Mixtures whose tokens are made alike share them: other rates and volumes are other mixtures of the same tasks.
+    # Mixtures whose tokens are made alike share them: other rates and volumes are other mixtures of
+    # the same tasks.
     tokens = os.path.abspath(os.path.join(self.out, 'tokens', data.tokens))
     os.makedirs(tokens, exist_ok=True)
     os.makedirs(directory, exist_ok=True)
@@ -128,9 +152,16 @@ class Sweep:
     return seconds
 
   def training(self, point: Point) -> tuple[str, list[str], dict, tuple[str, ...]]:
-    """What trains it: name of the log, arguments, gin values and gin flags, as `Launcher.run` takes them."""
+    """What trains it: name of the log, arguments, gin values and gin flags, as `Launcher.run` takes
+    them.
+    """
     arguments = ['train', f'--gin_file={self.settings.run_gin}', *self._search]
-    return f'train.{os.path.basename(self.folder(point))}', arguments, self._values(point), point.flags
+    return (
+      f'train.{os.path.basename(self.folder(point))}',
+      arguments,
+      self._values(point),
+      point.flags,
+    )
 
   def asking(self, point: Point) -> tuple[str, list[str], dict, tuple[str, ...]]:
     """What evaluates it, likewise."""
@@ -173,7 +204,10 @@ class Sweep:
     try:
       yield
     finally:
-      write_json(os.path.join(folder, 'seconds.json'), round(self._seconds(folder) + time.monotonic() - begun, 3))
+      write_json(
+        os.path.join(folder, 'seconds.json'),
+        round(self._seconds(folder) + time.monotonic() - begun, 3),
+      )
 
   def _seconds(self, folder: str) -> float:
     path = os.path.join(folder, 'seconds.json')
@@ -187,8 +221,8 @@ class Sweep:
 def exclusive(output_dir: str):
   """Holds OUT for this sweep; yields the lock's file descriptor, which its commands inherit.
 
-  The lock is held while any of them lives. So a sweep that was killed without its commands is waited for: started again
-  at once, it would find their MODEL_DIR in use.
+  The lock is held while any of them lives. So a sweep that was killed without its commands is
+  waited for: started again at once, it would find their MODEL_DIR in use.
 
   Raises:
     ValueError: a sweep that is alive holds it.

@@ -27,9 +27,10 @@ def write(sweep) -> dict:
 
   Returns:
     What sweep.json holds, 'text' with the table for a terminal, and 'plot', the path of the PNG:
-    {'axes': {axis: [value]}, 'points': [{'values', 'seed', 'mixture', 'directory', 'evaluation', 'figures': {name: fraction, or nats per
-    token}, 'runs': as in results.json, 'seconds'}], 'table': [{'values', 'benchmark', 'method', 'seeds', 'figures': {name:
-    {'estimate', 'low', 'high', ...}}}], 'chance': {name: fraction} of the first question file}.
+    {'axes': {axis: [value]}, 'points': [{'values', 'seed', 'mixture', 'directory', 'evaluation',
+    'figures': {name: fraction, or nats per token}, 'runs': as in results.json, 'seconds'}],
+    'table': [{'values', 'benchmark', 'method', 'seeds', 'figures': {name: {'estimate', 'low',
+    'high', ...}}}], 'chance': {name: fraction} of the first question file}.
   """
   settings, results = sweep.settings, {}
   for point in sweep.points:
@@ -75,9 +76,16 @@ def write(sweep) -> dict:
   write_json(os.path.join(sweep.out, 'sweep.json'), summary)
   path = os.path.join(sweep.out, 'sweep.png')
   if table:
-    write_text(os.path.join(sweep.out, 'sweep.md'), markdown(table) + '\n' + caption(table, sweep.points) + '\n')
+    write_text(
+      os.path.join(sweep.out, 'sweep.md'),
+      markdown(table) + '\n' + caption(table, sweep.points) + '\n',
+    )
     write_bytes(path, plot(table, summary['axes'], settings.figure, chance))
-  text = f'{terminal(table)}\n\n{caption(table, sweep.points)}\nPlot: {path}' if table else 'No point is finished.'
+  text = (
+    f'{terminal(table)}\n\n{caption(table, sweep.points)}\nPlot: {path}'
+    if table
+    else 'No point is finished.'
+  )
   return summary | {'text': text, 'plot': path}
 
 
@@ -86,26 +94,33 @@ def _distinct(values: list[dict]) -> list[dict]:
 
 
 def _predictions(sweep, point, benchmark: str) -> Predictions:
-  path = os.path.join(sweep.evaluation(point), 'predictions', f'{benchmark}.{sweep.settings.method}.jsonl')
+  path = os.path.join(
+    sweep.evaluation(point), 'predictions', f'{benchmark}.{sweep.settings.method}.jsonl'
+  )
   if not os.path.exists(path):
-    raise ConfigError(f'{path} is not there: sweep.method must be one of answer_questions.methods of the run')
+    raise ConfigError(
+      f'{path} is not there: sweep.method must be one of answer_questions.methods of the run'
+    )
   return read_predictions(path)
 
 
-# ---- figures -------------------------------------------------------------------------------------------------------
+# ---- figures ----
 
 
 def question_figures(answered: Sequence[Predictions]) -> dict[str, dict]:
-  """Accuracy in English and elsewhere, C_s and AC3_s, s = 3 or the number of languages, of one answered file per seed.
+  """Accuracy in English and elsewhere, C_s and AC3_s, s = 3 or the number of languages, of one
+  answered file per seed.
 
   Returns:
-    name -> {'estimate', 'low', 'high', 'items', 'seeds', 'note', ...}: fractions, 95 % over items and seeds.
+    name -> {'estimate', 'low', 'high', 'items', 'seeds', 'note', ...}: fractions, 95 % over items
+    and seeds.
   """
   if not answered:
     return {}
   languages, answers = answered[0].languages, answered[0].answers
   choices = [one.extract('strict') for one in answered]
-  own = any(one.ids != answered[0].ids for one in answered)  # or answers: another world under the same names
+  # or answers: another world under the same names
+  own = any(one.ids != answered[0].ids for one in answered)
   own = own or any(not np.array_equal(one.answers, answers) for one in answered)
   size = min(3, len(languages))
   english = [i for i, language in enumerate(languages) if language == 'en']
@@ -119,7 +134,11 @@ def question_figures(answered: Sequence[Predictions]) -> dict[str, dict]:
     wanted |= {f'consistency_{size}': ('consistency', None), f'ac3_{size}': ('ac3', None)}
   interval = lambda statistic, columns: asdict(
     bootstrap.interval(
-      choices, [one.answers for one in answered] if own else answers, statistic, columns=columns, s=max(2, size)
+      choices,
+      [one.answers for one in answered] if own else answers,
+      statistic,
+      columns=columns,
+      s=max(2, size),
     )
   )
   return {name: interval(*how) for name, how in wanted.items()}
@@ -153,7 +172,10 @@ def point_figures(result: dict, benchmark: str | None, method: str) -> dict[str,
       if by_language:
         figures['accuracy_elsewhere'] = float(np.mean(list(by_language.values())))
       if size in run['ac3']:
-        figures |= {f'consistency_{size}': run['consistency'][size], f'ac3_{size}': run['ac3'][size]}
+        figures |= {
+          f'consistency_{size}': run['consistency'][size],
+          f'ac3_{size}': run['ac3'][size],
+        }
   if LOSS in result['heldout']:
     figures['heldout_loss'] = result['heldout'][LOSS]
   return figures
@@ -165,14 +187,19 @@ def chance_figures(answered: Predictions) -> dict[str, float]:
   size = min(3, len(answered.languages))
   accuracy, agreement = float(np.mean(1 / counts)), float(np.mean(counts ** (1 - size)))
   figures = {'accuracy_en': accuracy, 'accuracy_elsewhere': accuracy}
-  return figures | {f'consistency_{size}': agreement, f'ac3_{size}': float(ac3(accuracy, agreement))}
+  return figures | {
+    f'consistency_{size}': agreement,
+    f'ac3_{size}': float(ac3(accuracy, agreement)),
+  }
 
 
 def _cells(table: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
   """Head and rows as text; a row is a combination of values on one question file."""
   axes = list(table[0]['values'])
   figures = list(dict.fromkeys(name for row in table for name in row['figures']))
-  variants = variant_labels([row['values']['variant'] for row in table]) if 'variant' in axes else {}
+  variants = (
+    variant_labels([row['values']['variant'] for row in table]) if 'variant' in axes else {}
+  )
   values = {axis: [row['values'][axis] for row in table] for axis in axes}
   several = len({row['benchmark'] for row in table}) > 1
   head = [*axes, *(['questions'] if several else []), 'seeds', *map(title, figures)]
@@ -180,7 +207,9 @@ def _cells(table: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
   for row in table:
     cells = [_label(axis, row['values'][axis], variants, values[axis]) for axis in axes]
     cells += [row['benchmark']] if several else []
-    rows.append([*cells, str(len(row['seeds'])), *[_figure(row['figures'].get(name)) for name in figures]])
+    rows.append(
+      [*cells, str(len(row['seeds'])), *[_figure(row['figures'].get(name)) for name in figures]]
+    )
   return head, rows
 
 
@@ -195,14 +224,19 @@ def terminal(table: Sequence[dict]) -> str:
   """Aligned columns."""
   head, rows = _cells(table)
   widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-  return '\n'.join('  '.join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in [head, *rows])
+  return '\n'.join(
+    '  '.join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in [head, *rows]
+  )
 
 
 def markdown(table: Sequence[dict]) -> str:
   """A Markdown table."""
   head, rows = _cells(table)
   lines = [head, ['---'] * len(head), *rows]
-  return '\n'.join('| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in lines) + '\n'
+  return (
+    '\n'.join('| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in lines)
+    + '\n'
+  )
 
 
 def caption(table: Sequence[dict], points) -> str:
@@ -215,7 +249,8 @@ def caption(table: Sequence[dict], points) -> str:
   if any('heldout_loss' in row['figures'] for row in table):
     mixtures = sorted({point.heldout.mixture for point in points if point.heldout})
     text.append(
-      f'Held-out loss: nats per trained token on the validation rows of {", ".join(mixtures)}; mean over seeds, in brackets '
+      f'Held-out loss: nats per trained token on the validation rows of {", ".join(mixtures)}; '
+      'mean over seeds, in brackets '
       'the smallest and the largest of them.'
     )
   return ' '.join(text)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from crossin_jax.data.mixture_name import CROSSIN_MODES
 from crossin_jax.sweep.points import told
 
-# ---- words ---------------------------------------------------------------------------------------------------------
+# ---- words ----
 
 _TITLES = {
   'accuracy_en': 'accuracy, English',
@@ -20,12 +20,17 @@ def title(figure: str) -> str:
 
 
 def variant_labels(variants: Sequence[str]) -> dict[str, str]:
-  """Variants in words, without the components that all of them have, unless that leaves one of them bare.
+  """Variants in words, without the components that all of them have, unless that leaves one of them
+  bare.
 
   ('base_x2x', 'base_x2x_trans') -> 'x2x', 'x2x + trans'
   """
   short = {v: ' + '.join(c for c in v.split('_') if c in CROSSIN_MODES) or 'base' for v in variants}
-  return short if len(set(short.values())) == len(short) else {v: v.replace('_', ' + ') for v in variants}
+  return (
+    short
+    if len(set(short.values())) == len(short)
+    else {v: v.replace('_', ' + ') for v in variants}
+  )
 
 
 def _label(axis: str, value, variants: dict[str, str], values: Sequence = ()) -> str:

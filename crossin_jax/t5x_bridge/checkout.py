@@ -1,4 +1,6 @@
-"""Finding a T5X checkout, and mending what current packages broke of it. Nothing in the checkout is changed."""
+"""Finding a T5X checkout, and mending what current packages broke of it. Nothing in the checkout is
+changed.
+"""
 
 import importlib
 import importlib.util
@@ -36,7 +38,9 @@ def load() -> None:
     BridgeError: no checkout, or packages are missing; all of them are named.
   """
   find()
-  missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+  missing = [
+    package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None
+  ]
   if missing:
     raise BridgeError(f"T5X needs {', '.join(missing)}: pip install 'crossin-jax[t5x]'")
   stand_in_for_airio()
@@ -44,7 +48,8 @@ def load() -> None:
 
 
 def find() -> str:
-  """Puts the checkout in T5X_HOME, if there is one, on the module path; returns the folder that `t5x` lies in.
+  """Puts the checkout in T5X_HOME, if there is one, on the module path; returns the folder that
+  `t5x` lies in.
 
   Raises:
     BridgeError: T5X_HOME is no checkout, or it is not set and there is no `t5x` on the module path.
@@ -54,7 +59,9 @@ def find() -> str:
   if home:
     home = os.path.abspath(home)
     if not os.path.isfile(os.path.join(home, 't5x', 'train.py')):
-      raise BridgeError(f'{HOME} = {home} has no t5x/train.py. T5X is on no package registry: {how}')
+      raise BridgeError(
+        f'{HOME} = {home} has no t5x/train.py. T5X is on no package registry: {how}'
+      )
     if home not in sys.path:
       sys.path.insert(0, home)
     importlib.invalidate_caches()
@@ -78,7 +85,9 @@ def stand_in_for_airio() -> None:
 
 
 def give_back_partition_spec() -> None:
-  """Sets `jax.experimental.pjit.PartitionSpec`, which jestimator's release imports and JAX has moved."""
+  """Sets `jax.experimental.pjit.PartitionSpec`, which jestimator's release imports and JAX has
+  moved.
+  """
   import jax
   from jax.experimental import pjit
 

@@ -1,4 +1,6 @@
-"""This project's batches as T5X's `get_dataset_fn`: batch n is that of step n, on any number of hosts."""
+"""This project's batches as T5X's `get_dataset_fn`: batch n is that of step n, on any number of
+hosts.
+"""
 
 import collections
 import concurrent.futures
@@ -18,9 +20,11 @@ OURS_ALONE = 'decoder_task_ids'
 
 
 class StreamIterator(collections.abc.Iterator):
-  """Rows of a `BatchStream` that belong to one host, as a `clu.data.dataset_iterator.DatasetIterator`.
+  """Rows of a `BatchStream` that belong to one host, as a
+  `clu.data.dataset_iterator.DatasetIterator`.
 
-  It needs no state beyond the step; `save` writes the settings too, so that changed data are noticed on resume.
+  It needs no state beyond the step; `save` writes the settings too, so that changed data are
+  noticed on resume.
   """
 
   def __init__(self, stream: BatchStream, shard_id: int = 0, num_shards: int = 1):
@@ -33,7 +37,8 @@ class StreamIterator(collections.abc.Iterator):
     """
     if stream.batch_size % num_shards:
       raise ValueError(
-        f'batch size {stream.batch_size} does not divide into {num_shards} shards of hosts; use a multiple'
+        f'batch size {stream.batch_size} does not divide into {num_shards} shards of hosts; use a '
+        'multiple'
       )
     rows = stream.batch_size // num_shards
     self._stream, self._rows = stream, slice(shard_id * rows, (shard_id + 1) * rows)
@@ -107,12 +112,14 @@ def t5x_dataset(
   """What `t5x.train` is given as get_dataset_fn.
 
   Args:
-    cfg: T5X's DatasetConfig: `mixture_or_task_name` names a prepared mixture, `task_feature_lengths` has 'targets', `batch_size` is that
-      of all hosts, `seed` that of the order of rows (None = 0).
+    cfg: T5X's DatasetConfig: `mixture_or_task_name` names a prepared mixture,
+      `task_feature_lengths` has 'targets', `batch_size` is that of all hosts, `seed` that of the
+      order of rows (None = 0).
     shard_id, num_shards: of this host.
     feature_converter_cls: not used, the rows are packed already.
     data_dir: --output_dir of `crossin prepare`.
-    model_dir: the settings of the stream are kept there (stream.json), and compared when the run goes on; None = not.
+    model_dir: the settings of the stream are kept there (stream.json), and compared when the run
+      goes on; None = not.
     new_stream: go on with other data settings than the run began with, on purpose.
 
   Raises:
@@ -134,9 +141,13 @@ def t5x_dataset(
 
 def _keep_settings(model_dir: str, settings: dict, new_stream: bool, chief: bool) -> None:
   path = os.path.join(model_dir, 'stream.json')
-  begun = os.path.isdir(model_dir) and any(name.startswith(f'{places.PREFIX}_') for name in os.listdir(model_dir))
+  begun = os.path.isdir(model_dir) and any(
+    name.startswith(f'{places.PREFIX}_') for name in os.listdir(model_dir)
+  )
   if begun and os.path.exists(path):
-    check_resume(read_json(path, f'or use another MODEL_DIR than {model_dir}'), settings, new_stream)
+    check_resume(
+      read_json(path, f'or use another MODEL_DIR than {model_dir}'), settings, new_stream
+    )
   if chief:
     write_json(path, settings)
 

@@ -33,7 +33,8 @@ def t5x_model(
   Args:
     module: `models.decoder.Decoder`, or any with its call signature.
     vocabulary: the tokenizer; its BOS begins every row.
-    optimizer: called with total_steps, as by `crossin train`; None = no training (evaluation, inference).
+    optimizer: called with total_steps, as by `crossin train`; None = no training (evaluation,
+      inference).
     total_steps: steps of the run, for the schedule.
     z_loss: factor on log(Z)^2.
     stop_id: token that ends a prediction; None = the vocabulary's stop token.
@@ -46,9 +47,12 @@ def t5x_model(
   adapters = lora.of_model(module)
   if adapters is not None and adapters.base_dtype in lora.QUANTISED:
     raise ValueError(
-      f"LoraConfig.base_dtype = {adapters.base_dtype!r}: T5X holds no quantised parameters; set 'float32', or use crossin train"
+      f'LoraConfig.base_dtype = {adapters.base_dtype!r}: T5X holds no quantised parameters; set '
+      "'float32', or use crossin train"
     )
-  definition = bridge_optimizers.wrapped(optimizer(total_steps=total_steps), adapters) if optimizer else None
+  definition = (
+    bridge_optimizers.wrapped(optimizer(total_steps=total_steps), adapters) if optimizer else None
+  )
   return _model_class()(module, vocabulary, definition, z_loss, stop_id, temperature, top_k)
 
 
@@ -61,9 +65,11 @@ def prepared_vocabulary(data_dir: str, mixture: str) -> Vocabulary:
 
 
 def prompt_lengths(causal_BL: jax.Array) -> jax.Array:
-  """Tokens of each prompt without BOS; int [B]. T5X counts ids other than 0 instead, and loses real ones.
+  """Tokens of each prompt without BOS; int [B]. T5X counts ids other than 0 instead, and loses real
+  ones.
 
-  `decoder_causal_attention` has a one for BOS and each token of the prompt: 1 1 1 0 0 is a prompt of two.
+  `decoder_causal_attention` has a one for BOS and each token of the prompt: 1 1 1 0 0 is a prompt
+  of two.
   """
   return jnp.sum(causal_BL, axis=-1).astype(jnp.int32) - 1
 
@@ -75,7 +81,8 @@ def ended(tokens: jax.Array, prompt_lengths_B: jax.Array, stop_id: int, eos_id: 
       no stop within length 6:     tokens 4 0 5 8 0 0  ->  4 0 5 8 3 3
 
   Args:
-    tokens: int [B, ..., L], what follows the prompt, from the left; the last `prompt_lengths` places hold nothing.
+    tokens: int [B, ..., L], what follows the prompt, from the left; the last `prompt_lengths`
+      places hold nothing.
     prompt_lengths_B: int [B].
     stop_id: ends a prediction.
     eos_id: written from there on.
@@ -102,7 +109,9 @@ def _model_class():
         module,
         SeqioVocabulary(vocabulary),
         optimizer_def,
-        decode_fn=functools.partial(decoding.temperature_sample, temperature=temperature, topk=top_k),
+        decode_fn=functools.partial(
+          decoding.temperature_sample, temperature=temperature, topk=top_k
+        ),
         feature_converter_cls=functools.partial(AnyTaskFeatureConverter, bos_id=vocabulary.bos_id),
         z_loss=z_loss,
         loss_normalizing_factor='NUM_REAL_TARGET_TOKENS',
@@ -122,7 +131,9 @@ def _model_class():
 
     def summed_loss_fn(self, params, batch, dropout_rng):
       """The sum of weighted token losses, for a trainer that divides once over all microbatches."""
-      objective, loss_BL = losses.cross_entropy(self.module, params, batch, self._z_loss, dropout_rng)
+      objective, loss_BL = losses.cross_entropy(
+        self.module, params, batch, self._z_loss, dropout_rng
+      )
       return objective, self._metrics(batch, loss_BL)
 
     def eval_fn(self, params, batch):
@@ -131,7 +142,9 @@ def _model_class():
       loss_BL, _ = losses.token_losses(logits_BLV, batch['decoder_target_tokens'])
       found = self._metrics(batch, loss_BL)
       found['accuracy'] = clu.metrics.Accuracy.from_model_output(
-        logits=logits_BLV, labels=batch['decoder_target_tokens'], mask=batch['decoder_loss_weights'] > 0
+        logits=logits_BLV,
+        labels=batch['decoder_target_tokens'],
+        mask=batch['decoder_loss_weights'] > 0,
       )
       return found['loss'].compute(), found
 
@@ -145,9 +158,13 @@ def _model_class():
         'loss_per_nonpadding_target_token': mean,
         'loss_tokens': metrics.Sum.from_model_output(weights_BL.sum()),
         'tokens': metrics.Sum.from_model_output(tokens),
-        'non_padding_fraction/decoder': clu.metrics.Average(total=tokens, count=jnp.asarray(loss_BL.size)),
+        'non_padding_fraction/decoder': clu.metrics.Average(
+          total=tokens, count=jnp.asarray(loss_BL.size)
+        ),
         'timing/seqs_per_second': metrics.TimeRate.from_model_output(numerator=jnp.asarray(rows)),
-        'timing/target_tokens_per_second': metrics.TimeRate.from_model_output(numerator=jnp.asarray(loss_BL.size)),
+        'timing/target_tokens_per_second': metrics.TimeRate.from_model_output(
+          numerator=jnp.asarray(loss_BL.size)
+        ),
         'timing/steps_per_second': metrics.StepsPerTime.from_model_output(),
         'timing/seconds': metrics.Time(),
       }
@@ -155,7 +172,9 @@ def _model_class():
     def _compute_kv_cache(self, params, inputs, causal_attention_mask):
       lengths_B = prompt_lengths(causal_attention_mask)
       ones = jnp.ones_like(inputs)
-      _, made = self.module.apply({'params': params}, ones, ones, enable_dropout=False, decode=True, mutable=['cache'])
+      _, made = self.module.apply(
+        {'params': params}, ones, ones, enable_dropout=False, decode=True, mutable=['cache']
+      )
       _, filled = self.module.apply(
         {'params': params, 'cache': made['cache']},
         inputs,
@@ -171,9 +190,16 @@ def _model_class():
       return filled['cache'], lengths_B
 
     def predict_batch_with_aux(self, params, batch, rng=None, *, decoder_params=None, **options):
-      """Predictions [B, L]: from the first token behind the prompt, the stop token and all behind it being eos."""
-      decoder_params = {'eos_id': self._stop_id, **(decoder_params or {})}  # T5X takes an eos of id 0 for none
-      tokens, aux = super().predict_batch_with_aux(params, batch, rng, decoder_params=decoder_params, **options)
-      return ended(tokens, prompt_lengths(batch['decoder_causal_attention']), self._stop_id, self._eos_id), aux
+      """Predictions [B, L]: from the first token behind the prompt, the stop token and all behind
+      it being eos.
+      """
+      # T5X takes an eos of id 0 for none
+      decoder_params = {'eos_id': self._stop_id, **(decoder_params or {})}
+      tokens, aux = super().predict_batch_with_aux(
+        params, batch, rng, decoder_params=decoder_params, **options
+      )
+      return ended(
+        tokens, prompt_lengths(batch['decoder_causal_attention']), self._stop_id, self._eos_id
+      ), aux
 
   return CrossInModel

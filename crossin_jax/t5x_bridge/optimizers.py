@@ -7,8 +7,11 @@ from crossin_jax.models import lora
 from crossin_jax.training import optimizers
 
 
-def transform(optimizer: optimizers.Optimizer, adapters: lora.LoraConfig | None) -> optax.GradientTransformation:
-  """The optax transform of a whole parameter tree: with LoRA, what is frozen stays as it is, bit for bit.
+def transform(
+  optimizer: optimizers.Optimizer, adapters: lora.LoraConfig | None
+) -> optax.GradientTransformation:
+  """The optax transform of a whole parameter tree: with LoRA, what is frozen stays as it is, bit
+  for bit.
 
   Not `optax.masked`, which adds raw gradients to what it leaves out.
   """
@@ -16,10 +19,14 @@ def transform(optimizer: optimizers.Optimizer, adapters: lora.LoraConfig | None)
     return optimizer.transform
 
   def labels(params):
-    of_path = lambda path, _: 'train' if lora.is_trained(tuple(key.key for key in path), adapters) else 'freeze'
+    of_path = lambda path, _: (
+      'train' if lora.is_trained(tuple(key.key for key in path), adapters) else 'freeze'
+    )
     return jax.tree_util.tree_map_with_path(of_path, params)  # T5X's FrozenDict stays one
 
-  return optax.multi_transform({'train': optimizer.transform, 'freeze': optax.set_to_zero()}, labels)
+  return optax.multi_transform(
+    {'train': optimizer.transform, 'freeze': optax.set_to_zero()}, labels
+  )
 
 
 def wrapped(optimizer: optimizers.Optimizer, adapters: lora.LoraConfig | None = None):
@@ -39,9 +46,12 @@ def register_state_rules(rules) -> None:
 
   def of_factored(state, params_axes):
     nothing = lambda tree: jax.tree.map(lambda _: None, tree)
-    # A moment of a parameter's own shape lies as the parameter; factored ones, which are small, are whole copies.
-    of_moment = lambda axes, v: v if isinstance(v, optax.MaskedNode) else axes if len(axes) == v.ndim else None
+    # A moment of a parameter's own shape lies as the parameter; factored ones, which are small, are
+    # whole copies.
+    of_moment = lambda axes, v: (
+      v if isinstance(v, optax.MaskedNode) else axes if len(axes) == v.ndim else None
+    )
     v = jax.tree.map(of_moment, params_axes, state.v, is_leaf=lambda leaf: isinstance(leaf, tuple))
     return optax.FactoredState(None, nothing(state.v_row), nothing(state.v_col), v)
 
-  rules._RULES.setdefault(optax.FactoredState, of_factored)  # pylint: disable=protected-access  # T5X has no other way
+  rules._RULES.setdefault(optax.FactoredState, of_factored)  # T5X has no other way

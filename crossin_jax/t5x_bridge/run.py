@@ -1,6 +1,7 @@
 """T5X's own programs, with this project's gin files within reach.
 
-python -m crossin_jax.t5x_bridge.run t5x.train --gin_file=gin_configs/models/llama_60m.gin --gin_file=gin_configs/t5x/pretrain.gin ...
+python -m crossin_jax.t5x_bridge.run t5x.train --gin_file=gin_configs/models/llama_60m.gin
+--gin_file=gin_configs/t5x/pretrain.gin ...
 """
 
 import importlib
@@ -40,7 +41,10 @@ def main(argv: list[str]) -> int:
     print(HELP)
     return 0
   if not argv or argv[0] not in PROGRAMS:
-    print(f'{HELP}\n{argv[0] if argv else "nothing"!r} is not one of {", ".join(PROGRAMS)}', file=sys.stderr)
+    print(
+      f'{HELP}\n{argv[0] if argv else "nothing"!r} is not one of {", ".join(PROGRAMS)}',
+      file=sys.stderr,
+    )
     return 2
   try:
     checkout.load()

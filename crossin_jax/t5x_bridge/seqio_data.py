@@ -1,8 +1,10 @@
 """Any registered SeqIO Task or Mixture as prepared token files, for `crossin train` to train on.
 
-    python -m crossin_jax.t5x_bridge.seqio_data --mixture my_mixture --module my_tasks --output_dir prepared --max_length 2048
+    python -m crossin_jax.t5x_bridge.seqio_data --mixture my_mixture --module my_tasks --output_dir
+    prepared --max_length 2048
 
-Needs no T5X. Mixtures of this project are better prepared by `crossin prepare`, which is faster and keeps languages apart.
+Needs no T5X. Mixtures of this project are better prepared by `crossin prepare`, which is faster and
+keeps languages apart.
 """
 
 import argparse
@@ -15,7 +17,14 @@ import sys
 
 import numpy as np
 
-from crossin_jax.data.prepared import FORMAT, PreparedDataError, read_json, safe_file_name, write_json, write_part
+from crossin_jax.data.prepared import (
+  FORMAT,
+  PreparedDataError,
+  read_json,
+  safe_file_name,
+  write_json,
+  write_part,
+)
 from crossin_jax.data.vocabulary import Vocabulary
 from crossin_jax.progress import Progress
 
@@ -23,35 +32,45 @@ PART = 8192  # examples in one file
 SPLITS = ('train', 'validation')
 
 
-def prepare(mixture: str, output_dir: str, max_length: int, vocabulary: Vocabulary | None = None) -> dict:
+def prepare(
+  mixture: str, output_dir: str, max_length: int, vocabulary: Vocabulary | None = None
+) -> dict:
   """Writes one epoch of every Task of a SeqIO Mixture, unshuffled, and the Mixture with its rates.
 
-  A Task has `targets`, and `inputs` (the prompt, not trained) or `loss_weights`, or neither (all is trained). What its preprocessors
-  append, the stop token for instance, is kept as it is. Examples longer than max_length are left out and counted.
+  A Task has `targets`, and `inputs` (the prompt, not trained) or `loss_weights`, or neither (all is
+  trained). What its preprocessors append, the stop token for instance, is kept as it is. Examples
+  longer than max_length are left out and counted.
 
   Args:
     mixture: name of a registered Task or Mixture.
     output_dir: D of `crossin_jax.data.prepared`.
     max_length: most tokens of an example.
-    vocabulary: the tokenizer; None = that of `targets`, if it is a SentencePiece file or one of this project's.
+    vocabulary: the tokenizer; None = that of `targets`, if it is a SentencePiece file or one of
+      this project's.
 
   Returns:
     {'mixture', 'examples', 'tokens', 'dropped'}.
 
   Raises:
-    PreparedDataError: no such mixture, ids that the tokenizer does not have, a tokenizer that cannot be written to a file.
+    PreparedDataError: no such mixture, ids that the tokenizer does not have, a tokenizer that
+      cannot be written to a file.
   """
   import seqio
 
   try:
     found = seqio.get_mixture_or_task(mixture)
   except ValueError as error:
-    raise PreparedDataError(f'{error}. Give --module, the Python module that registers {mixture}') from None
+    raise PreparedDataError(
+      f'{error}. Give --module, the Python module that registers {mixture}'
+    ) from None
   tasks = seqio.get_subtasks(found)
-  rates = [float(found.get_rate(task)) if isinstance(found, seqio.Mixture) else 1.0 for task in tasks]
+  rates = [
+    float(found.get_rate(task)) if isinstance(found, seqio.Mixture) else 1.0 for task in tasks
+  ]
   vocabulary = vocabulary or _vocabulary_of(found.output_features['targets'].vocabulary)
   file = os.path.join(
-    'vocabularies', vocabulary.digest[:16] + ('.json' if vocabulary.path.endswith('.json') else '.model')
+    'vocabularies',
+    vocabulary.digest[:16] + ('.json' if vocabulary.path.endswith('.json') else '.model'),
   )
   os.makedirs(os.path.join(output_dir, 'vocabularies'), exist_ok=True)
   shutil.copyfile(vocabulary.path, os.path.join(output_dir, f'{file}.writing'))
@@ -62,7 +81,13 @@ def prepare(mixture: str, output_dir: str, max_length: int, vocabulary: Vocabula
     name = _file_name(task.name)
     manifest = _write_task(task, name, output_dir, max_length, vocabulary)
     entries.append(
-      {'task': name, 'component': 'seqio', 'rate': rate, 'volume': None, 'fingerprint': manifest['fingerprint']}
+      {
+        'task': name,
+        'component': 'seqio',
+        'rate': rate,
+        'volume': None,
+        'fingerprint': manifest['fingerprint'],
+      }
     )
     for split in manifest['splits'].values():
       totals['examples'] += split['examples']
@@ -80,7 +105,12 @@ def prepare(mixture: str, output_dir: str, max_length: int, vocabulary: Vocabula
       'rates': 'seqio',
       'max_length': max_length,
       'languages': [],
-      'prompts': {'template': 'plain', 'tags': False, 'chat_template': None, 'stop_id': vocabulary.eos_id},
+      'prompts': {
+        'template': 'plain',
+        'tags': False,
+        'chat_template': None,
+        'stop_id': vocabulary.eos_id,
+      },
       'vocabulary': {
         'file': file,
         'digest': vocabulary.digest,
@@ -105,11 +135,14 @@ def _vocabulary_of(vocabulary) -> Vocabulary:
   own = getattr(vocabulary, '_vocabulary', None)
   if isinstance(own, Vocabulary):
     return own
-  path = getattr(vocabulary, 'sentencepiece_model_file', None) or getattr(vocabulary, '_sentencepiece_model_file', None)
+  path = getattr(vocabulary, 'sentencepiece_model_file', None) or getattr(
+    vocabulary, '_sentencepiece_model_file', None
+  )
   if path and os.path.isfile(path):
     return Vocabulary(path)
   raise PreparedDataError(
-    f'the vocabulary {type(vocabulary).__name__} has no tokenizer file here; give --vocabulary, a SentencePiece .model or a '
+    f'the vocabulary {type(vocabulary).__name__} has no tokenizer file here; give --vocabulary, a '
+    'SentencePiece .model or a '
     'tokenizer.json with the same ids'
   )
 
@@ -119,7 +152,9 @@ def _write_task(task, name: str, output_dir: str, max_length: int, vocabulary: V
   manifest = os.path.join(directory, 'manifest.json')
   if os.path.exists(manifest):
     if read_json(manifest, 'prepare again').get('task', {}).get('component') != 'seqio':
-      raise PreparedDataError(f'{directory} was written by `crossin prepare`; give another --output_dir')
+      raise PreparedDataError(
+        f'{directory} was written by `crossin prepare`; give another --output_dir'
+      )
     os.unlink(manifest)  # from here on the Task is unfinished
   os.makedirs(directory, exist_ok=True)
   splits, digest = {}, hashlib.sha256()
@@ -147,8 +182,14 @@ def _write_task(task, name: str, output_dir: str, max_length: int, vocabulary: V
       part.clear()
 
     # More room than max_length, or SeqIO would cut over-long examples without a word.
-    lengths = {key: max_length + 1 for key in ('inputs', 'targets', 'loss_weights') if key in task.output_features}
-    examples = task.get_dataset(sequence_length=lengths, split=split, shuffle=False, num_epochs=1).as_numpy_iterator()
+    lengths = {
+      key: max_length + 1
+      for key in ('inputs', 'targets', 'loss_weights')
+      if key in task.output_features
+    }
+    examples = task.get_dataset(
+      sequence_length=lengths, split=split, shuffle=False, num_epochs=1
+    ).as_numpy_iterator()
     for rank, example in enumerate(examples):
       tokens, weights = _tokens(task.name, rank, example, vocabulary)
       progress.show(rank + 1)
@@ -178,7 +219,8 @@ def _write_task(task, name: str, output_dir: str, max_length: int, vocabulary: V
     'fingerprint': hashlib.sha256(json.dumps([FORMAT, parts], sort_keys=True).encode()).hexdigest()[:32],
     'fingerprint_parts': parts,
     'task': {
-      'name': name, 'source': name, 'component': 'seqio', 'mode': 'seqio', 'source_language': 'und', 'target_language': 'und',
+      'name': name, 'source': name, 'component': 'seqio', 'mode': 'seqio', 'source_language': 'und',
+      'target_language': 'und',
     },
     'splits': splits,
   }  # fmt: skip
@@ -186,7 +228,9 @@ def _write_task(task, name: str, output_dir: str, max_length: int, vocabulary: V
   return value
 
 
-def _tokens(task: str, rank: int, example: dict, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+def _tokens(
+  task: str, rank: int, example: dict, vocabulary: Vocabulary
+) -> tuple[np.ndarray, np.ndarray]:
   """Tokens int32 and loss weights float32 of one example."""
   targets = np.asarray(example['targets'], np.int32)
   if 'loss_weights' in example:
@@ -197,7 +241,8 @@ def _tokens(task: str, rank: int, example: dict, vocabulary: Vocabulary) -> tupl
     weights = (np.arange(len(tokens)) >= len(prompt)).astype(np.float32)
   if len(tokens) and (tokens.max() >= vocabulary.size or tokens.min() < 0):
     raise PreparedDataError(
-      f'task {task}, example {rank} holds id {tokens.max()}, {vocabulary.path} has {vocabulary.size}; give the tokenizer that the '
+      f'task {task}, example {rank} holds id {tokens.max()}, {vocabulary.path} has '
+      f'{vocabulary.size}; give the tokenizer that the '
       'task uses with --vocabulary'
     )
   return tokens, weights
@@ -212,28 +257,38 @@ def main(argv: list[str]) -> int:
   """The command line."""
   parser = argparse.ArgumentParser(
     prog='python -m crossin_jax.t5x_bridge.seqio_data',
-    description='Write a registered SeqIO Task or Mixture as token files that `crossin train` reads.',
-    epilog='example: python -m crossin_jax.t5x_bridge.seqio_data --mixture my_mixture --module my_tasks --output_dir prepared '
+    description='Write a registered SeqIO Task or Mixture as token files that `crossin train` '
+    'reads.',
+    epilog='example: python -m crossin_jax.t5x_bridge.seqio_data --mixture my_mixture --module '
+    'my_tasks --output_dir prepared '
     '--max_length 2048',
   )
   parser.add_argument('--mixture', required=True, help='name of a registered Task or Mixture')
-  parser.add_argument('--module', action='append', default=[], help='Python module that registers it; may be repeated')
+  parser.add_argument(
+    '--module', action='append', default=[], help='Python module that registers it; may be repeated'
+  )
   parser.add_argument('--output_dir', required=True, help='where tasks/ and mixtures/ are written')
   parser.add_argument('--max_length', type=int, required=True, help='most tokens of an example')
-  parser.add_argument('--vocabulary', help='SentencePiece .model or tokenizer.json (default: that of the mixture)')
+  parser.add_argument(
+    '--vocabulary', help='SentencePiece .model or tokenizer.json (default: that of the mixture)'
+  )
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   args = parser.parse_args(argv)
   try:
     for module in args.module:
       importlib.import_module(module)
     summary = prepare(
-      args.mixture, args.output_dir, args.max_length, Vocabulary(args.vocabulary) if args.vocabulary else None
+      args.mixture,
+      args.output_dir,
+      args.max_length,
+      Vocabulary(args.vocabulary) if args.vocabulary else None,
     )
   except (ValueError, OSError, ImportError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
   print(
-    f'{summary["mixture"]}: {summary["examples"]:,} examples, {summary["tokens"]:,} tokens, {summary["dropped"]:,} longer than '
+    f'{summary["mixture"]}: {summary["examples"]:,} examples, {summary["tokens"]:,} tokens, '
+    f'{summary["dropped"]:,} longer than '
     f'{args.max_length} left out -> {args.output_dir}',
     file=sys.stderr,
   )

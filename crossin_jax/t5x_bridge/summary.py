@@ -1,4 +1,6 @@
-"""What a run under T5X leaves in MODEL_DIR, so that `crossin evaluate`, `generate` and `export-hf` take its checkpoints too."""
+"""What a run under T5X leaves in MODEL_DIR, so that `crossin evaluate`, `generate` and `export-hf`
+take its checkpoints too.
+"""
 
 import dataclasses
 import os
@@ -26,14 +28,15 @@ def t5x_summary(
 ) -> None:
   """What `t5x.train` is given as summarize_config_fn.
 
-  Writes t5x_config.gin (the configuration as T5X has it), config.gin (the model, in words that need no T5X), prompts.json and the
-  tokenizer.
+  Writes t5x_config.gin (the configuration as T5X has it), config.gin (the model, in words that need
+  no T5X), prompts.json and the tokenizer.
 
   Args:
     model_dir, summary_writer, step: as T5X gives them.
     module: the model.
     data_dir, mixture: the prepared mixture trained on.
-    initial_checkpoint: where the parameters came from; the files of a Hugging Face model that lie there are copied.
+    initial_checkpoint: where the parameters came from; the files of a Hugging Face model that lie
+      there are copied.
   """
   text = gin.config_str()
   if summary_writer is not None:
@@ -44,7 +47,9 @@ def t5x_summary(
   os.makedirs(model_dir, exist_ok=True)
   write_text(os.path.join(model_dir, 't5x_config.gin'), text)
   write_text(os.path.join(model_dir, 'config.gin'), model_config(module.config))
-  if isinstance(initial_checkpoint, str) and (source := saved_model.companions_of(initial_checkpoint)):
+  if isinstance(initial_checkpoint, str) and (
+    source := saved_model.companions_of(initial_checkpoint)
+  ):
     weights.copy_companions(source, os.path.join(model_dir, saved_model.COMPANIONS))
   prepared = PreparedMixture(data_dir, mixture)
   vocabulary = prepared.description['vocabulary']
@@ -65,7 +70,9 @@ def model_config(config) -> str:
     'Decoder.config = @DecoderConfig()',
     'train.model = %MODEL',
   ]
-  lines += [f'DecoderConfig.{name} = {value!r}' for name, value in _fields(config).items() if name != 'lora']
+  lines += [
+    f'DecoderConfig.{name} = {value!r}' for name, value in _fields(config).items() if name != 'lora'
+  ]
   if config.lora is not None:
     lines += ['import crossin_jax.models.lora', 'DecoderConfig.lora = @LoraConfig()']
     lines += [f'LoraConfig.{name} = {value!r}' for name, value in _fields(config.lora).items()]

@@ -11,7 +11,9 @@ from crossin_jax.data.vocabulary import Vocabulary
 
 @gin.configurable
 def t5x_mixture(name: str) -> str:
-  """Registers a CrossIn mixture and its Tasks with SeqIO, from `MixtureSettings` as gin has it; returns the name."""
+  """Registers a CrossIn mixture and its Tasks with SeqIO, from `MixtureSettings` as gin has it;
+  returns the name.
+  """
   import seqio_tasks
 
   seqio_tasks.register(name)
@@ -29,11 +31,13 @@ def t5x_benchmark(
   method: str = 'likelihood',
   protocol: str = 'strict',
 ) -> str:
-  """Registers a benchmark's Tasks of one method with SeqIO, and a Mixture of them; returns the Mixture's name.
+  """Registers a benchmark's Tasks of one method with SeqIO, and a Mixture of them; returns the
+  Mixture's name.
 
   Args:
     method: 'likelihood' or 'generate'.
-    benchmark, path, vocabulary, languages, prompts, split, protocol: see `seqio_tasks.benchmark_tasks.register`.
+    benchmark, path, vocabulary, languages, prompts, split, protocol: see
+    `seqio_tasks.benchmark_tasks.register`.
 
   Raises:
     ValueError: the benchmark has no such method, and see there.
@@ -43,7 +47,13 @@ def t5x_benchmark(
   from seqio_tasks import benchmark_tasks
 
   names = benchmark_tasks.register(
-    benchmark, path, vocabulary, languages=languages, prompts=prompts, split=split, protocol=protocol
+    benchmark,
+    path,
+    vocabulary,
+    languages=languages,
+    prompts=prompts,
+    split=split,
+    protocol=protocol,
   )
   chosen = [name for name in names if name.endswith(f'.{method}')]
   if not chosen:
@@ -57,7 +67,8 @@ def t5x_benchmark(
 
 @gin.configurable
 def t5x_predictions(path, inferences, task_ds, mode: str, vocabulary=None) -> None:
-  """Writes what `t5x.infer` found as JSONL: {"id", "prediction"}, or {"id", "score"} in mode 'score'.
+  """Writes what `t5x.infer` found as JSONL: {"id", "prediction"}, or {"id", "score"} in mode
+  'score'.
 
   T5X's own writer knows no ids and cuts ids of tokens at the first 0.
 

@@ -14,7 +14,11 @@ from crossin_jax.training import optimizers
 
 @gin.configurable
 def t5x_trainer(
-  *, optimizer: Callable[..., optimizers.Optimizer], total_steps: int, num_microbatches: int | None = None, **given
+  *,
+  optimizer: Callable[..., optimizers.Optimizer],
+  total_steps: int,
+  num_microbatches: int | None = None,
+  **given,
 ):
   """A `t5x.trainer.Trainer`.
 
@@ -59,7 +63,9 @@ def _trainer_class():
         weight = jnp.maximum(batch['decoder_loss_weights'].sum(), 1e-8)
         gradients = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)
         rate = self._learning_rate_fn(train_state.step)
-        return trainer.apply_grads(train_state, gradients, metrics, rate, self._weight_metrics_computer)
+        return trainer.apply_grads(
+          train_state, gradients, metrics, rate, self._weight_metrics_computer
+        )
 
       return self._partitioner.partition(
         train_step,

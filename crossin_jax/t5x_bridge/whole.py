@@ -1,9 +1,10 @@
-"""Adapters and the model beneath them in one checkpoint, which T5X can restore and this project too.
+"""Adapters and the model beneath them in one checkpoint, which T5X can restore and this project
+too.
 
     python -m crossin_jax.t5x_bridge.whole runs/lora --output_dir runs/lora_whole
 
-A LoRA run of this project saves its adapters alone; T5X reads parameters from one place. Adapters stay adapters; to fold them into the
-matrices, use `crossin export-hf --format t5x`.
+A LoRA run of this project saves its adapters alone; T5X reads parameters from one place. Adapters
+stay adapters; to fold them into the matrices, use `crossin export-hf --format t5x`.
 """
 
 import argparse
@@ -31,7 +32,9 @@ def write(checkpoint: str, output_dir: str, model, partitioner=Partitioner) -> s
   path = places.latest_checkpoint(checkpoint)
   name = os.path.basename(path)
   if os.path.exists(os.path.join(output_dir, name)):
-    raise places.CheckpointError(f'{os.path.join(output_dir, name)} is there already; give another --output_dir')
+    raise places.CheckpointError(
+      f'{os.path.join(output_dir, name)} is there already; give another --output_dir'
+    )
   partition = partitioner()
   with partition.activate():
     params = parameters.restore_params(path, train_state.parameter_shapes(model, partition), model)
@@ -42,7 +45,8 @@ def main(argv: list[str]) -> int:
   """The command line."""
   parser = argparse.ArgumentParser(
     prog='python -m crossin_jax.t5x_bridge.whole',
-    description='Write adapters and the model beneath them as one checkpoint, for T5X to go on with.',
+    description='Write adapters and the model beneath them as one checkpoint, for T5X to go on '
+    'with.',
     epilog='example: python -m crossin_jax.t5x_bridge.whole runs/lora --output_dir runs/lora_whole',
   )
   parser.add_argument('checkpoint', help='a MODEL_DIR or checkpoint_<step>')

@@ -1,10 +1,12 @@
-"""Cross-entropy straight from hidden states, some words of the vocabulary at a time: the logits of a batch are never held.
+"""Cross-entropy straight from hidden states, some words of the vocabulary at a time: the logits of
+a batch are never held.
 
-A first pass over the head finds each token's log-sum-exp; in training a second one computes the logits again and takes the
-gradients along, which the backward pass only has to scale (the loss is a sum). That is a third more arithmetic in the head than
-with whole logits. Cutting the vocabulary, not the tokens, means that every part of the head's gradient is finished when it
-is made: no copy of it in f32 is added to, and on a mesh neither the head nor its gradient is ever whole on a device. Of a frozen
-head no gradient is computed.
+A first pass over the head finds each token's log-sum-exp; in training a second one computes the
+logits again and takes the gradients along, which the backward pass only has to scale (the loss is a
+sum). That is a third more arithmetic in the head than with whole logits. Cutting the vocabulary,
+not the tokens, means that every part of the head's gradient is finished when it is made: no copy of
+it in f32 is added to, and on a mesh neither the head nor its gradient is ever whole on a device. Of
+a frozen head no gradient is computed.
 
 Letters: B batch, L length, E model width, V vocabulary, N tokens of a device, C words of a chunk.
 """
@@ -23,7 +25,8 @@ CHUNK = 1 << 27  # bytes of a chunk's
 
 
 def auto_chunk(rows: int, length: int, vocabulary: int, bytes_each: int = 4) -> int | None:
-  """Words that a device takes at a time under the mesh in force; None where all its logits are small.
+  """Words that a device takes at a time under the mesh in force; None where all its logits are
+  small.
 
   Args:
     rows, length: of the batch.
@@ -39,7 +42,13 @@ def auto_chunk(rows: int, length: int, vocabulary: int, bytes_each: int = 4) -> 
 
 
 def cross_entropy(
-  x_BLE: jax.Array, head, targets_BL: jax.Array, weights_BL: jax.Array, *, z_loss: float = 0.0, chunk: int
+  x_BLE: jax.Array,
+  head,
+  targets_BL: jax.Array,
+  weights_BL: jax.Array,
+  *,
+  z_loss: float = 0.0,
+  chunk: int,
 ) -> tuple[jax.Array, jax.Array]:
   """The sum of weight x cross-entropy + z_loss x weight x log(Z)^2.
 
@@ -54,8 +63,8 @@ def cross_entropy(
     chunk: words of a device at a time.
 
   Returns:
-    The sum, a scalar to differentiate towards x_BLE and head.kernel (and nothing else); and the cross-entropy of each token
-    [B, L], which has no gradient.
+    The sum, a scalar to differentiate towards x_BLE and head.kernel (and nothing else); and the
+    cross-entropy of each token [B, L], which has no gradient.
   """
   settings = (float(z_loss), int(chunk), head.tied, head.softcap, head.vocab_size)
   objective, loss_BL = _cross_entropy(settings, x_BLE, head.kernel, targets_BL, weights_BL)
@@ -91,10 +100,12 @@ def _on_devices(settings, x_BLE, kernel, targets_BL, weights_BL, wanted: tuple[b
   mesh, (words_axis, width_axis) = mesh_in_force(), (0, 1) if tied else (1, 0)
   rows = axes_of('batch', x_BLE.shape[0])
   vocabulary = axes_of('vocab', kernel.shape[words_axis])
-  # The kernel's width lies over some of the axes that tokens lie over: it is gathered, and its gradient summed, chunk by chunk.
+  # The kernel's width lies over some of the axes that tokens lie over: it is gathered, and its
+  # gradient summed, chunk by chunk.
   width = tuple(axis for axis in axes_of('embed', kernel.shape[width_axis]) if axis in rows)
   local = functools.partial(
-    _local, wanted=wanted, z_loss=z_loss, chunk=chunk, tied=tied, softcap=softcap, vocab_size=vocab_size, rows=rows,
+    _local, wanted=wanted, z_loss=z_loss, chunk=chunk, tied=tied, softcap=softcap,
+    vocab_size=vocab_size, rows=rows,
     vocabulary=vocabulary, width=width,
   )  # fmt: skip
   if not rows and not vocabulary:
@@ -109,7 +120,20 @@ def _on_devices(settings, x_BLE, kernel, targets_BL, weights_BL, wanted: tuple[b
 
 
 def _local(
-  x_BLE, kernel, targets_BL, weights_BL, *, wanted, z_loss, chunk, tied, softcap, vocab_size, rows, vocabulary, width
+  x_BLE,
+  kernel,
+  targets_BL,
+  weights_BL,
+  *,
+  wanted,
+  z_loss,
+  chunk,
+  tied,
+  softcap,
+  vocab_size,
+  rows,
+  vocabulary,
+  width,
 ):
   """The same for the tokens and the part of the vocabulary that one device has."""
   accumulate = jnp.promote_types(x_BLE.dtype, jnp.float32)
@@ -126,9 +150,11 @@ def _local(
   chunks = -(-words // size)
 
   def logits(i):
-    """Of chunk i: where it begins, its kernel, its words; logits [N, C] as capped, and as they count.
+    """Of chunk i: where it begins, its kernel, its words; logits [N, C] as capped, and as they
+    count.
 
-    The last chunk is moved back to be as wide as the others; what it has in common with the one before counts there.
+    The last chunk is moved back to be as wide as the others; what it has in common with the one
+    before counts there.
     """
     start = jnp.minimum(i * size, words - size)
     part = jax.lax.dynamic_slice_in_dim(kernel, start, size, words_axis).astype(x_NE.dtype)
@@ -150,7 +176,9 @@ def _local(
     _, _, word_C, _, logits_NC = logits(i)
     new_N = jnp.maximum(highest_N, logits_NC.max(axis=-1))
     safe_N = jnp.where(jnp.isfinite(new_N), new_N, 0)
-    total_N = total_N * jnp.exp(highest_N - safe_N) + jnp.exp(logits_NC - safe_N[:, None]).sum(axis=-1)
+    total_N = total_N * jnp.exp(highest_N - safe_N) + jnp.exp(logits_NC - safe_N[:, None]).sum(
+      axis=-1
+    )
     at_N = target_N - word_C[0]
     found_N = jnp.take_along_axis(logits_NC, jnp.clip(at_N, 0, size - 1)[:, None], axis=-1)[:, 0]
     # Twice in the common part of the last two chunks, once of them as -inf.
@@ -171,7 +199,9 @@ def _local(
   loss_N = log_z_N - jnp.where(known_N, of_target_N, jnp.nan)
   # where, not a bare product: a token without weight must not turn an infinite loss into NaN.
   counts_N = weight_N != 0
-  objective_N = jnp.where(counts_N, weight_N * (loss_N + z_loss * log_z_N**2 if z_loss else loss_N), 0)
+  objective_N = jnp.where(
+    counts_N, weight_N * (loss_N + z_loss * log_z_N**2 if z_loss else loss_N), 0
+  )
   objective = over(jax.lax.psum, objective_N.sum(), rows)
   loss_BL = loss_N.reshape(targets_BL.shape)
   if not any(wanted):
@@ -191,13 +221,18 @@ def _local(
       d_part = product(f'ne,nc->{layout}', x_NE, d_NC)
       if width:
         d_part = jax.lax.psum_scatter(d_part, width, scatter_dimension=width_axis, tiled=True)
-      d_part = over(jax.lax.psum, d_part, tuple(axis for axis in rows if axis not in width)).astype(kernel.dtype)
+      d_part = over(jax.lax.psum, d_part, tuple(axis for axis in rows if axis not in width)).astype(
+        kernel.dtype
+      )
       if words % size:
         d_part += jax.lax.dynamic_slice_in_dim(d_kernel, start, size, words_axis)
       d_kernel = jax.lax.dynamic_update_slice_in_dim(d_kernel, d_part, start, words_axis)
     return (dx_NE, d_kernel), None
 
-  start = (jnp.zeros(x_NE.shape, accumulate) if wanted[0] else None, jnp.zeros_like(kernel) if wanted[1] else None)
+  start = (
+    jnp.zeros(x_NE.shape, accumulate) if wanted[0] else None,
+    jnp.zeros_like(kernel) if wanted[1] else None,
+  )
   (dx_NE, d_kernel), _ = jax.lax.scan(second_pass, start, jnp.arange(chunks))
   if wanted[0]:
     dx_NE = over(jax.lax.psum, dx_NE, vocabulary).astype(x_BLE.dtype).reshape(x_BLE.shape)

@@ -22,11 +22,13 @@ _ZSTD = b'\x28\xb5\x2f\xfd'
 @gin.configurable
 @contextlib.contextmanager
 def compiled_programs(model_dir: str, keep: bool = True, least_seconds: float = 0.5):
-  """While entered, JAX keeps what it compiles in MODEL_DIR/compiled, on gs:// too, and looks there before it compiles.
+  """While entered, JAX keeps what it compiles in MODEL_DIR/compiled, on gs:// too, and looks there
+  before it compiles.
 
-  JAX writes from process 0 only; the others read. A directory that was named otherwise (JAX_COMPILATION_CACHE_DIR)
-  is used instead, and JAX_ENABLE_COMPILATION_CACHE=false turns both off. A file system that cannot take the programs
-  costs a warning and the time to compile, nothing else.
+  JAX writes from process 0 only; the others read. A directory that was named otherwise
+  (JAX_COMPILATION_CACHE_DIR) is used instead, and JAX_ENABLE_COMPILATION_CACHE=false turns both
+  off. A file system that cannot take the programs costs a warning and the time to compile, nothing
+  else.
 
   Args:
     model_dir: of the run.
@@ -35,7 +37,9 @@ def compiled_programs(model_dir: str, keep: bool = True, least_seconds: float = 
   """
   directory = os.path.join(remote.absolute(model_dir), 'compiled')
   is_remote = remote.use(jax.config.jax_compilation_cache_dir or directory)
-  if not keep or jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+  if (
+    not keep or jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache
+  ):
     yield
     return
   try:
@@ -67,14 +71,18 @@ def _configure(settings: dict) -> None:
 
 
 def _remove_torn(directory: str) -> None:
-  """Removes what a kill cut off in the middle: JAX would warn of it at every start, and never write it again."""
+  """Removes what a kill cut off in the middle: JAX would warn of it at every start, and never write
+  it again.
+  """
   for entry in pathlib.Path(directory).glob('*-cache'):
     if not _is_whole(entry.read_bytes()):
       entry.unlink(missing_ok=True)
 
 
 def _is_whole(data: bytes) -> bool:
-  """Whether a compressed entry has its end; JAX compresses with zstd where a module for it is installed."""
+  """Whether a compressed entry has its end; JAX compresses with zstd where a module for it is
+  installed.
+  """
   try:
     if not data.startswith(_ZSTD):
       stream = zlib.decompressobj()
@@ -88,7 +96,7 @@ def _is_whole(data: bytes) -> bool:
         stream.decompress(data)
         return stream.eof
     return True
-  except Exception:  # pylint: disable=broad-exception-caught  # each library has errors of its own
+  except Exception:  # each library has errors of its own
     return False
 
 
@@ -98,8 +106,8 @@ def in_thread(function):
   Python runs no signal handler while XLA compiles on the main thread.
 
   Raises:
-    Interrupted: this (only) host was told to stop; the thread is left behind. With several hosts the
-      function is waited for, so that all of them leave together.
+    Interrupted: this (only) host was told to stop; the thread is left behind. With several hosts
+      the function is waited for, so that all of them leave together.
   """
   box = {}
   mesh = jax.sharding.get_mesh()
@@ -108,7 +116,7 @@ def in_thread(function):
     try:
       with contextlib.nullcontext() if mesh.empty else jax.set_mesh(mesh):
         box['value'] = function()
-    except BaseException as error:  # pylint: disable=broad-exception-caught  # raised again below
+    except BaseException as error:  # raised again below
       box['error'] = error
 
   thread = threading.Thread(target=target, daemon=True, name='compile')
@@ -123,5 +131,7 @@ def in_thread(function):
 
 
 def left_behind() -> bool:
-  """Whether a thread of `in_thread` still runs: the interpreter must then be left without its usual clean-up."""
+  """Whether a thread of `in_thread` still runs: the interpreter must then be left without its usual
+  clean-up.
+  """
   return any(thread.name == 'compile' for thread in threading.enumerate())

@@ -48,13 +48,17 @@ class LossSums:
 
 
 def token_losses(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Cross-entropy of each token in nats, and log of the softmax's normaliser; both [B, L], f32 or wider."""
+  """Cross-entropy of each token in nats, and log of the softmax's normaliser; both [B, L], f32 or
+  wider.
+  """
   log_z_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
   target_logit_BL = jnp.take_along_axis(logits_BLV, targets_BL[..., None], axis=-1)[..., 0]
   return log_z_BL - target_logit_BL, log_z_BL
 
 
-def apply_model(model, params: Any, batch: dict[str, jax.Array], dropout_key: jax.Array | None = None) -> jax.Array:
+def apply_model(
+  model, params: Any, batch: dict[str, jax.Array], dropout_key: jax.Array | None = None
+) -> jax.Array:
   """Logits [B, L, V] of a packed batch; dropout acts when a key is given."""
   return model.apply(
     {'params': params},
@@ -76,13 +80,15 @@ def cross_entropy(
   dropout_key: jax.Array | None = None,
   chunk: int | str | None = 'auto',
 ) -> tuple[jax.Array, jax.Array]:
-  """The sum that is differentiated, and the loss of each token; for training and for held-out rows alike.
+  """The sum that is differentiated, and the loss of each token; for training and for held-out rows
+  alike.
 
   Args:
     model, params, batch, z_loss, dropout_key: as in `batch_loss`.
-    chunk: None = the logits of the batch are held whole; a number = those of so many words of a device's vocabulary at a time, for
-      a third more arithmetic in the head; 'auto' = whole where a device's make 512 MiB at most, else chunks of 128 MiB. A
-      model without `hidden` and `config` (see `Decoder`) is always asked for whole logits.
+    chunk: None = the logits of the batch are held whole; a number = those of so many words of a
+      device's vocabulary at a time, for a third more arithmetic in the head; 'auto' = whole where a
+      device's make 512 MiB at most, else chunks of 128 MiB. A model without `hidden` and `config`
+      (see `Decoder`) is always asked for whole logits.
 
   Returns:
     Scalar; [B, L] in nats, f32 or wider, without gradient. Tokens without weight have a loss too.
@@ -91,7 +97,9 @@ def cross_entropy(
     ValueError: a chunk that is none of these.
   """
   if chunk is not None and chunk != 'auto' and not (isinstance(chunk, int) and chunk > 0):
-    raise ValueError(f"cross_entropy.chunk = {chunk!r} is neither 'auto' nor None nor a number of words above 0")
+    raise ValueError(
+      f"cross_entropy.chunk = {chunk!r} is neither 'auto' nor None nor a number of words above 0"
+    )
   targets_BL, weight_BL = batch['decoder_target_tokens'], batch['decoder_loss_weights']
   config = getattr(model, 'config', None)
   if config is None or not hasattr(model, 'hidden'):
@@ -109,7 +117,9 @@ def cross_entropy(
       rngs=None if dropout_key is None else {'dropout': dropout_key},
       method='hidden',
     )
-    return chunked_loss.cross_entropy(x_BLE, head, targets_BL, weight_BL, z_loss=z_loss, chunk=chunk)
+    return chunked_loss.cross_entropy(
+      x_BLE, head, targets_BL, weight_BL, z_loss=z_loss, chunk=chunk
+    )
   loss_BL, log_z_BL = token_losses(apply_model(model, params, batch, dropout_key), targets_BL)
   weight_BL = weight_BL.astype(loss_BL.dtype)
   # where, not a bare product: a token without weight must not turn an infinite loss into NaN.
@@ -120,7 +130,12 @@ def cross_entropy(
 
 
 def batch_loss(
-  model, params: Any, batch: dict[str, jax.Array], tasks: int, z_loss: float = 0.0, dropout_key: jax.Array | None = None
+  model,
+  params: Any,
+  batch: dict[str, jax.Array],
+  tasks: int,
+  z_loss: float = 0.0,
+  dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, LossSums]:
   """Sum of weighted token losses of one (micro)batch, not divided by anything.
 

@@ -37,15 +37,23 @@ class TaskTable:
 
 
 class Period:
-  """Sums since the last logged line, kept in float64 and saved in checkpoints, so that a resumed run logs
-  the same lines.
+  """Sums since the last logged line, kept in float64 and saved in checkpoints, so that a resumed
+  run logs the same lines.
 
   Attributes:
-    sums: name -> sum, JSON. Never changed in place: a checkpoint writes it in the background while steps go on.
+    sums: name -> sum, JSON. Never changed in place: a checkpoint writes it in the background while
+      steps go on.
   """
 
   def __init__(self, tasks: int, saved: dict | None = None):
-    zeros = {'loss': 0.0, 'weight': 0.0, 'tokens': 0.0, 'steps': 0, 'skipped': 0, 'gradient_norm': 0.0}
+    zeros = {
+      'loss': 0.0,
+      'weight': 0.0,
+      'tokens': 0.0,
+      'steps': 0,
+      'skipped': 0,
+      'gradient_norm': 0.0,
+    }
     zeros |= {'loss_by_task': [0.0] * tasks, 'weight_by_task': [0.0] * tasks}
     self.sums = zeros if saved is None else dict(saved)
 
@@ -93,11 +101,13 @@ class MetricsWriter:
     with open(temporary, 'w', encoding='utf-8') as f:
       f.writelines(kept)
     os.replace(temporary, self._path)
-    self._file = open(self._path, 'a', encoding='utf-8')  # pylint: disable=consider-using-with
+    self._file = open(self._path, 'a', encoding='utf-8')
     self._board = SummaryWriter(os.path.join(model_dir, 'tensorboard'), purge_step=resumed_step + 1)
 
   def write(self, step: int, values: dict) -> None:
-    """One line; nested dicts become name/key in TensorBoard. NaN and infinities are written as null."""
+    """One line; nested dicts become name/key in TensorBoard. NaN and infinities are written as
+    null.
+    """
     self._file.write(json.dumps({'step': step, **_finite(values)}, ensure_ascii=False) + '\n')
     self._file.flush()
     for name, value in _flat(values):

@@ -14,8 +14,8 @@ HISTORY = 50  # steps whose median a spike is measured against
 class SpikeThreshold:
   """The loss above which a step is left out.
 
-  The threshold of step n is made from the losses of steps n - 51 to n - 2, those known when n is dispatched;
-  it is the same whether the run was resumed in between or not.
+  The threshold of step n is made from the losses of steps n - 51 to n - 2, those known when n is
+  dispatched; it is the same whether the run was resumed in between or not.
 
   Attributes:
     losses: [[step, mean loss]] of the last steps, saved with each checkpoint.
@@ -59,9 +59,13 @@ def blame(model, params, partition: Partitioner, stream: BatchStream, step: int,
   what = 'the gradient is not finite' if finite else 'the loss is not finite'
   if finite and np.isfinite(values.gradient_norm):
     what = f'the loss spiked to {mean:.4g}'
-  batch = put_batch(stream.batch, step, (stream.batch_size, stream.length), partition.batch_sharding)
+  batch = put_batch(
+    stream.batch, step, (stream.batch_size, stream.length), partition.batch_sharding
+  )
   loss_BL = np.asarray(weighted_losses(model, partition.replicated)(params, batch))
-  weights, segments = (stream.batch(step)[name] for name in ('decoder_loss_weights', 'decoder_segment_ids'))
+  weights, segments = (
+    stream.batch(step)[name] for name in ('decoder_loss_weights', 'decoder_segment_ids')
+  )
   found = []
   for row, examples in enumerate(stream.examples(step)):
     for segment, (task, id_) in enumerate(examples, start=1):
@@ -71,7 +75,11 @@ def blame(model, params, partition: Partitioner, stream: BatchStream, step: int,
   bad = [(task, id_) for loss, task, id_ in found if not np.isfinite(loss)]
   if bad:
     more = f' and {len(bad) - 5} more' if len(bad) > 5 else ''
-    return f'{what} because of ' + ', '.join(f'task {task}, row {id_}' for task, id_ in bad[:5]) + more
+    return (
+      f'{what} because of ' + ', '.join(f'task {task}, row {id_}' for task, id_ in bad[:5]) + more
+    )
   found.sort(key=lambda entry: -entry[0])
   worst = ', '.join(f'task {task}, row {id_} ({loss:.3g})' for loss, task, id_ in found[:3])
-  return f'{what}; no single example of the batch is to blame, the highest losses are those of {worst}'
+  return (
+    f'{what}; no single example of the batch is to blame, the highest losses are those of {worst}'
+  )

@@ -1,4 +1,6 @@
-"""Optimizers as plain optax transforms, with the schedule beside them so that the true rate is logged."""
+"""Optimizers as plain optax transforms, with the schedule beside them so that the true rate is
+logged.
+"""
 
 from collections.abc import Callable
 import dataclasses
@@ -33,8 +35,8 @@ def schedule(
   Args:
     total_steps: steps of the run.
     peak: learning rate at the end of the warm-up.
-    decay: 'cosine' or 'linear' to final_ratio * peak at total_steps, 'rsqrt' (peak * sqrt(warm-up / step)),
-      or 'constant'.
+    decay: 'cosine' or 'linear' to final_ratio * peak at total_steps, 'rsqrt' (peak * sqrt(warm-up /
+      step)), or 'constant'.
     warmup_steps: steps of the warm-up; None = warmup_ratio * total_steps.
     warmup_ratio: CrossIn's 0.03 by default.
     final_ratio: 0 to 1.
@@ -46,7 +48,9 @@ def schedule(
     raise ValueError(f'schedule.decay = {decay!r} is not one of {DECAYS}')
   warmup = round(warmup_ratio * total_steps) if warmup_steps is None else warmup_steps
   if not 0 <= warmup <= total_steps:
-    raise ValueError(f'schedule.warmup_steps = {warmup} is not between 0 and the {total_steps} steps of the run')
+    raise ValueError(
+      f'schedule.warmup_steps = {warmup} is not between 0 and the {total_steps} steps of the run'
+    )
   rest = max(1, total_steps - warmup)
   after = {
     'cosine': lambda: optax.cosine_decay_schedule(peak, rest, alpha=final_ratio),
@@ -57,7 +61,9 @@ def schedule(
   if not warmup:
     return after
   # Step 0 already moves: a first step at rate zero would be thrown away.
-  return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1)), after], [warmup])
+  return optax.join_schedules(
+    [optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1)), after], [warmup]
+  )
 
 
 def decay_mask(params):
@@ -88,7 +94,11 @@ def adamw(
   """
   rate = schedule(total_steps)
   return Optimizer(
-    _chain(clip_norm, optax.adamw(rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay, mask=decay_mask)), rate
+    _chain(
+      clip_norm,
+      optax.adamw(rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay, mask=decay_mask),
+    ),
+    rate,
   )
 
 
@@ -107,7 +117,8 @@ def adafactor(
     total_steps: steps of the run, for the schedule.
     decay_rate: exponent of the second moment's decay.
     clipping_threshold: largest root mean square of an update.
-    multiply_by_parameter_scale: rates are then relative (T5's habit: peak 1e-3 with constant decay).
+    multiply_by_parameter_scale: rates are then relative (T5's habit: peak 1e-3 with constant
+      decay).
     weight_decay: None = none.
     clip_norm: largest norm of the gradient before it; None = no clipping.
   """
@@ -124,4 +135,6 @@ def adafactor(
 
 
 def _chain(clip_norm, transform):
-  return transform if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), transform)
+  return (
+    transform if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), transform)
+  )

@@ -41,7 +41,8 @@ class StepMetrics:
   Attributes:
     sums: loss sums over the batch.
     gradient_norm: float [], before clipping, of the mean loss.
-    skipped: bool [], the gradient or the loss was not finite, or the loss above the threshold: nothing was changed.
+    skipped: bool [], the gradient or the loss was not finite, or the loss above the threshold:
+      nothing was changed.
   """
 
   sums: losses.LossSums
@@ -49,11 +50,13 @@ class StepMetrics:
   skipped: jax.Array
 
 
-def state_shardings(model, transform: optax.GradientTransformation, partitioner: Partitioner, length: int):
+def state_shardings(
+  model, transform: optax.GradientTransformation, partitioner: Partitioner, length: int
+):
   """Abstract TrainState with the sharding of each leaf, and nothing allocated.
 
-  Optimizer leaves lie as the parameter that they belong to; whatever has another shape (counts, factored
-  moments) is a whole copy on every device.
+  Optimizer leaves lie as the parameter that they belong to; whatever has another shape (counts,
+  factored moments) is a whole copy on every device.
 
   Returns:
     A TrainState of jax.ShapeDtypeStruct with shardings.
@@ -72,20 +75,25 @@ def state_shardings(model, transform: optax.GradientTransformation, partitioner:
     if not like_params(node):
       return partitioner.replicated
     return jax.tree.map(
-        lambda leaf, param, sharding: sharding if leaf.shape == param.shape else partitioner.replicated,
+        lambda leaf, param,
+        sharding: sharding if leaf.shape == param.shape else partitioner.replicated,
         node, shapes.params, params,
     )  # fmt: skip
 
   opt_state = jax.tree.map(of_optimizer, shapes.opt_state, is_leaf=like_params)
   shardings = TrainState(partitioner.replicated, params, opt_state, frozen)
-  return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+  return jax.tree.map(
+    lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings
+  )
 
 
 def parameter_shapes(model, partitioner: Partitioner):
   """Shapes, dtypes and shardings of all parameters, nothing allocated."""
   shapes = jax.eval_shape(lambda: _init_params(model, jax.random.key(0), 8))
   shardings = parameter_shardings(model, partitioner, 8)
-  return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+  return jax.tree.map(
+    lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings
+  )
 
 
 def parameter_shardings(model, partitioner: Partitioner, length: int):
@@ -94,7 +102,9 @@ def parameter_shardings(model, partitioner: Partitioner, length: int):
   return partitioner.parameter_shardings(variables['params_axes'], variables['params'])
 
 
-def init_state(model, transform, abstract: TrainState, length: int, seed: int, params=None) -> TrainState:
+def init_state(
+  model, transform, abstract: TrainState, length: int, seed: int, params=None
+) -> TrainState:
   """A fresh state, every leaf made where it will live: no host ever holds the whole model.
 
   Args:
@@ -102,7 +112,8 @@ def init_state(model, transform, abstract: TrainState, length: int, seed: int, p
     abstract: as `state_shardings` gives it.
     length: tokens of a row.
     seed: of what is drawn.
-    params: parameters that are known already (of a checkpoint), a tree with any of the model's leaves; they are not drawn.
+    params: parameters that are known already (of a checkpoint), a tree with any of the model's
+      leaves; they are not drawn.
   """
   known = traverse_util.flatten_dict(params or {})
   flat = traverse_util.flatten_dict(lora.merge(abstract.params, abstract.frozen))
@@ -131,12 +142,21 @@ def _init_params(model, key, length):
   adapters = lora.of_model(model)
   if adapters is None:
     return params
-  cast = lambda path, leaf: leaf if lora.is_trained(path, adapters) else leaf.astype(adapters.held_dtype)
+  cast = lambda path, leaf: (
+    leaf if lora.is_trained(path, adapters) else leaf.astype(adapters.held_dtype)
+  )
   return traverse_util.path_aware_map(cast, params)
 
 
 def make_train_step(
-  model, optimizer, *, tasks: int, microbatches: int = 1, z_loss: float = 0.0, seed: int = 0, dropout: bool = False
+  model,
+  optimizer,
+  *,
+  tasks: int,
+  microbatches: int = 1,
+  z_loss: float = 0.0,
+  seed: int = 0,
+  dropout: bool = False,
 ) -> Callable[[TrainState, dict[str, jax.Array], jax.Array], tuple[TrainState, StepMetrics]]:
   """One step: gradients of the summed loss over microbatches, divided once by the summed weights.
 
@@ -150,8 +170,8 @@ def make_train_step(
     dropout: whether the model has any.
 
   Returns:
-    A function (state, batch, threshold float []) -> (state, metrics), to be jitted; a mean loss above the threshold
-    leaves the step out.
+    A function (state, batch, threshold float []) -> (state, metrics), to be jitted; a mean loss
+    above the threshold leaves the step out.
   """
 
   def step(state: TrainState, batch: dict[str, jax.Array], threshold: jax.Array = jnp.inf):
@@ -159,17 +179,23 @@ def make_train_step(
 
     def gradients(part, index):
       key = jax.random.fold_in(base_key, index) if dropout else None
-      objective = lambda params: losses.batch_loss(model, lora.merge(params, state.frozen), part, tasks, z_loss, key)
+      objective = lambda params: losses.batch_loss(
+        model, lora.merge(params, state.frozen), part, tasks, z_loss, key
+      )
       (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
       return grads, sums
 
     if microbatches == 1:
       grads, sums = gradients(batch, 0)
     else:
-      # Rows i, i + n, i + 2n ... form microbatch i: neighbouring rows lie on one device, so each microbatch
-      # uses all of them without moving data.
-      parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
-      zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: gradients(jax.tree.map(lambda x: x[0], parts), 0)))
+      # Rows i, i + n, i + 2n ... form microbatch i: neighbouring rows lie on one device, so each
+      # microbatch uses all of them without moving data.
+      parts = jax.tree.map(
+        lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
+      )
+      zeros = jax.tree.map(
+        jnp.zeros_like, jax.eval_shape(lambda: gradients(jax.tree.map(lambda x: x[0], parts), 0))
+      )
 
       def accumulate(total, part_and_index):
         return jax.tree.map(jnp.add, total, gradients(*part_and_index)), None
@@ -178,24 +204,35 @@ def make_train_step(
 
     grads = jax.tree.map(lambda g: g / jnp.maximum(sums.weight, 1e-8).astype(g.dtype), grads)
     norm = optax.global_norm(grads)
-    finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss) & (sums.loss <= threshold * jnp.maximum(sums.weight, 1e-8))
+    finite = (
+      jnp.isfinite(norm)
+      & jnp.isfinite(sums.loss)
+      & (sums.loss <= threshold * jnp.maximum(sums.weight, 1e-8))
+    )
     updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
     new = (optax.apply_updates(state.params, updates), opt_state)
-    params, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, (state.params, state.opt_state))
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), StepMetrics(sums, norm, ~finite)
+    params, opt_state = jax.tree.map(
+      lambda n, o: jnp.where(finite, n, o), new, (state.params, state.opt_state)
+    )
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), StepMetrics(
+      sums, norm, ~finite
+    )
 
   return step
 
 
 def jit_train_step(model, optimizer, state: TrainState, **options):
-  """`make_train_step`, jitted as `train` runs it: the old state is given up, the new one lies as it did.
+  """`make_train_step`, jitted as `train` runs it: the old state is given up, the new one lies as it
+  did.
 
   Args:
     model, optimizer, options: of `make_train_step`; dropout is what the model has.
     state: arrays, or shapes with shardings.
   """
   adapters = lora.of_model(model)
-  dropout = getattr(getattr(model, 'config', None), 'dropout_rate', 0) > 0 or bool(adapters and adapters.dropout)
+  dropout = getattr(getattr(model, 'config', None), 'dropout_rate', 0) > 0 or bool(
+    adapters and adapters.dropout
+  )
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   step = make_train_step(model, optimizer, dropout=dropout, **options)
   return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

@@ -1,6 +1,8 @@
-"""What a translator must not touch: code, URLs, placeholders, tags, formulas. Masked by numbered markers, put back after.
+"""What a translator must not touch: code, URLs, placeholders, tags, formulas. Masked by numbered
+markers, put back after.
 
-mask('Run `ls {dir}` in [zh].') == Masked('Run \u27e61\u27e7 in \u27e62\u27e7.', ('`ls {dir}`', '[zh]'), ('code', 'tag'))
+mask('Run `ls {dir}` in [zh].') == Masked('Run \u27e61\u27e7 in \u27e62\u27e7.', ('`ls {dir}`',
+'[zh]'), ('code', 'tag'))
 """
 
 from collections.abc import Sequence
@@ -18,8 +20,8 @@ _FENCED = re.compile(
   | <(?P<element>pre|code|script|style)\b[^>]*>.*?</(?P=element)>""",
   re.VERBOSE | re.DOTALL | re.MULTILINE,
 )
-# A line that is code for certain, where nothing fences it. Prose that only looks a little like code must not match: it would
-# stay untranslated.
+# A line that is code for certain, where nothing fences it. Prose that only looks a little like code
+# must not match: it would stay untranslated.
 _CODE_LINE = re.compile(
   r"""[ \t]*(?:
     def[ ]\w+\(.* | class[ ]\w+(?:\(.*\))?:$ | class[ ]\w+.*\{$ | import[ ][\w.]+(?:[ ]as[ ]\w+)?;?$ | from[ ][\w.]+[ ]import[ ].+
@@ -45,7 +47,8 @@ _KINDS = {
     \{\{[^{}\n]{1,60}\}\} | \$\{[^{}\n]{1,60}\} | \{[A-Za-z_][\w.\-\[\]]*(?:[!:][^{}\s]*)?\} | \{\d*\}
     | %\([\w.]+\)[-+\#0]*\d*(?:\.\d+)?[a-zA-Z] | (?<![\w%])%(?:\d+\$)?[-+\#0]*\d*(?:\.\d+)?[sdifgeExXoucr](?!\w)
     | \[(?:INST|/INST|MASK|SEP|CLS|PAD|UNK)\] | <\|[^|\n]{1,40}\|>""",
-  'markup': r'<!--.*?--> | </?[A-Za-z][\w:.-]*(?:\s+[\w:.@-]+(?:\s*=\s*(?:"[^"]*"|\x27[^\x27]*\x27|[^\s"\x27=<>`]+))?)*\s*/?> | &(?:\w{2,8}|\#\d{2,6});',
+  'markup': r'<!--.*?--> | '
+  r'</?[A-Za-z][\w:.-]*(?:\s+[\w:.@-]+(?:\s*=\s*(?:"[^"]*"|\x27[^\x27]*\x27|[^\s"\x27=<>`]+))?)*\s*/?> | &(?:\w{2,8}|\#\d{2,6});',
   'tag': r'\[[a-z]{2,3}(?:-[A-Za-z]{2,4})?\]',
   'marker': rf'[{OPEN}{CLOSE}]',  # of the text itself
 }
@@ -90,7 +93,9 @@ Span = tuple[int, int, str]  # start, end, kind
 def mask(text: str) -> Masked:
   """Takes out of a text what must survive translation."""
   spans = [(match.start(), match.end(), 'code') for match in _FENCED.finditer(text)]
-  spans = sorted(spans + [span for start, end in _gaps(spans, text) for span in _code_blocks(text, start, end)])
+  spans = sorted(
+    spans + [span for start, end in _gaps(spans, text) for span in _code_blocks(text, start, end)]
+  )
   for start, end in _gaps(spans, text):
     spans += [_inline(match) for match in _PROTECTED.finditer(text, start, end)]
   parts, last = [], 0
@@ -109,7 +114,9 @@ def _gaps(spans: Sequence[Span], text: str) -> list[tuple[int, int]]:
 
 
 def _code_blocks(text: str, start: int, end: int) -> list[Span]:
-  """Lines of code that nothing fences; indented lines after one belong to it, and blank ones in between."""
+  """Lines of code that nothing fences; indented lines after one belong to it, and blank ones in
+  between.
+  """
   found, block, after = [], None, start
   for line in text[start:end].splitlines(keepends=True):
     begin, after = after, after + len(line)
@@ -134,7 +141,8 @@ def _inline(match: re.Match) -> Span:
 
 
 def marker_problem(translation: str, count: int) -> str | None:
-  """'marker lost', 'marker doubled' or 'marker invented'; None if markers 1 to `count` are there, each once.
+  """'marker lost', 'marker doubled' or 'marker invented'; None if markers 1 to `count` are there,
+  each once.
 
   Digits of any script are read: a translator may write the numbers of its language.
   """

@@ -1,7 +1,9 @@
-"""`crossin translate`: rows aligned across languages from English ones, by an endpoint or a model of one's own.
+"""`crossin translate`: rows aligned across languages from English ones, by an endpoint or a model
+of one's own.
 
-Each field is one request. So an unusable reply costs one field to ask for again, equal fields are translated once, and nothing
-has to be parsed out of a reply, which may hold anything. What it costs is context: a short field is shown its instruction.
+Each field is one request. So an unusable reply costs one field to ask for again, equal fields are
+translated once, and nothing has to be parsed out of a reply, which may hold anything. What it costs
+is context: a short field is shown its instruction.
 """
 
 import argparse
@@ -42,9 +44,7 @@ PROMPT = """Translate what stands between <text> and </text> from {source} into 
 {text}
 </text>"""
 MARKERS = 'Signs such as \u27e61\u27e7 stand for code, addresses and the like: put each of them, unchanged and exactly once, where it belongs in the translation.'
-CONTEXT = (
-  '\nIt belongs to this instruction, which is shown only so that you understand it, and is not to be translated:\n{}\n'
-)
+CONTEXT = '\nIt belongs to this instruction, which is shown only so that you understand it, and is not to be translated:\n{}\n'
 
 
 class Item(NamedTuple):
@@ -106,7 +106,9 @@ def prompt(item: Item, masked: Masked, source: str) -> str:
   )
 
 
-def by_endpoint(items: Sequence[Item], source: str, ratio: tuple[float, float]) -> tuple[list[Request], Callable]:
+def by_endpoint(
+  items: Sequence[Item], source: str, ratio: tuple[float, float]
+) -> tuple[list[Request], Callable]:
   """Requests for the items, and the function (reply) -> Outcome."""
   masks = [mask(item.text) for item in items]
   requests = []
@@ -114,7 +116,10 @@ def by_endpoint(items: Sequence[Item], source: str, ratio: tuple[float, float]) 
     size = rough_tokens(masked.text)
     requests.append(
       Request(
-        ({'role': 'system', 'content': SYSTEM}, {'role': 'user', 'content': prompt(item, masked, source)}),
+        (
+          {'role': 'system', 'content': SYSTEM},
+          {'role': 'user', 'content': prompt(item, masked, source)},
+        ),
         {
           'temperature': 0,
           'max_tokens': 128 + 12 * size,
@@ -141,12 +146,18 @@ def _outcome(masked: Masked, reply: str, cut: bool, ratio: tuple[float, float]) 
 
 
 def by_checkpoint(
-  items: Sequence[Item], source: str, ratio: tuple[float, float], checkpoint: str, model, directory: Path
+  items: Sequence[Item],
+  source: str,
+  ratio: tuple[float, float],
+  checkpoint: str,
+  model,
+  directory: Path,
 ) -> list[Outcome] | None:
-  """Outcomes of the items by a model of one's own, as `crossin generate` answers; None if told to stop.
+  """Outcomes of the items by a model of one's own, as `crossin generate` answers; None if told to
+  stop.
 
-  Prompts and answers lie in `directory`, a file for each round; a finished answer is not generated again. `Sampling` and
-  `Generator` are as gin says; what is asked again is sampled at `AGAIN`.
+  Prompts and answers lie in `directory`, a file for each round; a finished answer is not generated
+  again. `Sampling` and `Generator` are as gin says; what is asked again is sampled at `AGAIN`.
   """
   from crossin_jax.decoding.generate import generate
   from crossin_jax.decoding.sampling import Sampling
@@ -156,7 +167,9 @@ def by_checkpoint(
   for number in range(ROUNDS + 1):
     if not left:
       break
-    rows = [{'id': i, 'instruction': f'{SYSTEM}\n\n{prompt(items[i], masks[i], source)}'} for i in left]
+    rows = [
+      {'id': i, 'instruction': f'{SYSTEM}\n\n{prompt(items[i], masks[i], source)}'} for i in left
+    ]
     content = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
     stem = directory / f'round_{number}_{hashlib.sha256(content.encode()).hexdigest()[:12]}'
     write_text(f'{stem}.in.jsonl', content)
@@ -183,7 +196,8 @@ class Job:
   def __init__(self, rows: Sequence, languages: Sequence[str]):
     self.rows, self.languages, self.kinds = rows, languages, collections.Counter()
     places: dict[Item, int] = {}
-    self._where: dict[tuple[int, str, str], int] = {}  # (row, language, field) -> item; others stay as they are
+    # (row, language, field) -> item; others stay as they are
+    self._where: dict[tuple[int, str, str], int] = {}
     for number, row in enumerate(rows):
       for field, text in zip(FIELDS, row.texts):
         core = text.strip()
@@ -198,22 +212,33 @@ class Job:
     self.items = list(places)
 
   def results(self, outcomes: Sequence[Outcome]) -> tuple[dict[str, list[dict]], list[dict]]:
-    """Rows by language, those set aside left out of all; and what was set aside, a record for each field at fault."""
+    """Rows by language, those set aside left out of all; and what was set aside, a record for each
+    field at fault.
+    """
     records = []
     for (number, language, field), item in self._where.items():
       if (found := outcomes[item]).reason:
         text = self.rows[number].texts[FIELDS.index(field)]
-        place = {'id': self._id(number), 'row': number, 'language': language, 'field': field, 'reason': found.reason}
+        place = {
+          'id': self._id(number),
+          'row': number,
+          'language': language,
+          'field': field,
+          'reason': found.reason,
+        }
         records.append({**place, 'text': text, 'reply': found.reply})
     aside = {record['row'] for record in records}
     kept = [number for number in range(len(self.rows)) if number not in aside]
-    return {code: [self._row(number, code, outcomes) for number in kept] for code in self.languages}, records
+    return {
+      code: [self._row(number, code, outcomes) for number in kept] for code in self.languages
+    }, records
 
   def source(self, records: Sequence[dict]) -> list[dict]:
     """The rows in their own language, without those set aside."""
     aside = {record['row'] for record in records}
     return [
-      {'id': self._id(i), **dict(zip(FIELDS, row.texts))} for i, row in enumerate(self.rows) if i not in aside
+      {'id': self._id(i), **dict(zip(FIELDS, row.texts))} for i,
+      row in enumerate(self.rows) if i not in aside
     ]  # fmt: skip
 
   def _id(self, number: int) -> str:
@@ -231,24 +256,33 @@ class Job:
 
 
 def read(path: str) -> list:
-  """The rows of a file. Raises ValueError naming file, row and field, also where an id is given twice."""
+  """The rows of a file. Raises ValueError naming file, row and field, also where an id is given
+  twice.
+  """
   from crossin_jax.data.readers import read_rows
 
   rows, seen = list(read_rows(path)), {}
   for row in rows:
     if row.id is not None and (first := seen.setdefault(row.id, row.number)) != row.number:
-      raise ValueError(f'{path}: rows {first} and {row.number} (from 0) both have the id {row.id!r}; keep one of them')
+      raise ValueError(
+        f'{path}: rows {first} and {row.number} (from 0) both have the id {row.id!r}; keep one of '
+        'them'
+      )
   return rows
 
 
 def stem_of(path: str, source: str) -> str:
-  """NAME of the files: stem_of('data/rows.en.json', 'en') == stem_of('rows_en.jsonl.gz', 'en') == 'rows'."""
+  """NAME of the files: stem_of('data/rows.en.json', 'en') == stem_of('rows_en.jsonl.gz', 'en') ==
+  'rows'.
+  """
   name = re.sub(r'\.(?:jsonl?|parquet)(?:\.gz)?\Z', '', os.path.basename(path), flags=re.IGNORECASE)
   return re.sub(rf'[._]{re.escape(source)}\Z', '', name) or name
 
 
 def write(args, job: Job, outcomes: Sequence[Outcome], made_by: dict) -> dict:
-  """Writes the files of all languages, what was set aside, and, last, the manifest, which it returns."""
+  """Writes the files of all languages, what was set aside, and, last, the manifest, which it
+  returns.
+  """
   directory, name = Path(args.output_dir), args.name
   by_language, records = job.results(outcomes)
   reasons = collections.Counter(record['reason'] for record in records)
@@ -266,19 +300,31 @@ def write(args, job: Job, outcomes: Sequence[Outcome], made_by: dict) -> dict:
     'set_aside': aside,
     'fields_by_reason': dict(sorted(reasons.items())),
     'fields_by_language': {
-      language: dict(sorted(collections.Counter(r['reason'] for r in records if r['language'] == language).items()))
+      language: dict(
+        sorted(
+          collections.Counter(r['reason'] for r in records if r['language'] == language).items()
+        )
+      )
       for language in job.languages
     },
     'protected': dict(sorted(job.kinds.items())),
   }
   path = directory / f'{name}_translate.json'
-  path.unlink(missing_ok=True)  # while the files below are of two runs, nothing says that they belong together
-  write_text(directory / f'{name}_set_aside.jsonl', ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in records))
+  # while the files below are of two runs, nothing says that they belong together
+  path.unlink(missing_ok=True)
+  write_text(
+    directory / f'{name}_set_aside.jsonl',
+    ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in records),
+  )
   if not manifest['kept']:
     told = ', '.join(f'{reason} {count}' for reason, count in reasons.most_common())
-    raise ValueError(f'all {aside} rows are set aside ({told}); see {directory / f"{name}_set_aside.jsonl"}')
+    raise ValueError(
+      f'all {aside} rows are set aside ({told}); see {directory / f"{name}_set_aside.jsonl"}'
+    )
   for language, rows in {args.source_language: job.source(records), **by_language}.items():
-    write_text(directory / f'{name}_{language}.json', json.dumps(rows, ensure_ascii=False, indent=1) + '\n')
+    write_text(
+      directory / f'{name}_{language}.json', json.dumps(rows, ensure_ascii=False, indent=1) + '\n'
+    )
   write_text(path, json.dumps(manifest, ensure_ascii=False, indent=1) + '\n')
   return manifest
 
@@ -286,24 +332,40 @@ def write(args, job: Job, outcomes: Sequence[Outcome], made_by: dict) -> dict:
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog='crossin translate',
-    description='Translate instruction rows into other languages: NAME_LANG.json for each, aligned with NAME_en.json, which '
-    'holds the rows that came through in all languages. Code, URLs, placeholders, tags and formulas stay as they are, or the '
-    'row is set aside. A run that was stopped or killed goes on where it was. Exit status: 0 finished, 75 told to stop (start '
+    description='Translate instruction rows into other languages: NAME_LANG.json for each, '
+    'aligned with NAME_en.json, which '
+    'holds the rows that came through in all languages. Code, URLs, placeholders, tags and '
+    'formulas stay as they are, or the '
+    'row is set aside. A run that was stopped or killed goes on where it was. Exit status: 0 '
+    'finished, 75 told to stop (start '
     'again), 1 failed, 2 usage, or the estimate is over the budget.',
     epilog='example: crossin translate --input rows.en.json --languages zh,vi --output_dir rows '
-    '--endpoint http://localhost:8000/v1 --model qwen3-8b; or --checkpoint DIR --gin.Sampling.max_new_tokens=1024',
+    '--endpoint http://localhost:8000/v1 --model qwen3-8b; or --checkpoint DIR '
+    '--gin.Sampling.max_new_tokens=1024',
   )
-  parser.add_argument('--input', required=True, help='rows {"instruction", "input", "output"}: .json, .jsonl, .parquet')
+  parser.add_argument(
+    '--input',
+    required=True,
+    help='rows {"instruction", "input", "output"}: .json, .jsonl, .parquet',
+  )
   parser.add_argument('--languages', required=True, help='to translate into, separated by commas')
   parser.add_argument('--output_dir', required=True)
   parser.add_argument('--name', help='NAME of the files (default: that of the input)')
   parser.add_argument('--source_language', default='en', help='language of the input (en)')
   parser.add_argument('--model', help='name of the model at the endpoint')
   parser.add_argument(
-    '--checkpoint', help='translate with a MODEL_DIR or a Hugging Face directory instead of an endpoint'
+    '--checkpoint',
+    help='translate with a MODEL_DIR or a Hugging Face directory instead of an endpoint',
   )
-  parser.add_argument('--length_ratio', default='0.1,4', metavar='LEAST,MOST', help='characters of a translation for each of the text (0.1,4); Chinese has 0.3')  # fmt: skip
-  parser.add_argument('--json', action='store_true', help='the manifest as one JSON object, the last line of stdout')
+  parser.add_argument(
+    '--length_ratio',
+    default='0.1,4',
+    metavar='LEAST,MOST',
+    help='characters of a translation for each of the text (0.1,4); Chinese has 0.3',
+  )
+  parser.add_argument(
+    '--json', action='store_true', help='the manifest as one JSON object, the last line of stdout'
+  )
   endpoint_flags.add_flags(parser, required=False)
   config.add_flags(parser)
   return parser
@@ -314,7 +376,9 @@ def _checked(args) -> list[str]:
   args.source_language = code_of(args.source_language)
   languages = list(dict.fromkeys(code_of(language) for language in args.languages.split(',')))
   if args.source_language in languages:
-    raise ValueError(f'--languages names {args.source_language!r}, the language of the input; take it out')
+    raise ValueError(
+      f'--languages names {args.source_language!r}, the language of the input; take it out'
+    )
   if (args.endpoint is None) == (args.checkpoint is None):
     raise ValueError('give either --endpoint URL with --model NAME, or --checkpoint DIR')
   if args.endpoint and not args.model:
@@ -329,7 +393,9 @@ def _checked(args) -> list[str]:
   for language in (args.source_language, *languages):
     path = Path(args.output_dir) / f'{args.name}_{language}.json'
     if path.exists() and os.path.exists(args.input) and path.samefile(args.input):
-      raise ValueError(f'{path} is the input and would be overwritten; choose another --output_dir or --name')
+      raise ValueError(
+        f'{path} is the input and would be overwritten; choose another --output_dir or --name'
+      )
   return languages
 
 
@@ -339,13 +405,17 @@ def main(argv: list[str]) -> int:
   args = parser.parse_args(argv)
   languages = _checked(args)
   job = Job(read(args.input), languages)
-  print(f'{len(job.rows):,} rows, {len(languages)} language(s): {len(job.items):,} different fields to translate', file=sys.stderr)  # fmt: skip
+  print(f'{len(job.rows):,} rows, {len(languages)} language(s): {len(job.items):,} different '
+        'fields to translate', file=sys.stderr)  # fmt: skip
   if args.checkpoint:
     return _local(args, job)
   config.parse(args)
   requests, outcome = by_endpoint(job.items, args.source_language, args.ratio)
   outcomes = [Outcome(None, 'no reply')] * len(requests)
-  with stoppable() as check, endpoint_flags.from_flags(args, [args.model], args.output_dir) as endpoint:
+  with (
+    stoppable() as check,
+    endpoint_flags.from_flags(args, [args.model], args.output_dir) as endpoint,
+  ):
     estimate = endpoint.estimate(requests)
     print(f'estimate: {estimate}', file=sys.stderr)
     try:
@@ -354,7 +424,16 @@ def main(argv: list[str]) -> int:
       print(f'crossin translate: {error}', file=sys.stderr)
       return 2
     if args.dry_run:
-      return _done(args, {'status': 0, 'rows': len(job.rows), 'requests': estimate.requests, 'cached': estimate.cached, 'usd': estimate.usd})  # fmt: skip
+      return _done(
+        args,
+        {
+          'status': 0,
+          'rows': len(job.rows),
+          'requests': estimate.requests,
+          'cached': estimate.cached,
+          'usd': estimate.usd,
+        },
+      )
     try:
       for reply in endpoint.complete(requests, progress='translate', check=check):
         outcomes[reply.index] = outcome(reply)
@@ -376,7 +455,9 @@ def _local(args, job: Job) -> int:
     return _done(args, {'status': 0, 'rows': len(job.rows), 'requests': len(job.items)})
   model = saved_model.saved_model(args, args.checkpoint)
   where = Path(args.output_dir) / 'local'
-  outcomes = by_checkpoint(job.items, args.source_language, args.ratio, args.checkpoint, model, where)
+  outcomes = by_checkpoint(
+    job.items, args.source_language, args.ratio, args.checkpoint, model, where
+  )
   if outcomes is None:
     return _stopped(args)
   exact = args.checkpoint
@@ -386,7 +467,10 @@ def _local(args, job: Job) -> int:
 
 
 def _stopped(args) -> int:
-  print('told to stop: what was translated is kept; start the same command again to go on', file=sys.stderr)
+  print(
+    'told to stop: what was translated is kept; start the same command again to go on',
+    file=sys.stderr,
+  )
   return _done(args, {'status': RESTART}, RESTART)
 
 

@@ -1,4 +1,6 @@
-"""`crossin` commands in processes of their own, each on its share of the cores, their output in a log each."""
+"""`crossin` commands in processes of their own, each on its share of the cores, their output in a
+log each.
+"""
 
 from collections.abc import Mapping, Sequence
 import contextlib
@@ -24,8 +26,8 @@ class Jobs:
 
   Attributes:
     output_dir: logs go to output_dir/logs, compiled programs to output_dir/compiled.
-    jobs: commands at a time. The cores this process may use are dealt out to them: small matrices gain little from
-      threads, and two jobs on one core each are faster than two on both.
+    jobs: commands at a time. The cores this process may use are dealt out to them: small matrices
+      gain little from threads, and two jobs on one core each are faster than two on both.
     environment: variables for the commands, beside those of this process.
     pass_fds: open files that the commands inherit.
   """
@@ -66,16 +68,26 @@ class Jobs:
       StepFailed: it ended with another status than 0.
       Stopped: `stop` was called.
     """
-    self.execute(log, self.command(arguments, values, bindings), self._every_core if all_cores else None)
+    self.execute(
+      log, self.command(arguments, values, bindings), self._every_core if all_cores else None
+    )
 
-  def command(self, arguments: Sequence[str], values: Mapping | None = None, bindings: Sequence[str] = ()) -> list[str]:
+  def command(
+    self, arguments: Sequence[str], values: Mapping | None = None, bindings: Sequence[str] = ()
+  ) -> list[str]:
     """The words of the command that `run` runs."""
     return [sys.executable, '-m', 'crossin_jax.cli', *flags(arguments, values, bindings)]
 
   def execute(
-    self, log: str, command: Sequence[str], cores: set[int] | None = None, start_new_session: bool = False
+    self,
+    log: str,
+    command: Sequence[str],
+    cores: set[int] | None = None,
+    start_new_session: bool = False,
   ) -> None:
-    """Runs any command to its end, on the cores given or on a share of its own; raises as `run` does."""
+    """Runs any command to its end, on the cores given or on a share of its own; raises as `run`
+    does.
+    """
     path = self.log_path(log)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     share = self._cores.get() if cores is None else cores
@@ -85,7 +97,7 @@ class Jobs:
       with open(path, 'w', encoding='utf-8') as f:
         f.write(shlex.join(command) + '\n')
         f.flush()
-        process = subprocess.Popen(  # pylint: disable=consider-using-with
+        process = subprocess.Popen(
           command,
           stdout=f,
           stderr=subprocess.STDOUT,
@@ -105,7 +117,9 @@ class Jobs:
     if status and self._stopped:
       raise Stopped(f'step {log} was told to stop')
     if status:
-      raise StepFailed(f'step {log} failed with status {status}; its log {path} ends:\n{self.log_end(log)}')
+      raise StepFailed(
+        f'step {log} failed with status {status}; its log {path} ends:\n{self.log_end(log)}'
+      )
 
   def log_path(self, log: str) -> str:
     """Where the output of a step goes."""
@@ -132,7 +146,8 @@ class Jobs:
 
   @contextlib.contextmanager
   def stopping_on_signals(self):
-    """SIGTERM and SIGINT to this process are handed on as SIGTERM (training saves), from the second on as SIGKILL.
+    """SIGTERM and SIGINT to this process are handed on as SIGTERM (training saves), from the second
+    on as SIGKILL.
 
     Only in the main thread, where alone Python hears signals; elsewhere it does nothing.
     """
@@ -148,6 +163,14 @@ class Jobs:
         signal.signal(number, handler)
 
 
-def flags(arguments: Sequence[str], values: Mapping | None = None, bindings: Sequence[str] = ()) -> list[str]:
-  """A command's words with its gin values: ['train'], {'TRAIN_STEPS': 20} -> ['train', '--gin.TRAIN_STEPS=20']."""
-  return [*arguments, *[f'--gin.{name}={value!r}' for name, value in (values or {}).items()], *bindings]
+def flags(
+  arguments: Sequence[str], values: Mapping | None = None, bindings: Sequence[str] = ()
+) -> list[str]:
+  """A command's words with its gin values: ['train'], {'TRAIN_STEPS': 20} -> ['train',
+  '--gin.TRAIN_STEPS=20'].
+  """
+  return [
+    *arguments,
+    *[f'--gin.{name}={value!r}' for name, value in (values or {}).items()],
+    *bindings,
+  ]

@@ -1,4 +1,5 @@
-"""Where the points of a sweep are trained and evaluated: on this machine, on TPUs, or as SLURM jobs.
+"""Where the points of a sweep are trained and evaluated: on this machine, on TPUs, or as SLURM
+jobs.
 
 prepare, here -> send -> train, evaluate: there -> fetch -> the table, here
 """
@@ -33,15 +34,21 @@ class Launcher:
   def __init__(self, jobs: Jobs):
     self.jobs = jobs
 
-  def run_here(self, log: str, arguments: Sequence[str], values: Mapping, bindings: Sequence[str]) -> None:
+  def run_here(
+    self, log: str, arguments: Sequence[str], values: Mapping, bindings: Sequence[str]
+  ) -> None:
     """Runs a `crossin` command on this machine, with all its cores; raises as `Jobs.run`."""
     self.jobs.run(log, arguments, values, bindings, all_cores=True)
 
-  def run(self, log: str, arguments: Sequence[str], values: Mapping, bindings: Sequence[str]) -> None:
+  def run(
+    self, log: str, arguments: Sequence[str], values: Mapping, bindings: Sequence[str]
+  ) -> None:
     """Runs a `crossin` command where points are run; raises as `Jobs.run`."""
     self.jobs.run(log, arguments, values, bindings)
 
-  def command(self, log: str, arguments: Sequence[str], values: Mapping, bindings: Sequence[str]) -> list[str]:
+  def command(
+    self, log: str, arguments: Sequence[str], values: Mapping, bindings: Sequence[str]
+  ) -> list[str]:
     """The words of the command that `run` runs."""
     del log
     return self.jobs.command(arguments, values, bindings)
@@ -61,7 +68,8 @@ class Launcher:
 
 
 class Tpu(Launcher):
-  """Each command through launch/tpu_train.sh, on one queued resource that all share, or on one for each point at a time.
+  """Each command through launch/tpu_train.sh, on one queued resource that all share, or on one for
+  each point at a time.
 
   Attributes:
     remote_dir: gs://bucket/folder, which takes the place of OUT.
@@ -72,7 +80,8 @@ class Tpu(Launcher):
     super().__init__(jobs)
     if not re.match(r'\w+://', remote_dir):
       raise config.ConfigError(
-        '--launcher tpu needs --remote_dir gs://BUCKET/FOLDER, which the workers and this machine reach'
+        '--launcher tpu needs --remote_dir gs://BUCKET/FOLDER, which the workers and this machine '
+        'reach'
       )
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument('--name')
@@ -100,7 +109,9 @@ class Tpu(Launcher):
     self._used.add(name)
     try:
       # Its own session: a Ctrl-C reaches it once, from here.
-      self.jobs.execute(log, self._command(name, arguments, values, bindings), start_new_session=True)
+      self.jobs.execute(
+        log, self._command(name, arguments, values, bindings), start_new_session=True
+      )
     finally:
       self._free.put(name)
 
@@ -117,17 +128,28 @@ class Tpu(Launcher):
     return [*script, '--', *jobs_lib.flags(arguments[1:], values, bindings)]
 
   def _script(self, name: str, *flags: str) -> list[str]:
-    return ['bash', os.path.join(ROOT, 'launch', 'tpu_train.sh'), '--name', name, *self._place, *flags]
+    return [
+      'bash',
+      os.path.join(ROOT, 'launch', 'tpu_train.sh'),
+      '--name',
+      name,
+      *self._place,
+      *flags,
+    ]
 
   def _portable(self, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments with the question files named as the workers find them, and those files, which are copied there."""
+    """Arguments with the question files named as the workers find them, and those files, which are
+    copied there.
+    """
     portable, included = [], []
     for argument in arguments:
       flag, _, path = argument.partition('=')
       if flag == '--questions':
         path = os.path.relpath(path, ROOT)
         if path.startswith('..'):
-          raise config.ConfigError(f'sweep.questions: {path} must lie below {ROOT}, to be copied to the workers')
+          raise config.ConfigError(
+            f'sweep.questions: {path} must lie below {ROOT}, to be copied to the workers'
+          )
         included.append(path)
         argument = f'{flag}={path}'
       portable.append(argument)
@@ -155,7 +177,9 @@ class Tpu(Launcher):
 
   def _storage(self, *words: str) -> None:
     command = ['gcloud', 'storage', *words]
-    result = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    result = subprocess.run(
+      command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     if result.returncode:
       raise StepFailed(f'{shlex.join(command)} failed:\n{result.stderr[-1500:]}')
 
@@ -165,13 +189,17 @@ class Tpu(Launcher):
       if self._delete:
         subprocess.run(delete, check=False, stdin=subprocess.DEVNULL)
       else:
-        print(f'{name} may still exist and cost money; to delete it:\n  {shlex.join(delete)}', file=sys.stderr)
+        print(
+          f'{name} may still exist and cost money; to delete it:\n  {shlex.join(delete)}',
+          file=sys.stderr,
+        )
 
 
 class Slurm(Launcher):
   """Each command as a job of launch/slurm_train.sbatch; OUT must be on a disk that the nodes share.
 
-  A job is noted in OUT/jobs, so that a sweep that was stopped waits for the jobs it left instead of submitting them again.
+  A job is noted in OUT/jobs, so that a sweep that was stopped waits for the jobs it left instead of
+  submitting them again.
 
   Attributes:
     flags: of sbatch.
@@ -203,14 +231,32 @@ class Slurm(Launcher):
     os.remove(note)
     if state != 'COMPLETED':
       path = self.jobs.log_path(log)
-      raise StepFailed(f'step {log} failed: job {job} is {state}; its log {path} ends:\n{self.jobs.log_end(log)}')
+      raise StepFailed(
+        f'step {log} failed: job {job} is {state}; its log {path} ends:\n{self.jobs.log_end(log)}'
+      )
 
   def command(self, log, arguments, values, bindings):
     path = os.path.abspath(self.jobs.log_path(log))
-    script = ['sbatch', '--parsable', f'--chdir={ROOT}', f'--job-name={log}', f'--output={path}', *self.flags]
-    arguments = [re.sub('^(--questions|--gin_file)=(.*)', _absolute, argument) for argument in arguments]
+    script = [
+      'sbatch',
+      '--parsable',
+      f'--chdir={ROOT}',
+      f'--job-name={log}',
+      f'--output={path}',
+      *self.flags,
+    ]
+    arguments = [
+      re.sub('^(--questions|--gin_file)=(.*)', _absolute, argument) for argument in arguments
+    ]
     words = jobs_lib.flags(arguments[1:], values, bindings)
-    return [*script, os.path.join(ROOT, 'launch', 'slurm_train.sbatch'), '--command', arguments[0], '--', *words]
+    return [
+      *script,
+      os.path.join(ROOT, 'launch', 'slurm_train.sbatch'),
+      '--command',
+      arguments[0],
+      '--',
+      *words,
+    ]
 
   def place(self, path):
     return os.path.abspath(path)
@@ -218,13 +264,17 @@ class Slurm(Launcher):
   def _submit(self, command: list[str]) -> str:
     os.makedirs(os.path.join(self.jobs.output_dir, 'logs'), exist_ok=True)
     environment = os.environ | self.jobs.environment
-    result = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=environment)
+    result = subprocess.run(
+      command, check=False, capture_output=True, text=True, cwd=ROOT, env=environment
+    )
     if result.returncode:
       raise StepFailed(f'{shlex.join(command)} failed:\n{result.stderr[-1500:]}')
     return result.stdout.strip().split(';')[0]  # JOB, or JOB;CLUSTER
 
   def _queued(self, job: str) -> bool:
-    """Whether SLURM still has it to run; after a while squeue knows a finished job no more and fails."""
+    """Whether SLURM still has it to run; after a while squeue knows a finished job no more and
+    fails.
+    """
     command = ['squeue', '--noheader', '--format=%T', f'--jobs={job}', '--states=all']
     result = subprocess.run(command, check=False, capture_output=True, text=True)
     if result.returncode and 'nvalid job id' not in result.stderr:
@@ -233,7 +283,9 @@ class Slurm(Launcher):
     return any(state in _WAITING for state in result.stdout.split())
 
   def _end(self, job: str) -> str:
-    """'COMPLETED', or what else became of it; accounting may be a little behind, and is not everywhere."""
+    """'COMPLETED', or what else became of it; accounting may be a little behind, and is not
+    everywhere.
+    """
     for _ in range(10):
       for command in (
         ['sacct', '--noheader', '--parsable2', '--allocations', '--format=State', f'--jobs={job}'],
@@ -252,12 +304,15 @@ class Slurm(Launcher):
 
 # States of a job that is not over; the others are ends.
 _WAITING = (
-  'PENDING', 'RUNNING', 'COMPLETING', 'CONFIGURING', 'SUSPENDED', 'REQUEUED', 'REQUEUE_HOLD', 'REQUEUE_FED', 'RESIZING',
+  'PENDING', 'RUNNING', 'COMPLETING', 'CONFIGURING', 'SUSPENDED', 'REQUEUED', 'REQUEUE_HOLD',
+  'REQUEUE_FED', 'RESIZING',
   'SIGNALING', 'STAGE_OUT', 'STOPPED', 'SPECIAL_EXIT', 'RESV_DEL_HOLD',
 )  # fmt: skip
 
 
-def make_launcher(name: str, jobs: Jobs, arguments: str = '', remote_dir: str | None = None) -> Launcher:
+def make_launcher(
+  name: str, jobs: Jobs, arguments: str = '', remote_dir: str | None = None
+) -> Launcher:
   """The launcher of that name.
 
   Args:
@@ -267,7 +322,8 @@ def make_launcher(name: str, jobs: Jobs, arguments: str = '', remote_dir: str | 
     remote_dir: for 'tpu', see there.
 
   Raises:
-    ConfigError: something that this launcher needs is missing, or given to one that does not know it.
+    ConfigError: something that this launcher needs is missing, or given to one that does not know
+      it.
   """
   words = shlex.split(arguments)
   if name == 'tpu':
@@ -287,7 +343,9 @@ def _absolute(match: re.Match) -> str:
 
 
 def _refuse_local_folders(bindings: Sequence[str]) -> None:
-  """Values that name a folder of this machine, such as a checkpoint to begin from, mean nothing to a worker."""
+  """Values that name a folder of this machine, such as a checkpoint to begin from, mean nothing to
+  a worker.
+  """
   for binding in bindings:
     name, _, text = binding.partition('=')
     try:
@@ -295,7 +353,9 @@ def _refuse_local_folders(bindings: Sequence[str]) -> None:
     except (ValueError, SyntaxError):
       continue
     if isinstance(value, str) and os.sep in value and os.path.isdir(value) and not _tracked(value):
-      raise config.ConfigError(f'{name} = {value!r} is a folder of this machine; copy it to a bucket and name that')
+      raise config.ConfigError(
+        f'{name} = {value!r} is a folder of this machine; copy it to a bucket and name that'
+      )
 
 
 def _tracked(path: str) -> bool:

@@ -1,4 +1,6 @@
-"""Steps of a pipeline in one directory: each has a folder with its output and a manifest that says what it was made from."""
+"""Steps of a pipeline in one directory: each has a folder with its output and a manifest that says
+what it was made from.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
@@ -25,7 +27,8 @@ class Step:
 
   Attributes:
     name: of its folder, 'generate' or 'rate.0' (round 0).
-    run: (its folder) -> counts for the manifest. Called again after a kill, it does what is missing.
+    run: (its folder) -> counts for the manifest. Called again after a kill, it does what is
+      missing.
     needs: names of the steps whose output it reads.
     settings: everything else that its output depends on, JSON.
   """
@@ -60,7 +63,11 @@ class Steps:
   def manifest(self, name: str) -> dict | None:
     """What a finished step has noted; None if it is not finished."""
     path = os.path.join(self.folder(name), MANIFEST)
-    return read_json(path, f'delete {self.folder(name)} to run the step again') if os.path.exists(path) else None
+    return (
+      read_json(path, f'delete {self.folder(name)} to run the step again')
+      if os.path.exists(path)
+      else None
+    )
 
   def made_from(self, name: str) -> dict:
     """Settings of a step and the fingerprints of what it needs, as the manifests have them."""
@@ -72,11 +79,19 @@ class Steps:
     """('done' | 'missing' | 'stale' | 'waiting', what is to be known of it)."""
     if any(self.state(need)[0] != 'done' for need in self.steps[name].needs):
       stale = self.manifest(name) is not None
-      return ('stale', 'a step before it is') if stale else ('waiting', f'for {", ".join(self.steps[name].needs)}')
+      return (
+        ('stale', 'a step before it is')
+        if stale
+        else ('waiting', f'for {", ".join(self.steps[name].needs)}')
+      )
     if (manifest := self.manifest(name)) is None:
       return 'missing', ''
     now, before = self.made_from(name), manifest['made_from']
-    changed = [f'{need} was made anew' for need in now['inputs'] if now['inputs'][need] != before['inputs'].get(need)]
+    changed = [
+      f'{need} was made anew'
+      for need in now['inputs']
+      if now['inputs'][need] != before['inputs'].get(need)
+    ]
     for key in now['settings'].keys() | before['settings'].keys():
       was, is_ = before['settings'].get(key), now['settings'].get(key)
       if was != is_:
@@ -94,15 +109,22 @@ class Steps:
       name -> manifest of each finished step.
 
     Raises:
-      StepError: stale steps without `redo` (all are named, with what changed), a step whose input is missing.
+      StepError: stale steps without `redo` (all are named, with what changed), a step whose input
+        is missing.
     """
     names = list(self.steps) if names is None else names
     with self._alone():
-      stale = {name: told for name in names if (found := self.state(name))[0] == 'stale' for told in [found[1]]}
+      stale = {
+        name: told
+        for name in names
+        if (found := self.state(name))[0] == 'stale'
+        for told in [found[1]]
+      }
       if stale and not redo:
         listed = '\n  '.join(f'{name}: {told}' for name, told in stale.items())
         raise StepError(
-          f'settings or inputs have changed since these steps ran:\n  {listed}\nrun them again with --redo, or give another '
+          f'settings or inputs have changed since these steps ran:\n  {listed}\nrun them again '
+          'with --redo, or give another '
           '--output_dir'
         )
       for name in names:
@@ -111,11 +133,15 @@ class Steps:
           print(f'{name}: done', file=sys.stderr)
           continue
         if state == 'waiting':
-          raise StepError(f'step {name} waits {told}; run that first, or `crossin xinstruction run`')
+          raise StepError(
+            f'step {name} waits {told}; run that first, or `crossin xinstruction run`'
+          )
         if state == 'stale':
           self._put_aside(name)
         self._run_one(name)
-      return {name: manifest for name in self.steps if (manifest := self.manifest(name)) is not None}
+      return {
+        name: manifest for name in self.steps if (manifest := self.manifest(name)) is not None
+      }
 
   def _run_one(self, name: str) -> None:
     folder, started = self.folder(name), time.monotonic()
@@ -150,9 +176,13 @@ class Steps:
       try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except OSError:
-        raise StepError(f'{self.directory} is in use by another run; wait for it, or stop it') from None
+        raise StepError(
+          f'{self.directory} is in use by another run; wait for it, or stop it'
+        ) from None
       yield
 
 
 def _told(counts: Mapping) -> str:
-  return ', '.join(f'{key} {value}' for key, value in counts.items() if isinstance(value, (int, float, str)))
+  return ', '.join(
+    f'{key} {value}' for key, value in counts.items() if isinstance(value, (int, float, str))
+  )

@@ -1,7 +1,9 @@
-"""The embedded world as natural text for X-Instruction: documents whose right instruction is known, and ways to spoil pairs.
+"""The embedded world as natural text for X-Instruction: documents whose right instruction is known,
+and ways to spoil pairs.
 
-Every fact is told in every language. Of each entity, by a hash, some facts are the seed's, one is asked about by the test alone, and
-the others are told by the documents: the three have entities and relations in common, never a fact.
+Every fact is told in every language. Of each entity, by a hash, some facts are the seed's, one is
+asked about by the test alone, and the others are told by the documents: the three have entities and
+relations in common, never a fact.
 """
 
 from collections.abc import Sequence
@@ -16,9 +18,13 @@ NOTICES = {
     'zh': '点击此处阅读更多。版权所有。', 'vi': 'Nhấn vào đây để đọc thêm. Bảo lưu mọi quyền.',
     'es': 'Haga clic aquí para leer más. Todos los derechos reservados.',
     'fi': 'Lue lisää napsauttamalla tästä. Kaikki oikeudet pidätetään.',
-    'id': 'Klik di sini untuk membaca lebih lanjut. Hak cipta dilindungi.', 'th': 'คลิกที่นี่เพื่ออ่านต่อ สงวนลิขสิทธิ์',
-    'tr': 'Devamını okumak için tıklayın. Tüm hakları saklıdır.', 'bn': 'আরও পড়তে এখানে ক্লিক করুন। সর্বস্বত্ব সংরক্ষিত।',
-    'hi': 'और पढ़ने के लिए यहाँ क्लिक करें। सर्वाधिकार सुरक्षित।', 'sw': 'Bofya hapa kusoma zaidi. Haki zote zimehifadhiwa.',
+    'id': 'Klik di sini untuk membaca lebih lanjut. Hak cipta dilindungi.',
+    'th': 'คลิกที่นี่เพื่ออ่านต่อ สงวนลิขสิทธิ์',
+    'tr': 'Devamını okumak için tıklayın. Tüm hakları saklıdır.', 'bn': 'আরও পড়তে এখানে ক্লিক '
+                                                                        'করুন। সর্বস্বত্ব সংরক্ষিত।',
+    'hi': 'और पढ़ने के लिए यहाँ क्लिक करें। सर्वाधिकार सुरक्षित।', 'sw': 'Bofya hapa kusoma '
+                                                                         'zaidi. Haki zote '
+                                                                         'zimehifadhiwa.',
     'ta': 'மேலும் படிக்க இங்கே சொடுக்கவும். அனைத்து உரிமைகளும் பாதுகாக்கப்பட்டவை.',
     'ur': 'مزید پڑھنے کے لیے یہاں کلک کریں۔ جملہ حقوق محفوظ ہیں۔',
 }  # fmt: skip
@@ -43,9 +49,17 @@ class WorldDocuments:
   def part(self, fact: Fact) -> str:
     """'seed', 'test' or 'documents'."""
     relations = self.world.shared_relations + self.world.tested_relations
-    order = sorted(relations, key=lambda name: _fraction(self.world.seed, 'part', fact.entity, name))
+    order = sorted(
+      relations, key=lambda name: _fraction(self.world.seed, 'part', fact.entity, name)
+    )
     place = order.index(fact.relation)
-    return 'seed' if place < self.seed_facts else 'test' if place < self.seed_facts + self.test_facts else 'documents'
+    return (
+      'seed'
+      if place < self.seed_facts
+      else 'test'
+      if place < self.seed_facts + self.test_facts
+      else 'documents'
+    )
 
   def facts(self, part: str) -> list[Fact]:
     """The facts of a part, in the world's order."""
@@ -54,31 +68,47 @@ class WorldDocuments:
   def text(self, fact: Fact, language: str) -> str:
     """The document about a fact: one of its phrasings."""
     phrasings = templates(language)[fact.relation]['statements'][: self.world.other_phrasings]
-    k = int(_fraction(self.world.seed, 'phrasing', fact.entity, fact.relation, language) * len(phrasings))
+    k = int(
+      _fraction(self.world.seed, 'phrasing', fact.entity, fact.relation, language) * len(phrasings)
+    )
     return self._fill(phrasings[k], fact, language)
 
   def question(self, fact: Fact, language: str) -> str:
     """A question whose answer the document is."""
     own = templates(language)[fact.relation]['questions']
     return self._fill(
-      own[int(_fraction(self.world.seed, 'question', fact.entity, fact.relation) * len(own))], fact, language
+      own[int(_fraction(self.world.seed, 'question', fact.entity, fact.relation) * len(own))],
+      fact,
+      language,
     )
 
   def seed_rows(self, language: str) -> list[dict]:
-    """{"instruction" (English), "input", "output" (native)} of the seed: every question with every sentence that answers it."""
+    """{"instruction" (English), "input", "output" (native)} of the seed: every question with every
+    sentence that answers it.
+    """
     return [
-      {'instruction': self._fill(question, fact, 'en'), 'input': '', 'output': self._fill(statement, fact, language)}
+      {
+        'instruction': self._fill(question, fact, 'en'),
+        'input': '',
+        'output': self._fill(statement, fact, language),
+      }
       for fact in self.facts('seed')
       for question in templates('en')[fact.relation]['questions']
-      for statement in templates(language)[fact.relation]['statements'][: self.world.other_phrasings]
+      for statement in templates(language)[fact.relation]['statements'][
+        : self.world.other_phrasings
+      ]
     ]
 
   def document_rows(self, language: str) -> list[dict]:
     """{"id", "text"}; the id names the fact."""
-    return [{'id': fact_id(fact), 'text': self.text(fact, language)} for fact in self.facts('documents')]
+    return [
+      {'id': fact_id(fact), 'text': self.text(fact, language)} for fact in self.facts('documents')
+    ]
 
   def asks_for(self, instruction: str, row_id: str) -> bool:
-    """Whether an English instruction asks what the document of that id tells, about what it tells it."""
+    """Whether an English instruction asks what the document of that id tells, about what it tells
+    it.
+    """
     return instruction.strip() in self._questions[row_id]
 
   def heard(self, output: str, fact: Fact, language: str) -> str:
@@ -96,7 +126,9 @@ class WorldDocuments:
   def _questions(self) -> dict[str, set[str]]:
     """Id of a fact -> every English phrasing of the question about it."""
     return {
-      fact_id(fact): {self._fill(template, fact, 'en') for template in templates('en')[fact.relation]['questions']}
+      fact_id(fact): {
+        self._fill(template, fact, 'en') for template in templates('en')[fact.relation]['questions']
+      }
       for fact in self.world.facts
     }
 
@@ -106,15 +138,22 @@ class WorldDocuments:
     told = {}
     for language in self.world.languages:
       told[language] = {
-        self._fill(template, dataclasses.replace(fact, value=value), language): (fact.entity, fact.relation, value)
+        self._fill(template, dataclasses.replace(fact, value=value), language): (
+          fact.entity,
+          fact.relation,
+          value,
+        )
         for fact in self.world.facts
-        for template in templates(language)[fact.relation]['statements'][: self.world.other_phrasings]
+        for template in templates(language)[fact.relation]['statements'][
+          : self.world.other_phrasings
+        ]
         for value in self.world.values[KINDS[fact.relation]]
       }
     return told
 
   def spoiled(self, rows: Sequence[dict], language: str, share: float = 0.5) -> list[dict]:
-    """Candidates of which a share has been spoiled, a quarter of these in each of FLAWS; 'flaw' says how, None = as they were.
+    """Candidates of which a share has been spoiled, a quarter of these in each of FLAWS; 'flaw'
+    says how, None = as they were.
 
     Args:
       rows: {"id": fact, "instruction", "output", ...} of one language.
@@ -123,7 +162,9 @@ class WorldDocuments:
     """
     by_id = {fact_id(fact): fact for fact in self.world.facts}
     order = sorted(rows, key=lambda row: _fraction(self.world.seed, 'other', language, row['id']))
-    other = {row['id']: following['instruction'] for row, following in zip(order, [*order[1:], *order[:1]])}
+    other = {
+      row['id']: following['instruction'] for row, following in zip(order, [*order[1:], *order[:1]])
+    }
     made = []
     for row in rows:
       place = _fraction(self.world.seed, 'spoil', language, row['id']) / share

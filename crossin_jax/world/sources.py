@@ -46,7 +46,9 @@ class _Rows:
 
   def digest(self) -> str:
     """SHA-256 over all rows."""
-    return hashlib.sha256(json.dumps(self._rows, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+      json.dumps(self._rows, sort_keys=True, ensure_ascii=False).encode()
+    ).hexdigest()
 
 
 @config.configurable(commands=('prepare',))
@@ -89,7 +91,8 @@ class WorldStatements(_Rows):
 @config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
 class WorldBilingual(_Rows):
-  """Running text that says the same thing in English and in another language, either first: how a reader learns names.
+  """Running text that says the same thing in English and in another language, either first: how a
+  reader learns names.
 
   Statements, and questions without their answers.
   """
@@ -104,7 +107,9 @@ class WorldBilingual(_Rows):
 
   def _make(self, language):
     english = {row['id']: row['output'] for row in self.world.statements('en')}
-    pairs = [(row['id'], row['output'], english[row['id']]) for row in self.world.statements(language)]
+    pairs = [
+      (row['id'], row['output'], english[row['id']]) for row in self.world.statements(language)
+    ]
     pairs += [
       (f'{id_}.question', text, self.world.questions_about(fact, 'en')[k])
       for fact in self.world.facts
@@ -121,7 +126,9 @@ class WorldBilingual(_Rows):
 
 @config.configurable(commands=('prepare',))
 def world_texts(world: World) -> dict[str, list]:
-  """Components of running text: 'tested' (told in English only), 'shared' and 'bilingual' (told in every language)."""
+  """Components of running text: 'tested' (told in English only), 'shared' and 'bilingual' (told in
+  every language).
+  """
   return {
     'tested': [WorldStatements(world, 'en', tested=True)],
     'shared': [WorldStatements(world, language) for language in world.languages],
@@ -132,8 +139,9 @@ def world_texts(world: World) -> dict[str, list]:
 def train_vocabulary(world: World, size: int, path: str, whole: Sequence[str] = ()) -> None:
   """Trains a SentencePiece BPE model on everything the world can say, written atomically.
 
-  Line breaks are tokens of their own and bytes stand in for unknown characters, so that prompts come back
-  as they went in. `whole`: texts that become one piece each, for instance the lines of a prompt.
+  Line breaks are tokens of their own and bytes stand in for unknown characters, so that prompts
+  come back as they went in. `whole`: texts that become one piece each, for instance the lines of a
+  prompt.
   """
   import io
 
@@ -144,7 +152,9 @@ def train_vocabulary(world: World, size: int, path: str, whole: Sequence[str] = 
     for row in world.instructions(language):
       text += [row['instruction'], row['output']]
     # Names count more than their share of the sentences: each should be one or two tokens.
-    text += [world.name(kind, key, language) for kind, keys in world.values.items() for key in keys] * 20
+    text += [
+      world.name(kind, key, language) for kind, keys in world.values.items() for key in keys
+    ] * 20
   text += [f'[{language}]' for language in world.languages]
   if whole:  # in prompts, texts follow a line break too
     text += [f'\n{line}' for line in text]

@@ -1,9 +1,9 @@
 """The embedded world: invented facts over real names, so that nobody can know or guess an answer.
 
-Names of territories, languages, currencies, months and weekdays come from Unicode CLDR through Babel, in
-thirteen languages. Which territory stands in which relation to which value is drawn by a seed, every value
-equally often. Some relations are told in every language; the tested ones in English only. This module
-imports no TensorFlow.
+Names of territories, languages, currencies, months and weekdays come from Unicode CLDR through
+Babel, in thirteen languages. Which territory stands in which relation to which value is drawn by a
+seed, every value equally often. Some relations are told in every language; the tested ones in
+English only. This module imports no TensorFlow.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ import babel
 from crossin_jax import config
 
 LANGUAGES = ('en', 'zh', 'vi', 'es', 'fi', 'id', 'th', 'tr', 'bn', 'hi', 'sw', 'ta', 'ur')
-# Relation -> kind of its value. Relations come in pairs of one kind, so that the names a tested relation
-# needs are met, in every language, through the shared relation of the same kind.
+# Relation -> kind of its value. Relations come in pairs of one kind, so that the names a tested
+# relation needs are met, in every language, through the shared relation of the same kind.
 KINDS = {
     'trade': 'territory', 'ferry': 'territory',
     'festival': 'month', 'harvest': 'month',
@@ -29,18 +29,36 @@ KINDS = {
 }  # fmt: skip
 VALUES_PER_KIND = 12  # weekdays: 7
 # CLDR territories that are no place a sentence of the world could be about.
-_NO_COUNTRY = {'AQ', 'CP', 'DG', 'EU', 'EZ', 'IO', 'QO', 'UN', 'ZZ', 'TF', 'AC', 'TA', 'IC', 'EA', 'XA', 'XB'}
+_NO_COUNTRY = {
+  'AQ',
+  'CP',
+  'DG',
+  'EU',
+  'EZ',
+  'IO',
+  'QO',
+  'UN',
+  'ZZ',
+  'TF',
+  'AC',
+  'TA',
+  'IC',
+  'EA',
+  'XA',
+  'XB',
+}
 
 
 @functools.cache
 def cldr_names(language: str) -> dict[str, dict[str, str]]:
   """CLDR names of one language: kind -> key -> name.
 
-  Keys are language-independent: ISO codes, '1' to '12' for months, '0' (Monday) to '6' for weekdays.
+  Keys are language-independent: ISO codes, '1' to '12' for months, '0' (Monday) to '6' for
+  weekdays.
   """
   locale = babel.Locale.parse({'zh': 'zh_Hans'}.get(language, language))
-  # Finnish inflects the 'format' names (tammikuuta). The others have no 'stand-alone' weekdays of their own
-  # and Babel then answers with those of the locale that was loaded first.
+  # Finnish inflects the 'format' names (tammikuuta). The others have no 'stand-alone' weekdays of
+  # their own and Babel then answers with those of the locale that was loaded first.
   form = 'stand-alone' if language == 'fi' else 'format'
   return {
     'territory': dict(locale.territories),
@@ -67,7 +85,9 @@ def usable_keys(kind: str) -> tuple[str, ...]:
       if all(key in names[language] for language in LANGUAGES)
       and (pattern is None or re.fullmatch(pattern, key))
       and not (kind == 'territory' and key in _NO_COUNTRY)
-      and not any(re.search(r"[()&,.\-–—’'0-9]|SAR", names[language][key]) for language in LANGUAGES)
+      and not any(
+        re.search(r"[()&,.\-–—’'0-9]|SAR", names[language][key]) for language in LANGUAGES
+      )
     )
     if pattern
     else sorted(names['en'], key=int)
@@ -89,7 +109,9 @@ def usable_keys(kind: str) -> tuple[str, ...]:
 
 @functools.cache
 def templates(language: str) -> dict[str, dict[str, list[str]]]:
-  """Sentences of one language: relation -> 'statements' | 'questions' -> templates with {e} and {v}."""
+  """Sentences of one language: relation -> 'statements' | 'questions' -> templates with {e} and
+  {v}.
+  """
   path = importlib.resources.files('crossin_jax.world') / 'templates' / f'{language}.toml'
   return tomllib.loads(path.read_text(encoding='utf-8'))
 
@@ -132,9 +154,10 @@ class World:
     seed: draws entities, values, facts and options. Two seeds share nothing but the names.
     languages: the first is English; any of the thirteen.
     tuning_entities: territories that tuning asks questions about.
-    test_entities: territories that only the test asks about; a multiple of 12 makes every value equally frequent.
-    shared_relations: told in every language. Eight of ten, because names of one thing come to mean the same to a model only where
-      much is told of it in all languages (docs/evidence.md).
+    test_entities: territories that only the test asks about; a multiple of 12 makes every value
+      equally frequent.
+    shared_relations: told in every language. Eight of ten, because names of one thing come to mean
+      the same to a model only where much is told of it in all languages (docs/evidence.md).
     tested_relations: told in English only; the test asks about them.
     english_phrasings: statements per fact in English, 1 to 6.
     other_phrasings: statements per fact in each other language, 1 to 4.
@@ -165,19 +188,30 @@ class World:
     for field in ('languages', 'shared_relations', 'tested_relations'):
       object.__setattr__(self, field, tuple(getattr(self, field)))
     if not self.languages or self.languages[0] != 'en':
-      raise ValueError(f"World.languages = {self.languages} must begin with 'en': facts are told in English")
+      raise ValueError(
+        f"World.languages = {self.languages} must begin with 'en': facts are told in English"
+      )
     unknown = set(self.languages) - set(LANGUAGES)
     if unknown or len(set(self.languages)) != len(self.languages):
-      raise ValueError(f'World.languages = {self.languages}: each of {LANGUAGES} at most once, nothing else')
+      raise ValueError(
+        f'World.languages = {self.languages}: each of {LANGUAGES} at most once, nothing else'
+      )
     relations = self.shared_relations + self.tested_relations
     if set(relations) - set(KINDS) or len(set(relations)) != len(relations):
-      raise ValueError(f'World relations {relations}: each of {tuple(KINDS)} at most once, nothing else')
+      raise ValueError(
+        f'World relations {relations}: each of {tuple(KINDS)} at most once, nothing else'
+      )
     if not 1 <= self.english_phrasings <= 6 or not 1 <= self.other_phrasings <= 4:
       raise ValueError('World.english_phrasings must be 1 to 6 and other_phrasings 1 to 4')
     most = len(usable_keys('territory')) - VALUES_PER_KIND
-    if self.tuning_entities < 1 or self.test_entities < 1 or self.tuning_entities + self.test_entities > most:
+    if (
+      self.tuning_entities < 1
+      or self.test_entities < 1
+      or self.tuning_entities + self.test_entities > most
+    ):
       raise ValueError(
-        f'World.tuning_entities + test_entities = {self.tuning_entities + self.test_entities}: each at least 1, together at most {most}'
+        f'World.tuning_entities + test_entities = {self.tuning_entities + self.test_entities}: '
+        f'each at least 1, together at most {most}'
       )
 
   def _random(self, *purpose) -> random.Random:
@@ -241,7 +275,10 @@ class World:
 
   def questions_about(self, fact: Fact, language: str) -> list[str]:
     """Every phrasing of the question that a fact answers."""
-    return [self._fill(template, fact, language) for template in templates(language)[fact.relation]['questions']]
+    return [
+      self._fill(template, fact, language)
+      for template in templates(language)[fact.relation]['questions']
+    ]
 
   def instructions(self, language: str) -> list[dict[str, str]]:
     """Question-answer rows about the tuning entities, aligned by id across languages."""
@@ -284,9 +321,13 @@ class World:
       {
         'id': question.id,
         'language': language,
-        'instruction': self._fill(templates(language)[question.fact.relation]['questions'][0], question.fact, language),
+        'instruction': self._fill(
+          templates(language)[question.fact.relation]['questions'][0], question.fact, language
+        ),
         'input': f'\n[{language}]' if tag else '',
-        'choices': [self.name(KINDS[question.fact.relation], key, language) for key in question.options],
+        'choices': [
+          self.name(KINDS[question.fact.relation], key, language) for key in question.options
+        ],
         'answer': question.answer,
       }
       for question in self.questions
@@ -297,7 +338,13 @@ class World:
     """Tab-separated table of the facts in English, and in which languages each is told."""
     lines = ['entity\trelation\tvalue\tgroup\ttold_in\tasked_by']
     for fact in self.facts:
-      asked = 'tuning' if fact.group == 'tuning' else 'test' if fact.relation in self.tested_relations else '-'
+      asked = (
+        'tuning'
+        if fact.group == 'tuning'
+        else 'test'
+        if fact.relation in self.tested_relations
+        else '-'
+      )
       lines.append(
         '\t'.join(
           (
@@ -314,5 +361,6 @@ class World:
 
   def _fill(self, template: str, fact: Fact, language: str) -> str:
     return template.format(
-      e=self.name('territory', fact.entity, language), v=self.name(KINDS[fact.relation], fact.value, language)
+      e=self.name('territory', fact.entity, language),
+      v=self.name(KINDS[fact.relation], fact.value, language),
     )

@@ -1,7 +1,8 @@
 """`crossin xinstruction chunks`: a model over chunk files, one output file for each input file.
 
-Any number of hosts may share the files of a folder: worker i of n takes every n-th, and what is there is not done again. A chunk is
-always computed alone, in fixed shapes, so who computes it changes nothing.
+Any number of hosts may share the files of a folder: worker i of n takes every n-th, and what is
+there is not done again. A chunk is always computed alone, in fixed shapes, so who computes it
+changes nothing.
 """
 
 import argparse
@@ -41,7 +42,14 @@ class ChunkWorker:
   """A model that turns the rows of a chunk into others."""
 
   def __init__(
-    self, checkpoint: str, model, kind: str, *, prompt_tokens: int = 1024, rows: int = 32, partitioner=Partitioner
+    self,
+    checkpoint: str,
+    model,
+    kind: str,
+    *,
+    prompt_tokens: int = 1024,
+    rows: int = 32,
+    partitioner=Partitioner,
   ):
     """Args:
     checkpoint: a MODEL_DIR or a Hugging Face directory.
@@ -54,17 +62,22 @@ class ChunkWorker:
     if not weights.is_directory(checkpoint):
       checkpoint = places.latest_checkpoint(checkpoint)
     self._kind, self._prompt_tokens, self._rows, self._model = kind, prompt_tokens, rows, model
-    self._prompts = Prompts(checkpoint if weights.is_directory(checkpoint) else os.path.dirname(checkpoint))
+    self._prompts = Prompts(
+      checkpoint if weights.is_directory(checkpoint) else os.path.dirname(checkpoint)
+    )
     self._partition = partitioner()
     with self._partition.activate():
       abstract = train_state.parameter_shapes(model, self._partition)
-      self._params = lora.quantised(parameters.restore_params(checkpoint, abstract, model), lora.of_model(model))
+      self._params = lora.quantised(
+        parameters.restore_params(checkpoint, abstract, model), lora.of_model(model)
+      )
       vocabulary = self._prompts.vocabulary
       if kind == 'rate':
         self._levels = [vocabulary.encode(str(level)) for level in levels.LEVELS]
       else:
         self._generate = Generator(
-            model, self._params, self._partition, bos_id=vocabulary.bos_id, stop_ids=stop_ids(self._prompts, checkpoint),
+            model, self._params, self._partition, bos_id=vocabulary.bos_id,
+            stop_ids=stop_ids(self._prompts, checkpoint),
             sampling=Sampling(), decode=vocabulary.decode, rows=rows,
         )  # fmt: skip
 
@@ -73,16 +86,23 @@ class ChunkWorker:
     with self._partition.activate():
       if self._kind == 'rate':
         asked = [rows_lib.plain(row['instruction'], row['language']) for row in rows]
-        prompts = [self._tokens(instruction, row['output']) for instruction, row in zip(asked, rows)]
+        prompts = [
+          self._tokens(instruction, row['output']) for instruction, row in zip(asked, rows)
+        ]
         # One pass a sample: the levels are branches of the same prompt.
         losses = continuation_losses(
             self._model, self._params, self._partition, prompts, [self._levels] * len(rows),
-            bos_id=self._prompts.vocabulary.bos_id, length=self._prompt_tokens + 64, rows=self._rows,
+            bos_id=self._prompts.vocabulary.bos_id, length=self._prompt_tokens + 64,
+            rows=self._rows,
         )  # fmt: skip
         scores = levels.expected_level(-np.array(losses))
-        return [{'id': row['id'], 'score': round(float(score), 6)} for row, score in zip(rows, scores)]
+        return [
+          {'id': row['id'], 'score': round(float(score), 6)} for row, score in zip(rows, scores)
+        ]
       field, made = ('text', 'instruction') if self._kind == 'write' else ('instruction', 'output')
-      answers = self._generate([Prompt(self._tokens(row[field]), id=i) for i, row in enumerate(rows)])
+      answers = self._generate(
+        [Prompt(self._tokens(row[field]), id=i) for i, row in enumerate(rows)]
+      )
       return [{'id': row['id'], made: answer.text.strip()} for row, answer in zip(rows, answers)]
 
   def _tokens(self, instruction: str, context: str = '') -> list[int]:
@@ -96,11 +116,20 @@ class ChunkWorker:
     low, high = 1, len(text)
     while low < high:
       middle = (low + high + 1) // 2
-      low, high = (middle, high) if len(make(text[:middle])) <= self._prompt_tokens else (low, middle - 1)
+      low, high = (
+        (middle, high) if len(make(text[:middle])) <= self._prompt_tokens else (low, middle - 1)
+      )
     return make(text[:low])
 
 
-def run(checkpoint: str, model, kind: str, input_dir: str, output_dir: str, share: tuple[int, int] = (0, 1)) -> bool:
+def run(
+  checkpoint: str,
+  model,
+  kind: str,
+  input_dir: str,
+  output_dir: str,
+  share: tuple[int, int] = (0, 1),
+) -> bool:
   """Does the missing chunks of this worker's share; False when told to stop.
 
   Args:
@@ -131,7 +160,10 @@ def run(checkpoint: str, model, kind: str, input_dir: str, output_dir: str, shar
         rate = done / max(1e-9, time.monotonic() - started)
         progress.show(len(mine) - len(todo) + number + 1, f'{rate:.1f} rows/s')
   except interruption.Interrupted:
-    print('told to stop: finished chunks are kept; start the same command again to go on', file=sys.stderr)
+    print(
+      'told to stop: finished chunks are kept; start the same command again to go on',
+      file=sys.stderr,
+    )
     return False
   return True
 
@@ -140,15 +172,19 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin xinstruction chunks`."""
   parser = argparse.ArgumentParser(
     prog='crossin xinstruction chunks',
-    description='A model over chunk files. ' + '; '.join(f'{kind}: {what}' for kind, what in KINDS.items()),
-    epilog='example, on two hosts: crossin xinstruction chunks --kind rate --checkpoint out/train-rater.0/model '
+    description='A model over chunk files. '
+    + '; '.join(f'{kind}: {what}' for kind, what in KINDS.items()),
+    epilog='example, on two hosts: crossin xinstruction chunks --kind rate --checkpoint '
+    'out/train-rater.0/model '
     '--input out/pairs --output out/rate.0 --share 0/2',
   )
   parser.add_argument('--kind', required=True, choices=KINDS)
   parser.add_argument('--checkpoint', required=True, help='a MODEL_DIR or a Hugging Face directory')
   parser.add_argument('--input', required=True, help='folder of <language>/00000.jsonl ...')
   parser.add_argument('--output', required=True, help='folder that gets the same names')
-  parser.add_argument('--share', default='0/1', help='i/n: this worker takes every n-th chunk from the i-th')
+  parser.add_argument(
+    '--share', default='0/1', help='i/n: this worker takes every n-th chunk from the i-th'
+  )
   config.add_flags(parser)
   args = parser.parse_args(argv)
   try:
@@ -156,6 +192,8 @@ def main(argv: list[str]) -> int:
     if not 0 <= i < n:
       raise ValueError
   except ValueError:
-    raise config.ConfigError(f'--share {args.share!r}: write i/n with 0 <= i < n, e.g. 0/4') from None
+    raise config.ConfigError(
+      f'--share {args.share!r}: write i/n with 0 <= i < n, e.g. 0/4'
+    ) from None
   model = saved_model.saved_model(args, args.checkpoint)
   return 0 if run(args.checkpoint, model, args.kind, args.input, args.output, (i, n)) else RESTART

@@ -1,4 +1,6 @@
-"""gin settings given to `crossin xinstruction` that mean something to the commands it starts: prepare, train and chunks."""
+"""gin settings given to `crossin xinstruction` that mean something to the commands it starts:
+prepare, train and chunks.
+"""
 
 from collections.abc import Sequence
 import importlib
@@ -9,13 +11,16 @@ from crossin_jax import config
 MACROS = ('train', 'chunks')  # those that nothing here uses: BATCH_SIZE
 # Where, how fast and how often, not what: another value makes nothing stale.
 UNCOUNTED = frozenset({
-  'MESH_SHAPE', 'Partitioner', 'standard_logical_axis_rules', 'compiled_programs', 'CheckpointConfig', 'Generator',
-  'ChunkWorker.rows', 'ChunkWorker.partitioner', 'train.log_period', 'train.microbatches', 'train.partitioner',
+  'MESH_SHAPE', 'Partitioner', 'standard_logical_axis_rules', 'compiled_programs',
+  'CheckpointConfig', 'Generator',
+  'ChunkWorker.rows', 'ChunkWorker.partitioner', 'train.log_period', 'train.microbatches',
+  'train.partitioner',
   'train.checkpoint_config',
 })  # fmt: skip
 SET_BY_STEPS = ('MODEL_DIR', 'DATA_DIR', 'MIXTURE_OR_TASK_NAME')
 _KNOWN = ('crossin_jax.train', 'crossin_jax.evaluation.heldout', 'crossin_jax.evaluation.evaluators',
-          'crossin_jax.models.huggingface.families', 'crossin_jax.xinstruction.chunk_worker', 'seqio_tasks.mixtures',
+          'crossin_jax.models.huggingface.families', 'crossin_jax.xinstruction.chunk_worker',
+          'seqio_tasks.mixtures',
           'seqio_tasks.sources')  # fmt: skip
 
 
@@ -29,7 +34,9 @@ class _Binding(NamedTuple):
 
 
 def make_known() -> None:
-  """Imports what may be configured, so that gin takes (and checks) its names before any step begins."""
+  """Imports what may be configured, so that gin takes (and checks) its names before any step
+  begins.
+  """
   for module in _KNOWN:
     importlib.import_module(module)
 
@@ -50,20 +57,27 @@ class HandedOn:
     macros = config.macros()
     if wrong := [name for name in SET_BY_STEPS if name in macros]:
       raise config.ConfigError(
-        f'{wrong[0]} is another in every step of the pipeline; take it out (--output_dir says where)'
+        f'{wrong[0]} is another in every step of the pipeline; take it out (--output_dir says '
+        'where)'
       )
     found, used = [], {(): set()}  # commands -> macros that their settings use
     for name, value, module, commands in config.bindings():
       references = list(config.references(value))
-      used.setdefault(commands, set()).update(r.scopes[-1] for r in references if config.is_macro(r))
+      used.setdefault(commands, set()).update(
+        r.scopes[-1] for r in references if config.is_macro(r)
+      )
       if commands:
-        found.append(_Binding(name, value, tuple(sorted({module, *_modules(references)})), commands))
+        found.append(
+          _Binding(name, value, tuple(sorted({module, *_modules(references)})), commands)
+        )
     for name, value in macros.items():
       users = [commands for commands, names in used.items() if name in names]
       commands = {c for commands in users for c in commands} if users else set(MACROS)
       if commands:
         order = tuple(c for c in (*MACROS, 'prepare') if c in commands)
-        found.append(_Binding(name, value, tuple(sorted(_modules(config.references(value)))), order))
+        found.append(
+          _Binding(name, value, tuple(sorted(_modules(config.references(value)))), order)
+        )
     return cls(sorted(found, key=lambda binding: binding.name))
 
   def flags(self, command: str) -> list[str]:
@@ -71,7 +85,9 @@ class HandedOn:
     mine = [binding for binding in self._bindings if command in binding.commands]
     modules = sorted({module for binding in mine for module in binding.modules})
     # The imports make the names known where a command itself would not load them.
-    return [f'--gin_bindings=import {m}' for m in modules] + [f'--gin_bindings={b.name} = {b.value!r}' for b in mine]
+    return [f'--gin_bindings=import {m}' for m in modules] + [
+      f'--gin_bindings={b.name} = {b.value!r}' for b in mine
+    ]
 
   def counted(self, *commands: str) -> dict[str, str]:
     """Settings on which the output of commands depends: name -> value as text."""

@@ -1,4 +1,6 @@
-"""The rater's three levels (METHODS C16): rows to learn them from, and the expected level from probabilities."""
+"""The rater's three levels (METHODS C16): rows to learn them from, and the expected level from
+probabilities.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,24 +13,32 @@ FLAWS = ('language', 'cut', 'joined')
 
 
 def rating_rows(
-  seed: Mapping[str, Sequence[Mapping]], language: str, responses: Mapping[str, str], flaws: Sequence[str] = FLAWS
+  seed: Mapping[str, Sequence[Mapping]],
+  language: str,
+  responses: Mapping[str, str],
+  flaws: Sequence[str] = FLAWS,
 ) -> list[dict]:
-  """Rows of template 'xrate' that teach the levels (METHODS C16, B.4: level 1 = mismatched or corrupted).
+  """Rows of template 'xrate' that teach the levels (METHODS C16, B.4: level 1 = mismatched or
+  corrupted).
 
       level 3  seed instruction, its own response
       level 2  seed instruction, the current model's response
       level 1  seed instruction, another seed row's response
-      level 1  'language': seed instruction, its response in another language (or another row's), if the seed has another
-      level 1  seed instruction, its own response spoiled in one of the other ways of `flaws`, drawn by a hash:
+      level 1  'language': seed instruction, its response in another language (or another row's), if
+        the seed has another
+      level 1  seed instruction, its own response spoiled in one of the other ways of `flaws`, drawn
+      by a hash:
                'cut'       the response, broken off behind a third to five sixths of it
                'joined'    the response and the second half of another row's
 
-  The instruction carries "Answer in Swahili.", or nobody could tell that a text is in the wrong language.
+  The instruction carries "Answer in Swahili.", or nobody could tell that a text is in the wrong
+  language.
 
   Args:
     seed: language -> rows {"id", "instruction", "output"}.
     language: whose rows are made.
-    responses: id -> what the current response model wrote to the instruction; rows without one give no level 2.
+    responses: id -> what the current response model wrote to the instruction; rows without one give
+      no level 2.
     flaws: of FLAWS; () leaves the last kind out.
 
   Returns:
@@ -39,7 +49,9 @@ def rating_rows(
   broken = [flaw for flaw in flaws if flaw != 'language']
   foreign = [seed[code] for code in others]
   order = sorted(own, key=lambda row: fraction('other', str(row['id'])))
-  other = {row['id']: following['output'] for row, following in zip(order, [*order[1:], *order[:1]])}
+  other = {
+    row['id']: following['output'] for row, following in zip(order, [*order[1:], *order[:1]])
+  }
   rows = []
   for row in own:
     id_, text = str(row['id']), row['output'].strip()
@@ -53,18 +65,26 @@ def rating_rows(
       flaw = broken[int(fraction('flaw', id_, language) * len(broken))]
       made.append((flaw, 1, spoil(flaw)))
     rows += [
-      {'id': f'{id_}.{kind}', 'instruction': plain(row['instruction'], language), 'input': found, 'output': str(level)}
+      {
+        'id': f'{id_}.{kind}',
+        'instruction': plain(row['instruction'], language),
+        'input': found,
+        'output': str(level),
+      }
       for kind, level, found in made
       if found.strip() and not (level < 3 and found.strip() == text)
     ]
   return rows
 
 
-def _spoiled(flaw: str, id_: str, text: str, other: str, language: str, foreign: Sequence[Sequence[Mapping]]) -> str:
+def _spoiled(
+  flaw: str, id_: str, text: str, other: str, language: str, foreign: Sequence[Sequence[Mapping]]
+) -> str:
   """A response spoiled; '' if it is too short to be."""
   if flaw == 'language':
     rows = foreign[int(fraction('foreign', id_, language) * len(foreign))]
-    same = [row for row in rows if row['id'] == id_]  # parallel seeds: the right answer in the wrong language
+    # parallel seeds: the right answer in the wrong language
+    same = [row for row in rows if row['id'] == id_]
     row = same[0] if same else rows[int(fraction('row', id_, language) * len(rows))]
     return row['output']
   if flaw == 'cut':
@@ -73,7 +93,8 @@ def _spoiled(flaw: str, id_: str, text: str, other: str, language: str, foreign:
 
 
 def expected_level(log_probabilities_N3: np.ndarray) -> np.ndarray:
-  """Sum of level times probability, the probabilities of the three levels being made to sum to 1; float64 [N], 1 to 3.
+  """Sum of level times probability, the probabilities of the three levels being made to sum to 1;
+  float64 [N], 1 to 3.
 
   [log 0.1, log 0.1, log 0.2] -> 1 * 0.25 + 2 * 0.25 + 3 * 0.5 = 2.25
   """
@@ -81,8 +102,12 @@ def expected_level(log_probabilities_N3: np.ndarray) -> np.ndarray:
   return shares @ np.array(LEVELS, np.float64) / shares.sum(axis=-1)
 
 
-def kept(scores: np.ndarray, ids: Sequence[str], keep_fraction: float, least_level: float) -> np.ndarray:
-  """Indices of the best candidates (METHODS C17): the top fraction, if their level is high enough; ties by a hash of the id."""
+def kept(
+  scores: np.ndarray, ids: Sequence[str], keep_fraction: float, least_level: float
+) -> np.ndarray:
+  """Indices of the best candidates (METHODS C17): the top fraction, if their level is high enough;
+  ties by a hash of the id.
+  """
   order = sorted(range(len(ids)), key=lambda i: (-scores[i], fraction('kept', ids[i])))
   best = order[: int(len(order) * keep_fraction + 0.5)]
   return np.array(sorted(i for i in best if scores[i] >= least_level), np.int64)

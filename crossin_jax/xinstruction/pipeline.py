@@ -1,11 +1,13 @@
-"""`crossin xinstruction`: from raw text in a language to an instruction set and a model tuned on it.
+"""`crossin xinstruction`: from raw text in a language to an instruction set and a model tuned on
+it.
 
     filter ── generate ── pairs ─┬─ rate.0 ── keep.0 ── train-response.1 ── ... ── keep.N ── diversify ── export ── train
     seed ── train-generator      │                                                                     └── statistics
          └─ train-response.0 ── respond.0 ── train-rater.0
 
-An endpoint as generator takes the place of train-generator, as rater that of train-response, respond and train-rater.
-METHODS.md B says what is known of the published steps, C13 to C20 what is decided here.
+An endpoint as generator takes the place of train-generator, as rater that of train-response,
+respond and train-rater. METHODS.md B says what is known of the published steps, C13 to C20 what is
+decided here.
 """
 
 import argparse
@@ -39,7 +41,9 @@ class Pipeline:
     steps: what there is to do, in order.
   """
 
-  def __init__(self, output_dir: str, settings: XInstruction, handed: HandedOn | None = None, filters=None):
+  def __init__(
+    self, output_dir: str, settings: XInstruction, handed: HandedOn | None = None, filters=None
+  ):
     """Args:
     output_dir: the run directory.
     settings: what to do.
@@ -56,9 +60,14 @@ def in_order(run: Run) -> list[Step]:
   s = run.settings
   own_generator, own_rater = s.generator == 'model', s.rater == 'model'
   if not own_rater and s.rounds > 1:
-    print(f'the rater is fixed and would say the same again: one round of rating, not {s.rounds}', file=sys.stderr)
+    print(
+      f'the rater is fixed and would say the same again: one round of rating, not {s.rounds}',
+      file=sys.stderr,
+    )
 
-  def step(name: str, function: Callable, needs=(), settings: dict | None = None, *numbers: int) -> Step:
+  def step(
+    name: str, function: Callable, needs=(), settings: dict | None = None, *numbers: int
+  ) -> Step:
     return Step(name, functools.partial(function, run, *numbers), needs, settings)
 
   def trained(kind: str) -> dict:
@@ -67,24 +76,41 @@ def in_order(run: Run) -> list[Step]:
       'values': s.values | s.kind_values.get(kind, {}),
       'recipe': _recipe(kind),
     }
-    return model | {'max_length': s.max_length, 'vocabulary': s.vocabulary} | run.handed_on.counted('prepare', 'train')
+    return (
+      model
+      | {'max_length': s.max_length, 'vocabulary': s.vocabulary}
+      | run.handed_on.counted('prepare', 'train')
+    )
 
   answered = run.handed_on.counted('chunks')
-  documents = {'files': candidates.document_stamps(run), 'chunk': s.chunk, 'filters': _filter_settings(run)}
+  documents = {
+    'files': candidates.document_stamps(run),
+    'chunk': s.chunk,
+    'filters': _filter_settings(run),
+  }
   tokens = {'instruction_tokens': s.instruction_tokens}
   steps = [
     step('filter', candidates.filter_documents, (), documents),
     step('seed', seed.draw, (), {'seed': seed.stamps(s), 'seed_pairs': s.seed_pairs}),
   ]
   if own_generator:
-    steps.append(step('train-generator', candidates.train_generator, ('seed',), trained('generator')))
-    steps.append(step('generate', candidates.generate, ('filter', 'train-generator'), tokens | answered))
+    steps.append(
+      step('train-generator', candidates.train_generator, ('seed',), trained('generator'))
+    )
+    steps.append(
+      step('generate', candidates.generate, ('filter', 'train-generator'), tokens | answered)
+    )
   else:
-    steps.append(step('generate', candidates.generate, ('filter',), tokens | run.teacher.made_from('write')))
+    steps.append(
+      step('generate', candidates.generate, ('filter',), tokens | run.teacher.made_from('write'))
+    )
   steps.append(step('pairs', candidates.pair, ('generate',)))
 
   unless_settled = rounds_lib.unless_settled
-  responses, flaws = {'response_tokens': s.response_tokens}, {'flaws': s.flaws, 'rater_from': s.rater_from}
+  responses, flaws = (
+    {'response_tokens': s.response_tokens},
+    {'flaws': s.flaws, 'rater_from': s.rater_from},
+  )
   for i in range(run.rounds):
     if own_rater:
       kept = (f'keep.{i - 1}',) if i else ()
@@ -116,7 +142,9 @@ def _recipe(kind: str) -> list[str]:
 
 def _lines(path: str) -> list[str]:
   """What a gin file says, without comments; of this project if there is none of that name."""
-  with open(path if os.path.isfile(path) else os.path.join(config.REPOSITORY, path), encoding='utf-8') as f:
+  with open(
+    path if os.path.isfile(path) else os.path.join(config.REPOSITORY, path), encoding='utf-8'
+  ) as f:
     return [line.split('#')[0].strip() for line in f if line.split('#')[0].strip()]
 
 
@@ -129,7 +157,10 @@ def _filter_settings(run: Run) -> dict:
 def _diversification_settings() -> dict:
   from crossin_jax.xinstruction.diversity.diversification import Diversification
 
-  embed = {name: config.bound(f'embed.{name}') for name in ('method', 'dimensions', 'words', 'seed', 'checkpoint')}
+  embed = {
+    name: config.bound(f'embed.{name}')
+    for name in ('method', 'dimensions', 'words', 'seed', 'checkpoint')
+  }
   return dataclasses.asdict(Diversification()) | {
     'embed': {name: value for name, value in embed.items() if value is not None}
   }
@@ -140,8 +171,16 @@ def _names(pipeline: Pipeline, command: str) -> list[str] | None:
   every = list(pipeline.steps.steps)
   if command == 'run':
     return None
-  if command == 'train-generator' and command not in every or command == 'train-rater' and 'train-rater.0' not in every:
-    raise StepError(f'there is no {command}: an endpoint does its work (XInstruction.generator, XInstruction.rater)')
+  if (
+    command == 'train-generator'
+    and command not in every
+    or command == 'train-rater'
+    and 'train-rater.0' not in every
+  ):
+    raise StepError(
+      f'there is no {command}: an endpoint does its work (XInstruction.generator, '
+      'XInstruction.rater)'
+    )
   rounds = {'rate': ('rate', 'keep'), 'train-rater': ('train-response', 'respond', 'train-rater')}
   if command == 'refine':
     return [name for name in every if '.' in name]
@@ -150,12 +189,14 @@ def _names(pipeline: Pipeline, command: str) -> list[str] | None:
   return [
     name
     for name in every
-    if name.split('.')[0] in rounds.get(command, (command,)) and ('.' not in name or name.endswith('.0'))
+    if name.split('.')[0] in rounds.get(command, (command,))
+    and ('.' not in name or name.endswith('.0'))
   ]
 
 
 COMMANDS = (
-  'run', 'filter', 'seed', 'train-generator', 'generate', 'train-rater', 'rate', 'refine', 'diversify', 'export', 'train',
+  'run', 'filter', 'seed', 'train-generator', 'generate', 'train-rater', 'rate', 'refine',
+  'diversify', 'export', 'train',
   'statistics', 'status',
 )  # fmt: skip
 # Commands beside the steps -> module.
@@ -173,16 +214,23 @@ def main(argv: list[str]) -> int:
     return importlib.import_module(f'crossin_jax.xinstruction.{OTHERS[argv[0]]}').main(argv[1:])
   parser = argparse.ArgumentParser(
     prog='crossin xinstruction',
-    description='Instruction data from natural text: run = all steps; a step alone; status = what is done, missing or stale; '
-    'chunks = a share of the generation or rating, on any number of hosts; translated, distill = rows to compare the set with; '
-    'quickstart = all of it on the embedded world. Exit status: 0 done, 75 told to stop, 1 failed, 2 usage.',
-    epilog="example: crossin xinstruction run --gin_file=gin_configs/xinstruction/default.gin --gin.LANGUAGES=\"('sw','ta')\" "
-    '--gin.DOCUMENTS="\'text/{language}.jsonl\'" --gin.SEED="\'data/seed\'" --gin.VOCABULARY="\'tokenizer.model\'" --output_dir out',
+    description='Instruction data from natural text: run = all steps; a step alone; status = what '
+    'is done, missing or stale; '
+    'chunks = a share of the generation or rating, on any number of hosts; translated, distill = '
+    'rows to compare the set with; '
+    'quickstart = all of it on the embedded world. Exit status: 0 done, 75 told to stop, 1 '
+    'failed, 2 usage.',
+    epilog='example: crossin xinstruction run --gin_file=gin_configs/xinstruction/default.gin '
+    "--gin.LANGUAGES=\"('sw','ta')\" "
+    '--gin.DOCUMENTS="\'text/{language}.jsonl\'" --gin.SEED="\'data/seed\'" '
+    '--gin.VOCABULARY="\'tokenizer.model\'" --output_dir out',
   )
   parser.add_argument('command', choices=(*COMMANDS, *OTHERS))
   parser.add_argument('--output_dir', required=True)
   parser.add_argument(
-    '--redo', action='store_true', help='run stale steps again; what was there is renamed, not deleted'
+    '--redo',
+    action='store_true',
+    help='run stale steps again; what was there is renamed, not deleted',
   )
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   config.add_flags(parser)
@@ -201,10 +249,14 @@ def main(argv: list[str]) -> int:
     with pipeline.jobs.stopping_on_signals():
       done = pipeline.steps.run(_names(pipeline, args.command), args.redo)
   except Stopped as stopped:
-    print(f'crossin xinstruction: {stopped}; start the same command again to go on', file=sys.stderr)
+    print(
+      f'crossin xinstruction: {stopped}; start the same command again to go on', file=sys.stderr
+    )
     return RESTART
   except StepFailed as failed:
     raise StepError(str(failed)) from None
   if args.json:
-    print(json.dumps({name: manifest['counts'] for name, manifest in done.items()}, ensure_ascii=False))
+    print(
+      json.dumps({name: manifest['counts'] for name, manifest in done.items()}, ensure_ascii=False)
+    )
   return 0

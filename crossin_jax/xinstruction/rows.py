@@ -13,7 +13,9 @@ from crossin_jax.storage.records import read_records
 
 def chunks(folder: str, language: str) -> list[str]:
   """The chunk files of a language, in order."""
-  return sorted(glob.glob(os.path.join(glob.escape(os.path.join(folder, language)), '[0-9]*.jsonl')))
+  return sorted(
+    glob.glob(os.path.join(glob.escape(os.path.join(folder, language)), '[0-9]*.jsonl'))
+  )
 
 
 def read(paths: str | Sequence[str]) -> Iterator[dict]:
@@ -29,10 +31,16 @@ def read_language(folder: str, language: str) -> Iterator[dict]:
 
 
 def write(path: str, rows: Iterable[Mapping]) -> int:
-  """Writes JSON Lines, or a list if the name ends in .json; the file appears by rename. Returns the number of rows."""
+  """Writes JSON Lines, or a list if the name ends in .json; the file appears by rename. Returns the
+  number of rows.
+  """
   lines = [json.dumps(row, ensure_ascii=False) for row in rows]
   os.makedirs(os.path.dirname(path), exist_ok=True)
-  text = '[\n' + ',\n'.join(lines) + '\n]\n' if path.endswith('.json') else ''.join(line + '\n' for line in lines)
+  text = (
+    '[\n' + ',\n'.join(lines) + '\n]\n'
+    if path.endswith('.json')
+    else ''.join(line + '\n' for line in lines)
+  )
   write_text(path, text)
   return len(lines)
 
@@ -50,8 +58,10 @@ def assistant(instruction: str, language: str) -> str:
 STYLES = {'assistant': assistant, 'plain': plain, 'none': lambda instruction, language: instruction}
 
 
-def joined(instruction: str, input: str | None) -> str:  # pylint: disable=redefined-builtin
-  """joined('Sum up. ', 'A text.') == 'Sum up.\\nA text.': the rows of X-Instruction have no input of their own."""
+def joined(instruction: str, input: str | None) -> str:
+  """joined('Sum up. ', 'A text.') == 'Sum up.\\nA text.': the rows of X-Instruction have no input
+  of their own.
+  """
   return '\n'.join(filter(None, (instruction.strip(), str(input or '').strip())))
 
 

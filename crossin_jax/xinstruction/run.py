@@ -27,12 +27,20 @@ class Run:
     steps: of this run; set by who knows their order.
   """
 
-  def __init__(self, output_dir: str, settings: XInstruction, handed_on: HandedOn, filters: Filters | None = None):
+  def __init__(
+    self,
+    output_dir: str,
+    settings: XInstruction,
+    handed_on: HandedOn,
+    filters: Filters | None = None,
+  ):
     self.settings, self.handed_on, self._output_dir = settings, handed_on, output_dir
     self.filters = filters or Filters()
     self.teacher = Teacher() if 'endpoint' in (settings.generator, settings.rater) else None
     self.rounds = 1 if settings.rater == 'endpoint' else settings.rounds
-    platform = {'JAX_PLATFORMS': os.environ['JAX_PLATFORMS']} if 'JAX_PLATFORMS' in os.environ else {}
+    platform = (
+      {'JAX_PLATFORMS': os.environ['JAX_PLATFORMS']} if 'JAX_PLATFORMS' in os.environ else {}
+    )
     self.jobs = Jobs(output_dir, 1, platform)
     self.steps = Steps(output_dir, ())
 
@@ -55,7 +63,12 @@ class Run:
     return found
 
   def train(
-    self, folder: str, kind: str, template: str, rows: Callable[[str], Iterable[Mapping]], start: str | None = None
+    self,
+    folder: str,
+    kind: str,
+    template: str,
+    rows: Callable[[str], Iterable[Mapping]],
+    start: str | None = None,
   ) -> Mapping:
     """Rows as files, prepared and trained on by ordinary commands.
 
@@ -68,7 +81,9 @@ class Run:
     """
     s, counts = self.settings, {}
     for language in s.languages:
-      counts[language] = rows_lib.write(os.path.join(folder, f'rows_{language}.json'), rows(language))
+      counts[language] = rows_lib.write(
+        os.path.join(folder, f'rows_{language}.json'), rows(language)
+      )
     languages = tuple(language for language in s.languages if counts[language])
     mixture = f'xinstruction.{COMPONENT}.all.{"_".join(("en", *languages))}.{PRESET}'
     name = os.path.basename(folder)
@@ -78,7 +93,9 @@ class Run:
       {'ROWS': os.path.join(folder, 'rows'), 'LANGUAGES': languages, 'VOCABULARY': s.vocabulary, 'TEMPLATE': template,
        'MixtureSettings.max_length': s.max_length},
     )  # fmt: skip
-    files = [f'--gin_file={path}' for path in (*s.model_gin, f'gin_configs/xinstruction/{kind}.gin')]
+    files = [
+      f'--gin_file={path}' for path in (*s.model_gin, f'gin_configs/xinstruction/{kind}.gin')
+    ]
     values = {
       'DATA_DIR': f'{folder}/data',
       'MIXTURE_OR_TASK_NAME': mixture,
@@ -91,20 +108,35 @@ class Run:
     self._command(f'{name}.train', ['train', *files], values)
     return {'rows': sum(counts.values()), 'by_language': counts}
 
-  def answer(self, kind: str, model_step: str, input_dir: str, output_dir: str, new_tokens: int | None = None) -> None:
+  def answer(
+    self, kind: str, model_step: str, input_dir: str, output_dir: str, new_tokens: int | None = None
+  ) -> None:
     """Chunk files answered by the model of a step, see `chunk_worker`."""
     # As long as a row in training, less what is to be written; a level is a token or two.
     values = {'ChunkWorker.prompt_tokens': max(8, self.settings.max_length - (new_tokens or 8))}
     if new_tokens:
       values['Sampling.max_new_tokens'] = new_tokens
-    flags = ['xinstruction', 'chunks', '--kind', kind, '--checkpoint', os.path.join(self.folder(model_step), 'model')]
-    self._command(f'{model_step}.{kind}', [*flags, '--input', input_dir, '--output', output_dir], values)
+    flags = [
+      'xinstruction',
+      'chunks',
+      '--kind',
+      kind,
+      '--checkpoint',
+      os.path.join(self.folder(model_step), 'model'),
+    ]
+    self._command(
+      f'{model_step}.{kind}', [*flags, '--input', input_dir, '--output', output_dir], values
+    )
 
   def teach(self, kind: str, input_dir: str, output_dir: str, tokens: int) -> dict:
     """Chunk files answered by the teacher; what it was asked for, for the manifest."""
     # NB: beside the steps: a stale one is put aside, but what was paid for is used again.
     replies = os.path.join(self._output_dir, 'replies')
-    return {'endpoint': self.teacher.answer(kind, input_dir, output_dir, self.settings.languages, tokens, replies)}
+    return {
+      'endpoint': self.teacher.answer(
+        kind, input_dir, output_dir, self.settings.languages, tokens, replies
+      )
+    }
 
   def _command(self, log: str, arguments: list[str], values: Mapping) -> None:
     command = arguments[1] if arguments[0] == 'xinstruction' else arguments[0]

@@ -16,29 +16,36 @@ class XInstruction:
 
   Attributes:
     languages: codes of the output languages.
-    documents: files of natural text, '{language}' standing for the code: 'text/{language}/*.jsonl'; see `documents.find_files`.
-    seed: pairs of English instruction and native response. 'data/seed' finds data/seed.sw.json with rows {"instruction" (English),
-      "input", "output" (native)}; with `seed_is_parallel`, data/seed.en.json has the instructions and data/seed.sw.json the outputs.
+    documents: files of natural text, '{language}' standing for the code: 'text/{language}/*.jsonl';
+      see `documents.find_files`.
+    seed: pairs of English instruction and native response. 'data/seed' finds data/seed.sw.json with
+      rows {"instruction" (English), "input", "output" (native)}; with `seed_is_parallel`,
+      data/seed.en.json has the instructions and data/seed.sw.json the outputs.
     seed_is_parallel: see `seed`.
     vocabulary: tokenizer file.
     model_gin: gin files that make the model and load its weights, a tuple; see `values`.
     values: gin values for every training run: {'HF_DIR': ..., 'INITIAL_CHECKPOINT_PATH': ...}.
     kind_values: more of them for one kind of model: {'generator' | 'rater' | 'response': {'train.epochs': 3.0}}.
     seed_pairs: most seed pairs of a language (METHODS C13).
-    generator: who writes the instruction of a text: 'model' = one trained on the seed, 'endpoint' = the `Teacher`.
-    rater: who rates the candidates: 'model' = one trained on the levels of C16, 'endpoint' = the `Teacher`.
-    rounds: of rating and keeping, at least 1 (C17). A rater that does not learn would say the same again: with an endpoint there is
-      one round.
-    keep_fraction: share of the candidates that is kept at most; least_level: expected level that they must reach.
-    flaws: ways of spoiling seed responses for the rater to learn from, of levels.FLAWS: 'language', 'cut', 'joined'; () = none.
-    rater_from: what the rater of a round is tuned from: 'base', the model that all begin from (C16), or 'before', the rater of the
-      round before.
+    generator: who writes the instruction of a text: 'model' = one trained on the seed, 'endpoint' =
+      the `Teacher`.
+    rater: who rates the candidates: 'model' = one trained on the levels of C16, 'endpoint' = the
+      `Teacher`.
+    rounds: of rating and keeping, at least 1 (C17). A rater that does not learn would say the same
+      again: with an endpoint there is one round.
+    keep_fraction: share of the candidates that is kept at most; least_level: expected level that
+      they must reach.
+    flaws: ways of spoiling seed responses for the rater to learn from, of levels.FLAWS: 'language',
+      'cut', 'joined'; () = none.
+    rater_from: what the rater of a round is tuned from: 'base', the model that all begin from
+      (C16), or 'before', the rater of the round before.
     settled: the rounds end early when less than this share of the kept set changes.
     wanted: samples of a language in the export (B.5).
     chunk: documents in a file that is generated for and rated as one.
     instruction_tokens, response_tokens: most new tokens of a generated instruction and response.
     max_length: most tokens of a training example.
-    benchmarks: files whose texts are looked for in the rows, for the statistics page; see `crossin contamination`.
+    benchmarks: files whose texts are looked for in the rows, for the statistics page; see `crossin
+      contamination`.
   """
 
   languages: tuple[str, ...] = gin.REQUIRED
@@ -68,16 +75,23 @@ class XInstruction:
   def __post_init__(self):
     object.__setattr__(self, 'languages', tuple(code_of(language) for language in self.languages))
     if self.rounds < 1 or not 0 < self.keep_fraction <= 1 or not 1 <= self.least_level <= 3:
-      raise ValueError('XInstruction: rounds must be at least 1, keep_fraction in (0, 1], least_level between 1 and 3')
+      raise ValueError(
+        'XInstruction: rounds must be at least 1, keep_fraction in (0, 1], least_level between 1 '
+        'and 3'
+      )
     object.__setattr__(self, 'flaws', tuple(self.flaws))
     if set(self.kind_values) - {'generator', 'rater', 'response'}:
-      raise ValueError(f"XInstruction.kind_values = {self.kind_values}: keys are 'generator', 'rater', 'response'")
+      raise ValueError(
+        f"XInstruction.kind_values = {self.kind_values}: keys are 'generator', 'rater', 'response'"
+      )
     if self.rater_from not in ('base', 'before'):
       raise ValueError(f"XInstruction.rater_from = {self.rater_from!r} is not 'base' or 'before'")
     if set(self.flaws) - set(FLAWS):
       raise ValueError(f'XInstruction.flaws = {self.flaws}: any of {FLAWS}')
     if 'en' in self.languages:
-      raise ValueError('XInstruction.languages are the output languages; instructions are English by themselves')
+      raise ValueError(
+        'XInstruction.languages are the output languages; instructions are English by themselves'
+      )
     for name in ('generator', 'rater'):
       if (who := getattr(self, name)) not in ('model', 'endpoint'):
         raise ValueError(f"XInstruction.{name} = {who!r} is not 'model' or 'endpoint'")

@@ -1,7 +1,9 @@
-"""A teacher: any OpenAI-compatible endpoint as generator or rater, over the same chunk files as a model of one's own.
+"""A teacher: any OpenAI-compatible endpoint as generator or rater, over the same chunk files as a
+model of one's own.
 
-A chunk is written when all its replies are there; a reply is kept as soon as it comes. So a start after a kill asks for nothing
-twice, and what finished chunks have cost still counts towards the budget.
+A chunk is written when all its replies are there; a reply is kept as soon as it comes. So a start
+after a kill asks for nothing twice, and what finished chunks have cost still counts towards the
+budget.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -80,7 +82,9 @@ def instruction_of(reply: str) -> str | None:
 
 
 def level_of(reply: str) -> float | None:
-  """level_of('<level>2</level>') == 2.0; None without a level from 1 to 3, and with two different ones."""
+  """level_of('<level>2</level>') == 2.0; None without a level from 1 to 3, and with two different
+  ones.
+  """
   found = set(_LEVEL.findall(reply))
   return float(level) if len(found) == 1 and (level := found.pop()) in ('1', '2', '3') else None
 
@@ -95,12 +99,14 @@ NO_REPLY = 'no reply'
 @config.configurable(commands=())
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-  """A model behind an endpoint. Prices, budget, pace and repeats are those of `Endpoint`: Endpoint.budget = 20 ...
+  """A model behind an endpoint. Prices, budget, pace and repeats are those of `Endpoint`:
+  Endpoint.budget = 20 ...
 
   Attributes:
     url: up to and with `/v1`.
     model: its name there.
-    parameters: put into every request, such as {'max_tokens': None, 'max_completion_tokens': 2000}; None takes one out.
+    parameters: put into every request, such as {'max_tokens': None, 'max_completion_tokens': 2000};
+      None takes one out.
   """
 
   url: str = ''
@@ -110,31 +116,47 @@ class Teacher:
   def __post_init__(self):
     if not (self.url and self.model):
       raise ValueError(
-        'a teacher needs Teacher.url and Teacher.model: give --gin_file=gin_configs/xinstruction/teacher.gin with '
+        'a teacher needs Teacher.url and Teacher.model: give '
+        '--gin_file=gin_configs/xinstruction/teacher.gin with '
         '--gin.ENDPOINT="\'https://.../v1\'" and --gin.TEACHER="\'its name there\'"'
       )
     if config.bound('Endpoint.parameters') is not None:
       raise ValueError(
-        'a teacher takes the parameters of its requests from Teacher.parameters; put there what Endpoint.parameters says'
+        'a teacher takes the parameters of its requests from Teacher.parameters; put there what '
+        'Endpoint.parameters says'
       )
-    Transport(self.url, '', 1.0).close()  # a URL that cannot be right, or holds a secret, is written nowhere
+    # a URL that cannot be right, or holds a secret, is written nowhere
+    Transport(self.url, '', 1.0).close()
 
   def made_from(self, kind: str) -> dict:
     """What its answers depend on, for the manifest of a step."""
     prompt = hashlib.sha256(KINDS[kind].prompt.encode()).hexdigest()[:16]
     shown = Transport(self.url, '', 1.0).url
-    return {'teacher': {'url': shown, 'model': self.model, 'prompt': prompt, 'parameters': self.parameters}}
+    return {
+      'teacher': {
+        'url': shown,
+        'model': self.model,
+        'prompt': prompt,
+        'parameters': self.parameters,
+      }
+    }
 
   def answer(
-    self, kind: str, input_dir: str, output_dir: str, languages: Sequence[str], tokens: int, cache_dir: str
+    self,
+    kind: str,
+    input_dir: str,
+    output_dir: str,
+    languages: Sequence[str],
+    tokens: int,
+    cache_dir: str,
   ) -> dict:
     """Writes the missing chunks.
 
     Args:
       kind: of KINDS.
       input_dir: a folder for each language, chunk files in it.
-      output_dir: gets the same folders and names, rows {"id", "instruction" or "score"}; where no usable reply came, that is '' or
-        null and "reason" says why.
+      output_dir: gets the same folders and names, rows {"id", "instruction" or "score"}; where no
+        usable reply came, that is '' or null and "reason" says why.
       languages: codes.
       tokens: most tokens of a reply.
       cache_dir: for the replies, unless gin binds Endpoint.cache_dir.
@@ -143,10 +165,13 @@ class Teacher:
       What the endpoint was asked for, see `Endpoint.counts`.
 
     Raises:
-      Stopped: told to stop. StepError: over the budget, or the endpoint does not answer. Finished chunks are kept.
+      Stopped: told to stop. StepError: over the budget, or the endpoint does not answer. Finished
+        chunks are kept.
     """
     chunks = [
-      _Chunk(kind, language, path, os.path.join(output_dir, language, os.path.basename(path)), tokens)
+      _Chunk(
+        kind, language, path, os.path.join(output_dir, language, os.path.basename(path)), tokens
+      )
       for language in languages
       for path in rows_lib.chunks(input_dir, language)
     ]
@@ -161,7 +186,8 @@ class Teacher:
       raise Stopped('the teacher was told to stop; replies and finished chunks are kept') from None
     except BudgetError as error:
       raise StepError(
-        f'teacher {self.model}: {error}. Here the flags are --gin.Endpoint.budget=USD and --gin.Endpoint.budget_requests=N; '
+        f'teacher {self.model}: {error}. Here the flags are --gin.Endpoint.budget=USD and '
+        '--gin.Endpoint.budget_requests=N; '
         'replies and finished chunks are kept'
       ) from None
 
@@ -169,7 +195,9 @@ class Teacher:
     where = {'cache_dir': cache_dir} if config.bound('Endpoint.cache_dir') is None else {}
     return Endpoint(self.url, self.model, parameters=self.parameters, **where)
 
-  def _answer(self, kind: str, chunks: Sequence['_Chunk'], endpoint: Endpoint, check: Callable[[], None]) -> None:
+  def _answer(
+    self, kind: str, chunks: Sequence['_Chunk'], endpoint: Endpoint, check: Callable[[], None]
+  ) -> None:
     estimate, rows, done = Estimate(0, 0, 0, 0, None, None), 0, 0
     for chunk in chunks:
       requests = chunk.requests()
@@ -177,7 +205,9 @@ class Teacher:
       if chunk.finished:
         done += len(requests)
         # Only what is cached: nothing is sent, and its price is in the books again.
-        requests = [dataclasses.replace(r, accept=None) for r in requests if endpoint.estimate([r]).cached]
+        requests = [
+          dataclasses.replace(r, accept=None) for r in requests if endpoint.estimate([r]).cached
+        ]
         for _ in endpoint.complete(requests, progress=None, check=check):
           pass
       estimate = _sum(estimate, endpoint.estimate(requests))
@@ -201,7 +231,12 @@ class _Chunk:
   """One chunk file: what is asked for it, and the rows that come of the replies."""
 
   def __init__(self, kind: str, language: str, path: str, output: str, tokens: int):
-    self._kind, self._language, self._path, self._tokens = KINDS[kind], ENGLISH_NAMES[language], path, tokens
+    self._kind, self._language, self._path, self._tokens = (
+      KINDS[kind],
+      ENGLISH_NAMES[language],
+      path,
+      tokens,
+    )
     self.output, self._ids = output, []
 
   @property
@@ -215,7 +250,9 @@ class _Chunk:
 
   def _request(self, row: Mapping) -> Request:
     # A text must not end its block, nor bring an instruction or a level of its own.
-    shown = {name: _TAGS.sub(r'[\1]', str(row.get(name, ''))) for name in ('instruction', self._kind.text)}
+    shown = {
+      name: _TAGS.sub(r'[\1]', str(row.get(name, ''))) for name in ('instruction', self._kind.text)
+    }
     content = self._kind.prompt.format(
       language=self._language, instruction=shown['instruction'], text=shown[self._kind.text]
     )

@@ -1,4 +1,6 @@
-"""The experiments of benchmarks/evidence: their files parse, and what stands in their tables is what was answered."""
+"""The experiments of benchmarks/evidence: their files parse, and what stands in their tables is
+what was answered.
+"""
 
 import importlib.util
 import json
@@ -26,30 +28,50 @@ def worlds(tmp_path_factory):
   out = tmp_path_factory.mktemp('evidence')
   make = module('worlds')
   for name, seeds in (('world', '0,1'), ('dev', '1000')):
-    assert make.main([f'--gin_file={FOLDER / name}.gin', '--seeds', seeds, '--output_dir', str(out)]) == 0
+    assert (
+      make.main([f'--gin_file={FOLDER / name}.gin', '--seeds', seeds, '--output_dir', str(out)])
+      == 0
+    )
   return out
 
 
 def test_settings_are_chosen_on_other_facts_than_figures_come_from(worlds):
-  read = lambda seed: json.loads((worlds / f'world.{seed}' / 'world.json').read_text(encoding='utf-8'))
+  read = lambda seed: json.loads(
+    (worlds / f'world.{seed}' / 'world.json').read_text(encoding='utf-8')
+  )
   first, second, dev = read(0), read(1), read(1000)
-  assert set(first['tested_relations']).isdisjoint(dev['tested_relations']) and len(first['shared_relations']) == 8
-  rows = lambda seed: (worlds / f'world.{seed}' / 'questions.untagged.jsonl').read_text(encoding='utf-8').splitlines()
+  assert (
+    set(first['tested_relations']).isdisjoint(dev['tested_relations'])
+    and len(first['shared_relations']) == 8
+  )
+  rows = lambda seed: (
+    (worlds / f'world.{seed}' / 'questions.untagged.jsonl').read_text(encoding='utf-8').splitlines()
+  )
   assert len(rows(0)) == 96 * 3 == len(rows(1000))
   assert rows(0) != rows(1) and second['seed'] == 1
   with pytest.raises(SystemExit):
-    module('worlds').main([f'--gin_file={FOLDER / "dev"}.gin', '--seeds', '0', '--output_dir', str(worlds)])
+    module('worlds').main(
+      [f'--gin_file={FOLDER / "dev"}.gin', '--seeds', '0', '--output_dir', str(worlds)]
+    )
 
 
 @pytest.mark.parametrize(
-  'name, distinct', [('reading', 4), ('comparison', 14), ('volume', 18), ('ratio', 28), ('proposal', 12)]
+  'name, distinct',
+  [('reading', 4), ('comparison', 14), ('volume', 18), ('ratio', 28), ('proposal', 12)],
 )
 def test_sweeps_parse(worlds, tmp_path, capsys, name, distinct):
   flags = [
     "--gin.SEEDS=(0, 1)", f"--gin.VOCABULARY='{worlds}/world.{{seed}}/world.model'",
     f"--gin.QUESTIONS=('{worlds}/world.{{seed}}/questions.untagged.jsonl',)",
   ]  # fmt: skip
-  command = ['sweep', f'--gin_file={FOLDER / name}.gin', f'--output_dir={tmp_path}', '--dry_run', '--json', *flags]
+  command = [
+    'sweep',
+    f'--gin_file={FOLDER / name}.gin',
+    f'--output_dir={tmp_path}',
+    '--dry_run',
+    '--json',
+    *flags,
+  ]
   assert cli.main(command) == 0
   plan = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert len(plan['to_run']) == distinct
@@ -57,7 +79,9 @@ def test_sweeps_parse(worlds, tmp_path, capsys, name, distinct):
   assert f'--questions={worlds}/world.1/questions.untagged.jsonl' in words
 
 
-@pytest.mark.parametrize('path', ['benchmarks/evidence/volume.gin', 'gin_configs/ablations/world_volume.gin'])
+@pytest.mark.parametrize(
+  'path', ['benchmarks/evidence/volume.gin', 'gin_configs/ablations/world_volume.gin']
+)
 def test_every_volume_can_be_had(worlds, monkeypatch, path):
   from crossin_jax.world.sources import WorldInstructions
   from crossin_jax.world.world import World
@@ -76,7 +100,9 @@ RELATIONS = ('trade', 'radio')
 
 
 def sweep(folder, arms, seeds, rng):
-  """A finished sweep; arms: mixture variant -> seed -> chosen options [items, languages] of four, 0 being right."""
+  """A finished sweep; arms: mixture variant -> seed -> chosen options [items, languages] of four, 0
+  being right.
+  """
   points = []
   for variant, by_seed in arms.items():
     for seed in seeds:
@@ -116,7 +142,8 @@ def test_tables_are_what_was_answered(tmp_path, capsys, monkeypatch):
   sweep(tmp_path / 'floor', {'base': {seed: draw(0.25) for seed in seeds}}, seeds, rng)
   output = tmp_path / 'comparison.json'
   monkeypatch.setattr('sys.argv', [
-    'compare.py', f'--points=Floor={tmp_path}/floor', f'--points={tmp_path}/arms', '--against=Floor,Base', f'--output={output}',
+    'compare.py', f'--points=Floor={tmp_path}/floor', f'--points={tmp_path}/arms',
+    '--against=Floor,Base', f'--output={output}',
   ])  # fmt: skip
   assert module('compare').main() == 0
   found = json.loads(output.read_text())
@@ -130,7 +157,9 @@ def test_tables_are_what_was_answered(tmp_path, capsys, monkeypatch):
   over = found['differences']['x2x - Base']['elsewhere, t over seeds']
   gaps = [(better[s][:, 1:] == 0).mean() - (base[s][:, 1:] == 0).mean() for s in seeds]
   told = scipy.stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
-  assert over['by_seed'] == pytest.approx(gaps) and (over['low'], over['high']) == pytest.approx((told.low, told.high))
+  assert over['by_seed'] == pytest.approx(gaps) and (over['low'], over['high']) == pytest.approx(
+    (told.low, told.high)
+  )
   same = found['differences']['x2x + Trans - Base']['AC3_3']
   assert same['estimate'] == same['low'] == same['high'] == 0
   page = output.with_suffix('.md').read_text()
@@ -149,11 +178,17 @@ def test_one_relation_alone(tmp_path, monkeypatch):
   for relation in (None, *RELATIONS):
     output = tmp_path / f'{relation}.json'
     about = ['--relation', relation] if relation else []
-    monkeypatch.setattr('sys.argv', ['compare.py', f'--points={tmp_path}', *about, f'--output={output}'])
+    monkeypatch.setattr(
+      'sys.argv', ['compare.py', f'--points={tmp_path}', *about, f'--output={output}']
+    )
     assert module('compare').main() == 0
-    gains[relation] = json.loads(output.read_text())['differences']['x2x - Base']['elsewhere']['estimate']
+    gains[relation] = json.loads(output.read_text())['differences']['x2x - Base']['elsewhere'][
+      'estimate'
+    ]
   assert gains['radio'] == 0 < gains[None] == pytest.approx(gains['trade'] / 2)
-  monkeypatch.setattr('sys.argv', ['compare.py', f'--points={tmp_path}', '--relation=ferry', f'--output={output}'])
+  monkeypatch.setattr(
+    'sys.argv', ['compare.py', f'--points={tmp_path}', '--relation=ferry', f'--output={output}']
+  )
   with pytest.raises(ValueError, match='--relation ferry: no question'):
     module('compare').main()
 
@@ -163,7 +198,12 @@ def test_a_seed_of_another_directory_is_another_world(tmp_path, monkeypatch):
   both = []
   for name, right in (('one', 0.9), ('two', 0.3)):
     (tmp_path / name / 'comparison').mkdir(parents=True)
-    both.append({seed: np.where(rng.random((60, 3)) < right, 0, rng.integers(1, 4, (60, 3))) for seed in range(2)})
+    both.append(
+      {
+        seed: np.where(rng.random((60, 3)) < right, 0, rng.integers(1, 4, (60, 3)))
+        for seed in range(2)
+      }
+    )
     sweep(tmp_path / name / 'comparison', {'base': both[-1]}, range(2), rng)
   folders = [f'--points={tmp_path / name}/comparison' for name in ('one', 'two')]
   monkeypatch.setattr('sys.argv', ['compare.py', *folders, f'--output={tmp_path / "both.json"}'])

@@ -1,4 +1,6 @@
-"""X-Instruction's evidence: what the arms are made of, with stand-ins for training and answering, and what the table says."""
+"""X-Instruction's evidence: what the arms are made of, with stand-ins for training and answering,
+and what the table says.
+"""
 
 from collections import Counter
 import json
@@ -38,7 +40,9 @@ def figures(evidence):
 
 
 class StandIn:
-  """Answers in place of models: a model of one arm is a folder, and what it says depends on its name alone."""
+  """Answers in place of models: a model of one arm is a folder, and what it says depends on its
+  name alone.
+  """
 
   def __init__(self, evidence):
     self.evidence, self.ran, self.world = evidence, [], None
@@ -59,7 +63,10 @@ class StandIn:
     documents, model = self.world.documents, os.path.basename(os.path.dirname(told['--checkpoint']))
     chance = rows_lib.fraction(model, language, row['id'])
     if told['--kind'] == 'write':
-      return {'id': row['id'], 'instruction': documents.question(facts[self.evidence.fact_of(row['id'])], 'en')}
+      return {
+        'id': row['id'],
+        'instruction': documents.question(facts[self.evidence.fact_of(row['id'])], 'en'),
+      }
     if told['--kind'] == 'rate':
       return {'id': row['id'], 'score': 1 + 2 * chance}
     if row['id'].startswith('seed'):
@@ -76,7 +83,11 @@ class StandIn:
 @pytest.fixture(scope='module')
 def ran(evidence, tmp_path_factory):
   """Two seeds from start to table, and what each step left."""
-  out, stand_in, patch = tmp_path_factory.mktemp('xinstruction'), StandIn(evidence), pytest.MonkeyPatch()
+  out, stand_in, patch = (
+    tmp_path_factory.mktemp('xinstruction'),
+    StandIn(evidence),
+    pytest.MonkeyPatch(),
+  )
   begin = evidence.World.__init__
 
   def remembered(self, *args):
@@ -86,7 +97,9 @@ def ran(evidence, tmp_path_factory):
   patch.setattr(evidence.World, '__init__', remembered)
   patch.setattr(jobs.Jobs, 'run', lambda *args, **named: stand_in(*args, **named))
   worlds = []
-  patch.setattr(evidence, 'write_figures', _also(evidence.write_figures, lambda: worlds.append(stand_in.world)))
+  patch.setattr(
+    evidence, 'write_figures', _also(evidence.write_figures, lambda: worlds.append(stand_in.world))
+  )
   patch.chdir(REPOSITORY)
   command = evidence.config.rewrite(['--output_dir', str(out), '--seeds', '0,1', *SMALL])
   try:
@@ -114,11 +127,20 @@ def trained_on(world, arm, language):
 
 def test_a_pool_is_skewed_by_dropping(evidence):
   rows = [
-    {'id': f'E{e}.{relation}.{k}'} for relation in ('radio', 'market', 'museum') for e in range(10) for k in range(4)
+    {'id': f'E{e}.{relation}.{k}'}
+    for relation in ('radio', 'market', 'museum')
+    for e in range(10)
+    for k in range(4)
   ]
   pool = evidence.skewed(rows, ('radio',), 0.1, 'vi')
-  assert Counter(evidence.relation_of(row['id']) for row in pool) == {'radio': 40, 'market': 4, 'museum': 4}
-  assert [row for row in rows if row in pool] == pool and len({row['id'] for row in pool}) == len(pool)
+  assert Counter(evidence.relation_of(row['id']) for row in pool) == {
+    'radio': 40,
+    'market': 4,
+    'museum': 4,
+  }
+  assert [row for row in rows if row in pool] == pool and len({row['id'] for row in pool}) == len(
+    pool
+  )
   assert evidence.skewed(rows[::-1], ('radio',), 0.1, 'vi') == pool[::-1]
   assert evidence.skewed(rows, ('radio',), 1.0, 'vi') == rows
 
@@ -133,14 +155,18 @@ def test_arms_of_a_group_have_equal_rows_and_steps(ran, evidence):
     }
     assert sizes['random'] == sizes['kept'] == sizes['translated'] == sizes['English only']
     assert sizes['chance'] == sizes['diverse'] == [12, 12] and min(sizes['kept']) > 20
-    steps = {world.steps.manifest(evidence.step_of(arm))['counts']['steps'] for arm in evidence.ARMS}
+    steps = {
+      world.steps.manifest(evidence.step_of(arm))['counts']['steps'] for arm in evidence.ARMS
+    }
     assert steps == {80}
 
 
 def test_nothing_is_asked_that_was_told(ran, evidence):
   for world in ran[1]:
     asked = {evidence.fact_id(fact) for fact in world.asked()}
-    assert Counter(map(evidence.relation_of, asked)) == dict.fromkeys(world.world.shared_relations, 3)
+    assert Counter(map(evidence.relation_of, asked)) == dict.fromkeys(
+      world.world.shared_relations, 3
+    )
     for arm in map(evidence.step_of, evidence.ARMS):
       for language in ('vi', 'es'):
         assert not asked & {evidence.fact_of(row['id']) for row in trained_on(world, arm, language)}
@@ -149,9 +175,14 @@ def test_nothing_is_asked_that_was_told(ran, evidence):
 def test_what_the_arms_say(ran, evidence):
   world = ran[1][0]
   facts = {evidence.fact_id(fact): fact for fact in world.world.facts}
-  written = {row['id']: row['output'] for row in rows_lib.read_language(world.steps.folder('translate'), 'vi')}
+  written = {
+    row['id']: row['output']
+    for row in rows_lib.read_language(world.steps.folder('translate'), 'vi')
+  }
   rows = trained_on(world, 'translated', 'vi')
-  assert {row['id']: row['output'] for row in rows} == written, 'unfiltered, as the translator wrote them'
+  assert {row['id']: row['output'] for row in rows} == written, (
+    'unfiltered, as the translator wrote them'
+  )
   assert {row['id'] for row in rows} == {row['id'] for row in trained_on(world, 'random', 'vi')}
   assert all(row['instruction'].endswith(' Answer in Vietnamese.') for row in rows)
   asked = list(rows_lib.read_language(os.path.join(world.steps.folder('translate'), 'asked'), 'vi'))
@@ -161,7 +192,9 @@ def test_what_the_arms_say(ran, evidence):
     fact = facts[evidence.fact_of(row['id'])]
     assert said == (fact.entity, fact.relation, fact.value)
   lessons = trained_on(world, 'translator', 'es')
-  assert {evidence.fact_of(row['id']) for row in lessons} == set(map(evidence.fact_id, world.documents.facts('seed')))
+  assert {evidence.fact_of(row['id']) for row in lessons} == set(
+    map(evidence.fact_id, world.documents.facts('seed'))
+  )
   for row in trained_on(world, 'English_only', 'vi'):
     assert row['output'] in english and row['instruction'].endswith(' Answer in English.')
     assert world.documents.part(facts[evidence.fact_of(row['id'])]) == 'seed'
@@ -174,11 +207,17 @@ def test_the_rare_are_spread_from_the_kept(ran, evidence):
     own, pairs = counts[language], list(world.run.read('pairs', language))
     of = Counter(evidence.relation_of(row['id']) for row in pairs)
     for relation, number in own['pool']['relations'].items():
-      assert number == (of[relation] if relation in ('festival', 'radio') else round(0.2 * of[relation]))
+      assert number == (
+        of[relation] if relation in ('festival', 'radio') else round(0.2 * of[relation])
+      )
     assert own['kept']['rows'] == int(own['pool']['rows'] * 0.5 + 0.5)
-    rare = lambda name: sum(n for r, n in own[name]['relations'].items() if r not in ('festival', 'radio'))
+    rare = lambda name: sum(
+      n for r, n in own[name]['relations'].items() if r not in ('festival', 'radio')
+    )
     assert rare('diverse') >= rare('chance')
-    sets = {name: {row['id'] for row in world.rows(name, language)} for name in ('chance', 'diverse')}
+    sets = {
+      name: {row['id'] for row in world.rows(name, language)} for name in ('chance', 'diverse')
+    }
     spoiled = {row['id']: row['flaw'] for row in pairs}
     for name, ids in sets.items():
       assert len(ids) == 12 and own[name]['good'] == sum(spoiled[id_] is None for id_ in ids)
@@ -195,7 +234,9 @@ def test_the_table_says_what_was_answered(ran, evidence, figures):
     for world in worlds:
       hits = 0
       for language in ('vi', 'es'):
-        for row in rows_lib.read_language(os.path.join(world.steps.folder('ask'), evidence.step_of(arm)), language):
+        for row in rows_lib.read_language(
+          os.path.join(world.steps.folder('ask'), evidence.step_of(arm)), language
+        ):
           form, id_ = row['id'].split('.', 1)
           hits += form == 'English' and row['output'] in world.documents._sentences[language]
       shares.append(hits / (2 * found['facts']))
@@ -213,7 +254,10 @@ def test_the_table_says_what_was_answered(ran, evidence, figures):
     [both[kind]['diverse']['estimate'] for kind in ('frequent', 'rare')], weights=[2, 4]
   ) == pytest.approx(of('diverse'))
   right = [own['right'] for own in found['translations'].values()]
-  assert all(f'| {n} of {sum(own.values())} |' in text for n, own in zip(right, found['translations'].values()))
+  assert all(
+    f'| {n} of {sum(own.values())} |' in text
+    for n, own in zip(right, found['translations'].values())
+  )
 
 
 def test_what_cannot_be_asked(evidence, tmp_path):

@@ -55,13 +55,17 @@ def state_on(transform, step=0, mesh=(1, 1, 1), seed=0):
     return rng.standard_normal(leaf.shape).astype(leaf.dtype)
 
   state = jax.tree.map(fill, state)
-  return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, abstract_on(transform, mesh)))
+  return jax.device_put(
+    state, jax.tree.map(lambda leaf: leaf.sharding, abstract_on(transform, mesh))
+  )
 
 
 def save(directory, transform, steps, config=None, metrics=None, mesh=(1, 1, 1)):
   checkpoints = Checkpoints(str(directory), config or CheckpointConfig(keep=100))
   for step in steps:
-    checkpoints.save(step, state_on(transform, step, mesh), RUN | {'step': step}, (metrics or {}).get(step))
+    checkpoints.save(
+      step, state_on(transform, step, mesh), RUN | {'step': step}, (metrics or {}).get(step)
+    )
   checkpoints.close()
 
 
@@ -73,11 +77,15 @@ def restore(directory, transform, mesh=(1, 1, 1), config=None):
 
 
 def equal(a, b):
-  jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y), strict=True), a, b)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y), strict=True), a, b
+  )
 
 
 def steps_in(directory):
-  return sorted(int(name.split('_')[1]) for name in os.listdir(directory) if name.startswith('checkpoint_'))
+  return sorted(
+    int(name.split('_')[1]) for name in os.listdir(directory) if name.startswith('checkpoint_')
+  )
 
 
 def some_file(directory, step, item='state'):
@@ -98,7 +106,8 @@ def test_layout_is_t5xs_and_plain_orbax_reads_it(tmp_path, adamw):
   assert set(tree['target']) == {'decoder'} and int(tree['state']['step']) == 7
   expected = state_on(adamw.transform, 7)
   equal(tree['target'], expected.params)
-  adam = tree['state']['param_states']['1']['0']  # chain(clip, chain(scale_by_adam, ...)), empty nodes left out
+  # chain(clip, chain(scale_by_adam, ...)), empty nodes left out
+  adam = tree['state']['param_states']['1']['0']
   assert set(tree['state']['param_states']) == {'1'} and set(adam) == {'count', 'mu', 'nu'}
   equal(adam['mu'], expected.opt_state[1][0].mu)
   assert tree['target']['decoder']['token_embedding'].dtype == np.float32
@@ -112,7 +121,9 @@ def test_round_trip_is_bitwise_onto_any_mesh(tmp_path, optimizer, written, read)
   state, run = restore(tmp_path, optimizer.transform, read)
   equal(state, state_on(optimizer.transform, 3))
   assert jax.tree.structure(state) == jax.tree.structure(state_on(optimizer.transform, 3))
-  for leaf, want in zip(jax.tree.leaves(state), jax.tree.leaves(abstract_on(optimizer.transform, read))):
+  for leaf, want in zip(
+    jax.tree.leaves(state), jax.tree.leaves(abstract_on(optimizer.transform, read))
+  ):
     assert leaf.sharding.is_equivalent_to(want.sharding, leaf.ndim)
   assert run == RUN | {'step': 3}
 
@@ -134,12 +145,26 @@ def test_retention(tmp_path, adamw):
 
 @pytest.mark.parametrize('mode, best', [('min', 3), ('max', 2)])
 def test_the_best_stays(tmp_path, adamw, mode, best):
-  metrics = {step: {'x': value, 'y': -value} for step, value in zip(range(1, 6), (5.0, 9.0, 1.0, 0.0, 2.0))}
+  metrics = {
+    step: {'x': value, 'y': -value} for step, value in zip(range(1, 6), (5.0, 9.0, 1.0, 0.0, 2.0))
+  }
   metrics[4] = {'y': 0.0}  # a step without the figure
-  save(tmp_path, adamw.transform, range(1, 6), CheckpointConfig(keep=1, best_metric='x', best_mode=mode), metrics)
+  save(
+    tmp_path,
+    adamw.transform,
+    range(1, 6),
+    CheckpointConfig(keep=1, best_metric='x', best_mode=mode),
+    metrics,
+  )
   assert steps_in(tmp_path) == [best, 5]
   # Also after a restart.
-  save(tmp_path, adamw.transform, [8], CheckpointConfig(keep=1, best_metric='x', best_mode=mode), {8: {'x': 5.0}})
+  save(
+    tmp_path,
+    adamw.transform,
+    [8],
+    CheckpointConfig(keep=1, best_metric='x', best_mode=mode),
+    {8: {'x': 5.0}},
+  )
   assert steps_in(tmp_path) == [best, 8]
 
 
@@ -154,7 +179,9 @@ def truncate(path):
   open(path, 'wb').write(data[: len(data) // 2])
 
 
-@pytest.mark.parametrize('damage', [flip, truncate, os.unlink], ids=['flipped', 'truncated', 'removed'])
+@pytest.mark.parametrize(
+  'damage', [flip, truncate, os.unlink], ids=['flipped', 'truncated', 'removed']
+)
 @pytest.mark.parametrize('item', ['state', 'run'])
 def test_damage_is_noticed_and_the_earlier_checkpoint_used(tmp_path, adamw, damage, item):
   save(tmp_path, adamw.transform, [10, 20])
@@ -163,7 +190,9 @@ def test_damage_is_noticed_and_the_earlier_checkpoint_used(tmp_path, adamw, dama
   with pytest.warns(UserWarning) as said:
     state, run = restore(tmp_path, adamw.transform)
   message = next(str(w.message) for w in said if 'damaged' in str(w.message))
-  assert 'checkpoint_20' in message and 'checkpoint_10' in message and os.path.basename(file) in message
+  assert (
+    'checkpoint_20' in message and 'checkpoint_10' in message and os.path.basename(file) in message
+  )
   equal(state, state_on(adamw.transform, 10))
   assert run['step'] == 10
 
@@ -186,7 +215,10 @@ def test_nothing_usable_is_an_error_that_names_all(tmp_path, adamw):
   save(tmp_path, adamw.transform, [10, 20])
   for step in (10, 20):
     flip(some_file(tmp_path, step))
-  with pytest.raises(CheckpointError, match='checkpoint_20 is damaged.*checkpoint_10 is damaged.*train from the start'):
+  with pytest.raises(
+    CheckpointError,
+    match='checkpoint_20 is damaged.*checkpoint_10 is damaged.*train from the start',
+  ):
     restore(tmp_path, adamw.transform)
 
 
@@ -210,10 +242,13 @@ def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path, adamw):
 def test_another_model_is_an_error_that_names_the_parameters(tmp_path, adamw):
   save(tmp_path, adamw.transform, [1])
   wider = abstract_on(adamw.transform, model=Decoder(tiny_config(vocab_size=64, mlp_dim=32)))
-  untied = abstract_on(adamw.transform, model=Decoder(tiny_config(vocab_size=64, tie_embeddings=True)))
+  untied = abstract_on(
+    adamw.transform, model=Decoder(tiny_config(vocab_size=64, tie_embeddings=True))
+  )
   path = str(tmp_path / 'checkpoint_1')
   with pytest.raises(
-    CheckpointError, match=r'mlp/gate/kernel: \(2, 16, 24\) in the checkpoint, \(2, 16, 32\) in the model'
+    CheckpointError,
+    match=r'mlp/gate/kernel: \(2, 16, 24\) in the checkpoint, \(2, 16, 32\) in the model',
   ):
     restore_tree(path, wider)
   with pytest.raises(CheckpointError, match='decoder/lm_head: not in the model'):
@@ -239,11 +274,15 @@ def test_restore_params_from_either_path_and_whatever_the_optimizer(tmp_path, op
 
 
 def test_restore_params_reads_t5xs_own_tree(tmp_path):
-  """Only {'target', 'state': {'step'}}, written by plain Orbax: what T5X.md 4.7 says of T5X's files."""
+  """Only {'target', 'state': {'step'}}, written by plain Orbax: what T5X.md 4.7 says of T5X's
+  files.
+  """
   params = jax.tree.map(np.asarray, init_params(MODEL))
   tree = {'target': params, 'state': {'step': np.int32(5)}, 'flax_mutables': {'x': np.zeros(2)}}
   ocp.PyTreeCheckpointer().save(str(tmp_path / 'checkpoint_5' / 'state'), tree)
-  found = restore_params(str(tmp_path), train_state.parameter_shapes(MODEL, Partitioner(mesh_shape=(1, 4, 1))), MODEL)
+  found = restore_params(
+    str(tmp_path), train_state.parameter_shapes(MODEL, Partitioner(mesh_shape=(1, 4, 1))), MODEL
+  )
   equal(found, params)
 
 
@@ -289,7 +328,9 @@ def test_digests_are_sha256_of_every_file(tmp_path, adamw):
   digests = json.loads((tmp_path / 'digests' / 'checkpoint_4.json').read_text())
   root = tmp_path / 'checkpoint_4'
   files = {str(path.relative_to(root)): path for path in root.rglob('*') if path.is_file()}
-  assert digests == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+  assert digests == {
+    name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()
+  }
 
 
 @pytest.mark.parametrize('change', [{'best_mode': 'least'}, {'period': -1}, {'keep': 0}])

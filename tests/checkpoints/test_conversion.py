@@ -57,10 +57,15 @@ def directories(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  'name, dtype', [*((name, 'bfloat16') for name in MODELS), ('llama3', 'float32'), ('phi3', 'float16')]
+  'name, dtype',
+  [*((name, 'bfloat16') for name in MODELS), ('llama3', 'float32'), ('phi3', 'float16')],
 )
 def test_import_then_export_is_byte_equal(directories, tmp_path, name, dtype):
-  source, imported, exported = directories(name, dtype), tmp_path / 'imported', tmp_path / 'exported'
+  source, imported, exported = (
+    directories(name, dtype),
+    tmp_path / 'imported',
+    tmp_path / 'exported',
+  )
   crossin('import-hf', source, '--output_dir', imported)
   crossin('export-hf', imported, '--output_dir', exported, '--shard_gigabytes', '0.00006')
   wanted, found = tensors_of(source), tensors_of(exported)
@@ -68,9 +73,14 @@ def test_import_then_export_is_byte_equal(directories, tmp_path, name, dtype):
     wanted.pop('lm_head.weight', None)
   assert wanted.keys() == found.keys()
   for tensor in wanted:
-    assert wanted[tensor].dtype == found[tensor].dtype and wanted[tensor].tobytes() == found[tensor].tobytes(), tensor
+    assert (
+      wanted[tensor].dtype == found[tensor].dtype
+      and wanted[tensor].tobytes() == found[tensor].tobytes()
+    ), tensor
   assert len([n for n in os.listdir(exported) if n.endswith('.safetensors')]) > 1
-  theirs = transformers.AutoModelForCausalLM.from_pretrained(str(exported), dtype=getattr(torch, dtype))
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(
+    str(exported), dtype=getattr(torch, dtype)
+  )
   tokens = ragged(5, 1, 12)[0]
   original = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
   np.testing.assert_array_equal(their_logits(theirs, tokens), their_logits(original, tokens))
@@ -100,8 +110,10 @@ def trained_lora(directory, tmp_path, **changes):
 
 
 @pytest.mark.parametrize('name, changes', [
-    ('llama3', {}), ('llama3', {'rs_lora': True, 'targets': ('query', 'down')}), ('mistral', {'train_embeddings': True}),
-    ('qwen2', {'train_embeddings': True}), ('phi3', {}), ('phi3', {'targets': ('key', 'up', 'out'), 'rs_lora': True}),
+    ('llama3', {}), ('llama3', {'rs_lora': True, 'targets': ('query', 'down')}),
+    ('mistral', {'train_embeddings': True}),
+    ('qwen2', {'train_embeddings': True}), ('phi3', {}),
+    ('phi3', {'targets': ('key', 'up', 'out'), 'rs_lora': True}),
     ('gemma2', {}),
 ])  # fmt: skip
 def test_peft_and_merged_equal_our_adapters(directories, tmp_path, name, changes):
@@ -110,7 +122,9 @@ def test_peft_and_merged_equal_our_adapters(directories, tmp_path, name, changes
   model_dir, model, params = trained_lora(source, tmp_path, **changes)
   tokens = ragged(6, 2, 14)[0]
   ours = our_logits(model, params, tokens)
-  base = transformers.AutoModelForCausalLM.from_pretrained(source, attn_implementation='eager').eval()
+  base = transformers.AutoModelForCausalLM.from_pretrained(
+    source, attn_implementation='eager'
+  ).eval()
   assert np.abs(their_logits(base, tokens) - ours).max() > 0.05, 'the adapters do nothing'
   export_hf(model_dir, str(tmp_path / 'peft'), model, format='peft')
   adapted = peft.PeftModel.from_pretrained(base, str(tmp_path / 'peft')).eval()
@@ -121,7 +135,9 @@ def test_peft_and_merged_equal_our_adapters(directories, tmp_path, name, changes
   ).eval()
   np.testing.assert_allclose(their_logits(merged, tokens), ours, atol=1e-4)
   folded = lora.folded(params, model.config.lora)
-  plain = Decoder(families.DecoderConfig(**families.decoder_fields(families.read_json_config(source))))
+  plain = Decoder(
+    families.DecoderConfig(**families.decoder_fields(families.read_json_config(source)))
+  )
   np.testing.assert_allclose(our_logits(plain, folded, tokens), ours, atol=1e-4)
   assert not [n for n in os.listdir(tmp_path / 'peft') if n.startswith('model')]
 
@@ -133,7 +149,9 @@ def test_a_lora_checkpoint_holds_only_what_was_trained(directories, tmp_path):
   assert names == {'lora_a', 'lora_b'}
   partition = Partitioner(mesh_shape=(1, 2, 2))
   with partition.activate():
-    again = parameters.restore_params(model_dir, train_state.parameter_shapes(model, partition), model)
+    again = parameters.restore_params(
+      model_dir, train_state.parameter_shapes(model, partition), model
+    )
   jax.tree.map(np.testing.assert_array_equal, again, params)
   with pytest.raises(places.CheckpointError, match='--format merged'):
     plain = Decoder(tiny_config())
@@ -156,12 +174,16 @@ def test_t5x_format_is_the_whole_merged_tree(directories, tmp_path):
 
 def test_padded_rows_of_the_vocabulary_get_no_probability_and_are_cut_off(directories, tmp_path):
   source = directories('llama3')
-  crossin('import-hf', source, '--output_dir', tmp_path / 'in', '--gin.DecoderConfig.vocab_multiple=64')
+  crossin(
+    'import-hf', source, '--output_dir', tmp_path / 'in', '--gin.DecoderConfig.vocab_multiple=64'
+  )
   fields = families.decoder_fields(families.read_json_config(source))
   model = Decoder(families.DecoderConfig(**fields, vocab_multiple=64))
   partition = Partitioner(mesh_shape=(1, 1, 1), devices=jax.devices()[:1])
   with partition.activate():
-    params = parameters.restore_params(str(tmp_path / 'in'), train_state.parameter_shapes(model, partition), model)
+    params = parameters.restore_params(
+      str(tmp_path / 'in'), train_state.parameter_shapes(model, partition), model
+    )
   assert params['decoder']['token_embedding'].shape[0] == 256
   tokens = ragged(6, 1, 9)[0]
   logits = our_logits(model, params, tokens)
@@ -178,11 +200,16 @@ def test_every_mesh_reads_the_same_parameters(directories, mesh):
   source = directories('gemma2')
   model = Decoder(families.from_huggingface(source))
   read = []
-  for partition in (Partitioner(mesh_shape=mesh), Partitioner(mesh_shape=(1, 1, 1), devices=jax.devices()[:1])):
+  for partition in (
+    Partitioner(mesh_shape=mesh),
+    Partitioner(mesh_shape=(1, 1, 1), devices=jax.devices()[:1]),
+  ):
     with partition.activate():
       abstract = train_state.parameter_shapes(model, partition)
       params = weights.load_params(source, model.config, abstract)
-      jax.tree.map(lambda p, a: p.sharding == a.sharding or pytest.fail(f'{p.sharding}'), params, abstract)
+      jax.tree.map(
+        lambda p, a: p.sharding == a.sharding or pytest.fail(f'{p.sharding}'), params, abstract
+      )
       read.append(jax.device_get(params))
   jax.tree.map(np.testing.assert_array_equal, *read)
 
@@ -237,7 +264,8 @@ def move_in_index(weight_map):
 
 
 MALFORMED = {
-    'missing shard': (lambda d: os.unlink(os.path.join(d, first_shard(d))), r'model-00001-of.*is missing.*Copy it too'),
+    'missing shard': (lambda d: os.unlink(os.path.join(d, first_shard(d))), r'model-00001-of.*is '
+                                                                            r'missing.*Copy it too'),
     'truncated': (truncate, r'model-00001.* is damaged or cut off'),
     'index lies': (lambda d: edit_index(d, move_in_index), r'says that .* is in .*, but it is in'),
     'index names nothing': (lambda d: edit_index(d, lambda m: m.update(ghost=first_shard(d))), 'ghost is in .* no file has it'),
@@ -247,17 +275,26 @@ MALFORMED = {
     'pickle only': (only_pickle, r'pytorch_model.bin, which is not opened: it could run code'),
     'no config': (lambda d: os.unlink(os.path.join(d, 'config.json')), 'no config.json'),
     'config no json': (lambda d: open(os.path.join(d, 'config.json'), 'w').write('{'), 'is not JSON'),
-    'unknown architecture': (lambda d: edit_config(d, model_type='mamba'), "model_type 'mamba' is not supported; supported are llama"),
-    'unknown field': (lambda d: edit_config(d, attention_chunk=5), 'field attention_chunk = 5 is not known for llama'),
-    'quantised': (lambda d: edit_config(d, quantization_config={'bits': 4}), 'quantization_config = .* is not supported'),
-    'dropout': (lambda d: edit_config(d, attention_dropout=0.1), 'attention_dropout = 0.1 is not supported'),
-    'activation': (lambda d: edit_config(d, hidden_act='relu'), "hidden_act = 'relu' is not one of silu"),
+    'unknown architecture': (lambda d: edit_config(d, model_type='mamba'), "model_type 'mamba' is "
+                                                                           "not supported; "
+                                                                           "supported are llama"),
+    'unknown field': (lambda d: edit_config(d, attention_chunk=5), 'field attention_chunk = 5 is '
+                                                                   'not known for llama'),
+    'quantised': (lambda d: edit_config(d, quantization_config={'bits': 4}), 'quantization_config '
+                                                                             '= .* is not supported'),
+    'dropout': (lambda d: edit_config(d, attention_dropout=0.1), 'attention_dropout = 0.1 is not '
+                                                                 'supported'),
+    'activation': (lambda d: edit_config(d, hidden_act='relu'), "hidden_act = 'relu' is not one "
+                                                                "of silu"),
     'rope type': (lambda d: edit_config(d, rope_parameters={'rope_type': 'dynamic', 'factor': 2.0}), "'dynamic' is not one of default, linear"),
     'rope lacks': (lambda d: edit_config(d, rope_parameters={'rope_type': 'llama3', 'factor': 2.0}), 'lacks high_freq_factor'),
     'no size': (lambda d: edit_config(d, hidden_size='DELETE'), 'hidden_size is missing'),
     'wrong sizes': (lambda d: edit_config(d, intermediate_size=96), r'tensor model.layers.0.mlp.*shape \(80, 48\), config.json says \(96, 48\)'),
-    'too few layers': (lambda d: edit_config(d, num_hidden_layers=2), r'tensor model.layers.2.* belongs to no part of the model'),
-    'too many layers': (lambda d: edit_config(d, num_hidden_layers=4), r'tensor model.layers.3.* is missing'),
+    'too few layers': (lambda d: edit_config(d, num_hidden_layers=2), r'tensor model.layers.2.* '
+                                                                      r'belongs to no part of the '
+                                                                      r'model'),
+    'too many layers': (lambda d: edit_config(d, num_hidden_layers=4), r'tensor model.layers.3.* '
+                                                                       r'is missing'),
 }  # fmt: skip
 
 
@@ -274,9 +311,13 @@ def test_malformed_directories(directories, tmp_path, capsys, case):
 
 
 @pytest.mark.parametrize('change, message', [
-    (lambda t: t.update({'model.layers.0.extra.weight': np.ones(3, np.float32)}), 'extra.weight belongs to no part'),
-    (lambda t: t.update({'model.norm.weight': np.ones(47, np.float32)}), r'shape \(47,\), config.json says \(48,\)'),
-    (lambda t: t.update({'model.norm.weight': np.ones(48, np.int32)}), 'dtype I32.*Quantised weights'),
+    (lambda t: t.update({'model.layers.0.extra.weight': np.ones(3, np.float32)}), 'extra.weight '
+                                                                                  'belongs to no '
+                                                                                  'part'),
+    (lambda t: t.update({'model.norm.weight': np.ones(47, np.float32)}), r'shape \(47,\), '
+                                                                         r'config.json says \(48,\)'),
+    (lambda t: t.update({'model.norm.weight': np.ones(48, np.int32)}), 'dtype I32.*Quantised '
+                                                                       'weights'),
     (lambda t: t.pop('lm_head.weight'), 'lm_head.weight is missing'),
 ])  # fmt: skip
 def test_malformed_tensors(tmp_path, capsys, change, message):
@@ -289,9 +330,14 @@ def test_malformed_tensors(tmp_path, capsys, change, message):
 
 def test_a_directory_without_a_tokenizer_is_said_so(directories, tmp_path, capsys):
   crossin('import-hf', directories('llama3'), '--output_dir', tmp_path / 'in')
-  assert re.search(r'warning: .*llama3_float32 has no tokenizer \(tokenizer.json or', capsys.readouterr().err)
+  assert re.search(
+    r'warning: .*llama3_float32 has no tokenizer \(tokenizer.json or', capsys.readouterr().err
+  )
   (tmp_path / 'q.jsonl').write_text(
-    json.dumps({'id': '1', 'language': 'en', 'instruction': 'What?', 'choices': ['a', 'b'], 'answer': 0}) + '\n'
+    json.dumps(
+      {'id': '1', 'language': 'en', 'instruction': 'What?', 'choices': ['a', 'b'], 'answer': 0}
+    )
+    + '\n'
   )
   arguments = ['--questions', str(tmp_path / 'q.jsonl'), '--output_dir', str(tmp_path / 'out')]
   for checkpoint in (directories('llama3'), str(tmp_path / 'in')):
@@ -331,7 +377,9 @@ def test_a_combination_that_no_family_has_is_said_so():
 
 
 def test_published_forms_of_config_json():
-  """Fields as the published directories have them, which the classes of today would write otherwise."""
+  """Fields as the published directories have them, which the classes of today would write
+  otherwise.
+  """
   read = lambda **found: families.DecoderConfig(**families.decoder_fields(found))
   sizes = {
     'vocab_size': 256_000,
@@ -341,23 +389,44 @@ def test_published_forms_of_config_json():
     'num_attention_heads': 4,
   }
   llama3 = read(
-      model_type='llama', **sizes, num_key_value_heads=2, rope_theta=500_000.0, torch_dtype='bfloat16', pretraining_tp=1,
+      model_type='llama', **sizes, num_key_value_heads=2, rope_theta=500_000.0,
+      torch_dtype='bfloat16', pretraining_tp=1,
       rope_scaling={'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0, 'rope_type': 'llama3',
                     'original_max_position_embeddings': 8192}, rms_norm_eps=1e-5, hidden_act='silu',
   )  # fmt: skip
-  assert dict(llama3.rope_scaling)['factor'] == 8.0 and not llama3.tie_embeddings and llama3.rope_theta == 500_000
-  gemma = read(model_type='gemma', **sizes, num_key_value_heads=1, head_dim=32, hidden_act='gelu', rms_norm_eps=1e-6)
+  assert (
+    dict(llama3.rope_scaling)['factor'] == 8.0
+    and not llama3.tie_embeddings
+    and llama3.rope_theta == 500_000
+  )
+  gemma = read(
+    model_type='gemma',
+    **sizes,
+    num_key_value_heads=1,
+    head_dim=32,
+    hidden_act='gelu',
+    rms_norm_eps=1e-6,
+  )
   assert gemma.mlp_activation == 'gelu' and gemma.tie_embeddings and gemma.norm_offset == 1
   gemma3 = read(
-      model_type='gemma3_text', hidden_size=2560, intermediate_size=10240, num_hidden_layers=34, sliding_window=1024,
+      model_type='gemma3_text', hidden_size=2560, intermediate_size=10240, num_hidden_layers=34,
+      sliding_window=1024,
       rope_scaling={'factor': 8.0, 'rope_type': 'linear'},
   )  # fmt: skip
   assert (
-    gemma3.layer_pattern == ('local',) * 5 + ('global',) and gemma3.head_dim == 256 and gemma3.vocab_size == 262_208
+    gemma3.layer_pattern == ('local',) * 5 + ('global',)
+    and gemma3.head_dim == 256
+    and gemma3.vocab_size == 262_208
   )
   assert (gemma3.rope_theta, gemma3.rope_local_theta, gemma3.num_kv_heads) == (1e6, 1e4, 4)
   assert gemma3.place(29) == ('layers/block_5', 4) and gemma3.place(33) == ('tail_3', None)
-  qwen = read(model_type='qwen2', **sizes, use_sliding_window=False, sliding_window=32768, max_window_layers=21)
+  qwen = read(
+    model_type='qwen2',
+    **sizes,
+    use_sliding_window=False,
+    sliding_window=32768,
+    max_window_layers=21,
+  )
   assert qwen.layer_pattern == ('global',) and qwen.attention_bias == 'qkv'
   mistral = read(model_type='mistral', **sizes, sliding_window=None)
   assert mistral.layer_pattern == ('global',)
@@ -413,12 +482,17 @@ def test_reading_takes_no_more_than_a_tensor_beyond_the_arrays(tmp_path):
   import sys
 
   config = transformers.LlamaConfig(
-      vocab_size=4000, hidden_size=512, intermediate_size=1600, num_hidden_layers=24, num_attention_heads=8,
+      vocab_size=4000, hidden_size=512, intermediate_size=1600, num_hidden_layers=24,
+      num_attention_heads=8,
       num_key_value_heads=8, tie_word_embeddings=True,
   )  # fmt: skip
   transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(str(tmp_path))
   run = subprocess.run(
-    [sys.executable, '-c', LOAD, str(tmp_path)], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    [sys.executable, '-c', LOAD, str(tmp_path)],
+    capture_output=True,
+    text=True,
+    check=True,
+    cwd=REPOSITORY,
   )
   found = json.loads(run.stdout.splitlines()[-1])
   largest = 4000 * 512 * 4

@@ -12,36 +12,59 @@ from crossin_jax.data.prompts import Rejected, prompt_tokens, render_example, st
 from crossin_jax.data.vocabulary import Vocabulary
 
 CHATML = (
-  "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+  "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] "
+  "+ '<|im_end|>' + '\\n' }}"
   "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 LLAMA3 = (
-  "{% for message in messages %}{% if loop.first %}{{ bos_token }}{% endif %}{{ '<|start_header_id|>' + message['role'] + "
+  '{% for message in messages %}{% if loop.first %}{{ bos_token }}{% endif %}{{ '
+  "'<|start_header_id|>' + message['role'] + "
   "'<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
-  "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+  "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% "
+  'endif %}'
 )
 INSTRUCT = (
-  "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + "
-  "' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}{% else %}"
+  "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + "
+  "message['content'] + "
+  "' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}{% "
+  'else %}'
   "{{ raise_exception('only user and assistant') }}{% endif %}{% endfor %}"
 )
 TEMPLATES = {'chatml': CHATML, 'llama3': LLAMA3, 'instruct': INSTRUCT}
-SPECIALS = ['<s>', '</s>', '<|im_start|>', '<|im_end|>', '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>']
-ROW = {'instruction': 'Give three tips.\n Thử "xem" {{ x }}', 'input': 'về sức khoẻ 🙂', 'output': 'Ăn, ngủ, tập.'}
+SPECIALS = [
+  '<s>',
+  '</s>',
+  '<|im_start|>',
+  '<|im_end|>',
+  '<|start_header_id|>',
+  '<|end_header_id|>',
+  '<|eot_id|>',
+]
+ROW = {
+  'instruction': 'Give three tips.\n Thử "xem" {{ x }}',
+  'input': 'về sức khoẻ 🙂',
+  'output': 'Ăn, ngủ, tập.',
+}
 
 
 @pytest.fixture(scope='module')
 def byte_level(tmp_path_factory):
-  """A function: chat template -> Vocabulary of a byte-level BPE tokenizer.json with that template beside it."""
+  """A function: chat template -> Vocabulary of a byte-level BPE tokenizer.json with that template
+  beside it.
+  """
   import tokenizers
 
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = tokenizers.decoders.ByteLevel()
   trainer = tokenizers.trainers.BpeTrainer(
-    vocab_size=400, special_tokens=SPECIALS, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    vocab_size=400,
+    special_tokens=SPECIALS,
+    initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
   )
-  tokenizer.train_from_iterator(['Give three tips, user assistant. Ăn ngủ tập thể dục ' * 20], trainer)
+  tokenizer.train_from_iterator(
+    ['Give three tips, user assistant. Ăn ngủ tập thể dục ' * 20], trainer
+  )
 
   def make(template, in_config=True):
     folder = tmp_path_factory.mktemp('tokenizer')
@@ -83,7 +106,8 @@ def test_tokens_equal_transformers(byte_level, name, in_config):
 
 
 @pytest.mark.parametrize('template, message', [
-    ("{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}</s>", 'nothing would be trained'),
+    ("{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor "
+     "%}</s>", 'nothing would be trained'),
     ("{% for m in messages %}{{ m['content'] }}{% endfor %}", 'never end'),
     ("{% for m in messages %}{{ m['role'] + ':' + m['content'] + '</s>' }}{% endfor %}", 'these must be the same'),
     ("{% for m in messages %}{{ m['content'] + '##' }}{% endfor %}", 'no special token'),
@@ -101,22 +125,30 @@ def test_templates_that_cannot_serve_are_refused(byte_level, template, message):
 def test_sentencepiece_models_know_their_specials_in_chat_templates(tiny_vocabulary):
   vocabulary = Vocabulary(tiny_vocabulary.path, chat_template=INSTRUCT)
   prompt = prompt_tokens(vocabulary, 'chat', 'What is it?')
-  assert vocabulary.bos_id not in prompt and vocabulary.decode(prompt) == '[INST] What is it? [/INST]'
+  assert (
+    vocabulary.bos_id not in prompt and vocabulary.decode(prompt) == '[INST] What is it? [/INST]'
+  )
   assert stop_id(vocabulary, 'chat') == vocabulary.eos_id
 
 
 def test_chat_rows_are_shortened_and_refused_like_others(byte_level):
   vocabulary = byte_level(CHATML)
   whole = render_example(vocabulary, 'chat', ROW | {'input': 'long ' * 50}, '[vi]', None)
-  short = render_example(vocabulary, 'chat', ROW | {'input': 'long ' * 50}, '[vi]', len(whole.tokens) - 40)
+  short = render_example(
+    vocabulary, 'chat', ROW | {'input': 'long ' * 50}, '[vi]', len(whole.tokens) - 40
+  )
   assert short.shortened == 'input' and len(short.tokens) <= len(whole.tokens) - 40
-  assert short.tokens[-1] == stop_id(vocabulary, 'chat') and '[vi]' in vocabulary.decode(short.tokens)
+  assert short.tokens[-1] == stop_id(vocabulary, 'chat') and '[vi]' in vocabulary.decode(
+    short.tokens
+  )
   with pytest.raises(Rejected, match='prompt_too_long'):
     render_example(vocabulary, 'chat', ROW, '[vi]', 5)
 
 
 def test_what_training_used_is_used_again(byte_level, tiny_settings, tmp_path):
-  """prompts.json of a chat mixture prompts like training did, without any file of the tokenizer's folder."""
+  """prompts.json of a chat mixture prompts like training did, without any file of the tokenizer's
+  folder.
+  """
   from crossin_jax.checkpoints import run_directory
   from crossin_jax.data.prepared import PreparedMixture
   from seqio_tasks.prepare import prepare
@@ -124,10 +156,15 @@ def test_what_training_used_is_used_again(byte_level, tiny_settings, tmp_path):
   vocabulary = byte_level(CHATML)
   mixture = 'world.base_x2x.all.en_zh_vi_es.every'
   prepare(
-    mixture, str(tmp_path / 'data'), tiny_settings(vocabulary=vocabulary, template='chat', max_length=256), workers=1
+    mixture,
+    str(tmp_path / 'data'),
+    tiny_settings(vocabulary=vocabulary, template='chat', max_length=256),
+    workers=1,
   )
   prepared = PreparedMixture(str(tmp_path / 'data'), mixture)
-  run_directory.describe(str(tmp_path / 'run'), prepared) if os.makedirs(tmp_path / 'run') is None else None
+  run_directory.describe(str(tmp_path / 'run'), prepared) if os.makedirs(
+    tmp_path / 'run'
+  ) is None else None
   os.unlink(vocabulary.path)
   prompts = Prompts(str(tmp_path / 'run'))
   assert prompts.template == 'chat' and prompts.stop_id == SPECIALS.index('<|im_end|>')

@@ -16,7 +16,9 @@ def examples(count, length=5):
 
 def open_stream(directory, tasks, batch_size=2, **kwargs):
   name = write_prepared(directory, tasks)
-  return BatchStream(PreparedMixture(str(directory), name), batch_size=batch_size, length=64, window=256, **kwargs)
+  return BatchStream(
+    PreparedMixture(str(directory), name), batch_size=batch_size, length=64, window=256, **kwargs
+  )
 
 
 def read(stream, steps):
@@ -30,18 +32,25 @@ def read(stream, steps):
 
 
 def test_a_source_of_one_row_is_read_again_and_again(tmp_path):
-  stream = open_stream(tmp_path, {'one.en': (0.25, None, examples(1)), 'many.en': (0.75, None, examples(90))})
+  stream = open_stream(
+    tmp_path, {'one.en': (0.25, None, examples(1)), 'many.en': (0.75, None, examples(90))}
+  )
   seen = read(stream, 20)
   one = seen['one.en', 'one.en/0']
   assert one == pytest.approx(sum(seen.values()) / 4, abs=stream.window_size / 4)
   assert one > 20
 
 
-@pytest.mark.parametrize('empty', [(0.5, None, []), (0.0, None, examples(7)), (0.5, 0, examples(7))])
+@pytest.mark.parametrize(
+  'empty', [(0.5, None, []), (0.0, None, examples(7)), (0.5, 0, examples(7))]
+)
 def test_a_source_of_none_or_a_rate_of_zero_is_left_out_and_said(tmp_path, empty):
-  with pytest.warns(UserWarning, match='task none.en is left out, .* the other rates keep their proportions'):
+  with pytest.warns(
+    UserWarning, match='task none.en is left out, .* the other rates keep their proportions'
+  ):
     stream = open_stream(
-      tmp_path, {'none.en': empty, 'a.en': (0.1, None, examples(50)), 'b.en': (0.3, None, examples(50))}
+      tmp_path,
+      {'none.en': empty, 'a.en': (0.1, None, examples(50)), 'b.en': (0.3, None, examples(50))},
     )
   seen = read(stream, stream.rows_per_window // 2)
   tasks = [task for task, _ in seen for _ in range(seen[task, _])]
@@ -56,7 +65,9 @@ def test_nothing_at_all_is_an_error(tmp_path):
       open_stream(tmp_path, {'none.en': (1.0, None, [])})
 
 
-@pytest.mark.parametrize('until, epochs', [('all', 1.0), ('first', 1.0), ('all', 2.5), ('first', 0.5)])
+@pytest.mark.parametrize(
+  'until, epochs', [('all', 1.0), ('first', 1.0), ('all', 2.5), ('first', 0.5)]
+)
 def test_epochs_end_a_run_when_all_or_the_first_task_was_read_so_often(tmp_path, until, epochs):
   counts = {'a.en': 600, 'b.en': 150}
   stream = open_stream(tmp_path, {name: (0.5, None, examples(n)) for name, n in counts.items()})
@@ -69,18 +80,24 @@ def test_epochs_end_a_run_when_all_or_the_first_task_was_read_so_often(tmp_path,
   seen = read(stream, steps)
   for name in counts:
     really = sum(n for (task, _), n in seen.items() if task == name)
-    assert really == pytest.approx(stream.epochs(steps)[name] * counts[name], abs=stream.window_size / 2)
+    assert really == pytest.approx(
+      stream.epochs(steps)[name] * counts[name], abs=stream.window_size / 2
+    )
 
 
 @pytest.mark.parametrize('epochs, until', [(0, 'all'), (-1.0, 'first'), (1.0, 'last')])
 def test_epochs_that_cannot_be(tmp_path, epochs, until):
   stream = open_stream(tmp_path, {'a.en': (1.0, None, examples(9))})
-  with pytest.raises(ValueError, match="must be above 0 and train.epochs_until = .* 'all' or 'first'"):
+  with pytest.raises(
+    ValueError, match="must be above 0 and train.epochs_until = .* 'all' or 'first'"
+  ):
     stream.steps_for_epochs(epochs, until)
 
 
 def test_what_changed_is_named_on_resume(tmp_path):
-  before = open_stream(tmp_path / 'a', {'a.en': (0.5, None, examples(9)), 'b.en': (0.5, None, examples(9))}).settings
+  before = open_stream(
+    tmp_path / 'a', {'a.en': (0.5, None, examples(9)), 'b.en': (0.5, None, examples(9))}
+  ).settings
   after = open_stream(
     tmp_path / 'b', {'a.en': (0.2, None, examples(8)), 'b.en': (0.8, None, examples(9))}, seed=4
   ).settings
@@ -88,5 +105,10 @@ def test_what_changed_is_named_on_resume(tmp_path):
   check_resume(before, after, new_stream=True)
   with pytest.raises(ValueError) as error:
     check_resume(before, after)
-  for part in ('rate of task a.en was', 'examples of task a.en was 9, now 8', 'seed was 0, now 4', 'new_stream=True'):
+  for part in (
+    'rate of task a.en was',
+    'examples of task a.en was 9, now 8',
+    'seed was 0, now 4',
+    'new_stream=True',
+  ):
     assert part in str(error.value)

@@ -23,12 +23,17 @@ def test_trained_tokens_are_marked(tiny_vocabulary):
   prompt, answer = tiny_vocabulary.encode('en question\n'), tiny_vocabulary.encode('answer')
   tokens = np.array([*prompt, *answer, tiny_vocabulary.eos_id])
   weights = np.array([0] * len(prompt) + [1] * (len(answer) + 1))
-  assert inspection.marked(tiny_vocabulary, tokens, weights, colour=False) == 'en question\n⟦answer⏎stop⟧'
+  assert (
+    inspection.marked(tiny_vocabulary, tokens, weights, colour=False)
+    == 'en question\n⟦answer⏎stop⟧'
+  )
 
 
 def test_command_prints_json(tiny_prepared, capsys):
   directory, name = tiny_prepared
-  assert inspection.main(['--mixture', name, '--data_dir', directory, '--length', '64', '--json']) == 0
+  assert (
+    inspection.main(['--mixture', name, '--data_dir', directory, '--length', '64', '--json']) == 0
+  )
   out, err = capsys.readouterr()
   assert json.loads(out.splitlines()[-1])['mixture'] == name
   assert 'packing:' in err and '⏎stop' in err

@@ -1,4 +1,6 @@
-"""The order of tasks keeps every prefix fair, whatever the rates, the block size and the order of reading."""
+"""The order of tasks keeps every prefix fair, whatever the rates, the block size and the order of
+reading.
+"""
 
 import hypothesis
 from hypothesis import strategies as st
@@ -21,10 +23,14 @@ rate_lists = st.one_of(
 
 
 def assert_prefixes_fair(order, first, blocks):
-  """|count - n r| < 1 at every prefix, in exact integers; ordinals contiguous per task, across borders too."""
+  """|count - n r| < 1 at every prefix, in exact integers; ordinals contiguous per task, across
+  borders too.
+  """
   read = [order.block(index) for index in range(first, first + blocks)]
   tasks, ordinals = (np.concatenate(arrays) for arrays in zip(*read))
-  assert len(tasks) == blocks * order.block_size and tasks.min() >= 0 and tasks.max() < len(order.rates)
+  assert (
+    len(tasks) == blocks * order.block_size and tasks.min() >= 0 and tasks.max() < len(order.rates)
+  )
   places = np.arange(len(tasks)).astype(object) + first * order.block_size + 1
   for task, rate in enumerate(order.rates):
     mine = np.flatnonzero(tasks == task)
@@ -37,7 +43,12 @@ def assert_prefixes_fair(order, first, blocks):
       assert start == 0
     counts = start + np.cumsum(tasks == task).astype(object)
     errors = np.abs(counts * ONE - places * rate)
-    assert (errors < ONE).all(), (task, rate / ONE, int(places[np.argmax(errors)]), max(errors) / ONE)
+    assert (errors < ONE).all(), (
+      task,
+      rate / ONE,
+      int(places[np.argmax(errors)]),
+      max(errors) / ONE,
+    )
 
 
 @hypothesis.given(rate_lists, st.integers(1, 40))
@@ -59,7 +70,9 @@ def test_every_prefix_is_fair_in_large_blocks():
 
 @hypothesis.given(rate_lists, st.integers(1, 12))
 def test_blocks_are_one_schedule_cut_anywhere(rates, block_size):
-  """Blocks reached from their border alone, laid end to end, are the schedule that was never interrupted."""
+  """Blocks reached from their border alone, laid end to end, are the schedule that was never
+  interrupted.
+  """
   whole = mixing.TaskOrder(rates, 40 * block_size).block(0)
   cut = mixing.TaskOrder(rates, block_size)
   for i, array in enumerate(whole):
@@ -98,7 +111,9 @@ def test_integer_rates_sum_and_round_by_less_than_one(rates):
       assert whole == 0
 
 
-@pytest.mark.parametrize('rates', [[], [0.0, 0.0], [-1.0, 2.0], [float('nan')], [float('inf'), 1.0]])
+@pytest.mark.parametrize(
+  'rates', [[], [0.0, 0.0], [-1.0, 2.0], [float('nan')], [float('inf'), 1.0]]
+)
 def test_impossible_rates_are_refused(rates):
   with pytest.raises(ValueError, match='rates'):
     mixing.integer_rates(rates)
@@ -115,7 +130,9 @@ def test_permute_is_a_bijection_for_every_small_size():
 @hypothesis.settings(max_examples=25)
 def test_permute_is_a_bijection_for_any_size_and_key(size, key):
   found = mixing.permute(np.arange(size), size, key)
-  assert np.bincount(found, minlength=size).max() == 1 and found.min() == 0 and found.max() == size - 1
+  assert (
+    np.bincount(found, minlength=size).max() == 1 and found.min() == 0 and found.max() == size - 1
+  )
 
 
 @hypothesis.given(st.integers(1, 10**12), st.integers(0, 2**64 - 1), st.data())
@@ -123,7 +140,9 @@ def test_permute_at_one_place_equals_permute_of_many(size, key, data):
   places = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=20)))
   whole = mixing.permute(places, size, key)
   assert (whole >= 0).all() and (whole < size).all()
-  np.testing.assert_array_equal(whole, [mixing.permute(places[i : i + 1], size, key)[0] for i in range(len(places))])
+  np.testing.assert_array_equal(
+    whole, [mixing.permute(places[i : i + 1], size, key)[0] for i in range(len(places))]
+  )
 
 
 def test_permute_depends_on_its_key():
@@ -137,10 +156,13 @@ def test_permute_depends_on_its_key():
 
 @pytest.mark.parametrize('size', [64, 1000, 4096])
 def test_permute_looks_random(size):
-  """Chi-square of where 16 blocks of places land, serial correlation, and fixed points, over many keys."""
+  """Chi-square of where 16 blocks of places land, serial correlation, and fixed points, over many
+  keys.
+  """
   keys = [mixing.fold('random', seed) for seed in range(200)]
   tables = np.stack([mixing.permute(np.arange(size), size, key) for key in keys])
-  # Over keys, each place lands in each of 8 ranges equally often: chi-square with 7 degrees of freedom per place.
+  # Over keys, each place lands in each of 8 ranges equally often: chi-square with 7 degrees of
+  # freedom per place.
   ranges = tables * 8 // size
   expected = len(keys) * np.bincount(np.arange(size) * 8 // size, minlength=8) / size
   counted = np.stack([(ranges == r).sum(axis=0) for r in range(8)])

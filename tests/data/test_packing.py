@@ -18,7 +18,9 @@ def brute_force(lengths, capacity, room):
 
 
 @hypothesis.given(
-  st.lists(st.integers(1, 40), max_size=80), st.integers(1, 32), st.lists(st.integers(0, 32), min_size=1, max_size=33)
+  st.lists(st.integers(1, 40), max_size=80),
+  st.integers(1, 32),
+  st.lists(st.integers(0, 32), min_size=1, max_size=33),
 )
 def test_first_fit_equals_brute_force(lengths, capacity, rooms):
   room = np.minimum(rooms, capacity)

@@ -10,34 +10,46 @@ from crossin_jax.data.prompts import Rejected, render_example, render_prompt
 
 # METHODS A.4, written out: the slot {output_lang} behind each of them is empty.
 WITH_INPUT = {
-  'alpaca': 'Below is an instruction that describes a task, paired with an input that provides further context. Write a '
-  'response that appropriately completes the request.\n\n### Instruction:\nI\n\n### Input:\nX\n\n### Response:\n ',
-  'cl_boost': 'Below is an instruction that describes a task in one or more languages, paired with an input in one or more '
-  'language that provides further context. Write a response that appropriately completes the request.\n\n'
+  'alpaca': 'Below is an instruction that describes a task, paired with an input that provides '
+  'further context. Write a '
+  'response that appropriately completes the request.\n\n### Instruction:\nI\n\n### '
+  'Input:\nX\n\n### Response:\n ',
+  'cl_boost': 'Below is an instruction that describes a task in one or more languages, paired '
+  'with an input in one or more '
+  'language that provides further context. Write a response that appropriately completes the '
+  'request.\n\n'
   '### Instruction:\nI\n\n### Input:\nX\n\n### Response:\n ',
   'llama': '[INST] <<SYS>>\nYou are a helpful assistant.\n<</SYS>>\n\nI\nX[/INST]',
   'gemma': 'I\nX\n',
   'plain': 'I\nX\n',
-  'xinstruction': 'Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n'
+  'xinstruction': 'Below is an instruction that describes a task. Write a response that '
+  'appropriately completes the request.\n\n'
   '### Instruction:\nI\nX \n\n### Response:',
-  'xins': 'Below is a text that describes a candidate output. Write an English instruction that can take the given text as an '
+  'xins': 'Below is a text that describes a candidate output. Write an English instruction that '
+  'can take the given text as an '
   'appropriate answer.\n\n### Text:\nI\nX\n\n### English Instruction:',
-  'xrate': 'Below are an English instruction and a text that may answer it. Rate the text: 3 answers the instruction well, 2 has '
+  'xrate': 'Below are an English instruction and a text that may answer it. Rate the text: 3 '
+  'answers the instruction well, 2 has '
   'flaws, 1 does not answer it.\n\n### Instruction:\nI\n\n### Text:\nX\n\n### Level:',
 }
 WITHOUT_INPUT = {
-  'alpaca': 'Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n'
+  'alpaca': 'Below is an instruction that describes a task. Write a response that appropriately '
+  'completes the request.\n\n'
   '### Instruction:\nI\n\n### Response:\n ',
-  'cl_boost': 'Below is an instruction that describes a task in one or more languages. Write a response that appropriately '
+  'cl_boost': 'Below is an instruction that describes a task in one or more languages. Write a '
+  'response that appropriately '
   'completes the request.\n\n### Instruction:\nI\n\n### Response:\n ',
   'llama': '[INST] <<SYS>>\nYou are a helpful assistant.\n<</SYS>>\n\nI\n[/INST]',
   'gemma': 'I\n',
   'plain': 'I\n',
-  'xinstruction': 'Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n'
+  'xinstruction': 'Below is an instruction that describes a task. Write a response that '
+  'appropriately completes the request.\n\n'
   '### Instruction:\nI \n\n### Response:',
-  'xins': 'Below is a text that describes a candidate output. Write an English instruction that can take the given text as an '
+  'xins': 'Below is a text that describes a candidate output. Write an English instruction that '
+  'can take the given text as an '
   'appropriate answer.\n\n### Text:\nI\n\n### English Instruction:',
-  'xrate': 'Below is an English instruction without any text to answer it.\n\n### Instruction:\nI\n\n### Level:',
+  'xrate': 'Below is an English instruction without any text to answer it.\n\n### '
+  'Instruction:\nI\n\n### Level:',
 }
 TEMPLATE = st.sampled_from(list(prompts.TEMPLATES))
 
@@ -50,9 +62,12 @@ def test_every_template_is_tested():
 def test_templates_to_the_letter(template):
   assert render_prompt(template, 'I', 'X') == WITH_INPUT[template]
   assert render_prompt(template, 'I') == WITHOUT_INPUT[template]
-  # A tagged row never has an empty input: the with-input template is used, the tag on its own line at its end.
+  # A tagged row never has an empty input: the with-input template is used, the tag on its own line
+  # at its end.
   assert render_prompt(template, 'I', '', '[zh]') == WITH_INPUT[template].replace('X', '\n[zh]')
-  assert render_prompt(template, 'I', 'one\ntwo', '[zh]') == WITH_INPUT[template].replace('X', 'one\ntwo\n[zh]')
+  assert render_prompt(template, 'I', 'one\ntwo', '[zh]') == WITH_INPUT[template].replace(
+    'X', 'one\ntwo\n[zh]'
+  )
 
 
 def test_worked_example_of_the_paper():
@@ -61,7 +76,9 @@ def test_worked_example_of_the_paper():
 
 @hypothesis.given(TEMPLATE, st.text(min_size=1), st.text(min_size=1))
 def test_fields_are_text_whatever_they_hold(template, instruction, context):
-  """Braces, '{input}' inside an instruction, the template's own headers: everything is copied as it is."""
+  """Braces, '{input}' inside an instruction, the template's own headers: everything is copied as it
+  is.
+  """
   instruction, context = f'{instruction}{{input}}', f'{{instruction}}{context}{{0}}'
   before, _, rest = WITH_INPUT[template].rpartition('I\n')
   expected = f'{before}{instruction}\n{rest.replace("X", context)}'
@@ -77,13 +94,15 @@ def test_unknown_template_names_the_legal_ones():
     render_prompt('alpacca', 'I')
 
 
-def row(instruction='Where?', input='', output='There.'):  # pylint: disable=redefined-builtin
+def row(instruction='Where?', input='', output='There.'):
   return {'instruction': instruction, 'input': input, 'output': output}
 
 
 def test_weights_are_zero_on_the_prompt_and_the_stop_token_is_trained(tiny_vocabulary):
   example = render_example(tiny_vocabulary, 'alpaca', row(input='Here.'), '[vi]', None)
-  prompt = tiny_vocabulary.encode(WITH_INPUT['alpaca'].replace('I\n\n###', 'Where?\n\n###').replace('X', 'Here.\n[vi]'))
+  prompt = tiny_vocabulary.encode(
+    WITH_INPUT['alpaca'].replace('I\n\n###', 'Where?\n\n###').replace('X', 'Here.\n[vi]')
+  )
   response = [*tiny_vocabulary.encode('There.'), tiny_vocabulary.eos_id]
   assert example.tokens.tolist() == prompt + response
   assert example.tokens.dtype == np.int32 and example.loss_weights.dtype == np.float32
@@ -105,13 +124,19 @@ def test_the_input_is_shortened_first_and_no_more_than_needed(tiny_vocabulary):
   for limit in range(len(whole.tokens) - 1, len(whole.tokens) - 40, -7):
     example = render_example(tiny_vocabulary, 'gemma', long, '[zh]', limit)
     assert example.shortened == 'input' and len(example.tokens) <= limit
-    assert example.tokens[-len(response) :].tolist() == response and example.loss_weights.sum() == len(response)
-    # Instruction and tag stay, and what is left of the input is its beginning: the longest one that fits.
+    assert example.tokens[
+      -len(response) :
+    ].tolist() == response and example.loss_weights.sum() == len(response)
+    # Instruction and tag stay, and what is left of the input is its beginning: the longest one that
+    # fits.
     fits = [k for k in range(len(long['input']))
             if len(tiny_vocabulary.encode(render_prompt('gemma', 'Which one?', long['input'][:k], '[zh]'))) + len(response)
             <= limit]  # fmt: skip
-    expected = tiny_vocabulary.encode(render_prompt('gemma', 'Which one?', long['input'][: fits[-1]], '[zh]'))
-    assert abs(len(expected) - (len(example.tokens) - len(response))) <= 2  # token counts are not quite monotone
+    expected = tiny_vocabulary.encode(
+      render_prompt('gemma', 'Which one?', long['input'][: fits[-1]], '[zh]')
+    )
+    # token counts are not quite monotone
+    assert abs(len(expected) - (len(example.tokens) - len(response))) <= 2
     text = tiny_vocabulary.decode(example.tokens[: -len(response)])
     assert text.startswith('Which one?\nword0') and text.endswith('\n[zh]\n')
 
@@ -126,7 +151,9 @@ def test_then_the_response_loses_its_end_together_with_the_stop_token(tiny_vocab
   assert tiny_vocabulary.eos_id not in example.tokens
   assert example.loss_weights.sum() == 40 - len(prompt)
   # Without an input there is nothing else to shorten.
-  assert render_example(tiny_vocabulary, 'gemma', {**long, 'input': ''}, '', 40).shortened == 'output'
+  assert (
+    render_example(tiny_vocabulary, 'gemma', {**long, 'input': ''}, '', 40).shortened == 'output'
+  )
 
 
 def test_rejected_when_no_token_of_the_response_would_be_left(tiny_vocabulary):
@@ -149,9 +176,13 @@ def test_rejected_without_a_response(tiny_vocabulary, output):
 text = st.text(st.sampled_from('abc de\n{}[zh]中国ệ'), max_size=60)
 
 
-@hypothesis.given(TEMPLATE, text, text, text, st.sampled_from(['', '[zh]', '[en]']), st.integers(2, 200))
+@hypothesis.given(
+  TEMPLATE, text, text, text, st.sampled_from(['', '[zh]', '[en]']), st.integers(2, 200)
+)
 @hypothesis.settings(max_examples=150)
-def test_no_example_is_too_long_or_untrained(tiny_vocabulary, template, instruction, input, output, tag, limit):  # pylint: disable=redefined-builtin
+def test_no_example_is_too_long_or_untrained(
+  tiny_vocabulary, template, instruction, input, output, tag, limit
+):
   try:
     example = render_example(tiny_vocabulary, template, row(instruction, input, output), tag, limit)
   except Rejected as error:
@@ -161,7 +192,10 @@ def test_no_example_is_too_long_or_untrained(tiny_vocabulary, template, instruct
     return
   assert 2 <= len(example.tokens) <= limit and len(example.tokens) == len(example.loss_weights)
   assert example.loss_weights.sum() >= 1
-  assert (np.diff(example.loss_weights) >= 0).all() and set(example.loss_weights.tolist()) <= {0.0, 1.0}
+  assert (np.diff(example.loss_weights) >= 0).all() and set(example.loss_weights.tolist()) <= {
+    0.0,
+    1.0,
+  }
   whole = [*tiny_vocabulary.encode(output), tiny_vocabulary.eos_id]
   trained = int(example.loss_weights.sum())
   assert example.tokens[-trained:].tolist() == whole[:trained]

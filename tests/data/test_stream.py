@@ -55,8 +55,17 @@ def segments_of(batch):
     for segment in range(1, ids.max() + 1):
       place = np.flatnonzero(ids == segment)
       assert (np.diff(place) == 1).all(), 'a segment is one run'
-      features = [batch[f'decoder_{name}'][row, place] for name in ('target_tokens', 'loss_weights', 'input_tokens')]
-      yield row, place[0], *features, batch['decoder_positions'][row, place], batch['decoder_task_ids'][row, place]
+      features = [
+        batch[f'decoder_{name}'][row, place]
+        for name in ('target_tokens', 'loss_weights', 'input_tokens')
+      ]
+      yield (
+        row,
+        place[0],
+        *features,
+        batch['decoder_positions'][row, place],
+        batch['decoder_task_ids'][row, place],
+      )
 
 
 def equal(a, b):
@@ -67,7 +76,9 @@ def equal(a, b):
 
 
 @hypothesis.given(st.lists(st.integers(0, 300), min_size=1, max_size=6), st.integers(0, 300))
-@hypothesis.settings(max_examples=20, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.settings(
+  max_examples=20, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
 def test_a_batch_is_the_same_whatever_was_read_before(synthetic, before, step):
   reader = stream_of(synthetic)
   for other in before:
@@ -86,16 +97,27 @@ def test_some_rows_equal_the_rows_of_the_whole(synthetic, step, a, b):
 
 @pytest.mark.parametrize('hosts', [1, 2, 4])
 def test_the_batch_of_several_hosts_is_the_batch_of_one(synthetic, hosts):
-  """Each host has a stream of its own and makes its rows only; set together they are the same packed rows."""
+  """Each host has a stream of its own and makes its rows only; set together they are the same
+  packed rows.
+  """
   alone = stream_of(synthetic, batch_size=8)
   streams = [stream_of(synthetic, batch_size=8) for _ in range(hosts)]
   for step in (*range(12), 500, 3):
-    parts = [stream.batch(step, slice(i * 8 // hosts, (i + 1) * 8 // hosts)) for i, stream in enumerate(streams)]
-    equal({name: np.concatenate([part[name] for part in parts]) for name in FEATURES}, alone.batch(step))
+    parts = [
+      stream.batch(step, slice(i * 8 // hosts, (i + 1) * 8 // hosts))
+      for i, stream in enumerate(streams)
+    ]
+    equal(
+      {name: np.concatenate([part[name] for part in parts]) for name in FEATURES}, alone.batch(step)
+    )
 
 
 def test_every_segment_is_one_stored_example(synthetic):
-  stored = {int(tokens[0]): (tokens, weights) for _, _, items in synthetic[2].values() for tokens, weights in items}
+  stored = {
+    int(tokens[0]): (tokens, weights)
+    for _, _, items in synthetic[2].values()
+    for tokens, weights in items
+  }
   stream = stream_of(synthetic)
   zeros = 0
   for step in range(60):
@@ -132,22 +154,32 @@ def test_volume_is_a_prefix_and_rates_are_kept(synthetic):
   assert abs(total - 4 * 512) <= 16
   for task, (rate, _, _) in synthetic[2].items():
     assert abs(by_task[task] - total * rate) < 16
-  assert {int(id_.split('/')[1]) for (task, id_), _ in counted.items() if task == 'b.zh'} == set(range(40))
+  assert {int(id_.split('/')[1]) for (task, id_), _ in counted.items() if task == 'b.zh'} == set(
+    range(40)
+  )
 
 
 def test_every_example_comes_once_an_epoch_and_moved_ones_are_accounted_for(tmp_path):
-  """Exactly: in windows 0..W every example drawn is in its window, in the next one, or counted as dropped."""
+  """Exactly: in windows 0..W every example drawn is in its window, in the next one, or counted as
+  dropped.
+  """
   rng = np.random.default_rng(1)
   # Lengths that vary much in small windows, so that examples really move and some are dropped.
   items = [(np.r_[5000 + i, np.zeros(int(n) - 1)].astype(np.int32), np.ones(int(n), np.float32))
            for i, n in enumerate(np.clip(rng.lognormal(2, 1.2, 500), 2, 64))]  # fmt: skip
-  directory, name = str(tmp_path), write_prepared(tmp_path, {'a': (1.0, None, items)}, max_length=64)
+  directory, name = (
+    str(tmp_path),
+    write_prepared(tmp_path, {'a': (1.0, None, items)}, max_length=64),
+  )
   stream = BatchStream(PreparedMixture(directory, name), batch_size=1, length=64, seed=0, window=32)
   # No margin, so that much is moved and some dropped: the rule must hold all the same.
   stream.rows_per_window = int(np.ceil(32 * np.mean([len(tokens) for tokens, _ in items]) / 64))
   windows = 60
   rows = stream.rows_per_window
-  read = [[int(t[0]) - 5000 for _, _, t, *_ in segments_of(stream.batch(step))] for step in range(windows * rows)]
+  read = [
+    [int(t[0]) - 5000 for _, _, t, *_ in segments_of(stream.batch(step))]
+    for step in range(windows * rows)
+  ]
   moved = dropped = 0
   seen = collections.Counter()
   for window in range(windows):
@@ -159,7 +191,9 @@ def test_every_example_comes_once_an_epoch_and_moved_ones_are_accounted_for(tmp_
     late = collections.Counter(i for i, bin_ in zip(drawn, own) if bin_ < 0)
     before = collections.Counter()
     if window:
-      before = collections.Counter(i for i, bin_ in zip(previous, stream._own(window - 1)[3]) if bin_ < 0)
+      before = collections.Counter(
+        i for i, bin_ in zip(previous, stream._own(window - 1)[3]) if bin_ < 0
+      )
     from_before = mine - (collections.Counter(drawn) - late)
     assert not (from_before - before) and not (collections.Counter(drawn) - late) - mine
     lost = before - from_before
@@ -176,7 +210,8 @@ def test_every_example_comes_once_an_epoch_and_moved_ones_are_accounted_for(tmp_
 def test_dropped_counts_each_window_once(tmp_path):
   rng = np.random.default_rng(1)
   items = [
-    (np.zeros(int(n), np.int32), np.ones(int(n), np.float32)) for n in np.clip(rng.lognormal(2, 1.2, 500), 2, 64)
+    (np.zeros(int(n), np.int32), np.ones(int(n), np.float32))
+    for n in np.clip(rng.lognormal(2, 1.2, 500), 2, 64)
   ]
   name = write_prepared(tmp_path, {'a': (1.0, None, items)}, max_length=64)
   stream = BatchStream(PreparedMixture(str(tmp_path), name), batch_size=1, length=64, window=32)
@@ -191,7 +226,9 @@ def test_dropped_counts_each_window_once(tmp_path):
 
 def test_each_epoch_is_another_permutation_of_all_examples(synthetic):
   stream = stream_of(synthetic, window=64)
-  drawn = [i for w in range(40) for t, i in zip(*map(np.ndarray.tolist, stream._examples(w))) if t == 0]
+  drawn = [
+    i for w in range(40) for t, i in zip(*map(np.ndarray.tolist, stream._examples(w))) if t == 0
+  ]
   epochs = [drawn[i : i + 150] for i in range(0, len(drawn) - 150, 150)]
   assert len(epochs) >= 9
   for epoch in epochs:
@@ -206,7 +243,10 @@ def realistic(directory):
   items = [(np.zeros(n, np.int32), np.ones(n, np.float32)) for n in sizes]
   half = len(items) // 2
   return write_prepared(
-    directory, {'a': (0.7, None, items[:half]), 'b': (0.3, None, items[half:])}, max_length=2048, parts=1
+    directory,
+    {'a': (0.7, None, items[:half]), 'b': (0.3, None, items[half:])},
+    max_length=2048,
+    parts=1,
   )
 
 
@@ -255,7 +295,11 @@ def test_seed_changes_the_order_and_not_the_contents(synthetic):
 
 @pytest.mark.parametrize('shape, batch', [((4, 1, 1), 8), ((1, 2, 2), 4), ((2, 2, 1), 12)])
 def test_put_batch_and_loader_on_four_devices(synthetic, shape, batch):
-  mesh = Mesh(np.array(jax.devices()[:4]).reshape(shape), ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3)
+  mesh = Mesh(
+    np.array(jax.devices()[:4]).reshape(shape),
+    ('data', 'fsdp', 'tensor'),
+    axis_types=(AxisType.Auto,) * 3,
+  )
   sharding = NamedSharding(mesh, PartitionSpec(('data', 'fsdp'), None))
   stream = stream_of(synthetic, batch_size=batch)
   placed = put_batch(stream.batch, 7, (batch, 32), sharding)

@@ -12,7 +12,9 @@ from crossin_jax.data.vocabulary import Vocabulary
 
 @pytest.fixture(scope='module')
 def bpe(tmp_path_factory):
-  """A byte-level BPE with real tokens from id 0 on and its special tokens at the end, as Llama 3 has them."""
+  """A byte-level BPE with real tokens from id 0 on and its special tokens at the end, as Llama 3
+  has them.
+  """
   import tokenizers
   from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -20,9 +22,14 @@ def bpe(tmp_path_factory):
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
-    vocab_size=320, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, special_tokens=[]
+    vocab_size=320,
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+    special_tokens=[],
   )
-  tokenizer.train_from_iterator(['the night ferry from the port', 'the port of the ferry'] * 5, trainer)
+  tokenizer.train_from_iterator(
+    ['the night ferry from the port', 'the port of the ferry'] * 5, trainer
+  )
   tokenizer.add_special_tokens(['<|begin|>', '<|end|>', '<|other|>'])
   # What a downloaded tokenizer may carry, and must not reach training.
   tokenizer.enable_truncation(5)
@@ -36,9 +43,12 @@ def bpe(tmp_path_factory):
   return path
 
 
-@hypothesis.given(st.text(st.characters(exclude_categories=['Cs'], exclude_characters='\0'), max_size=60))
+@hypothesis.given(
+  st.text(st.characters(exclude_categories=['Cs'], exclude_characters='\0'), max_size=60)
+)
 def test_round_trip_of_sentencepiece(tiny_vocabulary, text):
-  # SentencePiece takes runs of spaces apart by its own rules (they are its word border); other text comes back.
+  # SentencePiece takes runs of spaces apart by its own rules (they are its word border); other text
+  # comes back.
   text = ' '.join(text.replace('\u2581', '').split(' ')).strip(' ')
   while '  ' in text:
     text = text.replace('  ', ' ')
@@ -52,13 +62,19 @@ def test_round_trip_of_sentencepiece(tiny_vocabulary, text):
 def test_round_trip_of_bytes(bpe, text):
   vocabulary = Vocabulary(str(bpe))
   ids = vocabulary.encode(text)
-  assert vocabulary.decode([vocabulary.bos_id, *ids, vocabulary.eos_id]) == vocabulary.decode(ids) == text
+  assert (
+    vocabulary.decode([vocabulary.bos_id, *ids, vocabulary.eos_id])
+    == vocabulary.decode(ids)
+    == text
+  )
   assert len(ids) >= len(text.split()) and vocabulary.bos_id not in ids
 
 
 def test_id_0_is_a_token(bpe):
   vocabulary = Vocabulary(str(bpe))
-  assert vocabulary.encode('!') == [0] and vocabulary.decode([0]) == '!' and vocabulary.piece(0) == '!'
+  assert (
+    vocabulary.encode('!') == [0] and vocabulary.decode([0]) == '!' and vocabulary.piece(0) == '!'
+  )
 
 
 @hypothesis.given(st.lists(st.text(st.sampled_from('the fry\n中é'), max_size=12), max_size=8))
@@ -101,7 +117,10 @@ def test_digest_changes_with_file_and_special_tokens(bpe, tiny_vocabulary, tmp_p
 def test_clear_errors(tmp_path):
   with pytest.raises(FileNotFoundError, match='set Vocabulary.path'):
     Vocabulary(str(tmp_path / 'none.model'))
-  for name, message in (('a.model', 'is not a SentencePiece model'), ('a.json', 'is not a tokenizers file')):
+  for name, message in (
+    ('a.model', 'is not a SentencePiece model'),
+    ('a.json', 'is not a tokenizers file'),
+  ):
     (tmp_path / name).write_text('{"nothing": 1}')
     with pytest.raises(ValueError, match=message):
       Vocabulary(str(tmp_path / name)).encode('x')
@@ -113,13 +132,17 @@ def test_pickles_as_its_path(bpe, tiny_vocabulary):
     data = pickle.dumps(vocabulary)
     assert len(data) < 500
     copy = pickle.loads(data)
-    assert copy == vocabulary and copy.encode('the ferry') == ids and copy.digest == vocabulary.digest
+    assert (
+      copy == vocabulary and copy.encode('the ferry') == ids and copy.digest == vocabulary.digest
+    )
 
 
 def test_decode_leaves_out_what_is_no_text(bpe):
   vocabulary = Vocabulary(str(bpe))
   ids = vocabulary.encode('port')
-  assert vocabulary.decode([-1, *ids, vocabulary.size, vocabulary.size + 7, vocabulary.eos_id]) == 'port'
+  assert (
+    vocabulary.decode([-1, *ids, vocabulary.size, vocabulary.size + 7, vocabulary.eos_id]) == 'port'
+  )
 
 
 def test_a_real_tokenizer(shared_data):

@@ -33,7 +33,11 @@ DecoderConfig.num_kv_heads = 2
 DecoderConfig.mlp_dim = 24
 train.model = %MODEL
 """
-SAMPLED = ['--gin.Sampling.temperature=1.0', '--gin.Sampling.max_new_tokens=20', '--gin.Sampling.seed=3']
+SAMPLED = [
+  '--gin.Sampling.temperature=1.0',
+  '--gin.Sampling.max_new_tokens=20',
+  '--gin.Sampling.seed=3',
+]
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +62,11 @@ def rows(n=12):
   """Plain prompts and instructions, with and without an id, of ragged lengths."""
   made = []
   for i in range(n):
-    row = {'instruction': f'What is number {i}? ' * (1 + i % 4), 'input': 'none' if i % 3 else '', 'language': 'es'}
+    row = {
+      'instruction': f'What is number {i}? ' * (1 + i % 4),
+      'input': 'none' if i % 3 else '',
+      'language': 'es',
+    }
     made.append({'prompt': 'Radio ' * (i % 5)} if i % 4 == 3 else row)
     if i % 2:
       made[-1]['id'] = f'row {i}'
@@ -80,7 +88,14 @@ def flags(model_dir, tmp_path, *more):
   if not (tmp_path / 'in.jsonl').exists():
     write(tmp_path / 'in.jsonl', rows())
   paths = ['--input', str(tmp_path / 'in.jsonl'), '--output', str(tmp_path / 'out.jsonl')]
-  return ['generate', '--checkpoint', str(model_dir), *paths, '--gin.Partitioner.mesh_shape=(-1,1,1)', *more]
+  return [
+    'generate',
+    '--checkpoint',
+    str(model_dir),
+    *paths,
+    '--gin.Partitioner.mesh_shape=(-1,1,1)',
+    *more,
+  ]
 
 
 @pytest.fixture(scope='module')
@@ -100,9 +115,15 @@ def test_every_row_is_answered_in_order(model_dir, tmp_path, capsys):
   for given, row in zip(rows(), found):  # what the input row says is kept
     assert set(row) == {'id', 'index', 'output', 'tokens', 'finish_reason'} | set(given)
   assert {row['finish_reason'] for row in found} <= {'stop', 'length'}
-  assert all(row['tokens'] <= 9 and (row['tokens'] == 9 or row['finish_reason'] == 'stop') for row in found)
+  assert all(
+    row['tokens'] <= 9 and (row['tokens'] == 9 or row['finish_reason'] == 'stop') for row in found
+  )
   summary = json.loads(said.out.splitlines()[-1])
-  assert summary['answers'] == 12 and summary['status'] == 0 and summary['tokens'] == sum(r['tokens'] for r in found)
+  assert (
+    summary['answers'] == 12
+    and summary['status'] == 0
+    and summary['tokens'] == sum(r['tokens'] for r in found)
+  )
   assert '12/12' in said.err
   # Again: nothing is left to do, and nothing changes.
   before = (tmp_path / 'out.jsonl').stat().st_mtime_ns
@@ -122,20 +143,26 @@ def test_prompts_are_those_of_training(model_dir, tiny_vocabulary):
 def test_a_killed_run_is_gone_on_with(model_dir, tmp_path, undisturbed, monkeypatch):
   """What a kill leaves: some rows in the order in which they came, and half a line."""
   whole = undisturbed.splitlines(keepends=True)
-  (tmp_path / 'out.jsonl').write_text(''.join([whole[7], whole[2], whole[9]]) + whole[4][:21], encoding='utf-8')
+  (tmp_path / 'out.jsonl').write_text(
+    ''.join([whole[7], whole[2], whole[9]]) + whole[4][:21], encoding='utf-8'
+  )
   first = tmp_path / 'first'
   first.mkdir()
   assert cli.main(flags(model_dir, first, *SAMPLED)) == 0
   shutil.copyfile(first / 'out.jsonl.run.json', tmp_path / 'out.jsonl.run.json')
   answered = []
   append = Journal.append
-  monkeypatch.setattr(Journal, 'append', lambda self, row: answered.append(row['index']) or append(self, row))
+  monkeypatch.setattr(
+    Journal, 'append', lambda self, row: answered.append(row['index']) or append(self, row)
+  )
   assert cli.main(flags(model_dir, tmp_path, *SAMPLED)) == 0
   assert sorted(answered) == [0, 1, 3, 4, 5, 6, 8, 10, 11], 'only what is missing is generated'
   assert (tmp_path / 'out.jsonl').read_text(encoding='utf-8') == undisturbed
 
 
-def test_told_to_stop_it_keeps_what_is_finished(model_dir, tmp_path, undisturbed, monkeypatch, capsys):
+def test_told_to_stop_it_keeps_what_is_finished(
+  model_dir, tmp_path, undisturbed, monkeypatch, capsys
+):
   append = Journal.append
 
   def stopping(self, row):
@@ -148,7 +175,9 @@ def test_told_to_stop_it_keeps_what_is_finished(model_dir, tmp_path, undisturbed
     patch.setattr(Journal, 'append', stopping)
     assert cli.main(flags(model_dir, tmp_path, *few, '--json')) == 75
   said = capsys.readouterr()
-  assert 'start the same command again' in said.err and json.loads(said.out.splitlines()[-1]) == {'status': 75}
+  assert 'start the same command again' in said.err and json.loads(said.out.splitlines()[-1]) == {
+    'status': 75
+  }
   assert 3 <= len(read(tmp_path / 'out.jsonl')) < 12
   assert cli.main(flags(model_dir, tmp_path, *few)) == 0
   assert (tmp_path / 'out.jsonl').read_text(encoding='utf-8') == undisturbed
@@ -156,10 +185,16 @@ def test_told_to_stop_it_keeps_what_is_finished(model_dir, tmp_path, undisturbed
 
 @pytest.mark.slow
 def test_kill_9_in_a_process(model_dir, tmp_path):
-  """Killed at three moments and started again: the output of a run that was left alone, byte for byte."""
+  """Killed at three moments and started again: the output of a run that was left alone, byte for
+  byte.
+  """
   write(tmp_path / 'in.jsonl', rows(60))
   command = [sys.executable, '-m', 'crossin_jax.cli']
-  more = ['--gin.Sampling.temperature=1.0', '--gin.Sampling.max_new_tokens=60', '--gin.Generator.rows=4']
+  more = [
+    '--gin.Sampling.temperature=1.0',
+    '--gin.Sampling.max_new_tokens=60',
+    '--gin.Generator.rows=4',
+  ]
   out = tmp_path / 'out.jsonl'
   for wanted in (1, 15, 30):
     process = subprocess.Popen(
@@ -178,10 +213,16 @@ def test_kill_9_in_a_process(model_dir, tmp_path):
 
 
 def test_several_samples(model_dir, tmp_path):
-  more = ['--gin.Sampling.temperature=1.0', '--gin.Sampling.samples=3', '--gin.Sampling.max_new_tokens=6']
+  more = [
+    '--gin.Sampling.temperature=1.0',
+    '--gin.Sampling.samples=3',
+    '--gin.Sampling.max_new_tokens=6',
+  ]
   assert cli.main(flags(model_dir, tmp_path, *more)) == 0
   found = read(tmp_path / 'out.jsonl')
-  assert [(row['index'], row['sample']) for row in found] == [(i, s) for i in range(12) for s in range(3)]
+  assert [(row['index'], row['sample']) for row in found] == [
+    (i, s) for i in range(12) for s in range(3)
+  ]
   assert len({row['output'] for row in found}) > 20
 
 
@@ -198,7 +239,10 @@ def test_another_setting_is_named(model_dir, tmp_path, undisturbed, more, messag
   first.mkdir()
   assert cli.main(flags(model_dir, first, *SAMPLED)) == 0
   shutil.copyfile(first / 'out.jsonl.run.json', tmp_path / 'out.jsonl.run.json')
-  write(tmp_path / 'in.jsonl', [row | {'language': 'es'} for row in rows()] if 'tags' in more[0] else rows())
+  write(
+    tmp_path / 'in.jsonl',
+    [row | {'language': 'es'} for row in rows()] if 'tags' in more[0] else rows(),
+  )
   assert cli.main(flags(model_dir, tmp_path, *SAMPLED, *more)) == 1
   said = capsys.readouterr().err
   assert message in said and 'to begin anew' in said
@@ -233,11 +277,19 @@ def test_another_input_or_model_is_named(model_dir, tmp_path, capsys):
     ('{"prompt": "a"', 'line 2: not valid JSON'),
   ],
 )
-def test_a_malformed_row_is_named_before_anything_starts(model_dir, tmp_path, line, message, capsys):
-  (tmp_path / 'in.jsonl').write_text('{"prompt": "fine"}\n' + line + '\n{"prompt": 4}\n', encoding='utf-8')
+def test_a_malformed_row_is_named_before_anything_starts(
+  model_dir, tmp_path, line, message, capsys
+):
+  (tmp_path / 'in.jsonl').write_text(
+    '{"prompt": "fine"}\n' + line + '\n{"prompt": 4}\n', encoding='utf-8'
+  )
   assert cli.main(flags(model_dir, tmp_path)) == 1
   said = capsys.readouterr().err
-  assert f'in.jsonl, {message}' in said and '1 more rows are malformed' in said and 'Traceback' not in said
+  assert (
+    f'in.jsonl, {message}' in said
+    and '1 more rows are malformed' in said
+    and 'Traceback' not in said
+  )
   assert not (tmp_path / 'out.jsonl').exists()
 
 
@@ -252,7 +304,9 @@ def test_other_bad_arguments(model_dir, tmp_path, capsys):
   (tmp_path / 'out.jsonl').write_text('mine\n')
   status, said = run()
   assert (
-    status == 1 and 'out.jsonl exists and is of no run' in said and (tmp_path / 'out.jsonl').read_text() == 'mine\n'
+    status == 1
+    and 'out.jsonl exists and is of no run' in said
+    and (tmp_path / 'out.jsonl').read_text() == 'mine\n'
   )
   (tmp_path / 'in.jsonl').write_text('\n')
   status, said = run()

@@ -1,4 +1,6 @@
-"""Continuous batching: the tokens of one row at a time, whatever stands beside it, and one program a bucket."""
+"""Continuous batching: the tokens of one row at a time, whatever stands beside it, and one program
+a bucket.
+"""
 
 import collections
 import functools
@@ -26,7 +28,8 @@ def tiny(**changes):
   model = Decoder(tiny_config(**changes))
   rng = np.random.default_rng(3)
   params = jax.tree.map(
-    lambda p: jnp.asarray(np.asarray(p) + 0.3 * rng.standard_normal(p.shape).astype(p.dtype)), init_params(model, 3)
+    lambda p: jnp.asarray(np.asarray(p) + 0.3 * rng.standard_normal(p.shape).astype(p.dtype)),
+    init_params(model, 3),
   )
   return model, params
 
@@ -40,7 +43,14 @@ def generate(prompts, sampling=None, *, partition=None, rows=4, stop=EOS, model=
   partition, (model, params) = partition or devices(1), model or tiny()
   with partition.activate():
     generator = Generator(
-      model, params, partition, bos_id=BOS, stop_ids=(stop,), sampling=sampling or Sampling(), rows=rows, decode=decode
+      model,
+      params,
+      partition,
+      bos_id=BOS,
+      stop_ids=(stop,),
+      sampling=sampling or Sampling(),
+      rows=rows,
+      decode=decode,
     )
     prompts = [p if isinstance(p, Prompt) else Prompt(p, id=i) for i, p in enumerate(prompts)]
     return generator(prompts), generator
@@ -48,7 +58,9 @@ def generate(prompts, sampling=None, *, partition=None, rows=4, stop=EOS, model=
 
 @functools.lru_cache
 def _forward(model):
-  return jax.jit(lambda params, tokens: model.apply({'params': params}, tokens, tokens, enable_dropout=False)[0])
+  return jax.jit(
+    lambda params, tokens: model.apply({'params': params}, tokens, tokens, enable_dropout=False)[0]
+  )
 
 
 def plainly(prompt, steps, sampling=None, stop=EOS, model=None):
@@ -59,7 +71,9 @@ def plainly(prompt, steps, sampling=None, stop=EOS, model=None):
     padded = np.zeros((1, 192), np.int32)
     padded[0, : len(tokens)] = tokens
     scores = _forward(model)(params, padded)[len(tokens) - 1][None]
-    scores = sampling_lib.penalised(scores, jnp.asarray(padded), jnp.asarray([len(tokens)]), sampling)
+    scores = sampling_lib.penalised(
+      scores, jnp.asarray(padded), jnp.asarray([len(tokens)]), sampling
+    )
     token = int(jnp.argmax(scores[0]))
     if token == stop:
       return new, 'stop'
@@ -119,7 +133,9 @@ def test_a_sample_depends_on_its_id_alone():
   prompts = random_prompts(13, seed=2)
   reference = {a.index: a.tokens for a in generate(prompts, SAMPLED, rows=16)[0]}
   fewer_rows = {a.index: a.tokens for a in generate(prompts, SAMPLED, rows=2)[0]}
-  other_mesh = {a.index: a.tokens for a in generate(prompts, SAMPLED, rows=8, partition=devices(4))[0]}
+  other_mesh = {
+    a.index: a.tokens for a in generate(prompts, SAMPLED, rows=8, partition=devices(4))[0]
+  }
   assert reference == fewer_rows == other_mesh
   some = [11, 3, 5]
   alone = generate([Prompt(prompts[i], id=i) for i in some], SAMPLED)[0]
@@ -128,7 +144,9 @@ def test_a_sample_depends_on_its_id_alone():
   assert [a.tokens for a in others] != [reference[i] for i in some], 'another id, another draw'
   import dataclasses
 
-  reseeded = {a.index: a.tokens for a in generate(prompts, dataclasses.replace(SAMPLED, seed=8), rows=16)[0]}
+  reseeded = {
+    a.index: a.tokens for a in generate(prompts, dataclasses.replace(SAMPLED, seed=8), rows=16)[0]
+  }
   assert sum(reseeded[i] != reference[i] for i in reference) > 9
 
 
@@ -142,14 +160,18 @@ def test_frequencies_of_samples_equal_the_filtered_distribution(settings):
   sampling = Sampling(max_new_tokens=2, samples=3000, seed=1, **settings)
   prompt = [5, 17, 30]
   found, generator = generate([prompt], sampling, rows=64, stop=-1)
-  assert sum(shape[0] == 'prefill' for shape in generator.programs.compiled) <= 1, 'the prompt is read once'
+  assert sum(shape[0] == 'prefill' for shape in generator.programs.compiled) <= 1, (
+    'the prompt is read once'
+  )
   assert [a.sample for a in found] == list(range(3000))
   model, params = tiny()
 
   def expected(tokens):
     padded = np.zeros((1, 192), np.int32)
     padded[0, : len(tokens)] = tokens
-    return our_probabilities(np.asarray(_forward(model)(params, padded))[len(tokens) - 1][None], settings)[0]
+    return our_probabilities(
+      np.asarray(_forward(model)(params, padded))[len(tokens) - 1][None], settings
+    )[0]
 
   first = np.bincount([a.tokens[0] for a in found], minlength=61)
   assert chi_square_passes(first, 3000 * expected([BOS, *prompt]))
@@ -166,7 +188,9 @@ def test_samples_of_a_prompt_can_be_asked_for_one_by_one():
   every = {(a.index, a.sample): a.tokens for a in generate(prompts, sampling)[0]}
   assert every.keys() == {(i, s) for i in range(5) for s in range(3)}
   assert len({tuple(tokens) for tokens in every.values()}) > 10
-  some = generate([Prompt(prompts[2], id=2, samples=[2]), Prompt(prompts[4], id=4, samples=[0, 1])], sampling)[0]
+  some = generate(
+    [Prompt(prompts[2], id=2, samples=[2]), Prompt(prompts[4], id=4, samples=[0, 1])], sampling
+  )[0]
   assert [a.tokens for a in some] == [every[2, 2], every[4, 0], every[4, 1]]
 
 
@@ -200,7 +224,9 @@ def test_stop_texts_need_a_decoder():
 
 
 def test_one_program_a_bucket():
-  """A second call with other prompts of the same buckets compiles nothing at all; no program is compiled twice."""
+  """A second call with other prompts of the same buckets compiles nothing at all; no program is
+  compiled twice.
+  """
   sampling = Sampling(max_new_tokens=30)
   _, generator = generate(random_prompts(20, seed=6), sampling, stop=-1)
   compiled = list(generator.programs.compiled)
@@ -211,8 +237,11 @@ def test_one_program_a_bucket():
   assert sum(shape[0] == 'prefill' for shape in compiled) <= len(buckets)
 
   heard = []
-  listen = lambda name, seconds, **_: heard.append(name) if name.endswith('backend_compile_duration') else None
-  generate(random_prompts(20, seed=6), sampling, stop=-1)  # whatever JAX compiles beside the programs
+  listen = lambda name, seconds, **_: (
+    heard.append(name) if name.endswith('backend_compile_duration') else None
+  )
+  # whatever JAX compiles beside the programs
+  generate(random_prompts(20, seed=6), sampling, stop=-1)
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
     permuted = [row[::-1] for row in random_prompts(20, seed=6)]
@@ -236,9 +265,17 @@ def test_answers_come_before_all_are_done():
   partition, (model, params) = devices(1), tiny()
   with partition.activate():
     generator = Generator(
-      model, params, partition, bos_id=BOS, stop_ids=(-1,), sampling=Sampling(max_new_tokens=120), rows=2
+      model,
+      params,
+      partition,
+      bos_id=BOS,
+      stop_ids=(-1,),
+      sampling=Sampling(max_new_tokens=120),
+      rows=2,
     )
-    stream = generator.stream([Prompt([5], max_new_tokens=3), Prompt([6]), Prompt([7], max_new_tokens=3)])
+    stream = generator.stream(
+      [Prompt([5], max_new_tokens=3), Prompt([6]), Prompt([7], max_new_tokens=3)]
+    )
     assert [next(stream).index for _ in range(3)][-1] == 1
 
 

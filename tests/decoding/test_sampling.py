@@ -1,4 +1,6 @@
-"""The next token: transformers' processors and warpers to the digit, draws in their proportions, nothing forbidden."""
+"""The next token: transformers' processors and warpers to the digit, draws in their proportions,
+nothing forbidden.
+"""
 
 import functools
 
@@ -55,27 +57,39 @@ def our_probabilities(scores, settings):
   """The distribution that `choose` draws from, by its own parts."""
   sampling, vocabulary = Sampling(**settings), scores.shape[-1]
   weights = lib.weights(jnp.asarray(scores), sampling)
-  every = [lib.in_nucleus(weights, jnp.full(len(scores), v), sampling.top_p) for v in range(vocabulary)]
+  every = [
+    lib.in_nucleus(weights, jnp.full(len(scores), v), sampling.top_p) for v in range(vocabulary)
+  ]
   inside = np.stack(every, axis=-1) if sampling.top_p < 1 else np.asarray(weights) > 0
-  allowed = np.where(inside & (np.asarray(weights) >= sampling.min_p), np.asarray(weights, np.float64), 0)
+  allowed = np.where(
+    inside & (np.asarray(weights) >= sampling.min_p), np.asarray(weights, np.float64), 0
+  )
   return allowed / allowed.sum(axis=-1, keepdims=True)
 
 
 @pytest.mark.parametrize('settings', WARPERS, ids=show)
 def test_filters_equal_those_of_transformers(settings):
   scores = 3 * np.random.default_rng(0).standard_normal((40, 61)).astype(np.float32)
-  np.testing.assert_allclose(our_probabilities(scores, settings), their_probabilities(scores, settings), atol=2e-6)
+  np.testing.assert_allclose(
+    our_probabilities(scores, settings), their_probabilities(scores, settings), atol=2e-6
+  )
 
 
 def test_tokens_as_likely_as_the_last_of_the_top_k_stay_as_in_transformers():
   scores = np.round(2 * np.random.default_rng(1).standard_normal((50, 40))).astype(np.float32)
   settings = {'temperature': 1.0, 'top_k': 5}
-  np.testing.assert_allclose(our_probabilities(scores, settings), their_probabilities(scores, settings), atol=2e-6)
+  np.testing.assert_allclose(
+    our_probabilities(scores, settings), their_probabilities(scores, settings), atol=2e-6
+  )
 
 
-@pytest.mark.parametrize('penalty, ngram', [(1.3, 0), (0.7, 0), (1.0, 1), (1.0, 2), (1.0, 3), (1.2, 2), (1.0, 9)])
+@pytest.mark.parametrize(
+  'penalty, ngram', [(1.3, 0), (0.7, 0), (1.0, 1), (1.0, 2), (1.0, 3), (1.2, 2), (1.0, 9)]
+)
 def test_penalties_equal_those_of_transformers(penalty, ngram):
-  repetition, no_repeat = their_processors(['RepetitionPenaltyLogitsProcessor', 'NoRepeatNGramLogitsProcessor'])
+  repetition, no_repeat = their_processors(
+    ['RepetitionPenaltyLogitsProcessor', 'NoRepeatNGramLogitsProcessor']
+  )
   import torch
 
   rng = np.random.default_rng(2)
@@ -84,9 +98,14 @@ def test_penalties_equal_those_of_transformers(penalty, ngram):
   history = rng.integers(0, vocabulary, (rows, capacity))
   lengths = rng.integers(1, capacity + 1, rows)
   sampling = Sampling(repetition_penalty=penalty, no_repeat_ngram_size=ngram)
-  found = np.asarray(lib.penalised(jnp.asarray(scores), jnp.asarray(history), jnp.asarray(lengths), sampling))
+  found = np.asarray(
+    lib.penalised(jnp.asarray(scores), jnp.asarray(history), jnp.asarray(lengths), sampling)
+  )
   for row, length in enumerate(lengths):
-    tokens, expected = torch.tensor(history[row : row + 1, :length]), torch.tensor(scores[row : row + 1])
+    tokens, expected = (
+      torch.tensor(history[row : row + 1, :length]),
+      torch.tensor(scores[row : row + 1]),
+    )
     if penalty != 1:
       expected = repetition(penalty)(tokens, expected)
     if ngram:
@@ -98,7 +117,9 @@ def test_penalties_equal_those_of_transformers(penalty, ngram):
 @functools.lru_cache
 def _chooser(settings):
   sampling = Sampling(**dict(settings))
-  keys_of = lambda seed, rows: jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(rows))
+  keys_of = lambda seed, rows: jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(
+    jnp.arange(rows)
+  )
   return jax.jit(
     lambda scores, seed, rows: lib.choose(scores, keys_of(seed, rows), sampling), static_argnums=2
   )  # fmt: skip
@@ -137,7 +158,9 @@ def test_the_chi_square_test_would_notice():
 def test_a_token_without_weight_is_never_drawn():
   """Weights over many orders of magnitude, most of them zero, and uniforms at both ends."""
   rng = np.random.default_rng(4)
-  weights = np.where(rng.random((400, 300)) < 0.05, 10.0 ** rng.uniform(-30, 0, (400, 300)), 0).astype(np.float32)
+  weights = np.where(
+    rng.random((400, 300)) < 0.05, 10.0 ** rng.uniform(-30, 0, (400, 300)), 0
+  ).astype(np.float32)
   weights[:, 7] = np.where(weights.sum(axis=1) == 0, 1, weights[:, 7])
   for uniform in (0.0, 0.5, 0.9999999, np.nextafter(np.float32(1), np.float32(0))):
     token = np.asarray(jax.jit(lib.draw)(weights, jnp.full(400, uniform, jnp.float32)))
@@ -147,8 +170,14 @@ def test_a_token_without_weight_is_never_drawn():
 @pytest.mark.parametrize('vocabulary', [1, 61, 128, 300, 1216])
 def test_argmax_is_the_first_greatest(vocabulary):
   rng = np.random.default_rng(5)
-  for scores in (rng.standard_normal((9, vocabulary)), rng.integers(0, 3, (9, vocabulary)), np.zeros((9, vocabulary))):
-    np.testing.assert_array_equal(lib.argmax(jnp.asarray(scores, jnp.float32)), scores.argmax(axis=-1))
+  for scores in (
+    rng.standard_normal((9, vocabulary)),
+    rng.integers(0, 3, (9, vocabulary)),
+    np.zeros((9, vocabulary)),
+  ):
+    np.testing.assert_array_equal(
+      lib.argmax(jnp.asarray(scores, jnp.float32)), scores.argmax(axis=-1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,6 +199,9 @@ def test_wrong_settings_are_refused(settings, message):
 
 
 def test_what_is_not_compiled_in_shares_a_program():
-  assert Sampling(temperature=0.7, seed=1, max_new_tokens=3).compiled == Sampling(temperature=0.7, samples=4).compiled
+  assert (
+    Sampling(temperature=0.7, seed=1, max_new_tokens=3).compiled
+    == Sampling(temperature=0.7, samples=4).compiled
+  )
   assert Sampling(top_k=3, top_p=0.5).compiled == Sampling().compiled, 'greedy reads no filter'
   assert Sampling(temperature=0.7).compiled != Sampling(temperature=0.8).compiled

@@ -16,13 +16,16 @@ def questions(seed=0, items=11, longest=40):
   prefixes = [rng.integers(3, 61, rng.integers(1, longest)).tolist() for _ in range(items - 2)]
   prefixes += [[], prefixes[1]]
   continuations = [
-    [rng.integers(3, 61, rng.integers(1, 13)).tolist() for _ in range(rng.integers(0, 5))] for _ in prefixes
+    [rng.integers(3, 61, rng.integers(1, 13)).tolist() for _ in range(rng.integers(0, 5))]
+    for _ in prefixes
   ]
   return prefixes, continuations
 
 
 @pytest.mark.parametrize('count', [1, 4], ids=['1 device', '4 devices'])
-@pytest.mark.parametrize('changes', [{}, {'layer_pattern': ('local', 'global'), 'window': 7, 'scan_layers': False}])
+@pytest.mark.parametrize(
+  'changes', [{}, {'layer_pattern': ('local', 'global'), 'window': 7, 'scan_layers': False}]
+)
 @pytest.mark.parametrize('length', [64, 512])
 def test_branches_give_the_losses_of_whole_sequences(count, changes, length):
   model = Decoder(tiny_config(**changes))
@@ -45,7 +48,9 @@ def test_branches_give_the_losses_of_whole_sequences(count, changes, length):
 
 
 def test_a_prefix_is_read_once(monkeypatch):
-  """60 tokens with four short continuations: a third of the tokens of whole sequences, in one program."""
+  """60 tokens with four short continuations: a third of the tokens of whole sequences, in one
+  program.
+  """
   model = Decoder(tiny_config())
   params = init_params(model, 1)
   partition = Partitioner((1, 1, 1), devices=jax.devices()[:1])
@@ -55,14 +60,19 @@ def test_a_prefix_is_read_once(monkeypatch):
   read = []
   put = scoring.put_batch
   monkeypatch.setattr(
-    scoring, 'put_batch', lambda make, step, shape, *a: read.append(shape) or put(make, step, shape, *a)
+    scoring,
+    'put_batch',
+    lambda make, step, shape, *a: read.append(shape) or put(make, step, shape, *a),
   )
   with partition.activate():
     scoring.continuation_losses(
       model, params, partition, [*prefixes, prefixes[0]], options, bos_id=1, length=128, rows=4
     )
   real = 8 * 60 + 9 * 20  # equal prefixes are one
-  assert len(set(read)) == 1 and real <= sum(rows * width for rows, width in read) <= 2.5 * real < 9 * 4 * 65
+  assert (
+    len(set(read)) == 1
+    and real <= sum(rows * width for rows, width in read) <= 2.5 * real < 9 * 4 * 65
+  )
 
 
 def test_more_continuations_than_a_row_holds():
@@ -70,9 +80,14 @@ def test_more_continuations_than_a_row_holds():
   params = init_params(model, 1)
   partition = Partitioner((1, 1, 1), devices=jax.devices()[:1])
   rng = np.random.default_rng(3)
-  prefix, options = rng.integers(3, 61, 20).tolist(), [rng.integers(3, 61, 9).tolist() for _ in range(40)]
+  prefix, options = (
+    rng.integers(3, 61, 20).tolist(),
+    [rng.integers(3, 61, 9).tolist() for _ in range(40)],
+  )
   with partition.activate():
-    (found,) = scoring.continuation_losses(model, params, partition, [prefix], [options], bos_id=1, length=64, rows=2)
+    (found,) = scoring.continuation_losses(
+      model, params, partition, [prefix], [options], bos_id=1, length=64, rows=2
+    )
     whole = [(prefix + option, [0.0] * 20 + [1.0] * 9) for option in options]
     expected = scoring.sequence_losses(model, params, partition, whole, bos_id=1, length=64, rows=2)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -90,7 +105,8 @@ def test_a_branch_sees_its_trunk_and_itself_alone():
     def logits(tokens, places=None):
       return np.asarray(
         model.apply(
-          {'params': params}, tokens, tokens, decoder_segment_ids=np.ones_like(tokens), decoder_positions=positions,
+          {'params': params}, tokens, tokens, decoder_segment_ids=np.ones_like(tokens),
+          decoder_positions=positions,
           decoder_branches=branches, decoder_logit_places=places, enable_dropout=False,
         )
       )  # fmt: skip
@@ -113,4 +129,7 @@ def test_an_empty_continuation_is_refused():
 
 def test_nothing_to_score():
   partition = Partitioner((1, 1, 1), devices=jax.devices()[:1])
-  assert [len(found) for found in scoring.continuation_losses(None, None, partition, [[3]], [[]], bos_id=1)] == [0]
+  assert [
+    len(found)
+    for found in scoring.continuation_losses(None, None, partition, [[3]], [[]], bos_id=1)
+  ] == [0]

@@ -14,7 +14,9 @@ from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder
 from crossin_jax.models.huggingface import families as architectures
 
-torch = pytest.importorskip('torch', reason='the comparison with the real models needs the extra `test`')
+torch = pytest.importorskip(
+  'torch', reason='the comparison with the real models needs the extra `test`'
+)
 
 _path = pathlib.Path(__file__).parents[1] / 'models' / 'huggingface' / 'test_families.py'
 _spec = importlib.util.spec_from_file_location('models_test_architectures', _path)
@@ -24,7 +26,19 @@ _spec.loader.exec_module(families)
 BOS, NEW = 1, 128
 QUICK = ('llama3', 'gemma2')
 # One of each family, and what decoding treats in a way of its own.
-FAMILIES = ('llama2', 'llama3', 'mistral', 'qwen2', 'qwen3', 'gemma', 'gemma2', 'gemma3', 'phi3', 'phi3_long', 'olmo2')
+FAMILIES = (
+  'llama2',
+  'llama3',
+  'mistral',
+  'qwen2',
+  'qwen3',
+  'gemma',
+  'gemma2',
+  'gemma3',
+  'phi3',
+  'phi3_long',
+  'olmo2',
+)
 
 
 def their_tokens(model, prompts):
@@ -37,20 +51,26 @@ def their_tokens(model, prompts):
   model.generation_config.eos_token_id = None
   with torch.no_grad():
     found = model.generate(
-      torch.tensor(tokens), attention_mask=torch.tensor(mask), max_new_tokens=NEW, do_sample=False, pad_token_id=0
+      torch.tensor(tokens),
+      attention_mask=torch.tensor(mask),
+      max_new_tokens=NEW,
+      do_sample=False,
+      pad_token_id=0,
     )
   return found[:, width:].numpy()
 
 
 @pytest.mark.parametrize(
-  'name', [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+  'name',
+  [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
 )
 def test_greedy_equals_generate_for_128_tokens_on_16_ragged_prompts(name, tmp_path):
   theirs = families.their_model(name, max_position_embeddings=256)
   theirs.save_pretrained(tmp_path)
   config = architectures.from_huggingface(str(tmp_path))
   rng = np.random.default_rng(0)
-  # LongRoPE turns by other factors from 24 positions on; in transformers the longest row decides for all of a batch.
+  # LongRoPE turns by other factors from 24 positions on; in transformers the longest row decides
+  # for all of a batch.
   shortest = 30 if name == 'phi3_long' else 1
   prompts = [rng.integers(3, 199, n).tolist() for n in rng.integers(shortest, 60, 16)]
   partition = Partitioner(mesh_shape=(1, 1, 1), devices=jax.devices()[:1])

@@ -9,13 +9,16 @@ import pytest
 from crossin_jax.devices.partitioning import Partitioner, standard_logical_axis_rules
 
 T5X_RULES = [
-    ('batch', 'data'), ('vocab', 'model'), ('mlp', 'model'), ('heads', 'model'), ('kv', None), ('joined_kv', 'model'),
-    ('embed', 'data'), ('relpos_buckets', None), ('length', None), ('layers', None), ('stack', None),
+    ('batch', 'data'), ('vocab', 'model'), ('mlp', 'model'), ('heads', 'model'), ('kv', None),
+    ('joined_kv', 'model'),
+    ('embed', 'data'), ('relpos_buckets', None), ('length', None), ('layers', None),
+    ('stack', None),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize('shape, expected', [
-    ((1, -1, 1), (1, 4, 1)), ((-1, 1, 2), (2, 1, 2)), ((1, 2, 2), (1, 2, 2)), ((4, 1, -1), (4, 1, 1)), ([1, -1, 1], (1, 4, 1)),
+    ((1, -1, 1), (1, 4, 1)), ((-1, 1, 2), (2, 1, 2)), ((1, 2, 2), (1, 2, 2)),
+    ((4, 1, -1), (4, 1, 1)), ([1, -1, 1], (1, 4, 1)),
 ])  # fmt: skip
 def test_one_size_may_be_what_is_left(shape, expected):
   partition = Partitioner(mesh_shape=shape)
@@ -23,7 +26,9 @@ def test_one_size_may_be_what_is_left(shape, expected):
   assert partition.batch_ways == expected[0] * expected[1]
 
 
-@pytest.mark.parametrize('shape', [(1, 1, 1), (3, -1, 1), (1, 2, 4), (1, -1, -1), (4, 1), (0, 4, 1), (1, -2, 1)])
+@pytest.mark.parametrize(
+  'shape', [(1, 1, 1), (3, -1, 1), (1, 2, 4), (1, -1, -1), (4, 1), (0, 4, 1), (1, -2, 1)]
+)
 def test_sizes_that_do_not_fit_are_refused(shape):
   with pytest.raises(ValueError, match='Partitioner.mesh_shape'):
     Partitioner(mesh_shape=shape)
@@ -55,16 +60,29 @@ def test_what_an_axis_does_not_divide_is_not_cut():
     'none_axes': nn_partitioning.AxisMetadata(names=P('kv')),
   }
   shape = lambda *s: jax.ShapeDtypeStruct(s, np.float32)
-  found = partition.parameter_shardings(axes, {'even': shape(64, 16), 'odd': shape(61, 16), 'none': shape(8)})
+  found = partition.parameter_shardings(
+    axes, {'even': shape(64, 16), 'odd': shape(61, 16), 'none': shape(8)}
+  )
   specs = {name: sharding.spec for name, sharding in found.items()}
   assert specs == {'even': P('tensor', 'fsdp'), 'odd': P(None, 'fsdp'), 'none': P(None)}
   for name, sharding in found.items():
-    sharding.shard_shape({'even': (64, 16), 'odd': (61, 16), 'none': (8,)}[name])  # raises if it does not divide
+    # raises if it does not divide
+    sharding.shard_shape({'even': (64, 16), 'odd': (61, 16), 'none': (8,)}[name])
 
 
 def test_standard_rules_cover_t5xs_canonical_names():
   names = dict(standard_logical_axis_rules())
-  assert {'batch', 'vocab', 'embed', 'mlp', 'heads', 'kv', 'joined_kv', 'length', 'layers'} <= names.keys()
+  assert {
+    'batch',
+    'vocab',
+    'embed',
+    'mlp',
+    'heads',
+    'kv',
+    'joined_kv',
+    'length',
+    'layers',
+  } <= names.keys()
 
 
 def test_rules_hold_inside_activate_only():

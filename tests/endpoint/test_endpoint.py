@@ -1,4 +1,6 @@
-"""The client of endpoints against a real server that fails: nothing lost, nothing asked twice, no key told."""
+"""The client of endpoints against a real server that fails: nothing lost, nothing asked twice, no
+key told.
+"""
 
 import json
 import os
@@ -33,12 +35,15 @@ def _key(monkeypatch):
 def asked(n, start=0):
   content = '<answer1>\nFirst {0}.\n</answer1>\n<answer2>\nSecond {0}.\n</answer2>'
   return [
-    Request([{'role': 'user', 'content': content.format(i)}], {'max_tokens': 20}) for i in range(start, start + n)
+    Request([{'role': 'user', 'content': content.format(i)}], {'max_tokens': 20})
+    for i in range(start, start + n)
   ]
 
 
 def client(server, **settings):
-  return Endpoint(server.url, 'judge', **{'backoff_seconds': 0.01, 'timeout_seconds': 30, **settings})
+  return Endpoint(
+    server.url, 'judge', **{'backoff_seconds': 0.01, 'timeout_seconds': 30, **settings}
+  )
 
 
 def usable(text):
@@ -59,7 +64,8 @@ def assert_asked_once(server, extra=0):
 
 def test_failures_of_all_kinds_are_repeated_and_counted(tmp_path):
   with running(tmp_path, fail=0.3, garbage=0.1, slow=0.02, per_second=400, seed=3) as server:
-    # Rubbish is drawn by how often a request was made before, and a fast machine is told to wait: three times in a row happens.
+    # Rubbish is drawn by how often a request was made before, and a fast machine is told to wait:
+    # three times in a row happens.
     with client(server, cache_dir=tmp_path / 'cache', garbage_retries=9) as endpoint:
       found = replies(endpoint, asked(100), accept=usable)
       counts = endpoint.counts()
@@ -74,7 +80,10 @@ def test_failures_of_all_kinds_are_repeated_and_counted(tmp_path):
   assert {'500', '503', '429', 'connection', 'malformed'} == set(counts['errors'])  # no time-out
   assert counts['failed'] == counts['cached'] == counts['without_usage'] == 0
   assert counts['prompt_tokens'] == 100 * (100 + counts['refused'])
-  assert found[0].usage == {'prompt_tokens': 100 * found[0].attempts, 'completion_tokens': 20 * found[0].attempts}
+  assert found[0].usage == {
+    'prompt_tokens': 100 * found[0].attempts,
+    'completion_tokens': 20 * found[0].attempts,
+  }
 
 
 def test_a_second_start_asks_only_for_what_is_missing(tmp_path):
@@ -85,7 +94,8 @@ def test_a_second_start_asks_only_for_what_is_missing(tmp_path):
     file.write_bytes(file.read_bytes()[:-7])  # as a kill in the middle of a write leaves it
     with client(server, cache_dir=tmp_path / 'cache') as endpoint:
       again = replies(endpoint, asked(40), accept=usable)
-      assert endpoint.counts()['cached'] in (29, 30)  # the cut reply may have been one of two attempts
+      # the cut reply may have been one of two attempts
+      assert endpoint.counts()['cached'] in (29, 30)
     fresh = server.log()[before:]
     assert 11 <= len({line['key'] for line in fresh}) == 11
   assert [reply.text for reply in again[:30]] == [reply.text for reply in first]
@@ -112,7 +122,8 @@ def test_the_server_dies_half_way_and_comes_back(tmp_path):
     server.stop()
     for other in box:
       other.stop()
-  # What the dying server had written to the network is lost with it: only such requests may have been answered twice.
+  # What the dying server had written to the network is lost with it: only such requests may have
+  # been answered twice.
   said = assert_asked_once(server, extra=8)
   assert all(reply.accepted for reply in found) and len(said) == 100
   assert counts['errors']['connection'] > 0 and counts['failed'] == 0
@@ -158,7 +169,10 @@ def test_equal_requests_are_sent_once_and_samples_are_not_equal(tmp_path):
   ],
 )
 def test_what_would_meet_every_request_fails_at_once(tmp_path, status, code, message):
-  with running(tmp_path, status=status, code=code) as server, client(server, concurrency=4) as endpoint:
+  with (
+    running(tmp_path, status=status, code=code) as server,
+    client(server, concurrency=4) as endpoint,
+  ):
     with pytest.raises(EndpointError) as caught:
       replies(endpoint, asked(50))
     assert message in str(caught.value) and str(status) in str(caught.value)
@@ -169,7 +183,11 @@ def test_what_would_meet_every_request_fails_at_once(tmp_path, status, code, mes
 
 def test_no_key_says_so(tmp_path, monkeypatch):
   monkeypatch.delenv('OPENAI_API_KEY')
-  with running(tmp_path) as server, client(server) as endpoint, pytest.raises(EndpointError, match='is not set'):
+  with (
+    running(tmp_path) as server,
+    client(server) as endpoint,
+    pytest.raises(EndpointError, match='is not set'),
+  ):
     replies(endpoint, asked(1))
 
 
@@ -206,14 +224,16 @@ def test_an_estimate_over_the_budget_sends_nothing(tmp_path):
 
 
 def test_the_budget_stops_the_run_keeps_the_replies_and_counts_them_at_the_next_start(tmp_path):
-  requests = [Request(r.messages, r.parameters, expected_tokens=1) for r in asked(100)]  # an estimate that is too low
+  # an estimate that is too low
+  requests = [Request(r.messages, r.parameters, expected_tokens=1) for r in asked(100)]
   with running(tmp_path, slow=0.01) as server:
     found = []
     for budget, least in ((0.6, 20), (1.2, 40)):
       with client(server, cache_dir=tmp_path / 'cache', budget=budget, **PRICES) as endpoint:
         with pytest.raises(BudgetError, match='used up|estimate'):
           found += endpoint.complete(requests, progress=None)
-      # The last reply is the one that reached it: estimates of what is under way are a few cents too low.
+      # The last reply is the one that reached it: estimates of what is under way are a few cents
+      # too low.
       assert least <= len(server.log()) <= least + 8
     assert_asked_once(server)
     kept = len(server.log())
@@ -237,7 +257,10 @@ def test_a_limit_on_requests_needs_no_price(tmp_path):
 
 
 def test_haste_is_given_up_when_the_server_asks_for_it(tmp_path):
-  with running(tmp_path, per_second=30) as server, client(server, concurrency=16, retries=2) as endpoint:
+  with (
+    running(tmp_path, per_second=30) as server,
+    client(server, concurrency=16, retries=2) as endpoint,
+  ):
     started = time.monotonic()
     found = replies(endpoint, asked(40))
     assert len(found) == 40 and time.monotonic() - started > 0.5
@@ -253,7 +276,10 @@ def test_requests_per_minute(tmp_path):
 
 
 def test_a_slow_server_times_out_and_is_asked_again(tmp_path):
-  with running(tmp_path, slow=0.6, seed=1) as server, client(server, timeout_seconds=0.3) as endpoint:
+  with (
+    running(tmp_path, slow=0.6, seed=1) as server,
+    client(server, timeout_seconds=0.3) as endpoint,
+  ):
     assert all(reply.text for reply in replies(endpoint, asked(8)))
     assert endpoint.counts()['errors']['timeout'] > 0
 
@@ -262,7 +288,10 @@ def test_the_key_is_in_no_file_and_no_reply(tmp_path, capfd):
   with running(tmp_path, fail=0.3, garbage=0.5) as server:
     with client(server, cache_dir=tmp_path / 'cache') as endpoint:
       found = list(endpoint.complete(asked(60), accept=usable, progress='with a bar'))
-  assert any('[key]' in reply.text for reply in found) or '[key]' in (tmp_path / 'cache' / FILE).read_text()
+  assert (
+    any('[key]' in reply.text for reply in found)
+    or '[key]' in (tmp_path / 'cache' / FILE).read_text()
+  )
   said = capfd.readouterr()
   assert 'with a bar' in said.err and KEY not in said.err + said.out
   files = [path for path in pathlib.Path(tmp_path).rglob('*') if path.is_file()]
@@ -277,7 +306,10 @@ def test_told_to_stop_keeps_what_is_under_way(tmp_path):
       if len(got) >= 10:
         raise interruption.Interrupted
 
-    with client(server, cache_dir=tmp_path / 'cache') as endpoint, pytest.raises(interruption.Interrupted):
+    with (
+      client(server, cache_dir=tmp_path / 'cache') as endpoint,
+      pytest.raises(interruption.Interrupted),
+    ):
       for reply in endpoint.complete(asked(60), progress=None, check=check):
         got.append(reply)
     done = len(server.log())
@@ -297,7 +329,10 @@ def test_leaving_the_loop_early_is_allowed(tmp_path):
 
 
 @given(
-  st.lists(st.tuples(st.text(max_size=8), st.text(max_size=40)), max_size=6, unique_by=lambda x: x[0]), st.integers(0)
+  st.lists(
+    st.tuples(st.text(max_size=8), st.text(max_size=40)), max_size=6, unique_by=lambda x: x[0]
+  ),
+  st.integers(0),
 )
 def test_a_cache_cut_anywhere_holds_a_prefix(tmp_path_factory, entries, cut):
   directory = tmp_path_factory.mktemp('cache')
@@ -310,9 +345,9 @@ def test_a_cache_cut_anywhere_holds_a_prefix(tmp_path_factory, entries, cut):
   (directory / FILE).write_bytes(whole[: cut % (len(whole) + 1)])
   cache = ReplyCache(directory)
   n = len(cache)
-  assert [(cache.get(key) or {}).get('text') for key, _ in entries] == [t for _, t in entries[:n]] + [None] * (
-    len(entries) - n
-  )
+  assert [(cache.get(key) or {}).get('text') for key, _ in entries] == [
+    t for _, t in entries[:n]
+  ] + [None] * (len(entries) - n)
   for key, text in entries[n:]:
     cache.put(key, {'text': text})
   cache.close()
@@ -344,11 +379,15 @@ def test_the_key_of_a_reply_depends_on_all_that_it_depends_on():
     Request(base.messages, base.parameters, model='n'),
   ]
   keys = {endpoint.key(request) for request in [base, *others]} | {endpoint.key(base, 1)}
-  assert len(keys) == 7 and endpoint.key(base) == endpoint.key(Request(({'content': 'a', 'role': 'user'},), {'temperature': 0}))  # fmt: skip
+  assert len(keys) == 7 and endpoint.key(base) == endpoint.key(
+    Request(({'content': 'a', 'role': 'user'},), {'temperature': 0})
+  )
   assert endpoint.key(base) == Endpoint('http://127.0.0.1:2/v1', 'm').key(base)
 
 
-@pytest.mark.parametrize('url', ['api.example.com/v1', 'ftp://a/v1', f'https://me:{KEY}@a/v1', f'me:{KEY}@a'])
+@pytest.mark.parametrize(
+  'url', ['api.example.com/v1', 'ftp://a/v1', f'https://me:{KEY}@a/v1', f'me:{KEY}@a']
+)
 def test_a_wrong_url_is_named_without_secrets(url):
   with pytest.raises(ValueError, match='URL') as caught:
     Endpoint(url, 'm')
@@ -358,21 +397,38 @@ def test_a_wrong_url_is_named_without_secrets(url):
 def test_waits_that_servers_ask_for():
   assert pace.retry_after({'retry-after': '1.5'}) == 1.5
   assert pace.retry_after({'retry-after-ms': '250'}) == 0.25
-  assert pace.retry_after({'retry-after': '-3'}) == 0.0 and pace.retry_after({'retry-after': '1e9'}) == 600.0
-  assert pace.retry_after({}) is pace.retry_after({'retry-after': 'soon'}) is pace.retry_after({'retry-after': 'nan'}) is None  # fmt: skip
+  assert (
+    pace.retry_after({'retry-after': '-3'}) == 0.0
+    and pace.retry_after({'retry-after': '1e9'}) == 600.0
+  )
+  assert (
+    pace.retry_after({})
+    is pace.retry_after({'retry-after': 'soon'})
+    is pace.retry_after({'retry-after': 'nan'})
+    is None
+  )
   date = time.strftime('%a, %d %b %Y %H:%M:%S GMT', time.gmtime(time.time() + 30))
   assert 27 < pace.retry_after({'retry-after': date}) <= 30
 
 
 def test_tokens_are_guessed_and_may_be_counted(tmp_path):
-  assert lib.rough_tokens('') == 0 and lib.rough_tokens('abcdefgh') == 2 and lib.rough_tokens('தமிழ்') == 3
+  assert (
+    lib.rough_tokens('') == 0
+    and lib.rough_tokens('abcdefgh') == 2
+    and lib.rough_tokens('தமிழ்') == 3
+  )
   endpoint = Endpoint('http://127.0.0.1:1/v1', 'm', tokens=len)
-  assert endpoint.estimate([Request([{'role': 'user', 'content': 'abcdef'}])]).prompt_tokens == 4 + 6
+  assert (
+    endpoint.estimate([Request([{'role': 'user', 'content': 'abcdef'}])]).prompt_tokens == 4 + 6
+  )
 
 
 def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'openai', None)
-  with Endpoint('http://127.0.0.1:1/v1', 'm') as endpoint, pytest.raises(ValueError, match=r'crossin-jax\[judge\]'):
+  with (
+    Endpoint('http://127.0.0.1:1/v1', 'm') as endpoint,
+    pytest.raises(ValueError, match=r'crossin-jax\[judge\]'),
+  ):
     replies(endpoint, asked(2))
 
 
@@ -393,7 +449,9 @@ def test_kill_9_loses_only_what_was_under_way(tmp_path):
   with running(tmp_path, fail=0.2, slow=0.02) as server:
     for wanted in (50,):
       process = subprocess.Popen([*command, server.url, str(tmp_path / 'cache')], env=environment)
-      while process.poll() is None and not (cache.exists() and cache.read_bytes().count(b'\n') >= wanted):
+      while process.poll() is None and not (
+        cache.exists() and cache.read_bytes().count(b'\n') >= wanted
+      ):
         time.sleep(0.005)
       process.send_signal(signal.SIGKILL)
       process.wait()

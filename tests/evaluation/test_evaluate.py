@@ -1,4 +1,6 @@
-"""Benchmarks on a model, as a user asks for them: figures against transformers and the saved predictions, and in training."""
+"""Benchmarks on a model, as a user asks for them: figures against transformers and the saved
+predictions, and in training.
+"""
 
 import importlib.util
 import json
@@ -18,7 +20,9 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 transformers = pytest.importorskip('transformers', reason='needs transformers of the extra `test`')
 torch = pytest.importorskip('torch', reason='needs torch of the extra `test`')
 
-_spec = importlib.util.spec_from_file_location('export_loss', REPOSITORY / 'benchmarks' / 'export_loss.py')
+_spec = importlib.util.spec_from_file_location(
+  'export_loss', REPOSITORY / 'benchmarks' / 'export_loss.py'
+)
 export_loss = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(export_loss)
 
@@ -29,8 +33,10 @@ ITEMS, LANGUAGES = 12, ('en', 'zh', 'vi')
 def hf(tmp_path_factory, tiny_vocabulary):
   directory = str(tmp_path_factory.mktemp('evaluate') / 'hf')
   export_loss.make_model(
-      directory, tiny_vocabulary.path, vocab_size=1200, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-      num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, bos_token_id=1, eos_token_id=2,
+      directory, tiny_vocabulary.path, vocab_size=1200, hidden_size=32, intermediate_size=64,
+      num_hidden_layers=2,
+      num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, bos_token_id=1,
+      eos_token_id=2,
       initializer_range=0.3,
   )  # fmt: skip
   return directory
@@ -44,7 +50,9 @@ def files(tmp_path_factory, tiny_world):
   for question in tiny_world.questions[:ITEMS]:
     record = {'id': question.id}
     for language in LANGUAGES:
-      choices = [f'({letter}) {option[:3]} {language}' for letter, option in zip('ABCD', question.options)]
+      choices = [
+        f'({letter}) {option[:3]} {language}' for letter, option in zip('ABCD', question.options)
+      ]
       record[ENGLISH_NAMES[language]] = {
         'question': f'{question.id} {language}?', 'choices': choices,
         'answer': choices[len(records) % 4],
@@ -54,20 +62,32 @@ def files(tmp_path_factory, tiny_world):
   for name in ('mgsm', 'xnli'):
     (folder / name).mkdir()
     for language in ('en', 'zh'):
-      rows = [f'How many is {i}?\t{i}' if name == 'mgsm' else f'A {i}\tB\tneutral' for i in range(5)]
+      rows = [
+        f'How many is {i}?\t{i}' if name == 'mgsm' else f'A {i}\tB\tneutral' for i in range(5)
+      ]
       (folder / name / f'{name}_{language}.tsv').write_text('\n'.join(rows) + '\n')
   return folder
 
 
 def _evaluate(hf, out, *flags):
   return cli.main(
-    ['evaluate', '--checkpoint', hf, '--output_dir', str(out), "--gin.DecoderConfig.dtype='float32'", *flags]
+    [
+      'evaluate',
+      '--checkpoint',
+      hf,
+      '--output_dir',
+      str(out),
+      "--gin.DecoderConfig.dtype='float32'",
+      *flags,
+    ]
   )
 
 
 def test_benchmarks_on_a_directory(hf, files, tmp_path, capsys, tiny_vocabulary):
   mmlu = str(files / 'mmlu.json')
-  assert _evaluate(hf, tmp_path, '--benchmark', f'cross_mmlu={mmlu}', '--prompts=1,2,5', '--json') == 0
+  assert (
+    _evaluate(hf, tmp_path, '--benchmark', f'cross_mmlu={mmlu}', '--prompts=1,2,5', '--json') == 0
+  )
   runs = json.loads(capsys.readouterr().out.splitlines()[-1])['runs']
   assert runs == results.read_results(tmp_path / 'results.json')
   assert [(run['benchmark'], run['method'], run['items']) for run in runs] == [
@@ -78,7 +98,16 @@ def test_benchmarks_on_a_directory(hf, files, tmp_path, capsys, tiny_vocabulary)
     by_prompt = []
     for prompt in (1, 2, 5):
       file = tmp_path / 'predictions' / f'cross_mmlu.p{prompt}.{run["method"]}.jsonl'
-      argv = ['score', '--task', 'cross_mmlu', '--predictions', str(file), '--json', '--prompt', str(prompt)]
+      argv = [
+        'score',
+        '--task',
+        'cross_mmlu',
+        '--predictions',
+        str(file),
+        '--json',
+        '--prompt',
+        str(prompt),
+      ]
       assert cli.main(argv) == 0
       by_prompt.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
     for key in ('accuracy', 'unparsed_rate'):
@@ -87,8 +116,14 @@ def test_benchmarks_on_a_directory(hf, files, tmp_path, capsys, tiny_vocabulary)
       for name, value in run[key].items():
         assert value == pytest.approx(np.median([one[key][name] for one in by_prompt]), abs=1e-12)
     accuracies = [one['accuracy'] for one in by_prompt]
-    assert run['prompts'] == {'median': np.median(accuracies), 'min': min(accuracies), 'max': max(accuracies)}
-    assert run['prompt_figures']['ac3_3']['max'] == pytest.approx(max(one['ac3']['3'] for one in by_prompt))
+    assert run['prompts'] == {
+      'median': np.median(accuracies),
+      'min': min(accuracies),
+      'max': max(accuracies),
+    }
+    assert run['prompt_figures']['ac3_3']['max'] == pytest.approx(
+      max(one['ac3']['3'] for one in by_prompt)
+    )
   # The choices are transformers': no template is known, so the prompt is plain text.
   model = transformers.AutoModelForCausalLM.from_pretrained(hf).eval()
   questions = LoadedBenchmark('cross_mmlu', mmlu).questions(5)[0]
@@ -101,7 +136,9 @@ def test_benchmarks_on_a_directory(hf, files, tmp_path, capsys, tiny_vocabulary)
         tokens = torch.tensor([[1, *before, *after]])
         with torch.inference_mode():
           logits = model(tokens).logits[0, :-1].log_softmax(-1)
-        losses.append(-float(logits[torch.arange(logits.shape[0]), tokens[0, 1:]][len(before) :].sum()))
+        losses.append(
+          -float(logits[torch.arange(logits.shape[0]), tokens[0, 1:]][len(before) :].sum())
+        )
       wanted.append(row['choices'][int(np.argmin(losses))])
   lines = (tmp_path / 'predictions' / 'cross_mmlu.p5.likelihood.jsonl').read_text().splitlines()
   assert [json.loads(line)['prediction'] for line in lines] == wanted
@@ -109,18 +146,38 @@ def test_benchmarks_on_a_directory(hf, files, tmp_path, capsys, tiny_vocabulary)
 
 
 def test_open_answers_and_several_benchmarks(hf, files, tmp_path, capsys):
-  argv = ['--benchmark', f'mgsm={files / "mgsm"}', '--benchmark', f'xnli={files / "xnli"}', '--limit=4', '--json']
+  argv = [
+    '--benchmark',
+    f'mgsm={files / "mgsm"}',
+    '--benchmark',
+    f'xnli={files / "xnli"}',
+    '--limit=4',
+    '--json',
+  ]
   assert _evaluate(hf, tmp_path, *argv) == 0
-  runs = {run['benchmark']: run for run in json.loads(capsys.readouterr().out.splitlines()[-1])['runs']}
-  assert runs['mgsm']['protocol'] == 'number' and runs['mgsm']['items'] == 4 and runs['xnli']['method'] == 'likelihood'
+  runs = {
+    run['benchmark']: run for run in json.loads(capsys.readouterr().out.splitlines()[-1])['runs']
+  }
+  assert (
+    runs['mgsm']['protocol'] == 'number'
+    and runs['mgsm']['items'] == 4
+    and runs['xnli']['method'] == 'likelihood'
+  )
   assert cli.main(
     ['score', '--task', 'mgsm', '--predictions', str(tmp_path / 'predictions' / 'mgsm.generate.jsonl'), '--json']
   ) == 0  # fmt: skip
-  assert json.loads(capsys.readouterr().out.splitlines()[-1])['accuracy'] == runs['mgsm']['accuracy']
+  assert (
+    json.loads(capsys.readouterr().out.splitlines()[-1])['accuracy'] == runs['mgsm']['accuracy']
+  )
   assert (tmp_path / 'report.xnli.html').exists() and 'accuracy_norm' in runs['xnli']
-  assert _evaluate(hf, tmp_path / 'b', '--benchmark', f'xnli={files / "xnli"}', '--methods=generate') == 0
+  assert (
+    _evaluate(hf, tmp_path / 'b', '--benchmark', f'xnli={files / "xnli"}', '--methods=generate')
+    == 0
+  )
   assert 'not asked' in capsys.readouterr().err
-  assert cli.main(['evaluate', '--checkpoint', hf, '--output_dir', 'x', '--benchmark', 'xnil=y']) == 2
+  assert (
+    cli.main(['evaluate', '--checkpoint', hf, '--output_dir', 'x', '--benchmark', 'xnil=y']) == 2
+  )
   assert 'NAME=PATH' in capsys.readouterr().err
 
 
@@ -137,18 +194,25 @@ def test_pairs_are_divided_as_the_harness_does(tiny_vocabulary):
   harness = Harness()
   for context in ('What is it?\nAnswer:', 'Answer:\n', 'The man ', 'x  \n', '问题: '):
     for continuation in (' seven', 'seven', '(A) one', '七'):
-      assert pair_tokens(tiny_vocabulary, context, continuation) == harness._encode_pair(context, continuation)
+      assert pair_tokens(tiny_vocabulary, context, continuation) == harness._encode_pair(
+        context, continuation
+      )
 
 
 def test_a_benchmark_in_training_chooses_the_checkpoint(hf, files, tiny_prepared, tmp_path):
   directory, mixture = tiny_prepared
   run = tmp_path / 'run'
   values = {
-      'HF_DIR': hf, 'DATA_DIR': directory, 'MODEL_DIR': str(run), 'MIXTURE_OR_TASK_NAME': mixture, 'BATCH_SIZE': 4,
-      'LENGTH': 64, 'DecoderConfig.dtype': 'float32', 'DecoderConfig.remat': 'none', 'TRAIN_STEPS': 4, 'schedule.peak': 3e-2,
-      'train.evaluation_period': 1, 'LoraConfig.base_dtype': 'float32', 'LoraConfig.rank': 4, 'CheckpointConfig.period': 1,
-      'BenchmarkEvaluator.benchmark': 'cross_mmlu', 'BenchmarkEvaluator.path': str(files / 'mmlu.json'),
-      'CheckpointConfig.best_metric': 'eval/cross_mmlu/ac3_3', 'CheckpointConfig.best_mode': 'max', 'CheckpointConfig.keep': 1,
+      'HF_DIR': hf, 'DATA_DIR': directory, 'MODEL_DIR': str(run), 'MIXTURE_OR_TASK_NAME': mixture,
+      'BATCH_SIZE': 4,
+      'LENGTH': 64, 'DecoderConfig.dtype': 'float32', 'DecoderConfig.remat': 'none',
+      'TRAIN_STEPS': 4, 'schedule.peak': 3e-2,
+      'train.evaluation_period': 1, 'LoraConfig.base_dtype': 'float32', 'LoraConfig.rank': 4,
+      'CheckpointConfig.period': 1,
+      'BenchmarkEvaluator.benchmark': 'cross_mmlu',
+      'BenchmarkEvaluator.path': str(files / 'mmlu.json'),
+      'CheckpointConfig.best_metric': 'eval/cross_mmlu/ac3_3', 'CheckpointConfig.best_mode': 'max',
+      'CheckpointConfig.keep': 1,
   }  # fmt: skip
   arguments = ['train', '--gin_file=gin_configs/runs/crossin_lora.gin', '--gin.train.epochs=None']
   arguments += [f'--gin.{name}={value!r}' for name, value in values.items()]
@@ -161,7 +225,9 @@ def test_a_benchmark_in_training_chooses_the_checkpoint(hf, files, tiny_prepared
     for row in figures.values()
   )
   best = max(figures, key=lambda step: (figures[step]['eval/cross_mmlu/ac3_3'], -step))
-  kept = sorted(int(name.split('_')[1]) for name in os.listdir(run) if name.startswith('checkpoint_'))
+  kept = sorted(
+    int(name.split('_')[1]) for name in os.listdir(run) if name.startswith('checkpoint_')
+  )
   assert best in kept and 4 in kept and len(kept) <= 2
 
 
@@ -169,7 +235,9 @@ def test_the_budget_settles_the_items_once(hf, files, monkeypatch):
   from crossin_jax.evaluation.questions import Questions
 
   asked = []
-  rows = [[{'prompt': '', 'choices': ['a', 'b'], 'answer': 0, 'language': 'en'}] for _ in range(100)]
+  rows = [
+    [{'prompt': '', 'choices': ['a', 'b'], 'answer': 0, 'language': 'en'}] for _ in range(100)
+  ]
   questions = Questions('x', [str(i) for i in range(100)], ['en'], rows)
 
   def answer(model, params, partition, part, prompts, methods):
@@ -183,8 +251,14 @@ def test_the_budget_settles_the_items_once(hf, files, monkeypatch):
   evaluator = evaluators.BenchmarkEvaluator('xnli', 'x', 'y', seconds=10)
   evaluator._load = lambda: ([questions], None)
   first = dict(evaluator(None, None, None))
-  assert first['eval/xnli/items'] == 96 and first['eval/xnli/accuracy'] == 1.0  # the third slice ran over the budget
+  # the third slice ran over the budget
+  assert first['eval/xnli/items'] == 96 and first['eval/xnli/accuracy'] == 1.0
   before = [i for part in asked for i in part]
   asked.clear()
-  again = dict(evaluator(None, None, None))  # no time at all is left now: the same items nevertheless
-  assert again['eval/xnli/items'] == 96 and [i for part in asked for i in part] == before and before != sorted(before)
+  # no time at all is left now: the same items nevertheless
+  again = dict(evaluator(None, None, None))
+  assert (
+    again['eval/xnli/items'] == 96
+    and [i for part in asked for i in part] == before
+    and before != sorted(before)
+  )

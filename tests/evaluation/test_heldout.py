@@ -23,7 +23,9 @@ def test_sums_of_examples_by_language_and_pair(tiny_prepared):
     evaluator = HeldoutLoss(*tiny_prepared, length=64, rows=4, examples_per_task=3, by_pair=True)
     found = dict(evaluator(model, params, partition))
   mixture, sums = PreparedMixture(*tiny_prepared, 'validation'), {}
-  run = jax.jit(lambda params, tokens: model.apply({'params': params}, tokens, tokens, enable_dropout=False))
+  run = jax.jit(
+    lambda params, tokens: model.apply({'params': params}, tokens, tokens, enable_dropout=False)
+  )
   for task in mixture.tasks:
     info = task.info
     for index in range(min(3, task.examples)):
@@ -43,6 +45,7 @@ def test_sums_of_examples_by_language_and_pair(tiny_prepared):
   )
   pairs = found['eval/heldout/loss_by_pair']
   assert (
-    pairs == pytest.approx({key: mean[key] for key in pairs}, rel=1e-5) and {'x2x en>zh', 'base en>en'} <= pairs.keys()
+    pairs == pytest.approx({key: mean[key] for key in pairs}, rel=1e-5)
+    and {'x2x en>zh', 'base en>en'} <= pairs.keys()
   )
   assert len(set(np.round(list(pairs.values()), 4))) > 5

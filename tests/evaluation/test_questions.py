@@ -1,4 +1,6 @@
-"""Questions to a model: likelihood against a plain loop, generation against the full forward pass, bad files named."""
+"""Questions to a model: likelihood against a plain loop, generation against the full forward pass,
+bad files named.
+"""
 
 import dataclasses
 import functools
@@ -20,7 +22,9 @@ from crossin_jax.models.decoder import Decoder, DecoderConfig
 from crossin_jax.training import losses
 from crossin_jax.training import state as train_state
 
-CONFIG = DecoderConfig(vocab_size=64, embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=64)
+CONFIG = DecoderConfig(
+  vocab_size=64, embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=64
+)
 
 
 @pytest.fixture(scope='module', params=[1, 4], ids=['1 device', '4 devices'])
@@ -29,15 +33,21 @@ def setting(request):
   model = Decoder(CONFIG)
   with partition.activate():
     abstract = train_state.parameter_shapes(model, partition)
-    init = lambda key: model.init(key, jnp.ones((1, 4), int), jnp.ones((1, 4), int), enable_dropout=False)['params']
-    params = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(jax.random.key(0))
+    init = lambda key: model.init(
+      key, jnp.ones((1, 4), int), jnp.ones((1, 4), int), enable_dropout=False
+    )['params']
+    params = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(
+      jax.random.key(0)
+    )
     yield model, params, partition
 
 
 @functools.lru_cache
 def _forward(model):
   """Logits of the first of four equal rows: a batch of one would not divide over the mesh."""
-  return jax.jit(lambda params, tokens: model.apply({'params': params}, tokens, tokens, enable_dropout=False)[0])
+  return jax.jit(
+    lambda params, tokens: model.apply({'params': params}, tokens, tokens, enable_dropout=False)[0]
+  )
 
 
 def _logits(model, params, inputs, length=96):
@@ -57,7 +67,9 @@ def test_sequence_losses_equal_a_plain_loop(setting):
   sequences = []
   for _ in range(23):
     length = int(rng.integers(1, 20))
-    sequences.append((rng.integers(0, 64, length).astype(np.int32), rng.random(length).astype(np.float32)))
+    sequences.append(
+      (rng.integers(0, 64, length).astype(np.int32), rng.random(length).astype(np.float32))
+    )
   found = sequence_losses(model, params, partition, sequences, bos_id=1, length=24, rows=3)
   wanted = [_plain_loss(model, jax.device_get(params), *s) for s in sequences]
   np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
@@ -87,7 +99,9 @@ def test_greedy_equals_the_full_forward_pass_on_ragged_prompts(setting):
 
 
 def _write(path, rows):
-  path.write_text(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows), encoding='utf-8')
+  path.write_text(
+    ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows), encoding='utf-8'
+  )
   return str(path)
 
 
@@ -106,25 +120,37 @@ def _rows(items=3):
   ]
 
 
-def test_likelihood_chooses_the_most_probable_option_with_its_stop_token(setting, tmp_path, tiny_vocabulary):
+def test_likelihood_chooses_the_most_probable_option_with_its_stop_token(
+  setting, tmp_path, tiny_vocabulary
+):
   model, params, partition = setting
   model = Decoder(dataclasses.replace(CONFIG, vocab_size=-(-tiny_vocabulary.size // 64) * 64))
   params = jax.jit(
-    lambda key: model.init(key, jnp.ones((1, 4), int), jnp.ones((1, 4), int), enable_dropout=False)['params']
+    lambda key: model.init(key, jnp.ones((1, 4), int), jnp.ones((1, 4), int), enable_dropout=False)[
+      'params'
+    ]
   )(jax.random.key(3))
   questions = read_questions(_write(tmp_path / 'questions.tagged.jsonl', _rows()))
   assert questions.name == 'questions/tagged'
   prompts = Prompts.__new__(Prompts)
-  prompts.template, prompts.vocabulary, prompts.stop_id = 'gemma', tiny_vocabulary, tiny_vocabulary.eos_id
+  prompts.template, prompts.vocabulary, prompts.stop_id = (
+    'gemma',
+    tiny_vocabulary,
+    tiny_vocabulary.eos_id,
+  )
   prompts.untaught = False
-  found = asking.choose_by_likelihood(model, params, partition, questions, prompts, length=96, rows=4)
+  found = asking.choose_by_likelihood(
+    model, params, partition, questions, prompts, length=96, rows=4
+  )
   for i, item in enumerate(questions.rows):
     for j, row in enumerate(item):
       prompt = tiny_vocabulary.encode(render_prompt('gemma', row['instruction']))
       scores = []
       for choice in row['choices']:
         answer = [*tiny_vocabulary.encode(choice), tiny_vocabulary.eos_id]
-        scores.append(_plain_loss(model, params, prompt + answer, [0] * len(prompt) + [1] * len(answer)))
+        scores.append(
+          _plain_loss(model, params, prompt + answer, [0] * len(prompt) + [1] * len(answer))
+        )
       np.testing.assert_allclose(found[i][j], scores, rtol=1e-4)
 
 

@@ -1,4 +1,6 @@
-"""The page of synthetic results: what it shows, what it must not claim, and that it needs nothing else."""
+"""The page of synthetic results: what it shows, what it must not claim, and that it needs nothing
+else.
+"""
 
 from html.parser import HTMLParser
 import re
@@ -14,7 +16,13 @@ from crossin_jax.evaluation.report import Arm, Item, Report, write_report
 ARMS = ['floor', 'base', 'mono', 'x2x', 'x2x + trans']
 TITLES = dict(zip(ARMS, ['Floor', 'Base', 'Mono', 'x2x', 'x2x + Trans'], strict=True))
 # Chance to know an answer: in the first language, in the others.
-KNOWN = {'floor': (0, 0), 'base': (0.7, 0.02), 'mono': (0.68, 0.04), 'x2x': (0.69, 0.16), 'x2x + trans': (0.7, 0.17)}
+KNOWN = {
+  'floor': (0, 0),
+  'base': (0.7, 0.02),
+  'mono': (0.68, 0.04),
+  'x2x': (0.69, 0.16),
+  'x2x + trans': (0.7, 0.17),
+}
 QUESTIONS = {
   'en': 'Which country does {} trade with?',
   'zh': '{}与哪个国家进行贸易?',
@@ -27,13 +35,17 @@ PLACES = ['FR', 'JP', 'BR', 'KE', 'IN', 'PE', 'NO', 'EG', 'CA', 'VN', 'FI', 'MX'
 
 
 def guesses(generator, answers, languages, known):
-  """Choices of a model that knows item i in all languages alike (first, others), and guesses the rest."""
+  """Choices of a model that knows item i in all languages alike (first, others), and guesses the
+  rest.
+  """
   first, other = known
   knows = generator.random((len(answers), 1)) < np.array([first] + [other] * (languages - 1))
   return np.where(knows, answers[:, None], generator.integers(0, 4, (len(answers), languages)))
 
 
-def synthetic(languages, seeds=(0, 1, 2), arms=ARMS, items=250, methods=('likelihood', 'generate'), **other):
+def synthetic(
+  languages, seeds=(0, 1, 2), arms=ARMS, items=250, methods=('likelihood', 'generate'), **other
+):
   generator = np.random.default_rng(0)
   answers = generator.integers(0, 4, items)
   choices, runs, metrics, shown = {}, [], {}, []
@@ -46,21 +58,33 @@ def synthetic(languages, seeds=(0, 1, 2), arms=ARMS, items=250, methods=('likeli
             array[generator.random(array.shape) < 0.08] = -1
           choices[arm, seed, form, method] = array
           summary = consistency.summarise(array, answers, languages)
-          settings = {'seed': seed, 'benchmark': f'world/{form}', 'protocol': 'strict', 'method': method}
+          settings = {
+            'seed': seed,
+            'benchmark': f'world/{form}',
+            'protocol': 'strict',
+            'method': method,
+          }
           runs.append(results.build_run(summary, variant=arm, **settings))
       steps = np.arange(10, 251, 10)
       metrics[arm, seed] = [
         {
           'step': int(step),
           'loss': 1 + 4 * np.exp(-step / 60) + 0.1 * generator.random(),
-          'loss_by_language': {code: 1 + 0.1 * i + 4 * np.exp(-step / 60) for i, code in enumerate(languages)},
+          'loss_by_language': {
+            code: 1 + 0.1 * i + 4 * np.exp(-step / 60) for i, code in enumerate(languages)
+          },
         }
         for step in steps
-      ] + [{'step': int(step), 'eval/heldout/loss': 1.2 + 4 * np.exp(-step / 50)} for step in steps[4::5]]
+      ] + [
+        {'step': int(step), 'eval/heldout/loss': 1.2 + 4 * np.exp(-step / 50)}
+        for step in steps[4::5]
+      ]
   for i in range(items):
     pick = generator.permutation(len(PLACES))[:5]
     names = {code: [Locale(code).territories[PLACES[k]] for k in pick] for code in languages}
-    questions = {code: QUESTIONS.get(code, QUESTIONS['en']).format(names[code][4]) for code in languages}
+    questions = {
+      code: QUESTIONS.get(code, QUESTIONS['en']).format(names[code][4]) for code in languages
+    }
     shown.append(Item(f'trade-{i}', questions, {code: names[code][:4] for code in languages}))
   fields = {
     'title': 'Can a model use in other languages what it learned in English?',
@@ -75,7 +99,12 @@ def synthetic(languages, seeds=(0, 1, 2), arms=ARMS, items=250, methods=('likeli
     },
     'items': shown,
     'metrics': metrics,
-    'world': {'Countries': 120, 'Kinds of facts': 6, 'Told in English only': 360, 'Questions': items},
+    'world': {
+      'Countries': 120,
+      'Kinds of facts': 6,
+      'Told in English only': 360,
+      'Questions': items,
+    },
     'seconds': {arm: 1234.5 for arm in arms},
     'tokens': {arm: 3_072_000 for arm in arms},
     'config': 'train.steps = 250\nDecoder.layers = 4',
@@ -131,7 +160,12 @@ def check_page(page):
   assert {reference[1:] for reference in parser.references} <= set(parser.ids)
   assert set(re.findall(r'url\(([^)]*)\)', page)) <= {f'#{name}' for name in parser.ids}
   outside = re.sub(r'xmlns(:\w+)?="[^"]*"', '', page)  # names of vocabularies, never fetched
-  assert 'http' not in outside and '<script' not in page and '<link' not in page and '@import' not in page
+  assert (
+    'http' not in outside
+    and '<script' not in page
+    and '<link' not in page
+    and '@import' not in page
+  )
   assert '{{' not in page and '{%' not in page
   text = re.sub(r'<style.*?</style>|<[^>]*>', ' ', page, flags=re.DOTALL)
   assert not re.search(r'\bnan\b|\bNone\b|\bundefined\b', text)
@@ -150,19 +184,33 @@ def test_five_arms_in_four_languages(tmp_path):
     '中文',
   ):
     assert text in page
-  assert 'crossin quickstart --gin.seeds=3' in page and 'Decoder.layers = 4' in page and 'crossin-jax 0.1.0' in page
-  assert re.search(
-    r'x2x is \d+\.\d points above Base in accuracy outside English \(95\s% interval [^)]*\): a real gain\.', page
+  assert (
+    'crossin quickstart --gin.seeds=3' in page
+    and 'Decoder.layers = 4' in page
+    and 'crossin-jax 0.1.0' in page
   )
-  assert 'x2x + Trans cannot be told from x2x' not in page  # only reference arms are compared against
+  assert re.search(
+    r'x2x is \d+\.\d points above Base in accuracy outside English \(95\s% interval [^)]*\): a '
+    r'real gain\.',
+    page,
+  )
+  # only reference arms are compared against
+  assert 'x2x + Trans cannot be told from x2x' not in page
   assert '20 min 34 s' in page and '3,072,000' in page
   assert 'viewport' in page and 'prefers-color-scheme: dark' in page and '@media print' in page
 
 
 def test_urdu_and_tamil(tmp_path):
   page = render(tmp_path, synthetic(['en', 'ur', 'ta'], seeds=(7,), arms=['base', 'x2x']))
-  assert '<p lang="ur" dir="rtl">' in page and '<p lang="ta" dir="ltr">' in page and 'اردو' in page and 'தமிழ்' in page
-  assert 'as far as one seed can show' in page and 'not what another training run would give' in page
+  assert (
+    '<p lang="ur" dir="rtl">' in page
+    and '<p lang="ta" dir="ltr">' in page
+    and 'اردو' in page
+    and 'தமிழ்' in page
+  )
+  assert (
+    'as far as one seed can show' in page and 'not what another training run would give' in page
+  )
   svg = ''.join(re.findall(r'<svg.*?</svg>', page, flags=re.DOTALL))
   assert not re.search(r'[\u0600-\u06ff\u0b80-\u0bff]', svg)  # plots name languages by code
 
@@ -181,7 +229,9 @@ def test_two_languages_and_no_items(tmp_path):
 def test_no_claim_when_the_interval_includes_zero(tmp_path):
   report = synthetic(['en', 'zh', 'vi'], seeds=(0, 1), arms=['base', 'mono', 'x2x'])
   generator = np.random.default_rng(5)
-  report.choices = {key: guesses(generator, report.answers, 3, (0.5, 0.1)) for key in report.choices}
+  report.choices = {
+    key: guesses(generator, report.answers, 3, (0.5, 0.1)) for key in report.choices
+  }
   page = render(tmp_path, report)
   assert 'a real gain' not in page and 'a real loss' not in page
   assert 'cannot be told from Base' in page and 'No comparison on this page shows a gain.' in page
@@ -192,7 +242,9 @@ def test_runs_alone_give_figures_without_intervals_or_claims(tmp_path):
   report = synthetic(['en', 'zh', 'vi'], seeds=(0,))
   report.choices = {}
   page = render(tmp_path, report)
-  assert 'no figure has an interval and no gain is claimed' in page and 'nothing can be claimed' in page
+  assert (
+    'no figure has an interval and no gain is claimed' in page and 'nothing can be claimed' in page
+  )
   assert 'a real' not in page and 'class="v gain"' not in page
   assert re.search(r'<span class="v">\d\d\.\d</span></td>', page)
 
@@ -204,21 +256,34 @@ def test_a_bare_report_still_makes_a_page(tmp_path):
 
 def test_missing_seeds_are_paired_by_those_both_have(tmp_path):
   report = synthetic(['en', 'zh', 'vi'], seeds=(0, 1, 2), arms=['base', 'x2x'])
-  report.choices = {key: array for key, array in report.choices.items() if not (key[0] == 'x2x' and key[1] == 1)}
+  report.choices = {
+    key: array for key, array in report.choices.items() if not (key[0] == 'x2x' and key[1] == 1)
+  }
   assert tables.Figures(report).gains()[0]['seeds'] == 2
   render(tmp_path, report)
 
 
 def test_a_guesser_above_chance_is_called_out(tmp_path):
   report = synthetic(['en', 'zh', 'vi'], seeds=(0,), arms=['base', 'x2x'])
-  report.guessers = {'lexical overlap': guesses(np.random.default_rng(3), report.answers, 3, (0.4, 0.4))}
+  report.guessers = {
+    'lexical overlap': guesses(np.random.default_rng(3), report.answers, 3, (0.4, 0.4))
+  }
   page = render(tmp_path, report)
-  assert 'Caution: the lexical overlap guesser is not at chance' in page and 'not at chance</span>' in page
+  assert (
+    'Caution: the lexical overlap guesser is not at chance' in page
+    and 'not at chance</span>' in page
+  )
 
 
 def test_text_is_escaped(tmp_path):
   report = synthetic(
-    ['en', 'zh'], seeds=(0,), arms=['base', 'x2x'], items=50, title='<b>&', config='a < b', command='x && y <z>'
+    ['en', 'zh'],
+    seeds=(0,),
+    arms=['base', 'x2x'],
+    items=50,
+    title='<b>&',
+    config='a < b',
+    command='x && y <z>',
   )
   page = render(tmp_path, report)
   assert '<b>&' not in page and '&lt;b&gt;&amp;' in page and 'a &lt; b' in page
@@ -227,19 +292,33 @@ def test_text_is_escaped(tmp_path):
 @pytest.mark.parametrize(
   'low, high, words',
   [
-    (0.012, 0.07, 'x2x is 4.1 points above Base in accuracy (95 % interval 1.2 to 7.0): a real gain.'),
+    (
+      0.012,
+      0.07,
+      'x2x is 4.1 points above Base in accuracy (95 % interval 1.2 to 7.0): a real gain.',
+    ),
     (
       -0.07,
       -0.012,
-      'x2x is 4.1 points below Base in accuracy (95 % interval \u22127.0 to \u22121.2): a real loss.',
+      'x2x is 4.1 points below Base in accuracy (95 % interval \u22127.0 to \u22121.2): a real '
+      'loss.',
     ),
     (
       -0.01,
       0.09,
-      'x2x cannot be told from Base in accuracy (difference 4.1 points, 95 % interval \u22121.0 to 9.0).',
+      'x2x cannot be told from Base in accuracy (difference 4.1 points, 95 % interval \u22121.0 '
+      'to 9.0).',
     ),
-    (0.0, 0.09, 'x2x cannot be told from Base in accuracy (difference 4.1 points, 95 % interval 0.0 to 9.0).'),
-    (0.0004, 0.09, 'x2x cannot be told from Base in accuracy (difference 4.1 points, 95 % interval 0.0 to 9.0).'),
+    (
+      0.0,
+      0.09,
+      'x2x cannot be told from Base in accuracy (difference 4.1 points, 95 % interval 0.0 to 9.0).',
+    ),
+    (
+      0.0004,
+      0.09,
+      'x2x cannot be told from Base in accuracy (difference 4.1 points, 95 % interval 0.0 to 9.0).',
+    ),
   ],
 )
 def test_gain_sentences(low, high, words):
@@ -260,7 +339,8 @@ def test_equal_input_gives_equal_bytes(tmp_path):
   pages = []
   for _ in range(2):
     write_report(
-      tmp_path / 'report.html', synthetic(['en', 'zh'], seeds=(0,), arms=['base', 'x2x'], items=40, resamples=50)
+      tmp_path / 'report.html',
+      synthetic(['en', 'zh'], seeds=(0,), arms=['base', 'x2x'], items=40, resamples=50),
     )
     pages.append((tmp_path / 'report.html').read_bytes())
   assert pages[0] == pages[1]

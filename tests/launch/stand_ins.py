@@ -1,7 +1,9 @@
-"""A cloud, hosts and a cluster that are not there: stand-ins for gcloud, ssh, SLURM's commands, docker and xpk, on PATH.
+"""A cloud, hosts and a cluster that are not there: stand-ins for gcloud, ssh, SLURM's commands,
+docker and xpk, on PATH.
 
-Workers are folders, each the HOME of its processes. What ssh is given is really run, by /bin/sh, so that quoting, exit
-statuses and signals are real; `pip` and `crossin` on the workers are stand-ins too, whose behaviour a test writes down.
+Workers are folders, each the HOME of its processes. What ssh is given is really run, by /bin/sh, so
+that quoting, exit statuses and signals are real; `pip` and `crossin` on the workers are stand-ins
+too, whose behaviour a test writes down.
 """
 
 import contextlib
@@ -15,10 +17,12 @@ import sys
 import textwrap
 import time
 
-BASH = os.environ.get('CROSSIN_TEST_BASH', 'bash')  # of the launcher: the bash 3.2 of macOS, for instance
+# of the launcher: the bash 3.2 of macOS, for instance
+BASH = os.environ.get('CROSSIN_TEST_BASH', 'bash')
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
-# What every stand-in written in Python begins with: notes its arguments, finds the files of the cloud.
+# What every stand-in written in Python begins with: notes its arguments, finds the files of the
+# cloud.
 _HEAD = f'''#!{sys.executable} -SE
 import glob, json, os, pathlib, shutil, signal, subprocess, sys, time
 cloud = pathlib.Path(os.environ['CLOUD'])
@@ -136,14 +140,16 @@ else:
 # The other hosts: the last word is the command, the one before it the host.
 _SSH = _HEAD + "\nsys.exit(run_on([cloud / 'workers' / words[-2] / '0'], words[-1]))\n"
 _SCP = (
-  _HEAD + "\nhost, _, path = words[-1].partition(':')\nshutil.copy(words[-2], cloud / 'workers' / host / '0' / path)\n"
+  _HEAD
+  + "\nhost, _, path = words[-1].partition(':')\nshutil.copy(words[-2], cloud / 'workers' / host "
+  "/ '0' / path)\n"
 )
 _RECORD = (
-  _HEAD
-  + "\nprint((cloud / 'answers' / os.path.basename(sys.argv[0])).read_text() if (cloud / 'answers' / os.path.basename(sys.argv[0])).exists() else '', end='')\n"
+  _HEAD + "\nprint((cloud / 'answers' / os.path.basename(sys.argv[0])).read_text() if (cloud / "
+  "'answers' / os.path.basename(sys.argv[0])).exists() else '', end='')\n"
 )
 
-# ---- on a worker -----------------------------------------------------------------------------------------------------
+# ---- on a worker ----
 
 _MAKE_WORKER = """#!/bin/bash
 # make_worker FOLDER SLICE NUMBER COUNT
@@ -192,7 +198,12 @@ class Cloud:
     project: a git repository with the launch scripts.
   """
 
-  def __init__(self, folder: pathlib.Path, workers: int = 2, states=('WAITING_FOR_RESOURCES PROVISIONING ACTIVE',)):
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    workers: int = 2,
+    states=('WAITING_FOR_RESOURCES PROVISIONING ACTIVE',),
+  ):
     self.folder = folder / 'cloud'
     self.project = folder / 'project'
     self.home = folder / 'home'
@@ -226,26 +237,34 @@ class Cloud:
     path.chmod(0o755)
 
   def plan(self, workers: int, states) -> None:
-    """What a request for a resource gives: workers a slice, and the states it passes through, for each request."""
+    """What a request for a resource gives: workers a slice, and the states it passes through, for
+    each request.
+    """
     (self.folder / 'plan.json').write_text(json.dumps({'workers': workers, 'states': list(states)}))
 
   def behave(self, *lines: str) -> None:
-    """What `crossin` does: 'slice.number nth command' each, '*' for any; without a line it succeeds."""
+    """What `crossin` does: 'slice.number nth command' each, '*' for any; without a line it
+    succeeds.
+    """
     (self.folder / 'behaviour').write_text(''.join(f'{line}\n' for line in lines))
 
   def environment(self, **more: str) -> dict[str, str]:
     path = f'{self.folder}/bin:{os.path.dirname(sys.executable)}:/usr/bin:/bin'
     return {
-      'CLOUD': str(self.folder), 'PATH': path, 'HOME': str(self.home), 'TMPDIR': str(self.home), 'LC_ALL': 'C.UTF-8',
+      'CLOUD': str(self.folder), 'PATH': path, 'HOME': str(self.home), 'TMPDIR': str(self.home),
+      'LC_ALL': 'C.UTF-8',
       'CROSSIN_POLL_SECONDS': '0', 'CROSSIN_SETTLE_SECONDS': '3', **more,
     }  # fmt: skip
 
   def start(self, script: str, *words: str, **more: str) -> subprocess.Popen:
     """Starts a launch script in a session of its own, as a terminal would."""
     return subprocess.Popen(
-      [BASH, str(self.project / 'launch' / script), *words], env=self.environment(**more), text=True, cwd=self.project,
-      stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-      # Bash cannot trap what was ignored when it began, as in a job that was started in the background.
+      [BASH, str(self.project / 'launch' / script), *words], env=self.environment(**more),
+      text=True, cwd=self.project,
+      stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      start_new_session=True,
+      # Bash cannot trap what was ignored when it began, as in a job that was started in the
+      # background.
       preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
@@ -273,7 +292,9 @@ class Cloud:
 
   def started(self, worker: str) -> list[list[str]]:
     """Arguments of each start of `crossin` on 'slice.number', or 'here'."""
-    paths = sorted((self.folder / 'started').glob(f'{worker}.*'), key=lambda path: int(path.suffix[1:]))
+    paths = sorted(
+      (self.folder / 'started').glob(f'{worker}.*'), key=lambda path: int(path.suffix[1:])
+    )
     return [path.read_text(encoding='utf-8').split('\0')[:-1] for path in paths]
 
   def told(self) -> list[str]:
@@ -285,7 +306,9 @@ class Cloud:
     for i, name in enumerate(names):
       worker = self.folder / 'workers' / name / '0'
       environment = os.environ | {'CLOUD': str(self.folder)}
-      subprocess.run([self.folder / 'make_worker', worker, str(i), '0', '1'], check=True, env=environment)
+      subprocess.run(
+        [self.folder / 'make_worker', worker, str(i), '0', '1'], check=True, env=environment
+      )
 
   def clean(self) -> None:
     """Ends what the workers still run."""

@@ -1,4 +1,6 @@
-"""launch/slurm_train.sbatch with stand-ins for srun and scontrol, and launch/gke_xpk.sh with stand-ins for docker and xpk."""
+"""launch/slurm_train.sbatch with stand-ins for srun and scontrol, and launch/gke_xpk.sh with
+stand-ins for docker and xpk.
+"""
 
 import os
 import signal
@@ -10,7 +12,8 @@ from stand_ins import Cloud, wait_for
 
 FLAGS = ("--gin.MODEL_DIR='/shared/it''s mine'", '--gin.X="a  b"')
 
-# srun: runs its command once a node, hands SIGTERM on, and returns the highest status, as the real one does.
+# srun: runs its command once a node, hands SIGTERM on, and returns the highest status, as the real
+# one does.
 SRUN = """#!/bin/bash
 echo "srun $*" >>"$CLOUD/slurm.log"
 while [ "${1#--}" != "$1" ]; do shift; done
@@ -53,11 +56,13 @@ def job(cloud, *words, tasks=2, restarts=0):
   spool = cloud.folder / 'slurm_script'  # SLURM runs a copy
   spool.write_text((cloud.project / 'launch' / 'slurm_train.sbatch').read_text())
   environment = cloud.environment(
-    SLURM_JOB_ID='4711', SLURM_NTASKS=str(tasks), SLURM_JOB_NODELIST='node[7-8]', SLURM_SUBMIT_DIR=str(cloud.project),
+    SLURM_JOB_ID='4711', SLURM_NTASKS=str(tasks), SLURM_JOB_NODELIST='node[7-8]',
+    SLURM_SUBMIT_DIR=str(cloud.project),
     SLURM_RESTART_COUNT=str(restarts),
   )  # fmt: skip
   return subprocess.Popen(
-    ['bash', str(spool), *words], env=environment, cwd=cloud.folder, text=True, stdin=subprocess.DEVNULL,
+    ['bash', str(spool), *words], env=environment, cwd=cloud.folder, text=True,
+    stdin=subprocess.DEVNULL,
     stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
   )  # fmt: skip
 
@@ -77,7 +82,9 @@ def test_each_task_knows_its_place(cloud):
   for i in (0, 1):
     place = ['--coordinator_address=node7:29422', '--process_count=2', f'--process_index={i}']
     assert cloud.started(str(i)) == [['train', *FLAGS, *place]]
-  status, _, err = finished(job(cloud, '--no_install', '--command', 'evaluate', '--', *FLAGS, tasks=1))
+  status, _, err = finished(
+    job(cloud, '--no_install', '--command', 'evaluate', '--', *FLAGS, tasks=1)
+  )
   assert status == 0 and cloud.started('0')[1] == ['evaluate', *FLAGS], err
 
 
@@ -93,7 +100,9 @@ def test_the_ends_of_tasks(cloud, behaviour, status, requeued):
   assert found == status and ('scontrol requeue 4711' in log(cloud)) == requeued, err
 
 
-@pytest.mark.parametrize('state, requeued', [('RUNNING', True), ('CANCELLED', False), ('PENDING', False)])
+@pytest.mark.parametrize(
+  'state, requeued', [('RUNNING', True), ('CANCELLED', False), ('PENDING', False)]
+)
 def test_the_signal_reaches_the_run_and_the_job_goes_back(cloud, state, requeued):
   (cloud.folder / 'job_state').write_text(state)
   cloud.behave('* 0 nap 30')
@@ -102,19 +111,31 @@ def test_the_signal_reaches_the_run_and_the_job_goes_back(cloud, state, requeued
   time.sleep(0.3)
   process.send_signal(signal.SIGTERM)  # --signal=B:TERM@120: to the batch shell alone
   status, _, err = finished(process)
-  assert status == 75 and cloud.told() == ['0', '1'] and ('scontrol requeue 4711' in log(cloud)) == requeued, err
+  assert (
+    status == 75
+    and cloud.told() == ['0', '1']
+    and ('scontrol requeue 4711' in log(cloud)) == requeued
+  ), err
 
 
 def test_the_queue_is_not_entered_for_ever(cloud):
   cloud.behave('* * exit 75')
-  status, _, err = finished(job(cloud, '--no_install', '--max_restarts', '3', '--', *FLAGS, restarts=3))
-  assert status == 75 and '--max_restarts 3 is reached' in err and 'scontrol requeue 4711' not in log(cloud)
+  status, _, err = finished(
+    job(cloud, '--no_install', '--max_restarts', '3', '--', *FLAGS, restarts=3)
+  )
+  assert (
+    status == 75
+    and '--max_restarts 3 is reached' in err
+    and 'scontrol requeue 4711' not in log(cloud)
+  )
 
 
 def test_slurm_is_told_what_the_script_relies_on(cloud):
   lines = (cloud.project / 'launch' / 'slurm_train.sbatch').read_text().splitlines()
   directives = [line.split()[1] for line in lines if line.startswith('#SBATCH')]
-  assert lines.index('#SBATCH --requeue') < next(i for i, line in enumerate(lines) if line and line[0] != '#')
+  assert lines.index('#SBATCH --requeue') < next(
+    i for i, line in enumerate(lines) if line and line[0] != '#'
+  )
   assert {'--signal=B:TERM@120', '--requeue', '--ntasks-per-node=1'} <= set(directives)
 
 
@@ -125,7 +146,7 @@ def test_usage_of_the_job(cloud):
   assert status == 2 and 'this is for sbatch' in err
 
 
-# ---- GKE -------------------------------------------------------------------------------------------------------------
+# ---- GKE ----
 
 CLUSTER = ('--cluster', 'pods', '--workload', 'first', '--zone', 'z', '--project', 'p')
 IMAGE = ('--tpu_type', 'v5litepod-16', '--image', 'z-docker.pkg.dev/p/i/crossin')
@@ -138,11 +159,18 @@ def test_a_workload_is_an_image_and_a_command(cloud):
   [build, push] = cloud.calls('docker')
   assert build[1] == 'build' and push == ['docker', 'push', 'z-docker.pkg.dev/p/i/crossin:first']
   [create] = cloud.calls('xpk', 'workload', 'create')
-  assert {'--restart-on-exit-codes=75', '--tpu-type=v5litepod-16', '--num-slices=2', '--max-restarts=50'} <= set(create)
+  assert {
+    '--restart-on-exit-codes=75',
+    '--tpu-type=v5litepod-16',
+    '--num-slices=2',
+    '--max-restarts=50',
+  } <= set(create)
   # The command is what a shell in the container turns back into the arguments.
   command = next(word for word in create if word.startswith('--command='))[len('--command=exec ') :]
   show = 'crossin() { printf \'%s\\0\' "$@"; }; '
-  out = subprocess.run(['bash', '-c', show + command], check=True, capture_output=True, text=True).stdout
+  out = subprocess.run(
+    ['bash', '-c', show + command], check=True, capture_output=True, text=True
+  ).stdout
   assert out.split('\0')[:-1] == ['train', *REMOTE, '--multihost']
 
 

@@ -104,7 +104,7 @@ def started(cloud):
   return [path.read_text().split('\0')[:-1] for path in paths]
 
 
-# ---- TPUs ------------------------------------------------------------------------------------------------------------
+# ---- TPUs ----
 
 
 def test_points_on_one_queued_resource(cloud, tmp_path, capfd):
@@ -120,7 +120,8 @@ def test_points_on_one_queued_resource(cloud, tmp_path, capfd):
   flags = dict(word.split('=', 1) for word in commands[0][1:])
   folder = one.folder(one.points[0]).rpartition('/')[2]
   assert flags['--gin.MODEL_DIR'] == repr(f'gs://b/s/points/{folder}/model')
-  # What is prepared here lies where the workers find it, tokens too, which are shared by links here.
+  # What is prepared here lies where the workers find it, tokens too, which are shared by links
+  # here.
   data = cloud.folder / flags['--gin.DATA_DIR'].strip("'").replace('gs://', 'gs/')
   assert (data / 'tasks' / 'task' / 'part').exists() and list((data / 'mixtures').iterdir())
   summary = sweep_table.write(one)
@@ -133,7 +134,10 @@ def test_points_on_one_queued_resource(cloud, tmp_path, capfd):
   more.runner.close()
   assert len(started(cloud)) == 6 and cloud.actions() == ['create', 'delete', 'create']
   err = capfd.readouterr().err
-  assert 'pod may still exist and cost money' in err and 'tpu_train.sh --name pod --zone z --delete' in err
+  assert (
+    'pod may still exist and cost money' in err
+    and 'tpu_train.sh --name pod --zone z --delete' in err
+  )
 
 
 def test_what_fails_there_is_told_here_and_tried_again(cloud, tmp_path):
@@ -146,7 +150,11 @@ def test_what_fails_there_is_told_here_and_tried_again(cloud, tmp_path):
   (cloud.folder / 'broken.evaluate').unlink()
   again = make_sweep(out, Tpu(jobs.Jobs(str(out)), TPU, 'gs://b/s'), axes={'volume': (100,)})
   again.run()
-  assert not again.failures and [words[0] for words in started(cloud)] == ['train', 'evaluate', 'evaluate']
+  assert not again.failures and [words[0] for words in started(cloud)] == [
+    'train',
+    'evaluate',
+    'evaluate',
+  ]
 
 
 def test_points_at_a_time_have_machines_of_their_own(tmp_path):
@@ -160,7 +168,10 @@ def test_question_files_travel_and_folders_of_this_machine_are_refused(cloud, tm
   questions.write_text('{}')
   launcher = launchers.Tpu(jobs.Jobs(str(tmp_path)), TPU, 'gs://b/s')
   command = launcher.command('x', ['evaluate', f'--questions={questions}'], {}, ())
-  assert command[command.index('--include') + 1] == 'my questions.jsonl' and '--questions=my questions.jsonl' in command
+  assert (
+    command[command.index('--include') + 1] == 'my questions.jsonl'
+    and '--questions=my questions.jsonl' in command
+  )
   with pytest.raises(config.ConfigError, match='is a folder of this machine'):
     launcher.command('x', ['train'], {}, (f"--gin.INITIAL_CHECKPOINT_PATH='{cloud.folder}'",))
   with pytest.raises(config.ConfigError, match='must lie below'):
@@ -178,7 +189,7 @@ def test_what_a_launcher_lacks_is_said(tmp_path, name, arguments, remote, messag
     launchers.make_launcher(name, jobs.Jobs(str(tmp_path)), arguments, remote)
 
 
-# ---- SLURM -----------------------------------------------------------------------------------------------------------
+# ---- SLURM ----
 
 
 def test_points_as_jobs(cloud, tmp_path):
@@ -187,7 +198,11 @@ def test_points_as_jobs(cloud, tmp_path):
   one = make_sweep(out, launcher)
   one.run()
   assert not one.failures and not one.missing(), one.failures
-  lines = [line for line in (cloud.folder / 'slurm.log').read_text().splitlines() if line.startswith('sbatch')]
+  lines = [
+    line
+    for line in (cloud.folder / 'slurm.log').read_text().splitlines()
+    if line.startswith('sbatch')
+  ]
   assert len(lines) == 4 and all('--nodes=4 --gpus-per-node=8' in line for line in lines)
   assert not any('--nodes=1' in line for line in lines)  # evaluation is on all of them too
   assert not list((out / 'jobs').iterdir())
@@ -208,7 +223,10 @@ def test_a_sweep_told_to_stop_finds_its_jobs_again(cloud, tmp_path):
   (cloud.folder / 'stuck').touch()
   out = tmp_path / 'out'
   launcher = Slurm(jobs.Jobs(str(out)), [])
-  launcher._submit = lambda command, submit=launcher._submit: (submit(command), launcher.jobs.stop(signal.SIGTERM))[0]
+  launcher._submit = lambda command, submit=launcher._submit: (
+    submit(command),
+    launcher.jobs.stop(signal.SIGTERM),
+  )[0]
   with pytest.raises(jobs.Stopped, match='goes on as job 1'):
     make_sweep(out, launcher, axes={'volume': (100,)}).run()
   assert [json.loads(path.read_text()) for path in (out / 'jobs').iterdir()] == [{'job': '1'}]
@@ -219,13 +237,23 @@ def test_a_sweep_told_to_stop_finds_its_jobs_again(cloud, tmp_path):
   assert not again.failures and [words[0] for words in started(cloud)] == ['evaluate']
 
 
-# ---- the command -----------------------------------------------------------------------------------------------------
+# ---- the command ----
 
 
 def test_a_dry_run_shows_every_command(tmp_path, capsys):
   out = str(tmp_path / 'out')
-  words = ['--gin_file=gin_configs/ablations/world_volume.gin', '--output_dir', out, '--dry_run', '--json']
-  words += ['--gin_bindings=QUESTIONS = None', '--gin_bindings=sweep.questions = ()', '--remote_dir=gs://b/s']
+  words = [
+    '--gin_file=gin_configs/ablations/world_volume.gin',
+    '--output_dir',
+    out,
+    '--dry_run',
+    '--json',
+  ]
+  words += [
+    '--gin_bindings=QUESTIONS = None',
+    '--gin_bindings=sweep.questions = ()',
+    '--remote_dir=gs://b/s',
+  ]
   words += ['--launcher=tpu', f'--launcher_args={shlex.join(TPU)}']
   import gin
 
@@ -235,5 +263,7 @@ def test_a_dry_run_shows_every_command(tmp_path, capsys):
   plan = json.loads(captured.out.splitlines()[-1])
   train, evaluate = plan['to_run'][0]['commands']
   assert train[1].endswith('launch/tpu_train.sh') and train[train.index('--command') + 1] == 'train'
-  assert evaluate[evaluate.index('--command') + 1] == 'evaluate' and shlex.join(train) in captured.err
+  assert (
+    evaluate[evaluate.index('--command') + 1] == 'evaluate' and shlex.join(train) in captured.err
+  )
   assert not pathlib.Path(out).exists()

@@ -39,7 +39,10 @@ def mixtures(count, seed=0):
   corners = [(0.5, 0, 0), (0.1, 0.4, 0), (0.1, 0, 0.4), (0.2, 0.2, 0.1), (0.3, 0.1, 0.1)]
   rng = np.random.default_rng(seed)
   rows = corners + [tuple(0.5 * rng.dirichlet((1.5, 1, 1))) for _ in range(count)]
-  return [REPLAY | dict(zip(('base', 'x2x', 'trans'), (float(v) for v in row))) for row in np.round(rows[:count], 4)]
+  return [
+    REPLAY | dict(zip(('base', 'x2x', 'trans'), (float(v) for v in row)))
+    for row in np.round(rows[:count], 4)
+  ]
 
 
 def loss(shares, language):
@@ -47,7 +50,9 @@ def loss(shares, language):
 
 
 def accuracy(shares, language):
-  return 0.25 + 0.75 / (1 + np.exp(1 + sum(t * shares.get(name, 0) for name, t in SLOPES[language].items())))
+  return 0.25 + 0.75 / (
+    1 + np.exp(1 + sum(t * shares.get(name, 0) for name, t in SLOPES[language].items()))
+  )
 
 
 class Laws(launchers.Launcher):
@@ -59,11 +64,20 @@ class Laws(launchers.Launcher):
 
   def run_here(self, log, arguments, values, bindings):
     flags = dict(a.removeprefix('--').split('=', 1) for a in (*arguments, *bindings) if '=' in a)
-    shares = ast.literal_eval(flags.get('gin.SHARES') or flags.get('gin.MixtureSettings.shares') or "{'base': 1}")
+    shares = ast.literal_eval(
+      flags.get('gin.SHARES') or flags.get('gin.MixtureSettings.shares') or "{'base': 1}"
+    )
     total = sum(shares.values())
-    # Two tasks a component, as one language pair each; one that lost all its rows keeps its rate, and is never read.
+    # Two tasks a component, as one language pair each; one that lost all its rows keeps its rate,
+    # and is never read.
     tasks = [
-      {'task': f'{name}.{k}', 'component': name, 'rate': share / total / 2, 'volume': None, 'fingerprint': ''}
+      {
+        'task': f'{name}.{k}',
+        'component': name,
+        'rate': share / total / 2,
+        'volume': None,
+        'fingerprint': '',
+      }
       for name, share in shares.items()
       for k in range(2)
     ]
@@ -77,7 +91,9 @@ class Laws(launchers.Launcher):
     if arguments[0] != 'evaluate':
       return
     flags = dict(a.removeprefix('--').split('=', 1) for a in arguments if '=' in a)
-    tasks = json.loads(pathlib.Path(values['DATA_DIR'], 'mixtures', f'{MIXTURE}.json').read_text())['tasks']
+    tasks = json.loads(pathlib.Path(values['DATA_DIR'], 'mixtures', f'{MIXTURE}.json').read_text())[
+      'tasks'
+    ]
     shares = {}
     for task in tasks:
       shares[task['component']] = shares.get(task['component'], 0) + task['rate']
@@ -95,7 +111,8 @@ class Laws(launchers.Launcher):
       answers = np.zeros(right.shape, np.int64)
       name = sweep_points.question_name(path)
       run = build_run(
-        consistency.summarise(chosen, answers, LANGUAGES), variant='v', seed=seed, method='likelihood', protocol='strict',
+        consistency.summarise(chosen, answers, LANGUAGES), variant='v', seed=seed,
+        method='likelihood', protocol='strict',
         benchmark=name.replace('.', '/', 1),
       )  # fmt: skip
       write_results(out / 'results.json', [run])
@@ -139,7 +156,7 @@ def asked(tmp_path_factory):
   return one, sweep_fit.fit(str(out), 'loss', english_accuracy='default', resamples=150)
 
 
-# ---- an axis of dicts, end to end ------------------------------------------------------------------------------------
+# ---- an axis of dicts, end to end ----
 
 
 def test_an_axis_of_shares_tokenises_once_and_is_told_in_words(tmp_path):
@@ -147,11 +164,20 @@ def test_an_axis_of_shares_tokenises_once_and_is_told_in_words(tmp_path):
   assert len({point.digest for point in one.points}) == 8 and not one.missing() and not one.failures
   # Tokens and held-out rows do not depend on shares, though the gin file binds the macro.
   assert len({point.data.tokens for point in one.points}) == 1
-  assert len({point.data.folder for point in one.points}) == 4 and len({p.heldout.folder for p in one.points}) == 1
+  assert (
+    len({point.data.folder for point in one.points}) == 4
+    and len({p.heldout.folder for p in one.points}) == 1
+  )
   assert one.points[2].name == 'SHARES=base-0.1-x2x-0.4-trans-0.seed=0'
-  assert "--gin.SHARES={'tested': 0.5, 'base': 0.1, 'x2x': 0.4, 'trans': 0.0}" in one.points[2].data.flags
+  assert (
+    "--gin.SHARES={'tested': 0.5, 'base': 0.1, 'x2x': 0.4, 'trans': 0.0}"
+    in one.points[2].data.flags
+  )
   summary = sweep_table.write(one)
-  assert 'base 0.1, x2x 0.4, trans 0' in summary['text'] and 'tested' not in summary['text'].split('Held-out')[0]
+  assert (
+    'base 0.1, x2x 0.4, trans 0' in summary['text']
+    and 'tested' not in summary['text'].split('Held-out')[0]
+  )
   assert pathlib.Path(summary['plot']).read_bytes().startswith(b'\x89PNG')
   saved = json.loads((tmp_path / 'out' / 'sweep.json').read_text())
   assert saved['points'][2]['values']['SHARES'] == mixtures(4)[1]
@@ -163,18 +189,21 @@ def test_a_macro_that_tokens_depend_on_still_makes_other_tokens(tmp_path):
   assert sweep_points._rate_macros(
     "A.b = %X\nMixtureSettings.shares = {\n'base': %Y}\nMixtureSettings.epochs = %X"
   ) == {'Y'}
-  assert sweep_points.told({'a': 1, 'b': 0.25}, ({'a': 1, 'b': 0.5}, {'a': 1, 'b': 0.25})) == 'b 0.25'
+  assert (
+    sweep_points.told({'a': 1, 'b': 0.25}, ({'a': 1, 'b': 0.5}, {'a': 1, 'b': 0.25})) == 'b 0.25'
+  )
   assert sweep_points.told({'a': 1}, ({'a': 1},)) == 'a 1' and sweep_points.told(3, ()) == '3'
 
 
-# ---- the fit of a sweep ----------------------------------------------------------------------------------------------
+# ---- the fit of a sweep ----
 
 
 def test_laws_of_every_figure_and_shares_as_realised(asked):
   one, found = asked
   assert json.loads((pathlib.Path(one.out) / 'fit.json').read_text()) == found
   assert found['counts'] == {
-    'points': 27, 'unfinished': 0, 'without_mixture': 0, 'other_settings': 0, 'used': 27, 'seeds': [3, 3]
+    'points': 27, 'unfinished': 0, 'without_mixture': 0, 'other_settings': 0, 'used': 27,
+    'seeds': [3, 3]
   }  # fmt: skip
   names = [law['figure'] for law in found['laws']]
   assert set(names) == {
@@ -183,21 +212,30 @@ def test_laws_of_every_figure_and_shares_as_realised(asked):
     'consistency_3',
     'ac3_3',
   }
-  for one_mixture, wanted in zip(sorted(found['mixtures'], key=lambda m: -m['shares']['base'])[:1], mixtures(9)[:1]):
+  for one_mixture, wanted in zip(
+    sorted(found['mixtures'], key=lambda m: -m['shares']['base'])[:1], mixtures(9)[:1]
+  ):
     assert one_mixture['shares'] == pytest.approx(wanted)
-  assert not found['components']['tested']['varied'] and found['components']['tested']['low'] == pytest.approx(
-    0.5, abs=1e-3
-  )
+  assert not found['components']['tested']['varied'] and found['components']['tested'][
+    'low'
+  ] == pytest.approx(0.5, abs=1e-3)
   by = {law['figure']: law for law in found['laws']}
-  assert by['accuracy/zh']['chance'] == 0.25 and by['consistency_3']['chance'] == pytest.approx(1 / 16)
+  assert by['accuracy/zh']['chance'] == 0.25 and by['consistency_3']['chance'] == pytest.approx(
+    1 / 16
+  )
   assert by['loss/zh']['form'] == 'exponential' and by['accuracy/zh']['form'] == 'logistic'
   # t is known up to a constant: differences between components are those of the law.
   t, truth = by['loss/zh']['coefficients']['t'], SLOPES['zh']
   assert t['x2x'] - t['trans'] == pytest.approx(truth['x2x'], abs=1.5)
   assert sum(t.values()) == pytest.approx(0, abs=0.01) and 'tested' not in t
-  # The law is used as known: it predicts mixtures that it has not seen, better than the baselines do.
+  # The law is used as known: it predicts mixtures that it has not seen, better than the baselines
+  # do.
   forms = by['loss/zh']['held_out']['forms']
-  assert forms['exponential']['error'] < 0.5 * forms['linear']['error'] < 0.5 * forms['constant']['error']
+  assert (
+    forms['exponential']['error']
+    < 0.5 * forms['linear']['error']
+    < 0.5 * forms['constant']['error']
+  )
   assert forms['exponential']['rank'] > 0.9 and forms['constant']['rank'] is None
 
 
@@ -209,11 +247,14 @@ def test_the_proposal_is_the_best_of_the_true_laws(asked):
     proposal['shares'].values()
   ) == pytest.approx(1)
   truth = lambda shares: np.mean([loss(shares, language) for language in LANGUAGES])
-  keeps = lambda shares: accuracy(shares, 'en') >= accuracy(found['asked']['default_shares'], 'en') - 0.02
+  keeps = lambda shares: (
+    accuracy(shares, 'en') >= accuracy(found['asked']['default_shares'], 'en') - 0.02
+  )
   rng = np.random.default_rng(1)
   corners = np.array([[m[name] for name in ('base', 'x2x', 'trans')] for m in mixtures(9)])
   inside = [
-    REPLAY | dict(zip(('base', 'x2x', 'trans'), row)) for row in rng.dirichlet(np.ones(9) * 0.4, 4000) @ corners
+    REPLAY | dict(zip(('base', 'x2x', 'trans'), row))
+    for row in rng.dirichlet(np.ones(9) * 0.4, 4000) @ corners
   ]
   best = min(truth(shares) for shares in inside if keeps(shares))
   assert truth(proposal['shares']) < best + 0.01
@@ -229,12 +270,18 @@ def test_objectives_weights_and_limits(asked):
   out = asked[0].out
   fit = lambda *a, **k: sweep_fit.fit(out, *a, **{'resamples': 20, **k})
   figures = {name: sweep_fit.Figure(np.ones(1), kind) for name, kind in (
-    ('loss', 'loss'), ('loss/en', 'loss'), ('loss/zh', 'loss'), ('accuracy/en', 'fraction'), ('accuracy/vi', 'fraction'),
+    ('loss', 'loss'), ('loss/en', 'loss'), ('loss/zh', 'loss'), ('accuracy/en', 'fraction'),
+    ('accuracy/vi', 'fraction'),
   )}  # fmt: skip
   terms = lambda name, weights: sweep_fit._objective(name, figures, weights)
-  assert terms('loss', {}).terms == {'loss/en': 1.0, 'loss/zh': 1.0} and not terms('loss', {}).maximise
+  assert (
+    terms('loss', {}).terms == {'loss/en': 1.0, 'loss/zh': 1.0} and not terms('loss', {}).maximise
+  )
   assert terms('loss_elsewhere', {'zh': 2}).terms == {'loss/zh': 2.0}
-  assert terms('accuracy', {'en': 0, 'vi': 3}).terms == {'accuracy/vi': 3.0} and terms('accuracy', {}).maximise
+  assert (
+    terms('accuracy', {'en': 0, 'vi': 3}).terms == {'accuracy/vi': 3.0}
+    and terms('accuracy', {}).maximise
+  )
   # All weight on one language and on another are other shares.
   zh, vi = (fit(f'loss/{language}')['proposal']['shares'] for language in ('zh', 'vi'))
   assert zh['x2x'] > 0.35 and vi['trans'] > zh['trans'] + 0.1
@@ -244,7 +291,11 @@ def test_objectives_weights_and_limits(asked):
   assert tied['shares']['base'] > free['shares']['base'] + 0.05
   assert tied['limits'][0]['value'] == pytest.approx(0.8, abs=1e-4) and tied['gain'] < free['gain']
   none = fit('accuracy_elsewhere', english_accuracy=0.999)
-  assert none['proposal']['shares'] is None and none['gin'] is None and 'No proposal' in none['warnings'][-1]
+  assert (
+    none['proposal']['shares'] is None
+    and none['gin'] is None
+    and 'No proposal' in none['warnings'][-1]
+  )
   bound = fit('loss/zh', asked[0].points[3].name, bounds={'x2x': (0.0, 0.2)})
   assert bound['proposal']['shares']['x2x'] == pytest.approx(0.2, abs=1e-3)
   assert bound['asked']['default_shares'] == pytest.approx(mixtures(9)[1])
@@ -264,7 +315,10 @@ def test_objectives_weights_and_limits(asked):
     ({'default_shares': 'SHARES='}, 'names several mixtures'),
     ({'default_shares': 'nonsense'}, 'is no point'),
     ({'bounds': {'x2x': (0.4, 0.1)}}, 'not two shares'),
-    ({'questions': 'belebele'}, "no run has benchmark 'belebele' by likelihood; there are world/untagged"),
+    (
+      {'questions': 'belebele'},
+      "no run has benchmark 'belebele' by likelihood; there are world/untagged",
+    ),
     ({'form': 'cubic'}, "'cubic' is none of"),
   ],
 )
@@ -285,7 +339,10 @@ def test_only_finished_points_that_were_made_alike(tmp_path):
   assert {k: found['counts'][k] for k in ('points', 'unfinished', 'used', 'other_settings')} == {
     'points': 15, 'unfinished': 2, 'used': 10, 'other_settings': 3
   }  # fmt: skip
-  assert any('3 points left out: trained or measured with other settings' in text for text in found['warnings'])
+  assert any(
+    '3 points left out: trained or measured with other settings' in text
+    for text in found['warnings']
+  )
   assert any('2 points are not finished' in text for text in found['warnings'])
   # A mixture whose file is gone is counted, not guessed.
   shutil.rmtree(out / 'data' / one.points[0].data.folder)
@@ -316,7 +373,12 @@ def test_alike_but_for_seed_and_mixture():
 
 
 def test_each_seed_with_a_world_of_its_own(tmp_path):
-  swept(tmp_path / 'out', mixtures(5), seeds=(0, 1), mixture_values={'VOCABULARY': 'world.{seed}/world.model'})
+  swept(
+    tmp_path / 'out',
+    mixtures(5),
+    seeds=(0, 1),
+    mixture_values={'VOCABULARY': 'world.{seed}/world.model'},
+  )
   assert len(list((tmp_path / 'out' / 'tokens').iterdir())) >= 2
   before = sweep_fit.fit(str(tmp_path / 'out'), resamples=40)
   counts = before['counts']
@@ -330,17 +392,22 @@ def test_each_seed_with_a_world_of_its_own(tmp_path):
     path.write_text(json.dumps(result))
   found = sweep_fit.fit(str(tmp_path / 'out'), resamples=40)
   assert json.loads((tmp_path / 'out' / 'fit.json').read_text()) == found
-  old, new = (next(law for law in fit['laws'] if law['figure'] == 'loss/vi') for fit in (before, found))
+  old, new = (
+    next(law for law in fit['laws'] if law['figure'] == 'loss/vi') for fit in (before, found)
+  )
   assert new['seed_offsets']['1'] - old['seed_offsets']['1'] == pytest.approx(0.2)
   assert new['held_out']['noise'] == pytest.approx(old['held_out']['noise'])
   width = lambda fit: np.subtract(*fit['proposal']['gain_interval'][::-1])
   assert width(found) == pytest.approx(width(before), rel=0.05)
   row = next(row for row in fit_words.law_rows(found) if row['figure'] == 'loss, vi')
-  assert row['between_seeds'] == pytest.approx(0.4 / np.sqrt(2), abs=0.03) and not new['seeds_apart']
+  assert (
+    row['between_seeds'] == pytest.approx(0.4 / np.sqrt(2), abs=0.03) and not new['seeds_apart']
+  )
   text = fit_words.terminal(found)
   assert 'seeds differ by' in text and fit_words.number(row['between_seeds'], 'loss') in text
   assert fit_words.number(row['between_seeds'], 'loss') in page(tmp_path, found)
-  # A mixture that lacks the hard world is no better for it; with no mixture in common the worlds cannot be compared.
+  # A mixture that lacks the hard world is no better for it; with no mixture in common the worlds
+  # cannot be compared.
   mixture = lambda path: path.parts[-3].split('.seed=')[0]
   next(path for path in paths if '.seed=1' in str(path)).unlink()
   lacking = sweep_fit.fit(str(tmp_path / 'out'), resamples=40)
@@ -369,20 +436,26 @@ def test_a_task_that_lost_all_rows_has_no_share(tmp_path):
 
 
 def test_volumes_of_a_file_source_are_shares_too_and_said_to_be_volumes(tmp_path):
-  """As in crossin_volume.gin: rates follow counts, held-out loss alone, one number for all languages."""
+  """As in crossin_volume.gin: rates follow counts, held-out loss alone, one number for all
+  languages.
+  """
   out = tmp_path / 'out'
   for volume, extra in (('all', 1.0), ('3000', 0.4), ('6000', 0.7), ('9000', 0.85)):
     for seed in (0, 1):
       name = f'alpaca.base_x2x.{volume}.en_zh.default'
       data = out / 'data' / f'{name}-d' / 'mixtures'
       data.mkdir(parents=True, exist_ok=True)
-      tasks = [{'task': n, 'component': n, 'rate': r / (1 + extra)} for n, r in (('base', 1), ('x2x', extra))]
+      tasks = [
+        {'task': n, 'component': n, 'rate': r / (1 + extra)}
+        for n, r in (('base', 1), ('x2x', extra))
+      ]
       (data / f'{name}.json').write_text(json.dumps({'tasks': tasks}))
       point = out / 'points' / f'{volume}.seed={seed}-{volume}{seed}' / 'evaluation-e'
       point.mkdir(parents=True)
       x2x = extra / (1 + extra)
       result = {
-        'mixture': name, 'seed': seed, 'runs': [], 'seconds': 1, 'heldout': {'eval/heldout/loss': 2 + np.exp(-4 * x2x) + 0.001 * seed},
+        'mixture': name, 'seed': seed, 'runs': [], 'seconds': 1,
+        'heldout': {'eval/heldout/loss': 2 + np.exp(-4 * x2x) + 0.001 * seed},
         'settings': {'data': f'{name}-d', 'run': ['r.gin', 'd', {'RANDOM_SEED': seed}, []], 'files': {}, 'heldout': 'h', 'questions': {}},
       }  # fmt: skip
       (point / 'point.json').write_text(json.dumps(result))
@@ -394,14 +467,16 @@ def test_volumes_of_a_file_source_are_shares_too_and_said_to_be_volumes(tmp_path
   assert any('at the edge of what was run' in text for text in found['warnings'])
 
 
-# ---- degenerate ------------------------------------------------------------------------------------------------------
+# ---- degenerate ----
 
 
 def test_one_mixture_has_nothing_to_fit(tmp_path):
   swept(tmp_path / 'out', mixtures(1))
   found = sweep_fit.fit(str(tmp_path / 'out'), resamples=20)
   assert found['proposal'] is None and found['gin'] is None and found['curves'] == {}
-  assert found['warnings'] == ['All points have the same shares: there is nothing to fit and nothing to propose.']
+  assert found['warnings'] == [
+    'All points have the same shares: there is nothing to fit and nothing to propose.'
+  ]
   assert {law['form'] for law in found['laws']} == {'constant'}
   assert 'all points have the same shares' in page(tmp_path, found)
 
@@ -412,7 +487,10 @@ def test_two_mixtures_have_a_line_between_them_and_no_check(tmp_path):
   assert {law['form'] for law in found['laws']} == {'linear'}
   assert found['proposal']['gain_interval'] is not None  # from the seeds
   text = ' '.join(found['warnings'])
-  assert '2 mixtures are fewer than the parameters of the exponential law' in text and 'Could not be checked' in text
+  assert (
+    '2 mixtures are fewer than the parameters of the exponential law' in text
+    and 'Could not be checked' in text
+  )
   swept(tmp_path / 'single', mixtures(2), seeds=(0,))
   alone = sweep_fit.fit(str(tmp_path / 'single'), resamples=40)
   assert alone['proposal']['gain_interval'] is None and alone['proposal']['intervals'] is None
@@ -433,7 +511,11 @@ def test_a_figure_that_never_changes_and_runs_that_ran_away(tmp_path):
     path.write_text(json.dumps(result))
   found = sweep_fit.fit(str(out), resamples=40)
   by = {law['figure']: law for law in found['laws']}
-  assert by['loss/en']['constant'] and by['loss/en']['form'] == 'constant' and by['loss/vi']['points'] == 20
+  assert (
+    by['loss/en']['constant']
+    and by['loss/en']['form'] == 'constant'
+    and by['loss/vi']['points'] == 20
+  )
   text = ' '.join(found['warnings'])
   assert 'Never changes at all: loss, en.' in text and 'loss, vi 1' in text and 'loss, zh 1' in text
   json.dumps(found, allow_nan=False)
@@ -450,11 +532,14 @@ def test_pure_noise_is_called_so(tmp_path):
     path.write_text(json.dumps(result))
   found = sweep_fit.fit(str(out), resamples=200)
   text = ' '.join(found['warnings'])
-  assert 'no better than the mean of the other mixtures: loss, all. These are part of the objective.' in text
+  assert (
+    'no better than the mean of the other mixtures: loss, all. These are part of the objective.'
+    in text
+  )
   assert 'interval of the gain covers zero' in text
 
 
-# ---- words and page --------------------------------------------------------------------------------------------------
+# ---- words and page ----
 
 
 class _Tags(html.parser.HTMLParser):
@@ -538,7 +623,11 @@ def test_the_command(asked, tmp_path, capsys):
   found = json.loads(said.out.splitlines()[-1])
   assert found['asked']['terms'] == {'accuracy/vi': 1.0, 'accuracy/zh': 2.0}
   assert found['asked']['default_shares'] == pytest.approx(mixtures(9)[3])
-  assert found['gin'] in said.err and 'accuracy, zh' in said.err and os.path.exists(os.path.join(out, 'fit.html'))
+  assert (
+    found['gin'] in said.err
+    and 'accuracy, zh' in said.err
+    and os.path.exists(os.path.join(out, 'fit.html'))
+  )
   for wrong, message in (
     ('--default_shares={base}', 'is no dict'),
     ('--english_loss=much', "neither a number nor 'default'"),

@@ -1,4 +1,6 @@
-"""Laws of shares: recovered from noise, checked against scipy, and what they propose against a search over a grid."""
+"""Laws of shares: recovered from noise, checked against scipy, and what they propose against a
+search over a grid.
+"""
 
 import itertools
 
@@ -33,7 +35,7 @@ def one(shares, figure, **options):
   return fit_laws(shares, {'figure': figure}, **{'resamples': 60, **options})['figure']
 
 
-# ---- recovery ------------------------------------------------------------------------------------------------------
+# ---- recovery ----
 
 
 @settings(max_examples=25)
@@ -64,7 +66,11 @@ def test_a_law_without_noise_is_found_exactly(slopes, c, k, seed):
 
 
 @settings(max_examples=15)
-@given(slopes=st.lists(st.floats(-3, 3), min_size=3, max_size=3), b=st.floats(-2, 2), seed=st.integers(0, 9))
+@given(
+  slopes=st.lists(st.floats(-3, 3), min_size=3, max_size=3),
+  b=st.floats(-2, 2),
+  seed=st.integers(0, 9),
+)
 def test_a_logistic_law_is_found(slopes, b, seed):
   rows = simplex(8, seed)
   truth = lambda r: 0.25 + 0.75 / (1 + np.exp(-(b + r @ np.array(slopes))))
@@ -99,12 +105,16 @@ def test_no_worse_than_scipy(form, bend):
   """Of the same loss, scipy's least_squares from many starts finds nothing lower."""
   rng = np.random.default_rng(3)
   x = rng.uniform(-1, 1, (14, 2))
-  y = {'logistic': 0.25 + 0.6 / (1 + np.exp(-x @ [2, -1]))}.get(form, 2 + 0.7 * np.exp(x @ [1.5, -1]))
+  y = {'logistic': 0.25 + 0.6 / (1 + np.exp(-x @ [2, -1]))}.get(
+    form, 2 + 0.7 * np.exp(x @ [1.5, -1])
+  )
   y = y + 0.05 * rng.normal(size=14)
   y[3] += 0.2 if form == 'logistic' else 0.8
   weights = rng.uniform(0.5, 2, 14)
   own = FORMS[form]
-  theta = minimise(own, x, y[None], weights[None], 0.25, bend=None if bend is None else np.array([bend]))[0]
+  theta = minimise(
+    own, x, y[None], weights[None], 0.25, bend=None if bend is None else np.array([bend])
+  )[0]
   f_scale = 1.0 if bend is None else bend
 
   def cost(theta):
@@ -116,10 +126,13 @@ def test_no_worse_than_scipy(form, bend):
   low[:2] = 0 if form == 'exponential' else -np.inf
   best = np.inf
   for _ in range(6):
-    start = np.abs(rng.normal(size=theta.size)) if form == 'exponential' else rng.normal(size=theta.size)
+    start = (
+      np.abs(rng.normal(size=theta.size)) if form == 'exponential' else rng.normal(size=theta.size)
+    )
     # scipy's Huber sees residuals one by one: weights go in by the loss itself.
     loss = lambda z: np.array([weights * z, weights, 0 * z]) if bend is None else np.array([
-      weights * np.where(z <= 1, z, 2 * np.sqrt(z) - 1), weights * np.where(z <= 1, 1, z**-0.5), weights * np.where(z <= 1, 0, -0.5 * z**-1.5)
+      weights * np.where(z <= 1, z, 2 * np.sqrt(z) - 1), weights * np.where(z <= 1, 1, z**-0.5),
+      weights * np.where(z <= 1, 0, -0.5 * z**-1.5)
     ])  # fmt: skip
     result = optimize.least_squares(
       lambda t: y - own.value(t[None], x, 0.25)[0],
@@ -175,11 +188,13 @@ def test_one_run_gone_wrong_bends_little():
   assert np.abs(law.predict(rows) - truth).max() < 0.06 < 0.3 * np.abs(squares - truth).max()
 
 
-# ---- what does not matter --------------------------------------------------------------------------------------------
+# ---- what does not matter ----
 
 
 @settings(max_examples=12)
-@given(order=st.permutations(range(3)), seed=st.integers(0, 5), factor=st.sampled_from((1.0, 100.0)))
+@given(
+  order=st.permutations(range(3)), seed=st.integers(0, 5), factor=st.sampled_from((1.0, 100.0))
+)
 def test_order_of_components_points_and_scale_of_weights(order, seed, factor):
   rows = simplex(8, seed, seeds=2)
   values = losses(rows, [2.0, -2.5, 0.5]) + 0.02 * np.random.default_rng(seed).normal(size=16)
@@ -200,12 +215,16 @@ def test_units_and_replay_do_not_matter():
   half = one(Shares.of(replayed), Figure(values))
   probe = dict(zip(ABC, (0.2, 0.5, 0.3)))
   assert bits.predict(probe) * np.log(2) == pytest.approx(float(plain.predict(probe)), rel=1e-6)
-  assert half.predict({'replay': 1.0} | probe) == pytest.approx(float(plain.predict(probe)), abs=1e-5)
+  assert half.predict({'replay': 1.0} | probe) == pytest.approx(
+    float(plain.predict(probe)), abs=1e-5
+  )
   assert 'replay' not in half.coefficients()['t'] and half.shares.varied == ABC
   # Equal seeds, equal bootstraps.
   again = one(Shares.of(table(rows)), Figure(values))
   assert (again.replicates == plain.replicates).all()
-  assert not (one(Shares.of(table(rows)), Figure(values), seed=1).replicates == plain.replicates).all()
+  assert not (
+    one(Shares.of(table(rows)), Figure(values), seed=1).replicates == plain.replicates
+  ).all()
 
 
 def test_components_that_move_together_are_one_direction():
@@ -213,7 +232,9 @@ def test_components_that_move_together_are_one_direction():
   shares = Shares.of(table(rows))
   assert shares.basis.shape == (1, 3)
   law = one(shares, Figure(losses(np.array(rows), [-3, 0, 0])), resamples=20)
-  assert law.parameters == 3 and law.predict(rows[1]) == pytest.approx(losses(np.array(rows[1]), [-3, 0, 0]), abs=1e-5)
+  assert law.parameters == 3 and law.predict(rows[1]) == pytest.approx(
+    losses(np.array(rows[1]), [-3, 0, 0]), abs=1e-5
+  )
 
 
 def test_rounded_tables_have_no_direction_of_their_own():
@@ -223,7 +244,7 @@ def test_rounded_tables_have_no_direction_of_their_own():
   assert len(Shares.of(table([(0.33333, 0.66667, 0), (1, 2, 0), (0.5, 0.5, 0)])).mixtures) == 2
 
 
-# ---- few points ------------------------------------------------------------------------------------------------------
+# ---- few points ----
 
 
 def test_fewer_mixtures_than_parameters_fall_back_and_say_so():
@@ -234,9 +255,16 @@ def test_fewer_mixtures_than_parameters_fall_back_and_say_so():
     law = one(shares, Figure(losses(rows, [-3, 0])))
     assert (law.form, law.wanted, law.mixtures) == (form, 'exponential', count)
     # One seed, and a law through all points: nothing tells the noise.
-    assert (len(law.replicates) > 0) == (count == 4) == (law.noise is not None) == (law.interval(rows) is not None)
+    assert (
+      (len(law.replicates) > 0)
+      == (count == 4)
+      == (law.noise is not None)
+      == (law.interval(rows) is not None)
+    )
     forms = held_out(shares, Figure(losses(rows, [-3, 0])))['forms']
-    assert (forms['exponential'] is None) == (count < 4) and (forms['constant'] is None) == (count < 2)
+    assert (forms['exponential'] is None) == (count < 4) and (forms['constant'] is None) == (
+      count < 2
+    )
     assert forms['constant'] is None or forms['constant']['rank'] is None
 
 
@@ -244,13 +272,19 @@ def test_figures_that_do_not_change_or_are_not_there():
   rows = simplex(8, 0, seeds=2)
   shares = Shares.of(table(rows))
   flat = one(shares, Figure(np.full(16, 2.5)))
-  assert flat.form == 'constant' and flat.predict(rows[0]) == 2.5 and np.ptp(flat.predict(rows, True)) == 0
+  assert (
+    flat.form == 'constant'
+    and flat.predict(rows[0]) == 2.5
+    and np.ptp(flat.predict(rows, True)) == 0
+  )
   values = losses(rows, [2.0, -2.5, 0.5])
   broken = values.copy()
   broken[[3, 4, 5]] = np.nan
   law = one(shares, Figure(broken))
   assert law.points == 13 and np.abs(law.predict(rows) - values).max() < 1e-3
-  assert 'none' not in fit_laws(shares, {'none': Figure(np.full(16, np.nan)), 'figure': Figure(values)}, resamples=20)
+  assert 'none' not in fit_laws(
+    shares, {'none': Figure(np.full(16, np.nan)), 'figure': Figure(values)}, resamples=20
+  )
   check = held_out(shares, Figure(broken))
   assert len(check['observed']) == 7 and np.isfinite(check['forms']['exponential']['error'])
   for chance_only in (np.full(16, 0.25), np.where(np.arange(16) % 2, 0.2, 0.25), np.ones(16)):
@@ -258,7 +292,9 @@ def test_figures_that_do_not_change_or_are_not_there():
     assert np.isfinite(found.predict(rows, True)).all() and np.isfinite(found.predict(rows)).all()
 
 
-@pytest.mark.parametrize('wrong', [{'base': -1, 'x2x': 2}, {'base': 0.0}, {'base': float('nan'), 'x2x': 1}])
+@pytest.mark.parametrize(
+  'wrong', [{'base': -1, 'x2x': 2}, {'base': 0.0}, {'base': float('nan'), 'x2x': 1}]
+)
 def test_shares_that_are_none(wrong):
   with pytest.raises(ValueError, match='must be finite, not negative'):
     Shares.of([wrong])
@@ -266,7 +302,7 @@ def test_shares_that_are_none(wrong):
     Shares.of([])
 
 
-# ---- mixtures left out -----------------------------------------------------------------------------------------------
+# ---- mixtures left out ----
 
 
 def test_left_out_mixtures_are_not_seen():
@@ -306,12 +342,14 @@ def test_error_that_seeds_alone_would_give():
   assert held_out(Shares.of(table(rows[::4])), Figure(values[::4]), ['linear'])['noise'] is None
 
 
-# ---- intervals -------------------------------------------------------------------------------------------------------
+# ---- intervals ----
 
 
 @pytest.mark.parametrize('kind', ['loss', 'lack of fit', 'fraction'])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(kind):
-  """Over synthetic sweeps of 8 mixtures x 3 seeds: 95 % of the intervals, within what so few replicates can tell."""
+  """Over synthetic sweeps of 8 mixtures x 3 seeds: 95 % of the intervals, within what so few
+  replicates can tell.
+  """
   rows = simplex(8, 6, seeds=3)
   shares = Shares.of(table(rows))
   rng = np.random.default_rng(12)
@@ -332,7 +370,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(kind):
   assert 0.88 <= np.mean(inside) <= 0.995
 
 
-# ---- what the runs of a seed share -----------------------------------------------------------------------------------
+# ---- what the runs of a seed share ----
 
 
 @settings(max_examples=25)
@@ -350,7 +388,9 @@ def test_offsets_of_seeds_are_found_whatever_is_missing(offsets, lacking, broken
   values = truth + 20.0 * (broken and not lacking) * (np.arange(len(runs)) == 4)
   found = seed_offsets(values, mixture, 10 + seed)
   wanted = np.array(offsets) - np.mean(offsets)
-  assert [found.of_seed[10 + s] for s in range(len(offsets))] == pytest.approx(wanted, abs=0.5 if broken else 1e-9)
+  assert [found.of_seed[10 + s] for s in range(len(offsets))] == pytest.approx(
+    wanted, abs=0.5 if broken else 1e-9
+  )
   assert found.spent == len(offsets) - 1 and not found.apart
   assert found.remove @ values == pytest.approx(values - wanted[seed], abs=0.5 if broken else 1e-9)
   # What mixtures do is left as it is.
@@ -365,14 +405,18 @@ def test_seeds_that_cannot_be_compared_have_no_offsets():
     assert found.spent == 0 and not found.apart and (found.remove == np.eye(6)).all()
     assert not any(found.of_seed.values())
   # Two islands of mixtures: seeds are compared inside each alone.
-  islands = seed_offsets(np.array([0, 1, 2, 3.5, 7]), np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 2]))
+  islands = seed_offsets(
+    np.array([0, 1, 2, 3.5, 7]), np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 2])
+  )
   assert islands.apart and islands.spent == 1 and set(islands.of_seed) == {0, 1}
   assert sum(islands.of_seed.values()) == pytest.approx(0)
 
 
 RATIO = [
-  (0.5, 0, 0), (0.35, 0.15, 0), (0.2, 0.3, 0), (0.05, 0.45, 0), (0.35, 0, 0.15), (0.2, 0, 0.3), (0.05, 0, 0.45),
-  (0.3, 0.1, 0.1), (0.2, 0.2, 0.1), (0.2, 0.1, 0.2), (0.1, 0.3, 0.1), (0.1, 0.2, 0.2), (0.1, 0.1, 0.3),
+  (0.5, 0, 0), (0.35, 0.15, 0), (0.2, 0.3, 0), (0.05, 0.45, 0), (0.35, 0, 0.15), (0.2, 0, 0.3),
+  (0.05, 0, 0.45),
+  (0.3, 0.1, 0.1), (0.2, 0.2, 0.1), (0.2, 0.1, 0.2), (0.1, 0.3, 0.1), (0.1, 0.2, 0.2),
+  (0.1, 0.1, 0.3),
 ]  # fmt: skip
 
 
@@ -385,7 +429,9 @@ def ratio(seeds, known=True):
 
 
 def test_a_world_a_seed_widens_nothing():
-  """Offsets that all mixtures share, twelve times the noise of runs, stay out of gain, floor and held-out errors."""
+  """Offsets that all mixtures share, twelve times the noise of runs, stay out of gain, floor and
+  held-out errors.
+  """
   shares, rows = ratio(3)
   values = 0.4 + 0.15 * rows[:, 1] + 0.005 * np.random.default_rng(0).normal(size=39)
   ends, checks, laws = [], [], []
@@ -399,13 +445,17 @@ def test_a_world_a_seed_widens_nothing():
   assert with_them == pytest.approx(without, rel=0.3) and unknown > 4 * without
   assert ends[1][0] < 0.15 * 0.45 < ends[1][1]
   assert checks[1]['noise'] == pytest.approx(0.005 / np.sqrt(3) * np.sqrt(2 / np.pi), rel=0.3)
-  assert checks[1]['noise'] < 0.15 * checks[2]['noise'] and checks[1]['forms']['linear']['error'] < 0.004
+  assert (
+    checks[1]['noise'] < 0.15 * checks[2]['noise'] and checks[1]['forms']['linear']['error'] < 0.004
+  )
   found = [laws[1]['y'].offsets.of_seed[s] - laws[0]['y'].offsets.of_seed[s] for s in range(3)]
   assert found == pytest.approx([-0.06, 0, 0.06], abs=1e-6)
 
 
 def test_offsets_and_missing_runs_leave_laws_unbiased_and_intervals_true():
-  """Over synthetic sweeps of which a quarter of the runs is missing: 95 % of the intervals hold the mean over seeds."""
+  """Over synthetic sweeps of which a quarter of the runs is missing: 95 % of the intervals hold the
+  mean over seeds.
+  """
   inside, errors, naive, noise = [], [], [], []
   shares, rows = ratio(3)
   clean = losses(rows, [2.0, -2.0, 0.0])
@@ -431,7 +481,7 @@ def test_offsets_and_missing_runs_leave_laws_unbiased_and_intervals_true():
   assert np.sqrt(np.mean(np.square(noise))) == pytest.approx(0.02, rel=0.15)
 
 
-# ---- the proposal ----------------------------------------------------------------------------------------------------
+# ---- the proposal ----
 
 
 def laws_of_three(seed=0, noise=0.005, count=10):
@@ -440,9 +490,13 @@ def laws_of_three(seed=0, noise=0.005, count=10):
   rows = np.repeat(np.concatenate([corners, simplex(count - 3, seed) * 0.7 + 0.1]), 2, axis=0)
   rng = np.random.default_rng(seed)
   slopes = {'en': (-4, 1, 1), 'zh': (1.5, -4, 0), 'vi': (1, -1, -4)}
-  truths = {f'loss/{language}': lambda r, t=t: losses(np.asarray(r), t) for language, t in slopes.items()}
+  truths = {
+    f'loss/{language}': lambda r, t=t: losses(np.asarray(r), t) for language, t in slopes.items()
+  }
   shares = Shares.of([{'replay': 1.0} | row for row in table(rows)])
-  figures = {name: Figure(truth(rows) + noise * rng.normal(size=len(rows))) for name, truth in truths.items()}
+  figures = {
+    name: Figure(truth(rows) + noise * rng.normal(size=len(rows))) for name, truth in truths.items()
+  }
   return shares, fit_laws(shares, figures, resamples=80, seed=seed), truths
 
 
@@ -454,7 +508,9 @@ def test_the_proposal_is_the_best_of_a_grid(seed, limited):
   limits = [Limit('loss/en', False, 1.9)] if limited else []
   found = propose(laws, objective, shares.centre, limits=limits, bounds={'trans': (0.05, 0.3)})
   steps = np.linspace(0, 0.5, 126)
-  grid = np.array([(0.5, b, x, 0.5 - b - x) for b, x in itertools.product(steps, steps) if b + x <= 0.5 + 1e-9])
+  grid = np.array(
+    [(0.5, b, x, 0.5 - b - x) for b, x in itertools.product(steps, steps) if b + x <= 0.5 + 1e-9]
+  )
   region = Region(shares, 0.0, {'trans': (0.05, 0.3)})
   grid = grid[region.inside(shares.places(grid), 1e-9)]
   if limited:
@@ -471,10 +527,16 @@ def test_the_proposal_is_the_best_of_a_grid(seed, limited):
   for name, (low, high) in found['intervals'].items():
     assert low - 0.02 <= found['shares'][name] <= high + 0.02
     assert (low < high - 1e-4) == (name != 'replay')
-  assert found['gain'] == pytest.approx(float(objective.value(laws, shares.centre) - objective.value(laws, chosen)))
+  assert found['gain'] == pytest.approx(
+    float(objective.value(laws, shares.centre) - objective.value(laws, chosen))
+  )
   assert found['gain_interval'][0] < found['gain'] < found['gain_interval'][1]
-  kept = [m for m, row in enumerate(shares.mixtures) if not limited or laws['loss/en'].predict(row) <= 1.9]
-  assert found['best_observed'] == min(kept, key=lambda m: objective.value(laws, shares.mixtures[m]))
+  kept = [
+    m for m, row in enumerate(shares.mixtures) if not limited or laws['loss/en'].predict(row) <= 1.9
+  ]
+  assert found['best_observed'] == min(
+    kept, key=lambda m: objective.value(laws, shares.mixtures[m])
+  )
 
 
 def test_the_region_is_the_hull_of_what_was_run_as_far_as_there_are_shares():
@@ -491,18 +553,27 @@ def test_the_region_is_the_hull_of_what_was_run_as_far_as_there_are_shares():
     assert (inside(hull, row), inside(wider, row)) == (seen, margin)
   for region in (hull, wider):
     places = region.candidates(np.random.default_rng(0))
-    assert len(places) > 500 and region.inside(places).all() and (shares.shares(places) > -1e-6).all()
+    assert (
+      len(places) > 500 and region.inside(places).all() and (shares.shares(places) > -1e-6).all()
+    )
 
 
 def test_a_single_law_goes_to_the_edge_and_says_so():
   rows = [(1 - x, x) for x in (0.1, 0.25, 0.4, 0.55, 0.7)]
   shares = Shares.of([dict(zip(('base', 'x2x'), row)) for row in rows])
   rng = np.random.default_rng(0)
-  laws = fit_laws(shares, {'loss': Figure(losses(np.array(rows), (0, -3)) + 0.01 * rng.normal(size=5))}, resamples=60)
+  laws = fit_laws(
+    shares,
+    {'loss': Figure(losses(np.array(rows), (0, -3)) + 0.01 * rng.normal(size=5))},
+    resamples=60,
+  )
   objective = Objective({'loss': 1.0}, False)
   found = propose(laws, objective, np.array(rows[0]))
   assert found['shares']['x2x'] == pytest.approx(0.7, abs=1e-6) and found['on_border']
-  assert {(edge['component'], edge['end']) for edge in found['edges']} == {('x2x', 'high'), ('base', 'low')}
+  assert {(edge['component'], edge['end']) for edge in found['edges']} == {
+    ('x2x', 'high'),
+    ('base', 'low'),
+  }
   assert found['gain_over_best'] == pytest.approx(0, abs=1e-6) and found['better'] > 0.9
   wider = propose(laws, objective, np.array(rows[0]), margin=0.5)
   assert wider['shares']['x2x'] == pytest.approx(0.85, abs=1e-6)
@@ -514,7 +585,9 @@ def test_a_single_law_goes_to_the_edge_and_says_so():
   fitted = fit_laws(whole, {'loss': Figure(losses(np.array(rows), (0, -3)))}, resamples=20)
   assert not propose(fitted, objective, np.array(rows[0]))['on_border']
   same = propose(laws, Objective({'loss': 1.0}, True), np.array(rows[0]))
-  assert same['shares']['x2x'] == pytest.approx(0.1, abs=1e-6) and same['gain'] == pytest.approx(0, abs=1e-9)
+  assert same['shares']['x2x'] == pytest.approx(0.1, abs=1e-6) and same['gain'] == pytest.approx(
+    0, abs=1e-9
+  )
 
 
 def test_an_interval_of_the_gain_holds_the_true_gain_and_optimism_is_told():
@@ -534,7 +607,9 @@ def test_an_interval_of_the_gain_holds_the_true_gain_and_optimism_is_told():
 
 
 def test_a_gain_of_nothing_is_rarely_called_one():
-  """Sixty sweeps of noise alone: the choice among mixtures must not make a gain; one that is there is still seen."""
+  """Sixty sweeps of noise alone: the choice among mixtures must not make a gain; one that is there
+  is still seen.
+  """
   shares, rows = ratio(2)
   above, seen, covered = 0, 0, 0
   for sweep in range(60):
@@ -543,7 +618,10 @@ def test_a_gain_of_nothing_is_rarely_called_one():
     if sweep < 20:
       figures['gain'] = Figure(noise + 0.2 * rows[:, 1], 'fraction', 0.25)
     laws = fit_laws(shares, figures, resamples=120, seed=sweep)
-    ends = {name: propose(laws, Objective({name: 1.0}, True), shares.centre)['gain_interval'] for name in figures}
+    ends = {
+      name: propose(laws, Objective({name: 1.0}, True), shares.centre)['gain_interval']
+      for name in figures
+    }
     above += ends['nothing'][0] > 0
     if sweep < 20:
       seen += ends['gain'][0] > 0
@@ -564,6 +642,10 @@ def test_a_band_holds_for_all_at_once():
 def test_span_keeps_a_law_from_being_a_spike():
   rows = np.array([(1 - x, x) for x in np.linspace(0, 1, 8)])
   values = np.where(rows[:, 1] == 0, 3.0, 2.0)
-  law = one(Shares.of([dict(zip(('base', 'x2x'), row)) for row in rows]), Figure(values), resamples=20)
+  law = one(
+    Shares.of([dict(zip(('base', 'x2x'), row)) for row in rows]), Figure(values), resamples=20
+  )
   t = law.coefficients()['t']
-  assert abs(t['base'] - t['x2x']) <= SPAN + 1e-6 and law.predict(rows[0]) == pytest.approx(3.0, abs=0.05)
+  assert abs(t['base'] - t['x2x']) <= SPAN + 1e-6 and law.predict(rows[0]) == pytest.approx(
+    3.0, abs=0.05
+  )

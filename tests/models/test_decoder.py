@@ -48,7 +48,10 @@ def apply(model, params, tokens=TOKENS, segments=SEGMENTS, positions=POSITIONS, 
 def with_random(params, seed=0):
   """Parameters away from their initial values, norm scales too."""
   rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda p: jnp.asarray(np.asarray(p) + 0.3 * rng.standard_normal(p.shape).astype(p.dtype)), params)
+  return jax.tree.map(
+    lambda p: jnp.asarray(np.asarray(p) + 0.3 * rng.standard_normal(p.shape).astype(p.dtype)),
+    params,
+  )
 
 
 def test_nothing_reaches_back_or_across_by_perturbation(tiny):
@@ -66,17 +69,23 @@ def test_nothing_reaches_back_or_across_by_perturbation(tiny):
 
 @pytest.mark.parametrize('scan', [True, False])
 def test_nothing_reaches_back_or_across_by_gradient(scan):
-  """The gradient of each output towards each attention input, through keys and values of all layers."""
+  """The gradient of each output towards each attention input, through keys and values of all
+  layers.
+  """
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.standard_normal((1, 10, 16)), jnp.float32)
-  # A model with one embedding row per place, so that the gradient towards a row is that towards a place.
+  # A model with one embedding row per place, so that the gradient towards a row is that towards a
+  # place.
   model = Decoder(tiny_config(vocab_size=12, scan_layers=scan))
   params = init_params(model)
   tokens = np.arange(10)[None]
 
   def outputs(rows):
     changed = {
-      'decoder': {**params['decoder'], 'token_embedding': params['decoder']['token_embedding'].at[:10].set(rows)}
+      'decoder': {
+        **params['decoder'],
+        'token_embedding': params['decoder']['token_embedding'].at[:10].set(rows),
+      }
     }
     return (apply(model, changed, tokens)[0] ** 2).sum(axis=-1)
 
@@ -89,13 +98,18 @@ def test_packed_logits_equal_unpacked_ones(tiny):
   model, params = tiny
   batch, examples = ragged_batch(np.random.default_rng(1), 4, 24)
   packed = jax.jit(lambda batch: losses.apply_model(model, params, batch))(batch)
-  alone = jax.jit(lambda inputs: model.apply({'params': params}, inputs, inputs, enable_dropout=False))
+  alone = jax.jit(
+    lambda inputs: model.apply({'params': params}, inputs, inputs, enable_dropout=False)
+  )
   assert any(start for _, start, *_ in examples)
   for row, start, tokens, *_ in examples:
     inputs = np.zeros((1, 24), np.int32)
     inputs[0, : len(tokens)] = [1, *tokens[:-1]]
     np.testing.assert_allclose(
-      packed[row, start : start + len(tokens)], alone(inputs)[0, : len(tokens)], atol=3e-6, rtol=3e-5
+      packed[row, start : start + len(tokens)],
+      alone(inputs)[0, : len(tokens)],
+      atol=3e-6,
+      rtol=3e-5,
     )
 
 
@@ -109,19 +123,25 @@ def stacked(params, layers):
 def test_scan_equals_unrolled(tiny):
   unrolled = Decoder(tiny_config(scan_layers=False))
   params = with_random(init_params(unrolled))
-  np.testing.assert_allclose(apply(unrolled, params), apply(tiny[0], stacked(params, 2)), atol=1e-5, rtol=1e-5)
+  np.testing.assert_allclose(
+    apply(unrolled, params), apply(tiny[0], stacked(params, 2)), atol=1e-5, rtol=1e-5
+  )
 
 
 @pytest.mark.parametrize('policy', [policy for policy in REMAT_POLICIES if policy != 'none'])
 def test_remat_changes_no_gradient(tiny, policy):
   batch, _ = ragged_batch(np.random.default_rng(2), 2, 16)
-  grads = lambda model: jax.jit(jax.grad(lambda p: losses.batch_loss(model, p, batch, 3)[0]))(tiny[1])
+  grads = lambda model: jax.jit(jax.grad(lambda p: losses.batch_loss(model, p, batch, 3)[0]))(
+    tiny[1]
+  )
   expected, found = grads(tiny[0]), grads(Decoder(tiny_config(remat=policy)))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), expected, found)
 
 
 def test_remat_computes_again():
-  """The policies are not silently ignored: only under 'full' does the backward pass repeat the forward products."""
+  """The policies are not silently ignored: only under 'full' does the backward pass repeat the
+  forward products.
+  """
   batch, _ = ragged_batch(np.random.default_rng(2), 2, 16)
   products = {}
   for policy in REMAT_POLICIES:
@@ -141,8 +161,12 @@ def test_cached_decoding_equals_full_forward_on_ragged_prompts(scan):
   partition = Partitioner(mesh_shape=(1, 1, 1), devices=jax.devices()[:1])
   new, eos = 6, 60
   with partition.activate():
-    found = greedy(model, params, partition, prompts, bos_id=1, eos_id=eos, max_new_tokens=new, rows=3)
-  forward = jax.jit(lambda tokens: model.apply({'params': params}, tokens, tokens, enable_dropout=False))
+    found = greedy(
+      model, params, partition, prompts, bos_id=1, eos_id=eos, max_new_tokens=new, rows=3
+    )
+  forward = jax.jit(
+    lambda tokens: model.apply({'params': params}, tokens, tokens, enable_dropout=False)
+  )
   assert len({tuple(row) for row in found}) > 3
   for prompt, row in zip(prompts, found):
     expected = [1, *prompt]
@@ -161,7 +185,9 @@ def test_greedy_stops_at_the_stop_token():
   params = with_random(init_params(model, 3), 3)
   partition = Partitioner(mesh_shape=(1, 1, 1), devices=jax.devices()[:1])
   with partition.activate():
-    run = lambda eos: greedy(model, params, partition, [[4, 5]], bos_id=1, eos_id=eos, max_new_tokens=8, rows=1)[0]
+    run = lambda eos: greedy(
+      model, params, partition, [[4, 5]], bos_id=1, eos_id=eos, max_new_tokens=8, rows=1
+    )[0]
     free = run(60)
     stop = free[-1]
     assert run(stop) == free[: free.index(stop)]
@@ -169,7 +195,9 @@ def test_greedy_stops_at_the_stop_token():
 
 def empty_cache(model, params, rows, length):
   ones = jnp.ones((rows, length), jnp.int32)
-  make = lambda: model.apply({'params': params}, ones, ones, enable_dropout=False, decode=True, mutable=['cache'])[1]
+  make = lambda: model.apply(
+    {'params': params}, ones, ones, enable_dropout=False, decode=True, mutable=['cache']
+  )[1]
   return jax.jit(make)()
 
 
@@ -186,13 +214,15 @@ def test_decoding_logits_equal_full_ones_step_by_step(tiny):
     assert shape == (() if name.endswith('cache_index') else (3, 2, 4, 9)), name
   assert model.scan_layers
   logits, cache = jax.jit(lambda cache: model.apply(
-      {'params': params, **cache}, decoder_input_tokens=tokens[:, :6], decoder_target_tokens=tokens[:, :6],
+      {'params': params, **cache}, decoder_input_tokens=tokens[:, :6],
+      decoder_target_tokens=tokens[:, :6],
       enable_dropout=False, prefill=True, prefill_lengths=lengths, mutable=['cache'],
   ))(cache)  # fmt: skip
   for row, length in enumerate(lengths):
     np.testing.assert_allclose(logits[row, :length], full[row, :length], atol=1e-5, rtol=1e-4)
   step = jax.jit(lambda cache, token: model.apply(
-      {'params': params, **cache}, token, token, enable_dropout=False, decode=True, max_decode_length=9, mutable=['cache']
+      {'params': params, **cache}, token, token, enable_dropout=False, decode=True,
+      max_decode_length=9, mutable=['cache']
   ))  # fmt: skip
   for i in range(4):
     token = tokens[np.arange(3), lengths + i][:, None]
@@ -213,12 +243,15 @@ def test_call_signature_is_t5xs():
   """T5X.md 4.2: the keywords that DecoderOnlyModel passes, literally."""
   parameters = inspect.signature(Decoder.__call__).parameters
   assert list(parameters) == [
-      'self', 'decoder_input_tokens', 'decoder_target_tokens', 'decoder_segment_ids', 'decoder_positions',
-      'decoder_causal_attention', 'enable_dropout', 'decode', 'max_decode_length', 'prefill', 'prefill_lengths',
+      'self', 'decoder_input_tokens', 'decoder_target_tokens', 'decoder_segment_ids',
+      'decoder_positions',
+      'decoder_causal_attention', 'enable_dropout', 'decode', 'max_decode_length', 'prefill',
+      'prefill_lengths',
       'decoder_branches', 'decoder_logit_places',  # this project's own, optional
   ]  # fmt: skip
   assert {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty} == {
-      'decoder_segment_ids': None, 'decoder_positions': None, 'decoder_causal_attention': None, 'enable_dropout': True,
+      'decoder_segment_ids': None, 'decoder_positions': None, 'decoder_causal_attention': None,
+      'enable_dropout': True,
       'decode': False, 'max_decode_length': None, 'prefill': False, 'prefill_lengths': None,
       'decoder_branches': None, 'decoder_logit_places': None,
   }  # fmt: skip
@@ -229,13 +262,21 @@ def test_call_signature_is_t5xs():
 def test_every_parameter_names_its_axes(scan, tie):
   model = Decoder(tiny_config(scan_layers=scan, tie_embeddings=tie))
   tokens = jnp.zeros((1, 4), jnp.int32)
-  variables = jax.eval_shape(lambda key: model.init(key, tokens, tokens, enable_dropout=False), jax.random.key(0))
+  variables = jax.eval_shape(
+    lambda key: model.init(key, tokens, tokens, enable_dropout=False), jax.random.key(0)
+  )
   params = traverse_util.flatten_dict(variables['params'], sep='/')
-  axes = traverse_util.flatten_dict(nn_partitioning.get_axis_names(variables['params_axes']), sep='/')
+  axes = traverse_util.flatten_dict(
+    nn_partitioning.get_axis_names(variables['params_axes']), sep='/'
+  )
   assert params.keys() == axes.keys()
   canonical = {'vocab', 'embed', 'mlp', 'joined_kv', 'layers'}
   for name, leaf in params.items():
-    assert name.startswith('decoder/') and len(axes[name]) == len(leaf.shape) and set(axes[name]) <= canonical, name
+    assert (
+      name.startswith('decoder/')
+      and len(axes[name]) == len(leaf.shape)
+      and set(axes[name]) <= canonical
+    ), name
     assert ('layers' in axes[name]) == (scan and '/layers/' in name), name
     if scan and '/layers/' in name:
       assert axes[name][0] == 'layers' and leaf.shape[0] == 2
@@ -250,7 +291,9 @@ def test_grouped_heads_equal_repeated_heads():
   for layer in ('layers_0', 'layers_1'):
     for name in ('key', 'value'):
       kernel = params['decoder'][layer]['self_attention'][name]['kernel'].reshape(16, 2, 4)
-      repeated['decoder'][layer]['self_attention'][name]['kernel'] = jnp.repeat(kernel, 2, axis=1).reshape(16, 16)
+      repeated['decoder'][layer]['self_attention'][name]['kernel'] = jnp.repeat(
+        kernel, 2, axis=1
+      ).reshape(16, 16)
   np.testing.assert_allclose(apply(grouped, params), apply(full, repeated), atol=1e-5, rtol=1e-5)
 
 
@@ -283,7 +326,11 @@ def test_bfloat16_gives_logits_in_f32(tiny):
 
 def test_dropout_needs_its_key_and_acts(tiny):
   model = Decoder(tiny_config(dropout_rate=0.5))
-  run = jax.jit(lambda key: model.apply({'params': tiny[1]}, TOKENS, TOKENS, rngs={'dropout': jax.random.key(key)}))
+  run = jax.jit(
+    lambda key: model.apply(
+      {'params': tiny[1]}, TOKENS, TOKENS, rngs={'dropout': jax.random.key(key)}
+    )
+  )
   assert np.abs(run(0) - run(1)).max() > 1e-3 and np.abs(run(0) - run(0)).max() == 0
   np.testing.assert_array_equal(apply(model, tiny[1]), apply(*tiny))
 
@@ -304,7 +351,9 @@ def numpy_attention(q, k, v, segments, window=None, prefix=None, scale=None):
 
 
 @pytest.mark.parametrize(
-  'options', [{}, {'window': 3}, {'scale': 0.7}, {'prefix': True}, {'window': 1}], ids=lambda o: str(o)
+  'options',
+  [{}, {'window': 3}, {'scale': 0.7}, {'prefix': True}, {'window': 1}],
+  ids=lambda o: str(o),
 )
 def test_attention_equals_its_definition(options):
   rng = np.random.default_rng(0)
@@ -316,7 +365,13 @@ def test_attention_equals_its_definition(options):
   options = dict(options)
   use_prefix = options.pop('prefix', False)
   found = attention(
-    q, k, v, q_segments_BT=segments, k_segments_BS=segments, prefix_BS=prefix if use_prefix else None, **options
+    q,
+    k,
+    v,
+    q_segments_BT=segments,
+    k_segments_BS=segments,
+    prefix_BS=prefix if use_prefix else None,
+    **options,
   )
   expected = numpy_attention(q, k, v, segments, prefix=prefix if use_prefix else None, **options)
   np.testing.assert_allclose(found, expected, atol=2e-6)
@@ -344,7 +399,9 @@ def test_config_refuses_what_cannot_be(change, message):
 
 
 def numpy_llama(params, config, tokens):
-  """Llama as its paper and its checkpoints have it, in float64 and without a single line of the model's own."""
+  """Llama as its paper and its checkpoints have it, in float64 and without a single line of the
+  model's own.
+  """
   get = lambda *path: np.asarray(_at(params, path), np.float64)
   norm = lambda x, scale: x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_epsilon) * scale
   size, half = config.head_dim, config.head_dim // 2
@@ -361,7 +418,8 @@ def numpy_llama(params, config, tokens):
       layer = lambda *path, i=i: get(f'layers_{i}', *path)
       h = norm(x, layer('pre_attention_norm', 'scale'))
       q, k, v = (
-        (h @ layer('self_attention', name, 'kernel')).reshape(len(row), -1, size) for name in ('query', 'key', 'value')
+        (h @ layer('self_attention', name, 'kernel')).reshape(len(row), -1, size)
+        for name in ('query', 'key', 'value')
       )
       out = numpy_attention(rotated(q)[None], rotated(k)[None], v[None], np.ones((1, len(row))))[0]
       x = x + out.reshape(len(row), -1) @ layer('self_attention', 'out', 'kernel')
@@ -379,7 +437,8 @@ def _at(tree, path):
 
 
 LLAMA = DecoderConfig(
-    vocab_size=67, embed_dim=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=40, rope_theta=5000.0,
+    vocab_size=67, embed_dim=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=40,
+    rope_theta=5000.0,
     norm_epsilon=1e-5, scan_layers=False,
 )  # fmt: skip
 
@@ -401,13 +460,16 @@ def test_logits_equal_transformers(tie):
   transformers = pytest.importorskip('transformers', reason=reason)
   config = dataclasses.replace(LLAMA, tie_embeddings=tie)
   theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-      vocab_size=67, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-      intermediate_size=40, rope_theta=5000.0, rms_norm_eps=1e-5, tie_word_embeddings=tie, attn_implementation='eager',
+      vocab_size=67, hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
+      num_key_value_heads=2, head_dim=8,
+      intermediate_size=40, rope_theta=5000.0, rms_norm_eps=1e-5, tie_word_embeddings=tie,
+      attn_implementation='eager',
       max_position_embeddings=64,
   )).eval()  # fmt: skip
   names = {
       'self_attention/query': 'self_attn.q_proj', 'self_attention/key': 'self_attn.k_proj',
-      'self_attention/value': 'self_attn.v_proj', 'self_attention/out': 'self_attn.o_proj', 'mlp/gate': 'mlp.gate_proj',
+      'self_attention/value': 'self_attn.v_proj', 'self_attention/out': 'self_attn.o_proj',
+      'mlp/gate': 'mlp.gate_proj',
       'mlp/up': 'mlp.up_proj', 'mlp/down': 'mlp.down_proj', 'pre_attention_norm': 'input_layernorm',
       'pre_mlp_norm': 'post_attention_layernorm',
   }  # fmt: skip

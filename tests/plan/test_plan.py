@@ -24,7 +24,8 @@ from crossin_jax.training import optimizers
 pytest.importorskip('libtpu', reason='libtpu compiles for TPUs; it is not installed')
 
 SIZES = {
-  'vocab_size': 4096, 'embed_dim': 256, 'num_layers': 2, 'num_heads': 4, 'num_kv_heads': 2, 'head_dim': 64, 'mlp_dim': 512,
+  'vocab_size': 4096, 'embed_dim': 256, 'num_layers': 2, 'num_heads': 4, 'num_kv_heads': 2,
+  'head_dim': 64, 'mlp_dim': 512,
   'dtype': "'bfloat16'",
 }  # fmt: skip
 MODEL = [
@@ -68,20 +69,30 @@ def test_real_steps_compile(capsys, topology, chips, usable, more):
     # Keys and values in bf16, 64 rows over 4 chips; parameters too, cut over all of them.
     assert decode['cache_bytes_per_chip'] == pytest.approx(2 * 2 * 2 * 64 * 128 * 2 * 16, rel=0.01)
     assert (
-      decode['parameter_bytes_per_chip'] == pytest.approx(2 * (parameters + adapters) / 4, rel=0.05) and decode['fits']
+      decode['parameter_bytes_per_chip'] == pytest.approx(2 * (parameters + adapters) / 4, rel=0.05)
+      and decode['fits']
     )
     assert 'decoding  64 rows' in seen
   else:
-    assert (found['parameter_bytes'], found['optimizer_bytes']) == (4 * parameters, 8 * parameters + 8)
+    assert (found['parameter_bytes'], found['optimizer_bytes']) == (
+      4 * parameters,
+      8 * parameters + 8,
+    )
     cut = found['mesh']['fsdp'] * found['mesh']['tensor']
     assert memory['parameters'] == pytest.approx(4 * parameters / cut, rel=0.02)
     assert memory['gradients'] <= 2 * memory['parameters']
     # The formula knows what XLA sends: matrices gathered twice, gradients scattered or summed.
-    largest = max(found['sent_bytes_per_chip_by_formula'], key=found['sent_bytes_per_chip_by_formula'].get)
+    largest = max(
+      found['sent_bytes_per_chip_by_formula'], key=found['sent_bytes_per_chip_by_formula'].get
+    )
     ratio = found['sent_bytes_per_chip'][largest] / found['sent_bytes_per_chip_by_formula'][largest]
     assert 0.7 < ratio < 1.5
   assert 'unknown' not in found['sent_bytes_per_chip']
-  assert found['step_seconds_bound'] == max(found['seconds'].values()) == found['seconds'][found['bound_by']]
+  assert (
+    found['step_seconds_bound']
+    == max(found['seconds'].values())
+    == found['seconds'][found['bound_by']]
+  )
   assert 0 < found['mfu_bound'] <= 1 and found['dollars_per_million_tokens'] > 0
   assert found['flops_per_step'] <= found['executed_flops_per_step']
   for words in (
@@ -96,11 +107,26 @@ def test_real_steps_compile(capsys, topology, chips, usable, more):
 
 def test_what_is_too_large_and_what_fits_instead(capsys):
   """1.7 billion parameters with their moments do not fit on every v5e; cut over four they do."""
-  wide = ['embed_dim=16384', 'num_heads=64', 'num_kv_heads=8', 'mlp_dim=4096', 'num_layers=6', 'remat="full"']
+  wide = [
+    'embed_dim=16384',
+    'num_heads=64',
+    'num_kv_heads=8',
+    'mlp_dim=4096',
+    'num_layers=6',
+    'remat="full"',
+  ]
   flags = [f'--gin.DecoderConfig.{setting}' for setting in wide]
-  found, seen = crossin_plan(capsys, '--topology=v5e:2x2', '--gin.MESH_SHAPE=(4,1,1)', *flags, status=1)
-  assert not found['fits'] and found['peak_bytes_per_chip'] > found['hbm_bytes_per_chip'] and 'DOES NOT FIT' in seen
-  assert sum(found['memory_per_chip'].values()) == pytest.approx(found['peak_bytes_per_chip'], abs=4)
+  found, seen = crossin_plan(
+    capsys, '--topology=v5e:2x2', '--gin.MESH_SHAPE=(4,1,1)', *flags, status=1
+  )
+  assert (
+    not found['fits']
+    and found['peak_bytes_per_chip'] > found['hbm_bytes_per_chip']
+    and 'DOES NOT FIT' in seen
+  )
+  assert sum(found['memory_per_chip'].values()) == pytest.approx(
+    found['peak_bytes_per_chip'], abs=4
+  )
   assert found['memory_per_chip']['parameters'] == found['parameter_bytes'] > 1.2 * 4e9
   instead = found['what_fits'][0]
   assert instead['fits'] and instead['compiled'] and instead['mesh']['fsdp'] > 1
@@ -109,7 +135,9 @@ def test_what_is_too_large_and_what_fits_instead(capsys):
   assert instead['memory_per_chip']['parameters'] == pytest.approx(
     found['parameter_bytes'] / instead['mesh']['fsdp'], rel=0.01
   )
-  assert instead['peak_bytes_per_chip'] <= found['hbm_bytes_per_chip'] < found['peak_bytes_per_chip']
+  assert (
+    instead['peak_bytes_per_chip'] <= found['hbm_bytes_per_chip'] < found['peak_bytes_per_chip']
+  )
 
 
 @pytest.fixture
@@ -119,16 +147,21 @@ def by_hand(monkeypatch):
 
   def train_step(setting, partition, topology, effort):
     state = plan_step.state_bytes(setting, partition)
-    figures = plan_search.plan_figures.figures(setting, tuple(partition.mesh.shape.values()), state, topology.slices)
+    figures = plan_search.plan_figures.figures(
+      setting, tuple(partition.mesh.shape.values()), state, topology.slices
+    )
     given, temporaries = state.parameters + state.optimizer, factor[0] * figures.scratch
-    return Compiled(given + temporaries <= topology.usable, given + temporaries, given, temporaries, 0, (), 1.0)
+    return Compiled(
+      given + temporaries <= topology.usable, given + temporaries, given, temporaries, 0, (), 1.0
+    )
 
   monkeypatch.setattr(plan_step, 'train_step', train_step)
   return plan_search.Planner(Partitioner), factor
 
 
 LARGE = DecoderConfig(
-  vocab_size=128256, embed_dim=4096, num_layers=32, num_heads=32, num_kv_heads=8, mlp_dim=14336, dtype='bfloat16', remat='none',
+  vocab_size=128256, embed_dim=4096, num_layers=32, num_heads=32, num_kv_heads=8, mlp_dim=14336,
+  dtype='bfloat16', remat='none',
 )  # fmt: skip
 
 
@@ -146,12 +179,17 @@ def test_nearest_settings_are_tried_in_order(by_hand):
     first, *_ = plan_search.nearest(planner, asked, 1)
     assert first.fits and first.compiled and first.topology.name == topology.name
     # Microbatches come first where they are enough; then everything else is as it was asked for.
-    assert first.setting.microbatches > 1 and first.mesh == asked.mesh and first.setting.model.config.lora is None
+    assert (
+      first.setting.microbatches > 1
+      and first.mesh == asked.mesh
+      and first.setting.model.config.lora is None
+    )
   small = plan_topology.parse('v5e:2x2')
   asked = planner.prove(planner.asked(large(), small))
   found = plan_search.nearest(planner, asked, 2)
   assert all(trial.fits for trial in found)
-  assert any('lora' in change for change in found[0].changes)  # 120 GiB of state on 63: only adapters do, or more chips
+  # 120 GiB of state on 63: only adapters do, or more chips
+  assert any('lora' in change for change in found[0].changes)
   assert found[1].topology.chips > 4
   text = plan_report.nearest_text(asked, found)
   assert 'INITIAL_CHECKPOINT_PATH' in text and '--topology v5e:' in text
@@ -169,13 +207,17 @@ def test_search_prints_three(by_hand, capsys):
   assert best.mesh[0] * best.mesh[1] * best.mesh[2] == 8 and best.peak <= best.topology.usable
   text = plan_report.search_text(rows, 2.0)
   assert text.count('v5p:2x2x') == 3 and '--gin.Partitioner.mesh_shape="(' in text
-  least = plan_search.smallest(planner, large(), [plan_topology.parse(n) for n in ('v5p:2x2x1', 'v5p:2x2x2')])
+  least = plan_search.smallest(
+    planner, large(), [plan_topology.parse(n) for n in ('v5p:2x2x1', 'v5p:2x2x2')]
+  )
   assert least.topology.chips == 4 and least.fits
   assert plan_search.smallest(planner, large(), [plan_topology.parse('v5e:1x1')]) is None
 
 
 def test_a_search_believes_the_compiler(by_hand):
-  """Where XLA needs three times the memory that the formula thought, the next choice is one that is small enough."""
+  """Where XLA needs three times the memory that the formula thought, the next choice is one that is
+  small enough.
+  """
   planner, factor = by_hand
   factor[0] = 3.0
   topology = plan_topology.parse('v5p:2x2x2')
@@ -200,13 +242,19 @@ def test_gpus_are_planned_by_formula(capsys):
 def test_two_slices_by_formula(by_hand):
   planner, _ = by_hand
   trial = planner.trial(large(), plan_topology.parse('v5p:2x2x2', 2), (2, 8, 1))
-  assert trial.figures.sent['slices'] > 0 and 'data' not in trial.figures.sent and trial.bound.network > 0
+  assert (
+    trial.figures.sent['slices'] > 0
+    and 'data' not in trial.figures.sent
+    and trial.bound.network > 0
+  )
 
 
 def test_a_checkpoint_of_hugging_face_says_what_the_model_is(tmp_path, capsys):
   fields = {
-    'model_type': 'llama', 'architectures': ['LlamaForCausalLM'], 'vocab_size': 512, 'hidden_size': 64, 'intermediate_size': 128,
-    'num_hidden_layers': 2, 'num_attention_heads': 4, 'num_key_value_heads': 2, 'hidden_act': 'silu', 'rms_norm_eps': 1e-5,
+    'model_type': 'llama', 'architectures': ['LlamaForCausalLM'], 'vocab_size': 512,
+    'hidden_size': 64, 'intermediate_size': 128,
+    'num_hidden_layers': 2, 'num_attention_heads': 4, 'num_key_value_heads': 2,
+    'hidden_act': 'silu', 'rms_norm_eps': 1e-5,
     'max_position_embeddings': 2048, 'rope_theta': 10000.0, 'tie_word_embeddings': True,
   }  # fmt: skip
   (tmp_path / 'config.json').write_text(json.dumps(fields))
@@ -236,9 +284,18 @@ def test_what_is_wrong_is_said(arguments, said):
 
 
 def test_told_to_stop_while_it_compiles(tmp_path):
-  """SIGTERM in the middle of a compile ends it at once with 75, and nothing but its own lines was on the terminal."""
+  """SIGTERM in the middle of a compile ends it at once with 75, and nothing but its own lines was
+  on the terminal.
+  """
   program = 'import sys; from crossin_jax import config, plan; sys.exit(plan.main(config.rewrite(sys.argv[1:])))'
-  command = [sys.executable, '-c', program, '--topology=v5e:2x2', *MODEL, '--gin.DecoderConfig.remat="full"']
+  command = [
+    sys.executable,
+    '-c',
+    program,
+    '--topology=v5e:2x2',
+    *MODEL,
+    '--gin.DecoderConfig.remat="full"',
+  ]
   environment = {key: value for key, value in os.environ.items() if not key.startswith('TPU_')}
   with open(tmp_path / 'seen', 'w+', encoding='utf-8') as seen:
     process = subprocess.Popen(command, stderr=seen, stdout=subprocess.DEVNULL, env=environment)

@@ -17,7 +17,9 @@ AXES = ('data', 'fsdp', 'tensor')
 
 @pytest.mark.parametrize('turns', [1, 7])
 def test_a_loop_counts_as_often_as_it_turns(turns):
-  """x W with W cut along its rows: one sum over fsdp a turn, [8, 32] in f32, on the tensor axis nothing."""
+  """x W with W cut along its rows: one sum over fsdp a turn, [8, 32] in f32, on the tensor axis
+  nothing.
+  """
   mesh = jax.make_mesh((1, 2, 2), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:4])
   put = lambda shape, *spec: jax.ShapeDtypeStruct(
     shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*spec))
@@ -39,7 +41,8 @@ def test_a_loop_counts_as_often_as_it_turns(turns):
 
 
 @hypothesis.given(
-  shape=st.lists(st.integers(1, 4), min_size=3, max_size=3), chosen=st.sets(st.integers(0, 2), min_size=1)
+  shape=st.lists(st.integers(1, 4), min_size=3, max_size=3),
+  chosen=st.sets(st.integers(0, 2), min_size=1),
 )
 def test_three_notations_are_one(shape, chosen):
   ids = np.arange(math.prod(shape)).reshape(shape)
@@ -56,14 +59,21 @@ def test_three_notations_are_one(shape, chosen):
     + '}'
   )
   for text in (written, iota, named):
-    assert _groups(f'x = all-gather(y), replica_groups={text}, dimensions={{0}}', math.prod(shape)) == expected
+    assert (
+      _groups(f'x = all-gather(y), replica_groups={text}, dimensions={{0}}', math.prod(shape))
+      == expected
+    )
   line = f'  %a = bf16[6,10]{{1,0:T(8,128)(2,1)}} all-gather(%b), replica_groups={written}, dimensions={{0}}'
-  found = collectives(f'HloModule m\n\nENTRY %main (p: f32[]) -> f32[] {{\n{line}\n}}\n', shape, AXES)
+  found = collectives(
+    f'HloModule m\n\nENTRY %main (p: f32[]) -> f32[] {{\n{line}\n}}\n', shape, AXES
+  )
   varying = [AXES[i] for i in sorted(chosen) if shape[i] > 1]
   if not varying:
     assert found == []
   else:
-    assert bytes_by_axis(found) == {'+'.join(varying): pytest.approx(6 * 10 * 2 * (size - 1) / size)}
+    assert bytes_by_axis(found) == {
+      '+'.join(varying): pytest.approx(6 * 10 * 2 * (size - 1) / size)
+    }
 
 
 def test_part_of_an_axis():
@@ -78,7 +88,9 @@ def test_part_of_an_axis():
 
 
 def test_what_libtpu_writes():
-  """Lines that a kernel breaks, a scatter that is a sum inside a fusion, something started and awaited, and a sum between slices."""
+  """Lines that a kernel breaks, a scatter that is a sum inside a fusion, something started and
+  awaited, and a sum between slices.
+  """
   hlo = """HloModule m
 
 %all-reduce-scatter.1 (input: f32[16,4]) -> f32[4,4] {
@@ -104,4 +116,7 @@ ENTRY %main (a: f32[]) -> f32[] {
 }
 """
   sent = bytes_by_axis(collectives(hlo, (2, 4, 1), AXES, slices=2))
-  assert sent == {'fsdp': 3 * (16 * 4 * 4 * 3 / 4 + 8 * 8 * 2 * 3 / 4), 'slices': pytest.approx(10 * 10 * 2)}
+  assert sent == {
+    'fsdp': 3 * (16 * 4 * 4 * 3 / 4 + 8 * 8 * 2 * 3 / 4),
+    'slices': pytest.approx(10 * 10 * 2),
+  }

@@ -19,13 +19,16 @@ from crossin_jax.training import state as train_state
 
 # Matrices large enough that what is not a product of matrices is lost beside them.
 TWO_LAYERS = DecoderConfig(
-  vocab_size=2048, embed_dim=1024, num_layers=2, num_heads=8, num_kv_heads=4, head_dim=128, mlp_dim=4096, dtype='bfloat16',
+  vocab_size=2048, embed_dim=1024, num_layers=2, num_heads=8, num_kv_heads=4, head_dim=128,
+  mlp_dim=4096, dtype='bfloat16',
   scan_layers=False,
 )  # fmt: skip
 
 
 def setting_of(config, batch_size=64, length=64, microbatches=1):
-  return plan_step.Setting(Decoder(config), optimizers.adamw(total_steps=10), batch_size, length, microbatches)
+  return plan_step.Setting(
+    Decoder(config), optimizers.adamw(total_steps=10), batch_size, length, microbatches
+  )
 
 
 def one_device():
@@ -35,8 +38,15 @@ def one_device():
 def counted(setting, partition):
   """Operations of the real step as XLA counts them, its layers unrolled."""
   step = train_state.make_train_step(setting.model, setting.optimizer, tasks=1)
-  state, batch = plan_step.abstract_state(setting, partition), plan_step.abstract_batch(setting, partition)
-  return jax.jit(step).lower(state, batch, jax.ShapeDtypeStruct((), jnp.float32)).cost_analysis()['flops']
+  state, batch = (
+    plan_step.abstract_state(setting, partition),
+    plan_step.abstract_batch(setting, partition),
+  )
+  return (
+    jax.jit(step)
+    .lower(state, batch, jax.ShapeDtypeStruct((), jnp.float32))
+    .cost_analysis()['flops']
+  )
 
 
 @pytest.mark.parametrize('changes', [
@@ -52,7 +62,9 @@ def test_operations_of_two_unrolled_layers(changes):
 
 @pytest.mark.parametrize('targets', [LoraConfig().targets, ('query', 'down')])
 def test_operations_with_adapters(targets):
-  """In front of the first layer no gradient is needed; a loop over the layers computes it there too."""
+  """In front of the first layer no gradient is needed; a loop over the layers computes it there
+  too.
+  """
   lora = LoraConfig(rank=64, targets=targets)
   partition, setting = one_device(), setting_of(dataclasses.replace(TWO_LAYERS, lora=lora))
   state = plan_step.state_bytes(setting, partition)
@@ -65,11 +77,16 @@ def test_operations_with_adapters(targets):
 
 def test_what_is_kept_for_the_backward_pass():
   config = dataclasses.replace(TWO_LAYERS, scan_layers=True, num_layers=6)
-  of = lambda remat, length=128: costs.saved_bytes(Decoder(dataclasses.replace(config, remat=remat)), length, 2)[0]
+  of = lambda remat, length=128: costs.saved_bytes(
+    Decoder(dataclasses.replace(config, remat=remat)), length, 2
+  )[0]
   none, minimal, full = of('none'), of('minimal'), of('full')
   assert full < minimal < none
-  # 'full' keeps the input of each block in bf16; beside them the final norm and the loss, which do not grow with depth.
-  deeper = costs.saved_bytes(Decoder(dataclasses.replace(config, remat='full', num_layers=10)), 128, 2)[0]
+  # 'full' keeps the input of each block in bf16; beside them the final norm and the loss, which do
+  # not grow with depth.
+  deeper = costs.saved_bytes(
+    Decoder(dataclasses.replace(config, remat='full', num_layers=10)), 128, 2
+  )[0]
   assert deeper - full == 2 * 4 * 128 * 1024 * 2
   internal = 2 * costs.internal_bytes(Decoder(config), 128)
   assert 0.5 * none < internal < none
@@ -83,7 +100,9 @@ def test_bytes_of_a_state_are_cut_as_the_mesh_says():
   parameters = 2 * (1024 * 1024 * 3 + 3 * 1024 * 4096 + 2 * 1024) + 2 * 2048 * 1024 + 1024
   assert whole.parameters == whole.all_parameters == cut.all_parameters == 4 * parameters
   assert whole.optimizer == pytest.approx(2 * whole.parameters, rel=1e-6)
-  np.testing.assert_allclose([whole.parameters / cut.parameters, whole.optimizer / cut.optimizer], 8, rtol=0.01)
+  np.testing.assert_allclose(
+    [whole.parameters / cut.parameters, whole.optimizer / cut.optimizer], 8, rtol=0.01
+  )
   assert whole.batch == cut.batch == 6 * 8 * 64 * 4
 
 
@@ -91,7 +110,9 @@ def test_bytes_of_a_state_are_cut_as_the_mesh_says():
 def test_bytes_of_a_frozen_base(base_dtype, size):
   if base_dtype != 'bfloat16':
     pytest.importorskip('qwix', reason='int8 and nf4 need qwix')
-  config = dataclasses.replace(TWO_LAYERS, scan_layers=True, lora=LoraConfig(rank=4, base_dtype=base_dtype))
+  config = dataclasses.replace(
+    TWO_LAYERS, scan_layers=True, lora=LoraConfig(rank=4, base_dtype=base_dtype)
+  )
   state = plan_step.state_bytes(setting_of(config), one_device())
   kernels, rest = 2 * (1024 * 1024 * 3 + 3 * 1024 * 4096), 2 * 2048 * 1024
   np.testing.assert_allclose(state.parameters - state.trained, kernels * size + rest * 2, rtol=0.01)
@@ -108,7 +129,9 @@ def test_the_bound_is_the_slowest_part():
   assert bound.links == {'fsdp': figures.sent['fsdp'] / 450e9}
   slow = costs.bound(figures, topology, partition, {'slices': 1e12})
   assert slow.binds == 'network' and slow.seconds == 1e12 / 50e9
-  assert costs.dollars_per_million_tokens(1.2, 16, 0.5, 65536) == pytest.approx(1.2 * 16 / 3600 * 0.5 / 0.065536)
+  assert costs.dollars_per_million_tokens(1.2, 16, 0.5, 65536) == pytest.approx(
+    1.2 * 16 / 3600 * 0.5 / 0.065536
+  )
 
 
 def test_more_microbatches_keep_less_and_send_more():

@@ -10,8 +10,10 @@ libtpu = pytest.importorskip('libtpu', reason='libtpu describes TPU slices; it i
 
 
 @pytest.mark.parametrize('name, slices, chips, kind', [
-  ('v5e:4x4', 1, 16, 'TPU v5 lite'), ('v5litepod-16', 1, 16, 'TPU v5 lite'), ('v5e-1', 1, 1, 'TPU v5 lite'), ('V5E=2x4', 1, 8, 'TPU v5 lite'),
-  ('v5p-2048', 2, 2048, 'TPU v5'), ('v5p:4x4x12', 1, 192, 'TPU v5'), ('v6e-8', 1, 8, 'TPU v6 lite'), ('v4:2x2x2', 1, 8, 'TPU v4'),
+  ('v5e:4x4', 1, 16, 'TPU v5 lite'), ('v5litepod-16', 1, 16, 'TPU v5 lite'),
+  ('v5e-1', 1, 1, 'TPU v5 lite'), ('V5E=2x4', 1, 8, 'TPU v5 lite'),
+  ('v5p-2048', 2, 2048, 'TPU v5'), ('v5p:4x4x12', 1, 192, 'TPU v5'), ('v6e-8', 1, 8, 'TPU v6 lite'),
+  ('v4:2x2x2', 1, 8, 'TPU v4'),
   ('h100:8', 1, 8, 'NVIDIA H100'), ('l4:1', 2, 2, 'NVIDIA L4'),
 ])  # fmt: skip
 def test_names(name, slices, chips, kind):
@@ -22,8 +24,10 @@ def test_names(name, slices, chips, kind):
 
 
 @pytest.mark.parametrize('name, said', [
-  ('v5z:4x4', 'Examples: v5e:4x4'), ('nonsense', 'Examples'), ('v5e', 'Examples'), ('v9-8', 'Examples'), ('v5e:3x5', '2x4, 4x4'),
-  ('v5e:32x32', 'at most 256'), ('v5p:4x4', '2x2x1'), ('v5p:2x4x8', '2x4x4'), ('v5e-7', 'v5e-8'), ('h100:0', 'at least one'),
+  ('v5z:4x4', 'Examples: v5e:4x4'), ('nonsense', 'Examples'), ('v5e', 'Examples'),
+  ('v9-8', 'Examples'), ('v5e:3x5', '2x4, 4x4'),
+  ('v5e:32x32', 'at most 256'), ('v5p:4x4', '2x2x1'), ('v5p:2x4x8', '2x4x4'), ('v5e-7', 'v5e-8'),
+  ('h100:0', 'at least one'),
 ])  # fmt: skip
 def test_what_is_not_there(name, said):
   with pytest.raises(ValueError, match=said):
@@ -61,6 +65,8 @@ def test_smaller():
 def test_bandwidth_of_an_axis(name, mesh, expected):
   topology = plan_topology.parse(name)
   along = plan_topology.lines(Partitioner(mesh, devices=topology.devices).mesh, 1)
-  assert {axis: len(line) for axis, line in along.items()} == dict(zip(('data', 'fsdp', 'tensor'), mesh))
+  assert {axis: len(line) for axis, line in along.items()} == dict(
+    zip(('data', 'fsdp', 'tensor'), mesh)
+  )
   for axis, speed in expected.items():
     np.testing.assert_allclose(topology.fast_bandwidth(along[axis]), speed)

@@ -17,11 +17,19 @@ def starter(tiny_prepared, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def train(starter):
-  """A function (model_dir, processes, **options) that runs `crossin train` in that many processes: losses by step."""
+  """A function (model_dir, processes, **options) that runs `crossin train` in that many processes:
+  losses by step.
+  """
 
   def run(model_dir, count, *, microbatches=1, devices=1, mesh='(1, -1, 1)', steps=STEPS, more=()):
-    values = {'TRAIN_STEPS': steps, 'train.microbatches': microbatches, 'CheckpointConfig.period': SAVED}
-    return starter.run(model_dir, count, values, devices=devices, more=[f'--gin.MESH_SHAPE={mesh}', *more])
+    values = {
+      'TRAIN_STEPS': steps,
+      'train.microbatches': microbatches,
+      'CheckpointConfig.period': SAVED,
+    }
+    return starter.run(
+      model_dir, count, values, devices=devices, more=[f'--gin.MESH_SHAPE={mesh}', *more]
+    )
 
   return run
 
@@ -62,7 +70,9 @@ def test_losses_do_not_depend_on_processes_and_mesh(train, alone, tmp_path, proc
 
 @pytest.mark.slow
 def test_fifty_steps_on_one_two_and_four_processes(train, tmp_path):
-  """A loss that differs by 1e-7 at the first step may differ by more at the fiftieth; it stays below 1e-5."""
+  """A loss that differs by 1e-7 at the first step may differ by more at the fiftieth; it stays
+  below 1e-5.
+  """
   one = train(tmp_path / '1', 1, steps=50)
   equal(train(tmp_path / '2', 2, devices=2, mesh='(2, 1, 2)', steps=50), one)
   equal(train(tmp_path / '4', 4, mesh='(1, 2, 2)', steps=50), one)
@@ -71,7 +81,9 @@ def test_fifty_steps_on_one_two_and_four_processes(train, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('processes, mesh', [(1, '(1, -1, 1)'), (4, '(2, 1, 2)')])
 def test_a_run_saved_on_two_processes_goes_on(train, alone, on_two, tmp_path, processes, mesh):
-  """As if the two had been killed after their save at half of the steps: the lines after it are done again."""
+  """As if the two had been killed after their save at half of the steps: the lines after it are
+  done again.
+  """
   shutil.copytree(on_two[0], tmp_path / 'run')
   shutil.rmtree(tmp_path / 'run' / f'checkpoint_{STEPS}')
   (tmp_path / 'run' / 'digests' / f'checkpoint_{STEPS}.json').unlink()
@@ -88,20 +100,32 @@ def test_flags_go_together(capsys):
 
   assert cli.main(['train', '--process_count=2']) == 1
   assert 'go together' in capsys.readouterr().err
-  assert cli.main(['train', '--coordinator_address=127.0.0.1:1', '--process_count=2', '--process_index=2']) == 1
+  assert (
+    cli.main(
+      ['train', '--coordinator_address=127.0.0.1:1', '--process_count=2', '--process_index=2']
+    )
+    == 1
+  )
   assert 'not between 0 and 1' in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_benchmark_in_training_asks_the_same_on_all_hosts(train, tmp_path):
-  """A budget of nothing ends after the first slice on each host, or they would wait for each other for ever."""
+  """A budget of nothing ends after the first slice on each host, or they would wait for each other
+  for ever.
+  """
   choices = [f'({letter}) {letter}' for letter in 'ABCD']
-  item = lambda i, language: {'question': f'{language} {i}?', 'choices': choices, 'answer': choices[i % 4]}
+  item = lambda i, language: {
+    'question': f'{language} {i}?',
+    'choices': choices,
+    'answer': choices[i % 4],
+  }
   records = [{'id': i, 'English': item(i, 'en'), 'Chinese': item(i, 'zh')} for i in range(50)]
   (tmp_path / 'mmlu.json').write_text(json.dumps(records))
   more = [
     '--gin.train.evaluators=(@BenchmarkEvaluator(),)', f'--gin.train.evaluation_period={SAVED}',
-    "--gin.BenchmarkEvaluator.benchmark='cross_mmlu'", f"--gin.BenchmarkEvaluator.path='{tmp_path}/mmlu.json'",
+    "--gin.BenchmarkEvaluator.benchmark='cross_mmlu'",
+    f"--gin.BenchmarkEvaluator.path='{tmp_path}/mmlu.json'",
     '--gin.BenchmarkEvaluator.seconds=0.0',
   ]  # fmt: skip
   figures = {}
@@ -115,7 +139,9 @@ def test_a_benchmark_in_training_asks_the_same_on_all_hosts(train, tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluate_on_two_processes_writes_once_what_one_finds(starter, on_two, tiny_world, tmp_path):
+def test_evaluate_on_two_processes_writes_once_what_one_finds(
+  starter, on_two, tiny_world, tmp_path
+):
   from crossin_jax.world import sources as world_sources
 
   world_sources.write_questions(tiny_world, str(tmp_path / 'world'))

@@ -1,4 +1,6 @@
-"""Processes that do not start, die, are stopped or differ: the others end within a minute and say why; a restart goes on."""
+"""Processes that do not start, die, are stopped or differ: the others end within a minute and say
+why; a restart goes on.
+"""
 
 import json
 import os
@@ -23,7 +25,9 @@ def processes(tiny_prepared, tmp_path_factory):
 def undisturbed(processes, tmp_path_factory):
   """Losses of a run that nothing happened to."""
   return processes.run(
-    tmp_path_factory.mktemp('whole') / 'run', 2, {'TRAIN_STEPS': STEPS, 'CheckpointConfig.period': 4}
+    tmp_path_factory.mktemp('whole') / 'run',
+    2,
+    {'TRAIN_STEPS': STEPS, 'CheckpointConfig.period': 4},
   )
 
 
@@ -42,13 +46,20 @@ def wait_for(true, running, seconds=200):
 
 
 def steps_of(model_dir) -> int:
-  return max(losses(model_dir), default=0) if os.path.exists(os.path.join(model_dir, 'metrics.jsonl')) else 0
+  return (
+    max(losses(model_dir), default=0)
+    if os.path.exists(os.path.join(model_dir, 'metrics.jsonl'))
+    else 0
+  )
 
 
 @pytest.mark.slow
 def test_a_process_that_is_not_started_is_named(processes, tmp_path):
-  running = processes.start(tmp_path / 'run', 4, {'TRAIN_STEPS': 2}, without=[2], flags=['--start_timeout=45'])
-  assert end_of(running, 45 + 300) == [1, 1, 1]  # 45 s from the moment at which process 0 is there, after its imports
+  running = processes.start(
+    tmp_path / 'run', 4, {'TRAIN_STEPS': 2}, without=[2], flags=['--start_timeout=45']
+  )
+  # 45 s from the moment at which process 0 is there, after its imports
+  assert end_of(running, 45 + 300) == [1, 1, 1]
   for index in (0, 1, 3):
     assert 'did not start in time: 2.' in said(tmp_path / 'run', index)
   assert not (tmp_path / 'run').exists()
@@ -56,7 +67,9 @@ def test_a_process_that_is_not_started_is_named(processes, tmp_path):
 
 @pytest.mark.slow
 def test_a_process_with_other_data_is_named(processes, tmp_path):
-  running = processes.start(tmp_path / 'run', 2, {'TRAIN_STEPS': 2}, own={1: ['--gin.RANDOM_SEED=7']})
+  running = processes.start(
+    tmp_path / 'run', 2, {'TRAIN_STEPS': 2}, own={1: ['--gin.RANDOM_SEED=7']}
+  )
   assert end_of(running, 120) == [1, 1]
   for index in range(2):
     assert 'differ at the start: process 1 (' in said(tmp_path / 'run', index)
@@ -64,15 +77,21 @@ def test_a_process_with_other_data_is_named(processes, tmp_path):
 
 @pytest.mark.slow
 def test_an_error_of_one_process_is_told_by_all(processes, tmp_path):
-  running = processes.start(tmp_path / 'run', 2, {'TRAIN_STEPS': 2}, own={1: ["--gin.DATA_DIR='/nowhere'"]})
+  running = processes.start(
+    tmp_path / 'run', 2, {'TRAIN_STEPS': 2}, own={1: ["--gin.DATA_DIR='/nowhere'"]}
+  )
   assert end_of(running, 120) == [1, 1]
   assert '/nowhere' in said(tmp_path / 'run', 1) and 'process 1 (' in said(tmp_path / 'run', 0)
   assert '/nowhere' in said(tmp_path / 'run', 0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('victim, moment', [(1, 'step'), (0, 'step'), (1, 'save'), (1, 'evaluation'), (1, 'compile')])
-def test_a_killed_process_ends_the_others_and_the_run_goes_on(processes, undisturbed, tmp_path, victim, moment):
+@pytest.mark.parametrize(
+  'victim, moment', [(1, 'step'), (0, 'step'), (1, 'save'), (1, 'evaluation'), (1, 'compile')]
+)
+def test_a_killed_process_ends_the_others_and_the_run_goes_on(
+  processes, undisturbed, tmp_path, victim, moment
+):
   values = {'TRAIN_STEPS': STEPS, 'CheckpointConfig.period': 4}
   model_dir, more = tmp_path / 'run', ()
   if moment == 'evaluation':
@@ -82,7 +101,12 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(processes, undistu
     wait_for(lambda: steps_of(model_dir) >= 6, running)
   elif moment == 'save':
     wait_for(
-      lambda: any('checkpoint_4' in name for name in os.listdir(model_dir)) if model_dir.exists() else False, running
+      lambda: (
+        any('checkpoint_4' in name for name in os.listdir(model_dir))
+        if model_dir.exists()
+        else False
+      ),
+      running,
     )
   elif moment == 'evaluation':  # it begins with a compile, right after the line of its step
     wait_for(lambda: steps_of(model_dir) >= 6, running)
@@ -93,7 +117,9 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(processes, undistu
   running[victim].send_signal(signal.SIGKILL)
   statuses = end_of(running)
   assert statuses[victim] == -signal.SIGKILL and statuses[1 - victim] == 75
-  assert f'process {victim} ' in said(model_dir, 1 - victim) and 'is lost' in said(model_dir, 1 - victim)
+  assert f'process {victim} ' in said(model_dir, 1 - victim) and 'is lost' in said(
+    model_dir, 1 - victim
+  )
   found = processes.run(model_dir, 2, values, more=more)
   assert list(found) == list(undisturbed)
   np.testing.assert_allclose(list(found.values()), list(undisturbed.values()), rtol=1e-5)
@@ -111,7 +137,10 @@ def test_a_stop_on_any_process_saves_once_together(processes, undisturbed, tmp_p
     assert statuses == [75] * 4
     (saved,) = [name for name in os.listdir(model_dir) if name.startswith('checkpoint_')]
     step = int(saved.split('_')[1])
-    assert all(f'told to stop: saved step {step}' in said(model_dir, index) for index in range(4)) and step < STEPS
+    assert (
+      all(f'told to stop: saved step {step}' in said(model_dir, index) for index in range(4))
+      and step < STEPS
+    )
     # Another number of processes goes on.
     found = processes.run(model_dir, 2, values)
     assert list(found) == list(undisturbed)
@@ -135,7 +164,8 @@ def test_ten_random_kills_change_nothing(processes, undisturbed, tmp_path):
     victim.send_signal(signal.SIGKILL)
     kills += 1
     other = next(process for process in running if process is not victim)
-    # Before the roll call is complete the other one waits for it to start again: its time to start is not up.
+    # Before the roll call is complete the other one waits for it to start again: its time to start
+    # is not up.
     if (status := _status(other)) is None:
       other.kill()
       other.wait()

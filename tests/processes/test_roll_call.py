@@ -1,4 +1,6 @@
-"""The roll call, its processes being threads here: who is missing, lost, failed, told to stop, or different."""
+"""The roll call, its processes being threads here: who is missing, lost, failed, told to stop, or
+different.
+"""
 
 import concurrent.futures
 import random
@@ -31,7 +33,9 @@ def enter(address, count, indices, left=None, **more):
   def one(index):
     time.sleep(random.random() / 10)
     try:
-      return RollCall(address, count, index, leave=lambda status: left.setdefault(index, status), **options)
+      return RollCall(
+        address, count, index, leave=lambda status: left.setdefault(index, status), **options
+      )
     except RollCallError as error:
       return error
 
@@ -77,7 +81,9 @@ def test_without_process_0_the_others_say_so(address):
 
 def test_a_number_too_much_or_taken_twice_is_refused(address):
   found = enter(address, 3, [0, 1, 1], timeout=1.0)
-  assert sum('has the number of a process that is there already' in str(error) for error in found) == 1
+  assert (
+    sum('has the number of a process that is there already' in str(error) for error in found) == 1
+  )
 
 
 def test_another_count_is_refused(address):
@@ -95,7 +101,9 @@ def test_a_cut_line_ends_the_others_with_its_name(address, capsys):
   calls[2]._line.close()  # as the kernel does when a process is killed
   wait_until(lambda: set(left) == {0, 1})
   assert left == {0: RESTART, 1: RESTART}
-  assert 'process 2 (' in (said := capsys.readouterr().err) and 'is lost: its connection was cut' in said
+  assert (
+    'process 2 (' in (said := capsys.readouterr().err) and 'is lost: its connection was cut' in said
+  )
 
 
 def test_silence_ends_the_others(address, capsys, monkeypatch):
@@ -104,7 +112,10 @@ def test_silence_ends_the_others(address, capsys, monkeypatch):
   monkeypatch.setattr(calls[1]._line, 'send', lambda **_: True)  # a machine that hangs
   wait_until(lambda: {0, 2} <= set(left))
   assert left[0] == left[2] == RESTART
-  assert 'process 1 (' in (said := capsys.readouterr().err) and 'nothing was heard from it for 1 s' in said
+  assert (
+    'process 1 (' in (said := capsys.readouterr().err)
+    and 'nothing was heard from it for 1 s' in said
+  )
 
 
 @pytest.mark.parametrize('hang', [False, True])
@@ -129,7 +140,9 @@ def test_an_error_ends_all_with_its_text(address, capsys, failing):
   wait_until(lambda: set(left) == others)
   assert all(left[index] == 1 for index in others)
   said = capsys.readouterr().err
-  assert said.count(f'process {failing} (') == 2 and said.count('row 7 of rows.json is no text') == 2
+  assert (
+    said.count(f'process {failing} (') == 2 and said.count('row 7 of rows.json is no text') == 2
+  )
 
 
 def test_different_settings_are_named(address):
@@ -142,13 +155,17 @@ def test_different_settings_are_named(address):
       return str(error)
 
   said = together(calls, work)
-  assert all('differ at start: process 2 (' in text and 'says b; the others say a' in text for text in said)
+  assert all(
+    'differ at start: process 2 (' in text and 'says b; the others say a' in text for text in said
+  )
   assert 'process 1' not in said[0] and 'process 3' not in said[0]
 
 
 @pytest.mark.parametrize('seed', range(8))
 def test_all_stop_at_the_same_check(address, seed):
-  """Processes ask at their own pace, some are told to stop at any moment: all stop at one number, or none does."""
+  """Processes ask at their own pace, some are told to stop at any moment: all stop at one number,
+  or none does.
+  """
   rng = random.Random(seed)
   calls, total, done = enter(address, 4, range(4)), 60, []
   told = {rng.randrange(4): rng.randrange(total) for _ in range(rng.randrange(1, 3))}
@@ -191,7 +208,14 @@ def test_strangers_do_no_harm(address):
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     first = pool.submit(enter, address, 2, [0], timeout=5.0)
     time.sleep(0.3)
-    for rubbish in (b'GET / HTTP/1.1\r\n\r\n', b'\xff' * 100_000, b'{"hello": "me"}\n', b'[1]\n', b'\n', b''):
+    for rubbish in (
+      b'GET / HTTP/1.1\r\n\r\n',
+      b'\xff' * 100_000,
+      b'{"hello": "me"}\n',
+      b'[1]\n',
+      b'\n',
+      b'',
+    ):
       with socket.create_connection((host, int(port))) as s:
         s.sendall(rubbish)
     (second,) = enter(address, 2, [1])

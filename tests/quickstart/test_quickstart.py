@@ -46,13 +46,18 @@ def test_two_arms_end_to_end_and_again(tmp_path):
     for form in ('untagged', 'tagged')
     for method in ('likelihood', 'generate')
   }
-  assert all(r['items'] == 96 and list(r['accuracy_by_language']) == ['en', 'ur'] for r in found['runs'])
+  assert all(
+    r['items'] == 96 and list(r['accuracy_by_language']) == ['en', 'ur'] for r in found['runs']
+  )
   page = (tmp_path / 'out' / 'report.html').read_text(encoding='utf-8')
   assert 'dir="rtl"' in page and 'x2x' in page
   assert (tmp_path / 'out' / 'world' / 'facts.tsv').exists()
   # A second start finds everything done.
   second = run(*flags, '--json')
-  assert 'tuning' not in second.stderr and json.loads(second.stdout.splitlines()[-1])['runs'] == found['runs']
+  assert (
+    'tuning' not in second.stderr
+    and json.loads(second.stdout.splitlines()[-1])['runs'] == found['runs']
+  )
   # Other settings in the same directory are refused, naming the difference.
   other = run(*flags[:-1], '5', check=False)
   assert other.returncode == 1 and 'tuning_steps was 4, now 5' in other.stderr

@@ -18,10 +18,13 @@ from seqio_tasks.sources import ParallelFiles, SourceError
 
 TEXT = st.text(st.characters(exclude_categories=('Cs',)), max_size=30)
 VALUE = st.recursive(
-  TEXT | st.integers() | st.floats(allow_nan=False) | st.booleans() | st.none(), lambda v: st.lists(v, max_size=3)
+  TEXT | st.integers() | st.floats(allow_nan=False) | st.booleans() | st.none(),
+  lambda v: st.lists(v, max_size=3),
 )
 ROWS = st.lists(
-  st.fixed_dictionaries({'instruction': TEXT, 'output': TEXT}, optional={'other': VALUE}), min_size=1, max_size=6
+  st.fixed_dictionaries({'instruction': TEXT, 'output': TEXT}, optional={'other': VALUE}),
+  min_size=1,
+  max_size=6,
 )
 
 
@@ -46,7 +49,9 @@ def test_a_fault_is_where_it_is_whatever_the_window(tmp_path, window, rows, size
   whole = json.dumps(rows, ensure_ascii=False, indent=1).encode()
   cut = data.draw(st.integers(1, len(whole) - 1))
   changed = data.draw(
-    st.sampled_from([whole[:cut], whole[:cut] + b'\xff' + whole[cut:], whole[:cut] + whole[cut + 1 :]])
+    st.sampled_from(
+      [whole[:cut], whole[:cut] + b'\xff' + whole[cut:], whole[:cut] + whole[cut + 1 :]]
+    )
   )
   path = tmp_path / 'a.json'
   path.write_bytes(changed)
@@ -71,7 +76,9 @@ def test_a_row_longer_than_a_window(tmp_path):
   for name in ('a.json', 'b.jsonl'):
     source = ParallelFiles(str(tmp_path / name), max_characters=10_000_000)
     assert [source.row(i, 'en')['output'] for i in range(2)] == [row['output'] for row in rows]
-    assert source.digest() == ParallelFiles(str(tmp_path / 'a.json'), max_characters=10_000_000).digest()
+    assert (
+      source.digest() == ParallelFiles(str(tmp_path / 'a.json'), max_characters=10_000_000).digest()
+    )
 
 
 def test_many_rows_at_once_are_the_single_rows(tmp_path, monkeypatch):
@@ -93,7 +100,9 @@ def test_many_rows_at_once_are_the_single_rows(tmp_path, monkeypatch):
 
 
 def test_ids_are_a_sequence(tmp_path):
-  (tmp_path / 'a.jsonl').write_text(''.join(f'{{"id": "r{i}", "instruction": "", "output": "o"}}\n' for i in range(12)))
+  (tmp_path / 'a.jsonl').write_text(
+    ''.join(f'{{"id": "r{i}", "instruction": "", "output": "o"}}\n' for i in range(12))
+  )
   ids = ParallelFiles(str(tmp_path / 'a.jsonl'), align='id').ids()
   strings = [f'r{i}' for i in range(12)]
   assert ids == strings and strings == ids and list(ids) == strings and len(ids) == 12
@@ -108,22 +117,31 @@ def test_nothing_is_left_behind_and_a_missing_folder_is_named(tmp_path, monkeypa
   (tmp_path / 'a.jsonl').write_text('{"instruction": "", "output": "o"}\n')
   folder = tmp_path / 'kept'
   monkeypatch.setenv('TMPDIR', str(folder))
-  with pytest.raises(SourceError, match=f'a.jsonl: its rows cannot be kept in {folder} .*set TMPDIR'):
+  with pytest.raises(
+    SourceError, match=f'a.jsonl: its rows cannot be kept in {folder} .*set TMPDIR'
+  ):
     len(ParallelFiles(str(tmp_path / 'a.jsonl')))
   folder.mkdir()
   code = (
     'import os, signal; from seqio_tasks.sources import ParallelFiles; '
-    f's = ParallelFiles({str(tmp_path / "a.jsonl")!r}); assert len(s) == 1; os.kill(os.getpid(), signal.SIGKILL)'
+    f's = ParallelFiles({str(tmp_path / "a.jsonl")!r}); assert len(s) == 1; os.kill(os.getpid(), '
+    'signal.SIGKILL)'
   )
-  done = subprocess.run([sys.executable, '-c', code], cwd=REPOSITORY, env=os.environ | {'TMPDIR': str(folder)})
+  done = subprocess.run(
+    [sys.executable, '-c', code], cwd=REPOSITORY, env=os.environ | {'TMPDIR': str(folder)}
+  )
   assert done.returncode == -9 and not list(folder.iterdir())
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs a full device')
 def test_a_full_disk_is_named(tmp_path, monkeypatch):
   (tmp_path / 'a.jsonl').write_text(json.dumps({'instruction': '', 'output': 'o' * 1000}) + '\n')
-  monkeypatch.setattr(columns.tempfile, 'TemporaryFile', lambda **_: open('/dev/full', 'wb', buffering=1 << 18))
-  with pytest.raises(SourceError, match='a.jsonl: its rows cannot be kept in .*No space left on device'):
+  monkeypatch.setattr(
+    columns.tempfile, 'TemporaryFile', lambda **_: open('/dev/full', 'wb', buffering=1 << 18)
+  )
+  with pytest.raises(
+    SourceError, match='a.jsonl: its rows cannot be kept in .*No space left on device'
+  ):
     len(ParallelFiles(str(tmp_path / 'a.jsonl')))
 
 

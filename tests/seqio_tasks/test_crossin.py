@@ -1,4 +1,6 @@
-"""CrossIn's examples: which row, from which language, into which; volumes, presets, rates and names."""
+"""CrossIn's examples: which row, from which language, into which; volumes, presets, rates and
+names.
+"""
 
 import collections
 import dataclasses
@@ -43,7 +45,9 @@ class Rows:
 
 
 def settings(vocabulary, source=Rows(), **changes):
-  return MixtureSettings(**{'parallel': source, 'vocabulary': vocabulary, 'template': 'gemma', **changes})
+  return MixtureSettings(
+    **{'parallel': source, 'vocabulary': vocabulary, 'template': 'gemma', **changes}
+  )
 
 
 def entries(name, given):
@@ -51,7 +55,9 @@ def entries(name, given):
 
 
 def drawn(entries_, mode):
-  """(rank, row, source language, target language) of all examples of a mode within the volume, in rank order."""
+  """(rank, row, source language, target language) of all examples of a mode within the volume, in
+  rank order.
+  """
   found = [
     (rank, row, entry.task.source_language, entry.task.target_language)
     for entry in entries_
@@ -88,7 +94,10 @@ def test_n_counts_examples_pooled_over_languages_and_uniform(tiny_vocabulary, mo
   assert set(counts) == set(pairs)
   for pair in pairs:
     share = 1 / len(pairs)
-    assert abs(counts[pair] - 1500 * share) < 4 * np.sqrt(1500 * share * (1 - share)), (pair, counts)
+    assert abs(counts[pair] - 1500 * share) < 4 * np.sqrt(1500 * share * (1 - share)), (
+      pair,
+      counts,
+    )
 
 
 @pytest.mark.parametrize('preset', ['default', 'released', 'every'])
@@ -126,7 +135,9 @@ def test_released_triplets_share_row_and_language_with_replacement(tiny_vocabula
   used = len({row for _, row, *_ in en2x})
   assert abs(used / 3000 - (1 - np.exp(-1))) < 4 * 0.31 / np.sqrt(3000)
   counts = collections.Counter(target for *_, target in en2x)
-  assert set(counts) == {'zh', 'vi', 'es'} and all(abs(c - 1000) < 4 * np.sqrt(3000 * 2 / 9) for c in counts.values())
+  assert set(counts) == {'zh', 'vi', 'es'} and all(
+    abs(c - 1000) < 4 * np.sqrt(3000 * 2 / 9) for c in counts.values()
+  )
   # x2x has a pair of its own, the same language twice among them: 1 in 4.
   same = sum(source == target for *_, source, target in x2x)
   assert abs(same / 3000 - 0.25) < 4 * np.sqrt(0.1875 / 3000)
@@ -135,7 +146,9 @@ def test_released_triplets_share_row_and_language_with_replacement(tiny_vocabula
 
 
 def test_every_assignment_has_every_row_in_every_pair(tiny_vocabulary):
-  given = settings(tiny_vocabulary, Rows(100), presets=(Preset('every', assignment='every'),), validation_rows=0)
+  given = settings(
+    tiny_vocabulary, Rows(100), presets=(Preset('every', assignment='every'),), validation_rows=0
+  )
   found = drawn(entries('rows.x2x.all.en_zh_vi_es.every', given), 'x2x')
   assert len(found) == 1200 and len({item[1:] for item in found}) == 1200
 
@@ -150,7 +163,9 @@ def test_splits_part_the_rows(count, wanted, seed):
 
 @pytest.mark.parametrize('preset', ['default', 'released', 'every'])
 def test_held_out_rows_are_in_no_training_task_in_any_language(tiny_vocabulary, preset):
-  given = settings(tiny_vocabulary, Rows(600), validation_rows=30, presets=(Preset('every', assignment='every'),))
+  given = settings(
+    tiny_vocabulary, Rows(600), validation_rows=30, presets=(Preset('every', assignment='every'),)
+  )
   found = entries(f'rows.base_mono_en2x_x2en_x2x_trans.all.en_zh_vi_es.{preset}', given)
   train = {row for entry in found for _, row in entry.task.items('train')}
   held_out = {row for entry in found for _, row in entry.task.items('validation')}
@@ -163,9 +178,12 @@ def test_held_out_rows_are_in_no_training_task_in_any_language(tiny_vocabulary, 
 def test_seed_and_languages_change_the_draw_and_nothing_else_does(tiny_vocabulary):
   base = drawn(entries('rows.x2x.500.en_zh_vi_es.default', settings(tiny_vocabulary)), 'x2x')
   assert base == drawn(
-    entries('rows.base_x2x.500.en_zh_vi_es.default', settings(tiny_vocabulary, template='llama')), 'x2x'
+    entries('rows.base_x2x.500.en_zh_vi_es.default', settings(tiny_vocabulary, template='llama')),
+    'x2x',
   )
-  assert base != drawn(entries('rows.x2x.500.en_zh_vi_es.default', settings(tiny_vocabulary, seed=1)), 'x2x')
+  assert base != drawn(
+    entries('rows.x2x.500.en_zh_vi_es.default', settings(tiny_vocabulary, seed=1)), 'x2x'
+  )
 
 
 def spec(vocabulary, mode, source, target, preset=DEFAULT):
@@ -230,14 +248,18 @@ def test_rates_by_hand(tiny_vocabulary):
   assert epochs == pytest.approx({'base': 950 / 2090, 'x2x': 1140 / 2090, 'trans': 0})
   found, _ = rates(name, given(rates='temperature', temperature=3.0))
   weights = [entry.examples ** (1 / 3) for entry in found]
-  assert [entry.rate for entry in found] == pytest.approx([weight / sum(weights) for weight in weights])
+  assert [entry.rate for entry in found] == pytest.approx(
+    [weight / sum(weights) for weight in weights]
+  )
   found, _ = rates(name, given(rates='temperature', temperature=1e9))
   assert max(entry.rate for entry in found) == pytest.approx(1 / len(found), rel=1e-6)
 
 
 def test_volumes_of_the_paper(tiny_vocabulary):
   """METHODS A.3: Base + n per mode pooled over languages."""
-  found = entries('rows.base_en2x_trans.600.en_zh_vi_es.default', settings(tiny_vocabulary, validation_rows=0))
+  found = entries(
+    'rows.base_en2x_trans.600.en_zh_vi_es.default', settings(tiny_vocabulary, validation_rows=0)
+  )
   assert sum(entry.examples for entry in found) == 3000 + 600 + 600
 
 
@@ -288,7 +310,9 @@ def test_settings_refuse_what_cannot_be(tiny_vocabulary):
     with pytest.raises(ValueError, match='gives nothing for'):
       entries('rows.base_x2x.10.en_zh.default', settings(tiny_vocabulary, **change))
   with pytest.raises(ValueError, match='must not be negative'):
-    entries('rows.base.all.en_zh.default', settings(tiny_vocabulary, rates='shares', shares={'base': -1}))
+    entries(
+      'rows.base.all.en_zh.default', settings(tiny_vocabulary, rates='shares', shares={'base': -1})
+    )
   with pytest.raises(ValueError, match='needs MixtureSettings.parallel'):
     entries('rows.x2x.1.en_zh.default', settings(tiny_vocabulary, None, english=Rows(5)))
   with pytest.raises(ValueError, match="'most' is not 'one'"):

@@ -36,12 +36,18 @@ def tasks_of(directory):
 def contents(directory):
   """Relative path -> bytes of every prepared file."""
   root = pathlib.Path(directory)
-  return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob('*')) if path.is_file()}
+  return {
+    str(path.relative_to(root)): path.read_bytes()
+    for path in sorted(root.rglob('*'))
+    if path.is_file()
+  }
 
 
 def times(directory):
   root = pathlib.Path(directory) / 'tasks'
-  return {str(path): (path.stat().st_mtime_ns, path.stat().st_ino) for path in root.rglob('*.arrow')}
+  return {
+    str(path): (path.stat().st_mtime_ns, path.stat().st_ino) for path in root.rglob('*.arrow')
+  }
 
 
 def test_prepared_examples_are_those_of_the_tasks(tiny_prepared, tiny_settings):
@@ -71,13 +77,20 @@ def test_summary_and_mixture_file(tmp_path, small_settings, tiny_vocabulary):
   assert found['tasks'] == found['tokenised'] == 3 and found['dropped'] == {}
   written = json.loads((tmp_path / 'mixtures' / f'{SMALL}.json').read_text())
   assert sum(task['rate'] for task in written['tasks']) == pytest.approx(1)
-  said = {'template': 'plain', 'tags': True, 'chat_template': None, 'stop_id': tiny_vocabulary.eos_id}
+  said = {
+    'template': 'plain',
+    'tags': True,
+    'chat_template': None,
+    'stop_id': tiny_vocabulary.eos_id,
+  }
   assert written['prompts'] == said and written['max_length'] == 64
   copy = tmp_path / written['vocabulary']['file']
   assert copy.read_bytes() == pathlib.Path(tiny_vocabulary.path).read_bytes()
   assert run(tmp_path, small_settings())['tokenised'] == 0
   mixture = PreparedMixture(str(tmp_path), SMALL)
-  assert mixture.bos_id == tiny_vocabulary.bos_id and mixture.vocabulary_size == tiny_vocabulary.size
+  assert (
+    mixture.bos_id == tiny_vocabulary.bos_id and mixture.vocabulary_size == tiny_vocabulary.size
+  )
 
 
 def test_every_rejected_row_is_counted(tmp_path, small_settings):
@@ -85,7 +98,9 @@ def test_every_rejected_row_is_counted(tmp_path, small_settings):
   found = run(directory, small_settings(max_length=12))
   assert found['dropped']['prompt_too_long'] > 0
   for task in tasks_of(directory):
-    for split in json.loads((directory / 'tasks' / task / 'manifest.json').read_text())['splits'].values():
+    for split in json.loads((directory / 'tasks' / task / 'manifest.json').read_text())[
+      'splits'
+    ].values():
       assert split['rows'] == split['examples'] + sum(split['dropped'].values())
       assert split['examples'] == sum(part['examples'] for part in split['parts'])
       assert sum(split['shortened'].values()) <= split['examples']
@@ -119,7 +134,9 @@ def test_a_restart_keeps_finished_parts(tmp_path, small_settings, monkeypatch):
   with pytest.raises(Killed):
     run(tmp_path / 'b', small_settings())
   first = list(jobs)
-  assert len(first) == 4 and not list((tmp_path / 'b').rglob('manifest.json')), 'unfinished Tasks do not look whole'
+  assert len(first) == 4 and not list((tmp_path / 'b').rglob('manifest.json')), (
+    'unfinished Tasks do not look whole'
+  )
   before = times(tmp_path / 'b')
   # What a kill may leave: half a part beside the others, and a part without its record.
   victim = pathlib.Path(first[1])
@@ -157,7 +174,9 @@ def test_parts_and_processes_change_nothing(tmp_path, small_settings, monkeypatc
     ({'validation_rows': 2}, 'validation_rows was 6, now 2'),
     ({'world': 1}, 'source was world'),
 ])  # fmt: skip
-def test_stale_tasks_are_refused_naming_what_changed(tmp_path, small_settings, tiny_world, change, message):
+def test_stale_tasks_are_refused_naming_what_changed(
+  tmp_path, small_settings, tiny_world, change, message
+):
   import dataclasses
 
   from crossin_jax.world.sources import WorldInstructions
@@ -192,14 +211,19 @@ def test_changing_rates_or_volumes_tokenises_nothing(tmp_path, small_settings):
   assert sum(task.examples for task in mixture.tasks) == 17
   ranks = sorted(int(rank) for task in mixture.tasks for rank in task.split.ranks[: task.examples])
   assert ranks == list(range(17))
-  assert BatchStream(mixture, batch_size=2, length=64, window=64).batch(0)['decoder_loss_weights'].sum() > 0
+  assert (
+    BatchStream(mixture, batch_size=2, length=64, window=64).batch(0)['decoder_loss_weights'].sum()
+    > 0
+  )
 
 
 def test_a_mixture_of_another_version_of_a_task_is_refused(tmp_path, small_settings):
   run(tmp_path, small_settings())
   run(tmp_path, small_settings(), 'world.base.all.en_zh.every')
   run(tmp_path, small_settings(seed=1), 'world.base.all.en_zh.every', overwrite=True)
-  with pytest.raises(PreparedDataError, match='written for another version of task world.base.en.en.every'):
+  with pytest.raises(
+    PreparedDataError, match='written for another version of task world.base.en.en.every'
+  ):
     PreparedMixture(str(tmp_path), SMALL)
 
 

@@ -1,4 +1,6 @@
-"""Readers of aligned rows: the same rows from every kind of file, and a clear error or a count for everything else."""
+"""Readers of aligned rows: the same rows from every kind of file, and a clear error or a count for
+everything else.
+"""
 
 import gzip
 import json
@@ -24,11 +26,17 @@ ROOT = pathlib.Path(__file__).parents[2]
 REAL = ROOT.parent / 'shared' / 'data'
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason='no ../shared/data beside the repository')
 
-# Text that a careless reader breaks: line separators, CRLF, quotes, an empty input, letters outside the BMP.
+# Text that a careless reader breaks: line separators, CRLF, quotes, an empty input, letters outside
+# the BMP.
 ROWS = {
   'en': [
     {'id': 'a', 'instruction': 'Name a colour.', 'input': '', 'output': 'Red'},
-    {'id': 'b', 'instruction': 'Split\u2028this\u2029line', 'input': 'x\r\ny\tz', 'output': '"1"\\n\n😀'},
+    {
+      'id': 'b',
+      'instruction': 'Split\u2028this\u2029line',
+      'input': 'x\r\ny\tz',
+      'output': '"1"\\n\n😀',
+    },
     {'id': 'c', 'instruction': '', 'input': '', 'output': ' running text '},
   ],
   'zh': [
@@ -37,7 +45,10 @@ ROWS = {
     {'id': 'c', 'instruction': '', 'input': '', 'output': '文本'},
   ],
 }
-TEXTS = {language: [{k: v for k, v in row.items() if k != 'id'} for row in rows] for language, rows in ROWS.items()}
+TEXTS = {
+  language: [{k: v for k, v in row.items() if k != 'id'} for row in rows]
+  for language, rows in ROWS.items()
+}
 LONG = [{**ROWS[language][i], 'language': language} for i in range(3) for language in ('zh', 'en')]
 
 
@@ -56,7 +67,9 @@ def write(path, rows):
 
 
 def rows_of(source):
-  return {language: [source.row(i, language) for i in range(len(source))] for language in source.languages}
+  return {
+    language: [source.row(i, language) for i in range(len(source))] for language in source.languages
+  }
 
 
 def one(path, text, **settings):
@@ -114,13 +127,17 @@ def test_one_digest_for_the_same_rows(tmp_path):
   write(tmp_path / 'a_zh.json', ROWS['zh'])
   moved = [{**ROWS['en'][0], 'instruction': 'Name a colour.R', 'output': 'ed'}, *ROWS['en'][1:]]
   write(tmp_path / 'a_en.json', moved)
-  assert ParallelFiles(str(tmp_path / 'a'), languages).digest() != digest, 'field borders are content'
+  assert ParallelFiles(str(tmp_path / 'a'), languages).digest() != digest, (
+    'field borders are content'
+  )
 
 
 def test_digest_does_not_depend_on_the_order_of_languages(tmp_path):
   for language in ('en', 'zh', 'vi'):
     write(tmp_path / f'a_{language}.json', ROWS['zh' if language == 'vi' else language])
-  sources = [ParallelFiles(str(tmp_path / 'a'), ('en', *others)) for others in (('zh', 'vi'), ('vi', 'zh'))]
+  sources = [
+    ParallelFiles(str(tmp_path / 'a'), ('en', *others)) for others in (('zh', 'vi'), ('vi', 'zh'))
+  ]
   assert sources[0].digest() == sources[1].digest()
 
 
@@ -138,15 +155,24 @@ def test_one_language(tmp_path):
 @pytest.mark.parametrize('ext', ['.json', '.jsonl', '.parquet'])
 def test_input_may_be_missing_or_null(tmp_path, without, ext):
   write(tmp_path / f'a{ext}', [{'instruction': 'a', 'output': 'b', **without}])
-  assert ParallelFiles(str(tmp_path / f'a{ext}')).row(0, 'en') == {'instruction': 'a', 'input': '', 'output': 'b'}
+  assert ParallelFiles(str(tmp_path / f'a{ext}')).row(0, 'en') == {
+    'instruction': 'a',
+    'input': '',
+    'output': 'b',
+  }
 
 
 def test_byte_order_mark_crlf_and_blank_lines(tmp_path):
   rows = [json.dumps(row, ensure_ascii=False) for row in TEXTS['en']]
   text = '\ufeff\r\n' + '\r\n \r\n'.join(rows) + '\r\n\r\n'
   assert rows_of(one(tmp_path / 'a.jsonl', text))['en'] == TEXTS['en']
-  assert rows_of(one(tmp_path / 'a.json', '\ufeff[\r\n' + ',\r\n'.join(rows) + ']\r\n'))['en'] == TEXTS['en']
-  assert rows_of(one(tmp_path / 'b.jsonl', '\n'.join(rows)))['en'] == TEXTS['en'], 'no newline at the end'
+  assert (
+    rows_of(one(tmp_path / 'a.json', '\ufeff[\r\n' + ',\r\n'.join(rows) + ']\r\n'))['en']
+    == TEXTS['en']
+  )
+  assert rows_of(one(tmp_path / 'b.jsonl', '\n'.join(rows)))['en'] == TEXTS['en'], (
+    'no newline at the end'
+  )
 
 
 def test_whole_numbers_are_ids(tmp_path):
@@ -169,7 +195,9 @@ def test_gin(tmp_path):
   write(tmp_path / 'a_en.json', ROWS['en'])
   write(tmp_path / 'a_vi.json', ROWS['zh'])
   try:
-    gin.parse_config(f"ParallelFiles.path = '{tmp_path / 'a'}'\nParallelFiles.languages = ['en', 'vi']")
+    gin.parse_config(
+      f"ParallelFiles.path = '{tmp_path / 'a'}'\nParallelFiles.languages = ['en', 'vi']"
+    )
     source = ParallelFiles()
     assert (source.languages, len(pickle.loads(pickle.dumps(source)))) == (('en', 'vi'), 3)
   finally:
@@ -178,7 +206,9 @@ def test_gin(tmp_path):
 
 def test_imports_no_tensorflow():
   code = 'import sys, seqio_tasks.sources; print({"tensorflow", "seqio", "tensorflow_datasets"} & {*sys.modules})'
-  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+  done = subprocess.run(
+    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True
+  )
   assert done.stdout.strip() == 'set()'
 
 
@@ -196,7 +226,11 @@ def pair(tmp_path, english, chinese, **settings):
 
 
 def test_by_id_whatever_the_order(tmp_path):
-  source = pair(tmp_path, [row('a', 'A'), row('b', 'B'), row('c', 'C')], [row('d', 'd'), row('b', 'b'), row('a', 'a')])
+  source = pair(
+    tmp_path,
+    [row('a', 'A'), row('b', 'B'), row('c', 'C')],
+    [row('d', 'd'), row('b', 'b'), row('a', 'a')],
+  )
   assert source.ids() == ['a', 'b']
   assert [source.row(i, 'zh')['output'] for i in range(2)] == ['a', 'b']
   assert source.set_aside() == {('en', 'no_counterpart'): 1, ('zh', 'no_counterpart'): 1}
@@ -204,7 +238,10 @@ def test_by_id_whatever_the_order(tmp_path):
 
 def test_by_position_when_an_id_is_missing_or_ids_are_not_wanted(tmp_path):
   assert pair(tmp_path, [row('a'), row()], [row('a'), row('b')]).ids() == ['0', '1']
-  assert pair(tmp_path, [row('a'), row('b')], [row('b'), row('a')], align='position').ids() == ['0', '1']
+  assert pair(tmp_path, [row('a'), row('b')], [row('b'), row('a')], align='position').ids() == [
+    '0',
+    '1',
+  ]
 
 
 def test_set_aside_in_one_language_is_dropped_in_all(tmp_path):
@@ -222,7 +259,9 @@ def test_set_aside_in_one_language_is_dropped_in_all(tmp_path):
 
 
 def test_half_a_surrogate_pair_is_set_aside(tmp_path):
-  text = r'[{"instruction": "\ud83d", "output": "x"}, {"instruction": "\ud83d\ude00", "output": "x"}]'
+  text = (
+    r'[{"instruction": "\ud83d", "output": "x"}, {"instruction": "\ud83d\ude00", "output": "x"}]'
+  )
   source = one(tmp_path / 'a.json', text)
   assert source.set_aside() == {('en', 'lone_surrogates'): 1}
   assert source.row(0, 'en')['instruction'] == '😀'
@@ -236,7 +275,11 @@ def test_all_rows_set_aside_is_no_error(tmp_path):
 
 def test_unequal_lengths(tmp_path):
   message = error(pair(tmp_path, [row()] * 3, [row()] * 2))
-  assert 'a_en.json has 3' in message and 'a_zh.json has 2' in message and 'give every row an id' in message
+  assert (
+    'a_en.json has 3' in message
+    and 'a_zh.json has 2' in message
+    and 'give every row an id' in message
+  )
   english, chinese = [row('a'), row('b'), row('c'), row()], [row('a'), row('c'), row()]
   message = error(pair(tmp_path, english, chinese))
   assert "first unequal row is 1 (counted from 0), id 'b'" in message and "'c' in" in message
@@ -253,7 +296,9 @@ def test_duplicate_ids(tmp_path):
   assert 'a_en.json, row 2' in message and "id 'a'" in message and 'row 0' in message
   write(tmp_path / 'long.jsonl', [*LONG, LONG[0]])
   message = error(ParallelFiles(str(tmp_path / 'long.jsonl'), ('en', 'zh')))
-  assert 'long.jsonl, row 6' in message and "id 'a' of language 'zh'" in message and 'row 0' in message
+  assert (
+    'long.jsonl, row 6' in message and "id 'a' of language 'zh'" in message and 'row 0' in message
+  )
 
 
 def test_no_common_ids(tmp_path):
@@ -307,8 +352,14 @@ def test_missing_files(tmp_path):
   write(tmp_path / 'alpaca_en.json', [row()])
   (tmp_path / 'notes.txt').write_text('')
   message = error(ParallelFiles(str(tmp_path / 'alpaca'), ('en', 'zh')))
-  assert "'zh'" in message and 'alpaca_zh' in message and 'found beside it: alpaca_en.json, notes.txt' in message
-  assert 'no such file, found beside it: alpaca_en.json' in error(ParallelFiles(str(tmp_path / 'alpaca_zh.json')))
+  assert (
+    "'zh'" in message
+    and 'alpaca_zh' in message
+    and 'found beside it: alpaca_en.json, notes.txt' in message
+  )
+  assert 'no such file, found beside it: alpaca_en.json' in error(
+    ParallelFiles(str(tmp_path / 'alpaca_zh.json'))
+  )
   assert 'cannot list' in error(ParallelFiles(str(tmp_path / 'nowhere' / 'alpaca')))
   write(tmp_path / 'alpaca.en.jsonl', [row()])
   assert 'alpaca_en.json, alpaca.en.jsonl' in error(ParallelFiles(str(tmp_path / 'alpaca')))
@@ -344,14 +395,18 @@ def test_no_rows(tmp_path):
   assert 'white space' in error(one(tmp_path / 'a.json', '\n \n'))
   assert 'holds no rows' in error(one(tmp_path / 'a.jsonl', '\n\n'))
   assert 'holds no rows' in error(one(tmp_path / 'a.jsonl.gz', gzip.compress(b'')))
-  pq.write_table(pa.table([pa.array([], pa.string())] * 2, ['instruction', 'output']), tmp_path / 'a.parquet')
+  pq.write_table(
+    pa.table([pa.array([], pa.string())] * 2, ['instruction', 'output']), tmp_path / 'a.parquet'
+  )
   assert 'holds no rows' in error(ParallelFiles(str(tmp_path / 'a.parquet')))
 
 
 def test_broken_json(tmp_path):
   whole = json.dumps([row(), row(), row()], indent=0)
   message = error(one(tmp_path / 'a.json', whole[: whole.rindex('output') + 10]))
-  assert 'a.json: not valid JSON at line 12 column' in message and 'Whole rows before it: 2' in message
+  assert (
+    'a.json: not valid JSON at line 12 column' in message and 'Whole rows before it: 2' in message
+  )
   message = error(one(tmp_path / 'a.jsonl', json.dumps(row()) + '\n\n' + json.dumps(row())[:20]))
   assert 'a.jsonl, row 1 (line 3): not valid JSON at column' in message and 'cut off' in message
   assert 'digits' in error(one(tmp_path / 'a.json', '[{"id": ' + '9' * 5000 + '}]'))
@@ -373,9 +428,13 @@ def test_not_a_list(tmp_path, text):
 @pytest.mark.parametrize('bad', [3, None, 'text', ['a'], True])
 def test_row_is_no_object(tmp_path, bad):
   text = json.dumps([row(), bad])
-  assert 'a.json, row 1 (counted from 0): a row must be an object' in error(one(tmp_path / 'a.json', text))
+  assert 'a.json, row 1 (counted from 0): a row must be an object' in error(
+    one(tmp_path / 'a.json', text)
+  )
   text = json.dumps(row()) + '\n\n' + json.dumps(bad)
-  assert 'a.jsonl, row 1 (line 3): a row must be an object' in error(one(tmp_path / 'a.jsonl', text))
+  assert 'a.jsonl, row 1 (line 3): a row must be an object' in error(
+    one(tmp_path / 'a.jsonl', text)
+  )
 
 
 @pytest.mark.parametrize('field', ['instruction', 'output'])
@@ -389,7 +448,10 @@ def test_missing_field(tmp_path, field):
 @pytest.mark.parametrize('value', [3, 1.5, True, ['a'], {'a': 'b'}])
 def test_wrong_type(tmp_path, field, value):
   message = error(one(tmp_path / 'a.jsonl', json.dumps({**row(), field: value})))
-  assert f"row 0 (line 1): field '{field}' must be a string, found {type(value).__name__} {value!r}" in message
+  assert (
+    f"row 0 (line 1): field '{field}' must be a string, found {type(value).__name__} {value!r}"
+    in message
+  )
   assert 'remove the row' in message
   if isinstance(value, int | list):
     write(tmp_path / 'b.parquet', [{**row(), field: value}])
@@ -412,10 +474,16 @@ def test_null_output(tmp_path):
 
 
 def test_invalid_utf8(tmp_path):
-  good, bad = json.dumps(row()).encode(), json.dumps(row(output='X')).encode().replace(b'X', b'\xe9')
+  good, bad = (
+    json.dumps(row()).encode(),
+    json.dumps(row(output='X')).encode().replace(b'X', b'\xe9'),
+  )
   text = b'[' + good + b',\n' + bad + b']'
   message = error(one(tmp_path / 'a.json', text))
-  assert f'a.json, row 1 (line 2): not valid UTF-8 at byte offset {text.index(0xE9)}; save the file as' in message
+  assert (
+    f'a.json, row 1 (line 2): not valid UTF-8 at byte offset {text.index(0xE9)}; save the file as'
+    in message
+  )
   text = b'\xef\xbb\xbf\n' + good + b'\n' + bad
   message = error(one(tmp_path / 'a.jsonl', text))
   assert f'a.jsonl, row 1 (line 3): not valid UTF-8 at byte offset {text.index(0xE9)}' in message
@@ -435,7 +503,9 @@ def test_broken_gzip(tmp_path, ext):
   assert 'cut off' in error(one(tmp_path / f'a{ext}', packed[: len(packed) // 2]))
   damaged = packed[:-8] + bytes([packed[-8] ^ 1]) + packed[-7:]
   assert f'a{ext}: not a whole gzip file' in error(one(tmp_path / f'a{ext}', damaged))
-  assert f'a{ext}: the gzip file is damaged' in error(one(tmp_path / f'a{ext}', packed[:10] + b'\xff' * 50))
+  assert f'a{ext}: the gzip file is damaged' in error(
+    one(tmp_path / f'a{ext}', packed[:10] + b'\xff' * 50)
+  )
   assert 'add .gz to its name' in error(one(tmp_path / f'a{ext.removesuffix(".gz")}', packed))
 
 
@@ -443,11 +513,15 @@ def test_broken_parquet(tmp_path):
   write(tmp_path / 'a.parquet', ROWS['en'])
   whole = (tmp_path / 'a.parquet').read_bytes()
   assert 'a.parquet: not a whole Parquet file' in error(one(tmp_path / 'a.parquet', whole[:-20]))
-  assert 'b.parquet: not a whole Parquet file' in error(one(tmp_path / 'b.parquet', json.dumps([row()])))
+  assert 'b.parquet: not a whole Parquet file' in error(
+    one(tmp_path / 'b.parquet', json.dumps([row()]))
+  )
   write(tmp_path / 'c.parquet', [{'instruction': 'a', 'response': 'b'}])
   message = error(ParallelFiles(str(tmp_path / 'c.parquet')))
   assert "column 'output' is missing, found the columns instruction, response" in message
-  pq.write_table(pa.table([pa.array(['a'])] * 3, ['instruction', 'output', 'output']), tmp_path / 'd.parquet')
+  pq.write_table(
+    pa.table([pa.array(['a'])] * 3, ['instruction', 'output', 'output']), tmp_path / 'd.parquet'
+  )
   assert "column 'output' occurs twice" in error(ParallelFiles(str(tmp_path / 'd.parquet')))
 
 
@@ -457,22 +531,32 @@ def test_long_form_faults(tmp_path):
   def fault(rows):
     return error(one(path, '\n'.join(map(json.dumps, rows)), languages=languages))
 
-  assert "row 1 (line 2): field 'language': unknown language 'zhh'" in fault([LONG[1], {**LONG[0], 'language': 'zhh'}])
+  assert "row 1 (line 2): field 'language': unknown language 'zhh'" in fault(
+    [LONG[1], {**LONG[0], 'language': 'zhh'}]
+  )
   assert 'mean' in fault([{**LONG[1], 'language': 'Englsh'}]), 'the nearest is named'
   assert "field 'language' must be a string" in fault([{**LONG[1], 'language': 3}])
   assert "row 0 (counted from 0): field 'id' is missing" in fault([row(language='en')])
   message = fault([row('a')])
   assert "field 'language' is missing" in message and 'stem' in message
-  assert "no rows in language 'zh', found en, vi" in fault([row('a', language='en'), row('a', language='vi')])
+  assert "no rows in language 'zh', found en, vi" in fault(
+    [row('a', language='en'), row('a', language='vi')]
+  )
 
 
 # --- Any input at all ---
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=12)
-VALUES = st.one_of(TEXT, st.none(), st.integers(), st.booleans(), st.floats(), st.lists(TEXT, max_size=2))
+VALUES = st.one_of(
+  TEXT, st.none(), st.integers(), st.booleans(), st.floats(), st.lists(TEXT, max_size=2)
+)
 ANY_ROW = st.one_of(
-  st.fixed_dictionaries({'instruction': TEXT, 'output': TEXT}, optional={'input': TEXT | st.none(), 'id': TEXT}),
-  st.dictionaries(st.sampled_from(['id', 'language', 'instruction', 'input', 'output', 'x']), VALUES),
+  st.fixed_dictionaries(
+    {'instruction': TEXT, 'output': TEXT}, optional={'input': TEXT | st.none(), 'id': TEXT}
+  ),
+  st.dictionaries(
+    st.sampled_from(['id', 'language', 'instruction', 'input', 'output', 'x']), VALUES
+  ),
   VALUES,
 )
 GOOD_ROW = st.fixed_dictionaries({'instruction': TEXT, 'output': TEXT, 'id': st.integers(0, 9)})
@@ -495,13 +579,18 @@ def test_every_row_is_kept_or_counted_or_the_file_refused(rows, ext):
     assert len(source.ids()) == len(set(source.ids())) == len(kept)
     for fields in kept:
       assert list(fields) == ['instruction', 'input', 'output']
-      assert all(isinstance(text, str) and len(text) <= 10 and text.encode() is not None for text in fields.values())
+      assert all(
+        isinstance(text, str) and len(text) <= 10 and text.encode() is not None
+        for text in fields.values()
+      )
       assert fields['output'].strip()
     assert source.digest()
 
 
 @quick
-@hypothesis.given(*[st.lists(GOOD_ROW, min_size=1, max_size=6, unique_by=lambda row: row['id'])] * 2)
+@hypothesis.given(
+  *[st.lists(GOOD_ROW, min_size=1, max_size=6, unique_by=lambda row: row['id'])] * 2
+)
 def test_counts_add_up_for_every_language(english, chinese):
   with tempfile.TemporaryDirectory() as directory:
     source = ParallelFiles(os.path.join(directory, 'a'), ('en', 'zh'), align='id')

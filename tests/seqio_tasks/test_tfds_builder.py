@@ -51,8 +51,17 @@ def test_the_same_rows(written):
 
 def test_plain_tfds_reads_it(written):
   _, directory, _ = written
-  rows = list(tfds.as_numpy(tfds.builder_from_directory(directory).as_dataset(split='train', shuffle_files=False)))
-  assert [(row['id'], row['language']) for row in rows] == [(b'a', b'en'), (b'a', b'zh'), (b'b', b'en'), (b'b', b'zh')]
+  rows = list(
+    tfds.as_numpy(
+      tfds.builder_from_directory(directory).as_dataset(split='train', shuffle_files=False)
+    )
+  )
+  assert [(row['id'], row['language']) for row in rows] == [
+    (b'a', b'en'),
+    (b'a', b'zh'),
+    (b'b', b'en'),
+    (b'b', b'zh'),
+  ]
   assert set(rows[0]) == {'id', 'language', 'instruction', 'input', 'output'}
 
 
@@ -127,5 +136,7 @@ def test_other_features(tmp_path):
   Other.pkg_dir_path = tmp_path
   builder = Other(data_dir=str(tmp_path))
   builder.download_and_prepare()
-  with pytest.raises(SourceError, match="feature 'language' is missing, found id, input, instruction, output"):
+  with pytest.raises(
+    SourceError, match="feature 'language' is missing, found id, input, instruction, output"
+  ):
     len(TfdsRows(os.fspath(builder.data_dir)))

@@ -1,4 +1,6 @@
-"""Remote storage against a stand-in for it: copies, mirrors, locks, prepared data, and what is said when something is wrong."""
+"""Remote storage against a stand-in for it: copies, mirrors, locks, prepared data, and what is said
+when something is wrong.
+"""
 
 import json
 import multiprocessing
@@ -23,14 +25,18 @@ pytestmark = pytest.mark.usefixtures('gcs')
 
 
 def tree(folder):
-  return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+  return {
+    str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()
+  }
 
 
-# ---- paths and messages ----------------------------------------------------------------------------------------------
+# ---- paths and messages ----
 
 
 def test_local_paths_stay_as_they_are(tmp_path):
-  assert remote.fetched('no/such/file') == 'no/such/file' and not remote.use(None, 'a/b', str(tmp_path))
+  assert remote.fetched('no/such/file') == 'no/such/file' and not remote.use(
+    None, 'a/b', str(tmp_path)
+  )
   assert remote.absolute('gs://b/a/') == 'gs://b/a' and remote.absolute('a') == os.path.abspath('a')
 
 
@@ -48,9 +54,11 @@ def test_an_object_with_dots_in_its_name_does_not_leave_the_cache(gcs, tmp_path)
 
 
 @pytest.mark.parametrize('url, words', [
-    ('gs://no-such-bucket/x', 'no bucket no-such-bucket; see what is with `gcloud storage ls gs://no-such-bucket`'),
+    ('gs://no-such-bucket/x', 'no bucket no-such-bucket; see what is with `gcloud storage ls '
+                              'gs://no-such-bucket`'),
     ('gs://bucket/nothing', 'gs://bucket/nothing is not there'),
-    ('gs://secret/x', r'no permission for gs://secret/x \(test@test does not have .*add-iam-policy-binding gs://secret'),
+    ('gs://secret/x', r'no permission for gs://secret/x \(test@test does not have '
+                      r'.*add-iam-policy-binding gs://secret'),
 ])  # fmt: skip
 def test_what_is_wrong_is_said(url, words):
   with pytest.raises(remote.RemoteError, match=words):
@@ -60,13 +68,17 @@ def test_what_is_wrong_is_said(url, words):
 
 
 def test_prepared_data_that_is_not_there_names_the_command():
-  with pytest.raises(PreparedDataError, match='crossin prepare --mixture m --output_dir gs://bucket/data'):
+  with pytest.raises(
+    PreparedDataError, match='crossin prepare --mixture m --output_dir gs://bucket/data'
+  ):
     PreparedMixture('gs://bucket/data', 'm')
 
 
 def test_without_gcsfs_the_extra_is_named(tmp_path):
   program = 'import sys; sys.modules["gcsfs"] = None\nfrom crossin_jax import remote\nremote.fetched("gs://bucket/x")'
-  found = subprocess.run([sys.executable, '-c', program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+  found = subprocess.run(
+    [sys.executable, '-c', program], cwd=REPOSITORY, capture_output=True, text=True, check=False
+  )
   assert "ValueError: gs:// paths need gcsfs: pip install 'crossin-jax[gcs]'" in found.stderr
 
 
@@ -90,7 +102,7 @@ def test_commands_say_where_they_take_no_remote_path(words, refused):
       remote.check_flags(command, argv)
 
 
-# ---- copies ----------------------------------------------------------------------------------------------------------
+# ---- copies ----
 
 
 def test_a_copy_is_made_once_and_again_when_the_object_changes(gcs):
@@ -104,12 +116,15 @@ def test_a_copy_is_made_once_and_again_when_the_object_changes(gcs):
   assert len(gcs.seen('alt=media')) == count
   gcs.put('data/a.txt', b'two')
   assert open(remote.fetched('gs://bucket/data/a.txt'), 'rb').read() == b'two'
-  # A copy that was cut off is made anew; times that a file system did not keep cost a look at the content only.
+  # A copy that was cut off is made anew; times that a file system did not keep cost a look at the
+  # content only.
   with open(os.path.join(folder, 'deep', 'b.bin'), 'r+b') as f:
     f.truncate(10)
   os.utime(os.path.join(folder, 'a.txt'))
   remote.fetched('gs://bucket/data')
-  assert len(gcs.seen('alt=media')) == count + 2 and tree_of(folder)['deep/b.bin'] == gcs.read('data/deep/b.bin')
+  assert len(gcs.seen('alt=media')) == count + 2 and tree_of(folder)['deep/b.bin'] == gcs.read(
+    'data/deep/b.bin'
+  )
 
 
 def tree_of(folder):
@@ -135,14 +150,20 @@ def test_what_is_gone_from_a_folder_is_gone_here_too(gcs, monkeypatch):
   for name in ('a', 'deep/b'):
     del gcs.buckets['bucket'][f'm/{name}']
   listing = remote.listing  # 'd' is younger than it
-  monkeypatch.setattr(remote, 'listing', lambda url: {n: e for n, e in listing(url).items() if n != 'd'})
+  monkeypatch.setattr(
+    remote, 'listing', lambda url: {n: e for n, e in listing(url).items() if n != 'd'}
+  )
   assert tree_of(remote.fetched('gs://bucket/m/')).keys() == {'deep/c', 'deep/.writing-x', 'd'}
 
 
 def test_compare_copies_predictions_only(gcs):
   from crossin_jax.evaluation.comparison import compare
 
-  for name in ('eval/results.json', 'eval/predictions/x.generate.jsonl', 'eval/checkpoint_4/state/large'):
+  for name in (
+    'eval/results.json',
+    'eval/predictions/x.generate.jsonl',
+    'eval/checkpoint_4/state/large',
+  ):
     gcs.put(name, b'{}')
   folder = compare._here('gs://bucket/eval/')
   assert tree_of(folder).keys() == {'results.json', 'predictions/x.generate.jsonl'}
@@ -154,10 +175,16 @@ def test_compare_copies_predictions_only(gcs):
 def test_requests_end_with_their_limit_also_if_it_is_set_while_they_run(gcs):
   gcs.fail('GET .*/o/slow', times=9, status=None, delay=30)
   gcs.fail('POST .*', times=99)
-  for ask in (lambda: remote.stat('gs://bucket/slow'), lambda: remote.together(remote.read, ['gs://bucket/slow'])):
+  for ask in (
+    lambda: remote.stat('gs://bucket/slow'),
+    lambda: remote.together(remote.read, ['gs://bucket/slow']),
+  ):
     started, limit = time.monotonic(), remote.Limit()
     threading.Timer(0.3, limit.set, (0.5,)).start()
-    with pytest.raises(remote.RemoteError, match='gs://bucket/slow cannot be reached: TimeoutError'), limit.kept():
+    with (
+      pytest.raises(remote.RemoteError, match='gs://bucket/slow cannot be reached: TimeoutError'),
+      limit.kept(),
+    ):
       ask()
     assert time.monotonic() - started < 5
   started = time.monotonic()
@@ -190,7 +217,9 @@ def test_faults_in_between_change_nothing(gcs):
 def test_a_copy_that_arrives_damaged_is_not_kept(gcs, monkeypatch):
   gcs.put('f', b'right')
   monkeypatch.setattr(object_store, 'ATTEMPTS', 2)
-  monkeypatch.setattr(remote.filesystem(), 'get_file', lambda url, path: open(path, 'wb').write(b'wrong'))
+  monkeypatch.setattr(
+    remote.filesystem(), 'get_file', lambda url, path: open(path, 'wb').write(b'wrong')
+  )
   with pytest.raises(remote.RemoteError, match='gs://bucket/f arrived damaged'):
     remote.fetched('gs://bucket/f')
   assert not [name for _, _, names in os.walk(remote.cache('files')) for name in names]
@@ -214,7 +243,9 @@ def test_processes_that_ask_at_once_copy_once(gcs):
     gcs.put(f'shared/{i}', os.urandom(100_000))
   context = multiprocessing.get_context('spawn')
   barrier = context.Barrier(2)
-  running = [context.Process(target=fetch_in_process, args=('gs://bucket/shared', barrier)) for _ in range(2)]
+  running = [
+    context.Process(target=fetch_in_process, args=('gs://bucket/shared', barrier)) for _ in range(2)
+  ]
   for process in running:
     process.start()
   for process in running:
@@ -223,7 +254,7 @@ def test_processes_that_ask_at_once_copy_once(gcs):
   assert len(gcs.seen('alt=media')) == 4 and len(tree_of(remote.place('gs://bucket/shared'))) == 4
 
 
-# ---- mirrors ---------------------------------------------------------------------------------------------------------
+# ---- mirrors ----
 
 
 def write(folder, name, text):
@@ -301,14 +332,19 @@ def test_a_push_that_fails_is_said_once_and_made_good(gcs, capsys):
       mirror.Mirror('gs://bucket/m').__enter__()
   finally:
     gcs.forbidden.discard('bucket')
-  with pytest.raises(remote.RemoteError, match='no permission'), mirror.Mirror('gs://bucket/m') as files:
+  with (
+    pytest.raises(remote.RemoteError, match='no permission'),
+    mirror.Mirror('gs://bucket/m') as files,
+  ):
     write(files.path, 'b', '1')
     gcs.forbidden.add('bucket')
   gcs.forbidden.discard('bucket')
 
 
 @pytest.mark.parametrize('at_work', [False, True])
-def test_an_error_is_not_kept_back_by_a_store_that_does_not_answer(gcs, monkeypatch, capsys, at_work):
+def test_an_error_is_not_kept_back_by_a_store_that_does_not_answer(
+  gcs, monkeypatch, capsys, at_work
+):
   monkeypatch.setattr(lease, 'SHORT', 0.6)
   started = time.monotonic()
   with (
@@ -355,7 +391,7 @@ def test_one_mirror_of_a_folder_on_a_machine():
       mirror.Mirror('gs://bucket/m').__enter__()
 
 
-# ---- locks -----------------------------------------------------------------------------------------------------------
+# ---- locks ----
 
 LOCK = 'gs://bucket/run/lock'
 
@@ -366,12 +402,17 @@ def lock(**changes):
 
 def foreign(gcs):
   """A lock that a process of another machine left."""
-  gcs.put('run/lock', json.dumps({'token': 'x', 'holder': 'process 7 on far', 'process': 'boot ns 7 1'}).encode())
+  gcs.put(
+    'run/lock',
+    json.dumps({'token': 'x', 'holder': 'process 7 on far', 'process': 'boot ns 7 1'}).encode(),
+  )
 
 
 def test_a_lock_is_held_renewed_and_let_go(gcs):
   with lock() as held:
-    with pytest.raises(lease.InUse, match=f'gs://bucket/run is in use by process {os.getpid()} on '):
+    with pytest.raises(
+      lease.InUse, match=f'gs://bucket/run is in use by process {os.getpid()} on '
+    ):
       lock().__enter__()
     time.sleep(1.0)
     held.check()
@@ -392,7 +433,9 @@ def test_a_stale_lock_is_taken_over_after_it_was_waited_for(gcs, capsys):
 def test_a_lock_of_a_dead_process_of_this_machine_is_not_waited_for(gcs):
   process = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)
   identity = lease._identity(process.pid)
-  content = json.dumps({'token': 'x', 'holder': f'process {process.pid}', 'process': identity}).encode()
+  content = json.dumps(
+    {'token': 'x', 'holder': f'process {process.pid}', 'process': identity}
+  ).encode()
   gcs.put('run/lock', content)
   with pytest.raises(lease.InUse):
     threading.Timer(0.4, gcs.put, ('run/lock', content)).start()  # it lives, and renews
@@ -457,7 +500,7 @@ def test_a_lost_answer_to_the_request_for_a_lock_is_no_other_holder(gcs):
   assert held._generation == made[0].generation
 
 
-# ---- prepared data ---------------------------------------------------------------------------------------------------
+# ---- prepared data ----
 
 
 def test_a_mixture_is_read_from_the_store_and_only_it(gcs, tiny_prepared):
@@ -501,12 +544,18 @@ def test_prepare_to_the_store_is_prepare_to_disk(gcs, tiny_settings, tiny_prepar
   shutil.rmtree(remote.cache())
   gcs.requests.clear()
   again = prepare(TINY_MIXTURE, 'gs://bucket/p', tiny_settings(), workers=1)
-  assert again['tokenised'] == 0 and again['tokens'] == found['tokens'] and not gcs.seen('arrow.*alt=media')
+  assert (
+    again['tokenised'] == 0
+    and again['tokens'] == found['tokens']
+    and not gcs.seen('arrow.*alt=media')
+  )
   assert {name.removeprefix('p/'): gcs.read(name) for name in gcs.names('p/')} == wanted
   with pytest.raises(PreparedDataError, match='^gs://bucket/p/tasks/.* is stale: .*--overwrite'):
     prepare(TINY_MIXTURE, 'gs://bucket/p', tiny_settings(max_length=48), workers=1)
   gcs.put(next(name for name in gcs.names('p/') if name.endswith('manifest.json')), b'{')
-  with pytest.raises(PreparedDataError, match='^gs://bucket/p/tasks/.*; delete gs://bucket/p/tasks/[^ ]* and'):
+  with pytest.raises(
+    PreparedDataError, match='^gs://bucket/p/tasks/.*; delete gs://bucket/p/tasks/[^ ]* and'
+  ):
     prepare(TINY_MIXTURE, 'gs://bucket/p', tiny_settings(), workers=1)
 
 

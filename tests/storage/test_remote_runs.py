@@ -1,4 +1,6 @@
-"""Runs whose data, checkpoints and results are in remote storage: what they leave, killed, damaged, held by another, in two processes."""
+"""Runs whose data, checkpoints and results are in remote storage: what they leave, killed, damaged,
+held by another, in two processes.
+"""
 
 import json
 import os
@@ -36,7 +38,7 @@ def wait_for(true, running, seconds=200):
     time.sleep(0.02)
 
 
-# ---- checkpoints -----------------------------------------------------------------------------------------------------
+# ---- checkpoints ----
 
 
 @pytest.fixture(scope='module')
@@ -86,11 +88,16 @@ def test_checkpoints_in_the_store(gcs, adamw):
   small.equal(state, small.state_on(adamw, 7))
   assert run['step'] == 7 and not gcs.names('run/checkpoint_3')
   digests = json.loads(gcs.read('run/digests/checkpoint_7.json'))
-  assert gcs.names('run/digests/') == ['run/digests/checkpoint_5.json', 'run/digests/checkpoint_7.json']
+  assert gcs.names('run/digests/') == [
+    'run/digests/checkpoint_5.json',
+    'run/digests/checkpoint_7.json',
+  ]
   for name, digest in digests.items():
     data = gcs.read(f'run/checkpoint_7/{name}')
     assert digest == f'crc32c:{fake_gcs.crc32c(data)}:{len(data)}'
-  assert set(digests) == {name.removeprefix('run/checkpoint_7/') for name in gcs.names('run/checkpoint_7/')}
+  assert set(digests) == {
+    name.removeprefix('run/checkpoint_7/') for name in gcs.names('run/checkpoint_7/')
+  }
   # A digest reads nothing back.
   assert not gcs.seen('checkpoint_5.*alt=media.*ocdbt.process')
 
@@ -114,7 +121,9 @@ def test_an_unfinished_checkpoint_is_none(gcs, adamw):
   gcs.put('run/eval/results.json', b'{}')
   lose(gcs, 'run/checkpoint_20/commit_success.txt')
   assert places.latest_checkpoint('gs://bucket/run') == 'gs://bucket/run/checkpoint_10'
-  with pytest.raises(CheckpointError, match='checkpoint_20 is unfinished: it has no commit_success.txt'):
+  with pytest.raises(
+    CheckpointError, match='checkpoint_20 is unfinished: it has no commit_success.txt'
+  ):
     places.latest_checkpoint('gs://bucket/run/checkpoint_20')
   state, run = restore('gs://bucket/run', adamw)
   assert run['step'] == 10
@@ -138,14 +147,17 @@ def test_what_no_run_of_ours_began_is_left_alone(gcs, adamw, capsys):
   saved = Checkpoints('gs://bucket/run', CheckpointConfig(keep=100))
   said_of = capsys.readouterr().err.splitlines()
   assert (
-    len(said_of) == 3 and 'gs://bucket/run/checkpoint_40 was not finished by the run before: it is removed' in said_of
+    len(said_of) == 3
+    and 'gs://bucket/run/checkpoint_40 was not finished by the run before: it is removed' in said_of
   )
   assert all(f'checkpoint_{step} has no commit_success.txt' in ''.join(said_of) for step in (7, 30))
   assert before - set(gcs.names('run')) == {
     f'run/checkpoint_40/{name}' for name in ('_CHECKPOINT_METADATA', 'state/d/1')
   }
   before = set(gcs.names('run'))
-  with pytest.raises(CheckpointError, match='checkpoint_30 is there already, without commit_success.txt.* remove it'):
+  with pytest.raises(
+    CheckpointError, match='checkpoint_30 is there already, without commit_success.txt.* remove it'
+  ):
     saved.save(30, small.state_on(adamw, 30), small.RUN | {'step': 30})
   saved.save(40, small.state_on(adamw, 40), small.RUN | {'step': 40})
   saved.save(40, small.state_on(adamw, 40), small.RUN | {'step': 40})  # while it is being saved
@@ -160,7 +172,8 @@ def test_parameters_are_not_written_into_what_is_there(gcs, tmp_path):
     gcs.put(f'run/{name}', b'being saved by another run')
   before = gcs.names()
   with pytest.raises(
-    CheckpointError, match='gs://bucket/run/checkpoint_0 is there already, without .*gcloud storage rm'
+    CheckpointError,
+    match='gs://bucket/run/checkpoint_0 is there already, without .*gcloud storage rm',
   ):
     parameters.save_params('gs://bucket/run', {'w': np.ones(3)})
   with pytest.raises(CheckpointError, match='gs://bucket/run/checkpoint_0 is there already'):
@@ -222,9 +235,15 @@ def small_optimizer():
 def test_a_bucket_that_refuses_is_named(gcs, adamw):
   with pytest.raises(OSError, match='no permission for gs://secret/run'):
     save('gs://secret/run', adamw, (1,))
-  with pytest.raises(OSError, match='no permission for gs://secret/run'), run_directory.exclusive('gs://secret/run'):
+  with (
+    pytest.raises(OSError, match='no permission for gs://secret/run'),
+    run_directory.exclusive('gs://secret/run'),
+  ):
     pass
-  with pytest.raises(OSError, match='no bucket nowhere'), run_directory.exclusive('gs://nowhere/run'):
+  with (
+    pytest.raises(OSError, match='no bucket nowhere'),
+    run_directory.exclusive('gs://nowhere/run'),
+  ):
     pass
 
 
@@ -255,7 +274,8 @@ def test_compiled_programs_are_kept_in_the_store(gcs):
 def test_model_dir_is_held_by_one_run(gcs, impatient):
   with run_directory.exclusive('gs://bucket/run'):
     with pytest.raises(
-      run_directory.RunError, match=f'gs://bucket/run is in use by process {os.getpid()} on .*stop it'
+      run_directory.RunError,
+      match=f'gs://bucket/run is in use by process {os.getpid()} on .*stop it',
     ):
       with run_directory.exclusive('gs://bucket/run'):
         pass
@@ -267,10 +287,15 @@ def test_answers_end_where_the_lock_is_lost_and_are_called_by_their_url(gcs, imp
   from crossin_jax.decoding.journal import JournalError
 
   url = 'gs://bucket/out.jsonl'
-  with generate._local(url) as (path, check), generate._journal_on_chief(path, url, lambda: {'a': 1}) as journal:
+  with (
+    generate._local(url) as (path, check),
+    generate._journal_on_chief(path, url, lambda: {'a': 1}) as journal,
+  ):
     journal.append({'index': 0})
     check()
-  with pytest.raises(JournalError, match=f'^{url} was begun .*delete {url} and {url}.run.json to begin anew$'):
+  with pytest.raises(
+    JournalError, match=f'^{url} was begun .*delete {url} and {url}.run.json to begin anew$'
+  ):
     with generate._local(url) as (path, _), generate._journal_on_chief(path, url, lambda: {'a': 2}):
       pass
   with pytest.raises(lease.InUse, match='was taken over'), generate._local(url) as (path, check):
@@ -296,7 +321,7 @@ def test_a_run_whose_lock_was_taken_over_ends(gcs, impatient):
   assert gcs.names('run') == ['run/lock'], 'it writes nothing any more'
 
 
-# ---- runs ------------------------------------------------------------------------------------------------------------
+# ---- runs ----
 
 
 @pytest.fixture(scope='module')
@@ -314,7 +339,12 @@ def start(processes, tmp_path, count=1, **more):
   """A run in gs://bucket/run that breaks where it imports TensorFlow; its log in tmp_path."""
   (tmp_path / 'without').mkdir()
   (tmp_path / 'without' / 'tensorflow.py').write_text('raise SystemExit("TensorFlow was imported")')
-  values = {'TRAIN_STEPS': STEPS, 'CheckpointConfig.period': 4, 'MODEL_DIR': 'gs://bucket/run', **more}
+  values = {
+    'TRAIN_STEPS': STEPS,
+    'CheckpointConfig.period': 4,
+    'MODEL_DIR': 'gs://bucket/run',
+    **more,
+  }
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('PYTHONPATH', f'{tmp_path / "without"}{os.pathsep}{REPOSITORY}')
     return processes.start(tmp_path / 'run', count, values)
@@ -322,7 +352,9 @@ def start(processes, tmp_path, count=1, **more):
 
 def losses_there(gcs):
   return {
-    row['step']: row['loss'] for row in map(json.loads, gcs.read('run/metrics.jsonl').splitlines()) if 'loss' in row
+    row['step']: row['loss']
+    for row in map(json.loads, gcs.read('run/metrics.jsonl').splitlines())
+    if 'loss' in row
   }
 
 
@@ -344,16 +376,26 @@ def killed(undisturbed, tiny_prepared, tmp_path_factory):
     running.send_signal(signal.SIGKILL)
     running.wait()
   told = said(folder / 'run', 0)
-  assert 'no permission for gs://bucket/run/metrics.jsonl' in told and 'is saved all the same' in told
+  assert (
+    'no permission for gs://bucket/run/metrics.jsonl' in told and 'is saved all the same' in told
+  )
   objects = dict(gcs.buckets['bucket'])
   names = set(objects)
-  assert {'run/lock', 'run/checkpoint_4/commit_success.txt', 'run/checkpoint_8/state/commit_success.txt'} <= names
-  assert 'run/checkpoint_8/commit_success.txt' not in names and losses_there(gcs).keys() == set(range(1, STEPS + 1))
+  assert {
+    'run/lock',
+    'run/checkpoint_4/commit_success.txt',
+    'run/checkpoint_8/state/commit_success.txt',
+  } <= names
+  assert 'run/checkpoint_8/commit_success.txt' not in names and losses_there(gcs).keys() == set(
+    range(1, STEPS + 1)
+  )
   return objects
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_while_it_saved_goes_on_as_if_nothing_had_been(gcs, undisturbed, killed, tmp_path):
+def test_a_run_that_was_killed_while_it_saved_goes_on_as_if_nothing_had_been(
+  gcs, undisturbed, killed, tmp_path
+):
   """On a machine that has nothing of it, with requests that fail and connections that are cut."""
   gcs.buckets['bucket'].update(killed)
   gcs.fail('GET .*alt=media', times=2)
@@ -363,8 +405,12 @@ def test_a_run_that_was_killed_while_it_saved_goes_on_as_if_nothing_had_been(gcs
   assert running.wait(200) == 0, said(tmp_path / 'run', 0)
   assert losses_there(gcs) == undisturbed[0], 'to the bit'
   assert len(gcs.read('run/metrics.jsonl').splitlines()) == STEPS
-  assert places.steps_in('gs://bucket/run') == [4, 8] and all(fault.times == 0 for fault in gcs.faults)
-  assert {'run/config.gin', 'run/prompts.json', 'run/digests/checkpoint_8.json'} <= set(gcs.names('run'))
+  assert places.steps_in('gs://bucket/run') == [4, 8] and all(
+    fault.times == 0 for fault in gcs.faults
+  )
+  assert {'run/config.gin', 'run/prompts.json', 'run/digests/checkpoint_8.json'} <= set(
+    gcs.names('run')
+  )
   assert gcs.names('run/tensorboard') and 'run/lock' not in gcs.names('run')
   assert digests_lib.damage('gs://bucket/run/checkpoint_8') is None
   assert not os.path.exists(REPOSITORY / 'gs:')
@@ -383,7 +429,7 @@ def test_two_processes_in_one_remote_model_dir(gcs, undisturbed, killed, tmp_pat
   assert digests_lib.damage('gs://bucket/run/checkpoint_8') is None
 
 
-# ---- commands --------------------------------------------------------------------------------------------------------
+# ---- commands ----
 
 GIN = """
 import crossin_jax.models.decoder
@@ -430,10 +476,18 @@ def test_evaluate_in_the_store_is_evaluate_on_disk(gcs, model_dir, tmp_path, tin
   file = tmp_path / 'world' / 'questions.untagged.jsonl'
   gcs.put('questions.untagged.jsonl', file.read_bytes())
   flags = ('--limit=2', '--methods=likelihood', '--variant=a')
-  run('evaluate', f'--checkpoint={model_dir}', f'--questions={file}', f'--output_dir={tmp_path}/out', *flags)
+  run(
+    'evaluate',
+    f'--checkpoint={model_dir}',
+    f'--questions={file}',
+    f'--output_dir={tmp_path}/out',
+    *flags,
+  )
   run('evaluate', '--checkpoint=gs://bucket/model', '--questions=gs://bucket/questions.untagged.jsonl',
       '--output_dir=gs://bucket/out', *flags)  # fmt: skip
-  wanted = {str(p.relative_to(tmp_path / 'out')): p for p in (tmp_path / 'out').rglob('*') if p.is_file()}
+  wanted = {
+    str(p.relative_to(tmp_path / 'out')): p for p in (tmp_path / 'out').rglob('*') if p.is_file()
+  }
   assert {name.removeprefix('out/') for name in gcs.names('out/')} == set(wanted)
   for name, path in wanted.items():
     if not name.endswith('.html'):  # the command stands in the page
@@ -442,8 +496,19 @@ def test_evaluate_in_the_store_is_evaluate_on_disk(gcs, model_dir, tmp_path, tin
   assert order[-2:] == ['out/results.json', 'out/figures.json']
   capsys.readouterr()
   predictions = next(name for name in gcs.names('out/predictions'))
-  run('score', '--task=world/untagged', f'--predictions=gs://bucket/{predictions}', '--protocol=strict')
-  run('compare', 'gs://bucket/out', f'{tmp_path}/out', '--output_dir=gs://bucket/compared', '--resamples=20')
+  run(
+    'score',
+    '--task=world/untagged',
+    f'--predictions=gs://bucket/{predictions}',
+    '--protocol=strict',
+  )
+  run(
+    'compare',
+    'gs://bucket/out',
+    f'{tmp_path}/out',
+    '--output_dir=gs://bucket/compared',
+    '--resamples=20',
+  )
   assert gcs.names('compared') == ['compared/compare.html', 'compared/compare.json']
 
 
@@ -457,7 +522,13 @@ def test_generate_in_the_store_goes_on_where_it_was(gcs, model_dir, tmp_path, ca
   (tmp_path / 'in.jsonl').write_text('\n'.join(map(json.dumps, rows)))
   gcs.put('in.jsonl', (tmp_path / 'in.jsonl').read_bytes())
   flags = ('--gin.Sampling.max_new_tokens=8', '--gin.Sampling.temperature=1.0')
-  run('generate', f'--checkpoint={model_dir}', f'--input={tmp_path}/in.jsonl', f'--output={tmp_path}/out.jsonl', *flags)
+  run(
+    'generate',
+    f'--checkpoint={model_dir}',
+    f'--input={tmp_path}/in.jsonl',
+    f'--output={tmp_path}/out.jsonl',
+    *flags,
+  )
   remotely = (
     'generate',
     '--checkpoint=gs://bucket/model',
@@ -481,7 +552,9 @@ def test_generate_in_the_store_goes_on_where_it_was(gcs, model_dir, tmp_path, ca
     patch.setattr(journal.Journal, 'append', lambda self, row: appended.append(row))
     assert cli.main([*remotely, *flags]) == 1
   assert not appended
-  assert capsys.readouterr().err.count('taken over') == 1 and gcs.read('a/out.jsonl') == b''.join(lines[:2])
+  assert capsys.readouterr().err.count('taken over') == 1 and gcs.read('a/out.jsonl') == b''.join(
+    lines[:2]
+  )
   assert cli.main([*remotely, '--gin.Sampling.max_new_tokens=9']) == 1
   assert 'was begun with other settings' in capsys.readouterr().err
 
@@ -491,16 +564,21 @@ def test_weights_both_ways(gcs, model_dir, tmp_path, capsys):
   run('export-hf', f'{model_dir}', f'--output_dir={tmp_path}/exported')
   run('export-hf', 'gs://bucket/model', '--output_dir=gs://bucket/exported')
   local = {p.name: p.read_bytes() for p in (tmp_path / 'exported').iterdir()}
-  assert {name.removeprefix('exported/'): gcs.read(name) for name in gcs.names('exported/')} == local
-  assert max(gcs.names('exported'), key=lambda n: gcs.buckets['bucket'][n].generation) == 'exported/config.json'
+  assert {
+    name.removeprefix('exported/'): gcs.read(name) for name in gcs.names('exported/')
+  } == local
+  assert (
+    max(gcs.names('exported'), key=lambda n: gcs.buckets['bucket'][n].generation)
+    == 'exported/config.json'
+  )
   assert cli.main(['export-hf', 'gs://bucket/model', '--output_dir=gs://bucket/exported']) == 1
   assert 'gs://bucket/exported is not empty' in capsys.readouterr().err
   gcs.requests.clear()
   run('import-hf', 'gs://bucket/exported', '--output_dir=gs://bucket/imported')
   assert cli.main(['import-hf', 'gs://bucket/exported', '--output_dir=gs://bucket/imported']) == 1
   assert 'holds a checkpoint already' in capsys.readouterr().err
-  assert 'imported/config.gin' in gcs.names('imported') and "'gs://bucket/imported/huggingface'" in str(
-    gcs.read('imported/config.gin')
-  )
+  assert 'imported/config.gin' in gcs.names(
+    'imported'
+  ) and "'gs://bucket/imported/huggingface'" in str(gcs.read('imported/config.gin'))
   run('export-hf', 'gs://bucket/imported', f'--output_dir={tmp_path}/again')
   assert (tmp_path / 'again' / 'model.safetensors').read_bytes() == local['model.safetensors']

@@ -1,4 +1,6 @@
-"""Sweeps: points from axes, what is run and what is not run again, the table and the plot, and one sweep end to end."""
+"""Sweeps: points from axes, what is run and what is not run again, the table and the plot, and one
+sweep end to end.
+"""
 
 import json
 import os
@@ -78,7 +80,7 @@ def run(path, runner, flags=(), **changes):
   return one
 
 
-# ---- points ----------------------------------------------------------------------------------------------------------
+# ---- points ----
 
 
 def test_axes_make_points_in_order_and_volume_0_is_base_alone():
@@ -107,7 +109,11 @@ def test_axes_make_points_in_order_and_volume_0_is_base_alone():
     ('a.base_x2x.3000.en_zh.default', {'volume': 'all'}, 'a.base_x2x.all.en_zh.default'),
     ('a.base_x2x.3000.en_zh.default', {'variant': 'base'}, 'a.base.all.en_zh.default'),
     ('a.base_x2x.3000.en_zh.default', {'languages': ('en', 'vi')}, 'a.base_x2x.3000.en_vi.default'),
-    ('a.base_x2x.3000.en_zh.default', {'preset': 'released', 'volume': 6000}, 'a.base_x2x.6000.en_zh.released'),
+    (
+      'a.base_x2x.3000.en_zh.default',
+      {'preset': 'released', 'volume': 6000},
+      'a.base_x2x.6000.en_zh.released',
+    ),
     ('a.text_mono_en2x_x2en_x2x_trans.9.en_zh.default', {'volume': 0}, 'a.text.all.en_zh.default'),
   ],
 )
@@ -136,18 +142,26 @@ def test_an_axis_goes_to_prepare_or_to_training_by_what_the_mixture_file_binds()
     'OPTIMIZER': ('@adamw',),
   }
   points = make_points(
-    settings(axes=axes, shares_by_variant=None), flags=('BATCH_SIZE = 4', 'World.tuning_entities = 6')
+    settings(axes=axes, shares_by_variant=None),
+    flags=('BATCH_SIZE = 4', 'World.tuning_entities = 6'),
   )
   first = points[0]
-  assert '--gin.MixtureSettings.temperature=1.0' in first.data.flags and '--gin.WORLD_SEED=0' in first.data.flags
+  assert (
+    '--gin.MixtureSettings.temperature=1.0' in first.data.flags
+    and '--gin.WORLD_SEED=0' in first.data.flags
+  )
   assert '--gin_bindings=World.tuning_entities = 6' in first.data.flags
   assert first.flags == (
-    '--gin.RANDOM_SEED=0', '--gin.schedule.peak=0.001', '--gin.OPTIMIZER=@adamw', '--gin_bindings=BATCH_SIZE = 4'
+    '--gin.RANDOM_SEED=0', '--gin.schedule.peak=0.001', '--gin.OPTIMIZER=@adamw',
+    '--gin_bindings=BATCH_SIZE = 4'
   )  # fmt: skip
   assert first.name == 'temperature=1.0.WORLD_SEED=0.peak=0.001.OPTIMIZER=-adamw.seed=0'
-  # Another rate is another mixture of the same tokens, and is measured on the same rows; another world is not.
+  # Another rate is another mixture of the same tokens, and is measured on the same rows; another
+  # world is not.
   cold, other_world, warm = points[0].data, points[1].data, points[2].data
-  assert cold.tokens == warm.tokens and cold.folder != warm.folder and cold.tokens != other_world.tokens
+  assert (
+    cold.tokens == warm.tokens and cold.folder != warm.folder and cold.tokens != other_world.tokens
+  )
   assert points[0].heldout == points[2].heldout != points[1].heldout
 
 
@@ -156,14 +170,18 @@ def test_the_digest_follows_what_a_point_is_made_of(tmp_path):
   gin_file.write_text("include 'gin_configs/runs/world_tune.gin'\nBATCH_SIZE = 8\n")
   made = lambda **changes: make_points(settings(run_gin=str(gin_file), **changes))[1]
   before = made()
-  gin_file.write_text("# a remark\ninclude 'gin_configs/runs/world_tune.gin'\n\nBATCH_SIZE = 8  # rows\n")
+  gin_file.write_text(
+    "# a remark\ninclude 'gin_configs/runs/world_tune.gin'\n\nBATCH_SIZE = 8  # rows\n"
+  )
   assert made().digest == before.digest
   gin_file.write_text("include 'gin_configs/runs/world_tune.gin'\nBATCH_SIZE = 4\n")
   assert made().digest != before.digest
   model = tmp_path / 'model'
   (model / 'digests').mkdir(parents=True)
   (model / 'digests' / 'checkpoint_5.json').write_text('a')
-  start = lambda: made(run_values={'INITIAL_CHECKPOINT_PATH': str(tmp_path / 'mod{seed}').replace('{seed}', 'el')})
+  start = lambda: made(
+    run_values={'INITIAL_CHECKPOINT_PATH': str(tmp_path / 'mod{seed}').replace('{seed}', 'el')}
+  )
   before = start()
   (model / 'digests' / 'checkpoint_5.json').write_text('b')
   assert start().digest != before.digest
@@ -175,8 +193,13 @@ def test_the_digest_follows_what_a_point_is_made_of(tmp_path):
 
 
 def test_seeds_fill_texts_and_may_be_an_axis():
-  points = make_points(settings(seeds=(3, 4), run_values={'INITIAL_CHECKPOINT_PATH': 'read.{seed}'}))
-  assert "--gin.INITIAL_CHECKPOINT_PATH='read.4'" in points[1].flags and '--gin.RANDOM_SEED=4' in points[1].flags
+  points = make_points(
+    settings(seeds=(3, 4), run_values={'INITIAL_CHECKPOINT_PATH': 'read.{seed}'})
+  )
+  assert (
+    "--gin.INITIAL_CHECKPOINT_PATH='read.4'" in points[1].flags
+    and '--gin.RANDOM_SEED=4' in points[1].flags
+  )
   points = make_points(settings(axes={'RANDOM_SEED': (7, 8)}, shares_by_variant=None))
   assert [p.seed for p in points] == [7, 8] and points[1].flags == ('--gin.RANDOM_SEED=8',)
   with pytest.raises(config.ConfigError, match='just one where RANDOM_SEED is an axis'):
@@ -189,11 +212,16 @@ def test_a_seed_may_have_a_world_of_its_own(tmp_path):
     path.parent.mkdir()
     path.write_text(path.parent.name)
   values = {'WORLD_SEED': '{seed}', 'VOCABULARY': str(tmp_path / '{seed}' / 'v.model')}
-  change = dict(seeds=(3, 4), mixture_values=values, questions=(str(tmp_path / '{seed}' / 'q.jsonl'),))
+  change = dict(
+    seeds=(3, 4), mixture_values=values, questions=(str(tmp_path / '{seed}' / 'q.jsonl'),)
+  )
   made = settings(**change)
   first, second = make_points(made)[:2]
   assert made.questions_of(4) == [str(files[1])]
-  assert '--gin.WORLD_SEED=4' in second.data.flags and f"--gin.VOCABULARY='{tmp_path}/4/v.model'" in second.data.flags
+  assert (
+    '--gin.WORLD_SEED=4' in second.data.flags
+    and f"--gin.VOCABULARY='{tmp_path}/4/v.model'" in second.data.flags
+  )
   assert first.data.tokens != second.data.tokens and first.heldout.folder != second.heldout.folder
   assert first.asked != second.asked
   asking = running.Sweep(str(tmp_path), made, [second], Recorder(), 1, '').asking(second)[1]
@@ -219,19 +247,23 @@ def test_wrong_settings_are_said(changes, flags, message):
     make_points(settings(**changes), flags)
 
 
-# ---- running ---------------------------------------------------------------------------------------------------------
+# ---- running ----
 
 
 def test_everything_once_and_nothing_twice(tmp_path):
   first = Recorder()
   one = run(tmp_path, first)
-  # 5 mixtures, the largest of which is also measured on (prepared apart, since its rates are its own), and 5 points.
+  # 5 mixtures, the largest of which is also measured on (prepared apart, since its rates are its
+  # own), and 5 points.
   assert first.kinds() == ['prepare'] * 6 + ['train', 'evaluate'] * 5
   assert not one.missing() and not one.failures
   links = {os.path.realpath(path) for path in tmp_path.glob('data/*/tasks')}
   assert len(links) == 1
   evaluated = [bindings for kind, _, _, _, bindings in first.commands if kind == 'evaluate']
-  assert all(f"--gin.HeldoutLoss.mixture='world.{TRANS}.all.en_zh_vi_es.every'" in bindings for bindings in evaluated)
+  assert all(
+    f"--gin.HeldoutLoss.mixture='world.{TRANS}.all.en_zh_vi_es.every'" in bindings
+    for bindings in evaluated
+  )
   second = Recorder()
   run(tmp_path, second)
   assert second.commands == []
@@ -256,7 +288,10 @@ def test_a_stopped_sweep_goes_on_where_it_was(tmp_path, stop_at):
 
 def test_what_fails_is_reported_and_the_others_go_on(tmp_path):
   one = run(tmp_path, Recorder(fail=[f'train.{X2X}.100']))
-  assert list(one.failures) == [f'{X2X}.100.seed=0'] and 'no such thing' in one.failures[f'{X2X}.100.seed=0']
+  assert (
+    list(one.failures) == [f'{X2X}.100.seed=0']
+    and 'no such thing' in one.failures[f'{X2X}.100.seed=0']
+  )
   summary = sweep_table.write(one)
   assert len(summary['points']) == 5 and len(summary['table']) == 5
   assert len(one.missing()) == 1
@@ -290,10 +325,14 @@ def test_a_second_sweep_is_refused_and_an_orphan_waited_for(tmp_path, capfd):
 
 def test_jobs_say_the_end_of_the_log_and_stop(tmp_path, monkeypatch):
   runner = jobs.Jobs(str(tmp_path), 1)
-  with pytest.raises(jobs.StepFailed, match='(?s)step odd failed with status 2; its log .*no command .nonsense'):
+  with pytest.raises(
+    jobs.StepFailed, match='(?s)step odd failed with status 2; its log .*no command .nonsense'
+  ):
     runner.run('odd', ['nonsense'])
   popen = subprocess.Popen
-  monkeypatch.setattr(jobs.subprocess, 'Popen', lambda command, **flags: popen(['sleep', '60'], **flags))
+  monkeypatch.setattr(
+    jobs.subprocess, 'Popen', lambda command, **flags: popen(['sleep', '60'], **flags)
+  )
   threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
   begun = time.monotonic()
   with runner.stopping_on_signals(), pytest.raises(jobs.Stopped):
@@ -303,7 +342,7 @@ def test_jobs_say_the_end_of_the_log_and_stop(tmp_path, monkeypatch):
     runner.run('next', ['train'])
 
 
-# ---- table and plot --------------------------------------------------------------------------------------------------
+# ---- table and plot ----
 
 
 def answered(rng, accuracy, items=80, languages=('en', 'zh', 'vi')):
@@ -319,14 +358,19 @@ def test_figures_have_intervals_over_items_and_seeds():
   rng = np.random.default_rng(0)
   figures = sweep_table.question_figures([answered(rng, 0.6), answered(rng, 0.6)])
   assert list(figures) == ['accuracy_en', 'accuracy_elsewhere', 'consistency_3', 'ac3_3']
-  assert all(f['low'] < f['estimate'] < f['high'] and f['seeds'] == 2 and f['items'] == 80 for f in figures.values())
+  assert all(
+    f['low'] < f['estimate'] < f['high'] and f['seeds'] == 2 and f['items'] == 80
+    for f in figures.values()
+  )
   assert list(sweep_table.question_figures([answered(rng, 0.6, languages=('en', 'zh'))]))[2:] == [
     'consistency_2',
     'ac3_2',
   ]
   # Seeds with questions of their own: items are drawn for each, and six times as many tell more.
   runs = [answered(np.random.default_rng(1), 0.6) for _ in range(6)]
-  width = lambda: (lambda f: f['high'] - f['low'])(sweep_table.question_figures(runs)['accuracy_en'])
+  width = lambda: (lambda f: f['high'] - f['low'])(
+    sweep_table.question_figures(runs)['accuracy_en']
+  )
   together = width()
   runs[0].ids[:] = [f'other {id_}' for id_ in runs[0].ids]
   assert width() < 0.7 * together
@@ -334,13 +378,24 @@ def test_figures_have_intervals_over_items_and_seeds():
   assert (loss['estimate'], loss['low'], loss['high']) == (2.5, 2.0, 3.0)
   assert sweep_table.loss_figures([2.0])['heldout_loss']['low'] is None
   chance = sweep_table.chance_figures(answered(rng, 0.5))
-  assert chance['accuracy_en'] == 0.25 and chance['consistency_3'] == 1 / 16 and abs(chance['ac3_3'] - 0.1) < 1e-6
+  assert (
+    chance['accuracy_en'] == 0.25
+    and chance['consistency_3'] == 1 / 16
+    and abs(chance['ac3_3'] - 0.1) < 1e-6
+  )
 
 
 def rows(axis, values, figure='ac3_3'):
-  made = lambda y: {figure: {'estimate': y, 'low': y - 0.02, 'high': y + 0.03, 'note': 'items', 'resamples': 9}}
+  made = lambda y: {
+    figure: {'estimate': y, 'low': y - 0.02, 'high': y + 0.03, 'note': 'items', 'resamples': 9}
+  }
   return [
-    {'values': {'variant': v, axis: x}, 'benchmark': 'q', 'seeds': [0], 'figures': made(0.2 + 0.01 * i * (x != 0))}
+    {
+      'values': {'variant': v, axis: x},
+      'benchmark': 'q',
+      'seeds': [0],
+      'figures': made(0.2 + 0.01 * i * (x != 0)),
+    }
     for v in (X2X, TRANS)
     for i, x in enumerate(values)
   ]
@@ -373,10 +428,13 @@ def test_tables_in_words():
   lines = sweep_table.terminal(table).splitlines()
   assert lines[0].split() == ['variant', 'volume', 'seeds', 'AC3_3'] and len(lines) == 7
   assert sweep_words.variant_labels(('base', 'base_x2x')) == {'base': 'base', 'base_x2x': 'x2x'}
-  assert sweep_words.variant_labels(('text_x2x', 'base_x2x')) == {'text_x2x': 'text + x2x', 'base_x2x': 'base + x2x'}
+  assert sweep_words.variant_labels(('text_x2x', 'base_x2x')) == {
+    'text_x2x': 'text + x2x',
+    'base_x2x': 'base + x2x',
+  }
 
 
-# ---- the command -----------------------------------------------------------------------------------------------------
+# ---- the command ----
 
 
 def crossin(*arguments, **options):
@@ -392,14 +450,28 @@ def test_ablation_files_parse_and_dry_run_writes_nothing(tmp_path):
       30,
       25,
     ),
-    ('world_volume', ['--gin.QUESTIONS=None', '--gin.sweep.questions=()', '--gin.BATCH_SIZE=8'], 30, 27),
+    (
+      'world_volume',
+      ['--gin.QUESTIONS=None', '--gin.sweep.questions=()', '--gin.BATCH_SIZE=8'],
+      30,
+      27,
+    ),
   ):
-    flags = [f'--gin_file=gin_configs/ablations/{name}.gin', '--output_dir', out, '--dry_run', '--json', *flags]
+    flags = [
+      f'--gin_file=gin_configs/ablations/{name}.gin',
+      '--output_dir',
+      out,
+      '--dry_run',
+      '--json',
+      *flags,
+    ]
     command, options = crossin(*flags, capture_output=True, check=True)
     found = json.loads(subprocess.run(command, **options).stdout.splitlines()[-1])
     assert found['points'] == points and len(found['to_run']) == distinct
   assert not os.path.exists(out)
-  command, options = crossin('--gin_file=gin_configs/ablations/crossin_volume.gin', capture_output=True)
+  command, options = crossin(
+    '--gin_file=gin_configs/ablations/crossin_volume.gin', capture_output=True
+  )
   result = subprocess.run(command, check=False, **options)
   assert result.returncode == 2 and 'PARALLEL' in result.stderr
 
@@ -411,15 +483,24 @@ def test_two_volumes_end_to_end_killed_and_started_again(tmp_path, tiny_world, t
   out = tmp_path / 'out'
   write_questions(tiny_world, str(tmp_path / 'world'))
   few = tmp_path / 'questions.few.jsonl'
-  lines = (tmp_path / 'world' / 'questions.untagged.jsonl').read_text(encoding='utf-8').splitlines(keepends=True)
+  lines = (
+    (tmp_path / 'world' / 'questions.untagged.jsonl')
+    .read_text(encoding='utf-8')
+    .splitlines(keepends=True)
+  )
   few.write_text(''.join(lines[:48]), encoding='utf-8')
   small = {'embed_dim': 16, 'num_layers': 1, 'mlp_dim': 16}
   command, options = crossin(
-    '--gin_file=gin_configs/ablations/world_volume.gin', f'--output_dir={out}', '--jobs=2', '--json',
-    f"--gin.sweep.axes={{'variant': ['{X2X}'], 'volume': [0, 40]}}", '--gin.SEEDS=(0,)', f"--gin.QUESTIONS='{few}'",
-    f"--gin.VOCABULARY='{tiny_vocabulary.path}'", '--gin.INITIAL_CHECKPOINT_PATH=None', '--gin.TRAIN_STEPS=4',
-    '--gin.World.tuning_entities=6', '--gin.World.test_entities=12', '--gin.HeldoutLoss.examples_per_task=2',
-    "--gin.answer_questions.methods=('likelihood',)", *[f'--gin.DecoderConfig.{k}={v}' for k, v in small.items()],
+    '--gin_file=gin_configs/ablations/world_volume.gin', f'--output_dir={out}', '--jobs=2',
+    '--json',
+    f"--gin.sweep.axes={{'variant': ['{X2X}'], 'volume': [0, 40]}}", '--gin.SEEDS=(0,)',
+    f"--gin.QUESTIONS='{few}'",
+    f"--gin.VOCABULARY='{tiny_vocabulary.path}'", '--gin.INITIAL_CHECKPOINT_PATH=None',
+    '--gin.TRAIN_STEPS=4',
+    '--gin.World.tuning_entities=6', '--gin.World.test_entities=12',
+    '--gin.HeldoutLoss.examples_per_task=2',
+    "--gin.answer_questions.methods=('likelihood',)",
+    *[f'--gin.DecoderConfig.{k}={v}' for k, v in small.items()],
   )  # fmt: skip
   # One device, and one compilation for both points.
   options['env'] = os.environ | {'XLA_FLAGS': '', 'JAX_ENABLE_COMPILATION_CACHE': 'true'}
@@ -427,23 +508,40 @@ def test_two_volumes_end_to_end_killed_and_started_again(tmp_path, tiny_world, t
   quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
   with subprocess.Popen(command, start_new_session=True, **quiet, **options) as first:
     deadline = time.monotonic() + 120
-    while not (trained := list(out.glob('points/*/trained'))) and first.poll() is None and time.monotonic() < deadline:
+    while (
+      not (trained := list(out.glob('points/*/trained')))
+      and first.poll() is None
+      and time.monotonic() < deadline
+    ):
       time.sleep(0.1)
     os.killpg(first.pid, signal.SIGKILL)
   assert trained
   before = [path.stat().st_mtime_ns for path in (trained[0].parent / 'model').glob('metrics.jsonl')]
   second = subprocess.run(command, check=False, capture_output=True, **options)
   assert second.returncode == 0, second.stderr
-  assert before == [path.stat().st_mtime_ns for path in (trained[0].parent / 'model').glob('metrics.jsonl')]
+  assert before == [
+    path.stat().st_mtime_ns for path in (trained[0].parent / 'model').glob('metrics.jsonl')
+  ]
   assert 'preparing' not in second.stderr and 'AC3_3' in second.stderr
   found = json.loads(second.stdout.splitlines()[-1])
   saved = json.loads((out / 'sweep.json').read_text(encoding='utf-8'))
-  assert saved['points'] == found['points'] and [p['values']['volume'] for p in saved['points']] == [0, 40]
+  assert saved['points'] == found['points'] and [
+    p['values']['volume'] for p in saved['points']
+  ] == [0, 40]
   for point in saved['points']:
-    assert {'accuracy_en', 'accuracy_elsewhere', 'consistency_3', 'ac3_3', 'heldout_loss'} == set(point['figures'])
+    assert {'accuracy_en', 'accuracy_elsewhere', 'consistency_3', 'ac3_3', 'heldout_loss'} == set(
+      point['figures']
+    )
     assert point['runs'][0]['items'] == 12 and point['seconds'] > 0
-  assert 0 <= saved['table'][1]['figures']['ac3_3']['low'] <= saved['table'][1]['figures']['ac3_3']['high'] <= 1
+  assert (
+    0
+    <= saved['table'][1]['figures']['ac3_3']['low']
+    <= saved['table'][1]['figures']['ac3_3']['high']
+    <= 1
+  )
   assert (out / 'sweep.png').read_bytes().startswith(b'\x89PNG') and (out / 'sweep.md').exists()
   # A third start has nothing to do.
   third = subprocess.run([*command, '--dry_run'], check=True, capture_output=True, **options)
-  assert '2 points, 0 to run' in third.stderr and sweep_points.question_name(str(few)) == 'questions.few'
+  assert (
+    '2 points, 0 to run' in third.stderr and sweep_points.question_name(str(few)) == 'questions.few'
+  )

@@ -1,9 +1,11 @@
-"""What T5X makes of this project's model, asked in a process of its own: shards, logits, predictions.
+"""What T5X makes of this project's model, asked in a process of its own: shards, logits,
+predictions.
 
     python library_checks.py DIRECTORY
 
-DIRECTORY/asked.json has `config`, `vocabulary` (path), `checkpoints` (name -> path); DIRECTORY/batch.npz the features of a batch, and
-`prompts` (`decoder_input_tokens`, `decoder_causal_attention`). Answers: shards.json, answers.npz.
+DIRECTORY/asked.json has `config`, `vocabulary` (path), `checkpoints` (name -> path);
+DIRECTORY/batch.npz the features of a batch, and `prompts` (`decoder_input_tokens`,
+`decoder_causal_attention`). Answers: shards.json, answers.npz.
 """
 
 import json
@@ -48,8 +50,12 @@ def main(directory: str) -> None:
   from flax import traverse_util
   from t5x import partitioning, utils
 
-  rules = partitioning.standard_logical_axis_rules(additional_rules=(('lora_rank', None), ('embed_activation', None)))
-  partitioner = partitioning.PjitPartitioner(num_partitions=1, model_parallel_submesh=(1, 2), logical_axis_rules=rules)
+  rules = partitioning.standard_logical_axis_rules(
+    additional_rules=(('lora_rank', None), ('embed_activation', None))
+  )
+  partitioner = partitioning.PjitPartitioner(
+    num_partitions=1, model_parallel_submesh=(1, 2), logical_axis_rules=rules
+  )
   batch = dict(np.load(os.path.join(directory, 'batch.npz')))
   shape = batch['decoder_input_tokens'].shape
 
@@ -58,7 +64,9 @@ def main(directory: str) -> None:
     'lora': {'lora': True, 'optimizer': optimizers.adamw},
     'adafactor': {'optimizer': optimizers.adafactor},
   }.items():
-    state = initializer(make(asked, **options), partitioner, shape).from_scratch(jax.random.PRNGKey(0))
+    state = initializer(make(asked, **options), partitioner, shape).from_scratch(
+      jax.random.PRNGKey(0)
+    )
     flat = traverse_util.flatten_dict(state.state_dict(), sep='/')
     shards[name] = {
       path: [list(leaf.shape), list(leaf.addressable_shards[0].data.shape)]
@@ -71,13 +79,17 @@ def main(directory: str) -> None:
   answers, model = {}, make(asked)
   apply = jax.jit(model._compute_logits)
   for name, path in asked['checkpoints'].items():
-    config = utils.RestoreCheckpointConfig(path=path, mode='specific', dtype='float32', strict=False)
+    config = utils.RestoreCheckpointConfig(
+      path=path, mode='specific', dtype='float32', strict=False
+    )
     restored, _ = utils.create_checkpoint_manager_and_restore(
       initializer(model, partitioner, shape), partitioner, config, path, None, use_orbax=True
     )
     answers[f'logits {name}'] = np.asarray(apply(restored.params, batch))
   prompts = dict(np.load(os.path.join(directory, 'prompts.npz')))
-  answers['predictions'] = np.asarray(jax.jit(model.predict_batch)(restored.params, prompts, jax.random.PRNGKey(0)))
+  answers['predictions'] = np.asarray(
+    jax.jit(model.predict_batch)(restored.params, prompts, jax.random.PRNGKey(0))
+  )
   np.savez(os.path.join(directory, 'answers.npz'), **answers)
 
 

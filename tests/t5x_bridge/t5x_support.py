@@ -11,7 +11,8 @@ import pytest
 
 STEPS, BATCH, LENGTH = 20, 8, 64
 MODEL = {
-  'vocab_size': 1200, 'embed_dim': 32, 'num_layers': 2, 'num_heads': 4, 'num_kv_heads': 2, 'mlp_dim': 48,
+  'vocab_size': 1200, 'embed_dim': 32, 'num_layers': 2, 'num_heads': 4, 'num_kv_heads': 2,
+  'mlp_dim': 48,
   'tie_embeddings': False, 'remat': 'none', 'dtype': 'float32',
 }  # fmt: skip
 RATE = {'schedule.peak': 1e-2, 'schedule.warmup_ratio': 0.1}
@@ -41,17 +42,27 @@ def t5x_home() -> str:
 
 @pytest.fixture(scope='session')
 def run_program(t5x_home):
-  """A function (program or script, *arguments, devices=1) -> what it printed; fails if the program does."""
+  """A function (program or script, *arguments, devices=1) -> what it printed; fails if the program
+  does.
+  """
 
   def run(*arguments, devices=1):
     environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY), 'T5X_HOME': t5x_home}
     flags = environment['XLA_FLAGS'].split()
-    flags = [f for f in flags if 'device_count' not in f] + [f'--xla_force_host_platform_device_count={devices}']
+    flags = [f for f in flags if 'device_count' not in f] + [
+      f'--xla_force_host_platform_device_count={devices}'
+    ]
     environment['XLA_FLAGS'] = ' '.join(flags)
     found = subprocess.run(
-      [sys.executable, *map(str, arguments)], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+      [sys.executable, *map(str, arguments)],
+      cwd=REPOSITORY,
+      env=environment,
+      capture_output=True,
+      text=True,
     )
-    assert found.returncode == 0, f'{" ".join(map(str, arguments))}\n{found.stdout[-3000:]}\n{found.stderr[-9000:]}'
+    assert found.returncode == 0, (
+      f'{" ".join(map(str, arguments))}\n{found.stdout[-3000:]}\n{found.stderr[-9000:]}'
+    )
     return found.stdout
 
   return run
@@ -64,7 +75,8 @@ def t5x(run_program):
   def run(program, files, values, devices=1):
     files = ['gin_configs/models/llama_60m.gin', *files]
     return run_program(
-      '-m', 'crossin_jax.t5x_bridge.run', program, *[f'--gin_file={f}' for f in files], *model_flags(), *flags_of(values),
+      '-m', 'crossin_jax.t5x_bridge.run', program, *[f'--gin_file={f}' for f in files],
+      *model_flags(), *flags_of(values),
       devices=devices,
     )  # fmt: skip
 
@@ -78,7 +90,9 @@ def t5x_losses(model_dir) -> dict[int, float]:
 
   losses = {}
   for path in sorted(glob.glob(os.path.join(model_dir, 'train', 'events.*'))):
-    events = event_accumulator.EventAccumulator(path, size_guidance={'tensors': 0, 'scalars': 0}).Reload()
+    events = event_accumulator.EventAccumulator(
+      path, size_guidance={'tensors': 0, 'scalars': 0}
+    ).Reload()
     for event in events.Tensors('loss') if 'loss' in events.Tags()['tensors'] else ():
       losses[event.step] = float(tensor_util.make_ndarray(event.tensor_proto))
     for event in events.Scalars('loss') if 'loss' in events.Tags()['scalars'] else ():
@@ -93,7 +107,9 @@ def our_losses(model_dir) -> dict[int, float]:
 
 
 def zero_tokenizer(world, directory, size: int) -> str:
-  """A byte-level BPE tokenizer of the world; the most frequent token of its English questions has id 0. Returns its path."""
+  """A byte-level BPE tokenizer of the world; the most frequent token of its English questions has
+  id 0. Returns its path.
+  """
   import tokenizers
   from tokenizers import decoders, models, pre_tokenizers, trainers
 

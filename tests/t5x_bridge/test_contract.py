@@ -32,21 +32,26 @@ from crossin_jax.training import state as train_state
 # What t5x.models.DecoderOnlyModel passes to its module, and how.
 POSITIONAL = ['decoder_input_tokens', 'decoder_target_tokens']
 KEYWORDS = [
-  'decoder_segment_ids', 'decoder_positions', 'decoder_causal_attention', 'enable_dropout', 'decode', 'max_decode_length',
+  'decoder_segment_ids', 'decoder_positions', 'decoder_causal_attention', 'enable_dropout',
+  'decode', 'max_decode_length',
   'prefill', 'prefill_lengths',
 ]  # fmt: skip
 # t5x.partitioning.standard_logical_axis_rules, and what gin_configs/t5x adds.
 AXES = {
-  'batch', 'vocab', 'embed', 'mlp', 'heads', 'kv', 'joined_kv', 'length', 'layers', 'stack', 'mlp_activations',
+  'batch', 'vocab', 'embed', 'mlp', 'heads', 'kv', 'joined_kv', 'length', 'layers', 'stack',
+  'mlp_activations',
   'relpos_buckets', 'abspos_buckets', 'lora_rank', 'embed_activation',
 }  # fmt: skip
 BATCH = {
-  'decoder_input_tokens': 'int32', 'decoder_target_tokens': 'int32', 'decoder_loss_weights': 'float32',
+  'decoder_input_tokens': 'int32', 'decoder_target_tokens': 'int32',
+  'decoder_loss_weights': 'float32',
   'decoder_segment_ids': 'int32', 'decoder_positions': 'int32',
 }  # fmt: skip
 LAYER = [
-  'mlp/down/kernel', 'mlp/gate/kernel', 'mlp/up/kernel', 'pre_attention_norm/scale', 'pre_mlp_norm/scale',
-  'self_attention/key/kernel', 'self_attention/out/kernel', 'self_attention/query/kernel', 'self_attention/value/kernel',
+  'mlp/down/kernel', 'mlp/gate/kernel', 'mlp/up/kernel', 'pre_attention_norm/scale',
+  'pre_mlp_norm/scale',
+  'self_attention/key/kernel', 'self_attention/out/kernel', 'self_attention/query/kernel',
+  'self_attention/value/kernel',
 ]  # fmt: skip
 PARAMETERS = sorted(
   ['decoder/final_norm/scale', 'decoder/lm_head', 'decoder/token_embedding']
@@ -60,7 +65,9 @@ def test_call_signature():
   assert set(KEYWORDS) <= set(parameters)
   # T5X leaves out whatever it has not got.
   assert all(parameters[name].default is not inspect.Parameter.empty for name in KEYWORDS)
-  assert Decoder(tiny_config()).scan_layers and not Decoder(tiny_config(scan_layers=False)).scan_layers
+  assert (
+    Decoder(tiny_config()).scan_layers and not Decoder(tiny_config(scan_layers=False)).scan_layers
+  )
 
 
 @pytest.mark.parametrize(
@@ -69,15 +76,25 @@ def test_call_signature():
     {},
     {'scan_layers': False},
     {'lora': LoraConfig(rank=2)},
-    {'attention_bias': 'all', 'mlp_bias': True, 'qk_norm': 'head', 'norm_placement': 'both', 'tie_embeddings': True},
+    {
+      'attention_bias': 'all',
+      'mlp_bias': True,
+      'qk_norm': 'head',
+      'norm_placement': 'both',
+      'tie_embeddings': True,
+    },
     {'layer_pattern': ('local', 'global'), 'window': 4, 'num_layers': 5, 'qk_norm': 'joined'},
   ],
 )
 def test_every_parameter_has_axes_that_t5x_knows(changes):
   tokens = jnp.zeros((1, 4), jnp.int32)
   module = Decoder(tiny_config(**changes))
-  variables = jax.eval_shape(lambda key: module.init(key, tokens, tokens, enable_dropout=False), jax.random.key(0))
-  axes = traverse_util.flatten_dict(dict(nn_partitioning.get_axis_names(variables['params_axes'])), sep='/')
+  variables = jax.eval_shape(
+    lambda key: module.init(key, tokens, tokens, enable_dropout=False), jax.random.key(0)
+  )
+  axes = traverse_util.flatten_dict(
+    dict(nn_partitioning.get_axis_names(variables['params_axes'])), sep='/'
+  )
   params = traverse_util.flatten_dict(variables['params'], sep='/')
   assert axes.keys() == params.keys()
   for name, spec in axes.items():
@@ -89,19 +106,27 @@ def test_checkpoint_tree():
   with partition.activate():
     state = train_state.state_shardings(module, optimizers.adamw(10).transform, partition, 8)
   names = sorted(traverse_util.flatten_dict(manager.to_tree(state), sep='/'))
-  # As optax.chain(clip, adamw) has it: clip is 0 and empty; Adam, decay (empty), schedule are 1/0 to 1/2.
+  # As optax.chain(clip, adamw) has it: clip is 0 and empty; Adam, decay (empty), schedule are 1/0
+  # to 1/2.
   adam = ['count', *(f'{moment}/{name}' for moment in ('mu', 'nu') for name in PARAMETERS)]
   states = [f'1/0/{name}' for name in adam] + ['1/2/count']
   assert names == sorted(
-    [f'target/{name}' for name in PARAMETERS] + ['state/step'] + [f'state/param_states/{name}' for name in states]
+    [f'target/{name}' for name in PARAMETERS]
+    + ['state/step']
+    + [f'state/param_states/{name}' for name in states]
   )
 
 
 @pytest.fixture
 def stream(tmp_path):
   rng = np.random.default_rng(0)
-  examples = [(rng.integers(0, 9, n).astype(np.int32), np.ones(n, np.float32)) for n in rng.integers(2, 12, 60)]
-  name = write_prepared(tmp_path, {'a.en': (0.5, None, examples[:40]), 'b.zh': (0.5, None, examples[40:])})
+  examples = [
+    (rng.integers(0, 9, n).astype(np.int32), np.ones(n, np.float32))
+    for n in rng.integers(2, 12, 60)
+  ]
+  name = write_prepared(
+    tmp_path, {'a.en': (0.5, None, examples[:40]), 'b.zh': (0.5, None, examples[40:])}
+  )
   return BatchStream(PreparedMixture(str(tmp_path), name), batch_size=4, length=16)
 
 
@@ -109,7 +134,9 @@ def test_batch_features(stream):
   batch = next(data.StreamIterator(stream))
   assert {name: str(value.dtype) for name, value in batch.items()} == BATCH
   assert all(value.shape == (4, 16) for value in batch.values())
-  assert (batch['decoder_target_tokens'][batch['decoder_loss_weights'] > 0] == 0).any(), 'id 0 is trained'
+  assert (batch['decoder_target_tokens'][batch['decoder_loss_weights'] > 0] == 0).any(), (
+    'id 0 is trained'
+  )
 
 
 def test_an_iterator_gives_the_rows_of_its_host(stream):
@@ -133,7 +160,9 @@ def test_an_iterator_goes_on_where_it_was_saved(stream, tmp_path):
   second.restore(tmp_path / 'state')
   expected = stream.batch(3)
   for iterator in (first, second):
-    np.testing.assert_array_equal(next(iterator)['decoder_input_tokens'], expected['decoder_input_tokens'])
+    np.testing.assert_array_equal(
+      next(iterator)['decoder_input_tokens'], expected['decoder_input_tokens']
+    )
   other = BatchStream(stream.mixture, batch_size=4, length=16, seed=1)
   with pytest.raises(ValueError, match='seed was 0, now 1'):
     data.StreamIterator(other).restore(tmp_path / 'state')
@@ -200,7 +229,9 @@ def test_the_transform_trains_adapters_as_ours_and_nothing_else(optimizer):
   ours, theirs = optimizer(10), bridge_optimizers.transform(optimizer(10), adapters)
   trained, frozen = lora.split(params, adapters)
   state, whole_state = ours.transform.init(trained), theirs.init(params)
-  assert sum(x.size for x in jax.tree.leaves(whole_state)) == sum(x.size for x in jax.tree.leaves(state))
+  assert sum(x.size for x in jax.tree.leaves(whole_state)) == sum(
+    x.size for x in jax.tree.leaves(state)
+  )
   whole = params
   for step in range(3):
     gradients = jax.tree.map(lambda p: jnp.cos(p * (step + 1)), whole)
@@ -215,7 +246,11 @@ def test_the_transform_trains_adapters_as_ours_and_nothing_else(optimizer):
 
 
 @given(
-  st.lists(st.tuples(st.integers(0, 4), st.lists(st.integers(0, 5), min_size=6, max_size=6)), min_size=1, max_size=4),
+  st.lists(
+    st.tuples(st.integers(0, 4), st.lists(st.integers(0, 5), min_size=6, max_size=6)),
+    min_size=1,
+    max_size=4,
+  ),
   st.integers(0, 5),
   st.integers(0, 5),
 )
@@ -243,7 +278,11 @@ def test_quantised_bases_are_refused():
   [
     {},
     {'lora': LoraConfig(rank=3, targets=('query', 'down'), rs_lora=True)},
-    {'rope_scaling': {'rope_type': 'linear', 'factor': 8.0}, 'layer_pattern': ('local', 'global'), 'window': 8},
+    {
+      'rope_scaling': {'rope_type': 'linear', 'factor': 8.0},
+      'layer_pattern': ('local', 'global'),
+      'window': 8,
+    },
   ],
 )
 def test_config_gin_of_a_run_makes_the_same_model(changes):
@@ -265,7 +304,9 @@ def test_adapters_beside_the_whole_model_are_found(tmp_path):
   written = write(path, str(tmp_path / 'again'), module)
   assert written.endswith('checkpoint_7')
   with Partitioner().activate():
-    again = checkpoints.restore_params(written, train_state.parameter_shapes(module, Partitioner()), module)
+    again = checkpoints.restore_params(
+      written, train_state.parameter_shapes(module, Partitioner()), module
+    )
   jax.tree.map(np.testing.assert_array_equal, again, params)
   with pytest.raises(places.CheckpointError, match='is there already'):
     write(path, str(tmp_path / 'again'), module)

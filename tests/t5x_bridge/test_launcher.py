@@ -1,4 +1,6 @@
-"""The launcher, the shims and the gin files, with a stand-in for T5X that has its names and none of its works."""
+"""The launcher, the shims and the gin files, with a stand-in for T5X that has its names and none of
+its works.
+"""
 
 import importlib.util
 import json
@@ -24,13 +26,22 @@ FIELDS = {
   'partitioning.standard_logical_axis_rules': ['additional_rules'],
 }  # fmt: skip
 TRAIN = [
-  'model', 'model_dir', 'train_dataset_cfg', 'train_eval_dataset_cfg', 'infer_eval_dataset_cfg', 'checkpoint_cfg', 'partitioner',
-  'trainer_cls', 'total_steps', 'eval_period', 'stats_period', 'random_seed', 'summarize_config_fn', 'get_dataset_fn',
+  'model', 'model_dir', 'train_dataset_cfg', 'train_eval_dataset_cfg', 'infer_eval_dataset_cfg',
+  'checkpoint_cfg', 'partitioner',
+  'trainer_cls', 'total_steps', 'eval_period', 'stats_period', 'random_seed', 'summarize_config_fn',
+  'get_dataset_fn',
   'verify_matching_vocabs_fn',
 ]  # fmt: skip
 INFER = ['mode', 'model', 'output_dir', 'dataset_cfg', 'partitioner', 'restore_checkpoint_cfg', 'checkpoint_period', 'write_fn',
          'checkpoint_ds_iter']  # fmt: skip
-EVAL = ['model', 'output_dir', 'dataset_cfg', 'partitioner', 'restore_checkpoint_cfg', 'inference_evaluator_cls']
+EVAL = [
+  'model',
+  'output_dir',
+  'dataset_cfg',
+  'partitioner',
+  'restore_checkpoint_cfg',
+  'inference_evaluator_cls',
+]
 TRAINING_GIN = """
 from __gin__ import dynamic_registration
 import __main__ as train_script
@@ -130,7 +141,9 @@ class OptaxWrapper:
 
 @pytest.fixture(scope='module')
 def stand_in(tmp_path_factory):
-  """A folder that looks like a checkout, with packages that T5X needs and this machine lacks beside it."""
+  """A folder that looks like a checkout, with packages that T5X needs and this machine lacks beside
+  it.
+  """
   home = tmp_path_factory.mktemp('t5x_home')
 
   def write(path, text):
@@ -149,7 +162,9 @@ def stand_in(tmp_path_factory):
   write('t5x/__init__.py', '')
   write('t5x/seen.py', SEEN)
   write(
-    't5x/models.py', 'import airio.core\nfrom jax.experimental.pjit import PartitionSpec\nairio.core.Task\n' + MODELS
+    't5x/models.py',
+    'import airio.core\nfrom jax.experimental.pjit import PartitionSpec\nairio.core.Task\n'
+    + MODELS,
   )
   write('t5x/optimizers.py', OPTIMIZERS)
   write('t5x/decoding.py', 'def temperature_sample(): pass\n')
@@ -157,13 +172,21 @@ def stand_in(tmp_path_factory):
   write('t5x/trainer.py', 'class Trainer: pass\n')
   for module in ('utils', 'partitioning'):
     write(f't5x/{module}.py', classes(module))
-  for program, name, arguments in (('train', 'train', TRAIN), ('infer', 'infer', INFER), ('eval', 'evaluate', EVAL)):
+  for program, name, arguments in (
+    ('train', 'train', TRAIN),
+    ('infer', 'infer', INFER),
+    ('eval', 'evaluate', EVAL),
+  ):
     arguments = ', '.join(f'{argument}=None' for argument in arguments)
     write(f't5x/{program}.py', PROGRAM.format(name=name, arguments=arguments, home=str(home)))
   for name in ('pretrain', 'finetune'):
     write(f't5x/configs/runs/{name}.gin', TRAINING_GIN)
-  write('t5x/configs/runs/infer.gin', READING_GIN.format(name='infer', directory='INFER_OUTPUT_DIR'))
-  write('t5x/configs/runs/eval.gin', READING_GIN.format(name='evaluate', directory='EVAL_OUTPUT_DIR'))
+  write(
+    't5x/configs/runs/infer.gin', READING_GIN.format(name='infer', directory='INFER_OUTPUT_DIR')
+  )
+  write(
+    't5x/configs/runs/eval.gin', READING_GIN.format(name='evaluate', directory='EVAL_OUTPUT_DIR')
+  )
   for module in checkout.PACKAGES:
     if importlib.util.find_spec(module) is None:
       write(f'{module}/__init__.py', '')
@@ -184,7 +207,9 @@ def launch(home, *arguments):
 def called(home, program, files, values):
   """What the program was called with."""
   files = [f'--gin_file=gin_configs/{f}' for f in ('models/world_1m.gin', *files)]
-  found = launch(home, program, *files, *[f'--gin.{name}={value!r}' for name, value in values.items()])
+  found = launch(
+    home, program, *files, *[f'--gin.{name}={value!r}' for name, value in values.items()]
+  )
   assert found.returncode == 0, found.stderr[-4000:]
   return json.loads(found.stdout.splitlines()[-1])
 
@@ -192,7 +217,9 @@ def called(home, program, files, values):
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory, tiny_vocabulary):
   directory = tmp_path_factory.mktemp('prepared')
-  name = write_prepared(directory, {'a.en': (1.0, None, [(np.arange(5, dtype=np.int32), np.ones(5, np.float32))])})
+  name = write_prepared(
+    directory, {'a.en': (1.0, None, [(np.arange(5, dtype=np.int32), np.ones(5, np.float32))])}
+  )
   path = directory / 'mixtures' / f'{name}.json'
   described = json.loads(path.read_text())
   described['vocabulary'] |= {'file': tiny_vocabulary.path, 'bos_token': '<s>', 'eos_token': '</s>'}
@@ -203,7 +230,8 @@ def prepared(tmp_path_factory, tiny_vocabulary):
 def test_lora_is_configured_to_the_last_name(stand_in, prepared, tmp_path):
   directory, mixture = prepared
   values = {
-    'DATA_DIR': directory, 'MIXTURE_OR_TASK_NAME': mixture, 'INITIAL_CHECKPOINT_PATH': 'base/checkpoint_0', 'TRAIN_STEPS': 7,
+    'DATA_DIR': directory, 'MIXTURE_OR_TASK_NAME': mixture,
+    'INITIAL_CHECKPOINT_PATH': 'base/checkpoint_0', 'TRAIN_STEPS': 7,
     'MODEL_DIR': str(tmp_path / 'run'), 'LENGTH': 16,
   }  # fmt: skip
   found = called(stand_in, 't5x.train', ['t5x/lora.gin'], values)
@@ -218,7 +246,11 @@ def test_lora_is_configured_to_the_last_name(stand_in, prepared, tmp_path):
   assert (found['trainer_cls'], found['get_dataset_fn'], found['summarize_config_fn']) == (
     't5x_trainer', 't5x_dataset', 't5x_summary',
   )  # fmt: skip
-  assert found['total_steps'] == 7 and found['random_seed'] == 0 and found['verify_matching_vocabs_fn'] is None
+  assert (
+    found['total_steps'] == 7
+    and found['random_seed'] == 0
+    and found['verify_matching_vocabs_fn'] is None
+  )
   assert found['train_eval_dataset_cfg'] is None and found['infer_eval_dataset_cfg'] is None
   dataset = found['train_dataset_cfg']
   assert (dataset['mixture_or_task_name'], dataset['task_feature_lengths'], dataset['batch_size'], dataset['seed']) == (
@@ -226,7 +258,11 @@ def test_lora_is_configured_to_the_last_name(stand_in, prepared, tmp_path):
   )  # fmt: skip
   restore = found['checkpoint_cfg']['restore']
   assert restore['path'] == 'base/checkpoint_0' and restore['fallback_to_scratch']
-  assert [pattern for pattern, _ in restore['assignment_map']] == ['.*/lora_[ab]', 'state/param_states.*', 'state/step']
+  assert [pattern for pattern, _ in restore['assignment_map']] == [
+    '.*/lora_[ab]',
+    'state/param_states.*',
+    'state/step',
+  ]
   assert found['checkpoint_cfg']['save']['period'] == 1000
   assert found['partitioner']['logical_axis_rules']['additional_rules'] == [
     ['lora_rank', None],
@@ -252,7 +288,8 @@ def test_a_hugging_face_model_is_finetuned(stand_in, prepared, tmp_path):
   described = families.to_json_config(tiny_config(vocab_size=1300))
   (tmp_path / 'hf' / 'config.json').write_text(json.dumps(described))
   values = {
-    'DATA_DIR': directory, 'MIXTURE_OR_TASK_NAME': mixture, 'INITIAL_CHECKPOINT_PATH': 'base/checkpoint_0', 'TRAIN_STEPS': 7,
+    'DATA_DIR': directory, 'MIXTURE_OR_TASK_NAME': mixture,
+    'INITIAL_CHECKPOINT_PATH': 'base/checkpoint_0', 'TRAIN_STEPS': 7,
     'MODEL_DIR': str(tmp_path / 'run'), 'HF_DIR': str(tmp_path / 'hf'),
   }  # fmt: skip
   found = called(stand_in, 't5x.train', ['models/huggingface.gin', 't5x/finetune.gin'], values)
@@ -266,12 +303,16 @@ def test_a_hugging_face_model_is_finetuned(stand_in, prepared, tmp_path):
 def test_inference_registers_the_mixture(stand_in, tiny_vocabulary, tmp_path):
   mixture = 'world.x2x.all.en_zh.every'
   values = {
-    'VOCABULARY': tiny_vocabulary.path, 'MIXTURE_OR_TASK_NAME': mixture, 'CHECKPOINT_PATH': 'run/checkpoint_3', 'LENGTH': 48,
+    'VOCABULARY': tiny_vocabulary.path, 'MIXTURE_OR_TASK_NAME': mixture,
+    'CHECKPOINT_PATH': 'run/checkpoint_3', 'LENGTH': 48,
     'INFER_OUTPUT_DIR': str(tmp_path), 'SHARES': {'x2x': 1.0},
   }  # fmt: skip
   found = called(stand_in, 't5x.infer', ['mixtures/world.gin', 't5x/infer.gin'], values)
   assert found['write_fn'] == 't5x_predictions' and found['checkpoint_ds_iter'] is False
-  assert found['dataset_cfg']['mixture_or_task_name'] == mixture and found['dataset_cfg']['split'] == 'validation'
+  assert (
+    found['dataset_cfg']['mixture_or_task_name'] == mixture
+    and found['dataset_cfg']['split'] == 'validation'
+  )
   assert found['dataset_cfg']['task_feature_lengths'] == {'targets': 48, 'loss_weights': 48}
   assert found['model']['optimizer_def'] is None
 
@@ -289,18 +330,26 @@ def test_a_benchmark_is_evaluated(stand_in, tiny_vocabulary, tmp_path):
   }
   (path / 'test.sw.jsonl').write_text(json.dumps(line) + '\n')
   values = {
-    'VOCABULARY': tiny_vocabulary.path, 'BENCHMARK': 'xcopa', 'BENCHMARK_PATH': str(path), 'LANGUAGES': ('sw',),
+    'VOCABULARY': tiny_vocabulary.path, 'BENCHMARK': 'xcopa', 'BENCHMARK_PATH': str(path),
+    'LANGUAGES': ('sw',),
     'CHECKPOINT_PATH': 'run/checkpoint_3', 'EVAL_OUTPUT_DIR': str(tmp_path / 'out'),
   }  # fmt: skip
   found = called(stand_in, 't5x.eval', ['t5x/eval.gin'], values)
-  assert found['dataset_cfg']['mixture_or_task_name'] == 'xcopa.likelihood' and found['dataset_cfg']['split'] == 'test'
+  assert (
+    found['dataset_cfg']['mixture_or_task_name'] == 'xcopa.likelihood'
+    and found['dataset_cfg']['split'] == 'test'
+  )
 
 
 def test_what_is_missing_is_said(monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   monkeypatch.delenv(checkout.HOME, raising=False)
   assert run.main(['t5x.train']) == 1
-  assert 'no T5X' in (said := capsys.readouterr().err) and checkout.REPOSITORY in said and 'T5X_HOME' in said
+  assert (
+    'no T5X' in (said := capsys.readouterr().err)
+    and checkout.REPOSITORY in said
+    and 'T5X_HOME' in said
+  )
   monkeypatch.setenv(checkout.HOME, str(tmp_path))
   assert run.main(['t5x.train']) == 1
   assert f'{tmp_path} has no t5x/train.py' in capsys.readouterr().err
@@ -309,7 +358,9 @@ def test_what_is_missing_is_said(monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(sys, 'path', list(sys.path))
   assert run.main(['t5x.infer']) == 1
   said = capsys.readouterr().err
-  assert "pip install 'crossin-jax[t5x]'" in said and all(package in said for package in checkout.PACKAGES.values())
+  assert "pip install 'crossin-jax[t5x]'" in said and all(
+    package in said for package in checkout.PACKAGES.values()
+  )
 
 
 def test_usage(capsys):

@@ -18,7 +18,9 @@ PAIRS = [([7, 8], [5, 2]), ([0, 0, 9], [0, 2]), ([], [4, 0, 2]), ([3], [0] * 9)]
 
 @pytest.fixture(scope='module')
 def seqio():
-  return pytest.importorskip('seqio', reason='seqio (and TensorFlow) are needed to read registered Tasks')
+  return pytest.importorskip(
+    'seqio', reason='seqio (and TensorFlow) are needed to read registered Tasks'
+  )
 
 
 @pytest.fixture
@@ -28,7 +30,9 @@ def pairs_task(seqio, tiny_vocabulary):
 
   def dataset(split, shuffle_files=False, seed=None):
     spec = tf.TensorSpec((None,), tf.int32)
-    rows = lambda: ({'inputs': np.array(i, np.int32), 'targets': np.array(t, np.int32)} for i, t in PAIRS)
+    rows = lambda: (
+      {'inputs': np.array(i, np.int32), 'targets': np.array(t, np.int32)} for i, t in PAIRS
+    )
     return tf.data.Dataset.from_generator(rows, output_signature={'inputs': spec, 'targets': spec})
 
   vocabulary = seqio.SentencePieceVocabulary(tiny_vocabulary.path)
@@ -36,7 +40,9 @@ def pairs_task(seqio, tiny_vocabulary):
   seqio.TaskRegistry.remove('others#pairs')
   return seqio.TaskRegistry.add(
     'others#pairs',
-    source=seqio.FunctionDataSource(dataset, splits=('train',), num_input_examples={'train': len(PAIRS)}),
+    source=seqio.FunctionDataSource(
+      dataset, splits=('train',), num_input_examples={'train': len(PAIRS)}
+    ),
     preprocessors=[],
     output_features={'inputs': feature, 'targets': feature},
   )
@@ -45,8 +51,14 @@ def pairs_task(seqio, tiny_vocabulary):
 def test_prompts_are_marked(pairs_task):
   from seqio_tasks.feature_converter import AnyTaskFeatureConverter
 
-  dataset = pairs_task.get_dataset(sequence_length={'inputs': 3, 'targets': 3}, split='train', shuffle=False).take(3)
-  rows = list(AnyTaskFeatureConverter(pack=False, bos_id=1)(dataset, {'inputs': 3, 'targets': 3}).as_numpy_iterator())
+  dataset = pairs_task.get_dataset(
+    sequence_length={'inputs': 3, 'targets': 3}, split='train', shuffle=False
+  ).take(3)
+  rows = list(
+    AnyTaskFeatureConverter(pack=False, bos_id=1)(
+      dataset, {'inputs': 3, 'targets': 3}
+    ).as_numpy_iterator()
+  )
   expected = {
     'decoder_target_tokens': [[7, 8, 5, 2, 0, 0], [0, 0, 9, 0, 2, 0], [4, 0, 2, 0, 0, 0]],
     'decoder_input_tokens': [[1, 7, 8, 5, 0, 0], [1, 0, 0, 9, 0, 0], [1, 4, 0, 0, 0, 0]],
@@ -66,8 +78,13 @@ def test_weighted_tasks_are_packed_or_prompted(seqio):
   from seqio_tasks.feature_converter import AnyTaskFeatureConverter
 
   examples = [([0, 5, 0], [0.0, 1.0, 0.5]), ([0, 0], [1.0, 1.0]), ([7, 0], [0.0, 0.0])]
-  spec = {'targets': tf.TensorSpec((None,), tf.int32), 'loss_weights': tf.TensorSpec((None,), tf.float32)}
-  rows = lambda: ({'targets': np.array(t, np.int32), 'loss_weights': np.array(w, np.float32)} for t, w in examples)
+  spec = {
+    'targets': tf.TensorSpec((None,), tf.int32),
+    'loss_weights': tf.TensorSpec((None,), tf.float32),
+  }
+  rows = lambda: (
+    {'targets': np.array(t, np.int32), 'loss_weights': np.array(w, np.float32)} for t, w in examples
+  )
   dataset = tf.data.Dataset.from_generator(rows, output_signature=spec)
   lengths = {'targets': 5, 'loss_weights': 5}
   packed = list(AnyTaskFeatureConverter(pack=True, bos_id=9)(dataset, lengths).as_numpy_iterator())
@@ -82,21 +99,38 @@ def test_weighted_tasks_are_packed_or_prompted(seqio):
 
 
 def test_any_seqio_mixture_becomes_batches(pairs_task, tmp_path, capsys):
-  arguments = ['--mixture', 'others#pairs', '--output_dir', str(tmp_path), '--max_length', '8', '--json']
+  arguments = [
+    '--mixture',
+    'others#pairs',
+    '--output_dir',
+    str(tmp_path),
+    '--max_length',
+    '8',
+    '--json',
+  ]
   assert seqio_data.main(arguments) == 0
-  assert json.loads(capsys.readouterr().out) == {'mixture': 'others.pairs', 'examples': 3, 'tokens': 12, 'dropped': 1}
+  assert json.loads(capsys.readouterr().out) == {
+    'mixture': 'others.pairs',
+    'examples': 3,
+    'tokens': 12,
+    'dropped': 1,
+  }
   mixture = PreparedMixture(str(tmp_path), 'others.pairs')
   split = mixture.tasks[0].split
   for i, (prompt, answer) in enumerate(PAIRS[:3]):
     tokens, weights = split.example(i)
-    assert tokens.tolist() == prompt + answer and weights.tolist() == [0] * len(prompt) + [1] * len(answer)
+    assert tokens.tolist() == prompt + answer and weights.tolist() == [0] * len(prompt) + [1] * len(
+      answer
+    )
   batch = BatchStream(mixture, batch_size=2, length=8).batch(0)
   assert batch['decoder_loss_weights'].sum() > 0 and mixture.bos_id == 1
   # Once more over the same files; but never over those of `crossin prepare`.
   assert seqio_data.main(arguments) == 0
   path = tmp_path / 'tasks' / 'others.pairs' / 'manifest.json'
   path.write_text(path.read_text().replace('"component": "seqio"', '"component": "x2x"'))
-  assert seqio_data.main(arguments) == 1 and 'written by `crossin prepare`' in capsys.readouterr().err
+  assert (
+    seqio_data.main(arguments) == 1 and 'written by `crossin prepare`' in capsys.readouterr().err
+  )
   assert seqio_data.main(['--mixture', 'nothing', *arguments[2:]]) == 1
   assert 'Give --module' in capsys.readouterr().err
 
@@ -111,7 +145,9 @@ def test_our_own_mixtures_come_out_as_prepare_wrote_them(seqio, tiny_settings, t
   prepare(name, str(tmp_path / 'prepared'), tiny_settings(rates='counts'), workers=1)
   for split in ('train', 'validation'):
     mixtures = [PreparedMixture(str(tmp_path / way), name, split) for way in ('seqio', 'prepared')]
-    assert [task.rate for task in mixtures[0].tasks] == pytest.approx([task.rate for task in mixtures[1].tasks])
+    assert [task.rate for task in mixtures[0].tasks] == pytest.approx(
+      [task.rate for task in mixtures[1].tasks]
+    )
     for mine, theirs in zip(*(mixture.tasks for mixture in mixtures), strict=True):
       assert mine.split.name == theirs.split.name and len(mine.split) == len(theirs.split) > 0
       for i in range(len(mine.split)):

@@ -1,4 +1,6 @@
-"""T5X's programs on this project's models and mixtures, beside its own trainer; the tokenizer's id 0 is its most frequent token."""
+"""T5X's programs on this project's models and mixtures, beside its own trainer; the tokenizer's id
+0 is its most frequent token.
+"""
 
 import glob
 import json
@@ -44,7 +46,8 @@ from crossin_jax.training import state as train_state
 pytestmark = [pytest.mark.t5x, pytest.mark.slow]
 MIXTURE = 'world.tested_shared_base_x2x.all.en_zh_vi_es.every'
 LORA = {
-  'DecoderConfig.lora': '@LoraConfig()', 'LoraConfig.rank': 4, 'LoraConfig.alpha': 8.0, 'LoraConfig.dropout': 0.0,
+  'DecoderConfig.lora': '@LoraConfig()', 'LoraConfig.rank': 4, 'LoraConfig.alpha': 8.0,
+  'LoraConfig.dropout': 0.0,
   'LoraConfig.base_dtype': 'float32',
 }  # fmt: skip
 TRAINING = ['gin_configs/t5x/finetune.gin']
@@ -52,7 +55,9 @@ TRAINING = ['gin_configs/t5x/finetune.gin']
 
 @pytest.fixture(scope='module')
 def vocabulary(t5x_home, tmp_path_factory, tiny_world):  # noqa: F811
-  return Vocabulary(zero_tokenizer(tiny_world, tmp_path_factory.mktemp('zero'), MODEL['vocab_size']))
+  return Vocabulary(
+    zero_tokenizer(tiny_world, tmp_path_factory.mktemp('zero'), MODEL['vocab_size'])
+  )
 
 
 @pytest.fixture(scope='module')
@@ -65,8 +70,10 @@ def data(tmp_path_factory, tiny_world, vocabulary):
 
   directory = str(tmp_path_factory.mktemp('prepared'))
   settings = MixtureSettings(
-    parallel=WorldInstructions(tiny_world), texts=world_texts(tiny_world), vocabulary=vocabulary, template='plain',
-    presets=(Preset('every', assignment='every'),), validation_rows=6, max_length=LENGTH, rates='shares', shares=TINY_SHARES,
+    parallel=WorldInstructions(tiny_world), texts=world_texts(tiny_world), vocabulary=vocabulary,
+    template='plain',
+    presets=(Preset('every', assignment='every'),), validation_rows=6, max_length=LENGTH,
+    rates='shares', shares=TINY_SHARES,
   )  # fmt: skip
   prepare(MIXTURE, directory, settings, workers=1)
   batch = BatchStream(PreparedMixture(directory, MIXTURE), batch_size=BATCH, length=LENGTH).batch(0)
@@ -85,13 +92,20 @@ def base(t5x_home, tmp_path_factory):  # noqa: F811
 @pytest.fixture(scope='module')
 def values(data, base):
   return {
-    'DATA_DIR': data, 'MIXTURE_OR_TASK_NAME': MIXTURE, 'INITIAL_CHECKPOINT_PATH': base, 'BATCH_SIZE': BATCH,
+    'DATA_DIR': data, 'MIXTURE_OR_TASK_NAME': MIXTURE, 'INITIAL_CHECKPOINT_PATH': base,
+    'BATCH_SIZE': BATCH,
     'LENGTH': LENGTH, **RATE,
   }  # fmt: skip
 
 
 def train_ours(values, model_dir, steps=STEPS, **more):
-  values = {**values, 'MODEL_DIR': str(model_dir), 'TRAIN_STEPS': steps, 'train.log_period': 1, **more}
+  values = {
+    **values,
+    'MODEL_DIR': str(model_dir),
+    'TRAIN_STEPS': steps,
+    'train.log_period': 1,
+    **more,
+  }
   files = ('gin_configs/models/llama_60m.gin', 'gin_configs/runs/defaults.gin')
   flags = [f'--gin_file={f}' for f in files] + ['--gin_bindings=import crossin_jax.models.lora']
   assert cli.main(['train', *flags, *model_flags(), *flags_of(values)]) == 0
@@ -118,7 +132,9 @@ def train_theirs(t5x, values):  # noqa: F811
 @pytest.fixture(scope='module')
 def ours(values, tmp_path_factory):
   return train_ours(
-    values, tmp_path_factory.mktemp('ours'), **{'CheckpointConfig.period': 10, 'CheckpointConfig.keep': 5}
+    values,
+    tmp_path_factory.mktemp('ours'),
+    **{'CheckpointConfig.period': 10, 'CheckpointConfig.keep': 5},
   )
 
 
@@ -131,7 +147,9 @@ def theirs(train_theirs, tmp_path_factory):
 def their_adapters(train_theirs, tmp_path_factory):
   """LoRA in four microbatches on four devices, two of them for the model."""
   more = {**LORA, 'MICROBATCHES': 2, 'partitioning.PjitPartitioner.model_parallel_submesh': (1, 2)}
-  return train_theirs(tmp_path_factory.mktemp('their_adapters'), ['gin_configs/t5x/lora.gin'], devices=4, **more)
+  return train_theirs(
+    tmp_path_factory.mktemp('their_adapters'), ['gin_configs/t5x/lora.gin'], devices=4, **more
+  )
 
 
 def assert_same_losses(found: dict, wanted: dict, first: int = 1, last: int = STEPS):
@@ -143,7 +161,10 @@ def assert_same_losses(found: dict, wanted: dict, first: int = 1, last: int = ST
 def leaves(checkpoint) -> dict:
   """Parameters on disk, read by Orbax alone."""
   tree = ocp.PyTreeCheckpointer().restore(os.path.join(checkpoint, 'state'))
-  return {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(tree['target'], sep='/').items()}
+  return {
+    path: np.asarray(leaf)
+    for path, leaf in traverse_util.flatten_dict(tree['target'], sep='/').items()
+  }
 
 
 def test_full_tuning_has_the_same_losses(ours, theirs):
@@ -163,7 +184,12 @@ def test_t5x_resumes_at_its_step(theirs, train_theirs, tmp_path):
 @pytest.mark.parametrize('kind', ['theirs', 'their_adapters'])
 def test_our_commands_take_t5x_runs(kind, request, tmp_path):
   run, out = request.getfixturevalue(kind), str(tmp_path / 'hf')
-  assert cli.main(['export-hf', run, '--output_dir', out, '--format', 'full' if kind == 'theirs' else 'merged']) == 0
+  assert (
+    cli.main(
+      ['export-hf', run, '--output_dir', out, '--format', 'full' if kind == 'theirs' else 'merged']
+    )
+    == 0
+  )
   with open(os.path.join(out, 'config.json'), encoding='utf-8') as f:
     assert json.load(f)['hidden_size'] == MODEL['embed_dim']
   assert os.path.exists(os.path.join(out, 'tokenizer.json'))
@@ -187,18 +213,33 @@ def test_eval_gives_our_accuracy(theirs, vocabulary, t5x, tmp_path):  # noqa: F8
   path.mkdir()
   (path / 'test.sw.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
   given = {
-    'VOCABULARY': vocabulary.path, 'BENCHMARK': 'xcopa', 'BENCHMARK_PATH': str(path), 'LANGUAGES': ('sw',),
-    'CHECKPOINT_PATH': os.path.join(theirs, f'checkpoint_{STEPS}'), 'EVAL_OUTPUT_DIR': str(tmp_path / 'theirs'),
+    'VOCABULARY': vocabulary.path, 'BENCHMARK': 'xcopa', 'BENCHMARK_PATH': str(path),
+    'LANGUAGES': ('sw',),
+    'CHECKPOINT_PATH': os.path.join(theirs, f'checkpoint_{STEPS}'),
+    'EVAL_OUTPUT_DIR': str(tmp_path / 'theirs'),
   }  # fmt: skip
   t5x('t5x.eval', ['gin_configs/t5x/eval.gin'], given)
   (found,) = glob.glob(str(tmp_path / 'theirs' / 'inference_eval' / '*sw*metrics.jsonl'))
   with open(found, encoding='utf-8') as f:
     figures = json.loads(f.readline())
   out = str(tmp_path / 'ours')
-  arguments = ['--checkpoint', theirs, '--output_dir', out, '--benchmark', f'xcopa={path}', '--languages', 'sw']
+  arguments = [
+    '--checkpoint',
+    theirs,
+    '--output_dir',
+    out,
+    '--benchmark',
+    f'xcopa={path}',
+    '--languages',
+    'sw',
+  ]
   assert cli.main(['evaluate', *arguments]) == 0
   with open(os.path.join(out, 'results.json'), encoding='utf-8') as f:
-    (ours,) = [run for run in json.load(f)['runs'] if run['benchmark'] == 'xcopa' and run['method'] == 'likelihood']
+    (ours,) = [
+      run
+      for run in json.load(f)['runs']
+      if run['benchmark'] == 'xcopa' and run['method'] == 'likelihood'
+    ]
   assert figures['accuracy'] == pytest.approx(ours['accuracy']) and 0 < ours['accuracy'] < 1
 
 
@@ -209,8 +250,12 @@ def test_t5x_goes_on_with_our_run(ours, train_theirs, tmp_path):
   assert_same_losses(t5x_losses(run), our_losses(ours), first=11)
 
 
-def test_lora_has_the_same_losses_and_leaves_the_rest_alone(values, base, their_adapters, train_theirs, tmp_path):
-  """The adapters are drawn differently, so both trainers go on with T5X's first ones (its checkpoint before step 1)."""
+def test_lora_has_the_same_losses_and_leaves_the_rest_alone(
+  values, base, their_adapters, train_theirs, tmp_path
+):
+  """The adapters are drawn differently, so both trainers go on with T5X's first ones (its
+  checkpoint before step 1).
+  """
   begun = os.path.join(their_adapters, 'checkpoint_0')
   run = train_ours(values, tmp_path / 'run', **LORA, INITIAL_CHECKPOINT_PATH=begun)
   found = our_losses(run)
@@ -237,8 +282,12 @@ def test_lora_has_the_same_losses_and_leaves_the_rest_alone(values, base, their_
   again = train_theirs(tmp_path / 'again', ['gin_configs/t5x/lora.gin'], steps=1, **more)
   partition = Partitioner()
   with partition.activate():
-    params = parameters.restore_params(together, train_state.parameter_shapes(model, partition), model)
-    stream = BatchStream(PreparedMixture(values['DATA_DIR'], MIXTURE), batch_size=BATCH, length=LENGTH)
+    params = parameters.restore_params(
+      together, train_state.parameter_shapes(model, partition), model
+    )
+    stream = BatchStream(
+      PreparedMixture(values['DATA_DIR'], MIXTURE), batch_size=BATCH, length=LENGTH
+    )
     _, sums = losses.batch_loss(model, params, stream.batch(0), len(stream.mixture.tasks))
   assert t5x_losses(again)[1] == pytest.approx(float(sums.loss / sums.weight), rel=1e-4)
 
@@ -249,14 +298,18 @@ def test_logits_shards_and_predictions(ours, theirs, data, vocabulary, run_progr
   batch = {name: value for name, value in batch.items() if name != 'decoder_task_ids'}
   np.savez(tmp_path / 'batch.npz', **batch)
   rng = np.random.default_rng(0)
-  prompts = [rng.integers(0, 4, n).tolist() for n in (1, 3, 8, 20, 5, 2, 40, 12)]  # many zeros, at the ends too
+  # many zeros, at the ends too
+  prompts = [rng.integers(0, 4, n).tolist() for n in (1, 3, 8, 20, 5, 2, 40, 12)]
   prompts[1], prompts[4] = [0, 0, 0], [5, 7, 0, 0, 0]
   inputs, causal = np.zeros((2, BATCH, LENGTH), np.int32)
   for row, prompt in enumerate(prompts):
     inputs[row, : len(prompt) + 1] = [vocabulary.bos_id, *prompt]
     causal[row, : len(prompt) + 1] = 1
   np.savez(tmp_path / 'prompts.npz', decoder_input_tokens=inputs, decoder_causal_attention=causal)
-  last = {name: os.path.join(path, f'checkpoint_{STEPS}') for name, path in {'theirs': theirs, 'ours': ours}.items()}
+  last = {
+    name: os.path.join(path, f'checkpoint_{STEPS}')
+    for name, path in {'theirs': theirs, 'ours': ours}.items()
+  }
   asked = {'config': MODEL, 'checkpoints': last, 'vocabulary': {'path': vocabulary.path}}
   (tmp_path / 'asked.json').write_text(json.dumps(asked))
   run_program(os.path.join(os.path.dirname(__file__), 'library_checks.py'), tmp_path, devices=4)
@@ -265,27 +318,50 @@ def test_logits_shards_and_predictions(ours, theirs, data, vocabulary, run_progr
   model, partition = Decoder(DecoderConfig(**MODEL)), Partitioner()
   with partition.activate():
     for name, path in last.items():
-      params = parameters.restore_params(path, train_state.parameter_shapes(model, partition), model)
+      params = parameters.restore_params(
+        path, train_state.parameter_shapes(model, partition), model
+      )
       logits = jax.jit(lambda p: losses.apply_model(model, p, batch))(params)
       real = batch['decoder_segment_ids'] > 0
-      np.testing.assert_allclose(answers[f'logits {name}'][real], np.asarray(logits)[real], atol=2e-5, rtol=1e-4)
+      np.testing.assert_allclose(
+        answers[f'logits {name}'][real], np.asarray(logits)[real], atol=2e-5, rtol=1e-4
+      )
     for row, prompt in enumerate(prompts):
       room = LENGTH - len(prompt)
       found = greedy(
-        model, params, partition, [prompt], bos_id=vocabulary.bos_id, eos_id=vocabulary.eos_id, max_new_tokens=room
+        model,
+        params,
+        partition,
+        [prompt],
+        bos_id=vocabulary.bos_id,
+        eos_id=vocabulary.eos_id,
+        max_new_tokens=room,
       )[0]
-      assert answers['predictions'][row].tolist() == found + [vocabulary.eos_id] * (LENGTH - len(found)), row
+      assert answers['predictions'][row].tolist() == found + [vocabulary.eos_id] * (
+        LENGTH - len(found)
+      ), row
   assert (answers['predictions'] == 0).any(), 'no prediction holds id 0, so nothing is shown'
 
   shards = json.loads((tmp_path / 'shards.json').read_text())
-  vocab, width, hidden, layers = MODEL['vocab_size'], MODEL['embed_dim'], MODEL['mlp_dim'], MODEL['num_layers']
+  vocab, width, hidden, layers = (
+    MODEL['vocab_size'],
+    MODEL['embed_dim'],
+    MODEL['mlp_dim'],
+    MODEL['num_layers'],
+  )
   adam = 'state/param_states/inner_states/train/inner_state/1/0/mu/decoder/layers'
   wanted = {
     'target/decoder/token_embedding': [[vocab, width], [vocab // 2, width]],
     'target/decoder/lm_head': [[width, vocab], [width, vocab // 2]],
     'target/decoder/layers/mlp/up/kernel': [[layers, width, hidden], [layers, width, hidden // 2]],
-    'target/decoder/layers/mlp/down/kernel': [[layers, hidden, width], [layers, hidden // 2, width]],
-    'target/decoder/layers/self_attention/query/kernel': [[layers, width, width], [layers, width, width // 2]],
+    'target/decoder/layers/mlp/down/kernel': [
+      [layers, hidden, width],
+      [layers, hidden // 2, width],
+    ],
+    'target/decoder/layers/self_attention/query/kernel': [
+      [layers, width, width],
+      [layers, width, width // 2],
+    ],
     'target/decoder/layers/mlp/up/lora_a': [[layers, width, 4], [layers, width, 4]],
     'target/decoder/layers/mlp/up/lora_b': [[layers, 4, hidden], [layers, 4, hidden // 2]],
     f'{adam}/mlp/up/lora_b': [[layers, 4, hidden], [layers, 4, hidden // 2]],
@@ -304,8 +380,10 @@ def test_infer_gives_our_greedy_answers(theirs, vocabulary, t5x, tmp_path):  # n
   checkpoint = os.path.join(theirs, f'checkpoint_{STEPS}')
   mixture = 'world.x2x.all.en_zh.every'
   given = {
-    'CHECKPOINT_PATH': checkpoint, 'INFER_OUTPUT_DIR': str(tmp_path / 'out'), 'MIXTURE_OR_TASK_NAME': mixture,
-    'VOCABULARY': vocabulary.path, 'LENGTH': LENGTH, 'BATCH_SIZE': 8, 'LANGUAGES': TINY_LANGUAGES, 'World.tuning_entities': 6,
+    'CHECKPOINT_PATH': checkpoint, 'INFER_OUTPUT_DIR': str(tmp_path / 'out'),
+    'MIXTURE_OR_TASK_NAME': mixture,
+    'VOCABULARY': vocabulary.path, 'LENGTH': LENGTH, 'BATCH_SIZE': 8, 'LANGUAGES': TINY_LANGUAGES,
+    'World.tuning_entities': 6,
     'World.test_entities': 12, 'MixtureSettings.validation_rows': 6, 'SHARES': {'x2x': 1.0},
   }  # fmt: skip
   t5x('t5x.infer', ['gin_configs/mixtures/world.gin', 'gin_configs/t5x/infer.gin'], given)
@@ -323,13 +401,16 @@ def test_infer_gives_our_greedy_answers(theirs, vocabulary, t5x, tmp_path):  # n
 
   world = World(languages=TINY_LANGUAGES, tuning_entities=6, test_entities=12)
   settings = MixtureSettings(
-    parallel=WorldInstructions(world), vocabulary=vocabulary, template='plain', max_length=LENGTH, validation_rows=6,
+    parallel=WorldInstructions(world), vocabulary=vocabulary, template='plain', max_length=LENGTH,
+    validation_rows=6,
     presets=(Preset('every', assignment='every'),),
   )  # fmt: skip
   prepare(mixture, str(tmp_path / 'prepared'), settings, workers=1)
   model, partition, zeros = Decoder(DecoderConfig(**MODEL)), Partitioner(), 0
   with partition.activate():
-    params = parameters.restore_params(checkpoint, train_state.parameter_shapes(model, partition), model)
+    params = parameters.restore_params(
+      checkpoint, train_state.parameter_shapes(model, partition), model
+    )
     for task, found in rows.items():
       split = TaskSplit(str(tmp_path / 'prepared'), task, 'validation')
       assert [row['id'] for row in found] == [split.id(i) for i in range(len(split))]

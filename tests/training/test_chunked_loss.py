@@ -1,4 +1,6 @@
-"""The loss that never holds the logits of a batch is the same loss, on any mesh, and holds them indeed not."""
+"""The loss that never holds the logits of a batch is the same loss, on any mesh, and holds them
+indeed not.
+"""
 
 import functools
 
@@ -33,7 +35,9 @@ def chunked(x, head, targets, weights, z_loss, chunk):
   return chunked_loss.cross_entropy(x, head, targets, weights, z_loss=z_loss, chunk=chunk)
 
 
-def case(rng, *, rows=2, length=9, width=8, words=300, real=300, tied=False, softcap=None, dtype=np.float32):
+def case(
+  rng, *, rows=2, length=9, width=8, words=300, real=300, tied=False, softcap=None, dtype=np.float32
+):
   x = jnp.asarray(3 * rng.standard_normal((rows, length, width)), dtype)
   kernel = jnp.asarray(rng.standard_normal((words, width) if tied else (width, words)), dtype)
   weights = rng.random((rows, length)) * (rng.random((rows, length)) < 0.7)
@@ -64,7 +68,9 @@ def assert_equal(found, expected, tolerance=1e-5):
   chunk=st.sampled_from((1, 130, 1000)),
 )
 def test_equals_whole_logits(seed, sizes, tied, softcap, z_loss, chunk):
-  arrays = case(np.random.default_rng(seed), words=sizes[0], real=sizes[1], tied=tied, softcap=softcap)
+  arrays = case(
+    np.random.default_rng(seed), words=sizes[0], real=sizes[1], tied=tied, softcap=softcap
+  )
   found = gradients(chunked, *arrays, (z_loss, chunk))
   assert_equal(found, gradients(plain, *arrays, (z_loss,)))
   if sizes[0] > sizes[1]:
@@ -76,7 +82,9 @@ def test_in_float64_and_bfloat16():
   with jax.enable_x64(True):
     arrays = case(np.random.default_rng(0), softcap=5.0, dtype=np.float64)
     arrays = (*arrays[:3], arrays[3].astype(jnp.float64))
-    assert_equal(gradients(chunked, *arrays, (0.01, 130)), gradients(plain, *arrays, (0.01,)), 1e-13)
+    assert_equal(
+      gradients(chunked, *arrays, (0.01, 130)), gradients(plain, *arrays, (0.01,)), 1e-13
+    )
   arrays = case(np.random.default_rng(0), width=64, dtype=jnp.bfloat16)
   assert_equal(gradients(chunked, *arrays, (0.0, 130)), gradients(plain, *arrays, (0.0,)), 0.01)
 
@@ -103,7 +111,9 @@ def test_what_is_not_finite_shows_in_the_same_places(bad):
     targets = targets.at[0, 0].set(5)
     x, weights = jnp.broadcast_to(x[:1, :1], x.shape), weights * (targets != 5)
   (found, losses_found), found_gradients = gradients(chunked, x, head, targets, weights, (0.0, 130))
-  (expected, losses_expected), expected_gradients = gradients(plain, x, head, targets, weights, (0.0,))
+  (expected, losses_expected), expected_gradients = gradients(
+    plain, x, head, targets, weights, (0.0,)
+  )
   np.testing.assert_array_equal(np.isfinite(losses_found), np.isfinite(losses_expected))
   if bad == 'infinite target':
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -116,14 +126,21 @@ def test_what_is_not_finite_shows_in_the_same_places(bad):
 
 CONFIGS = {
   'own head': {'vocab_size': 300, 'vocab_multiple': 4},
-  'tied, capped, padded': {'vocab_size': 301, 'vocab_multiple': 128, 'tie_embeddings': True, 'logit_softcap': 3.0},
+  'tied, capped, padded': {
+    'vocab_size': 301,
+    'vocab_multiple': 128,
+    'tie_embeddings': True,
+    'logit_softcap': 3.0,
+  },
   'odd': {'vocab_size': 301},
 }
 
 
 @functools.cache
 def models_loss(name):
-  """(parameters, jitted (parameters, chunk) -> ((objective, sums), gradients), what whole logits give)."""
+  """(parameters, jitted (parameters, chunk) -> ((objective, sums), gradients), what whole logits
+  give).
+  """
   model = Decoder(tiny_config(num_layers=1, **CONFIGS[name]))
   batch, _ = ragged_batch(np.random.default_rng(0), 8, 16, vocabulary=300)
 
@@ -131,15 +148,19 @@ def models_loss(name):
   def run(params, chunk):
     with gin.unlock_config():
       gin.bind_parameter('cross_entropy.chunk', chunk)
-    return jax.value_and_grad(lambda p: losses.batch_loss(model, p, batch, 3, z_loss=1e-2), has_aux=True)(params)
+    return jax.value_and_grad(
+      lambda p: losses.batch_loss(model, p, batch, 3, z_loss=1e-2), has_aux=True
+    )(params)
 
   params = init_params(model)
   return params, run, run(params, None)
 
 
 @pytest.mark.parametrize('name, mesh', [
-    ('own head', (1, 1, 1)), ('own head', (2, 1, 2)), ('own head', (1, 2, 2)), ('own head', (1, 1, 4)), ('own head', (1, 4, 1)),
-    ('tied, capped, padded', (1, 1, 1)), ('tied, capped, padded', (1, 2, 2)), ('tied, capped, padded', (2, 2, 1)),
+    ('own head', (1, 1, 1)), ('own head', (2, 1, 2)), ('own head', (1, 2, 2)),
+    ('own head', (1, 1, 4)), ('own head', (1, 4, 1)),
+    ('tied, capped, padded', (1, 1, 1)), ('tied, capped, padded', (1, 2, 2)), ('tied, capped, '
+                                                                               'padded', (2, 2, 1)),
     ('odd', (2, 1, 2)),
 ])  # fmt: skip
 def test_training_loss_on_meshes(name, mesh):
@@ -160,11 +181,19 @@ def test_no_device_of_a_mesh_has_the_head_or_its_gradient_whole():
   partition = Partitioner(mesh_shape=(1, 2, 2), devices=jax.devices()[:4])
   gin.bind_parameter('cross_entropy.chunk', 128)
   with partition.activate():
-    params = jax.device_put(init_params(model), train_state.parameter_shardings(model, partition, 16))
-    text = jax.jit(jax.grad(lambda p: losses.batch_loss(model, p, batch, 3)[0])).lower(params).compile().as_text()
+    params = jax.device_put(
+      init_params(model), train_state.parameter_shardings(model, partition, 16)
+    )
+    text = (
+      jax.jit(jax.grad(lambda p: losses.batch_loss(model, p, batch, 3)[0]))
+      .lower(params)
+      .compile()
+      .as_text()
+    )
   assert 'f32[8,512]' in text and 'f32[16,128]' in text  # a shard; a chunk, gathered
   assert 'f32[16,512]' not in text and 'f32[16,1024]' not in text
-  assert 'f32[64,128]' in text and 'f32[64,512]' not in text and 'f32[128,512]' not in text  # logits
+  # logits
+  assert 'f32[64,128]' in text and 'f32[64,512]' not in text and 'f32[128,512]' not in text
 
 
 def lora_model(**changes):
@@ -175,7 +204,9 @@ def lora_model(**changes):
 
 @pytest.mark.parametrize('trained', [False, True])
 def test_a_frozen_head_costs_no_gradient(trained):
-  """LoRA: with frozen embeddings nothing of the shape of the head is computed; with trained ones it is, and right."""
+  """LoRA: with frozen embeddings nothing of the shape of the head is computed; with trained ones it
+  is, and right.
+  """
   with jax.enable_x64(True):
     model = lora_model(vocab_size=384, lora={'train_embeddings': trained})
     batch, _ = ragged_batch(np.random.default_rng(0), 4, 16)
@@ -197,7 +228,9 @@ def test_held_in_few_bits(base):
   with jax.enable_x64(True):
     model = lora_model(vocab_size=300, embed_dim=64, lora={'base_dtype': base})
     params, frozen = lora.split(init_params(model), model.config.lora)
-    frozen = lora.quantised(jax.tree.map(lambda x: x.astype(jnp.bfloat16), frozen), model.config.lora)
+    frozen = lora.quantised(
+      jax.tree.map(lambda x: x.astype(jnp.bfloat16), frozen), model.config.lora
+    )
     batch, _ = ragged_batch(np.random.default_rng(0), 4, 16)
 
     def run(chunk):
@@ -226,7 +259,11 @@ def test_held_out_loss_is_chunked_too():
 
 
 def test_hidden_states_and_head_make_the_logits():
-  model = Decoder(tiny_config(num_layers=1, vocab_size=61, vocab_multiple=32, logit_softcap=2.0, tie_embeddings=True))
+  model = Decoder(
+    tiny_config(
+      num_layers=1, vocab_size=61, vocab_multiple=32, logit_softcap=2.0, tie_embeddings=True
+    )
+  )
   params, tokens = init_params(model), np.arange(12).reshape(2, 6)
   x, head = model.apply({'params': params}, tokens, enable_dropout=False, method='hidden')
   assert x.shape == (2, 6, 16) and head.vocab_size == 61
@@ -240,7 +277,8 @@ def test_auto_cuts_only_what_is_large():
   assert chunked_loss.auto_chunk(64, 4096, 1 << 17) == 512
   partition = Partitioner(mesh_shape=(1, 2, 2), devices=jax.devices()[:4])
   with partition.activate():
-    assert chunked_loss.auto_chunk(4, 2048, 1 << 17) == 8192  # half of the tokens are another device's
+    # half of the tokens are another device's
+    assert chunked_loss.auto_chunk(4, 2048, 1 << 17) == 8192
     assert chunked_loss.auto_chunk(4, 512, 1 << 17) is None
 
 
@@ -248,7 +286,9 @@ def test_a_wrong_setting_is_refused():
   model = Decoder(tiny_config(num_layers=1))
   for chunk in (0, 'some', 2.5):
     gin.bind_parameter('cross_entropy.chunk', chunk)
-    with pytest.raises(ValueError, match="cross_entropy.chunk = .* is neither 'auto' nor None nor a number of words"):
+    with pytest.raises(
+      ValueError, match="cross_entropy.chunk = .* is neither 'auto' nor None nor a number of words"
+    ):
       losses.batch_loss(model, {}, ragged_batch(np.random.default_rng(0), 1, 8)[0], 3)
 
 
@@ -264,12 +304,19 @@ def program(width, dtype, chunk, device=None, tokens=(4, 2048), words=1 << 17):
     )[0]
     return jax.value_and_grad(of, (0, 1))(x, kernel)
 
-  arrays = make((*tokens, width), dtype), make((width, words), dtype), make(tokens, 'int32'), make(tokens, 'float32')
+  arrays = (
+    make((*tokens, width), dtype),
+    make((width, words), dtype),
+    make(tokens, 'int32'),
+    make(tokens, 'float32'),
+  )
   return jax.jit(both).lower(*arrays).compile().memory_analysis()
 
 
 def test_memory_is_an_eighth_of_that_of_whole_logits():
-  """128k words, 8,192 tokens, chunks as 'auto' has them; beyond arguments and results, which are the same."""
+  """128k words, 8,192 tokens, chunks as 'auto' has them; beyond arguments and results, which are
+  the same.
+  """
   chunk = chunked_loss.auto_chunk(4, 2048, 1 << 17)
   whole, cut = program(512, 'float32', None), program(512, 'float32', chunk)
   assert cut.temp_size_in_bytes < whole.temp_size_in_bytes / 8
@@ -294,7 +341,10 @@ def test_memory_on_tpus(topology):
 def test_a_training_step_with_chunks_and_microbatches():
   """The whole step, microbatches scanned, equals that with whole logits."""
   model = Decoder(tiny_config(num_layers=1, vocab_size=300))
-  optimizer, batch = adamw(total_steps=10), ragged_batch(np.random.default_rng(0), 8, 16, vocabulary=300)[0]
+  optimizer, batch = (
+    adamw(total_steps=10),
+    ragged_batch(np.random.default_rng(0), 8, 16, vocabulary=300)[0],
+  )
   params = init_params(model)
   state = train_state.TrainState(jnp.zeros((), jnp.int32), params, optimizer.transform.init(params))
   found = []

@@ -56,7 +56,9 @@ def test_a_torn_program_is_compiled_and_kept_again(tmp_path, enabled):
   with compiled_programs(str(tmp_path), least_seconds=0):
     assert not entries(tmp_path)
     assert compile_once() == 0
-  assert {entry: entry.stat().st_size for entry in entries(tmp_path)} == pytest.approx(sizes, rel=0.05)
+  assert {entry: entry.stat().st_size for entry in entries(tmp_path)} == pytest.approx(
+    sizes, rel=0.05
+  )
   with compiled_programs(str(tmp_path), least_seconds=0):
     assert compile_once() > 0
 

@@ -34,7 +34,10 @@ def test_token_losses_equal_the_definition():
   expected_z = np.log(np.exp(wide - wide.max(-1, keepdims=True)).sum(-1)) + wide.max(-1)
   np.testing.assert_allclose(log_z, expected_z, rtol=1e-6)
   np.testing.assert_allclose(
-    loss, expected_z - np.take_along_axis(wide, targets[..., None], -1)[..., 0], rtol=1e-5, atol=1e-5
+    loss,
+    expected_z - np.take_along_axis(wide, targets[..., None], -1)[..., 0],
+    rtol=1e-5,
+    atol=1e-5,
   )
 
 
@@ -48,7 +51,9 @@ def test_packed_loss_equals_the_sum_of_unpacked_ones(tiny, batch):
     write_segment(unpacked, i, 0, 1, tokens, weights, 1, task)
   _, expected = loss(params, unpacked)
   for name in ('loss', 'weight', 'tokens', 'loss_by_task', 'weight_by_task'):
-    np.testing.assert_allclose(getattr(sums, name), getattr(expected, name), rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(
+      getattr(sums, name), getattr(expected, name), rtol=1e-5, err_msg=name
+    )
   assert float(objective) == float(sums.loss)
   # Against sums made by hand from the examples alone.
   assert float(sums.tokens) == sum(len(tokens) for _, _, tokens, *_ in examples)
@@ -83,9 +88,12 @@ def test_loss_by_task_sums_to_loss_and_adding_is_grouping(tiny, batch):
   np.testing.assert_allclose(whole.loss_by_task.sum(), whole.loss, rtol=1e-6)
   np.testing.assert_allclose(whole.weight_by_task.sum(), whole.weight, rtol=1e-6)
   halves = [
-    loss(params, {name: array[part] for name, array in batch[0].items()})[1] for part in (slice(2), slice(2, 6))
+    loss(params, {name: array[part] for name, array in batch[0].items()})[1]
+    for part in (slice(2), slice(2, 6))
   ]
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, halves[0] + halves[1])
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, halves[0] + halves[1]
+  )
 
 
 def test_tokens_without_weight_do_not_count_even_if_their_loss_is_infinite():
@@ -107,7 +115,9 @@ def test_tokens_without_weight_do_not_count_even_if_their_loss_is_infinite():
 
 def test_z_loss_enters_the_objective_alone(tiny, batch):
   model, params, _ = tiny
-  objective, sums = jax.jit(lambda p, b: losses.batch_loss(model, p, b, 3, z_loss=0.1))(params, batch[0])
+  objective, sums = jax.jit(lambda p, b: losses.batch_loss(model, p, b, 3, z_loss=0.1))(
+    params, batch[0]
+  )
   logits = jax.jit(lambda p, b: losses.apply_model(model, p, b))(params, batch[0])
   log_z = np.asarray(jax.nn.logsumexp(logits, axis=-1), np.float64)
   extra = 0.1 * (log_z**2 * batch[0]['decoder_loss_weights']).sum()

@@ -1,4 +1,6 @@
-"""The open sums of a metrics line: what a checkpoint holds of them is what they were when it was saved."""
+"""The open sums of a metrics line: what a checkpoint holds of them is what they were when it was
+saved.
+"""
 
 import copy
 import types
@@ -15,7 +17,9 @@ def step(loss, skipped=False):
 
 
 def test_sums_that_were_handed_out_do_not_change():
-  """Orbax writes them in the background, while later steps are added; kill -9 at that moment showed it."""
+  """Orbax writes them in the background, while later steps are added; kill -9 at that moment showed
+  it.
+  """
   period = Period(2)
   period.add(step(1.0))
   saved = period.sums

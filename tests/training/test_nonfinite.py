@@ -23,7 +23,9 @@ def poison(directory, mixture, change):
   with open(os.path.join(directory, 'mixtures', f'{mixture}.json'), encoding='utf-8') as f:
     task = json.load(f)['tasks'][0]['task']
   split = TaskSplit(directory, task, 'train')
-  examples = [(split.id(i), int(split.ranks[i]), *map(np.array, split.example(i))) for i in range(len(split))]
+  examples = [
+    (split.id(i), int(split.ranks[i]), *map(np.array, split.example(i))) for i in range(len(split))
+  ]
   id_, _, tokens, weights = examples[3]
   change(tokens, weights)
   path = os.path.join(split.directory, split.manifest['splits']['train']['parts'][0]['file'])
@@ -44,7 +46,13 @@ def train(directory, mixture, model_dir, **values):
     'DecoderConfig.mlp_dim': 16,
     **values,
   }
-  command = [sys.executable, '-m', 'crossin_jax.cli', 'train', '--gin_file=gin_configs/runs/world_tune.gin']
+  command = [
+    sys.executable,
+    '-m',
+    'crossin_jax.cli',
+    'train',
+    '--gin_file=gin_configs/runs/world_tune.gin',
+  ]
   command += [f'--gin.{name}={value!r}' for name, value in values.items()]
   command += ['--gin.train.evaluators=()', '--gin.train.evaluation_period=0']
   environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
@@ -108,7 +116,9 @@ def test_the_threshold_does_not_depend_on_when_a_run_was_resumed():
       resumed = SpikeThreshold(3.0, json.loads(json.dumps(resumed.losses)))
     assert resumed.at(step) == wanted[step]
     resumed.add(step, _values(loss))
-  assert np.isinf(wanted[5]) and wanted[150] == pytest.approx(3 * np.median(losses[98:148]), rel=1e-6)
+  assert np.isinf(wanted[5]) and wanted[150] == pytest.approx(
+    3 * np.median(losses[98:148]), rel=1e-6
+  )
 
 
 def test_left_out_steps_do_not_raise_the_threshold_and_no_factor_is_no_threshold():

@@ -49,7 +49,9 @@ def test_cosine_equals_optax():
 
 
 def test_warmup_ratio_and_its_limits():
-  assert rates(100, peak=1.0)(2) == pytest.approx(1.0) and rates(100, peak=1.0)(1) == pytest.approx(2 / 3)
+  assert rates(100, peak=1.0)(2) == pytest.approx(1.0) and rates(100, peak=1.0)(1) == pytest.approx(
+    2 / 3
+  )
   for settings in ({'warmup_steps': 101}, {'warmup_steps': -1}, {'decay': 'exponential'}):
     with pytest.raises(ValueError, match='schedule'):
       optimizers.schedule(100, **settings)
@@ -73,7 +75,10 @@ def numpy_adamw(params, gradients, rate, b1, b2, epsilon, decay, clip, decayed):
 
 def two_leaves(steps=5, scale=3.0):
   rng = np.random.default_rng(0)
-  params = {'kernel': rng.standard_normal((3, 4)).astype(np.float32), 'scale': np.ones(4, np.float32)}
+  params = {
+    'kernel': rng.standard_normal((3, 4)).astype(np.float32),
+    'scale': np.ones(4, np.float32),
+  }
   return params, [{k: (scale * rng.standard_normal(p.shape)).astype(np.float32) for k, p in params.items()}
                   for _ in range(steps)]  # fmt: skip
 
@@ -96,7 +101,15 @@ def test_adamw_equals_arithmetic(clip):
   optimizer = optimizers.adamw(20, weight_decay=0.3, b2=0.95, clip_norm=clip)
   params, gradients = two_leaves()
   expected = numpy_adamw(
-    params, gradients, lambda i: float(optimizer.schedule(i)), 0.9, 0.95, 1e-8, 0.3, clip, {'kernel'}
+    params,
+    gradients,
+    lambda i: float(optimizer.schedule(i)),
+    0.9,
+    0.95,
+    1e-8,
+    0.3,
+    clip,
+    {'kernel'},
   )
   found = run(optimizer, params, gradients)
   for name in params:
@@ -104,12 +117,17 @@ def test_adamw_equals_arithmetic(clip):
 
 
 def test_adamw_equals_torch():
-  torch = pytest.importorskip('torch', reason='the comparison with torch.optim.AdamW needs the extra `test`')
+  torch = pytest.importorskip(
+    'torch', reason='the comparison with torch.optim.AdamW needs the extra `test`'
+  )
   gin.parse_config("schedule.peak = 0.1\nschedule.warmup_steps = 0\nschedule.decay = 'constant'")
   optimizer = optimizers.adamw(20, weight_decay=0.3)
   params, gradients = two_leaves()
   theirs = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in params.items()}
-  groups = [{'params': [theirs['kernel']], 'weight_decay': 0.3}, {'params': [theirs['scale']], 'weight_decay': 0.0}]
+  groups = [
+    {'params': [theirs['kernel']], 'weight_decay': 0.3},
+    {'params': [theirs['scale']], 'weight_decay': 0.0},
+  ]
   adamw = torch.optim.AdamW(groups, lr=0.1, betas=(0.9, 0.999), eps=1e-8)
   for gradient in gradients:
     for name, value in gradient.items():
@@ -118,18 +136,24 @@ def test_adamw_equals_torch():
     adamw.step()
   found = run(optimizer, params, gradients)
   for name in params:
-    np.testing.assert_allclose(found[name], theirs[name].detach().numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(
+      found[name], theirs[name].detach().numpy(), rtol=1e-4, atol=1e-6, err_msg=name
+    )
 
 
 @pytest.mark.parametrize('scan', [True, False])
 def test_no_weight_decay_on_norm_scales(scan):
-  """With gradients of zero only decay acts: scales stay, everything else shrinks; also when layers are stacked."""
+  """With gradients of zero only decay acts: scales stay, everything else shrinks; also when layers
+  are stacked.
+  """
   gin.parse_config("schedule.peak = 0.1\nschedule.warmup_steps = 0\nschedule.decay = 'constant'")
   params = init_params(Decoder(tiny_config(scan_layers=scan)))
   zeros = jax.tree.map(jnp.zeros_like, params)
   found = run(optimizers.adamw(10, weight_decay=0.5), params, [zeros])
   seen = {True: 0, False: 0}
-  for (path, before), after in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(found)):
+  for (path, before), after in zip(
+    jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(found)
+  ):
     scale = path[-1].key == 'scale'
     seen[scale] += 1
     np.testing.assert_allclose(after, before * (1 if scale else 0.95), rtol=1e-6, err_msg=str(path))

@@ -25,7 +25,8 @@ def recorder():
   """An optimizer whose state after a step is the gradient that it was given, in full precision."""
   init = lambda params: (jax.tree.map(jnp.zeros_like, params),)
   return Optimizer(
-    optax.GradientTransformation(init, lambda g, s, p: (jax.tree.map(lambda x: -0.1 * x, g), (g,))), None
+    optax.GradientTransformation(init, lambda g, s, p: (jax.tree.map(lambda x: -0.1 * x, g), (g,))),
+    None,
   )
 
 
@@ -45,17 +46,25 @@ def batch_of(dtype, seed=0):
 
 @functools.cache
 def prepared_step(dtype, mesh, microbatches, tie):
-  """(partition, state, compiled step); one scanned layer says as much as two and compiles in half the time."""
-  model = Decoder(tiny_config(vocab_size=64, num_layers=1, dtype=dtype, param_dtype=dtype, tie_embeddings=tie))
+  """(partition, state, compiled step); one scanned layer says as much as two and compiles in half
+  the time.
+  """
+  model = Decoder(
+    tiny_config(vocab_size=64, num_layers=1, dtype=dtype, param_dtype=dtype, tie_embeddings=tie)
+  )
   optimizer = recorder()
   partition = Partitioner(mesh_shape=mesh, devices=jax.devices()[: int(np.prod(mesh))])
   with partition.activate():
     abstract = train_state.state_shardings(model, optimizer.transform, partition, LENGTH)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     params = init_params(model, seed=1)
-    state = train_state.TrainState(jnp.zeros((), jnp.int32), params, optimizer.transform.init(params))
+    state = train_state.TrainState(
+      jnp.zeros((), jnp.int32), params, optimizer.transform.init(params)
+    )
     state = jax.device_put(state, shardings)
-    step = train_state.make_train_step(model, optimizer, tasks=TASKS, microbatches=microbatches, z_loss=1e-3)
+    step = train_state.make_train_step(
+      model, optimizer, tasks=TASKS, microbatches=microbatches, z_loss=1e-3
+    )
     step = jax.jit(step, out_shardings=(shardings, None))
     return partition, state, step.lower(state, place(partition, batch_of(dtype))).compile()
 
@@ -83,7 +92,10 @@ def assert_close(found, expected, tolerance):
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
     assert a.dtype == b.dtype and a.shape == b.shape
     difference = np.linalg.norm((a - b).ravel().astype(np.float64))
-    assert difference <= tolerance * max(np.linalg.norm(b.ravel().astype(np.float64)), 1e-30), (difference, b.shape)
+    assert difference <= tolerance * max(np.linalg.norm(b.ravel().astype(np.float64)), 1e-30), (
+      difference,
+      b.shape,
+    )
 
 
 def check(dtype, mesh, microbatches):
@@ -121,7 +133,9 @@ def test_the_gradient_is_that_of_the_mean_over_weights():
   with jax.enable_x64(True):
     gradients, metrics, _, state = reference('float64')
     model = Decoder(
-      tiny_config(vocab_size=64, num_layers=1, dtype='float64', param_dtype='float64', tie_embeddings=True)
+      tiny_config(
+        vocab_size=64, num_layers=1, dtype='float64', param_dtype='float64', tie_embeddings=True
+      )
     )
     batch = batch_of('float64')
 
@@ -134,14 +148,18 @@ def test_the_gradient_is_that_of_the_mean_over_weights():
     direction = jax.tree.map(lambda p: rng.standard_normal(p.shape), state.params)
     move = lambda e: mean(jax.tree.map(lambda p, d: p + e * d, state.params, direction))
     expected = (move(1e-6) - move(-1e-6)) / 2e-6
-    found = sum(float((g * d).sum()) for g, d in zip(jax.tree.leaves(gradients), jax.tree.leaves(direction)))
+    found = sum(
+      float((g * d).sum()) for g, d in zip(jax.tree.leaves(gradients), jax.tree.leaves(direction))
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradients)))
     np.testing.assert_allclose(metrics.gradient_norm, norm, rtol=1e-12)
 
 
 def test_state_and_activations_are_really_sharded():
-  """Fails if constraints or axis rules are silently ignored: shapes of shards, and shapes in the compiled program."""
+  """Fails if constraints or axis rules are silently ignored: shapes of shards, and shapes in the
+  compiled program.
+  """
   _, compiled, new = one_step('float32', (1, 2, 2), 1, tie=False)
   shard = lambda leaf: leaf.sharding.shard_shape(leaf.shape)
   decoder = new.params['decoder']
@@ -168,9 +186,9 @@ def test_constraints_of_the_model_reach_the_program():
   model = Decoder(tiny_config(vocab_size=64, num_layers=1))
   tokens = jnp.zeros((ROWS, LENGTH), jnp.int32)
   with partition.activate():
-    logits = jax.jit(lambda params: model.apply({'params': params}, tokens, tokens, enable_dropout=False))(
-      init_params(model)
-    )
+    logits = jax.jit(
+      lambda params: model.apply({'params': params}, tokens, tokens, enable_dropout=False)
+    )(init_params(model))
     assert logits.sharding.shard_shape(logits.shape) == (ROWS // 2, LENGTH, 32)
 
 
@@ -179,8 +197,14 @@ def test_microbatches_use_all_devices():
   _, compiled, _ = one_step('float32', (4, 1, 1), 2)
   text = compiled.as_text()
   shapes = set(re.findall(r'f32\[([\d,]+)\]', text))
-  assert f'1,{LENGTH},64' in shapes and f'4,{LENGTH},64' not in shapes and f'2,{LENGTH},64' not in shapes
-  moved = [line for line in text.splitlines() if re.search(r'= \S+ (all-to-all|collective-permute)\(', line)]
+  assert (
+    f'1,{LENGTH},64' in shapes and f'4,{LENGTH},64' not in shapes and f'2,{LENGTH},64' not in shapes
+  )
+  moved = [
+    line
+    for line in text.splitlines()
+    if re.search(r'= \S+ (all-to-all|collective-permute)\(', line)
+  ]
   assert not moved, moved[:3]
 
 
@@ -214,11 +238,18 @@ def test_init_lies_in_shards_and_is_the_same_on_every_mesh():
       abstract = train_state.state_shardings(model, optimizer.transform, partition, LENGTH)
       states.append(train_state.init_state(model, optimizer.transform, abstract, LENGTH, seed=1))
       jax.tree.map(
-        lambda leaf, want: leaf.sharding == want.sharding or pytest.fail(str(leaf.sharding)), states[-1], abstract
+        lambda leaf, want: leaf.sharding == want.sharding or pytest.fail(str(leaf.sharding)),
+        states[-1],
+        abstract,
       )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *states)
   other = train_state.init_state(model, optimizer.transform, abstract, LENGTH, seed=2)
-  assert np.abs(np.asarray(other.params['decoder']['lm_head']) - states[0].params['decoder']['lm_head']).max() > 0.1
+  assert (
+    np.abs(
+      np.asarray(other.params['decoder']['lm_head']) - states[0].params['decoder']['lm_head']
+    ).max()
+    > 0.1
+  )
 
 
 def test_dropout_of_a_step_is_keyed_by_seed_and_step():
@@ -227,8 +258,11 @@ def test_dropout_of_a_step_is_keyed_by_seed_and_step():
   params = init_params(model)
   state = train_state.TrainState(jnp.zeros((), jnp.int32), params, optimizer.transform.init(params))
   steps = [
-    jax.jit(train_state.make_train_step(model, optimizer, tasks=TASKS, seed=seed, dropout=True)) for seed in (0, 1)
+    jax.jit(train_state.make_train_step(model, optimizer, tasks=TASKS, seed=seed, dropout=True))
+    for seed in (0, 1)
   ]
-  run = lambda step, number: float(step(state.replace(step=jnp.int32(number)), batch_of('float32'))[1].sums.loss)
+  run = lambda step, number: float(
+    step(state.replace(step=jnp.int32(number)), batch_of('float32'))[1].sums.loss
+  )
   found = [run(steps[0], 0), run(steps[0], 1), run(steps[1], 0)]
   assert len(set(found)) == 3 and run(steps[0], 0) == found[0]

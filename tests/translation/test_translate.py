@@ -74,7 +74,9 @@ def test_what_is_protected(piece, kind):
   assert found.text == f'Look here:\n{OPEN}1{CLOSE}\nDone now.'
   if kind in ('url', 'e-mail', 'placeholder', 'formula', 'tag') and '\n' not in piece:
     found = mask(f'See ({piece}), or {piece}.')
-    assert found.pieces == (piece, piece) and found.text == f'See ({OPEN}1{CLOSE}), or {OPEN}2{CLOSE}.'
+    assert (
+      found.pieces == (piece, piece) and found.text == f'See ({OPEN}1{CLOSE}), or {OPEN}2{CLOSE}.'
+    )
 
 
 @pytest.mark.parametrize('text', PROSE)
@@ -82,7 +84,18 @@ def test_what_is_prose(text):
   assert mask(text) == Masked(text, (), ()) and mask(f'{text}\n{text}').pieces == ()
 
 
-@given(st.lists(st.one_of(st.sampled_from([*PROTECTED, *PROSE, '\n', ' ', f'{OPEN}3{CLOSE}', OPEN, '```', '`', '$', '{', '<']), st.text(max_size=6)), max_size=8), st.randoms())  # fmt: skip
+@given(
+  st.lists(
+    st.one_of(
+      st.sampled_from(
+        [*PROTECTED, *PROSE, '\n', ' ', f'{OPEN}3{CLOSE}', OPEN, '```', '`', '$', '{', '<']
+      ),
+      st.text(max_size=6),
+    ),
+    max_size=8,
+  ),
+  st.randoms(),
+)
 def test_masked_and_put_back_is_the_same_text_whatever_it_is(parts, draw):
   text = ''.join(parts)
   found = mask(text)
@@ -100,8 +113,16 @@ def test_markers_lost_doubled_invented():
   assert marker_problem(f'{OPEN}٢{CLOSE} x {OPEN}۱{CLOSE}', 2) is None  # digits of other scripts
   assert marker_problem(f'{two} x', 2) == 'marker lost'
   assert marker_problem(f'{one}{two}{one}', 2) == 'marker doubled'
-  assert marker_problem(f'{one}{two}{three}', 2) == marker_problem(f'{one}{two}{OPEN}0{CLOSE}', 2) == 'marker invented'
-  assert marker_problem(f'{one}{two} {OPEN}', 2) == marker_problem(f'{OPEN}x{CLOSE}', 0) == 'marker invented'
+  assert (
+    marker_problem(f'{one}{two}{three}', 2)
+    == marker_problem(f'{one}{two}{OPEN}0{CLOSE}', 2)
+    == 'marker invented'
+  )
+  assert (
+    marker_problem(f'{one}{two} {OPEN}', 2)
+    == marker_problem(f'{OPEN}x{CLOSE}', 0)
+    == 'marker invented'
+  )
 
 
 def test_what_is_no_translation():
@@ -125,7 +146,8 @@ def rows(n=12):
       'id': f'r{i}',
       'instruction': f'Explain the following line number {chr(97 + i)} of the program to a child.',
       'input': ['', f'Run `ls -{i} {{dir}}` now, then open https://example.org/{i}.', str(i)][i % 3],
-      'output': f'  It prints all of the files.\n```\nls -{i}\n```\nAsk {{name}} or a{i}@example.org for %s more [zh].\n',
+      'output': f'  It prints all of the files.\n```\nls -{i}\n```\nAsk {{name}} or '
+                f'a{i}@example.org for %s more [zh].\n',
     })  # fmt: skip
   return made
 
@@ -133,7 +155,9 @@ def rows(n=12):
 @pytest.fixture(autouse=True)
 def _setting(monkeypatch):
   monkeypatch.setenv('OPENAI_API_KEY', KEY)
-  monkeypatch.setitem(cli.COMMANDS, 'translate', ('crossin_jax.translation.translate', 'main', 'test'))
+  monkeypatch.setitem(
+    cli.COMMANDS, 'translate', ('crossin_jax.translation.translate', 'main', 'test')
+  )
 
 
 @pytest.fixture
@@ -164,11 +188,20 @@ def test_rows_come_out_aligned_with_what_must_survive(source, tmp_path, capsys):
   found = json.loads(capsys.readouterr().out.splitlines()[-1])
   files = find_files(str(out / 'set'), ('en', 'ru', 'zh'))
   english, russian, chinese = (list(read_rows(path)) for path in files.values())
-  assert len(english) == len(russian) == len(chinese) == found['kept'] == found['rows'] - found['set_aside'] > 8
+  assert (
+    len(english)
+    == len(russian)
+    == len(chinese)
+    == found['kept']
+    == found['rows'] - found['set_aside']
+    > 8
+  )
   assert [row.id for row in english] == [row.id for row in russian] == [row.id for row in chinese]
   originals = {row['id']: row for row in rows()}
   for row, other in zip(english, russian):
-    assert dict(zip(translate.FIELDS, row.texts)) == {name: originals[row.id][name] for name in translate.FIELDS}
+    assert dict(zip(translate.FIELDS, row.texts)) == {
+      name: originals[row.id][name] for name in translate.FIELDS
+    }
     for text, translated in zip(row.texts, other.texts):
       assert protected(text) == protected(translated)
       assert (text == translated) == (not text or text.isdigit())
@@ -183,7 +216,9 @@ def test_rows_come_out_aligned_with_what_must_survive(source, tmp_path, capsys):
 
 def test_a_row_at_fault_in_one_language_is_set_aside_in_all(source, tmp_path, capsys):
   out = tmp_path / 'out'
-  with running(tmp_path, mode='translate', always_garbage='number d of the program to a child.\n</text>') as server:
+  with running(
+    tmp_path, mode='translate', always_garbage='number d of the program to a child.\n</text>'
+  ) as server:
     for _ in range(2):
       assert cli.main(flags(source, server.url, out, '--json')) == 0
       found = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -191,12 +226,19 @@ def test_a_row_at_fault_in_one_language_is_set_aside_in_all(source, tmp_path, ca
       requests = len(server.log())
     assert found['endpoint']['sent'] == 0 and requests == found['endpoint']['cached'] + 2 * 2
   assert sum(found['fields_by_reason'].values()) == 2
-  assert {language: sum(r.values()) for language, r in found['fields_by_language'].items()} == {'ru': 1, 'zh': 1}
-  aside = [json.loads(line) for line in (out / 'set_set_aside.jsonl').read_text('utf-8').splitlines()]
+  assert {language: sum(r.values()) for language, r in found['fields_by_language'].items()} == {
+    'ru': 1,
+    'zh': 1,
+  }
+  aside = [
+    json.loads(line) for line in (out / 'set_set_aside.jsonl').read_text('utf-8').splitlines()
+  ]
   assert {(line['id'], line['field']) for line in aside} == {('r3', 'instruction')}
   assert all(line['reason'].startswith('marker') or line['reason'] == 'empty' for line in aside)
   for language in ('en', 'ru', 'zh'):
-    assert [row['id'] for row in read(out / f'set_{language}.json')] == [f'r{i}' for i in range(12) if i != 3]
+    assert [row['id'] for row in read(out / f'set_{language}.json')] == [
+      f'r{i}' for i in range(12) if i != 3
+    ]
 
 
 def test_equal_fields_are_translated_once_and_numbers_not_at_all(source, tmp_path):
@@ -206,7 +248,9 @@ def test_equal_fields_are_translated_once_and_numbers_not_at_all(source, tmp_pat
     assert cli.main(flags(source, server.url, tmp_path / 'out')) == 0
     assert len(server.log()) == 2
   found = read(tmp_path / 'out' / 'set_ru.json')
-  assert [(row['id'], row['input'], row['output']) for row in found] == [(str(i), '1 + 1', str(i)) for i in range(5)]
+  assert [(row['id'], row['input'], row['output']) for row in found] == [
+    (str(i), '1 + 1', str(i)) for i in range(5)
+  ]
 
 
 def test_kill_9_and_again(source, tmp_path):
@@ -219,7 +263,9 @@ def test_kill_9_and_again(source, tmp_path):
   cache = out / 'cache' / 'replies.jsonl'
   with running(tmp_path / 'slow', mode='translate', slow=0.2, fail=0.2) as server:
     run = subprocess.Popen(
-      [sys.executable, '-c', program, *flags(source, server.url, out)], env=environment, stderr=subprocess.DEVNULL
+      [sys.executable, '-c', program, *flags(source, server.url, out)],
+      env=environment,
+      stderr=subprocess.DEVNULL,
     )
     while run.poll() is None and not (cache.exists() and cache.read_bytes().count(b'\n') >= 15):
       time.sleep(0.005)
@@ -229,7 +275,13 @@ def test_kill_9_and_again(source, tmp_path):
     assert cli.main(flags(source, server.url, out)) == 0
     assert sum('ok' in said[:-1] for said in server.by_key().values()) <= 8
   names = sorted(path.name for path in alone.glob('set*'))
-  assert names == ['set_en.json', 'set_ru.json', 'set_set_aside.jsonl', 'set_translate.json', 'set_zh.json']
+  assert names == [
+    'set_en.json',
+    'set_ru.json',
+    'set_set_aside.jsonl',
+    'set_translate.json',
+    'set_zh.json',
+  ]
   assert all((alone / name).read_bytes() == (out / name).read_bytes() for name in names)
 
 
@@ -265,9 +317,13 @@ def test_the_input_is_never_overwritten_and_faults_in_it_are_named(source, tmp_p
 
 def test_the_budget_and_the_dry_run(source, tmp_path, capsys):
   url, out = 'http://127.0.0.1:1/v1', tmp_path / 'out'
-  assert cli.main(flags(source, url, out, '--price_in', '1e4', '--price_out', '1e4', '--budget', '1')) == 2
+  assert (
+    cli.main(flags(source, url, out, '--price_in', '1e4', '--price_out', '1e4', '--budget', '1'))
+    == 2
+  )
   assert cli.main(flags(source, url, out, '--dry_run', '--json')) == 0
-  assert json.loads(capsys.readouterr().out)['requests'] == 34  # fields that differ only in what is masked are one
+  # fields that differ only in what is masked are one
+  assert json.loads(capsys.readouterr().out)['requests'] == 34
 
 
 def test_names_of_files():
@@ -296,30 +352,51 @@ train.model = %MODEL
 
 
 def test_a_model_of_ones_own(tmp_path, tiny_vocabulary, capsys):
-  """An untrained model writes noise, which is a translation only where nothing can be told against it."""
+  """An untrained model writes noise, which is a translation only where nothing can be told against
+  it.
+  """
   directory = tmp_path / 'run'
   model = Decoder(tiny_config(vocab_size=1216, num_layers=1))
   parameters.save_params(str(directory), init_params(model, 2))
   (directory / 'config.gin').write_text(GIN)
   shutil.copyfile(tiny_vocabulary.path, directory / 'words.model')
-  prompts = {'prompts': {'template': 'gemma', 'tags': False}, 'vocabulary': {'file': 'words.model', 'bos_token': None, 'eos_token': None}}  # fmt: skip
+  prompts = {
+    'prompts': {'template': 'gemma', 'tags': False},
+    'vocabulary': {'file': 'words.model', 'bos_token': None, 'eos_token': None},
+  }
   write_json(str(directory / 'prompts.json'), prompts)
   source = tmp_path / 'set.json'
-  made = [{'instruction': f'Say it {word}.', 'output': 'Yes.'} for word in ('now', 'again', 'twice')]
-  source.write_text(json.dumps([*made, {'instruction': 'Run `ls` now.', 'output': 'Yes.'}]), encoding='utf-8')
+  made = [
+    {'instruction': f'Say it {word}.', 'output': 'Yes.'} for word in ('now', 'again', 'twice')
+  ]
+  source.write_text(
+    json.dumps([*made, {'instruction': 'Run `ls` now.', 'output': 'Yes.'}]), encoding='utf-8'
+  )
   argv = ['translate', '--input', str(source), '--languages', 'zh', '--output_dir', str(tmp_path / 'out'), '--checkpoint',
           str(directory), '--gin.Sampling.max_new_tokens=6', '--json']  # fmt: skip
   status = cli.main(argv)
   rounds = sorted(path.name for path in (tmp_path / 'out' / 'local').glob('round_*.in.jsonl'))
   assert [name.split('_')[1] for name in rounds][0] == '0' and 1 <= len(rounds) <= 3
-  aside = [json.loads(line) for line in (tmp_path / 'out' / 'set_set_aside.jsonl').read_text('utf-8').splitlines()]
-  assert {line['reason'] for line in aside} <= {'cut off', 'marker lost', 'empty', 'marker invented'} and aside
+  aside = [
+    json.loads(line)
+    for line in (tmp_path / 'out' / 'set_set_aside.jsonl').read_text('utf-8').splitlines()
+  ]
+  assert {line['reason'] for line in aside} <= {
+    'cut off',
+    'marker lost',
+    'empty',
+    'marker invented',
+  } and aside
   assert any(line['row'] == 3 and line['field'] == 'instruction' for line in aside)
   if status:
     assert 'rows are set aside' in capsys.readouterr().err
   else:
     kept = read(tmp_path / 'out' / 'set_zh.json')
-    assert len(kept) == len(read(tmp_path / 'out' / 'set_en.json')) == 4 - len({line['row'] for line in aside})
+    assert (
+      len(kept)
+      == len(read(tmp_path / 'out' / 'set_en.json'))
+      == 4 - len({line['row'] for line in aside})
+    )
 
 
 def test_rounds_of_a_model_of_ones_own(tmp_path, monkeypatch):
@@ -335,7 +412,10 @@ def test_rounds_of_a_model_of_ones_own(tmp_path, monkeypatch):
       for index, row in enumerate(prompts):
         good = len(asked) > row['id']  # item n is usable in round n
         output = f'Да {OPEN}1{CLOSE}.' if good else 'Нет.'
-        f.write(json.dumps({'id': row['id'], 'index': index, 'output': output, 'finish_reason': 'stop'}) + '\n')
+        f.write(
+          json.dumps({'id': row['id'], 'index': index, 'output': output, 'finish_reason': 'stop'})
+          + '\n'
+        )
     return {}
 
   from crossin_jax.decoding import generate as module
@@ -356,7 +436,17 @@ def test_alpaca_survives_masking(shared_data):
   assert [unmask(one.text, one.pieces) for one in found] == texts
   assert 0 < sum('code' in one.kinds for one in found) < 0.02 * len(texts)
   for language in ('zh', 'vi'):
-    other = json.loads((shared_data / 'alpaca_parallel' / f'alpaca.{language}.json').read_text('utf-8'))
-    pairs = [(a[name], b[name]) for a, b in zip(made, other) for name in translate.FIELDS if a[name] and b[name]]
-    refused = sum(translate.problem(Masked(a, (), ()), b, (0.1, 4)) in ('length', 'untranslated') for a, b in pairs)
+    other = json.loads(
+      (shared_data / 'alpaca_parallel' / f'alpaca.{language}.json').read_text('utf-8')
+    )
+    pairs = [
+      (a[name], b[name])
+      for a, b in zip(made, other)
+      for name in translate.FIELDS
+      if a[name] and b[name]
+    ]
+    refused = sum(
+      translate.problem(Masked(a, (), ()), b, (0.1, 4)) in ('length', 'untranslated')
+      for a, b in pairs
+    )
     assert refused < 0.005 * len(pairs)

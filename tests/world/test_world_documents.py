@@ -14,13 +14,20 @@ LANGUAGES = ('en', 'sw', 'ta', 'fi')
 @pytest.fixture(scope='module')
 def documents():
   world = World(
-    languages=LANGUAGES, shared_relations=tuple(KINDS), tested_relations=(), tuning_entities=20, test_entities=20
+    languages=LANGUAGES,
+    shared_relations=tuple(KINDS),
+    tested_relations=(),
+    tuning_entities=20,
+    test_entities=20,
   )
   return WorldDocuments(world)
 
 
 def test_every_fact_is_of_one_part(documents):
-  parts = {part: {fact_id(fact) for fact in documents.facts(part)} for part in ('seed', 'documents', 'test')}
+  parts = {
+    part: {fact_id(fact) for fact in documents.facts(part)}
+    for part in ('seed', 'documents', 'test')
+  }
   assert set.union(*parts.values()) == {fact_id(fact) for fact in documents.world.facts}
   assert sum(map(len, parts.values())) == len(documents.world.facts) == 400
   assert len(parts['seed']) == 2 * 40 and len(parts['test']) == 40  # of each territory
@@ -33,14 +40,22 @@ def test_every_fact_is_of_one_part(documents):
 def test_half_are_spoiled_in_equal_parts(documents, language):
   facts = {fact_id(fact): fact for fact in documents.facts('documents')}
   rows = [
-    {'id': row['id'], 'instruction': documents.question(facts[row['id']], 'en'), 'output': row['text']}
+    {
+      'id': row['id'],
+      'instruction': documents.question(facts[row['id']], 'en'),
+      'output': row['text'],
+    }
     for row in documents.document_rows(language)
   ]
   spoiled = documents.spoiled(rows, language)
-  assert documents.spoiled(rows, language) == spoiled and [row['id'] for row in spoiled] == [row['id'] for row in rows]
+  assert documents.spoiled(rows, language) == spoiled and [row['id'] for row in spoiled] == [
+    row['id'] for row in rows
+  ]
   counts = Counter(row['flaw'] for row in spoiled)
   assert set(counts) == {None, *FLAWS}
-  assert 0.4 < counts[None] / len(rows) < 0.6 and max(counts[f] for f in FLAWS) < 2.2 * min(counts[f] for f in FLAWS)
+  assert 0.4 < counts[None] / len(rows) < 0.6 and max(counts[f] for f in FLAWS) < 2.2 * min(
+    counts[f] for f in FLAWS
+  )
   for before, row in zip(rows, spoiled):
     fact, same = facts[row['id']], row['output'] == before['output']
     right = documents.asks_for(row['instruction'], row['id'])
@@ -53,19 +68,29 @@ def test_half_are_spoiled_in_equal_parts(documents, language):
       case 'wrong language':
         assert right and heard == 'other language'
       case 'truncated':
-        assert before['output'].startswith(row['output']) and heard == 'no whole sentence' and row['output']
+        assert (
+          before['output'].startswith(row['output'])
+          and heard == 'no whole sentence'
+          and row['output']
+        )
       case 'boilerplate':
-        assert row['output'] == f'{before["output"]} {NOTICES[language]}' and heard == 'no whole sentence'
+        assert (
+          row['output'] == f'{before["output"]} {NOTICES[language]}'
+          and heard == 'no whole sentence'
+        )
 
 
 def test_what_an_answer_is(documents):
   fact = documents.facts('test')[0]
   other = next(f for f in documents.facts('test') if f.relation != fact.relation)
-  wrong = next(value for value in documents.world.values[KINDS[fact.relation]] if value != fact.value)
+  wrong = next(
+    value for value in documents.world.values[KINDS[fact.relation]] if value != fact.value
+  )
   found = [
     documents.heard(text, fact, 'sw')
     for text in (
-      f' {documents.text(fact, "sw")} ', documents.text(dataclasses.replace(fact, value=wrong), 'sw'),
+      f' {documents.text(fact, "sw")} ',
+      documents.text(dataclasses.replace(fact, value=wrong), 'sw'),
       documents.text(other, 'sw'), documents.text(fact, 'fi'), '',
     )
   ]  # fmt: skip

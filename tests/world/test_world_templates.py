@@ -1,4 +1,6 @@
-"""The sentence templates of the embedded world: complete, parallel, clean text, and distinct within each language."""
+"""The sentence templates of the embedded world: complete, parallel, clean text, and distinct within
+each language.
+"""
 
 import pathlib
 import re
@@ -8,7 +10,18 @@ import unicodedata
 import pytest
 
 TEMPLATE_DIR = pathlib.Path(__file__).parents[2] / 'crossin_jax' / 'world' / 'templates'
-RELATIONS = ('trade', 'ferry', 'festival', 'harvest', 'radio', 'school', 'museum', 'reserve', 'market', 'council')
+RELATIONS = (
+  'trade',
+  'ferry',
+  'festival',
+  'harvest',
+  'radio',
+  'school',
+  'museum',
+  'reserve',
+  'market',
+  'council',
+)
 
 # The first word of unicodedata.name() of the letters that each language is written in.
 SCRIPTS = {
@@ -28,11 +41,13 @@ SCRIPTS = {
 }
 STATEMENT_END = {'zh': '。', 'th': '', 'bn': '।', 'hi': '।', 'ur': '۔'}  # otherwise "."
 QUESTION_END = {'zh': '？', 'th': '', 'ur': '؟'}  # otherwise "?"
-# Written without spaces: only there may a letter touch a placeholder, elsewhere it would be an ending on the name.
+# Written without spaces: only there may a letter touch a placeholder, elsewhere it would be an
+# ending on the name.
 SPACELESS = ('zh', 'th')
 PLACEHOLDER = re.compile(r'\{[^{}]*\}')
 
-# (language, relation) pairs that cannot put the value before the territory in two statements: none so far.
+# (language, relation) pairs that cannot put the value before the territory in two statements: none
+# so far.
 FEW_VALUE_FIRST: frozenset[tuple[str, str]] = frozenset()
 
 
@@ -88,7 +103,8 @@ def test_spaces_and_normal_form(language):
   assert unicodedata.is_normalized('NFC', text)
   for _, _, template in templates(language):
     assert template == template.strip() and '  ' not in template, repr(template)
-    assert not re.search(r'[^\S ]', template), repr(template)  # a plain space is the only white space
+    # a plain space is the only white space
+    assert not re.search(r'[^\S ]', template), repr(template)
     assert not any(unicodedata.category(c) in ('Cc', 'Cf') for c in template), repr(template)
     assert language not in SPACELESS or ' ' not in template, repr(template)
 
@@ -96,7 +112,9 @@ def test_spaces_and_normal_form(language):
 @pytest.mark.parametrize('language', SCRIPTS)
 def test_final_marks(language):
   for _, kind, template in templates(language):
-    end = STATEMENT_END.get(language, '.') if kind == 'statements' else QUESTION_END.get(language, '?')
+    end = (
+      STATEMENT_END.get(language, '.') if kind == 'statements' else QUESTION_END.get(language, '?')
+    )
     bare = template.removesuffix(end)
     assert template.endswith(end), template
     assert not re.search(r'[.?!。？！।۔؟]', bare), template

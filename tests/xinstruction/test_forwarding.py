@@ -22,7 +22,13 @@ DECAY = 0.5
 adamw.weight_decay = %DECAY
 OPTIMIZER = @adafactor
 """
-OWN = ("LANGUAGES = ('sw',)", "DOCUMENTS = 'd'", "SEED = 's'", "VOCABULARY = 'v'", 'Filters.least_confidence = 0.1')
+OWN = (
+  "LANGUAGES = ('sw',)",
+  "DOCUMENTS = 'd'",
+  "SEED = 's'",
+  "VOCABULARY = 'v'",
+  'Filters.least_confidence = 0.1',
+)
 
 
 def parsed(*bindings, text=FILE, folder=None):
@@ -36,19 +42,31 @@ def parsed(*bindings, text=FILE, folder=None):
 
 
 def settings(found, command):
-  return {flag.removeprefix('--gin_bindings=') for flag in found.flags(command) if '=import ' not in flag}
+  return {
+    flag.removeprefix('--gin_bindings=') for flag in found.flags(command) if '=import ' not in flag
+  }
 
 
 def test_each_command_gets_what_means_something_to_it(tmp_path):
   more = ('ChunkWorker.rows = 64', 'Partitioner.mesh_shape = (1, 1, 4)', 'MixtureSettings.seed = 3', 'Sampling.top_k = 2',
-          'train.log_period = 5', 'DecoderConfig.remat = "full"', 'embed.words = 2', 'Endpoint.budget = 1')  # fmt: skip
+          'train.log_period = 5', 'DecoderConfig.remat = "full"', 'embed.words = 2',
+          'Endpoint.budget = 1')  # fmt: skip
   found = parsed(*OWN, *more, folder=tmp_path)
-  common = {'BATCH_SIZE = 8', 'DECAY = 0.5', 'OPTIMIZER = @adafactor', 'Partitioner.mesh_shape = (1, 1, 4)', "DecoderConfig.remat = 'full'"}  # fmt: skip
-  assert settings(found, 'train') == (common | {'adamw.weight_decay = %DECAY', 'train.log_period = 5'})
-  assert settings(found, 'chunks') == (common - {'DECAY = 0.5'}) | {'ChunkWorker.rows = 64', 'Sampling.top_k = 2'}
+  common = {'BATCH_SIZE = 8', 'DECAY = 0.5', 'OPTIMIZER = @adafactor', 'Partitioner.mesh_shape = '
+                                                                       '(1, 1, 4)',
+                                                                       "DecoderConfig.remat = "
+                                                                       "'full'"}  # fmt: skip
+  assert settings(found, 'train') == (
+    common | {'adamw.weight_decay = %DECAY', 'train.log_period = 5'}
+  )
+  assert settings(found, 'chunks') == (common - {'DECAY = 0.5'}) | {
+    'ChunkWorker.rows = 64',
+    'Sampling.top_k = 2',
+  }
   assert settings(found, 'prepare') == {'MixtureSettings.seed = 3'}
   assert found.counted('train') == {
-    'BATCH_SIZE': '8', 'DECAY': '0.5', 'OPTIMIZER': '@adafactor', 'adamw.weight_decay': '%DECAY', 'DecoderConfig.remat': "'full'",
+    'BATCH_SIZE': '8', 'DECAY': '0.5', 'OPTIMIZER': '@adafactor', 'adamw.weight_decay': '%DECAY',
+    'DecoderConfig.remat': "'full'",
   }  # fmt: skip
   assert found.counted('chunks') == {'Sampling.top_k': '2'} and found.counted('prepare') == {
     'MixtureSettings.seed': '3'
@@ -73,10 +91,17 @@ def test_a_command_that_has_not_loaded_a_name_can_read_it(tmp_path, command):
   )
   environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY)}
   run = subprocess.run(
-    [sys.executable, '-c', program, *found.flags(command)], env=environment, capture_output=True, text=True
+    [sys.executable, '-c', program, *found.flags(command)],
+    env=environment,
+    capture_output=True,
+    text=True,
   )
   assert run.returncode == 0, run.stderr
-  wanted = {'train': 'adamw.weight_decay = %DECAY', 'chunks': """a/Sampling.stop = ('x\\n', "'")""", 'prepare': "Vocabulary.bos_token = '<s>'"}  # fmt: skip
+  wanted = {
+    'train': 'adamw.weight_decay = %DECAY',
+    'chunks': """a/Sampling.stop = ('x\\n', "'")""",
+    'prepare': "Vocabulary.bos_token = '<s>'",
+  }
   assert wanted[command] in run.stdout
 
 

@@ -1,8 +1,10 @@
-"""Answers that are no option: numbers read from a text (MGSM) and spans compared by F1 and exact match (XQuAD, MLQA).
+"""Answers that are no option: numbers read from a text (MGSM) and spans compared by F1 and exact
+match (XQuAD, MLQA).
 
-F1 and exact match are SQuAD v1.1's (Rajpurkar et al. 2016, arXiv 1606.05250) under the name 'squad', which XQuAD uses in all
-languages, and MLQA's (Lewis et al. 2020, arXiv 1910.07475) under 'mlqa': its punctuation is Unicode's, articles are those of
-the language, and Chinese is compared character by character.
+F1 and exact match are SQuAD v1.1's (Rajpurkar et al. 2016, arXiv 1606.05250) under the name
+'squad', which XQuAD uses in all languages, and MLQA's (Lewis et al. 2020, arXiv 1910.07475) under
+'mlqa': its punctuation is Unicode's, articles are those of the language, and Chinese is compared
+character by character.
 """
 
 from collections import Counter
@@ -58,7 +60,9 @@ def same_number(found: str, wanted: str) -> bool:
 @functools.cache
 def _punctuation() -> str:
   every = (chr(i) for i in range(sys.maxunicode))
-  return ''.join(c for c in every if unicodedata.category(c).startswith('P') or c in string.punctuation)
+  return ''.join(
+    c for c in every if unicodedata.category(c).startswith('P') or c in string.punctuation
+  )
 
 
 @functools.cache
@@ -92,7 +96,10 @@ def exact_match(prediction: str, answers: Sequence[str], protocol: str, language
 
 def f1(prediction: str, answers: Sequence[str], protocol: str, language: str) -> float:
   """Harmonic mean of precision and recall of the words, the best over the answers; 0..1."""
-  return max(_f1(normalised(prediction, protocol, language), normalised(a, protocol, language)) for a in answers)
+  return max(
+    _f1(normalised(prediction, protocol, language), normalised(a, protocol, language))
+    for a in answers
+  )
 
 
 def _f1(found: list[str], wanted: list[str]) -> float:
@@ -100,7 +107,7 @@ def _f1(found: list[str], wanted: list[str]) -> float:
   return 2 * shared / (len(found) + len(wanted)) if shared else 0.0
 
 
-# ---- predictions and figures -----------------------------------------------------------------------------------------
+# ---- predictions and figures ----
 
 
 @dataclass
@@ -119,7 +126,8 @@ class OpenPredictions:
 
 
 def read_predictions(path: str | os.PathLike, *, allow_partial: bool = False) -> OpenPredictions:
-  """A line per item and language: {"id", "language", "answers": [texts], "prediction"}; "answer" for a single one.
+  """A line per item and language: {"id", "language", "answers": [texts], "prediction"}; "answer"
+  for a single one.
 
   Raises:
     RecordError: malformed lines, each with its number, unless `allow_partial`.
@@ -131,7 +139,9 @@ def read_predictions(path: str | os.PathLike, *, allow_partial: bool = False) ->
       answers = record.get('answers', [str(record['answer'])] if 'answer' in record else None)
       if isinstance(record.get('id'), bool) or not isinstance(record.get('id'), (str, int)):
         raise ValueError(f"'id' must be a text or a number, found {record.get('id')!r}")
-      if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
+      if (
+        not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers)
+      ):
         raise ValueError(f"'answers' must be a list of texts, found {answers!r}")
       if not isinstance(record.get('prediction'), str):
         raise ValueError(f"'prediction' must be a text, found {record.get('prediction')!r}")
@@ -144,7 +154,9 @@ def read_predictions(path: str | os.PathLike, *, allow_partial: bool = False) ->
     found.answers.setdefault(language, {})[str(record['id'])] = answers
   if malformed and not allow_partial:
     raise RecordError(
-      '\n  '.join([f'{path}: {len(malformed)} malformed lines (--allow-partial scores the rest)', *malformed])
+      '\n  '.join(
+        [f'{path}: {len(malformed)} malformed lines (--allow-partial scores the rest)', *malformed]
+      )
     )
   if not found.texts:
     raise RecordError(f'{path} holds no predictions that could be scored')
@@ -155,7 +167,12 @@ def read_predictions(path: str | os.PathLike, *, allow_partial: bool = False) ->
 def write_predictions(path: str | os.PathLike, predictions: OpenPredictions) -> None:
   """Writes what `read_predictions` reads; the file appears by rename."""
   lines = [
-    {'id': item_id, 'language': language, 'answers': predictions.answers[language][item_id], 'prediction': text}
+    {
+      'id': item_id,
+      'language': language,
+      'answers': predictions.answers[language][item_id],
+      'prediction': text,
+    }
     for language, texts in predictions.texts.items()
     for item_id, text in texts.items()
   ]
@@ -163,10 +180,11 @@ def write_predictions(path: str | os.PathLike, predictions: OpenPredictions) -> 
 
 
 def summarise(predictions: OpenPredictions, protocol: str) -> dict:
-  """Figures as `consistency.summarise` has them, accuracy being exact match, with 'f1' and 'f1_by_language' for spans.
+  """Figures as `consistency.summarise` has them, accuracy being exact match, with 'f1' and
+  'f1_by_language' for spans.
 
-  Numbers are comparable across languages: where all languages have the same items, consistency is that of the numbers. Spans
-  are not, and have none.
+  Numbers are comparable across languages: where all languages have the same items, consistency is
+  that of the numbers. Spans are not, and have none.
 
   Args:
     predictions: texts and accepted texts.
@@ -174,13 +192,15 @@ def summarise(predictions: OpenPredictions, protocol: str) -> dict:
   """
   languages = list(predictions.texts)
   cells = lambda language: [
-    (text, predictions.answers[language][item_id]) for item_id, text in predictions.texts[language].items()
+    (text, predictions.answers[language][item_id])
+    for item_id, text in predictions.texts[language].items()
   ]
   items = max(len(texts) for texts in predictions.texts.values())
   empty = {'consistency': {}, 'ac3': {}, 'pairwise_consistency': {}}
   if protocol != 'number':
     mean = lambda measure: {
-      l: float(np.mean([measure(text, answers, protocol, l) for text, answers in cells(l)])) for l in languages
+      l: float(np.mean([measure(text, answers, protocol, l) for text, answers in cells(l)]))
+      for l in languages
     }
     matches, scores = mean(exact_match), mean(f1)
     silent = [not text.strip() for language in languages for text, _ in cells(language)]
@@ -196,15 +216,20 @@ def summarise(predictions: OpenPredictions, protocol: str) -> dict:
     for i, item_id in enumerate(ids):
       values: dict[float, int] = {}  # value -> index: equal numbers are one option
       for j, language in enumerate(languages):
-        answers_NL[i, j] = values.setdefault(float(predictions.answers[language][item_id][0]), len(values))
+        answers_NL[i, j] = values.setdefault(
+          float(predictions.answers[language][item_id][0]), len(values)
+        )
         if number := _value(predictions.texts[language][item_id]):
           chosen_NL[i, j] = values.setdefault(float(number), len(values))
     return consistency.summarise(chosen_NL, answers_NL, languages)
-  right = {l: [same_number(_value(text), answers[0]) for text, answers in cells(l)] for l in languages}
+  right = {
+    l: [same_number(_value(text), answers[0]) for text, answers in cells(l)] for l in languages
+  }
   by_language = {language: float(np.mean(own)) for language, own in right.items()}
   unparsed = [not _value(text) for language in languages for text, _ in cells(language)]
   return {
-    'accuracy': float(np.mean(list(by_language.values()))), 'accuracy_by_language': by_language, **empty,
+    'accuracy': float(np.mean(list(by_language.values()))), 'accuracy_by_language': by_language,
+    **empty,
     'unparsed_rate': float(np.mean(unparsed)), 'items': items,
   }  # fmt: skip
 
@@ -220,12 +245,16 @@ def _value(text: str) -> str:
 
 
 def of_questions(questions: Sequence, texts: Sequence[Sequence[Sequence[str]]]) -> OpenPredictions:
-  """Predictions of `Questions` of an open kind, with what was written for each, [questions][item][language]."""
+  """Predictions of `Questions` of an open kind, with what was written for each,
+  [questions][item][language].
+  """
   found = OpenPredictions({}, {})
   for asked, written in zip(questions, texts):
     for j, language in enumerate(asked.languages):
       found.texts[language] = {item_id: own[j] for item_id, own in zip(asked.ids, written)}
-      found.answers[language] = {item_id: row[j]['answers'] for item_id, row in zip(asked.ids, asked.rows)}
+      found.answers[language] = {
+        item_id: row[j]['answers'] for item_id, row in zip(asked.ids, asked.rows)
+      }
   return found
 
 
@@ -238,7 +267,12 @@ def table(run: Mapping) -> list[str]:
   """Lines for people."""
   shown = run.get('f1_by_language', {})
   lines = [
-    f'  {language:<8}{100 * value:7.1f} %' + (f'    F1 {100 * shown[language]:6.1f}' if shown else '')
+    f'  {language:<8}{100 * value:7.1f} %'
+    + (f'    F1 {100 * shown[language]:6.1f}' if shown else '')
     for language, value in run['accuracy_by_language'].items()
   ]
-  return [*lines, f'  {"mean":<8}{100 * run["accuracy"]:7.1f} %' + (f'    F1 {100 * run["f1"]:6.1f}' if shown else '')]
+  return [
+    *lines,
+    f'  {"mean":<8}{100 * run["accuracy"]:7.1f} %'
+    + (f'    F1 {100 * run["f1"]:6.1f}' if shown else ''),
+  ]

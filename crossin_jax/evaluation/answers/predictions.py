@@ -3,8 +3,8 @@
 Two layouts are read and written, plain or gzipped:
 
   * a line per item and language: {"id", "language", "choices", "answer", "prediction"};
-  * SeaEval's record per item: {"id", "English": {"choices", "answer", "model_prediction"}, "Chinese": {...}, ...}, as JSON
-    Lines or as one JSON list.
+  * SeaEval's record per item: {"id", "English": {"choices", "answer", "model_prediction"},
+    "Chinese": {...}, ...}, as JSON Lines or as one JSON list.
 
 Languages are codes ('zh') or English names ('Chinese'); in memory they are codes.
 """
@@ -40,8 +40,10 @@ class Predictions:
   choices: list[list[list[str]]]  # [item][language][option] texts
   answers: np.ndarray  # int64 [items, languages], index of the right option
   texts: list[list[str]]  # [item][language] what the model wrote
-  left_out: list[str] = field(default_factory=list)  # ids without every language, left out on request
-  malformed: list[str] = field(default_factory=list)  # what is wrong with each line that was left out on request
+  # ids without every language, left out on request
+  left_out: list[str] = field(default_factory=list)
+  # what is wrong with each line that was left out on request
+  malformed: list[str] = field(default_factory=list)
 
   def extract(self, protocol: str, *, first_line: bool = False, prompt: int = 1) -> np.ndarray:
     """Chosen options, int64 [items, languages], -1 = unparsed; see `extraction.extract`."""
@@ -59,9 +61,10 @@ def read_predictions(path: str | os.PathLike, *, allow_partial: bool = False) ->
   """Reads either layout.
 
   Raises:
-    PredictionError: lines that are no JSON object, lack a field or have one of the wrong kind, an (id, language) given
-      twice (each named with its number); an item without a language that others have (with id and language). With
-      `allow_partial` such lines and items are left out and listed in `malformed` and `left_out`.
+    PredictionError: lines that are no JSON object, lack a field or have one of the wrong kind, an
+      (id, language) given twice (each named with its number); an item without a language that
+      others have (with id and language). With `allow_partial` such lines and items are left out and
+      listed in `malformed` and `left_out`.
     OSError: the file cannot be opened.
   """
   cells: dict[tuple[str, str], tuple[str, list[str], int, str]] = {}
@@ -72,20 +75,26 @@ def read_predictions(path: str | os.PathLike, *, allow_partial: bool = False) ->
     for item_id, language, choices, answer, text in _cells(record, where, malformed):
       if (item_id, language) in cells:
         first = cells[item_id, language][0].rsplit(', ', 1)[1]
-        malformed.append(f'{where}: item {item_id!r} in {language!r} was already given in {first}; keep one of them')
+        malformed.append(
+          f'{where}: item {item_id!r} in {language!r} was already given in {first}; keep one of '
+          'them'
+        )
         continue
       ids[item_id] = languages[language] = None
       cells[item_id, language] = (where, choices, answer, text)
   if malformed and not allow_partial:
     raise PredictionError(_listed(path, malformed))
   if not cells:
-    raise PredictionError('\n'.join([f'{path} holds no predictions that could be scored', *malformed]))
+    raise PredictionError(
+      '\n'.join([f'{path} holds no predictions that could be scored', *malformed])
+    )
   left_out = []
   for item_id in ids:
     lacking = [language for language in languages if (item_id, language) not in cells]
     if lacking and not allow_partial:
       raise PredictionError(
-        f'{path}: item {item_id!r} has no prediction in {", ".join(lacking)}, which other items have; '
+        f'{path}: item {item_id!r} has no prediction in {", ".join(lacking)}, which other items '
+        'have; '
         'consistency needs every item in every language. Add the missing lines, '
         'or leave incomplete items out with --allow-partial'
       )
@@ -96,11 +105,14 @@ def read_predictions(path: str | os.PathLike, *, allow_partial: bool = False) ->
     if len(set(counts.values())) > 1:
       told = ', '.join(f'{language} {count}' for language, count in counts.items())
       raise PredictionError(
-        f'{path}: item {item_id!r} has unequal numbers of choices: {told}; options must be parallel across languages'
+        f'{path}: item {item_id!r} has unequal numbers of choices: {told}; options must be '
+        'parallel across languages'
       )
   kept = [item_id for item_id in ids if item_id not in set(left_out)]
   if not kept:
-    raise PredictionError(f'{path}: no item has a prediction in all of {", ".join(languages)}; nothing can be scored')
+    raise PredictionError(
+      f'{path}: no item has a prediction in all of {", ".join(languages)}; nothing can be scored'
+    )
   rows = [[cells[item_id, language] for language in languages] for item_id in kept]
   return Predictions(
     ids=kept,
@@ -115,12 +127,18 @@ def read_predictions(path: str | os.PathLike, *, allow_partial: bool = False) ->
 
 def _listed(path: str | os.PathLike, malformed: list[str]) -> str:
   """All that is wrong with a file, a line each, with the remedy."""
-  several = f'{path}: {len(malformed)} malformed lines; mend them, or score the rest with --allow-partial'
+  several = (
+    f'{path}: {len(malformed)} malformed lines; mend them, or score the rest with --allow-partial'
+  )
   return malformed[0] if len(malformed) == 1 else '\n  '.join([several, *malformed])
 
 
-def write_predictions(path: str | os.PathLike, predictions: Predictions, layout: str = LINES) -> None:
-  """Writes `layout` 'lines' or 'seaeval'; gzipped if the name ends in .gz; the file appears by rename."""
+def write_predictions(
+  path: str | os.PathLike, predictions: Predictions, layout: str = LINES
+) -> None:
+  """Writes `layout` 'lines' or 'seaeval'; gzipped if the name ends in .gz; the file appears by
+  rename.
+  """
   if layout not in (LINES, SEAEVAL):
     raise ValueError(f'unknown layout {layout!r}; choose {LINES} or {SEAEVAL}')
   records: list[dict] = []
@@ -130,18 +148,38 @@ def write_predictions(path: str | os.PathLike, predictions: Predictions, layout:
       choices = predictions.choices[i][j]
       answer, text = choices[predictions.answers[i, j]], predictions.texts[i][j]
       if layout == LINES:
-        records.append({'id': item_id, 'language': language, 'choices': choices, 'answer': answer, 'prediction': text})
+        records.append(
+          {
+            'id': item_id,
+            'language': language,
+            'choices': choices,
+            'answer': answer,
+            'prediction': text,
+          }
+        )
       else:
-        record[ENGLISH_NAMES[language]] = {'choices': choices, 'answer': answer, 'model_prediction': text}
+        record[ENGLISH_NAMES[language]] = {
+          'choices': choices,
+          'answer': answer,
+          'model_prediction': text,
+        }
     if layout == SEAEVAL:
       records.append(record)
-  content = ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records).encode('utf-8')
+  content = ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records).encode(
+    'utf-8'
+  )
   # NB: mtime=0, or the same predictions would give other bytes every second
-  results.write_bytes(path, gzip.compress(content, mtime=0) if str(path).endswith('.gz') else content)
+  results.write_bytes(
+    path, gzip.compress(content, mtime=0) if str(path).endswith('.gz') else content
+  )
 
 
-def _cells(record: Mapping, where: str, malformed: list[str]) -> list[tuple[str, str, list[str], int, str]]:
-  """(id, language code, choices, answer index, text) of a record in either layout; what is wrong goes to `malformed`."""
+def _cells(
+  record: Mapping, where: str, malformed: list[str]
+) -> list[tuple[str, str, list[str], int, str]]:
+  """(id, language code, choices, answer index, text) of a record in either layout; what is wrong
+  goes to `malformed`.
+  """
   item_id = record.get('id')
   if isinstance(item_id, bool) or not isinstance(item_id, (str, int)) or item_id == '':
     malformed.append(f"{where}: 'id' must be a text or a number, found {item_id!r}")
@@ -152,7 +190,8 @@ def _cells(record: Mapping, where: str, malformed: list[str]) -> list[tuple[str,
     by_language = {key: value for key, value in record.items() if isinstance(value, dict)}
     if not by_language:
       malformed.append(
-        f"{where}: neither a 'language' field nor a language with its record; expected one of the two layouts"
+        f"{where}: neither a 'language' field nor a language with its record; expected one of the "
+        'two layouts'
       )
   cells = []
   for name, fields in by_language.items():
@@ -173,7 +212,8 @@ def _cell(name: str, fields: Mapping, where: str) -> tuple[str, list[str], int, 
     language = code_of(name)
   except (ValueError, AttributeError):
     raise PredictionError(
-      f"{where}: {name!r} is no language; use a code such as 'zh' or an English name such as 'Chinese'"
+      f"{where}: {name!r} is no language; use a code such as 'zh' or an English name such as "
+      "'Chinese'"
     ) from None
   choices = fields.get('choices')
   if (
@@ -182,7 +222,8 @@ def _cell(name: str, fields: Mapping, where: str) -> tuple[str, list[str], int, 
     or not 2 <= len(choices) <= len(extraction.LETTERS)
   ):
     raise PredictionError(
-      f"{where}, {name}: 'choices' must be a list of 2 to {len(extraction.LETTERS)} texts, found {_shortened(choices)}"
+      f"{where}, {name}: 'choices' must be a list of 2 to {len(extraction.LETTERS)} texts, found "
+      f'{_shortened(choices)}'
     )
   text = fields.get('prediction', fields.get('model_prediction'))
   if not isinstance(text, str):
@@ -194,7 +235,9 @@ def _cell(name: str, fields: Mapping, where: str) -> tuple[str, list[str], int, 
 
 
 def _answer_index(answer: object, choices: Sequence[str], where: str) -> int:
-  """Index of an answer given as the choice's text, its text without the letter, its letter, or its index."""
+  """Index of an answer given as the choice's text, its text without the letter, its letter, or its
+  index.
+  """
   if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
     return answer
   if isinstance(answer, str):
@@ -204,7 +247,8 @@ def _answer_index(answer: object, choices: Sequence[str], where: str) -> int:
       if candidates.count(answer.strip() if answer not in candidates else answer) == 1:
         return candidates.index(answer.strip() if answer not in candidates else answer)
   raise PredictionError(
-    f'{where}: the answer {_shortened(answer)} is not exactly one of the choices {_shortened(list(choices))}'
+    f'{where}: the answer {_shortened(answer)} is not exactly one of the choices '
+    f'{_shortened(list(choices))}'
   )
 
 

@@ -1,7 +1,9 @@
-"""`crossin build-cross-xquad`: Cross-XQuAD rebuilt from XQuAD (METHODS.md C12), four options a question.
+"""`crossin build-cross-xquad`: Cross-XQuAD rebuilt from XQuAD (METHODS.md C12), four options a
+question.
 
-The wrong options of a question are right answers of other questions on the same paragraph, where these are too few on the same
-article. They are chosen once, by id, so the options say the same in every language and stand in the same order.
+The wrong options of a question are right answers of other questions on the same paragraph, where
+these are too few on the same article. They are chosen once, by id, so the options say the same in
+every language and stand in the same order.
 """
 
 import argparse
@@ -43,9 +45,10 @@ class Built:
 def build(path: str, languages: Sequence[str], split: str | None = None) -> Built:
   """The benchmark from a folder of XQuAD files.
 
-  An option is refused if it, compared without case, punctuation and spaces, is part of another option or the other way round
-  in any of the languages: "308" beside "308 points" would make two right answers. Options chosen with other languages may
-  therefore differ: figures are comparable for one set of languages.
+  An option is refused if it, compared without case, punctuation and spaces, is part of another
+  option or the other way round in any of the languages: "308" beside "308 points" would make two
+  right answers. Options chosen with other languages may therefore differ: figures are comparable
+  for one set of languages.
 
   Args:
     path: folder with a SQuAD JSON file a language (`xquad.en.json`).
@@ -61,20 +64,27 @@ def build(path: str, languages: Sequence[str], split: str | None = None) -> Buil
     if unequal := sorted(first.keys() ^ fields.keys()):
       raise RecordError(
         f'{path}: {len(unequal)} questions are not in both {items.languages[0]} and {language} '
-        f'({", ".join(unequal[:5])}{" ..." if len(unequal) > 5 else ""}); XQuAD is parallel: download both files anew'
+        f'({", ".join(unequal[:5])}{" ..." if len(unequal) > 5 else ""}); XQuAD is parallel: '
+        'download both files anew'
       )
   answer = lambda item_id, language: items.fields[language][item_id]['answers'][0].strip()
   built = Built([], [], dict.fromkeys(LETTERS[:OPTIONS], 0), 0)
   for item_id, own in first.items():
-    near = [other for other in first if other != item_id and first[other]['paragraph'] == own['paragraph']]
+    near = [
+      other for other in first if other != item_id and first[other]['paragraph'] == own['paragraph']
+    ]
     far = [
       other for other in first
       if first[other]['article'] == own['article'] and first[other]['paragraph'] != own['paragraph']
     ]  # fmt: skip
     chosen = [item_id]
-    for other in sorted(near, key=lambda x: _hash(item_id, x)) + sorted(far, key=lambda x: _hash(item_id, x)):
+    for other in sorted(near, key=lambda x: _hash(item_id, x)) + sorted(
+      far, key=lambda x: _hash(item_id, x)
+    ):
       if len(chosen) < OPTIONS and all(
-        _apart(answer(other, language), answer(taken, language)) for language in languages for taken in chosen
+        _apart(answer(other, language), answer(taken, language))
+        for language in languages
+        for taken in chosen
       ):
         chosen.append(other)
         built.from_article += other in far
@@ -82,7 +92,9 @@ def build(path: str, languages: Sequence[str], split: str | None = None) -> Buil
       built.dropped.append((item_id, 'empty answer'))
       continue
     if len(chosen) < OPTIONS:
-      built.dropped.append((item_id, f'only {len(chosen) - 1} distinct answers of other questions in the article'))
+      built.dropped.append(
+        (item_id, f'only {len(chosen) - 1} distinct answers of other questions in the article')
+      )
       continue
     order = sorted(chosen, key=lambda x: _hash('order', item_id, x))
     right = order.index(item_id)
@@ -92,7 +104,8 @@ def build(path: str, languages: Sequence[str], split: str | None = None) -> Buil
       choices = [f'({letter}) {answer(other, language)}' for letter, other in zip(LETTERS, order)]
       fields = items.fields[language][item_id]
       record[ENGLISH_NAMES[language]] = {
-        'context': fields['context'], 'question': fields['question'], 'choices': choices, 'answer': choices[right]
+        'context': fields['context'], 'question': fields['question'], 'choices': choices,
+        'answer': choices[right]
       }  # fmt: skip
     built.records.append(record)
   if not built.records:
@@ -114,32 +127,47 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin build-cross-xquad`."""
   parser = argparse.ArgumentParser(
     prog='crossin build-cross-xquad',
-    description='Cross-XQuAD rebuilt from XQuAD: four options a question, parallel in all languages.',
-    epilog='example: crossin build-cross-xquad --xquad_dir data/xquad --languages en,zh,vi,es --output cross_xquad.json',
+    description='Cross-XQuAD rebuilt from XQuAD: four options a question, parallel in all '
+    'languages.',
+    epilog='example: crossin build-cross-xquad --xquad_dir data/xquad --languages en,zh,vi,es '
+    '--output cross_xquad.json',
   )
   parser.add_argument('--xquad_dir', required=True, help='folder of xquad.<language>.json')
   parser.add_argument(
-    '--languages', default='en,zh,vi,es', help="codes, any of XQuAD's (default: CrossIn's, en,zh,vi,es)"
+    '--languages',
+    default='en,zh,vi,es',
+    help="codes, any of XQuAD's (default: CrossIn's, en,zh,vi,es)",
   )
   parser.add_argument(
-    '--output', default='cross_xquad.json', help="file to write, in SeaEval's format (default: %(default)s)"
+    '--output',
+    default='cross_xquad.json',
+    help="file to write, in SeaEval's format (default: %(default)s)",
   )
-  parser.add_argument('--split', help="part of the files' names that chooses, where a language has several")
   parser.add_argument(
-    '--json', action='store_true', help='print the counts as one JSON object, the last line of stdout'
+    '--split', help="part of the files' names that chooses, where a language has several"
+  )
+  parser.add_argument(
+    '--json',
+    action='store_true',
+    help='print the counts as one JSON object, the last line of stdout',
   )
   args = parser.parse_args(argv)
-  built = build(args.xquad_dir, [code_of(language) for language in args.languages.split(',')], args.split)
+  built = build(
+    args.xquad_dir, [code_of(language) for language in args.languages.split(',')], args.split
+  )
   results.write_text(args.output, json.dumps(built.records, ensure_ascii=False, indent=1) + '\n')
   reasons = Counter(reason for _, reason in built.dropped)
   say = lambda text: print(text, file=sys.stderr)
   say(f'{len(built.records)} items in {args.languages} -> {os.path.abspath(args.output)}')
   say('right answers: ' + ', '.join(f'{letter} {count}' for letter, count in built.letters.items()))
   say(
-    f'wrong options from another paragraph of the article: {built.from_article} of {(OPTIONS - 1) * len(built.records)}'
+    f'wrong options from another paragraph of the article: {built.from_article} of '
+    f'{(OPTIONS - 1) * len(built.records)}'
   )
   for reason, count in reasons.most_common():
-    say(f'dropped, {reason}: {count} ({", ".join([i for i, r in built.dropped if r == reason][:5])})')
+    say(
+      f'dropped, {reason}: {count} ({", ".join([i for i, r in built.dropped if r == reason][:5])})'
+    )
   if args.json:
     counts = {
       'items': len(built.records), 'letters': built.letters, 'from_article': built.from_article,

@@ -1,7 +1,7 @@
 """The benchmarks: how each is read, prompted and scored. One declaration each, in `BENCHMARKS`.
 
-Prompts of CrossIn's benchmarks are SeaEval's five (METHODS.md A.6), rendered with the template of the model; those of the
-others are lm-evaluation-harness' words, given to the model as plain text.
+Prompts of CrossIn's benchmarks are SeaEval's five (METHODS.md A.6), rendered with the template of
+the model; those of the others are lm-evaluation-harness' words, given to the model as plain text.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,8 @@ class Benchmark:
     prompts: the forms of its prompt; figures are medians over them.
     kind: of `questions.KINDS`.
     methods: how it may be answered.
-    parallel: whether every item is there in every language; without, languages are figures of their own.
+    parallel: whether every item is there in every language; without, languages are figures of their
+      own.
     spoken: languages that its prompt has words for; None = all.
     stop: texts that end a generated answer.
     max_new_tokens: most tokens of one.
@@ -43,14 +44,15 @@ class Benchmark:
   max_new_tokens: int = 128
 
 
-# ---- CrossIn's benchmarks: SeaEval's prompts -----------------------------------------------------------------------
+# ---- CrossIn's benchmarks: SeaEval's prompts ----
 
 _LEADS = (
   'Respond to the question by selecting the most appropriate answer.',
   'Kindly choose the correct answer from the options provided for the multiple-choice question.',
   'Solve the multi-choice question by selecting the accurate answer.',
   'Please answer the following multiple-choice question by selecting the correct option.',
-  'As an expert, your task is to solve the following multiple-choice question. Identify the correct response among the '
+  'As an expert, your task is to solve the following multiple-choice question. Identify the '
+  'correct response among the '
   'given choices.',
 )
 _BLANK_LINES = (True, False, False, True, True)  # between the blocks of each prompt
@@ -60,25 +62,42 @@ def _seaeval(lead: str, blank: bool) -> Prompt:
   def prompt(fields: Mapping, language: str) -> Row:
     blocks = [lead] if lead else []
     blocks += [f'Context:\n{fields["context"]}'] if 'context' in fields else []
-    blocks += [f'Question:\n{fields["question"]}', 'Choices:\n' + '\n'.join(fields['choices']), 'Answer:\n']
+    blocks += [
+      f'Question:\n{fields["question"]}',
+      'Choices:\n' + '\n'.join(fields['choices']),
+      'Answer:\n',
+    ]
     text = ('\n\n' if blank else '\n').join(blocks)
-    return {'instruction': text, 'input': '', 'raw': text, 'choices': fields['choices'], 'answer': fields['answer']}
+    return {
+      'instruction': text,
+      'input': '',
+      'raw': text,
+      'choices': fields['choices'],
+      'answer': fields['answer'],
+    }
 
   return prompt
 
 
 SEAEVAL_PROMPTS = tuple(_seaeval(lead, blank) for lead, blank in zip(_LEADS, _BLANK_LINES))
-_SEAEVAL = {'read': benchmark_files.read_seaeval, 'prompts': SEAEVAL_PROMPTS, 'methods': ('likelihood', 'generate')}
-# ---- the others: the words of lm-evaluation-harness -----------------------------------------------------------------
+_SEAEVAL = {
+  'read': benchmark_files.read_seaeval,
+  'prompts': SEAEVAL_PROMPTS,
+  'methods': ('likelihood', 'generate'),
+}
+# ---- the others: the words of lm-evaluation-harness ----
 
 _XCOPA_WORDS = {
-  'en': ('because', 'therefore'), 'id': ('karena', 'maka'), 'it': ('perché', 'quindi'), 'sw': ('kwa sababu', 'kwa hiyo'),
-  'ta': ('காரணமாக', 'எனவே'), 'th': ('เพราะ', 'ดังนั้น'), 'tr': ('çünkü', 'bu yüzden'), 'vi': ('bởi vì', 'vì vậy'),
+  'en': ('because', 'therefore'), 'id': ('karena', 'maka'), 'it': ('perché', 'quindi'),
+  'sw': ('kwa sababu', 'kwa hiyo'),
+  'ta': ('காரணமாக', 'எனவே'), 'th': ('เพราะ', 'ดังนั้น'), 'tr': ('çünkü', 'bu yüzden'),
+  'vi': ('bởi vì', 'vì vậy'),
   'zh': ('因为', '所以'),
 }  # fmt: skip
 # language -> (right?, entailment, neutral, contradiction)
 _XNLI_WORDS = {
-  'ar': ('صحيح', 'نعم', 'لذا', 'رقم'), 'de': ('richtig', 'Ja', 'Auch', 'Nein'), 'el': ('σωστός', 'Ναί', 'Έτσι', 'όχι'),
+  'ar': ('صحيح', 'نعم', 'لذا', 'رقم'), 'de': ('richtig', 'Ja', 'Auch', 'Nein'),
+  'el': ('σωστός', 'Ναί', 'Έτσι', 'όχι'),
   'en': ('right', 'Yes', 'Also', 'No'), 'es': ('correcto', 'Sí', 'Asi que', 'No'),
   'fr': ('correct', 'Oui', 'Aussi', 'Non'), 'hi': ('सही', 'हाँ', 'इसलिए', 'नहीं'),
   'ru': ('правильно', 'Да', 'Так', 'Нет'), 'sw': ('sahihi', 'Ndiyo', 'Hivyo', 'Hapana'),
@@ -99,10 +118,13 @@ _MGSM_WORDS = {
   'th': ('โจทย์: ', 'Answer:'), 'zh': ('问题： ', 'Answer:'),
 }  # fmt: skip
 _XQUAD_WORDS = {
-  'ar': ('سيا', 'سؤال', 'إجابة'), 'de': ('Kontext', 'Frage', 'Antwort'), 'el': ('Συμφραζόμενα', 'Ερώτηση', 'Απάντηση'),
+  'ar': ('سيا', 'سؤال', 'إجابة'), 'de': ('Kontext', 'Frage', 'Antwort'),
+  'el': ('Συμφραζόμενα', 'Ερώτηση', 'Απάντηση'),
   'en': ('Context', 'Question', 'Answer'), 'es': ('Contexto', 'Pregunta', 'Respuesta'),
-  'hi': ('प्रसंग', 'सवाल', 'उत्तर'), 'ro': ('Context', 'Întrebare', 'Răspuns'), 'ru': ('Контекст', 'Вопрос', 'Ответ'),
-  'th': ('บริบท', 'คำถาม', 'คำตอบ'), 'tr': ('Bağlam', 'Soru', 'Cevap'), 'vi': ('Bối cảnh', 'Câu hỏi', 'Trả lời'),
+  'hi': ('प्रसंग', 'सवाल', 'उत्तर'), 'ro': ('Context', 'Întrebare', 'Răspuns'),
+  'ru': ('Контекст', 'Вопрос', 'Ответ'),
+  'th': ('บริบท', 'คำถาม', 'คำตอบ'), 'tr': ('Bağlam', 'Soru', 'Cevap'),
+  'vi': ('Bối cảnh', 'Câu hỏi', 'Trả lời'),
   'zh': ('语境', '问题', '回答'),
 }  # fmt: skip
 
@@ -113,7 +135,12 @@ def _xcopa(fields: Mapping, language: str) -> Row:
   choices = [fields['choice1'], fields['choice2']]
   continuations = [' ' + choice[0].lower() + choice[1:] for choice in choices]
   prompt = f'{fields["premise"].strip()[:-1]} {connector}'
-  return {'prompt': prompt, 'choices': choices, 'continuations': continuations, 'answer': fields['answer']}
+  return {
+    'prompt': prompt,
+    'choices': choices,
+    'continuations': continuations,
+    'answer': fields['answer'],
+  }
 
 
 def _xnli(fields: Mapping, language: str) -> Row:
@@ -136,7 +163,12 @@ def _pawsx(fields: Mapping, language: str) -> Row:
     first = first[:-1] if first.endswith(('.', ',', ';')) else first
     second = second[:1].lower() + second[1:]
   sentences = [f'{first}, {right}? {word}, {second}' for word in (no, yes)]
-  return {'prompt': '', 'choices': ['no', 'yes'], 'continuations': sentences, 'answer': fields['answer']}
+  return {
+    'prompt': '',
+    'choices': ['no', 'yes'],
+    'continuations': sentences,
+    'answer': fields['answer'],
+  }
 
 
 def _untokenised(text: str) -> str:
@@ -150,7 +182,8 @@ def _story_cloze(fields: Mapping, language: str) -> Row:
   choices = fields['choices']
   continuations = [f' {choice}' for choice in choices]
   return {
-    'prompt': ' '.join(fields['story']), 'choices': choices, 'continuations': continuations, 'answer': fields['answer']
+    'prompt': ' '.join(fields['story']), 'choices': choices, 'continuations': continuations,
+    'answer': fields['answer']
   }  # fmt: skip
 
 
@@ -193,8 +226,10 @@ BENCHMARKS: dict[str, Benchmark] = {
   'belebele': Benchmark(benchmark_files.read_belebele, (_belebele,)),
   'pawsx': Benchmark(benchmark_files.read_pawsx, (_pawsx,), spoken=frozenset(_PAWSX_WORDS)),
   'mgsm': Benchmark(
-    benchmark_files.read_mgsm, (_mgsm,), kind='number', methods=('generate',), spoken=frozenset(_MGSM_WORDS),
-    stop=tuple(dict.fromkeys(words[0].strip() for words in _MGSM_WORDS.values())), max_new_tokens=256,
+    benchmark_files.read_mgsm, (_mgsm,), kind='number', methods=('generate',),
+    spoken=frozenset(_MGSM_WORDS),
+    stop=tuple(dict.fromkeys(words[0].strip() for words in _MGSM_WORDS.values())),
+    max_new_tokens=256,
   ),
   'xquad': Benchmark(benchmark_files.read_squad, (_xquad,), spoken=frozenset(_XQUAD_WORDS), **_SPANS),
   'mlqa': Benchmark(benchmark_files.read_squad, (_mlqa,), parallel=False, **_SPANS),
@@ -227,19 +262,33 @@ class LoadedBenchmark:
       limit: first so many items.
 
     Raises:
-      ValueError: an unknown name or language, malformed files, an item that lacks a language (with the ids).
+      ValueError: an unknown name or language, malformed files, an item that lacks a language (with
+        the ids).
     """
     if name not in BENCHMARKS:
       raise ValueError(f'no benchmark {name!r}; choose one of {", ".join(BENCHMARKS)}')
     self.name, self.declaration = name, BENCHMARKS[name]
     spoken = self.declaration.spoken
-    if languages and spoken is not None and (mute := [language for language in languages if language not in spoken]):
-      raise ValueError(f'{name} has no prompt in {", ".join(mute)}; it has {", ".join(sorted(spoken))}')
+    if (
+      languages
+      and spoken is not None
+      and (mute := [language for language in languages if language not in spoken])
+    ):
+      raise ValueError(
+        f'{name} has no prompt in {", ".join(mute)}; it has {", ".join(sorted(spoken))}'
+      )
     items = self.declaration.read(remote.fetched(path), languages, split)
-    self.languages = [language for language in items.languages if spoken is None or language in spoken]
+    self.languages = [
+      language for language in items.languages if spoken is None or language in spoken
+    ]
     if not self.languages:
-      raise RecordError(f'{path}: none of the languages {", ".join(items.languages)} has a prompt of {name}')
-    self.notes, self._fields = items.notes, {language: items.fields[language] for language in self.languages}
+      raise RecordError(
+        f'{path}: none of the languages {", ".join(items.languages)} has a prompt of {name}'
+      )
+    self.notes, self._fields = (
+      items.notes,
+      {language: items.fields[language] for language in self.languages},
+    )
     if self.declaration.parallel:
       self._check_parallel(path)
       kept = list(self._fields[self.languages[0]])[:limit]
@@ -255,7 +304,8 @@ class LoadedBenchmark:
         if self.name == 'pawsx':  # incomplete pairs are left out by language: leave them out in all
           continue
         raise RecordError(
-          f'{path}: {len(missing)} items have no {language} ({shown}); consistency needs every language: mend the files, or '
+          f'{path}: {len(missing)} items have no {language} ({shown}); consistency needs every '
+          'language: mend the files, or '
           'choose others with --languages'
         )
     for fields in self._fields.values():
@@ -264,28 +314,37 @@ class LoadedBenchmark:
           fields.pop(item_id, None)
     first = self._fields[self.languages[0]]
     for language, fields in self._fields.items():
-      # NB: the order of the options may differ in no language, or consistency would compare letters.
+      # NB: the order of the options may differ in no language, or consistency would compare
+      # letters.
       for item_id, own in fields.items():
         if 'answer' in own and own['answer'] != first[item_id]['answer']:
           raise RecordError(
-            f'{path}: item {item_id!r} has the answer {own["answer"]} in {language} and {first[item_id]["answer"]} in '
+            f'{path}: item {item_id!r} has the answer {own["answer"]} in {language} and '
+            f'{first[item_id]["answer"]} in '
             f'{self.languages[0]}; options must be parallel'
           )
 
   def questions(self, prompt: int = 1) -> list[Questions]:
-    """The items under a prompt form, counted from 1: one `Questions`, or one a language where they are not parallel."""
+    """The items under a prompt form, counted from 1: one `Questions`, or one a language where they
+    are not parallel.
+    """
     declaration = self.declaration
     if not 1 <= prompt <= len(declaration.prompts):
       raise ValueError(f'{self.name} has prompts 1 to {len(declaration.prompts)}, not {prompt}')
     render = declaration.prompts[prompt - 1]
-    groups = [self.languages] if declaration.parallel else [[language] for language in self.languages]
+    groups = (
+      [self.languages] if declaration.parallel else [[language] for language in self.languages]
+    )
     return [
       Questions(
         self.name,
         self._ids[languages[0]],
         languages,
         [
-          [render(self._fields[language][i], language) | {'language': language} for language in languages]
+          [
+            render(self._fields[language][i], language) | {'language': language}
+            for language in languages
+          ]
           for i in self._ids[languages[0]]
         ],
         declaration.kind,

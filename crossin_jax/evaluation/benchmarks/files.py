@@ -1,7 +1,8 @@
-"""The files of published benchmarks as they are distributed: items by id and language, in each benchmark's own fields.
+"""The files of published benchmarks as they are distributed: items by id and language, in each
+benchmark's own fields.
 
-Every reader takes a file or folder and gives `Items`. Files of one language are found by the language code in their name:
-`val.th.jsonl`, `dev-sw.tsv`, `mgsm_bn.tsv`, `eng_Latn.jsonl`.
+Every reader takes a file or folder and gives `Items`. Files of one language are found by the
+language code in their name: `val.th.jsonl`, `dev-sw.tsv`, `mgsm_bn.tsv`, `eng_Latn.jsonl`.
 """
 
 from collections import Counter
@@ -18,16 +19,21 @@ from crossin_jax.storage.records import RecordError, read_records, read_text
 _SUFFIXES = ('.json', '.jsonl', '.tsv', '.csv')
 # ISO 639-3 as FLORES, and so Belebele, has them.
 _THREE_LETTERS = {
-  'eng': 'en', 'zho': 'zh', 'vie': 'vi', 'spa': 'es', 'fin': 'fi', 'ind': 'id', 'tha': 'th', 'tur': 'tr', 'ben': 'bn',
-  'hin': 'hi', 'swh': 'sw', 'tam': 'ta', 'urd': 'ur', 'arb': 'ar', 'deu': 'de', 'ell': 'el', 'tgl': 'fil', 'fra': 'fr',
-  'ita': 'it', 'jpn': 'ja', 'kor': 'ko', 'zsm': 'ms', 'por': 'pt', 'ron': 'ro', 'rus': 'ru', 'tel': 'te',
+  'eng': 'en', 'zho': 'zh', 'vie': 'vi', 'spa': 'es', 'fin': 'fi', 'ind': 'id', 'tha': 'th',
+  'tur': 'tr', 'ben': 'bn',
+  'hin': 'hi', 'swh': 'sw', 'tam': 'ta', 'urd': 'ur', 'arb': 'ar', 'deu': 'de', 'ell': 'el',
+  'tgl': 'fil', 'fra': 'fr',
+  'ita': 'it', 'jpn': 'ja', 'kor': 'ko', 'zsm': 'ms', 'por': 'pt', 'ron': 'ro', 'rus': 'ru',
+  'tel': 'te',
 }  # fmt: skip
 # Several scripts of one language are several files: the usual one is meant.
 _USUAL_SCRIPTS = {
-  'zh': 'hans', 'bn': 'beng', 'hi': 'deva', 'ur': 'arab', 'ar': 'arab', 'th': 'thai', 'ta': 'taml', 'el': 'grek',
+  'zh': 'hans', 'bn': 'beng', 'hi': 'deva', 'ur': 'arab', 'ar': 'arab', 'th': 'thai', 'ta': 'taml',
+  'el': 'grek',
   'ja': 'jpan', 'ko': 'hang', 'ru': 'cyrl', 'te': 'telu',
 }  # fmt: skip
-# XCOPA languages whose column `question` agrees with the English original; others were overwritten upstream.
+# XCOPA languages whose column `question` agrees with the English original; others were overwritten
+# upstream.
 _XCOPA_TRUSTED = ('en', 'zh', 'vi', 'ta')
 
 
@@ -46,7 +52,7 @@ class Items:
   notes: list[str] = field(default_factory=list)
 
 
-# ---- finding files -------------------------------------------------------------------------------------------------
+# ---- finding files ----
 
 
 def language_files(path: str, split: str | None = None) -> dict[str, str]:
@@ -54,7 +60,8 @@ def language_files(path: str, split: str | None = None) -> dict[str, str]:
 
   Args:
     path: a folder, or a file whose name has a language code.
-    split: 'val', 'dev', 'test' ...: the part of the name that chooses where a language has several files.
+    split: 'val', 'dev', 'test' ...: the part of the name that chooses where a language has several
+      files.
 
   Raises:
     RecordError: none is found, or two of one language (both are named).
@@ -64,7 +71,9 @@ def language_files(path: str, split: str | None = None) -> dict[str, str]:
   elif os.path.isdir(path):
     names, folder = sorted(os.listdir(path)), path
   else:
-    raise RecordError(f'{path} does not exist; give the folder or file of the benchmark as it was downloaded')
+    raise RecordError(
+      f'{path} does not exist; give the folder or file of the benchmark as it was downloaded'
+    )
   found: dict[str, str] = {}
   for name in names:
     stem = name.removesuffix('.gz')
@@ -77,29 +86,39 @@ def language_files(path: str, split: str | None = None) -> dict[str, str]:
     if len(languages) != 1 or (split and split.lower() not in parts):
       continue
     (language,) = languages
-    script = next((part for part in parts if re.fullmatch('latn|arab|beng|cyrl|deva|hans|hant', part)), None)
+    script = next(
+      (part for part in parts if re.fullmatch('latn|arab|beng|cyrl|deva|hans|hant', part)), None
+    )
     if script and len(parts) <= 3 and script != _USUAL_SCRIPTS.get(language, 'latn'):
       continue
     if language in found:
       raise RecordError(
-        f'{folder}: {os.path.basename(found[language])} and {name} are both {ENGLISH_NAMES[language]}; name the split '
+        f'{folder}: {os.path.basename(found[language])} and {name} are both '
+        f'{ENGLISH_NAMES[language]}; name the split '
         '(--split test), or give a folder with one file a language'
       )
     found[language] = os.path.join(folder, name)
   if not found:
     wanted = f' with {split!r} in its name' if split else ''
-    raise RecordError(f'{path}: no {", ".join(_SUFFIXES)} file with a language code in its name{wanted}')
+    raise RecordError(
+      f'{path}: no {", ".join(_SUFFIXES)} file with a language code in its name{wanted}'
+    )
   return {language: found[language] for language in ENGLISH_NAMES if language in found}
 
 
 def _by_language(
-  path: str, split: str | None, read: Callable[[str, str], Mapping[str, dict]], languages: Sequence[str] | None = None
+  path: str,
+  split: str | None,
+  read: Callable[[str, str], Mapping[str, dict]],
+  languages: Sequence[str] | None = None,
 ) -> Items:
   files = language_files(path, split)
   if languages:
     _check_present(languages, files, path)
     files = {language: files[language] for language in languages}
-  return Items(list(files), {language: dict(read(file, language)) for language, file in files.items()})
+  return Items(
+    list(files), {language: dict(read(file, language)) for language, file in files.items()}
+  )
 
 
 def _check_present(wanted: Iterable[str], present: Iterable[str], path: str) -> None:
@@ -122,11 +141,15 @@ def _index(value, labels: Sequence, where: str, name: str) -> int:
   raise RecordError(f'{where}: {name} {value!r} is none of {", ".join(map(str, labels))}')
 
 
-# ---- the formats ---------------------------------------------------------------------------------------------------
+# ---- the formats ----
 
 
-def read_seaeval(path: str, languages: Sequence[str] | None = None, split: str | None = None) -> Items:
-  """SeaEval's record per item: {"id", "English": {"context"?, "question", "choices", "answer"}, "Chinese": {...}}."""
+def read_seaeval(
+  path: str, languages: Sequence[str] | None = None, split: str | None = None
+) -> Items:
+  """SeaEval's record per item: {"id", "English": {"context"?, "question", "choices", "answer"},
+  "Chinese": {...}}.
+  """
   items: dict[str, dict[str, dict]] = {}
   for where, record in read_records(path):
     if not isinstance(record.get('id'), (str, int)):
@@ -137,10 +160,16 @@ def read_seaeval(path: str, languages: Sequence[str] | None = None, split: str |
         continue
       at = f'{where}, {name}'
       language, choices = code_of(name), fields.get('choices')
-      if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
+      if (
+        not isinstance(choices, list)
+        or len(choices) < 2
+        or not all(isinstance(choice, str) for choice in choices)
+      ):
         raise RecordError(f"{at}: 'choices' must be a list of texts, found {choices!r}")
       if choices.count(fields.get('answer')) != 1:
-        raise RecordError(f'{at}: the answer {fields.get("answer")!r} is not exactly one of the choices {choices}')
+        raise RecordError(
+          f'{at}: the answer {fields.get("answer")!r} is not exactly one of the choices {choices}'
+        )
       own = {'question': _field(fields, 'question', at), 'choices': choices}
       own['answer'] = choices.index(fields['answer'])
       if 'context' in fields:
@@ -152,42 +181,63 @@ def read_seaeval(path: str, languages: Sequence[str] | None = None, split: str |
     raise RecordError(f'{path} holds no item')
   if languages:
     _check_present(languages, items, path)
-  return Items(list(languages or items), {language: items[language] for language in languages or items})
+  return Items(
+    list(languages or items), {language: items[language] for language in languages or items}
+  )
 
 
-def read_xcopa(path: str, languages: Sequence[str] | None = None, split: str | None = None) -> Items:
+def read_xcopa(
+  path: str, languages: Sequence[str] | None = None, split: str | None = None
+) -> Items:
   """XCOPA and COPA: JSONL of premise, choice1, choice2, question ('cause' or 'effect'), label, idx.
 
-  The published column `question` is wrong in several languages (in Thai every row says 'effect'). It is compared by idx with
-  the languages of the folder that have it right and mended; `notes` says how often.
+  The published column `question` is wrong in several languages (in Thai every row says 'effect').
+  It is compared by idx with the languages of the folder that have it right and mended; `notes` says
+  how often.
   """
 
   def read(file: str, language: str):
     for where, record in read_records(file):
       if record.get('question') not in ('cause', 'effect'):
-        raise RecordError(f"{where}: 'question' must be 'cause' or 'effect', found {record.get('question')!r}")
-      fields = {name: _field(record, name, where) for name in ('premise', 'choice1', 'choice2', 'question')}
-      yield str(record.get('idx')), fields | {'answer': _index(record.get('label'), (0, 1), where, 'label')}
+        raise RecordError(
+          f"{where}: 'question' must be 'cause' or 'effect', found {record.get('question')!r}"
+        )
+      fields = {
+        name: _field(record, name, where) for name in ('premise', 'choice1', 'choice2', 'question')
+      }
+      yield (
+        str(record.get('idx')),
+        fields | {'answer': _index(record.get('label'), (0, 1), where, 'label')},
+      )
 
-  every = _by_language(path, split, read)  # all languages of the folder: they tell which column is right
+  # all languages of the folder: they tell which column is right
+  every = _by_language(path, split, read)
   notes, trusted = [], [language for language in _XCOPA_TRUSTED if language in every.fields]
   for language, items in every.fields.items():
     kinds = Counter(fields['question'] for fields in items.values())
     wrong = 0
     for item_id, fields in items.items():
       votes = Counter(
-        every.fields[other][item_id]['question'] for other in trusted if item_id in every.fields[other]
+        every.fields[other][item_id]['question']
+        for other in trusted
+        if item_id in every.fields[other]
       ).most_common()
-      if votes and (len(votes) == 1 or votes[0][1] > votes[1][1]) and votes[0][0] != fields['question']:
+      if (
+        votes
+        and (len(votes) == 1 or votes[0][1] > votes[1][1])
+        and votes[0][0] != fields['question']
+      ):
         fields['question'], wrong = votes[0][0], wrong + 1
     if wrong:
       notes.append(
-        f'XCOPA {language}: the column `question` was wrong in {wrong} of {len(items)} rows (it said {_told(kinds)}); '
+        f'XCOPA {language}: the column `question` was wrong in {wrong} of {len(items)} rows (it '
+        f'said {_told(kinds)}); '
         f'taken from {", ".join(trusted)} by idx'
       )
     elif len(kinds) == 1 and len(items) > 20 and language not in trusted:
       notes.append(
-        f'warning: XCOPA {language}: the column `question` says {_told(kinds)}, which cannot be right; put the file of '
+        f'warning: XCOPA {language}: the column `question` says {_told(kinds)}, which cannot be '
+        'right; put the file of '
         f'{" or ".join(_XCOPA_TRUSTED)} beside it to have it mended'
       )
   if languages:
@@ -205,9 +255,14 @@ NLI_LABELS = ('entailment', 'neutral', 'contradiction')
 
 
 def read_xnli(path: str, languages: Sequence[str] | None = None, split: str | None = None) -> Items:
-  """XNLI: a file a language, TSV without header (premise, hypothesis, label; XTREME) or JSONL; or the original
-  `xnli.dev.tsv` with all languages (columns language, gold_label, sentence1, sentence2)."""
-  if os.path.isfile(path) and read_text(path)[:200].split('\n')[0].split('\t')[:2] == ['language', 'gold_label']:
+  """XNLI: a file a language, TSV without header (premise, hypothesis, label; XTREME) or JSONL; or
+  the original `xnli.dev.tsv` with all languages (columns language, gold_label, sentence1,
+  sentence2).
+  """
+  if os.path.isfile(path) and read_text(path)[:200].split('\n')[0].split('\t')[:2] == [
+    'language',
+    'gold_label',
+  ]:
     items: dict[str, dict[str, dict]] = {}
     for where, record in read_records(path):
       own = items.setdefault(record['language'], {})
@@ -218,21 +273,28 @@ def read_xnli(path: str, languages: Sequence[str] | None = None, split: str | No
       }
     known = [language for language in ENGLISH_NAMES if language in items]
     _check_present(languages or (), known, path)
-    return Items(list(languages or known), {language: items[language] for language in languages or known})
+    return Items(
+      list(languages or known), {language: items[language] for language in languages or known}
+    )
 
   def read(file: str, language: str):
     columns = ('premise', 'hypothesis', 'label')
     for number, (where, record) in enumerate(read_records(file, columns=columns)):
       label = record.get('label')
       answer = label if label in (0, 1, 2) else _index(label, NLI_LABELS, where, 'label')
-      yield str(number), {name: _field(record, name, where) for name in columns[:2]} | {'answer': int(answer)}
+      yield (
+        str(number),
+        {name: _field(record, name, where) for name in columns[:2]} | {'answer': int(answer)},
+      )
 
   return _by_language(path, split, read, languages)
 
 
-def read_story_cloze(path: str, languages: Sequence[str] | None = None, split: str | None = None) -> Items:
-  """XStoryCloze (TSV of the authors, or JSONL with lower-case names) and IndoCloze (CSV: Kalimat-1 to 4, Correct Ending,
-  Incorrect Ending, whose endings are put in an order drawn by place)."""
+def read_story_cloze(
+  path: str, languages: Sequence[str] | None = None, split: str | None = None
+) -> Items:
+  """XStoryCloze (TSV of the authors, or JSONL with lower-case names) and IndoCloze (CSV: Kalimat-1
+  to 4, Correct Ending, Incorrect Ending, whose endings are put in an order drawn by place)."""
 
   def read(file: str, language: str):
     for number, (where, record) in enumerate(read_records(file)):
@@ -245,7 +307,10 @@ def read_story_cloze(path: str, languages: Sequence[str] | None = None, split: s
       else:
         story = [_field(record, f'inputsentence{i}', where) for i in range(1, 5)]
         first, second = ('randomfifthsentencequiz1', 'randomfifthsentencequiz2')
-        endings = [_field(record, 'sentencequiz1', where, first), _field(record, 'sentencequiz2', where, second)]
+        endings = [
+          _field(record, 'sentencequiz1', where, first),
+          _field(record, 'sentencequiz2', where, second),
+        ]
         answer = _index(record.get('answerrightending'), (1, 2), where, 'answer_right_ending')
         item_id = str(record.get('storyid', record.get('inputstoryid', number)))
       yield item_id, {'story': story, 'choices': endings, 'answer': answer}
@@ -253,9 +318,13 @@ def read_story_cloze(path: str, languages: Sequence[str] | None = None, split: s
   return _by_language(path, split, read, languages)
 
 
-def read_belebele(path: str, languages: Sequence[str] | None = None, split: str | None = None) -> Items:
-  """Belebele: JSONL, a question a line (flores_passage, question, mc_answer1 to 4, correct_answer_num), or a passage a line
-  ({"text", "items": [{"question", "answers": [{"text", "correct"}]}]})."""
+def read_belebele(
+  path: str, languages: Sequence[str] | None = None, split: str | None = None
+) -> Items:
+  """Belebele: JSONL, a question a line (flores_passage, question, mc_answer1 to 4,
+  correct_answer_num), or a passage a line ({"text", "items": [{"question", "answers": [{"text",
+  "correct"}]}]}).
+  """
 
   def read(file: str, language: str):
     for where, record in read_records(file):
@@ -264,20 +333,31 @@ def read_belebele(path: str, languages: Sequence[str] | None = None, split: str 
         key = record.get('metadata', {}).get('link') or where.rsplit(' ', 1)[1]
         for number, asked in enumerate(record['items']):
           choices = [_field(answer, 'text', where) for answer in asked['answers']]
-          answer = _index(True, [answer.get('correct') for answer in asked['answers']], where, 'correct')
+          answer = _index(
+            True, [answer.get('correct') for answer in asked['answers']], where, 'correct'
+          )
           fields = {'passage': passage, 'question': _field(asked, 'question', where)}
           yield f'{key}/{number}', fields | {'choices': choices, 'answer': answer}
       else:
         choices = [_field(record, f'mc_answer{i}', where) for i in range(1, 5)]
         answer = _index(record.get('correct_answer_num'), (1, 2, 3, 4), where, 'correct_answer_num')
-        fields = {'passage': _field(record, 'flores_passage', where), 'question': _field(record, 'question', where)}
-        yield f'{record.get("link")}/{record.get("question_number")}', fields | {'choices': choices, 'answer': answer}
+        fields = {
+          'passage': _field(record, 'flores_passage', where),
+          'question': _field(record, 'question', where),
+        }
+        yield (
+          f'{record.get("link")}/{record.get("question_number")}',
+          fields | {'choices': choices, 'answer': answer},
+        )
 
   return _by_language(path, split, read, languages)
 
 
-def read_pawsx(path: str, languages: Sequence[str] | None = None, split: str | None = None) -> Items:
-  """PAWS-X: a TSV a language (id, sentence1, sentence2, label with a header, or XTREME's three columns without), or JSONL.
+def read_pawsx(
+  path: str, languages: Sequence[str] | None = None, split: str | None = None
+) -> Items:
+  """PAWS-X: a TSV a language (id, sentence1, sentence2, label with a header, or XTREME's three
+  columns without), or JSONL.
 
   Pairs without one of the sentences, which the published files have, are left out in that language.
   """
@@ -289,7 +369,10 @@ def read_pawsx(path: str, languages: Sequence[str] | None = None, split: str | N
       first, second = (_field(record, name, where) for name in ('sentence1', 'sentence2'))
       if first.strip() and second.strip():
         answer = _index(record.get('label'), (0, 1), where, 'label')
-        yield str(record.get('id', number)), {'sentence1': first, 'sentence2': second, 'answer': answer}
+        yield (
+          str(record.get('id', number)),
+          {'sentence1': first, 'sentence2': second, 'answer': answer},
+        )
 
   return _by_language(path, split, read, languages)
 
@@ -307,8 +390,12 @@ def read_mgsm(path: str, languages: Sequence[str] | None = None, split: str | No
   return _by_language(path, split, read, languages)
 
 
-def read_squad(path: str, languages: Sequence[str] | None = None, split: str | None = None) -> Items:
-  """XQuAD, MLQA and others in SQuAD's JSON: {"data": [{"title", "paragraphs": [{"context", "qas": [...]}]}]}."""
+def read_squad(
+  path: str, languages: Sequence[str] | None = None, split: str | None = None
+) -> Items:
+  """XQuAD, MLQA and others in SQuAD's JSON: {"data": [{"title", "paragraphs": [{"context", "qas":
+  [...]}]}]}.
+  """
 
   def read(file: str, language: str):
     try:
@@ -319,9 +406,17 @@ def read_squad(path: str, languages: Sequence[str] | None = None, split: str | N
       for number, paragraph in enumerate(paragraphs):
         for asked in paragraph['qas']:
           where = f'{file}, question {asked.get("id")!r}'
-          answers = list(dict.fromkeys(_field(answer, 'text', where) for answer in asked['answers']))
-          fields = {'context': _field(paragraph, 'context', where), 'question': _field(asked, 'question', where)}
-          yield str(asked['id']), fields | {'answers': answers, 'article': article, 'paragraph': (article, number)}
+          answers = list(
+            dict.fromkeys(_field(answer, 'text', where) for answer in asked['answers'])
+          )
+          fields = {
+            'context': _field(paragraph, 'context', where),
+            'question': _field(asked, 'question', where),
+          }
+          yield (
+            str(asked['id']),
+            fields | {'answers': answers, 'article': article, 'paragraph': (article, number)},
+          )
 
   return _by_language(path, split, read, languages)
 

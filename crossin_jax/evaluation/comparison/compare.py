@@ -1,7 +1,8 @@
 """`crossin compare`: two models on the same items, what differs and which differences are real.
 
-Every difference is B minus A and paired: both answered the same items. Where a benchmark was asked under several prompts, the
-figures are means over the prompts that both have, and intervals cover items and prompts.
+Every difference is B minus A and paired: both answered the same items. Where a benchmark was asked
+under several prompts, the figures are means over the prompts that both have, and intervals cover
+items and prompts.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from crossin_jax.evaluation.comparison.pairs import Pair, pair_up, prediction_fi
 from crossin_jax.storage import mirror, remote
 from crossin_jax.storage.records import RecordError
 
-# ---- the command -----------------------------------------------------------------------------------------------------
+# ---- the command ----
 
 
 def _names(paths: tuple[str, str], given: str | None) -> tuple[str, str]:
@@ -31,11 +32,15 @@ def _names(paths: tuple[str, str], given: str | None) -> tuple[str, str]:
   variants = []
   for path in paths:
     file = os.path.join(path, 'results.json')
-    variants.append({run['variant'] for run in results.read_results(file)} if os.path.isfile(file) else set())
+    variants.append(
+      {run['variant'] for run in results.read_results(file)} if os.path.isfile(file) else set()
+    )
   if all(len(own) == 1 for own in variants) and variants[0] != variants[1]:
     return variants[0].pop(), variants[1].pop()
   parts = [Path(os.path.abspath(path)).parts for path in paths]
-  depth = next((i for i, (x, y) in enumerate(zip(reversed(parts[0]), reversed(parts[1]))) if x != y), None)
+  depth = next(
+    (i for i, (x, y) in enumerate(zip(reversed(parts[0]), reversed(parts[1]))) if x != y), None
+  )
   if depth is None:
     return 'A', 'B'
   first, second = (re.sub(r'\.jsonl?(\.gz)?$', '', own[-1 - depth]) for own in parts)
@@ -51,7 +56,12 @@ def _here(path: str) -> str:
 
 
 def compare(
-  paths: tuple[str, str], names: tuple[str, str], *, allow_partial: bool = False, resamples: int = 2000, **settings
+  paths: tuple[str, str],
+  names: tuple[str, str],
+  *,
+  allow_partial: bool = False,
+  resamples: int = 2000,
+  **settings,
 ) -> tuple[dict, list[Pair]]:
   """Compares two results directories or two files.
 
@@ -64,10 +74,16 @@ def compare(
       next(iter(first)): next(iter(second.values()))
     }  # two files are meant to be compared, whatever their names
   keys = [key for key in first if key in second]
-  only = [[f'{name} by {method}' for name, method in one if (name, method) not in other] for one, other in ((first, second), (second, first))]  # fmt: skip
+  only = [
+    [f'{name} by {method}' for name, method in one if (name, method) not in other]
+    for one, other in ((first, second), (second, first))
+  ]
   if not keys:
-    raise RecordError(f'{paths[0]} and {paths[1]} have no benchmark in common ({", ".join(only[0])} against {", ".join(only[1])})')  # fmt: skip
-  pairs = [pair_up(*key, first[key], second[key], allow_partial=allow_partial, **settings) for key in keys]
+    raise RecordError(f'{paths[0]} and {paths[1]} have no benchmark in common '
+                      f'({", ".join(only[0])} against {", ".join(only[1])})')  # fmt: skip
+  pairs = [
+    pair_up(*key, first[key], second[key], allow_partial=allow_partial, **settings) for key in keys
+  ]
   return {
     'a': names[0],
     'b': names[1],
@@ -84,19 +100,44 @@ def main(argv: Sequence[str] | None = None) -> int:
   """`crossin compare`. Exit status: 0 done, 1 failed, 2 usage."""
   parser = argparse.ArgumentParser(
     prog='crossin compare',
-    description='Two models on the same items: paired intervals of B minus A, by language too, and which are real.',
-    epilog='example: crossin compare runs/base/eval runs/x2x/eval --names base,x2x --output_dir compared',
+    description='Two models on the same items: paired intervals of B minus A, by language too, '
+    'and which are real.',
+    epilog='example: crossin compare runs/base/eval runs/x2x/eval --names base,x2x --output_dir '
+    'compared',
   )
   parser.add_argument('a', help='--output_dir of `crossin evaluate`, or a file of predictions')
   parser.add_argument('b', help='the other one; differences are B minus A')
-  parser.add_argument('--names', help='of both, as base,x2x (default: the variants of results.json)')
+  parser.add_argument(
+    '--names', help='of both, as base,x2x (default: the variants of results.json)'
+  )
   parser.add_argument('--output_dir', help='for compare.html and compare.json')
-  parser.add_argument('--protocol', choices=extraction.PROTOCOLS, default='strict', help='how options are read (default: strict)')  # fmt: skip
-  parser.add_argument('--first_line', '--first-line', action='store_true', help='cut predictions at their first newline (few-shot runs)')  # fmt: skip
-  parser.add_argument('--flips', type=int, default=60, help='changed items listed of each benchmark (default: %(default)s)')  # fmt: skip
-  parser.add_argument('--examples', type=int, default=2, help='items shown in every language (default: %(default)s)')
-  parser.add_argument('--resamples', type=int, default=2000, help='of the bootstrap (default: %(default)s)')
-  parser.add_argument('--allow-partial', '--allow_partial', action='store_true', help='compare what both sides have')
+  parser.add_argument(
+    '--protocol',
+    choices=extraction.PROTOCOLS,
+    default='strict',
+    help='how options are read (default: strict)',
+  )
+  parser.add_argument(
+    '--first_line',
+    '--first-line',
+    action='store_true',
+    help='cut predictions at their first newline (few-shot runs)',
+  )
+  parser.add_argument(
+    '--flips',
+    type=int,
+    default=60,
+    help='changed items listed of each benchmark (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--examples', type=int, default=2, help='items shown in every language (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--resamples', type=int, default=2000, help='of the bootstrap (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--allow-partial', '--allow_partial', action='store_true', help='compare what both sides have'
+  )
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   options = parser.parse_args(argv)
   paths = _here(options.a), _here(options.b)
@@ -116,7 +157,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with mirror.written(options.output_dir) as files:
       text = json.dumps(found, ensure_ascii=False, indent=1)
       results.write_text(os.path.join(files.path, 'compare.json'), f'{text}\n')
-      compare_page.write(os.path.join(files.path, 'compare.html'), found, pairs, options.examples, command)
+      compare_page.write(
+        os.path.join(files.path, 'compare.html'), found, pairs, options.examples, command
+      )
     print(f'{os.path.join(options.output_dir, "compare.html")}', file=sys.stderr)
   if options.json:
     print(json.dumps(found, ensure_ascii=False))

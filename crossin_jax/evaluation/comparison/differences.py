@@ -14,13 +14,15 @@ LEVEL = 0.95
 FEW = 20  # items under which no difference is called real
 
 
-# ---- figures ---------------------------------------------------------------------------------------------------------
+# ---- figures ----
 
 
 def sign_flip_p(difference_PN: np.ndarray, draws: int = 9999) -> float:
-  """Two-sided p that items differ by accident: under no difference each item's difference might have had the other sign.
+  """Two-sided p that items differ by accident: under no difference each item's difference might
+  have had the other sign.
 
-  Exact (McNemar's test) where differences are -1, 0 or 1, as with one prompt; else by `draws` random signs.
+  Exact (McNemar's test) where differences are -1, 0 or 1, as with one prompt; else by `draws`
+  random signs.
 
       [[1, 1, 1, 0, 0, 1]] -> 0.125: 4 items changed, all one way, 2 / 2^4
   """
@@ -39,7 +41,9 @@ def sign_flip_p(difference_PN: np.ndarray, draws: int = 9999) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-  """p adjusted for so many comparisons (Holm 1979, Scand. J. Statist. 6:65): [0.01, 0.04, 0.03] -> [0.03, 0.06, 0.06]."""
+  """p adjusted for so many comparisons (Holm 1979, Scand. J. Statist. 6:65): [0.01, 0.04, 0.03] ->
+  [0.03, 0.06, 0.06].
+  """
   adjusted, highest = [0.0] * len(p), 0.0
   for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
     highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
@@ -56,17 +60,26 @@ def compare_pair(pair: Pair, names: tuple[str, str], resamples: int = 2000) -> d
   languages, shared = list(pair.ids), pair.shared
   s = min(3, len(languages))
   found = {
-    'benchmark': pair.benchmark, 'method': pair.method, 'prompts': pair.prompts, 'languages': languages,
-    'items': max(map(len, pair.ids.values())), 's': s if pair.has_options and s > 1 else None, 'notes': pair.notes,
+    'benchmark': pair.benchmark, 'method': pair.method, 'prompts': pair.prompts,
+    'languages': languages,
+    'items': max(map(len, pair.ids.values())), 's': s if pair.has_options and s > 1 else None,
+    'notes': pair.notes,
     'measures': {}, 'by_language': {},
   }  # fmt: skip
   if shared:
     measures = [('accuracy', 'accuracy', None)]
     if found['s']:
       measures += [(f'C_{s}', 'consistency', 1), (f'AC3_{s}', 'ac3', 1)]
-    answers = np.array([[pair.a[0][l][id_].answers for l in languages] for id_ in shared]) if pair.has_options else None
+    answers = (
+      np.array([[pair.a[0][l][id_].answers for l in languages] for id_ in shared])
+      if pair.has_options
+      else None
+    )
     for title, statistic, of_choices in measures:
-      one, two = ([pair.choices(side) if of_choices else pair.right(side, languages, shared) for side in (pair.a, pair.b)])  # fmt: skip
+      one, two = [
+        pair.choices(side) if of_choices else pair.right(side, languages, shared)
+        for side in (pair.a, pair.b)
+      ]
       found['measures'][title] = _measured(
         one, two, answers if of_choices else None, names, title, statistic, s, resamples
       )
@@ -74,7 +87,14 @@ def compare_pair(pair: Pair, names: tuple[str, str], resamples: int = 2000) -> d
   for language in languages:
     one, two = (pair.right(side, [language], pair.ids[language]) for side in (pair.a, pair.b))
     own = _measured(
-      one, two, None, names, f'accuracy in {ENGLISH_NAMES.get(language, language)}', 'accuracy', s, resamples
+      one,
+      two,
+      None,
+      names,
+      f'accuracy in {ENGLISH_NAMES.get(language, language)}',
+      'accuracy',
+      s,
+      resamples,
     )
     first, second = one[0][:, 0], two[0][:, 0]
     own |= {
@@ -92,11 +112,13 @@ def compare_pair(pair: Pair, names: tuple[str, str], resamples: int = 2000) -> d
   found['language_sentence'] = _language_sentence(found, names)
   if pair.has_options and shared:
     found['warnings'] = [
-      f'{name}: {text}' for name, side in zip(names, (pair.a, pair.b)) if (text := consistency.constant_answer_warning(pair.choices(side)[0], answers))
+      f'{name}: {text}' for name,
+      side in zip(names, (pair.a, pair.b)) if (text := consistency.constant_answer_warning(pair.choices(side)[0], answers))
     ]  # fmt: skip
     found['pairwise_consistency'] = {
       side: {f'{languages[i]},{languages[j]}': float(matrix[i, j]) for i in range(len(languages)) for j in range(i + 1, len(languages))}
-      for side, matrix in zip('ab', ([np.mean([consistency.pairwise_consistency(c) for c in pair.choices(x)], axis=0) for x in (pair.a, pair.b)]))
+      for side,
+      matrix in zip('ab', ([np.mean([consistency.pairwise_consistency(c) for c in pair.choices(x)], axis=0) for x in (pair.a, pair.b)]))
     }  # fmt: skip
   return found
 
@@ -118,9 +140,7 @@ def _sentence(names: tuple[str, str], title: str, gain: bootstrap.Interval, verd
   low, high, estimate = (words.points(value) for value in (gain.low, gain.high, gain.estimate))
   span = f'{estimate} points, 95 % interval {low} to {high}'
   if verdict != 'none':
-    return (
-      f'{names[1]} is {"above" if verdict == "gain" else "below"} {names[0]} in {title} ({span}): a real {verdict}.'
-    )
+    return f'{names[1]} is {"above" if verdict == "gain" else "below"} {names[0]} in {title} ({span}): a real {verdict}.'
   few = f'; {gain.items} items are too few to tell, {FEW} are needed' if gain.items < FEW else ''
   return f'{names[1]} cannot be told from {names[0]} in {title} ({span}){few}.'
 
@@ -133,7 +153,11 @@ def _language_sentence(found: dict, names: tuple[str, str]) -> str:
     for language, own in rows.items()
     if own['verdict'] != 'none'
   ]
-  rest = [ENGLISH_NAMES.get(language, language) for language, own in rows.items() if own['verdict'] == 'none']
+  rest = [
+    ENGLISH_NAMES.get(language, language)
+    for language, own in rows.items()
+    if own['verdict'] == 'none'
+  ]
   corrected = f"with Holm's correction for {len(rows)} comparison{'s' if len(rows) > 1 else ''}"
   if not real:
     return f'By language, {corrected}, no accuracy of {names[1]} differs from that of {names[0]} for real.'
@@ -142,7 +166,9 @@ def _language_sentence(found: dict, names: tuple[str, str]) -> str:
 
 
 def flipped(pair: Pair, most: int) -> list[dict]:
-  """Items whose rightness changed under the first shared prompt, up to `most`, the languages taking turns."""
+  """Items whose rightness changed under the first shared prompt, up to `most`, the languages taking
+  turns.
+  """
   queues = []
   for language, ids in pair.ids.items():
     own = []
@@ -150,12 +176,15 @@ def flipped(pair: Pair, most: int) -> list[dict]:
       one, two = pair.a[0][language][id_], pair.b[0][language][id_]
       if one.right != two.right:
         own.append({
-          'id': id_, 'language': language, 'change': 'wrong to right' if two.right else 'right to wrong',
+          'id': id_, 'language': language,
+          'change': 'wrong to right' if two.right else 'right to wrong',
           'answer': one.options[one.answers] if one.options else ' / '.join(one.answers),
           'a': _answered(one), 'b': _answered(two),
         })  # fmt: skip
     queues.append(own)
-  turns = [own[i] for i in range(max(map(len, queues), default=0)) for own in queues if i < len(own)]
+  turns = [
+    own[i] for i in range(max(map(len, queues), default=0)) for own in queues if i < len(own)
+  ]
   order = {language: i for i, language in enumerate(pair.ids)}
   return sorted(turns[:most], key=lambda row: order[row['language']])
 
@@ -173,9 +202,13 @@ def sentences(found: dict) -> list[str]:
   said = []
   for own in found['comparisons']:
     head = f'{own["benchmark"]} by {own["method"]} ({own["items"]} items, {", ".join(own["languages"])}): '
-    said += [head + ' '.join([*(m['sentence'] for m in own['measures'].values()), own['language_sentence']])]
     said += [
-      f'note on {own["benchmark"]} by {own["method"]}: {text}' for text in own['notes'] + own.get('warnings', [])
+      head
+      + ' '.join([*(m['sentence'] for m in own['measures'].values()), own['language_sentence']])
+    ]
+    said += [
+      f'note on {own["benchmark"]} by {own["method"]}: {text}'
+      for text in own['notes'] + own.get('warnings', [])
     ]
   for side in 'ab':
     if own := found[f'only_in_{side}']:

@@ -14,7 +14,9 @@ from crossin_jax.pages import page, plots
 COLOURS = (plots.COLOURS[1], plots.COLOURS[3])  # of A and B
 
 
-def write(path: str | os.PathLike, found: dict, pairs: Sequence[Pair], examples: int, command: str) -> None:
+def write(
+  path: str | os.PathLike, found: dict, pairs: Sequence[Pair], examples: int, command: str
+) -> None:
   """Writes the page; the file appears by rename.
 
   Args:
@@ -37,10 +39,17 @@ def write(path: str | os.PathLike, found: dict, pairs: Sequence[Pair], examples:
       'examples': [_example(pair, id_) for id_ in _spread(pair.shared, examples)],
       'changes': {
         change: sum(row[key] for row in own['by_language'].values())
-        for change, key in (('right to wrong', 'right_to_wrong'), ('wrong to right', 'wrong_to_right'))
+        for change,
+        key in (('right to wrong', 'right_to_wrong'), ('wrong to right', 'wrong_to_right'))
       },
     })  # fmt: skip
-  values = {'found': found, 'sections': sections, 'findings': sentences(found), 'colours': COLOURS, 'command': command}
+  values = {
+    'found': found,
+    'sections': sections,
+    'findings': sentences(found),
+    'colours': COLOURS,
+    'command': command,
+  }
   page.write(path, 'compare.html.j2', values, p=_p)
 
 
@@ -56,7 +65,9 @@ def _chance(pair: Pair) -> float:
 
 def _plot(own: dict, found: dict, chance: float) -> str:
   """Accuracy by language with intervals, and the mean where there is one."""
-  rows = list(own['by_language'].values()) + [own['measures'][key] for key in ('accuracy',) if key in own['measures']]
+  rows = list(own['by_language'].values()) + [
+    own['measures'][key] for key in ('accuracy',) if key in own['measures']
+  ]
   labels = [*own['by_language'], 'mean'][: len(rows)]
   series = []
   for side, style in (('a', 1), ('b', 3)):
@@ -76,7 +87,8 @@ def _heat(pair: Pair, found: dict) -> list[dict]:
   }
   answers = np.array([[pair.a[0][l][id_].answers for l in pair.ids] for id_ in pair.shared])
   drawn = report.Report(
-    title='', languages=list(pair.ids), arms=[report.Arm(side, name) for side, name in zip('ab', names)],
+    title='', languages=list(pair.ids),
+    arms=[report.Arm(side, name) for side, name in zip('ab', names)],
     answers=answers, choices=choices, method=pair.method,
   )  # fmt: skip
   return [{**one, 'colour': colour} for one, colour in zip(tables.Figures(drawn).heat(), COLOURS)]
@@ -93,7 +105,11 @@ def _example(pair: Pair, id_: str) -> dict:
   for language in pair.ids:
     one, two = pair.a[0][language][id_], pair.b[0][language][id_]
     options = [
-      {'text': text, 'right': o == one.answers, 'sides': [k for k, cell in enumerate((one, two)) if cell.choice == o]}
+      {
+        'text': text,
+        'right': o == one.answers,
+        'sides': [k for k, cell in enumerate((one, two)) if cell.choice == o],
+      }
       for o, text in enumerate(one.options)
     ]
     cards.append({
@@ -108,4 +124,8 @@ def _wrote(cell: Cell) -> dict | None:
   text = ' '.join(cell.text.split())
   if cell.choice is not None and cell.choice >= 0 and text in (cell.options[cell.choice], ''):
     return None
-  return {'text': text if len(text) <= 300 else text[:299] + '…', 'right': cell.right, 'unread': cell.choice == -1}
+  return {
+    'text': text if len(text) <= 300 else text[:299] + '…',
+    'right': cell.right,
+    'unread': cell.choice == -1,
+  }

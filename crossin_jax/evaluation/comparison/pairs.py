@@ -17,7 +17,7 @@ from crossin_jax.evaluation.answers.predictions import read_predictions
 from crossin_jax.evaluation.measures import consistency
 from crossin_jax.storage.records import RecordError
 
-# ---- predictions of one side -----------------------------------------------------------------------------------------
+# ---- predictions of one side ----
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,22 @@ def prediction_files(path: str) -> dict[tuple[str, str], dict[int, str]]:
     RecordError: nothing is there.
   """
   if os.path.isdir(path):
-    paths = sorted(str(p) for p in Path(path, 'predictions').glob('*.jsonl*') if re.search(r'\.jsonl(\.gz)?$', p.name))
+    paths = sorted(
+      str(p)
+      for p in Path(path, 'predictions').glob('*.jsonl*')
+      if re.search(r'\.jsonl(\.gz)?$', p.name)
+    )
     if not paths:
       raise RecordError(
-        f'{path} holds no predictions/*.jsonl; give an --output_dir of `crossin evaluate`, or two files'
+        f'{path} holds no predictions/*.jsonl; give an --output_dir of `crossin evaluate`, or two '
+        'files'
       )
   elif os.path.isfile(path):
     paths = [path]
   else:
-    raise RecordError(f'{path} does not exist; give an --output_dir of `crossin evaluate`, or a file of predictions')
+    raise RecordError(
+      f'{path} does not exist; give an --output_dir of `crossin evaluate`, or a file of predictions'
+    )
   found: dict[tuple[str, str], dict[int, str]] = {}
   for one in paths:
     stem = re.sub(r'\.jsonl(\.gz)?$|\.json(\.gz)?$', '', os.path.basename(one))
@@ -73,7 +80,8 @@ def prediction_files(path: str) -> dict[tuple[str, str], dict[int, str]]:
 
 
 def read_cells(
-  path: str, benchmark: str, *, protocol: str = 'strict', first_line: bool = False, allow_partial: bool = False, prompt: int = 1
+  path: str, benchmark: str, *, protocol: str = 'strict', first_line: bool = False,
+  allow_partial: bool = False, prompt: int = 1
 ) -> Cells:  # fmt: skip
   """The answers of a file, whichever kind the benchmark is."""
   open_protocol = open_answers.benchmark_protocol(benchmark)
@@ -104,7 +112,7 @@ def _is_right(text: str, answers: Sequence[str], protocol: str, language: str) -
   return open_answers.exact_match(text, answers, protocol, language)
 
 
-# ---- two sides -------------------------------------------------------------------------------------------------------
+# ---- two sides ----
 
 
 @dataclass
@@ -138,17 +146,30 @@ class Pair:
     """Whether answers are options, so that languages may agree."""
     return next(iter(next(iter(self.a[0].values())).values())).choice is not None
 
-  def right(self, side: list[Cells], languages: Sequence[str], ids: Sequence[str]) -> list[np.ndarray]:
+  def right(
+    self, side: list[Cells], languages: Sequence[str], ids: Sequence[str]
+  ) -> list[np.ndarray]:
     """Per prompt, bool [ids, languages]."""
-    return [np.array([[cells[l][id_].right for l in languages] for id_ in ids], bool) for cells in side]
+    return [
+      np.array([[cells[l][id_].right for l in languages] for id_ in ids], bool) for cells in side
+    ]
 
   def choices(self, side: list[Cells]) -> list[np.ndarray]:
     """Per prompt, int64 [shared, languages]."""
-    return [np.array([[cells[l][id_].choice for l in self.ids] for id_ in self.shared], np.int64) for cells in side]
+    return [
+      np.array([[cells[l][id_].choice for l in self.ids] for id_ in self.shared], np.int64)
+      for cells in side
+    ]
 
 
 def pair_up(
-  benchmark: str, method: str, a: dict[int, str], b: dict[int, str], *, allow_partial: bool = False, **settings
+  benchmark: str,
+  method: str,
+  a: dict[int, str],
+  b: dict[int, str],
+  *,
+  allow_partial: bool = False,
+  **settings,
 ) -> Pair:
   """Reads both sides and keeps what both have.
 
@@ -159,19 +180,25 @@ def pair_up(
     **settings: protocol and first_line of `read_cells`.
 
   Raises:
-    RecordError: nothing in common; different items or languages without `allow_partial`; an item that asks for another
-      answer on the other side.
+    RecordError: nothing in common; different items or languages without `allow_partial`; an item
+      that asks for another answer on the other side.
   """
   prompts = sorted(set(a) & set(b)) or None
   if prompts is None and len(a) == len(b) == 1:
     a, b, prompts = {1: next(iter(a.values()))}, {1: next(iter(b.values()))}, [1]
   if not prompts:
-    raise RecordError(f'{benchmark} by {method}: no prompt in common ({_named(a)} against {_named(b)})')
+    raise RecordError(
+      f'{benchmark} by {method}: no prompt in common ({_named(a)} against {_named(b)})'
+    )
   notes = []
   if set(a) != set(b):
-    notes.append(f'prompts {", ".join(map(str, sorted(set(a) ^ set(b))))} are on one side only and were left out')
+    notes.append(
+      f'prompts {", ".join(map(str, sorted(set(a) ^ set(b))))} are on one side only and were left '
+      'out'
+    )
   read = lambda side: [
-    read_cells(side[p], benchmark, prompt=p, allow_partial=allow_partial, **settings) for p in prompts
+    read_cells(side[p], benchmark, prompt=p, allow_partial=allow_partial, **settings)
+    for p in prompts
   ]
   first, second = read(a), read(b)
   problems = []
@@ -180,22 +207,40 @@ def pair_up(
     problems.append(f'languages on one side only: {", ".join(single)}')
   ids = {}
   for language in languages:
-    ids[language] = [id_ for id_ in first[0][language] if all(id_ in cells[language] for cells in first + second)]
-    if lacking := sorted({id_ for cells in first + second for id_ in cells[language]} - set(ids[language])):
+    ids[language] = [
+      id_ for id_ in first[0][language] if all(id_ in cells[language] for cells in first + second)
+    ]
+    if lacking := sorted(
+      {id_ for cells in first + second for id_ in cells[language]} - set(ids[language])
+    ):
       shown = ', '.join(lacking[:5]) + (', ...' if len(lacking) > 5 else '')
       problems.append(f'{language}: {len(lacking)} items on one side only ({shown})')
   if problems and not allow_partial:
-    raise RecordError('\n  '.join([f'{benchmark} by {method}: the sides answered different items; compare what both have with --allow-partial', *problems]))  # fmt: skip
+    raise RecordError('\n  '.join([f'{benchmark} by {method}: the sides answered different items; '
+                                   'compare what both have with --allow-partial',
+                                   *problems]))  # fmt: skip
   if not any(ids.values()):
-    raise RecordError(f'{benchmark} by {method}: no item in common, these are not the same questions')
+    raise RecordError(
+      f'{benchmark} by {method}: no item in common, these are not the same questions'
+    )
   ids = {language: own for language, own in ids.items() if own}
   for cells in first + second:
     for language, own in ids.items():
       for id_ in own:
         one, other = first[0][language][id_], cells[language][id_]
         if (one.options, one.answers) != (other.options, other.answers):
-          raise RecordError(f'{benchmark} by {method}: item {id_!r} in {language} has other options or another answer on the other side; these are different versions of the benchmark')  # fmt: skip
-  return Pair(benchmark, method, prompts, ids, first, second, notes + [f'left out, {text}' for text in problems])
+          raise RecordError(f'{benchmark} by {method}: item {id_!r} in {language} has other '
+                            'options or another answer on the other side; these are different '
+                            'versions of the benchmark')  # fmt: skip
+  return Pair(
+    benchmark,
+    method,
+    prompts,
+    ids,
+    first,
+    second,
+    notes + [f'left out, {text}' for text in problems],
+  )
 
 
 def _named(side: dict[int, str]) -> str:

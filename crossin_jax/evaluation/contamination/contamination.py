@@ -1,8 +1,10 @@
-"""`crossin contamination`: texts of a benchmark that stand in training data too, by language, with the rows.
+"""`crossin contamination`: texts of a benchmark that stand in training data too, by language, with
+the rows.
 
-Texts are compared by their words: NFKC, lower case, without punctuation, apostrophes, direction marks and spaces. Where words
-are not divided by spaces every character is a word of less weight: two of Chinese or Japanese, four of Thai, Lao, Burmese or
-Khmer count as one. With n = 13 (GPT-3's rule, arXiv 2005.14165, appendix C) a text of a benchmark is found
+Texts are compared by their words: NFKC, lower case, without punctuation, apostrophes, direction
+marks and spaces. Where words are not divided by spaces every character is a word of less weight:
+two of Chinese or Japanese, four of Thai, Lao, Burmese or Khmer count as one. With n = 13 (GPT-3's
+rule, arXiv 2005.14165, appendix C) a text of a benchmark is found
 
   * from 13 words on, by any 13 words in a row that it shares with a training text;
   * from 8 to 12 words, if all of it stands in a training text;
@@ -23,7 +25,13 @@ import numpy as np
 from crossin_jax.evaluation import results
 from crossin_jax.evaluation.contamination import text_fields
 from crossin_jax.evaluation.contamination.text_fields import Field
-from crossin_jax.evaluation.contamination.word_windows import WORD, Windows, joined, weight_of, words
+from crossin_jax.evaluation.contamination.word_windows import (
+  WORD,
+  Windows,
+  joined,
+  weight_of,
+  words,
+)
 from crossin_jax.storage.records import RecordError
 
 KINDS = ('same', 'contained', 'n-gram')  # the most telling first
@@ -32,7 +40,7 @@ WHOLE = (8, 13)  # of n words: the share from which all of a shorter text must b
 _BATCH = 1 << 16  # characters of training text that are looked up together
 
 
-# ---- the benchmark ---------------------------------------------------------------------------------------------------
+# ---- the benchmark ----
 
 
 @dataclass
@@ -74,7 +82,9 @@ class Benchmarks:
     texts: distinct texts with the items that they belong to.
   """
 
-  def __init__(self, files: Iterable[tuple[str, Iterable[Field]]], n: int = 13, rows_shown: int = 3):
+  def __init__(
+    self, files: Iterable[tuple[str, Iterable[Field]]], n: int = 13, rows_shown: int = 3
+  ):
     """Reads all.
 
     Args:
@@ -108,7 +118,9 @@ class Benchmarks:
         if (item, one.name) not in known[found].owners:
           known[found].owners.append((item, one.name))
     if not self.texts:
-      raise RecordError(f'the benchmarks hold no text of {LEAST_WORDS} words or more; nothing can be looked for')
+      raise RecordError(
+        f'the benchmarks hold no text of {LEAST_WORDS} words or more; nothing can be looked for'
+      )
     self._index()
 
   def _index(self) -> None:
@@ -125,7 +137,10 @@ class Benchmarks:
         starts, _, hashes = windows.of(self._part)
         if len(starts):
           part.setdefault(int(hashes[0]), []).append((t, 0))
-    self._tables = [(weight, places, np.array(sorted(places), np.uint64)) for weight, places in ((self._full, full), (self._part, part))]  # fmt: skip
+    self._tables = [
+      (weight, places, np.array(sorted(places), np.uint64))
+      for weight, places in ((self._full, full), (self._part, part))
+    ]
 
   def look_for(self, source: str, fields: Iterable[Field]) -> Iterator[int]:
     """Looks through training fields; yields the number of words of each batch.
@@ -193,7 +208,14 @@ class Benchmarks:
       kind = 'contained' if covered.all() else 'n-gram'
       edges = np.flatnonzero(np.diff(np.concatenate([[0], covered.view(np.int8), [0]])))
       longest = max(zip(edges[::2], edges[1::2]), key=lambda run: run[1] - run[0])
-      self._add(t, kind, source, batch[i], joined(text.words[longest[0] : longest[1]]), float(covered.mean()))
+      self._add(
+        t,
+        kind,
+        source,
+        batch[i],
+        joined(text.words[longest[0] : longest[1]]),
+        float(covered.mean()),
+      )
 
   def _add(self, t: int, kind: str, source: str, row: Field, shared: str, covered: float) -> None:
     text = self.texts[t]
@@ -207,9 +229,10 @@ class Benchmarks:
     """What was found.
 
     Returns:
-      Rows {'benchmark', 'language', 'items', 'found', 'share', 'same', 'contained', 'n-gram', 'fields': {name: items}}: an item
-      counts under the most telling kind of its texts; and the matches {'benchmark', 'item', 'language', 'field', 'kind',
-      'covered', 'rows', 'source', 'row', 'training_field', 'text'}.
+      Rows {'benchmark', 'language', 'items', 'found', 'share', 'same', 'contained', 'n-gram',
+      'fields': {name: items}}: an item counts under the most telling kind of its texts; and the
+      matches {'benchmark', 'item', 'language', 'field', 'kind', 'covered', 'rows', 'source', 'row',
+      'training_field', 'text'}.
     """
     best: dict[int, str] = {}
     fields: dict[tuple[int, str], None] = {}
@@ -221,7 +244,8 @@ class Benchmarks:
         benchmark, id_, language = self.items[item]
         matches += [
           {
-            'benchmark': benchmark, 'item': id_, 'language': language, 'field': name, 'kind': match.kind,
+            'benchmark': benchmark, 'item': id_, 'language': language, 'field': name,
+            'kind': match.kind,
             'covered': match.covered, 'rows': text.rows, 'source': match.source, 'row': match.row,
             'training_field': match.field, 'text': match.text,
           }
@@ -229,7 +253,15 @@ class Benchmarks:
         ]  # fmt: skip
     rows: dict[tuple[str, str], dict] = {}
     for item, (benchmark, _, language) in enumerate(self.items):
-      empty = {'benchmark': benchmark, 'language': language, 'items': 0, 'found': 0, 'share': 0.0, **dict.fromkeys(KINDS, 0), 'fields': {}}  # fmt: skip
+      empty = {
+        'benchmark': benchmark,
+        'language': language,
+        'items': 0,
+        'found': 0,
+        'share': 0.0,
+        **dict.fromkeys(KINDS, 0),
+        'fields': {},
+      }
       row = rows.setdefault((benchmark, language), empty)
       row['items'] += 1
       if item in best:
@@ -242,11 +274,13 @@ class Benchmarks:
     return list(rows.values()), matches
 
 
-# ---- training data ---------------------------------------------------------------------------------------------------
+# ---- training data ----
 
 
 def mixture_fields(data_dir: str, name: str) -> Iterator[tuple[str, Iterator[Field]]]:
-  """(task, its examples as texts) of a mixture that `crossin prepare` wrote: what the tokens say, prompt and response."""
+  """(task, its examples as texts) of a mixture that `crossin prepare` wrote: what the tokens say,
+  prompt and response.
+  """
   from crossin_jax.data.prepared import PreparedMixture
   from crossin_jax.data.vocabulary import Vocabulary
 
@@ -257,7 +291,9 @@ def mixture_fields(data_dir: str, name: str) -> Iterator[tuple[str, Iterator[Fie
   def examples(task) -> Iterator[Field]:
     language = task.info.get('target_language') or text_fields.UNKNOWN
     for index in range(task.examples):
-      yield Field(task.split.id(index), language, 'example', vocabulary.decode(task.split.example(index)[0]))
+      yield Field(
+        task.split.id(index), language, 'example', vocabulary.decode(task.split.example(index)[0])
+      )
 
   for task in mixture.tasks:
     yield task.split.name, examples(task)
@@ -282,55 +318,82 @@ def look_through(benchmarks: Benchmarks, sources: Iterable[tuple[str, Iterable[F
       read += count
       if (now := time.monotonic()) - told > 10:
         told = now
-        print(f'{name}: {rows:,} rows, {read:,} words, {rows / (now - started):,.0f} rows/s', file=sys.stderr)
+        print(
+          f'{name}: {rows:,} rows, {read:,} words, {rows / (now - started):,.0f} rows/s',
+          file=sys.stderr,
+        )
   return {'sources': names, 'rows': rows, 'words': read}
 
 
-# ---- the command -----------------------------------------------------------------------------------------------------
+# ---- the command ----
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """`crossin contamination`. Exit status: 0 done (whatever was found), 1 failed, 2 usage."""
   parser = argparse.ArgumentParser(
     prog='crossin contamination',
-    description='Texts of benchmarks that stand in training data too: n-grams and whole normalised texts, by language.',
-    epilog='example: crossin contamination --data_dir prepared --mixture alpaca.base_x2x.3000.en_zh_vi_es.default '
+    description='Texts of benchmarks that stand in training data too: n-grams and whole '
+    'normalised texts, by language.',
+    epilog='example: crossin contamination --data_dir prepared --mixture '
+    'alpaca.base_x2x.3000.en_zh_vi_es.default '
     '--benchmark cross_mmlu.json xquad.zh.json --output_dir overlap; '
     'or --mixture_rows rows.jsonl more.json instead of --data_dir and --mixture',
   )
   parser.add_argument(
-    '--mixture_rows', nargs='+', default=[], metavar='FILE', help='training rows: JSON, JSONL, Parquet, CSV'
+    '--mixture_rows',
+    nargs='+',
+    default=[],
+    metavar='FILE',
+    help='training rows: JSON, JSONL, Parquet, CSV',
   )
   parser.add_argument('--data_dir', help='--output_dir of `crossin prepare`')
   parser.add_argument('--mixture', help='name of a mixture prepared there')
   parser.add_argument(
-    '--benchmark', nargs='+', required=True, metavar='FILE', help='JSON, JSONL, SQuAD, CSV or TSV; .gz too'
+    '--benchmark',
+    nargs='+',
+    required=True,
+    metavar='FILE',
+    help='JSON, JSONL, SQuAD, CSV or TSV; .gz too',
   )
   parser.add_argument('--output_dir', help='for contamination.json and matches.jsonl')
   parser.add_argument('--n', type=int, default=13, help='words of an n-gram (default: %(default)s)')
-  parser.add_argument('--shown', type=int, default=10, help='matches shown here (default: %(default)s)')
   parser.add_argument(
-    '--rows_shown', type=int, default=3, help='training rows written of each text (default: %(default)s)'
+    '--shown', type=int, default=10, help='matches shown here (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--rows_shown',
+    type=int,
+    default=3,
+    help='training rows written of each text (default: %(default)s)',
   )
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   options = parser.parse_args(argv)
-  if bool(options.mixture_rows) == bool(options.mixture) or bool(options.mixture) != bool(options.data_dir):
+  if bool(options.mixture_rows) == bool(options.mixture) or bool(options.mixture) != bool(
+    options.data_dir
+  ):
     parser.error('give the training data as --mixture_rows FILE..., or as --data_dir D --mixture M')
   for path in [*options.mixture_rows, *options.benchmark]:
     if not os.path.isfile(path):
       raise RecordError(f'{path} is not a file')
-  named = [(os.path.basename(path), text_fields.benchmark_fields(path)) for path in options.benchmark]
+  named = [
+    (os.path.basename(path), text_fields.benchmark_fields(path)) for path in options.benchmark
+  ]
   benchmarks = Benchmarks(named, options.n, options.rows_shown)
   if options.mixture:
     sources = mixture_fields(options.data_dir, options.mixture)
   else:
-    sources = ((os.path.basename(path), text_fields.training_fields(path)) for path in options.mixture_rows)
+    sources = (
+      (os.path.basename(path), text_fields.training_fields(path)) for path in options.mixture_rows
+    )
   training = look_through(benchmarks, sources)
   rows, matches = benchmarks.summary()
   found = {'n': options.n, 'training': training, 'benchmarks': rows, 'matches': len(matches)}
   print('\n'.join(_lines(found, matches, options.shown)), file=sys.stderr)
   if options.output_dir:
-    results.write_text(os.path.join(options.output_dir, 'contamination.json'), json.dumps(found, ensure_ascii=False, indent=1) + '\n')  # fmt: skip
+    results.write_text(
+      os.path.join(options.output_dir, 'contamination.json'),
+      json.dumps(found, ensure_ascii=False, indent=1) + '\n',
+    )
     text = ''.join(json.dumps(match, ensure_ascii=False) + '\n' for match in matches)
     results.write_text(os.path.join(options.output_dir, 'matches.jsonl'), text)
   if options.json:
@@ -340,18 +403,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _lines(found: dict, matches: list[dict], shown: int) -> list[str]:
   training = found['training']
-  lines = [f'{training["rows"]:,} training rows, {training["words"]:,} words, from {", ".join(training["sources"])}']
+  lines = [
+    f'{training["rows"]:,} training rows, {training["words"]:,} words, from '
+    f'{", ".join(training["sources"])}'
+  ]
   width = max(len(row['benchmark']) for row in found['benchmarks'])
-  lines.append(f'{"benchmark":<{width}}  {"language":<10}{"items":>7}{"found":>7}{"share":>9}{"same":>7}{"contained":>11}{"n-gram":>8}  in fields')  # fmt: skip
+  lines.append(
+    f'{"benchmark":<{width}}  '
+    f'{"language":<10}{"items":>7}{"found":>7}{"share":>9}{"same":>7}{"contained":>11}{"n-gram":>8}  in fields'
+  )
   for row in found['benchmarks']:
     fields = ', '.join(f'{name} {count}' for name, count in row['fields'].items())
     lines.append(
-      f'{row["benchmark"]:<{width}}  {row["language"]:<10}{row["items"]:>7}{row["found"]:>7}{100 * row["share"]:>7.1f} %'
+      f'{row["benchmark"]:<{width}}  '
+      f'{row["language"]:<10}{row["items"]:>7}{row["found"]:>7}{100 * row["share"]:>7.1f} %'
       f'{row["same"]:>7}{row["contained"]:>11}{row["n-gram"]:>8}  {fields}'
     )
-  for match in sorted(matches, key=lambda match: (KINDS.index(match['kind']), -match['covered']))[:shown]:
+  for match in sorted(matches, key=lambda match: (KINDS.index(match['kind']), -match['covered']))[
+    :shown
+  ]:
     text = match['text'] if len(match['text']) <= 110 else match['text'][:109] + '…'
-    lines.append(f'{match["benchmark"]} {match["item"]} ({match["language"]}, {match["field"]}), {match["kind"]}, in {match["source"]} {match["row"]} ({match["training_field"]}): {text}')  # fmt: skip
+    lines.append(f'{match["benchmark"]} {match["item"]} ({match["language"]}, {match["field"]}), '
+                 f'{match["kind"]}, in {match["source"]} {match["row"]} '
+                 f'({match["training_field"]}): {text}')  # fmt: skip
   if len(matches) > shown:
-    lines.append(f'... and {len(matches) - shown:,} more matches; --output_dir writes them all to matches.jsonl')
+    lines.append(
+      f'... and {len(matches) - shown:,} more matches; --output_dir writes them all to '
+      'matches.jsonl'
+    )
   return lines

@@ -1,4 +1,6 @@
-"""Texts out of files of any layout: the fields of a benchmark's items, and of training rows as a stream."""
+"""Texts out of files of any layout: the fields of a benchmark's items, and of training rows as a
+stream.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +14,17 @@ from crossin_jax.storage.records import RecordError, read_records, read_text
 
 UNKNOWN = 'unknown'  # language of an item that neither its fields nor its file's name tell
 _ID_FIELDS = ('id', 'question_id', 'idx')
-_NO_TEXT = {*_ID_FIELDS, 'language', 'lang', 'label', 'category', 'source', 'split', 'version', 'answer_letter'}
+_NO_TEXT = {
+  *_ID_FIELDS,
+  'language',
+  'lang',
+  'label',
+  'category',
+  'source',
+  'split',
+  'version',
+  'answer_letter',
+}
 _CHUNK = 1 << 20
 
 
@@ -34,7 +46,8 @@ class Field:
 
 
 def benchmark_fields(path: str) -> Iterator[Field]:
-  """Every text of a benchmark file: JSON, JSON Lines (also SeaEval's record per item), SQuAD's JSON, CSV, TSV, .gz of them.
+  """Every text of a benchmark file: JSON, JSON Lines (also SeaEval's record per item), SQuAD's
+  JSON, CSV, TSV, .gz of them.
 
   TSV files need no line with names: their columns are numbered.
 
@@ -66,9 +79,12 @@ def record_fields(record: dict, where: str, language: str = UNKNOWN) -> Iterator
   """Texts of a record; a key that is a language holds what is in that language.
 
   {'id': 7, 'English': {'question': 'Why?', 'choices': ['a', 'b']}} ->
-    Field('7', 'en', 'question', 'Why?'), Field('7', 'en', 'choices', 'a'), Field('7', 'en', 'choices', 'b')
+    Field('7', 'en', 'question', 'Why?'), Field('7', 'en', 'choices', 'a'), Field('7', 'en',
+    'choices', 'b')
   """
-  id_ = next((str(record[field]) for field in _ID_FIELDS if isinstance(record.get(field), (str, int))), where)
+  id_ = next(
+    (str(record[field]) for field in _ID_FIELDS if isinstance(record.get(field), (str, int))), where
+  )
   own = record.get('language', record.get('lang'))
   if isinstance(own, str):
     language = _code(own) or language
@@ -114,11 +130,16 @@ def _squad(path: str) -> list | None:
   except json.JSONDecodeError:
     return None  # JSON Lines under another name; what is wrong with it is said where lines are read
   articles = found.get('data') if isinstance(found, dict) else None
-  return articles if isinstance(articles, list) and all('paragraphs' in article for article in articles) else None
+  return (
+    articles
+    if isinstance(articles, list) and all('paragraphs' in article for article in articles)
+    else None
+  )
 
 
 def training_fields(path: str) -> Iterator[Field]:
-  """Every text of training rows, one row in memory at a time: JSON list, JSON Lines, Parquet, CSV, TSV, .gz of the first two.
+  """Every text of training rows, one row in memory at a time: JSON list, JSON Lines, Parquet, CSV,
+  TSV, .gz of the first two.
 
   Raises:
     RecordError: what cannot be read, with file and line or row.
@@ -127,7 +148,11 @@ def training_fields(path: str) -> Iterator[Field]:
   if suffix == '.parquet':
     import pyarrow.parquet
 
-    rows = (row for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024) for row in batch.to_pylist())
+    rows = (
+      row
+      for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024)
+      for row in batch.to_pylist()
+    )
     records = ((f'row {number}', row) for number, row in enumerate(rows, 1))
   elif suffix in ('.csv', '.tsv'):
     records = ((where.rsplit(', ', 1)[1], row) for where, row in read_records(path))
@@ -149,7 +174,9 @@ def _streamed(path: str) -> Iterator[tuple[str, dict]]:
         first = file.read(1)
       yield from _list_elements(path, file) if first == '[' else _lines(path, file, first)
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-      raise RecordError(f'{path} cannot be read as UTF-8 text ({error}); convert or copy the file again') from None
+      raise RecordError(
+        f'{path} cannot be read as UTF-8 text ({error}); convert or copy the file again'
+      ) from None
 
 
 def _lines(path: str, file, first: str) -> Iterator[tuple[str, dict]]:
@@ -174,8 +201,11 @@ def _list_elements(path: str, file) -> Iterator[tuple[str, dict]]:
       record, end = decoder.raw_decode(buffer)
     except json.JSONDecodeError as error:
       if ended:
-        raise RecordError(f'{path}, row {number + 1}: not valid JSON ({error.msg}), or the file is cut off') from None
-      # NB: twice as much each time, or a row of 100 MB would be parsed a hundred times from its beginning
+        raise RecordError(
+          f'{path}, row {number + 1}: not valid JSON ({error.msg}), or the file is cut off'
+        ) from None
+      # NB: twice as much each time, or a row of 100 MB would be parsed a hundred times from its
+      # beginning
       more = file.read(max(_CHUNK, len(buffer)))
       ended, buffer = not more, buffer + more
       continue

@@ -1,7 +1,8 @@
 """Words of a text in any script, normalised, and hashes of runs of them.
 
-Normalised is NFKC, lower case, without punctuation, apostrophes and direction marks. Where words are not divided by spaces every
-character is a word of less weight: two of Chinese or Japanese, four of Thai, Lao, Burmese or Khmer count as one.
+Normalised is NFKC, lower case, without punctuation, apostrophes and direction marks. Where words
+are not divided by spaces every character is a word of less weight: two of Chinese or Japanese, four
+of Thai, Lao, Burmese or Khmer count as one.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,9 @@ _THAI_RANGES = '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff'
 
 @functools.cache
 def _patterns() -> tuple[re.Pattern, re.Pattern, dict[int, None]]:
-  """Tokens, tokens that are a single unspaced character of little weight, and characters that are deleted."""
+  """Tokens, tokens that are a single unspaced character of little weight, and characters that are
+  deleted.
+  """
   unspaced = re.compile(f'[{_HAN_RANGES}{_THAI_RANGES}]')
   ranges, deleted, start = [], {ord(c): None for c in "'’ʼ`ـ"}, None
   for code in range(sys.maxunicode + 2):
@@ -71,7 +74,8 @@ class Windows:
     np.cumsum(np.fromiter(map(weight_of, tokens), np.int64, count), out=self._weights[1:])
     hashes = np.fromiter(map(hash, tokens), np.int64, count).view(np.uint64)
     self._sums = np.zeros(count + 1, np.uint64)
-    # A polynomial in the inverse of the base, so that sums of all windows come from one running sum.
+    # A polynomial in the inverse of the base, so that sums of all windows come from one running
+    # sum.
     np.cumsum(hashes * np.cumprod(np.full(count, _INVERSE)), out=self._sums[1:])
     self._powers = np.cumprod(np.full(count, _BASE))
 

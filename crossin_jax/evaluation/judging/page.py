@@ -1,4 +1,6 @@
-"""judge.html: verdicts with their intervals and pairs to look at, on one page that needs nothing else."""
+"""judge.html: verdicts with their intervals and pairs to look at, on one page that needs nothing
+else.
+"""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -35,7 +37,9 @@ def write_page(
     'forms': len({pair.asked_in for pair in pairs} - {None}) > 0,
   }
   direction = lambda code: 'rtl' if code in RIGHT_TO_LEFT else 'ltr'
-  page.write(path, 'judge.html.j2', values, language=words.language_name, direction=direction, shown=_shown)
+  page.write(
+    path, 'judge.html.j2', values, language=words.language_name, direction=direction, shown=_shown
+  )
 
 
 def _shown(text: str) -> str:

@@ -1,10 +1,12 @@
-"""What judgements of pairs of answers say: win rates, bias towards a place, agreement of judges, each with its interval.
+"""What judgements of pairs of answers say: win rates, bias towards a place, agreement of judges,
+each with its interval.
 
-Both orders of a pair are judged. A system's score is the sum over both orders; the higher one wins, equal ones tie; the win
-rate is (wins + ties / 2) / judged pairs. A pair without both scores in both orders is unjudged: counted, never scored.
-(METHODS.md C21)
+Both orders of a pair are judged. A system's score is the sum over both orders; the higher one wins,
+equal ones tie; the win rate is (wins + ties / 2) / judged pairs. A pair without both scores in both
+orders is unjudged: counted, never scored. (METHODS.md C21)
 
-Intervals are of a bootstrap over questions: pairs with one id, in several languages or forms, are drawn together.
+Intervals are of a bootstrap over questions: pairs with one id, in several languages or forms, are
+drawn together.
 """
 
 from collections.abc import Callable, Sequence
@@ -87,7 +89,9 @@ def resampled_sums(values_IK: np.ndarray, resamples: int, seed: int) -> np.ndarr
   for start in range(0, resamples, step):
     rows = min(step, resamples - start)
     drawn_RI = generator.integers(items, size=(rows, items)) + items * np.arange(rows)[:, None]
-    found.append(np.bincount(drawn_RI.ravel(), minlength=rows * items).reshape(rows, items) @ values_IK)
+    found.append(
+      np.bincount(drawn_RI.ravel(), minlength=rows * items).reshape(rows, items) @ values_IK
+    )
   return np.concatenate(found)
 
 
@@ -107,7 +111,8 @@ def interval(
     resamples, seed: equal ones give equal intervals.
 
   Returns:
-    None where a bootstrap can say nothing: fewer than two questions, or the statistic is the same in every resample.
+    None where a bootstrap can say nothing: fewer than two questions, or the statistic is the same
+      in every resample.
   """
   if not len(ids):
     return None
@@ -131,7 +136,8 @@ def mean(sums: np.ndarray) -> np.ndarray:
 
 
 def kappa(table: np.ndarray) -> np.ndarray:
-  """Cohen's kappa (1960, doi:10.1177/001316446002000104) of tables [..., 9], 3 x 3 counts of two judges' verdicts.
+  """Cohen's kappa (1960, doi:10.1177/001316446002000104) of tables [..., 9], 3 x 3 counts of two
+  judges' verdicts.
 
   NaN where chance alone agrees always.
   """
@@ -139,11 +145,17 @@ def kappa(table: np.ndarray) -> np.ndarray:
   total = table.sum(axis=(-2, -1))
   agreed = np.trace(table, axis1=-2, axis2=-1) / total
   by_chance = (table.sum(axis=-1) * table.sum(axis=-2)).sum(axis=-1) / total**2
-  return np.where(by_chance < 1 - 1e-12, (agreed - by_chance) / np.where(by_chance < 1, 1 - by_chance, 1), np.nan)
+  return np.where(
+    by_chance < 1 - 1e-12, (agreed - by_chance) / np.where(by_chance < 1, 1 - by_chance, 1), np.nan
+  )
 
 
 def judge_figures(
-  pairs: Sequence[Pair], judgements: Sequence[Judgement], names: tuple[str, str], resamples: int = 2000, seed: int = 0
+  pairs: Sequence[Pair],
+  judgements: Sequence[Judgement],
+  names: tuple[str, str],
+  resamples: int = 2000,
+  seed: int = 0,
 ) -> dict:
   """Everything about one judge's verdicts.
 
@@ -152,15 +164,18 @@ def judge_figures(
     names: of A and B.
 
   Returns:
-    {'overall': row, 'by_language': {code: row}, 'by_category', 'by_asked_in', 'position', 'asked_in_output_language',
-    'sentence'}; a row is {'pairs', 'judged', 'unjudged': {reason: n}, 'wins', 'ties', 'losses', 'win_rate', 'low', 'high',
-    'score_a', 'score_b'}, fractions, scores 0 to 10, None where there is none.
+    {'overall': row, 'by_language': {code: row}, 'by_category', 'by_asked_in', 'position',
+    'asked_in_output_language', 'sentence'}; a row is {'pairs', 'judged', 'unjudged': {reason: n},
+    'wins', 'ties', 'losses', 'win_rate', 'low', 'high', 'score_a', 'score_b'}, fractions, scores 0
+    to 10, None where there is none.
   """
   both = list(zip(pairs, judgements, strict=True))
 
   def split(key) -> dict[str, dict]:
     values = sorted({key(pair) for pair in pairs} - {None, ''})
-    return {value: _row([x for x in both if key(x[0]) == value], resamples, seed) for value in values}
+    return {
+      value: _row([x for x in both if key(x[0]) == value], resamples, seed) for value in values
+    }
 
   overall = _row(both, resamples, seed)
   return {
@@ -178,14 +193,18 @@ def _row(both: Sequence[tuple[Pair, Judgement]], resamples: int, seed: int) -> d
   judged = [(pair, judgement) for pair, judgement in both if not judgement.unjudged]
   outcomes = [judgement.verdict for _, judgement in judged]
   worth = [POINTS[outcome] for outcome in outcomes]
-  found = interval([pair.id for pair, _ in judged], [(value, 1) for value in worth], mean, resamples, seed)
+  found = interval(
+    [pair.id for pair, _ in judged], [(value, 1) for value in worth], mean, resamples, seed
+  )
   scores = np.array([judgement.scores for _, judgement in judged]).reshape(-1, 2) / 2
   reasons = [judgement.unjudged for _, judgement in both]
   return {
     'pairs': len(both),
     'judged': len(judged),
     'unjudged': {reason: reasons.count(reason) for reason in (NO_REPLY, NO_SCORES)},
-    **{name: outcomes.count(outcome) for name, outcome in zip(('wins', 'ties', 'losses'), OUTCOMES)},
+    **{
+      name: outcomes.count(outcome) for name, outcome in zip(('wins', 'ties', 'losses'), OUTCOMES)
+    },
     'win_rate': float(np.mean(worth)) if worth else None,
     'low': found.low if found else None,
     'high': found.high if found else None,
@@ -195,11 +214,12 @@ def _row(both: Sequence[tuple[Pair, Judgement]], resamples: int, seed: int) -> d
 
 
 def position(both: Sequence[tuple[Pair, Judgement]], resamples: int, seed: int) -> dict:
-  """How often the answer shown first got the higher score. Both answers are first once, so without bias it is half.
+  """How often the answer shown first got the higher score. Both answers are first once, so without
+  bias it is half.
 
   Returns:
-    {'first', 'second', 'equal': numbers of replies; 'first_rate': first / (first + second), 'low', 'high'; 'same_winner':
-    share of pairs in which both orders agree}.
+    {'first', 'second', 'equal': numbers of replies; 'first_rate': first / (first + second), 'low',
+    'high'; 'same_winner': share of pairs in which both orders agree}.
   """
   ids, values, same = [], [], []
   for pair, judgement in both:
@@ -207,7 +227,9 @@ def position(both: Sequence[tuple[Pair, Judgement]], resamples: int, seed: int) 
       continue
     (ab1, ab2), (ba1, ba2) = judgement.ab, judgement.ba
     ids.append(pair.id)
-    values.append(((ab1 > ab2) + (ba1 > ba2), (ab1 < ab2) + (ba1 < ba2), (ab1 == ab2) + (ba1 == ba2)))
+    values.append(
+      ((ab1 > ab2) + (ba1 > ba2), (ab1 < ab2) + (ba1 < ba2), (ab1 == ab2) + (ba1 == ba2))
+    )
     same.append(np.sign(ab1 - ab2) == np.sign(ba2 - ba1))
   first, second, equal = (int(n) for n in np.sum(values, axis=0)) if values else (0, 0, 0)
   rate = lambda sums: sums[..., 0] / (sums[..., 0] + sums[..., 1])
@@ -226,10 +248,11 @@ def position(both: Sequence[tuple[Pair, Judgement]], resamples: int, seed: int) 
 def asked_in_output_language(
   both: Sequence[tuple[Pair, Judgement]], names: tuple[str, str], resamples: int, seed: int
 ) -> list[dict]:
-  """Win rate where the question came in the language of the answer minus where the same question came in English.
+  """Win rate where the question came in the language of the answer minus where the same question
+  came in English.
 
-  By language, paired by id, and over all languages together if there are several; a difference is called real only if its
-  95 % interval excludes zero.
+  By language, paired by id, and over all languages together if there are several; a difference is
+  called real only if its 95 % interval excludes zero.
   """
   worth = {
     (pair.language, pair.asked_in, pair.id): POINTS[judgement.verdict]
@@ -239,7 +262,9 @@ def asked_in_output_language(
   rows = {}
   for language, asked_in, id_ in worth:
     if asked_in == language and (language, ENGLISH, id_) in worth:
-      rows.setdefault(language, []).append((id_, worth[language, language, id_], worth[language, ENGLISH, id_]))
+      rows.setdefault(language, []).append(
+        (id_, worth[language, language, id_], worth[language, ENGLISH, id_])
+      )
   groups = sorted(rows.items())
   if len(groups) > 1:
     groups.append((None, [row for _, rows_ in groups for row in rows_]))
@@ -264,20 +289,22 @@ def asked_in_output_language(
   return found
 
 
-def _asked_sentence(language: str | None, names, difference: Interval | None, estimate: float, n: int) -> str:
+def _asked_sentence(
+  language: str | None, names, difference: Interval | None, estimate: float, n: int
+) -> str:
   own = language_name(language) if language else 'the output language'
   a, b = names
   size = f'{abs(100 * estimate):.1f} points'
   count = f'{n:,} question{"" if n == 1 else "s"}'
   if difference is None:
-    return f'Asked in {own} instead of English: {points(estimate)} points of win rate of {a} against {b}, without an interval ({count}): nothing can be claimed.'  # fmt: skip
+    return f'Asked in {own} instead of English: {points(estimate)} points of win rate of {a} against {b}, without an interval ({count}): nothing can be claimed.'
   low, high = points(difference.low), points(difference.high)
   span = f'95 % interval {low} to {high}, {count}'
   outcome = verdict(difference)
   if outcome == 'none':
-    return f'Whether {a} is asked in {own} or in English makes no difference that can be told: {points(estimate)} points of win rate against {b} ({span}).'  # fmt: skip
+    return f'Whether {a} is asked in {own} or in English makes no difference that can be told: {points(estimate)} points of win rate against {b} ({span}).'
   side = 'higher' if outcome == 'gain' else 'lower'
-  return f'Asked in {own}, the win rate of {a} against {b} is {size} {side} than asked in English ({span}): a real difference.'  # fmt: skip
+  return f'Asked in {own}, the win rate of {a} against {b} is {size} {side} than asked in English ({span}): a real difference.'
 
 
 def _sentence(row: dict, names: tuple[str, str]) -> str:
@@ -297,9 +324,14 @@ def _sentence(row: dict, names: tuple[str, str]) -> str:
 
 
 def agreement(
-  pairs: Sequence[Pair], judgements: dict[str, Sequence[Judgement]], resamples: int = 2000, seed: int = 0
+  pairs: Sequence[Pair],
+  judgements: dict[str, Sequence[Judgement]],
+  resamples: int = 2000,
+  seed: int = 0,
 ) -> list[dict]:
-  """Of every two judges, over the pairs that both judged: share of equal verdicts and Cohen's kappa, with intervals."""
+  """Of every two judges, over the pairs that both judged: share of equal verdicts and Cohen's
+  kappa, with intervals.
+  """
   found = []
   for one, two in itertools.combinations(judgements, 2):
     ids, cells = [], []
@@ -314,7 +346,11 @@ def agreement(
         value = float(statistic(table.sum(axis=0))) if cells else float('nan')
       span = interval(ids, table, statistic, resamples, seed)
       ends = (span.low, span.high) if span else (None, None)
-      figures[name] = {'value': value if np.isfinite(value) else None, 'low': ends[0], 'high': ends[1]}
+      figures[name] = {
+        'value': value if np.isfinite(value) else None,
+        'low': ends[0],
+        'high': ends[1],
+      }
     found.append({'judges': [one, two], 'pairs': len(cells), **figures})
   return found
 

@@ -1,7 +1,9 @@
-"""Confidence intervals of accuracy, consistency and AC3 by a bootstrap over items and seeds, paired for two arms.
+"""Confidence intervals of accuracy, consistency and AC3 by a bootstrap over items and seeds, paired
+for two arms.
 
-Every statistic here is a function of means over items, so one resample is a vector of item weights (how often each item was
-drawn) and all resamples are one matrix product: 2,000 resamples of 500 items x 4 languages x 3 seeds take milliseconds.
+Every statistic here is a function of means over items, so one resample is a vector of item weights
+(how often each item was drawn) and all resamples are one matrix product: 2,000 resamples of 500
+items x 4 languages x 3 seeds take milliseconds.
 
 Axis letters: R resamples, N items, L languages, S seeds, F per-item figures.
 """
@@ -35,7 +37,9 @@ class Interval:
 
   @property
   def excludes_zero(self) -> bool:
-    """Does the interval lie wholly on one side of zero? Only then may a difference be called a gain or a loss."""
+    """Does the interval lie wholly on one side of zero? Only then may a difference be called a gain
+    or a loss.
+    """
     return self.low > 0.0 or self.high < 0.0
 
 
@@ -52,18 +56,22 @@ def interval(
 ) -> Interval:
   """Interval of one arm's statistic.
 
-  Items are drawn with replacement, the same draw for all seeds, since seeds answer the same items. Of S seeds, S - 1 are
-  drawn with replacement, which makes the variance of the mean over seeds unbiased (Rao and Wu 1988, JASA 83:231; a plain
-  draw of S out of S is too narrow by the factor (S - 1) / S, half the variance with two seeds). With one seed only items
-  are drawn, and `note` says so.
+  Items are drawn with replacement, the same draw for all seeds, since seeds answer the same items.
+  Of S seeds, S - 1 are drawn with replacement, which makes the variance of the mean over seeds
+  unbiased (Rao and Wu 1988, JASA 83:231; a plain draw of S out of S is too narrow by the factor (S
+  - 1) / S, half the variance with two seeds). With one seed only items are drawn, and `note` says
+    so.
 
   Args:
-    choices_by_seed: per seed an int array [items, languages] of options (-1 = unparsed); or, with answers None, a bool
-      array [items, languages] of correctness (accuracy only).
-    answers: int array [items] or [items, languages], or None. Or a list of such arrays, one a seed: each seed answered items of
-      its own (as many), which are then drawn for each seed by itself. What chance did to the items is then counted twice, in
-      them and in the seeds: with five seeds intervals cover 93 to 99 % instead of 95 (seeds alone would cover 83 to 88).
-    statistic: 'accuracy' (mean over the languages in `columns`), 'consistency' (C_s) or 'ac3' (AC3_s) of them.
+    choices_by_seed: per seed an int array [items, languages] of options (-1 = unparsed); or, with
+      answers None, a bool array [items, languages] of correctness (accuracy only).
+    answers: int array [items] or [items, languages], or None. Or a list of such arrays, one a seed:
+      each seed answered items of its own (as many), which are then drawn for each seed by itself.
+      What chance did to the items is then counted twice, in
+      them and in the seeds: with five seeds intervals cover 93 to 99 % instead of 95 (seeds alone
+        would cover 83 to 88).
+    statistic: 'accuracy' (mean over the languages in `columns`), 'consistency' (C_s) or 'ac3'
+      (AC3_s) of them.
     columns: the languages to use, as column numbers; None = all.
     s: group size of C_s and AC3_s.
     resamples, seed: number of draws and their seed; equal arguments give equal intervals.
@@ -79,10 +87,14 @@ def interval(
     (0.5, 0.4, 0.6, 1)
   """
   figures_SNF = np.stack(_figures(choices_by_seed, answers, statistic, columns, s))
-  means_RSF, chosen_RS = _resample(figures_SNF, resamples, seed, own=isinstance(answers, (list, tuple)))
+  means_RSF, chosen_RS = _resample(
+    figures_SNF, resamples, seed, own=isinstance(answers, (list, tuple))
+  )
   values_RS = _value(means_RSF, statistic)
   estimate = float(_value(figures_SNF.mean(axis=1), statistic).mean())
-  return _interval(estimate, _over_seeds(values_RS, chosen_RS), figures_SNF.shape, resamples, level, share=False)
+  return _interval(
+    estimate, _over_seeds(values_RS, chosen_RS), figures_SNF.shape, resamples, level, share=False
+  )
 
 
 def difference(
@@ -97,26 +109,39 @@ def difference(
   seed: int = 0,
   level: float = 0.95,
 ) -> Interval:
-  """Interval of first minus second, paired: both arms answered the same items, under the same seeds in the same order.
+  """Interval of first minus second, paired: both arms answered the same items, under the same seeds
+  in the same order.
 
-  Each resample draws one set of items and seeds and uses it for both arms, so what is hard for both cancels. Arguments as
-  in `interval`; `share_above_zero` of the result is the share of resamples in which first is better (ties count half).
+  Each resample draws one set of items and seeds and uses it for both arms, so what is hard for both
+  cancels. Arguments as in `interval`; `share_above_zero` of the result is the share of resamples in
+  which first is better (ties count half).
   """
   if len(first_by_seed) != len(second_by_seed):
     raise ValueError(
-      f'{len(first_by_seed)} seeds against {len(second_by_seed)}: a paired difference needs the same seeds in both arms; '
+      f'{len(first_by_seed)} seeds against {len(second_by_seed)}: a paired difference needs the '
+      'same seeds in both arms; '
       'pass only the seeds that both have'
     )
   first_SNF = np.stack(_figures(first_by_seed, answers, statistic, columns, s))
   second_SNF = np.stack(_figures(second_by_seed, answers, statistic, columns, s))
   if first_SNF.shape != second_SNF.shape:
-    raise ValueError(f'the arms answered different items: {first_SNF.shape[1]} against {second_SNF.shape[1]}')
+    raise ValueError(
+      f'the arms answered different items: {first_SNF.shape[1]} against {second_SNF.shape[1]}'
+    )
   figures = first_SNF.shape[2]
   both_SNF = np.concatenate([first_SNF, second_SNF], axis=2)
-  means_RSF, chosen_RS = _resample(both_SNF, resamples, seed, own=isinstance(answers, (list, tuple)))
-  values_RS = _value(means_RSF[..., :figures], statistic) - _value(means_RSF[..., figures:], statistic)
-  estimate = float((_value(first_SNF.mean(axis=1), statistic) - _value(second_SNF.mean(axis=1), statistic)).mean())
-  return _interval(estimate, _over_seeds(values_RS, chosen_RS), first_SNF.shape, resamples, level, share=True)
+  means_RSF, chosen_RS = _resample(
+    both_SNF, resamples, seed, own=isinstance(answers, (list, tuple))
+  )
+  values_RS = _value(means_RSF[..., :figures], statistic) - _value(
+    means_RSF[..., figures:], statistic
+  )
+  estimate = float(
+    (_value(first_SNF.mean(axis=1), statistic) - _value(second_SNF.mean(axis=1), statistic)).mean()
+  )
+  return _interval(
+    estimate, _over_seeds(values_RS, chosen_RS), first_SNF.shape, resamples, level, share=True
+  )
 
 
 def _figures(
@@ -132,7 +157,9 @@ def _figures(
   if len(choices_by_seed) == 0:
     raise ValueError('no seeds given: the interval needs at least one run')
   if answers is None and statistic != 'accuracy':
-    raise ValueError(f'{statistic} is made of choices: pass the choices and the answers, not correctness')
+    raise ValueError(
+      f'{statistic} is made of choices: pass the choices and the answers, not correctness'
+    )
   shapes = {np.shape(choices) for choices in choices_by_seed}
   if len(shapes) != 1:
     raise ValueError(f'the seeds answered different items: shapes {sorted(shapes)}')
@@ -143,7 +170,9 @@ def _figures(
   figures = []
   for choices, right in zip(choices_by_seed, answers):
     choices_NL = np.asarray(choices)
-    right_NL = choices_NL.astype(bool) if right is None else consistency.correctness(choices_NL, right)
+    right_NL = (
+      choices_NL.astype(bool) if right is None else consistency.correctness(choices_NL, right)
+    )
     picked = slice(None) if columns is None else list(columns)
     parts = []
     if statistic in ('accuracy', 'ac3'):
@@ -158,23 +187,30 @@ def _value(means: np.ndarray, statistic: str) -> np.ndarray:
   return consistency.ac3(means[..., 0], means[..., 1]) if statistic == 'ac3' else means[..., 0]
 
 
-def _resample(figures_SNF: np.ndarray, resamples: int, seed: int, own: bool) -> tuple[np.ndarray, np.ndarray]:
-  """Means of the figures over drawn items [R, S, F], and how often each seed was drawn [R, S]; `own`: seeds draw apart."""
+def _resample(
+  figures_SNF: np.ndarray, resamples: int, seed: int, own: bool
+) -> tuple[np.ndarray, np.ndarray]:
+  """Means of the figures over drawn items [R, S, F], and how often each seed was drawn [R, S];
+  `own`: seeds draw apart.
+  """
   if resamples < 1:
     raise ValueError(f'resamples must be at least 1, got {resamples}')
   seeds, items, figures = figures_SNF.shape
   if own:
     means_RSF = np.stack(
-      [_item_weights(items, resamples, (seed, k)) @ part for k, part in enumerate(figures_SNF)], axis=1
+      [_item_weights(items, resamples, (seed, k)) @ part for k, part in enumerate(figures_SNF)],
+      axis=1,
     )
   else:
     weights_RN = _item_weights(items, resamples, seed)
-    means_RSF = (weights_RN @ figures_SNF.transpose(1, 0, 2).reshape(items, seeds * figures)).reshape(
-      -1, seeds, figures
-    )
+    means_RSF = (
+      weights_RN @ figures_SNF.transpose(1, 0, 2).reshape(items, seeds * figures)
+    ).reshape(-1, seeds, figures)
   drawn = max(seeds - 1, 1)
   # NB: a stream of its own, so that the items drawn do not depend on the number of seeds
-  chosen_RS = np.random.default_rng([seed, 1]).multinomial(drawn, np.full(seeds, 1.0 / seeds), size=resamples)
+  chosen_RS = np.random.default_rng([seed, 1]).multinomial(
+    drawn, np.full(seeds, 1.0 / seeds), size=resamples
+  )
   return means_RSF, chosen_RS
 
 
@@ -183,7 +219,9 @@ def _item_weights(items: int, resamples: int, seed: int | tuple[int, int]) -> np
   """How often each item was drawn, over the number of items; float64 [resamples, items]."""
   drawn_RN = np.random.default_rng(seed).integers(items, size=(resamples, items))
   drawn_RN += items * np.arange(resamples)[:, None]
-  weights_RN = np.bincount(drawn_RN.ravel(), minlength=resamples * items).reshape(resamples, items) / items
+  weights_RN = (
+    np.bincount(drawn_RN.ravel(), minlength=resamples * items).reshape(resamples, items) / items
+  )
   weights_RN.flags.writeable = False
   return weights_RN
 
@@ -193,7 +231,12 @@ def _over_seeds(values_RS: np.ndarray, chosen_RS: np.ndarray) -> np.ndarray:
 
 
 def _interval(
-  estimate: float, values_R: np.ndarray, shape: tuple[int, ...], resamples: int, level: float, share: bool
+  estimate: float,
+  values_R: np.ndarray,
+  shape: tuple[int, ...],
+  resamples: int,
+  level: float,
+  share: bool,
 ) -> Interval:
   seeds, items = shape[:2]
   low, high = np.quantile(values_R, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])

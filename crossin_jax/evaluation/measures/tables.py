@@ -1,7 +1,8 @@
-"""The figures behind the report's tables: every arm's, every gain, and what may be said about a gain.
+"""The figures behind the report's tables: every arm's, every gain, and what may be said about a
+gain.
 
-A figure is a cell {"value", "low", "high"} in fractions; low and high are None where there is no interval, value too where
-there is no figure.
+A figure is a cell {"value", "low", "high"} in fractions; low and high are None where there is no
+interval, value too where there is no figure.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ BASELINES = ('floor', 'base', 'mono')  # arms that gains are measured against, w
 
 
 class Figures:
-  """The figures of all arms, each as {"value", "low", "high"} in fractions, low and high None without an interval."""
+  """The figures of all arms, each as {"value", "low", "high"} in fractions, low and high None
+  without an interval.
+  """
 
   def __init__(self, report):
     self.report = report
@@ -40,7 +43,12 @@ class Figures:
   def _cells(self, arrays: Sequence[np.ndarray]) -> dict:
     def cell(statistic: str, columns=None) -> dict:
       found = bootstrap.interval(
-        arrays, self.report.answers, statistic, columns=columns, s=self.s, resamples=self.report.resamples
+        arrays,
+        self.report.answers,
+        statistic,
+        columns=columns,
+        s=self.s,
+        resamples=self.report.resamples,
       )
       return {'value': found.estimate, 'low': found.low, 'high': found.high}
 
@@ -61,11 +69,17 @@ class Figures:
         ]  # fmt: skip
 
     def cell(pick) -> dict:
-      return {'value': float(np.mean([pick(run) for run in runs])) if runs else None, 'low': None, 'high': None}
+      return {
+        'value': float(np.mean([pick(run) for run in runs])) if runs else None,
+        'low': None,
+        'high': None,
+      }
 
     codes = list(self.report.languages)
     return {
-      'languages': [cell(lambda run, code=code: run['accuracy_by_language'][code]) for code in codes],
+      'languages': [
+        cell(lambda run, code=code: run['accuracy_by_language'][code]) for code in codes
+      ],
       'other': cell(lambda run: np.mean([run['accuracy_by_language'][code] for code in codes[1:]])),
       'consistency': cell(lambda run: run['consistency'][str(self.s)]),
       'ac3': cell(lambda run: run['ac3'][str(self.s)]),
@@ -84,7 +98,8 @@ class Figures:
       'seeds': 1,
       **self._cells([np.asarray(array)]),
     }
-    # NB: 99.5 %: several guessers are tried in two places each, and at 95 % one page in six would raise a false alarm.
+    # NB: 99.5 %: several guessers are tried in two places each, and at 95 % one page in six would
+    # raise a false alarm.
     tried = [
       bootstrap.interval([np.asarray(array)], self.report.answers, columns=columns, level=0.995)
       for columns in ([0], self.others)
@@ -116,11 +131,14 @@ class Figures:
           gain = estimate = None
           if seeds:
             gain = bootstrap.difference(
-                            [one[seed] for seed in seeds], [two[seed] for seed in seeds], report.answers, statistic,
+                            [one[seed] for seed in seeds], [two[seed] for seed in seeds],
+                            report.answers, statistic,
                             columns=columns, s=self.s, resamples=report.resamples,
                         )  # fmt: skip
           else:
-            values = [self.arm_row(x, report.form, report.method)[key]['value'] for x in (arm, base)]
+            values = [
+              self.arm_row(x, report.form, report.method)[key]['value'] for x in (arm, base)
+            ]
             estimate = None if None in values else values[0] - values[1]
           row[key] = {
             'gain': gain,
@@ -163,8 +181,11 @@ class Figures:
     return found
 
 
-def gain_sentence(name: str, other: str, measure: str, gain: Interval | None, estimate: float | None = None) -> str:
-  """One plain sentence about `name` minus `other`; a gain or loss is claimed only if the printed interval excludes zero.
+def gain_sentence(
+  name: str, other: str, measure: str, gain: Interval | None, estimate: float | None = None
+) -> str:
+  """One plain sentence about `name` minus `other`; a gain or loss is claimed only if the printed
+  interval excludes zero.
 
   Args:
     name, other: titles of the arms.
@@ -175,21 +196,25 @@ def gain_sentence(name: str, other: str, measure: str, gain: Interval | None, es
   if gain is None:
     if estimate is None:
       return f'{name} and {other} were not both measured.'
-    return (
-      f'{name} minus {other} is {points(estimate)} points in {measure}, without an interval: nothing can be claimed.'
-    )
-  low, high, estimate = (points(value).lstrip('+') for value in (gain.low, gain.high, gain.estimate))
+    return f'{name} minus {other} is {points(estimate)} points in {measure}, without an interval: nothing can be claimed.'
+  low, high, estimate = (
+    points(value).lstrip('+') for value in (gain.low, gain.high, gain.estimate)
+  )
   span = f'{100 * gain.level:.0f} % interval {low} to {high}'
   outcome = verdict(gain)
   if outcome == 'none':
-    return f'{name} cannot be told from {other} in {measure} (difference {estimate} points, {span}).'
+    return (
+      f'{name} cannot be told from {other} in {measure} (difference {estimate} points, {span}).'
+    )
   side, kind = ('above', 'gain') if outcome == 'gain' else ('below', 'loss')
   once = ', as far as one seed can show' if gain.seeds == 1 else ''
   return f'{name} is {abs(100 * gain.estimate):.1f} points {side} {other} in {measure} ({span}): a real {kind}{once}.'
 
 
 def verdict(gain: Interval | None) -> str:
-  """'gain', 'loss' or 'none'; by the figures as printed, so that '0.0 to 3.1' is never called a gain."""
+  """'gain', 'loss' or 'none'; by the figures as printed, so that '0.0 to 3.1' is never called a
+  gain.
+  """
   if gain is None or not gain.excludes_zero:
     return 'none'
   if round(100 * gain.low, 1) > 0:

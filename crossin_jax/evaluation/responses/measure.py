@@ -1,7 +1,9 @@
-"""Open-ended responses without a judge: are they in the language that was asked for, do they repeat themselves, how long are they.
+"""Open-ended responses without a judge: are they in the language that was asked for, do they repeat
+themselves, how long are they.
 
-`crossin ask` makes the prompts of X-Instruction's central claim: the same questions once in English, with the sentence
-"Answer in Urdu.", and once in the language of the answer. `crossin responses` reads what `crossin generate` made of them.
+`crossin ask` makes the prompts of X-Instruction's central claim: the same questions once in
+English, with the sentence "Answer in Urdu.", and once in the language of the answer. `crossin
+responses` reads what `crossin generate` made of them.
 """
 
 import argparse
@@ -21,7 +23,8 @@ from crossin_jax.evaluation.responses.files import Response, read_responses
 from crossin_jax.languages import ENGLISH_NAMES
 from crossin_jax.pages import words
 
-# A response is called repetitive above this share of duplicated 4-grams; of 1,000 Alpaca answers in en, vi and zh under 1 % are.
+# A response is called repetitive above this share of duplicated 4-grams; of 1,000 Alpaca answers in
+# en, vi and zh under 1 % are.
 REPETITIVE = 0.2
 FEW = 20  # pairs of responses under which no difference is called real
 _FENCED = re.compile(r'(```|~~~).*?(\1|$)|`[^`\n]*`|https?://\S+', re.DOTALL)
@@ -30,14 +33,14 @@ _UNSPACED = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]')  # Thai, Lao
 _SPACES = re.compile(r'\s+')
 
 
-# ---- figures of one response -----------------------------------------------------------------------------------------
+# ---- figures of one response ----
 
 
 def duplicated_share(text: str) -> float:
   """Share of the 4-grams of words that stood earlier in the text, 0..1.
 
-  Where words are not divided by spaces, four of them are taken to be 8 characters of Chinese or Japanese, or 16 of Thai, Lao,
-  Burmese or Khmer.
+  Where words are not divided by spaces, four of them are taken to be 8 characters of Chinese or
+  Japanese, or 16 of Thai, Lao, Burmese or Khmer.
 
       'a b c d e f g h'          -> 0.0
       'a b c d a b c d a b c d'  -> 0.56: 5 of 9 4-grams
@@ -56,20 +59,25 @@ def duplicated_share(text: str) -> float:
 
 
 def language_of(text: str) -> str:
-  """Code of the language of a response, '' if it cannot be told; code and addresses are passed over."""
+  """Code of the language of a response, '' if it cannot be told; code and addresses are passed
+  over.
+  """
   return language_id.identify(_FENCED.sub(' ', text), limit=8192)[0]
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------------
+# ---- tables ----
 
 
 @dataclass
 class Group:
-  """Figures of the responses in one language to questions in one language; shares are fractions 0..1.
+  """Figures of the responses in one language to questions in one language; shares are fractions
+  0..1.
 
   Attributes:
-    fidelity: share in the language that was asked for, with its interval over questions (and samples).
-    english, undetermined, empty: shares in English, in no language that could be told (the empty ones too), without text.
+    fidelity: share in the language that was asked for, with its interval over questions (and
+      samples).
+    english, undetermined, empty: shares in English, in no language that could be told (the empty
+      ones too), without text.
     languages: code -> responses in it, the most frequent first.
     repetition: mean share of duplicated 4-grams. repetitive: share of responses above `REPETITIVE`.
     characters: mean and median of the lengths.
@@ -106,8 +114,11 @@ class Claim:
   sentence: str
 
 
-def measure(responses: Sequence[Response], resamples: int = 2000) -> tuple[list[Group], list[Claim]]:
-  """Figures by language and asked_in, and the central claim for each language that was asked for in both ways.
+def measure(
+  responses: Sequence[Response], resamples: int = 2000
+) -> tuple[list[Group], list[Claim]]:
+  """Figures by language and asked_in, and the central claim for each language that was asked for in
+  both ways.
 
   Raises:
     ValueError: there is no response, or questions of a group have unequal numbers of samples.
@@ -122,7 +133,9 @@ def measure(responses: Sequence[Response], resamples: int = 2000) -> tuple[list[
   claims = []
   for language in dict.fromkeys(response.language for response in responses):
     if language != 'en' and (language, language) in groups and (language, 'en') in groups:
-      claims.append(_claim(language, groups[language, language], groups[language, 'en'], found, resamples))
+      claims.append(
+        _claim(language, groups[language, language], groups[language, 'en'], found, resamples)
+      )
   return tabled, [claim for claim in claims if claim]
 
 
@@ -150,21 +163,32 @@ def _group(own: list[Response], found: dict[Response, str], resamples: int) -> G
   )
 
 
-def _by_sample(own: Sequence[Response], found: dict[Response, str], questions: Sequence[str]) -> list[np.ndarray]:
-  """Per sample, bool [questions, 1]: in the language that was asked for? Several samples serve as the bootstrap's seeds."""
-  cells = {(response.question, response.sample): found[response] == response.language for response in own}
+def _by_sample(
+  own: Sequence[Response], found: dict[Response, str], questions: Sequence[str]
+) -> list[np.ndarray]:
+  """Per sample, bool [questions, 1]: in the language that was asked for? Several samples serve as
+  the bootstrap's seeds.
+  """
+  cells = {
+    (response.question, response.sample): found[response] == response.language for response in own
+  }
   samples = sorted({response.sample for response in own})
   if lacking := [(q, s) for q in questions for s in samples if (q, s) not in cells]:
     raise ValueError(
-      f'question {lacking[0][0]!r} has no sample {lacking[0][1]} in {own[0].language!r} asked in {own[0].asked_in!r}, others '
+      f'question {lacking[0][0]!r} has no sample {lacking[0][1]} in {own[0].language!r} asked in '
+      f'{own[0].asked_in!r}, others '
       'have: every question needs the same number of samples. Let `crossin generate` finish'
     )
   return [np.array([[cells[question, sample]] for question in questions]) for sample in samples]
 
 
-def _claim(language: str, native: list[Response], english: list[Response], found, resamples: int) -> Claim | None:
+def _claim(
+  language: str, native: list[Response], english: list[Response], found, resamples: int
+) -> Claim | None:
   asked = {response.question for response in english}
-  shared = list(dict.fromkeys(response.question for response in native if response.question in asked))
+  shared = list(
+    dict.fromkeys(response.question for response in native if response.question in asked)
+  )
   if not shared:
     return None
   first, second = (_by_sample(own, found, shared) for own in (native, english))
@@ -173,7 +197,9 @@ def _claim(language: str, native: list[Response], english: list[Response], found
   name, verdict = ENGLISH_NAMES.get(language, language), tables.verdict(gain)
   real = verdict != 'none' and len(shared) >= FEW
   low, high = (words.points(value) for value in (gain.low, gain.high))
-  span = f'{words.points(gain.estimate)} points, 95 % interval {low} to {high}, {len(shared)} questions'
+  span = (
+    f'{words.points(gain.estimate)} points, 95 % interval {low} to {high}, {len(shared)} questions'
+  )
   if real:
     kind = 'more' if verdict == 'gain' else 'less'
     sentence = f'Questions asked in {name} are answered in {name} {kind} often than in English with "Answer in {name}." ({span}): a real difference.'
@@ -188,18 +214,26 @@ def main(argv: Sequence[str] | None = None) -> int:
   """`crossin responses`. Exit status: 0 done, 1 failed, 2 usage."""
   parser = argparse.ArgumentParser(
     prog='crossin responses',
-    description='Fidelity (share in the language that was asked for), repetition and length of open-ended responses.',
+    description='Fidelity (share in the language that was asked for), repetition and length of '
+    'open-ended responses.',
     epilog='example: crossin responses answers.jsonl --questions asked.jsonl --output_dir figures',
   )
   parser.add_argument('answers', help='JSONL of `crossin generate`')
-  parser.add_argument('--questions', help='what `crossin ask` wrote, for answers that do not name their language')
+  parser.add_argument(
+    '--questions', help='what `crossin ask` wrote, for answers that do not name their language'
+  )
   parser.add_argument('--output_dir', help='for responses.json')
-  parser.add_argument('--resamples', type=int, default=2000, help='of the bootstrap (default: %(default)s)')
+  parser.add_argument(
+    '--resamples', type=int, default=2000, help='of the bootstrap (default: %(default)s)'
+  )
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   options = parser.parse_args(argv)
   groups, claims = measure(read_responses(options.answers, options.questions), options.resamples)
   print('\n'.join(_lines(groups, claims)), file=sys.stderr)
-  found = {'groups': [asdict(group) for group in groups], 'claims': [asdict(claim) for claim in claims]}
+  found = {
+    'groups': [asdict(group) for group in groups],
+    'claims': [asdict(claim) for claim in claims],
+  }
   found['repetitive_above'] = REPETITIVE
   if options.output_dir:
     text = json.dumps(found, ensure_ascii=False, indent=1) + '\n'
@@ -211,22 +245,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _lines(groups: Sequence[Group], claims: Sequence[Claim]) -> list[str]:
   """The table and the sentences."""
-  head = ('fidelity', '95 % interval', 'English', 'none', 'empty', 'repetitive', '4-grams twice', 'mean', 'median')
+  head = (
+    'fidelity',
+    '95 % interval',
+    'English',
+    'none',
+    'empty',
+    'repetitive',
+    '4-grams twice',
+    'mean',
+    'median',
+  )
   widths = (10, 16, 9, 7, 7, 12, 15, 8, 8)
-  lines = [f'{"language":<12}{"asked in":<12}{"n":>6}' + ''.join(f'{h:>{w}}' for h, w in zip(head, widths))]
+  lines = [
+    f'{"language":<12}{"asked in":<12}{"n":>6}' + ''.join(f'{h:>{w}}' for h, w in zip(head, widths))
+  ]
   for group in groups:
     cells = [words.percent(group.fidelity.estimate)]
     cells.append(f'{words.percent(group.fidelity.low)} to {words.percent(group.fidelity.high)}')
     cells += [
-      words.percent(x) for x in (group.english, group.undetermined, group.empty, group.repetitive, group.repetition)
+      words.percent(x)
+      for x in (group.english, group.undetermined, group.empty, group.repetitive, group.repetition)
     ]
     cells += [f'{group.characters[key]:.0f}' for key in ('mean', 'median')]
     names = f'{ENGLISH_NAMES[group.language]:<12}{ENGLISH_NAMES[group.asked_in]:<12}'
-    lines.append(f'{names}{group.responses:>6}' + ''.join(f'{cell:>{w}}' for cell, w in zip(cells, widths)))
-    others = {code: n for code, n in group.languages.items() if code not in (group.language, 'en', 'none')}
+    lines.append(
+      f'{names}{group.responses:>6}' + ''.join(f'{cell:>{w}}' for cell, w in zip(cells, widths))
+    )
+    others = {
+      code: n for code, n in group.languages.items() if code not in (group.language, 'en', 'none')
+    }
     if others:
-      lines.append(f'{"":<30}other languages: ' + ', '.join(f'{code} {n}' for code, n in list(others.items())[:6]))
+      lines.append(
+        f'{"":<30}other languages: '
+        + ', '.join(f'{code} {n}' for code, n in list(others.items())[:6])
+      )
   lines.append(
-    f'shares in per cent, lengths in characters; repetitive: over {100 * REPETITIVE:.0f} % of the 4-grams stood before'
+    f'shares in per cent, lengths in characters; repetitive: over {100 * REPETITIVE:.0f} % of the '
+    '4-grams stood before'
   )
   return lines + [claim.sentence for claim in claims]

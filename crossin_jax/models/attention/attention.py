@@ -43,7 +43,8 @@ def attention(
 
       segments  1 1 1 2 2 0      query 4 (second of segment 2) sees keys 3 and 4, nothing else
 
-  Under a mesh with axis rules every device works on its rows and heads ('xla' leaves that to the compiler).
+  Under a mesh with axis rules every device works on its rows and heads ('xla' leaves that to the
+  compiler).
 
   Args:
     q_BTHD: queries, any float dtype.
@@ -53,19 +54,22 @@ def attention(
     k_segments_BS: int segment ids of the keys; required with q_segments_BT.
     prefix_BS: 1 where a token belongs to a prompt that its segment may read in both directions
       (T5X's `decoder_causal_attention`).
-    branches_BS: int, of a segment that goes on in several ways (the same text with different endings): 0 = trunk, seen by
-      all; a branch sees the trunk and itself. None = no branches. Queries and keys are the same tokens then.
-    positions_BS: int, positions within the segment; required with branches and a window, because a branch does not stand right
-      behind its trunk.
+    branches_BS: int, of a segment that goes on in several ways (the same text with different
+      endings): 0 = trunk, seen by all; a branch sees the trunk and itself. None = no branches.
+        Queries and keys are the same tokens then.
+    positions_BS: int, positions within the segment; required with branches and a window, because a
+      branch does not stand right behind its trunk.
     window: keys further back than window - 1 are not seen; None = no limit.
     scale: factor on the logits; default D ** -0.5.
     softcap: c, logits become c tanh(logits / c); None = none.
     implementation:
       'xla': the reference; holds the logits of a block of queries, B x H x T / 8 x S.
-      'blockwise': plain XLA too, but never more logits than those of a block of 512 x 512, in the backward pass neither.
-      'splash': the kernel for TPUs. 'cudnn': NVIDIA's, in bf16; packed rows from Hopper on. Where one of these cannot be used
-        it says why, once, and 'auto' without it takes its place.
-      'auto': 'splash' on a TPU and 'cudnn' on a GPU where they can, else 'blockwise' from 1,024 keys on and 'xla' below.
+      'blockwise': plain XLA too, but never more logits than those of a block of 512 x 512, in the
+      backward pass neither. 'splash': the kernel for TPUs. 'cudnn': NVIDIA's, in bf16; packed rows
+        from Hopper on. Where one of these cannot be used it says why, once, and 'auto' without it
+        takes its place.
+      'auto': 'splash' on a TPU and 'cudnn' on a GPU where they can, else 'blockwise' from 1,024
+      keys on and 'xla' below.
 
   Returns:
     [B, T, H, D] in the dtype of v. Rows of padding hold finite values without meaning.
@@ -81,7 +85,9 @@ def attention(
   back_end = functools.partial(BACK_ENDS[chosen].attend, scale=scale, softcap=softcap)
   if chosen == 'xla':
     return back_end(q_BTHD, k_BSKD, v_BSKD, mask)
-  return attention_shards.per_device(lambda q, k, v, mask: back_end(q, k, v, mask), q_BTHD, k_BSKD, v_BSKD, mask)
+  return attention_shards.per_device(
+    lambda q, k, v, mask: back_end(q, k, v, mask), q_BTHD, k_BSKD, v_BSKD, mask
+  )
 
 
 BACK_ENDS = {
@@ -92,11 +98,15 @@ BACK_ENDS = {
 }
 
 
-def choose(implementation: str, q_BTHD, k_BSKD, mask: Mask, softcap: float | None, platform: str) -> str:
-  """The back end that is used, one of 'xla', 'blockwise', 'splash', 'cudnn'; says once why a better one is not.
+def choose(
+  implementation: str, q_BTHD, k_BSKD, mask: Mask, softcap: float | None, platform: str
+) -> str:
+  """The back end that is used, one of 'xla', 'blockwise', 'splash', 'cudnn'; says once why a better
+  one is not.
 
   Args:
-    implementation, q_BTHD, k_BSKD, softcap: as in `attention`; of the arrays only shape and dtype count.
+    implementation, q_BTHD, k_BSKD, softcap: as in `attention`; of the arrays only shape and dtype
+      count.
     mask: which query sees which key.
     platform: 'cpu', 'gpu' or 'tpu'.
   """
@@ -104,7 +114,9 @@ def choose(implementation: str, q_BTHD, k_BSKD, mask: Mask, softcap: float | Non
     return implementation
   long = k_BSKD.shape[1] >= LONG
   fallback = 'blockwise' if long else 'xla'
-  kernel = {'tpu': 'splash', 'gpu': 'cudnn'}.get(platform) if implementation == 'auto' else implementation
+  kernel = (
+    {'tpu': 'splash', 'gpu': 'cudnn'}.get(platform) if implementation == 'auto' else implementation
+  )
   if kernel is None or (implementation == 'auto' and k_BSKD.shape[1] < attention_splash.LANES):
     return fallback
   if kernel == 'splash':

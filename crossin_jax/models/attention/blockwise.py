@@ -1,11 +1,13 @@
-"""Attention in blocks of queries and keys with an online softmax, in plain XLA: never holds T x S, forward or backward.
+"""Attention in blocks of queries and keys with an online softmax, in plain XLA: never holds T x S,
+forward or backward.
 
-The recipe is FlashAttention-2's (Dao 2023): the backward pass computes the weights again from the logits' log-sum-exp. All
-pairs of blocks of which something can be seen stand in one list, and one loop goes through it, so compile time does not grow
-with length. Pairs that share no segment in any row are passed over while it runs.
+The recipe is FlashAttention-2's (Dao 2023): the backward pass computes the weights again from the
+logits' log-sum-exp. All pairs of blocks of which something can be seen stand in one list, and one
+loop goes through it, so compile time does not grow with length. Pairs that share no segment in any
+row are passed over while it runs.
 
-Letters: B batch, T query length, S key length, H query heads, K key/value heads (H = G K), D size of a head, N blocks of
-queries, M blocks of keys, Q = G x queries of a block, P pairs of blocks.
+Letters: B batch, T query length, S key length, H query heads, K key/value heads (H = G K), D size
+of a head, N blocks of queries, M blocks of keys, Q = G x queries of a block, P pairs of blocks.
 """
 
 import functools
@@ -24,7 +26,14 @@ KEPT = 'attention'  # the name by which a remat policy keeps the output and its 
 
 
 def attend(
-  q_BTHD, k_BSKD, v_BSKD, mask: Mask, *, scale: float | None, softcap: float | None, block: int | None = None
+  q_BTHD,
+  k_BSKD,
+  v_BSKD,
+  mask: Mask,
+  *,
+  scale: float | None,
+  softcap: float | None,
+  block: int | None = None,
 ) -> jax.Array:
   """See `attention.attention`; any mask and any lengths.
 
@@ -53,13 +62,24 @@ def attend(
   widest = max(blocks * rows, k_MBKCD.shape[0] * columns)
   padded = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, widest - x.shape[1]))), mask)
   out_NBKQD = _blocks(
-    q_NBKQD, k_MBKCD, v_MBKCD, padded, _shared(padded, pairs_P2, rows, columns), pairs_P2, softcap, rows, columns, keys
+    q_NBKQD,
+    k_MBKCD,
+    v_MBKCD,
+    padded,
+    _shared(padded, pairs_P2, rows, columns),
+    pairs_P2,
+    softcap,
+    rows,
+    columns,
+    keys,
   )
   out = out_NBKQD.reshape(blocks, batch, key_heads, group, rows, size).transpose(1, 0, 4, 2, 3, 5)
   return out.reshape(batch, blocks * rows, heads, size)[:, :queries]
 
 
-def _pairs(queries: int, keys: int, rows: int, columns: int, mask: Mask) -> tuple[tuple[int, int], ...]:
+def _pairs(
+  queries: int, keys: int, rows: int, columns: int, mask: Mask
+) -> tuple[tuple[int, int], ...]:
   """Blocks (of queries, of keys) of which causality and the window let something be seen.
 
   queries = keys = 6, blocks of 2, window 3: (0, 0) (1, 0) (1, 1) (2, 1) (2, 2)
@@ -70,12 +90,16 @@ def _pairs(queries: int, keys: int, rows: int, columns: int, mask: Mask) -> tupl
     and (mask.reach is None or i * rows - ((j + 1) * columns - 1) < mask.reach)
   )
   return tuple(
-    (i, j) for i in range(-(-queries // rows)) for j in range(-(-keys // columns)) if seen(i, j) or (i == 0 == j)
+    (i, j)
+    for i in range(-(-queries // rows))
+    for j in range(-(-keys // columns))
+    if seen(i, j) or (i == 0 == j)
   )
 
 
 def _shared(mask: Mask, pairs_P2, rows: int, columns: int) -> jax.Array | None:
-  """Whether some row of the batch may have a segment in both blocks of a pair: bool [P]; None = no segments.
+  """Whether some row of the batch may have a segment in both blocks of a pair: bool [P]; None = no
+  segments.
 
   From the lowest and highest id of a block, so it may say yes too often, never no.
   """
@@ -90,14 +114,19 @@ def _shared(mask: Mask, pairs_P2, rows: int, columns: int) -> jax.Array | None:
     ids_BNL = ids_BL.reshape(len(ids_BL), blocks, length)
     return ids_BNL.min(axis=-1), ids_BNL.max(axis=-1)
 
-  (q_low, q_high), (k_low, k_high) = ends(mask.q_segments_BT, rows), ends(mask.k_segments_BS, columns)
+  (q_low, q_high), (k_low, k_high) = (
+    ends(mask.q_segments_BT, rows),
+    ends(mask.k_segments_BS, columns),
+  )
   i, j = np.array(pairs_P2).T
   return ((q_low[:, i] <= k_high[:, j]) & (k_low[:, j] <= q_high[:, i])).any(axis=0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8, 9))
 def _blocks(q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, pairs_P2, softcap, rows, columns, keys):
-  return _forward(q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, pairs_P2, softcap, rows, columns, keys)[0]
+  return _forward(
+    q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, pairs_P2, softcap, rows, columns, keys
+  )[0]
 
 
 def _logits(q_BKQD, k_BKCD, mask, i, j, softcap, rows, columns, keys):
@@ -120,7 +149,9 @@ def _where(seen, x_BKQC, other):
 
 
 def _loop(step, carry, pairs_P2, shared_P, read, write):
-  """carry after every pair; `step` works on what `read` takes of it, and is passed over where no segment is shared."""
+  """carry after every pair; `step` works on what `read` takes of it, and is passed over where no
+  segment is shared.
+  """
 
   def body(carry, pair):
     i, j, shared = pair
@@ -132,7 +163,9 @@ def _loop(step, carry, pairs_P2, shared_P, read, write):
     return write(carry, part, i, j), None
 
   i, j = np.array(pairs_P2, np.int32).T
-  return jax.lax.scan(body, carry, (i, j, np.ones(len(i), bool) if shared_P is None else shared_P))[0]
+  return jax.lax.scan(body, carry, (i, j, np.ones(len(i), bool) if shared_P is None else shared_P))[
+    0
+  ]
 
 
 def _at(x, i):
@@ -148,14 +181,19 @@ def _forward(q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, pairs_P2, softcap, rows,
 
   def step(part, i, j):
     sum_BKQD, highest_BKQ, total_BKQ = part
-    logits_BKQC, seen = _logits(_at(q_NBKQD, i), _at(k_MBKCD, j), mask, i, j, softcap, rows, columns, keys)
+    logits_BKQC, seen = _logits(
+      _at(q_NBKQD, i), _at(k_MBKCD, j), mask, i, j, softcap, rows, columns, keys
+    )
     logits_BKQC = _where(seen, logits_BKQC, -jnp.inf)
     new_BKQ = jnp.maximum(highest_BKQ, logits_BKQC.max(axis=-1))
     weights_BKQC = jnp.exp(logits_BKQC - new_BKQ[..., None])
     shrink_BKQ = jnp.exp(highest_BKQ - new_BKQ)
     values_BKCD = _at(v_MBKCD, j)
     more_BKQD = jnp.einsum(
-      'bkqc,bkcd->bkqd', weights_BKQC.astype(values_BKCD.dtype), values_BKCD, preferred_element_type=accumulate
+      'bkqc,bkcd->bkqd',
+      weights_BKQC.astype(values_BKCD.dtype),
+      values_BKCD,
+      preferred_element_type=accumulate,
     )
     total_BKQ = total_BKQ * shrink_BKQ + weights_BKQC.sum(axis=-1)
     return sum_BKQD * shrink_BKQ[..., None] + more_BKQD, new_BKQ, total_BKQ
@@ -198,7 +236,11 @@ def _backward(pairs_P2, softcap, rows, columns, keys, kept, out_gradient_NBKQD):
 
   start = tuple(jnp.zeros(x.shape, accumulate) for x in (q_NBKQD, k_MBKCD, v_MBKCD))
   read = lambda carry, i, j: (_at(carry[0], i), _at(carry[1], j), _at(carry[2], j))
-  write = lambda carry, part, i, j: (_put(carry[0], part[0], i), _put(carry[1], part[1], j), _put(carry[2], part[2], j))
+  write = lambda carry, part, i, j: (
+    _put(carry[0], part[0], i),
+    _put(carry[1], part[1], j),
+    _put(carry[2], part[2], j),
+  )
   gradients = _loop(step, start, pairs_P2, shared_P, read, write)
   return *(d.astype(x.dtype) for d, x in zip(gradients, (q_NBKQD, k_MBKCD, v_MBKCD))), None, None
 

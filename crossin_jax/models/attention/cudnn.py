@@ -1,6 +1,8 @@
-"""cuDNN's fused attention on NVIDIA GPUs; packed rows by the place of each segment (Hopper and later).
+"""cuDNN's fused attention on NVIDIA GPUs; packed rows by the place of each segment (Hopper and
+later).
 
-Letters: B batch, T length, H query heads, K key/value heads, D size of a head, M most segments of a row.
+Letters: B batch, T length, H query heads, K key/value heads, D size of a head, M most segments of a
+row.
 """
 
 import jax
@@ -43,7 +45,9 @@ def refusal(q_BTHD, k_BSKD, mask: Mask, softcap: float | None, platform: str) ->
 
 def _capability() -> tuple[int, ...]:
   """Of the first GPU, (9, 0) being Hopper."""
-  return tuple(int(part) for part in jax.local_devices(backend='gpu')[0].compute_capability.split('.'))
+  return tuple(
+    int(part) for part in jax.local_devices(backend='gpu')[0].compute_capability.split('.')
+  )
 
 
 def _version() -> int | None:
@@ -65,7 +69,8 @@ def most_segments(length: int) -> int:
 
 
 def places(segments_BT: jax.Array, most: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Where each segment of a row begins and how long it is, padding being a segment too, so that every token belongs to one.
+  """Where each segment of a row begins and how long it is, padding being a segment too, so that
+  every token belongs to one.
 
       segments 1 1 1 2 2 0, most 4:  starts 0 3 5 -1 -1, lengths 3 2 1 -1, count 3
 
@@ -74,19 +79,26 @@ def places(segments_BT: jax.Array, most: int) -> tuple[jax.Array, jax.Array, jax
     most: M.
 
   Returns:
-    int32 starts [B, M + 1] and lengths [B, M], -1 where there is no more segment; int32 [B], how many a row has.
+    int32 starts [B, M + 1] and lengths [B, M], -1 where there is no more segment; int32 [B], how
+    many a row has.
   """
   length = segments_BT.shape[1]
-  first_BT = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+  first_BT = jnp.pad(
+    segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True
+  )
   starts_BT = jnp.sort(jnp.where(first_BT, jnp.arange(length), length), axis=1)
-  starts_BN = jnp.pad(starts_BT, ((0, 0), (0, 1)), constant_values=length)[:, : most + 1].astype(jnp.int32)
+  starts_BN = jnp.pad(starts_BT, ((0, 0), (0, 1)), constant_values=length)[:, : most + 1].astype(
+    jnp.int32
+  )
   lengths_BM = jnp.where(starts_BN[:, :-1] < length, jnp.diff(starts_BN, axis=1), -1)
   # One entry more than segments, as cuDNN has it; the last is never the start of one that counts.
   starts_BN = jnp.where(starts_BN < length, starts_BN, -1).at[:, -1].set(-1)
   return starts_BN, lengths_BM, first_BT.sum(axis=1, dtype=jnp.int32)
 
 
-def attend(q_BTHD, k_BTKD, v_BTKD, mask: Mask, *, scale: float | None, softcap: float | None) -> jax.Array:
+def attend(
+  q_BTHD, k_BTKD, v_BTKD, mask: Mask, *, scale: float | None, softcap: float | None
+) -> jax.Array:
   """See `attention.attention`, on one device."""
   assert softcap is None
   length, heads, size = q_BTHD.shape[1:]
@@ -94,7 +106,13 @@ def attend(q_BTHD, k_BTKD, v_BTKD, mask: Mask, *, scale: float | None, softcap: 
   if mask.q_segments_BT is None:
     window = None if mask.window is None else (mask.window - 1, 0)
     return jax.nn.dot_product_attention(
-      q_BTHD, k_BTKD, v_BTKD, scale=scale, is_causal=True, local_window_size=window, implementation='cudnn'
+      q_BTHD,
+      k_BTKD,
+      v_BTKD,
+      scale=scale,
+      is_causal=True,
+      local_window_size=window,
+      implementation='cudnn',
     )
   from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
 
@@ -102,12 +120,14 @@ def attend(q_BTHD, k_BTKD, v_BTKD, mask: Mask, *, scale: float | None, softcap: 
   starts_BN, lengths_BM, count_B = places(mask.q_segments_BT, most)
 
   def packed(q_BTHD, k_BTKD, v_BTKD):
-    # NB: up to JAX 0.10 the places of keys are multiplied by the number of query heads (jax-ml/jax#39521): with fewer
-    # key heads it silently reads other tokens. Repeated heads are right in every version.
+    # NB: up to JAX 0.10 the places of keys are multiplied by the number of query heads
+    # (jax-ml/jax#39521): with fewer key heads it silently reads other tokens. Repeated heads are
+    # right in every version.
     group = heads // k_BTKD.shape[2]
     k_BTHD, v_BTHD = (jnp.repeat(x, group, axis=2) if group > 1 else x for x in (k_BTKD, v_BTKD))
     return dot_product_attention(
-      q_BTHD, k_BTHD, v_BTHD, q_seqlen=lengths_BM, kv_seqlen=lengths_BM, q_offsets=starts_BN, kv_offsets=starts_BN,
+      q_BTHD, k_BTHD, v_BTHD, q_seqlen=lengths_BM, kv_seqlen=lengths_BM, q_offsets=starts_BN,
+      kv_offsets=starts_BN,
       scale=scale, mask_type=MaskType.PADDING_CAUSAL,
     )  # fmt: skip
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class Mask:
-  """A query at array index i sees a key at array index j when j <= i and all that is not None allows it.
+  """A query at array index i sees a key at array index j when j <= i and all that is not None
+  allows it.
 
   Attributes:
     q_segments_BT, k_segments_BS: int segment ids; a query sees its own segment. None = one segment.
@@ -38,7 +39,8 @@ class Mask:
     return self.window if self.branches_BS is None else None
 
   def seen(self, start, rows: int, first, columns: int) -> jax.Array:
-    """Whether queries start, start + 1, ... see keys first, first + 1, ...: bool [B or 1, rows, columns].
+    """Whether queries start, start + 1, ... see keys first, first + 1, ...: bool [B or 1, rows,
+    columns].
 
     Args:
       start, first: int or traced int.

@@ -31,9 +31,13 @@ def mesh_in_force() -> jax.sharding.AbstractMesh | jax.sharding.Mesh:
 
 
 def platform() -> str:
-  """'tpu', 'gpu' or 'cpu': that of the mesh in force, which may be one that is only described, or else of this machine."""
+  """'tpu', 'gpu' or 'cpu': that of the mesh in force, which may be one that is only described, or
+  else of this machine.
+  """
   device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
-  name = getattr(device, 'platform', None) or ('tpu' if 'TPU' in str(getattr(device, 'device_kind', '')) else None)
+  name = getattr(device, 'platform', None) or (
+    'tpu' if 'TPU' in str(getattr(device, 'device_kind', '')) else None
+  )
   name = name or jax.default_backend()
   return 'gpu' if name in ('cuda', 'rocm') else name
 
@@ -51,7 +55,9 @@ def axes_of(logical: str, size: int) -> tuple[str, ...]:
   return tuple(name for name in chosen if mesh.shape[name] > 1)
 
 
-def per_device(kernel: Callable, q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, mask: Mask) -> jax.Array:
+def per_device(
+  kernel: Callable, q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, mask: Mask
+) -> jax.Array:
   """kernel(q, k, v, mask) over the whole batch and all heads, without any traffic between devices.
 
   Where the heads are cut into more parts than there are key/value heads, these are repeated.
@@ -68,6 +74,10 @@ def per_device(kernel: Callable, q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: j
     else:
       k_BSKD, v_BSKD = jnp.repeat(k_BSKD, times, axis=2), jnp.repeat(v_BSKD, times, axis=2)
   spec = PartitionSpec(rows or None, None, heads or None, None)
-  of_mask = jax.tree.map(lambda x: PartitionSpec(rows if len(x) == q_BTHD.shape[0] and rows else None, None), mask)
-  mapped = jax.shard_map(kernel, mesh=mesh, in_specs=(spec, spec, spec, of_mask), out_specs=spec, check_vma=False)
+  of_mask = jax.tree.map(
+    lambda x: PartitionSpec(rows if len(x) == q_BTHD.shape[0] and rows else None, None), mask
+  )
+  mapped = jax.shard_map(
+    kernel, mesh=mesh, in_specs=(spec, spec, spec, of_mask), out_specs=spec, check_vma=False
+  )
   return mapped(q_BTHD, k_BSKD, v_BSKD, mask)

@@ -27,7 +27,14 @@ def refusal(q_BTHD, k_BSKD, mask: Mask, platform: str) -> str | None:
 
 
 def attend(
-  q_BTHD, k_BTKD, v_BTKD, mask: Mask, *, scale: float | None, softcap: float | None, interpret: bool = False
+  q_BTHD,
+  k_BTKD,
+  v_BTKD,
+  mask: Mask,
+  *,
+  scale: float | None,
+  softcap: float | None,
+  interpret: bool = False,
 ) -> jax.Array:
   """See `attention.attention`, on one device.
 
@@ -49,7 +56,8 @@ def attend(
   near = mask.window is not None and mask.window < length
   one = masks.LocalMask(shape, (mask.window - 1, 0), 0) if near else masks.CausalMask(shape)
   kernel = kernels.make_splash_mha(
-    masks.MultiHeadMask([one] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1, attn_logits_soft_cap=softcap,
+    masks.MultiHeadMask([one] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1,
+    attn_logits_soft_cap=softcap,
     residual_checkpoint_name=KEPT, interpret=interpret,
   )  # fmt: skip
   # What is filled up stands behind everything: no real query sees it.

@@ -1,6 +1,7 @@
 """The reference: attention with the logits of a block of queries in memory.
 
-Letters: B batch, T query length, S key length, H query heads, K key/value heads (H = G K), D size of a head.
+Letters: B batch, T query length, S key length, H query heads, K key/value heads (H = G K), D size
+of a head.
 """
 
 import jax
@@ -11,8 +12,12 @@ from crossin_jax.models.attention.mask import Mask
 SMALLEST_BLOCK, MOST_BLOCKS = 128, 8  # queries at a time; every block is compiled on its own
 
 
-def attend(q_BTHD, k_BSKD, v_BSKD, mask: Mask, *, scale: float | None, softcap: float | None) -> jax.Array:
-  """See `attention.attention`; holds B x H x T / 8 x S logits, and all of them for the backward pass."""
+def attend(
+  q_BTHD, k_BSKD, v_BSKD, mask: Mask, *, scale: float | None, softcap: float | None
+) -> jax.Array:
+  """See `attention.attention`; holds B x H x T / 8 x S logits, and all of them for the backward
+  pass.
+  """
   length = q_BTHD.shape[1]
   # Head-major copies: the batched products then run over contiguous matrices.
   k_BKSD, v_BKSD = k_BSKD.transpose(0, 2, 1, 3), v_BSKD.transpose(0, 2, 1, 3)
@@ -20,7 +25,8 @@ def attend(q_BTHD, k_BSKD, v_BSKD, mask: Mask, *, scale: float | None, softcap: 
   blocks = 1 if whole else max(1, min(MOST_BLOCKS, length // SMALLEST_BLOCK))
   outputs = []
   for i in range(blocks):
-    # Keys that no query of the block sees are not touched: half of the work of a long row, more with a window.
+    # Keys that no query of the block sees are not touched: half of the work of a long row, more
+    # with a window.
     start, stop = length * i // blocks, length * (i + 1) // blocks
     near = 0 if mask.reach is None else max(0, start - mask.reach + 1)
     first, last = (0, k_BSKD.shape[1]) if blocks == 1 else (near, stop)
@@ -30,7 +36,9 @@ def attend(q_BTHD, k_BSKD, v_BSKD, mask: Mask, *, scale: float | None, softcap: 
   return outputs[0] if blocks == 1 else jnp.concatenate(outputs, axis=1)
 
 
-def over(q_BTHD, keys, values, seen_BTS, scale: float | None, softcap: float | None, layout: str) -> jax.Array:
+def over(
+  q_BTHD, keys, values, seen_BTS, scale: float | None, softcap: float | None, layout: str
+) -> jax.Array:
   """Attention of all queries over all keys; `layout` names the axes of keys and values."""
   batch, queries, heads, size = q_BTHD.shape
   key_heads = keys.shape[1]
@@ -40,16 +48,22 @@ def over(q_BTHD, keys, values, seen_BTS, scale: float | None, softcap: float | N
     batch, queries, key_heads, heads // key_heads, size
   )
   q_BKGTD = q_BKGTD.transpose(0, 2, 3, 1, 4)
-  logits_BKGTS = jnp.einsum(f'bkgtd,{layout}->bkgts', q_BKGTD, keys, preferred_element_type=accumulate)
+  logits_BKGTS = jnp.einsum(
+    f'bkgtd,{layout}->bkgts', q_BKGTD, keys, preferred_element_type=accumulate
+  )
   if softcap is not None:
     logits_BKGTS = softcap * jnp.tanh(logits_BKGTS / softcap)
   logits_BKGTS = jnp.where(seen_BTS[:, None, None], logits_BKGTS, jnp.finfo(accumulate).min)
-  # Divided after the product with the values, as flash attention does: a pass over D numbers instead of S.
+  # Divided after the product with the values, as flash attention does: a pass over D numbers
+  # instead of S.
   highest_BKGT1 = jax.lax.stop_gradient(logits_BKGTS.max(axis=-1, keepdims=True))
   weights_BKGTS = jnp.exp(logits_BKGTS - highest_BKGT1)
   sums_BKGT1 = weights_BKGTS.sum(axis=-1, keepdims=True)
   out_BKGTD = jnp.einsum(
-    f'bkgts,{layout}->bkgtd', weights_BKGTS.astype(values.dtype), values, preferred_element_type=accumulate
+    f'bkgts,{layout}->bkgtd',
+    weights_BKGTS.astype(values.dtype),
+    values,
+    preferred_element_type=accumulate,
   )
   out_BKGTD = (out_BKGTD / sums_BKGT1).astype(values.dtype)
   return out_BKGTD.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, size)

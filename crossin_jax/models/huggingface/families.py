@@ -1,7 +1,8 @@
 """Families of models: what their config.json says, as a DecoderConfig, and back.
 
-A family is a declaration: the fields in which it differs, the keys of config.json that it reads, and the names of its
-tensors. Whatever a config.json says that is neither read nor known to change nothing is an error that names it.
+A family is a declaration: the fields in which it differs, the keys of config.json that it reads,
+and the names of its tensors. Whatever a config.json says that is neither read nor known to change
+nothing is an error that names it.
 """
 
 from collections.abc import Mapping
@@ -30,7 +31,12 @@ SAME = {
   'attn_logit_softcapping': 'attention_softcap',
   'final_logit_softcapping': 'logit_softcap',
 }
-ACTIVATION_NAMES = {'silu': 'silu', 'swish': 'silu', 'gelu_pytorch_tanh': 'gelu', 'gelu': 'gelu_exact'}
+ACTIVATION_NAMES = {
+  'silu': 'silu',
+  'swish': 'silu',
+  'gelu_pytorch_tanh': 'gelu',
+  'gelu': 'gelu_exact',
+}
 # Keys that do not change the forward pass of the text model.
 IGNORED = frozenset(
     """_name_or_path architectures auto_map boi_token_index bos_token_id cache_implementation chunk_size_feed_forward
@@ -68,7 +74,9 @@ _APART = {
   for name, leaf in (('weight', 'kernel'), ('bias', 'bias'))
 }
 _FUSED = {
-  'self_attn.qkv_proj.weight': tuple(f'self_attention/{name}/kernel' for name in ('query', 'key', 'value')),
+  'self_attn.qkv_proj.weight': tuple(
+    f'self_attention/{name}/kernel' for name in ('query', 'key', 'value')
+  ),
   'mlp.gate_up_proj.weight': ('mlp/gate/kernel', 'mlp/up/kernel'),
 }
 _PRE_NORMS = {'post_attention_layernorm.weight': ('pre_mlp_norm/scale',)}
@@ -77,7 +85,8 @@ _POST_NORMS = {
   'pre_feedforward_layernorm.weight': ('pre_mlp_norm/scale',),
   'post_feedforward_layernorm.weight': ('post_mlp_norm/scale',),
 }
-# Tensor names -> leaves. A tensor of several leaves is their concatenation along its rows; kernels lie transposed.
+# Tensor names -> leaves. A tensor of several leaves is their concatenation along its rows; kernels
+# lie transposed.
 LLAMA_TENSORS = {**_LAYER, **_APART, **_PRE_NORMS}
 POST_NORM_TENSORS = {**_LAYER, **_APART, **_POST_NORMS}
 FUSED_TENSORS = {**_LAYER, **_FUSED, **_PRE_NORMS}
@@ -110,13 +119,16 @@ class Family:
 
 
 _COMMON = (
-  'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads',
-  'head_dim', 'rms_norm_eps', 'tie_word_embeddings', 'rope_theta', 'rope_scaling', 'rope_parameters',
+  'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads',
+  'num_key_value_heads',
+  'head_dim', 'rms_norm_eps', 'tie_word_embeddings', 'rope_theta', 'rope_scaling',
+  'rope_parameters',
 )  # fmt: skip
 _GEMMA = {'norm_offset': 1.0, 'embedding_scale': True}
 _GEMMA_DEFAULTS = {
     'tie_word_embeddings': True, 'rms_norm_eps': 1e-6, 'head_dim': 256, 'rope_theta': 10_000.0,
-    'hidden_act': 'gelu_pytorch_tanh', 'hidden_activation': 'gelu_pytorch_tanh', 'attention_bias': False,
+    'hidden_act': 'gelu_pytorch_tanh', 'hidden_activation': 'gelu_pytorch_tanh',
+    'attention_bias': False,
 }  # fmt: skip
 _SOFTCAPS = ('attn_logit_softcapping', 'final_logit_softcapping')
 FAMILIES = {
@@ -144,7 +156,8 @@ FAMILIES = {
     fields={**_GEMMA, 'norm_placement': 'both'},
     keys=('attention_bias', 'query_pre_attn_scalar', *_SOFTCAPS, 'sliding_window', 'layer_types', 'hidden_act'),
     defaults={
-        **_GEMMA_DEFAULTS, 'query_pre_attn_scalar': 256, 'attn_logit_softcapping': 50.0, 'final_logit_softcapping': 30.0,
+        **_GEMMA_DEFAULTS, 'query_pre_attn_scalar': 256, 'attn_logit_softcapping': 50.0,
+        'final_logit_softcapping': 30.0,
         'sliding_window': 4096, 'sliding_window_pattern': 2,
     },
     tensors=POST_NORM_TENSORS,
@@ -154,12 +167,14 @@ FAMILIES = {
     'Gemma3ForCausalLM',
     fields={**_GEMMA, 'norm_placement': 'both', 'qk_norm': 'head'},
     keys=(
-        'attention_bias', 'query_pre_attn_scalar', *_SOFTCAPS, 'sliding_window', 'sliding_window_pattern',
+        'attention_bias', 'query_pre_attn_scalar', *_SOFTCAPS, 'sliding_window',
+        'sliding_window_pattern',
         '_sliding_window_pattern', 'layer_types', 'rope_local_base_freq', 'hidden_act',
     ),
     # Those of the class: the published config.json of a 4B model leaves nearly everything out.
     defaults={
-        **_GEMMA_DEFAULTS, 'vocab_size': 262_208, 'num_attention_heads': 8, 'num_key_value_heads': 4, 'rope_theta': 1e6,
+        **_GEMMA_DEFAULTS, 'vocab_size': 262_208, 'num_attention_heads': 8,
+        'num_key_value_heads': 4, 'rope_theta': 1e6,
         'query_pre_attn_scalar': 256, 'sliding_window': 4096, 'sliding_window_pattern': 6,
         'rope_local_base_freq': 10_000.0,
     },
@@ -181,7 +196,12 @@ FAMILIES = {
   ),
 }  # fmt: skip
 # Where nothing is said; the classes of transformers agree.
-DEFAULTS = {'tie_word_embeddings': False, 'rms_norm_eps': 1e-6, 'rope_theta': 10_000.0, 'hidden_act': 'silu'}
+DEFAULTS = {
+  'tie_word_embeddings': False,
+  'rms_norm_eps': 1e-6,
+  'rope_theta': 10_000.0,
+  'hidden_act': 'silu',
+}
 
 
 class ArchitectureError(ValueError):
@@ -199,26 +219,33 @@ def read_json_config(directory: str) -> dict:
     with open(remote.fetched(path), encoding='utf-8') as f:
       found = json.load(f)
   except FileNotFoundError:
-    raise ArchitectureError(f'{directory} has no config.json; a Hugging Face model directory is wanted') from None
+    raise ArchitectureError(
+      f'{directory} has no config.json; a Hugging Face model directory is wanted'
+    ) from None
   except ValueError as error:
     raise ArchitectureError(f'{path} is not JSON ({error}); copy it anew') from None
   if found.get('model_type') == 'gemma3' and 'text_config' in found:
-    outer = {key: found[key] for key in ('dtype', 'torch_dtype', 'tie_word_embeddings') if key in found}
+    outer = {
+      key: found[key] for key in ('dtype', 'torch_dtype', 'tie_word_embeddings') if key in found
+    }
     found = {**outer, **found['text_config'], 'model_type': 'gemma3_text'}
   if found.get('model_type') not in FAMILIES:
     raise ArchitectureError(
-      f'{path}: model_type {found.get("model_type")!r} is not supported; supported are {", ".join(FAMILIES)}'
+      f'{path}: model_type {found.get("model_type")!r} is not supported; supported are '
+      f'{", ".join(FAMILIES)}'
     )
   return found
 
 
 @config.configurable(commands=('train', 'chunks'))
 def from_huggingface(directory: str = gin.REQUIRED, ignore: tuple[str, ...] = ()) -> DecoderConfig:
-  """The DecoderConfig of a Hugging Face directory; its free choices (dtype, lora, remat ...) come from gin as usual.
+  """The DecoderConfig of a Hugging Face directory; its free choices (dtype, lora, remat ...) come
+  from gin as usual.
 
   Args:
     directory: holds config.json.
-    ignore: fields of config.json that this project does not know and that you know to change nothing.
+    ignore: fields of config.json that this project does not know and that you know to change
+      nothing.
 
   Raises:
     ArchitectureError: names what is not supported.
@@ -244,14 +271,25 @@ def decoder_fields(found: Mapping, ignore: tuple[str, ...] = ()) -> dict:
     if key in known or key in IGNORED or key in NEUTRAL or key in ignore or key in _inert(found):
       continue
     raise ArchitectureError(
-      f'field {key} = {value!r} is not known for {found["model_type"]}; if it changes nothing in the forward pass, name it '
+      f'field {key} = {value!r} is not known for {found["model_type"]}; if it changes nothing in '
+      'the forward pass, name it '
       f'in from_huggingface.ignore'
     )
-  values = {**DEFAULTS, **family.defaults, **{key: value for key, value in found.items() if value is not None}}
+  values = {
+    **DEFAULTS,
+    **family.defaults,
+    **{key: value for key, value in found.items() if value is not None},
+  }
   # An explicit null says "none", where the class has a default.
   values.update({key: None for key, value in found.items() if value is None and key in family.keys})
   fields = dict(family.fields)
-  for key in ('vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads'):
+  for key in (
+    'vocab_size',
+    'hidden_size',
+    'intermediate_size',
+    'num_hidden_layers',
+    'num_attention_heads',
+  ):
     if not isinstance(values.get(key), int):
       raise ArchitectureError(f'field {key} is missing or no integer')
   for key, field in SAME.items():
@@ -265,7 +303,9 @@ def decoder_fields(found: Mapping, ignore: tuple[str, ...] = ()) -> dict:
     # Published Gemma files say "gelu" where tanh is meant; transformers reads them so too.
     activation = values.get('hidden_activation') or 'gelu_pytorch_tanh'
   if activation not in ACTIVATION_NAMES:
-    raise ArchitectureError(f'{family.activation_key} = {activation!r} is not one of {", ".join(ACTIVATION_NAMES)}')
+    raise ArchitectureError(
+      f'{family.activation_key} = {activation!r} is not one of {", ".join(ACTIVATION_NAMES)}'
+    )
   fields['mlp_activation'] = ACTIVATION_NAMES[activation]
   if 'query_pre_attn_scalar' in values and 'query_pre_attn_scalar' in known:
     fields['query_scale'] = values['query_pre_attn_scalar'] ** -0.5
@@ -293,7 +333,9 @@ def _layers(values: Mapping, known) -> dict:
     if window is None:
       types = ['full_attention'] * layers
     elif period:
-      types = ['full_attention' if (i + 1) % period == 0 else 'sliding_attention' for i in range(layers)]
+      types = [
+        'full_attention' if (i + 1) % period == 0 else 'sliding_attention' for i in range(layers)
+      ]
     else:
       first = values.get('max_window_layers', 0) if 'max_window_layers' in known else 0
       types = ['sliding_attention' if i >= first else 'full_attention' for i in range(layers)]
@@ -301,15 +343,21 @@ def _layers(values: Mapping, known) -> dict:
   if unknown := [t for t in types if t not in kinds]:
     raise ArchitectureError(f'layer_types has {unknown[0]!r}; supported are {", ".join(kinds)}')
   if len(types) != layers:
-    raise ArchitectureError(f'layer_types names {len(types)} layers, num_hidden_layers says {layers}')
+    raise ArchitectureError(
+      f'layer_types names {len(types)} layers, num_hidden_layers says {layers}'
+    )
   pattern = [kinds[t] for t in types]
-  period = next(p for p in range(1, layers + 1) if all(pattern[i] == pattern[i % p] for i in range(layers)))
+  period = next(
+    p for p in range(1, layers + 1) if all(pattern[i] == pattern[i % p] for i in range(layers))
+  )
   pattern = tuple(pattern[:period])
   return {'layer_pattern': pattern, 'window': window if 'local' in pattern else None}
 
 
 def _rope(values: Mapping, fields: Mapping) -> dict:
-  """rope_theta, rope_local_theta, rope_scaling and rope_fraction, from the old keys or the new ones."""
+  """rope_theta, rope_local_theta, rope_scaling and rope_fraction, from the old keys or the new
+  ones.
+  """
   result = {'rope_theta': float(values['rope_theta'])}
   scaling = dict(values.get('rope_scaling') or {})
   if 'rope_local_base_freq' in values:
@@ -341,19 +389,29 @@ def _rope(values: Mapping, fields: Mapping) -> dict:
       raise ArchitectureError(f'rope_scaling without a rope_type has {", ".join(sorted(scaling))}')
     return result
   if kind == 'yarn' or kind == 'longrope':
-    original = scaling.get('original_max_position_embeddings') or values.get('original_max_position_embeddings')
+    original = scaling.get('original_max_position_embeddings') or values.get(
+      'original_max_position_embeddings'
+    )
     scaling['original_max_position_embeddings'] = original or values.get('max_position_embeddings')
     if kind == 'longrope' or scaling.get('factor') is None:
       most = values.get('max_position_embeddings') or original
-      scaling['factor'] = scaling.get('factor') or most / scaling['original_max_position_embeddings']
+      scaling['factor'] = (
+        scaling.get('factor') or most / scaling['original_max_position_embeddings']
+      )
   wanted = {
     'linear': ({'factor'}, set()),
-    'llama3': ({'factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'}, set()),
+    'llama3': (
+      {'factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'},
+      set(),
+    ),
     'yarn': (
       {'factor', 'original_max_position_embeddings'},
       {'attention_factor', 'beta_fast', 'beta_slow', 'mscale', 'mscale_all_dim', 'truncate'},
     ),
-    'longrope': ({'factor', 'original_max_position_embeddings', 'short_factor', 'long_factor'}, {'attention_factor'}),
+    'longrope': (
+      {'factor', 'original_max_position_embeddings', 'short_factor', 'long_factor'},
+      {'attention_factor'},
+    ),
   }
   if kind not in wanted:
     raise ArchitectureError(f'rope_type {kind!r} is not one of default, {", ".join(wanted)}')
@@ -362,7 +420,9 @@ def _rope(values: Mapping, fields: Mapping) -> dict:
   if missing := needed - scaling.keys():
     raise ArchitectureError(f'rope_scaling of type {kind} lacks {", ".join(sorted(missing))}')
   if extra := scaling.keys() - needed - optional - {'rope_type'}:
-    raise ArchitectureError(f'rope_scaling of type {kind} has {", ".join(sorted(extra))}, which is not supported')
+    raise ArchitectureError(
+      f'rope_scaling of type {kind} has {", ".join(sorted(extra))}, which is not supported'
+    )
   result['rope_scaling'] = {key: value for key, value in scaling.items() if value is not None}
   return result
 
@@ -393,7 +453,16 @@ def to_json_config(config: DecoderConfig, *, max_position_embeddings: int = 4096
 
 # What a DecoderConfig says beyond the architecture.
 FREE_FIELDS = frozenset(
-  ('vocab_multiple', 'dropout_rate', 'lora', 'dtype', 'param_dtype', 'remat', 'scan_layers', 'attention')
+  (
+    'vocab_multiple',
+    'dropout_rate',
+    'lora',
+    'dtype',
+    'param_dtype',
+    'remat',
+    'scan_layers',
+    'attention',
+  )
 )
 
 
@@ -404,12 +473,16 @@ def _written(model_type: str, family: Family, config: DecoderConfig, positions: 
     'architectures': [family.architecture],
     'model_type': model_type,
     'max_position_embeddings': positions,
-    family.activation_key: {ours: theirs for theirs, ours in reversed(ACTIVATION_NAMES.items())}[config.mlp_activation],
+    family.activation_key: {ours: theirs for theirs, ours in reversed(ACTIVATION_NAMES.items())}[
+      config.mlp_activation
+    ],
   }
   if model_type == 'gemma':
     found['hidden_activation'] = found['hidden_act']
   scaling = dict(config.rope_scaling or {'rope_type': 'default'})
-  scaling = {key: list(value) if isinstance(value, tuple) else value for key, value in scaling.items()}
+  scaling = {
+    key: list(value) if isinstance(value, tuple) else value for key, value in scaling.items()
+  }
   rope = {'rope_theta': config.rope_theta, **scaling}
   if config.rope_fraction != 1.0:
     rope['partial_rotary_factor'] = config.rope_fraction

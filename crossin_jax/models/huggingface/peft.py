@@ -16,22 +16,31 @@ _PREFIX = 'base_model.model.'
 def adapter_tensors(
   model_type: str, config: DecoderConfig, params, dtype: str
 ) -> Iterator[tuple[str, tuple, Callable[[], np.ndarray]]]:
-  """(name, shape, function that fetches it) of every tensor of the adapter, as `huggingface.model_tensors`.
+  """(name, shape, function that fetches it) of every tensor of the adapter, as
+  `huggingface.model_tensors`.
 
-  Where a family keeps several matrices in one tensor (Phi-3), their adapters are put side by side: A below A, and B in
-  blocks, of as many times the rank.
+  Where a family keeps several matrices in one tensor (Phi-3), their adapters are put side by side:
+  A below A, and B in blocks, of as many times the rank.
   """
   flat = traverse_util.flatten_dict(params['decoder'], sep='/')
   rank = config.lora.rank
   for name, leaves in weights.tensor_leaves(model_type, config).items():
-    kernels = [(path, index, path.removesuffix('kernel')) for path, index in leaves if path.endswith('kernel')]
-    adapted = [(path, index, module) for path, index, module in kernels if f'{module}lora_a' in flat]
+    kernels = [
+      (path, index, path.removesuffix('kernel'))
+      for path, index in leaves
+      if path.endswith('kernel')
+    ]
+    adapted = [
+      (path, index, module) for path, index, module in kernels if f'{module}lora_a' in flat
+    ]
     if adapted:
       stem = _PREFIX + name.removesuffix('.weight')
       rows, columns = weights.tensor_shape(leaves, config)
 
       def a(adapted=adapted):
-        return np.concatenate([weights.whole(flat[f'{m}lora_a'], i, dtype).T for _, i, m in adapted])
+        return np.concatenate(
+          [weights.whole(flat[f'{m}lora_a'], i, dtype).T for _, i, m in adapted]
+        )
 
       def b(kernels=kernels, adapted=adapted):
         blocks, column = [], 0
@@ -39,7 +48,9 @@ def adapter_tensors(
           outputs = weights.leaf_shape(path, config)[1]
           block = np.zeros((outputs, rank * len(adapted)), dtype)
           if f'{module}lora_b' in flat:
-            block[:, column : column + rank] = weights.whole(flat[f'{module}lora_b'], index, dtype).T
+            block[:, column : column + rank] = weights.whole(
+              flat[f'{module}lora_b'], index, dtype
+            ).T
             column += rank
           blocks.append(block)
         return np.concatenate(blocks)
@@ -65,7 +76,9 @@ def adapter_config(model_type: str, config: DecoderConfig, base: str) -> dict:
   lora = config.lora
   parts: dict[str, int] = {}
   for name, leaves in weights.tensor_leaves(model_type, config).items():
-    count = sum(path.endswith('kernel') and path.split('/')[-2] in lora.targets for path, _ in leaves)
+    count = sum(
+      path.endswith('kernel') and path.split('/')[-2] in lora.targets for path, _ in leaves
+    )
     if count:
       parts[name.split('.')[-2]] = count
   saved = ['embed_tokens'] + ([] if config.tie_embeddings else ['lm_head'])
@@ -80,7 +93,9 @@ def adapter_config(model_type: str, config: DecoderConfig, base: str) -> dict:
     'target_modules': sorted(parts),
     # The scale must stay what it was where the rank is a multiple.
     'rank_pattern': {module: lora.rank * n for module, n in parts.items() if n > 1},
-    'alpha_pattern': {module: lora.alpha * (n**0.5 if lora.rs_lora else n) for module, n in parts.items() if n > 1},
+    'alpha_pattern': {
+      module: lora.alpha * (n**0.5 if lora.rs_lora else n) for module, n in parts.items() if n > 1
+    },
     'modules_to_save': saved if lora.train_embeddings else None,
     'ensure_weight_tying': bool(lora.train_embeddings and config.tie_embeddings),
     'bias': 'none',

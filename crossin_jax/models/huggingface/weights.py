@@ -1,4 +1,6 @@
-"""Weights in and out of Hugging Face directories: safetensors only, a tensor at a time, straight into the mesh's shards."""
+"""Weights in and out of Hugging Face directories: safetensors only, a tensor at a time, straight
+into the mesh's shards.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 import functools
@@ -24,18 +26,31 @@ INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
 DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'F64': 'float64'}
 # Parts of multimodal checkpoints that the text model has no use for.
-NOT_TEXT = ('vision_tower.', 'multi_modal_projector.', 'model.vision_tower.', 'model.multi_modal_projector.')
+NOT_TEXT = (
+  'vision_tower.',
+  'multi_modal_projector.',
+  'model.vision_tower.',
+  'model.multi_modal_projector.',
+)
 # Names of the text model inside multimodal checkpoints, old and new.
-TEXT_PREFIXES = (('language_model.model.', 'model.'), ('model.language_model.', 'model.'), ('language_model.', ''))
+TEXT_PREFIXES = (
+  ('language_model.model.', 'model.'),
+  ('model.language_model.', 'model.'),
+  ('language_model.', ''),
+)
 # What belongs to a model beside its weights and goes with it.
 COMPANIONS = (
-    'config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer.model', 'tokenizer_config.json',
-    'special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt', 'chat_template.jinja',
+    'config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer.model',
+    'tokenizer_config.json',
+    'special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt',
+    'chat_template.jinja',
 )  # fmt: skip
 
 
 class WeightsError(ValueError):
-  """A Hugging Face directory that cannot be read as weights; the message names the file, the tensor and what to do."""
+  """A Hugging Face directory that cannot be read as weights; the message names the file, the tensor
+  and what to do.
+  """
 
 
 def is_directory(path: str) -> bool:
@@ -43,11 +58,15 @@ def is_directory(path: str) -> bool:
   return remote.exists(os.path.join(path, 'config.json'))
 
 
-# ---- which tensor is which leaf ---------------------------------------------------------------------------------
+# ---- which tensor is which leaf ----
 
 
-def tensor_leaves(model_type: str, config: DecoderConfig) -> dict[str, tuple[tuple[str, int | None], ...]]:
-  """Tensor name -> its leaves as (path below `decoder/`, index into the stacked array there or None), in order."""
+def tensor_leaves(
+  model_type: str, config: DecoderConfig
+) -> dict[str, tuple[tuple[str, int | None], ...]]:
+  """Tensor name -> its leaves as (path below `decoder/`, index into the stacked array there or
+  None), in order.
+  """
   leaves = {name: tuple((path, None) for path in paths) for name, paths in TOP_TENSORS.items()}
   if config.tie_embeddings:
     del leaves['lm_head.weight']
@@ -82,7 +101,7 @@ def _is_transposed(path: str) -> bool:
   return path.endswith('kernel') or path == 'lm_head'
 
 
-# ---- reading ----------------------------------------------------------------------------------------------------
+# ---- reading ----
 
 
 class Tensors:
@@ -93,7 +112,9 @@ class Tensors:
   """
 
   def __init__(self, directory: str):
-    """Raises WeightsError: no safetensors, a missing or damaged file, an index that does not agree with the files."""
+    """Raises WeightsError: no safetensors, a missing or damaged file, an index that does not agree
+    with the files.
+    """
     self.directory = directory = _fetched(directory)
     index = os.path.join(directory, INDEX)
     if os.path.exists(index):
@@ -101,12 +122,18 @@ class Tensors:
         with open(index, encoding='utf-8') as f:
           listed = dict(json.load(f)['weight_map'])
       except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f'{index} is no index of safetensors ({error!r}); copy it anew') from None
+        raise WeightsError(
+          f'{index} is no index of safetensors ({error!r}); copy it anew'
+        ) from None
       files = sorted(set(listed.values()))
     elif os.path.exists(os.path.join(directory, SINGLE)):
       listed, files = None, [SINGLE]
     else:
-      pickled = [n for n in sorted(os.listdir(directory)) if n.endswith(('.bin', '.pt', '.pth', '.ckpt', '.msgpack'))]
+      pickled = [
+        n
+        for n in sorted(os.listdir(directory))
+        if n.endswith(('.bin', '.pt', '.pth', '.ckpt', '.msgpack'))
+      ]
       raise WeightsError(
         f'{directory} has neither {SINGLE} nor {INDEX}'
         + (f', only {pickled[0]}, which is not opened: it could run code. Convert it with '
@@ -133,19 +160,24 @@ class Tensors:
           raise WeightsError(f'tensor {name} is both in {self._where[plain][0]} and in {file}')
         if part.get_dtype() not in DTYPES:
           raise WeightsError(
-            f'{path}: tensor {name} is of dtype {part.get_dtype()}; supported are {", ".join(DTYPES)}. '
+            f'{path}: tensor {name} is of dtype {part.get_dtype()}; supported are '
+            f'{", ".join(DTYPES)}. '
             'Quantised weights must be converted first'
           )
         self._where[plain] = (file, name)
         self.shapes[plain], self._dtypes[plain] = tuple(part.get_shape()), DTYPES[part.get_dtype()]
     if listed is not None:
-      listed = {plain: file for name, file in listed.items() if (plain := self._plain(name)) is not None}
+      listed = {
+        plain: file for name, file in listed.items() if (plain := self._plain(name)) is not None
+      }
       for name, file in listed.items():
         if self._where.get(name, ('',))[0] != file:
           really = f'it is in {self._where[name][0]}' if name in self._where else 'no file has it'
           raise WeightsError(f'{index} says that {name} is in {file}, but {really}')
       if extra := sorted(self._where.keys() - listed.keys()):
-        raise WeightsError(f'{self._where[extra[0]][0]} holds {extra[0]}, which {index} does not name')
+        raise WeightsError(
+          f'{self._where[extra[0]][0]} holds {extra[0]}, which {index} does not name'
+        )
 
   @staticmethod
   def _plain(name: str) -> str | None:
@@ -169,7 +201,9 @@ class Tensors:
     return self._files[file].get_slice(name)[selection]
 
   def digest(self) -> str:
-    """SHA-256 over names, dtypes, places and both ends of the data of every file: seconds, not minutes, for 100 GB."""
+    """SHA-256 over names, dtypes, places and both ends of the data of every file: seconds, not
+    minutes, for 100 GB.
+    """
     digest = hashlib.sha256()
     for file in sorted(self._files):
       path = os.path.join(self.directory, file)
@@ -199,14 +233,16 @@ def _fetched(directory: str) -> str:
 
 
 def load_params(directory: str, config: DecoderConfig, abstract):
-  """Parameters from a directory, each tensor read once, only the parts that this host's devices hold.
+  """Parameters from a directory, each tensor read once, only the parts that this host's devices
+  hold.
 
   Beside the arrays themselves no more than one tensor is in memory at a time.
 
   Args:
     directory: with config.json and safetensors.
     config: the model, see `architectures.from_huggingface`.
-    abstract: tree `{'decoder': ...}` of jax.ShapeDtypeStruct with shardings; leaves missing in it are not read.
+    abstract: tree `{'decoder': ...}` of jax.ShapeDtypeStruct with shardings; leaves missing in it
+      are not read.
 
   Returns:
     The same tree of arrays.
@@ -239,8 +275,12 @@ def load_params(directory: str, config: DecoderConfig, abstract):
       [(_, name, first, rows)] = parts[path]
       loaded[path] = read(leaf.shape, leaf.dtype, leaf.sharding, name, first, rows)
       continue
-    one = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec(*leaf.sharding.spec[1:]))
-    stack = jax.jit(lambda leaf=leaf: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
+    one = jax.sharding.NamedSharding(
+      leaf.sharding.mesh, jax.sharding.PartitionSpec(*leaf.sharding.spec[1:])
+    )
+    stack = jax.jit(
+      lambda leaf=leaf: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding
+    )()
     put = _put(leaf.sharding)
     for index, name, first, rows in parts[path]:
       stack = put(stack, read(leaf.shape[1:], leaf.dtype, one, name, first, rows), index)
@@ -281,7 +321,11 @@ def _rows(shape, leaves, path, config: DecoderConfig) -> int:
   """Rows of one leaf in a tensor that several share."""
   if len(leaves) == 1:
     return shape[0]
-  names = {'query': config.num_heads * config.head_dim, 'gate': config.mlp_dim, 'up': config.mlp_dim}
+  names = {
+    'query': config.num_heads * config.head_dim,
+    'gate': config.mlp_dim,
+    'up': config.mlp_dim,
+  }
   return names.get(path.split('/')[-2], config.num_kv_heads * config.head_dim)
 
 
@@ -290,7 +334,8 @@ def leaf_shape(path: str, config: DecoderConfig) -> tuple[int, ...]:
   wide, narrow = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
   ends = {'query': (config.embed_dim, wide), 'key': (config.embed_dim, narrow), 'value': (config.embed_dim, narrow),
           'out': (wide, config.embed_dim), 'gate': (config.embed_dim, config.mlp_dim),
-          'up': (config.embed_dim, config.mlp_dim), 'down': (config.mlp_dim, config.embed_dim)}  # fmt: skip
+          'up': (config.embed_dim, config.mlp_dim),
+          'down': (config.mlp_dim, config.embed_dim)}  # fmt: skip
   if path == 'token_embedding':
     return config.vocab_size, config.embed_dim
   if path == 'lm_head':
@@ -318,24 +363,29 @@ def _check(tensors: Tensors, table: Mapping, config: DecoderConfig, directory: s
   problems = [f'tensor {name} is missing' for name in sorted(table.keys() - tensors.shapes.keys())]
   problems += [f'tensor {name} belongs to no part of the model' for name in sorted(extra)]
   problems += [
-    f'tensor {name} has shape {tensors.shapes[name]}, config.json says {tensor_shape(leaves, config)}'
+    f'tensor {name} has shape {tensors.shapes[name]}, config.json says '
+    f'{tensor_shape(leaves, config)}'
     for name, leaves in table.items()
     if name in tensors.shapes and tensors.shapes[name] != tensor_shape(leaves, config)
   ]
   if problems:
     more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
-    raise WeightsError(f'{directory}: {"; ".join(problems[:3])}{more}. Is config.json of these weights?')
+    raise WeightsError(
+      f'{directory}: {"; ".join(problems[:3])}{more}. Is config.json of these weights?'
+    )
 
 
-# ---- writing ----------------------------------------------------------------------------------------------------
+# ---- writing ----
 
 
 def model_tensors(
   model_type: str, config: DecoderConfig, params, dtype: str
 ) -> Iterator[tuple[str, tuple, Callable[[], np.ndarray]]]:
-  """(name, shape, function that fetches it to the host as NumPy) of every tensor of a model, in the files' order.
+  """(name, shape, function that fetches it to the host as NumPy) of every tensor of a model, in the
+  files' order.
 
-  Adapters are folded into their kernels, in f32. The functions must be called on every host, in this order.
+  Adapters are folded into their kernels, in f32. The functions must be called on every host, in
+  this order.
   """
   flat = traverse_util.flatten_dict(params['decoder'], sep='/')
 
@@ -347,7 +397,9 @@ def model_tensors(
         a, b = (whole(leaf, index, 'float32') for leaf in adapter)
         value = (value + np.float32(config.lora.scale) * (a @ b)).astype(dtype)
       if path in ('token_embedding', 'lm_head'):
-        value = value[: config.vocab_size] if path == 'token_embedding' else value[:, : config.vocab_size]
+        value = (
+          value[: config.vocab_size] if path == 'token_embedding' else value[:, : config.vocab_size]
+        )
       parts.append(value.T if _is_transposed(path) else value)
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -359,7 +411,9 @@ def _adapter(flat: Mapping, path: str) -> tuple | None:
   """(A, B) beside a kernel, if there are any."""
   module, _, leaf = path.rpartition('/')
   return (
-    (flat[f'{module}/lora_a'], flat[f'{module}/lora_b']) if leaf == 'kernel' and f'{module}/lora_a' in flat else None
+    (flat[f'{module}/lora_a'], flat[f'{module}/lora_b'])
+    if leaf == 'kernel' and f'{module}/lora_a' in flat
+    else None
   )
 
 
@@ -372,8 +426,11 @@ def whole(leaf, index: int | None, dtype: str) -> np.ndarray:
   return np.asarray(leaf if index is None else leaf[index]).astype(dtype)
 
 
-def write_tensors(directory: str, tensors, dtype: str, *, shard_bytes: int, single: str = SINGLE) -> None:
-  """Writes safetensors files of at most `shard_bytes` (a larger tensor gets its own), and their index if several.
+def write_tensors(
+  directory: str, tensors, dtype: str, *, shard_bytes: int, single: str = SINGLE
+) -> None:
+  """Writes safetensors files of at most `shard_bytes` (a larger tensor gets its own), and their
+  index if several.
 
   Args:
     directory: exists; only host 0 writes.
@@ -408,7 +465,9 @@ def write_tensors(directory: str, tensors, dtype: str, *, shard_bytes: int, sing
       safetensors.numpy.save_file(values, os.path.join(directory, file), metadata={'format': 'pt'})
   if chief and len(files) > 1:
     total = sum(int(np.prod(shape)) * width for _, shape, _ in tensors)
-    write_json(os.path.join(directory, INDEX), {'metadata': {'total_size': total}, 'weight_map': weight_map})
+    write_json(
+      os.path.join(directory, INDEX), {'metadata': {'total_size': total}, 'weight_map': weight_map}
+    )
 
 
 def copy_companions(source: str, target: str) -> list[str]:

@@ -1,7 +1,8 @@
-"""`crossin xinstruction distill`: the baseline of a strong teacher, which answers English instructions in the language.
+"""`crossin xinstruction distill`: the baseline of a strong teacher, which answers English
+instructions in the language.
 
-What is asked, and how it is sampled, is what X-Instruction's released code asks of ChatGPT (METHODS.md B.8), without the system
-message that it sends by mistake.
+What is asked, and how it is sampled, is what X-Instruction's released code asks of ChatGPT
+(METHODS.md B.8), without the system message that it sends by mistake.
 """
 
 import argparse
@@ -37,7 +38,8 @@ def request(instruction: str, language: str) -> Request:
   content = PROMPT.format(language=ENGLISH_NAMES[language], instruction=instruction)
   expected = min(PARAMETERS['max_tokens'], 200 + rough_tokens(instruction))
   return Request(
-    ({'role': 'user', 'content': content},), PARAMETERS, accept=lambda text: bool(text.strip()), whole=True, expected_tokens=expected
+    ({'role': 'user', 'content': content},), PARAMETERS, accept=lambda text: bool(text.strip()),
+    whole=True, expected_tokens=expected
   )  # fmt: skip
 
 
@@ -45,11 +47,15 @@ def outcome(reply) -> tuple[str | None, str]:
   """(the response, '') or (None, why there is none)."""
   if reply.accepted:
     return reply.text.strip(), ''
-  return None, 'no reply' if reply.text is None else 'empty' if not reply.text.strip() else 'cut off'
+  return (
+    None,
+    'no reply' if reply.text is None else 'empty' if not reply.text.strip() else 'cut off',
+  )
 
 
 def write(args, languages: Sequence[str], asked: Sequence[tuple[str, str]], found: dict) -> dict:
-  """Writes the files of all languages, what was set aside, and, last, the manifest, which it returns.
+  """Writes the files of all languages, what was set aside, and, last, the manifest, which it
+  returns.
 
   Args:
     args: of the command line.
@@ -60,7 +66,8 @@ def write(args, languages: Sequence[str], asked: Sequence[tuple[str, str]], foun
   stem, style, counts, records = args.output, rows_lib.STYLES[args.style], {}, []
   manifest_path = f'{stem}_distill.json'
   if os.path.exists(manifest_path):
-    os.unlink(manifest_path)  # while the files below are of two runs, nothing says that they belong together
+    # while the files below are of two runs, nothing says that they belong together
+    os.unlink(manifest_path)
   for language in languages:
     rows = []
     for number, (id_, instruction) in enumerate(asked):
@@ -69,7 +76,14 @@ def write(args, languages: Sequence[str], asked: Sequence[tuple[str, str]], foun
       if reason:
         records.append({**where, 'row': number, 'reason': reason, 'instruction': instruction})
       else:
-        rows.append({**where, 'instruction': style(instruction, language), 'output': text, 'source': 'distilled'})
+        rows.append(
+          {
+            **where,
+            'instruction': style(instruction, language),
+            'output': text,
+            'source': 'distilled',
+          }
+        )
     counts[language] = rows_lib.write(f'{stem}_{language}.json', rows)
   rows_lib.write(f'{stem}_set_aside.jsonl', records)
   if empty := [language for language in languages if not counts[language]]:
@@ -79,8 +93,10 @@ def write(args, languages: Sequence[str], asked: Sequence[tuple[str, str]], foun
     for language in languages
   }
   manifest = {
-    'input': os.path.basename(args.input), 'model': args.model, 'prompt': hashlib.sha256(PROMPT.encode()).hexdigest()[:16],
-    'parameters': PARAMETERS, 'changed': args.parameter, 'style': args.style, 'asked': len(asked), 'rows': counts, 'set_aside': reasons,
+    'input': os.path.basename(args.input), 'model': args.model,
+    'prompt': hashlib.sha256(PROMPT.encode()).hexdigest()[:16],
+    'parameters': PARAMETERS, 'changed': args.parameter, 'style': args.style, 'asked': len(asked),
+    'rows': counts, 'set_aside': reasons,
   }  # fmt: skip
   write_text(manifest_path, json.dumps(manifest, ensure_ascii=False, indent=1) + '\n')
   return manifest
@@ -89,18 +105,36 @@ def write(args, languages: Sequence[str], asked: Sequence[tuple[str, str]], foun
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog='crossin xinstruction distill',
-    description='The baseline of a teacher: it answers English instructions in the language. Writes STEM_LANG.json for '
-    '--gin.DISTILLED of gin_configs/mixtures/xinstruction.gin. Replies are kept: a run that was stopped or killed goes on where '
-    'it was. Exit status: 0 finished, 75 told to stop (start again), 1 failed, 2 usage, or the estimate is over the budget.',
-    epilog='example: crossin xinstruction distill --input rows.en.json --languages sw,ta --output baselines/distilled '
-    '--endpoint https://api.openai.com/v1 --model gpt-4o-mini --price_in 0.15 --price_out 0.6 --budget 10',
+    description='The baseline of a teacher: it answers English instructions in the language. '
+    'Writes STEM_LANG.json for '
+    '--gin.DISTILLED of gin_configs/mixtures/xinstruction.gin. Replies are kept: a run that was '
+    'stopped or killed goes on where '
+    'it was. Exit status: 0 finished, 75 told to stop (start again), 1 failed, 2 usage, or the '
+    'estimate is over the budget.',
+    epilog='example: crossin xinstruction distill --input rows.en.json --languages sw,ta --output '
+    'baselines/distilled '
+    '--endpoint https://api.openai.com/v1 --model gpt-4o-mini --price_in 0.15 --price_out 0.6 '
+    '--budget 10',
   )
-  parser.add_argument('--input', required=True, help='rows {"instruction", "input", "output"}, the last unused: .json, .jsonl, .parquet')  # fmt: skip
+  parser.add_argument(
+    '--input',
+    required=True,
+    help='rows {"instruction", "input", "output"}, the last unused: .json, .jsonl, .parquet',
+  )
   parser.add_argument('--languages', required=True, help='to answer in, separated by commas')
-  parser.add_argument('--output', required=True, metavar='STEM', help='of the files that are written')
+  parser.add_argument(
+    '--output', required=True, metavar='STEM', help='of the files that are written'
+  )
   parser.add_argument('--model', required=True, help='name of the teacher at the endpoint')
-  parser.add_argument('--style', choices=rows_lib.STYLES, default='assistant', help='of the prompt in the rows (assistant); the teacher is not shown it')  # fmt: skip
-  parser.add_argument('--json', action='store_true', help='the manifest as one JSON object, the last line of stdout')
+  parser.add_argument(
+    '--style',
+    choices=rows_lib.STYLES,
+    default='assistant',
+    help='of the prompt in the rows (assistant); the teacher is not shown it',
+  )
+  parser.add_argument(
+    '--json', action='store_true', help='the manifest as one JSON object, the last line of stdout'
+  )
   endpoint_flags.add_flags(parser)
   config.add_flags(parser)
   return parser
@@ -117,7 +151,10 @@ def main(argv: list[str]) -> int:
   places = [(language, number) for language in languages for number in range(len(asked))]
   requests = [request(asked[number][1], language) for language, number in places]
   found = dict.fromkeys(places, (None, 'no reply'))
-  with stoppable() as check, endpoint_flags.from_flags(args, [args.model], os.path.dirname(args.output)) as endpoint:
+  with (
+    stoppable() as check,
+    endpoint_flags.from_flags(args, [args.model], os.path.dirname(args.output)) as endpoint,
+  ):
     estimate = endpoint.estimate(requests)
     print(f'{len(asked):,} instructions, {len(languages)} language(s): {estimate}', file=sys.stderr)
     try:
@@ -126,20 +163,27 @@ def main(argv: list[str]) -> int:
       print(f'crossin xinstruction distill: {error}', file=sys.stderr)
       return 2
     if args.dry_run:
-      return _done(args, {'requests': estimate.requests, 'cached': estimate.cached, 'usd': estimate.usd})
+      return _done(
+        args, {'requests': estimate.requests, 'cached': estimate.cached, 'usd': estimate.usd}
+      )
     try:
       for reply in endpoint.complete(requests, progress='distill', check=check):
         found[places[reply.index]] = outcome(reply)
     except interruption.Interrupted:
-      print('told to stop: the replies are kept; start the same command again to go on', file=sys.stderr)
+      print(
+        'told to stop: the replies are kept; start the same command again to go on', file=sys.stderr
+      )
       return _done(args, {}, RESTART)
     finally:
       print(endpoint_flags.told(endpoint), file=sys.stderr)
     used = endpoint.counts()
   manifest = write(args, languages, asked, found)
   for language in languages:
-    told = ', '.join(f'{reason} {count}' for reason, count in manifest['set_aside'][language].items())
-    print(f'{args.output}_{language}.json: {manifest["rows"][language]:,} rows{f", set aside: {told}" if told else ""}', file=sys.stderr)  # fmt: skip
+    told = ', '.join(
+      f'{reason} {count}' for reason, count in manifest['set_aside'][language].items()
+    )
+    print(f'{args.output}_{language}.json: {manifest["rows"][language]:,} '
+          f'rows{f", set aside: {told}" if told else ""}', file=sys.stderr)  # fmt: skip
   if used['failed']:
     print('rows without a reply are asked for again by the same command', file=sys.stderr)
   return _done(args, {**manifest, 'endpoint': used})

@@ -13,7 +13,8 @@ import numpy as np
 from crossin_jax import config
 
 METHODS = ('tfidf', 'characters', 'sentence-transformers:NAME_OR_PATH', 'model')
-_FEATURES = 1 << 20  # columns that n-grams are hashed to: instructions have some 100,000 words, and more pairs of them
+# columns that n-grams are hashed to: instructions have some 100,000 words, and more pairs of them
+_FEATURES = 1 << 20
 _FIT = 50_000  # texts that weights and directions are learned from; more change neither
 _BATCH = 16_384  # texts turned into vectors together
 
@@ -31,19 +32,20 @@ def embed(
 ) -> np.ndarray:
   """Unit vectors of texts.
 
-  Equal texts have equal vectors, and the order of the texts does not matter; with 'tfidf', 'characters' and 'model' the others
-  do, because what is common to all counts for little.
+  Equal texts have equal vectors, and the order of the texts does not matter; with 'tfidf',
+  'characters' and 'model' the others do, because what is common to all counts for little.
 
   Args:
     texts: any; of tens of words each.
     method: 'tfidf': words, weighted by their rarity, in `dimensions` directions (truncated SVD);
-      'characters': the same of 3- and 4-grams of characters, to measure with what was not used for clustering;
-      'sentence-transformers:NAME_OR_PATH': a model of that library (it downloads a NAME);
-      'model': mean of the last hidden states of a checkpoint's own model, less the mean over all texts.
+      'characters': the same of 3- and 4-grams of characters, to measure with what was not used for
+      clustering; 'sentence-transformers:NAME_OR_PATH': a model of that library (it downloads a
+      NAME); 'model': mean of the last hidden states of a checkpoint's own model, less the mean over
+      all texts.
     dimensions: D of 'tfidf' and 'characters'; the other methods have their model's width.
     seed: of the SVD.
-    words: of 'tfidf': longest run of words that counts as one; 1 = words alone, 2 = pairs too. Pairs multiply the directions of
-      frequent topics, and the SVD then leaves rare ones out.
+    words: of 'tfidf': longest run of words that counts as one; 1 = words alone, 2 = pairs too.
+      Pairs multiply the directions of frequent topics, and the SVD then leaves rare ones out.
     checkpoint: of 'model': a MODEL_DIR, one of its checkpoints, or a Hugging Face directory.
     model: of 'model': the model of that checkpoint.
     max_tokens: of 'model': a text is read as far as this.
@@ -63,7 +65,14 @@ def embed(
   if not distinct:
     return np.zeros((0, dimensions), np.float32)
   if method == 'tfidf':
-    vectors = _ngrams(distinct, dimensions, seed, analyzer='word', ngram_range=(1, words), token_pattern=r'(?u)\b\w+\b')
+    vectors = _ngrams(
+      distinct,
+      dimensions,
+      seed,
+      analyzer='word',
+      ngram_range=(1, words),
+      token_pattern=r'(?u)\b\w+\b',
+    )
   elif method == 'characters':
     vectors = _ngrams(distinct, dimensions, seed, analyzer='char_wb', ngram_range=(3, 4))
   elif kind == 'sentence-transformers' and name:
@@ -78,7 +87,9 @@ def embed(
 
 
 def single_thread():
-  """A context in which NumPy and scikit-learn compute in one order, so that a result does not depend on the cores there are."""
+  """A context in which NumPy and scikit-learn compute in one order, so that a result does not
+  depend on the cores there are.
+  """
   return sklearn('threadpoolctl').threadpool_limits(limits=1)
 
 
@@ -93,10 +104,12 @@ def sklearn(module: str):
   try:
     return importlib.import_module(module)
   except ImportError:
-    raise ValueError('this step needs scikit-learn: pip install crossin-jax[xinstruction]') from None
+    raise ValueError(
+      'this step needs scikit-learn: pip install crossin-jax[xinstruction]'
+    ) from None
 
 
-# ---- n-grams ---------------------------------------------------------------------------------------------------------
+# ---- n-grams ----
 
 
 def _ngrams(distinct: list[str], dimensions: int, seed: int, **analysis) -> np.ndarray:
@@ -106,12 +119,18 @@ def _ngrams(distinct: list[str], dimensions: int, seed: int, **analysis) -> np.n
   """
   text = sklearn('sklearn.feature_extraction.text')
   vectorizer = text.HashingVectorizer(
-    n_features=_FEATURES, alternate_sign=False, norm=None, dtype=np.float32, decode_error='replace', **analysis
+    n_features=_FEATURES,
+    alternate_sign=False,
+    norm=None,
+    dtype=np.float32,
+    decode_error='replace',
+    **analysis,
   )
   sample = sorted(distinct, key=_digest)[:_FIT] if len(distinct) > _FIT else distinct
   counts = vectorizer.transform(sample)
   frequency = np.bincount(counts.indices, minlength=_FEATURES)
-  kept = np.flatnonzero(frequency > (1 if len(sample) > 1000 else 0))  # what occurs once likens nothing to anything
+  # what occurs once likens nothing to anything
+  kept = np.flatnonzero(frequency > (1 if len(sample) > 1000 else 0))
   found = np.zeros((len(distinct), dimensions), np.float32)
   if not len(kept):
     return found
@@ -127,7 +146,8 @@ def _ngrams(distinct: list[str], dimensions: int, seed: int, **analysis) -> np.n
     found[:, :1] = weighted(vectorizer.transform(distinct)).toarray()
     return found
   svd = sklearn('sklearn.decomposition').TruncatedSVD(rank, n_iter=4, random_state=seed)
-  with single_thread(), np.errstate(invalid='ignore'):  # of a single text nothing varies, and sklearn divides by that
+  # of a single text nothing varies, and sklearn divides by that
+  with single_thread(), np.errstate(invalid='ignore'):
     svd.fit(weighted(counts))
     for first in range(0, len(distinct), _BATCH):
       batch = weighted(vectorizer.transform(distinct[first : first + _BATCH]))
@@ -139,7 +159,7 @@ def _digest(text: str) -> bytes:
   return hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=8).digest()
 
 
-# ---- models ----------------------------------------------------------------------------------------------------------
+# ---- models ----
 
 
 def _sentence_transformer(distinct: list[str], name: str) -> np.ndarray:
@@ -147,7 +167,8 @@ def _sentence_transformer(distinct: list[str], name: str) -> np.ndarray:
     from sentence_transformers import SentenceTransformer
   except ImportError:
     raise ValueError(
-      f'embed.method = "sentence-transformers:{name}" needs that library: pip install sentence-transformers; '
+      f'embed.method = "sentence-transformers:{name}" needs that library: pip install '
+      'sentence-transformers; '
       'or use embed.method = "tfidf"'
     ) from None
   # Longest first wastes the least padding, and does not depend on the order that was asked for.
@@ -168,14 +189,20 @@ def _of_checkpoint(distinct: list[str], checkpoint: str, model, max_tokens: int)
   from crossin_jax.training import state as train_state
 
   if not checkpoint or model is None:
-    raise ValueError('embed.method = "model" needs embed.checkpoint (a MODEL_DIR) and embed.model (its model)')
+    raise ValueError(
+      'embed.method = "model" needs embed.checkpoint (a MODEL_DIR) and embed.model (its model)'
+    )
   if not weights.is_directory(checkpoint):
     checkpoint = checkpoints.latest_checkpoint(checkpoint)
-  vocabulary = Prompts(checkpoint if weights.is_directory(checkpoint) else os.path.dirname(checkpoint)).vocabulary
+  vocabulary = Prompts(
+    checkpoint if weights.is_directory(checkpoint) else os.path.dirname(checkpoint)
+  ).vocabulary
   partition = Partitioner()
   with partition.activate():
     abstract = train_state.parameter_shapes(model, partition)
-    params = lora.quantised(parameters.restore_params(checkpoint, abstract, model), lora.of_model(model))
+    params = lora.quantised(
+      parameters.restore_params(checkpoint, abstract, model), lora.of_model(model)
+    )
     tokens = [vocabulary.encode(text)[:max_tokens] for text in distinct]
     found = mean_states(model, params, partition, tokens, bos_id=vocabulary.bos_id)
   # All states of a language model point nearly one way; what sets them apart is the rest.
@@ -238,11 +265,17 @@ def _mean_states(model, replicated):
       batch['inputs'],
       decoder_segment_ids=batch['segments'],
       enable_dropout=False,
-      capture_intermediates=lambda module, method: module.name == 'final_norm' and method == '__call__',
+      capture_intermediates=lambda module, method: (
+        module.name == 'final_norm' and method == '__call__'
+      ),
       mutable=['intermediates'],
     )
-    state_BLE = captured['intermediates']['decoder']['final_norm']['__call__'][0].astype(jnp.float32)
+    state_BLE = captured['intermediates']['decoder']['final_norm']['__call__'][0].astype(
+      jnp.float32
+    )
     weight_BL = (batch['segments'] > 0).at[:, 0].set(False).astype(jnp.float32)
-    return jnp.einsum('ble,bl->be', state_BLE, weight_BL) / jnp.maximum(weight_BL.sum(1, keepdims=True), 1)
+    return jnp.einsum('ble,bl->be', state_BLE, weight_BL) / jnp.maximum(
+      weight_BL.sum(1, keepdims=True), 1
+    )
 
   return jax.jit(compute, out_shardings=replicated)

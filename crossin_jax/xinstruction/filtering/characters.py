@@ -12,7 +12,9 @@ _PLANES = 0x32400  # above it stand ideographs not yet assigned, tags and privat
 
 @functools.cache
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-  """kinds uint8 and folded uint32, both by code point; a look-up beyond the end must be clipped to the last entry."""
+  """kinds uint8 and folded uint32, both by code point; a look-up beyond the end must be clipped to
+  the last entry.
+  """
   kinds = np.zeros(_PLANES + 1, np.uint8)
   folded = np.zeros(_PLANES + 1, np.uint32)
   for code in range(0x20000):
@@ -49,7 +51,8 @@ def folded(codes_N: np.ndarray) -> np.ndarray:
 def shingles(codes_N: np.ndarray, letters: int) -> np.ndarray:
   """A hash of each run of so many code points: uint64 of length N - letters + 1, or empty.
 
-  Polynomials modulo 2**64: equal runs have equal hashes; nearly equal runs have related ones, so mix before comparing bits.
+  Polynomials modulo 2**64: equal runs have equal hashes; nearly equal runs have related ones, so
+  mix before comparing bits.
   """
   codes_N = codes_N.astype(np.uint64)
   found, have, double, power = None, 0, codes_N, 1

@@ -1,7 +1,9 @@
-"""Documents out of files: JSON Lines, Parquet and plain text, also gzipped, as a stream; what is no document is counted.
+"""Documents out of files: JSON Lines, Parquet and plain text, also gzipped, as a stream; what is no
+document is counted.
 
-A file is read in blocks of about 1 MiB of whole records, which are decoded elsewhere, in any process. A document without an id of
-its own is called 'file:place', the place being the line on which it begins, or the row of a Parquet file, counted from 1.
+A file is read in blocks of about 1 MiB of whole records, which are decoded elsewhere, in any
+process. A document without an id of its own is called 'file:place', the place being the line on
+which it begins, or the row of a Parquet file, counted from 1.
 """
 
 from collections import Counter
@@ -23,7 +25,13 @@ REFUSALS = {
   'no_text': 'no text under Reading.field',
   'invalid_utf8': 'bytes that are not UTF-8',
 }
-KINDS = {'.jsonl': 'json', '.ndjson': 'json', '.json': 'json', '.parquet': 'parquet', '.txt': 'text'}
+KINDS = {
+  '.jsonl': 'json',
+  '.ndjson': 'json',
+  '.json': 'json',
+  '.parquet': 'parquet',
+  '.txt': 'text',
+}
 _BLOCK = 1 << 20  # bytes
 _ROWS = 256  # of a Parquet file in a block
 _ESCAPED = re.compile('[\udc80-\udcff]')
@@ -40,9 +48,11 @@ class Reading:
 
   Attributes:
     field: of a JSON object or a Parquet row that holds the text: a name.
-    id_field: of one that holds its id, a text of up to 200 characters or an integer; a document without one is named by its place.
+    id_field: of one that holds its id, a text of up to 200 characters or an integer; a document
+      without one is named by its place.
     text_files: documents of a .txt file are 'paragraphs' (divided by empty lines) or 'lines'.
-    most_bytes: of a record; longer ones are counted and skipped without being read whole. From 1 on.
+    most_bytes: of a record; longer ones are counted and skipped without being read whole. From 1
+      on.
   """
 
   field: str = 'text'
@@ -52,7 +62,9 @@ class Reading:
 
   def __post_init__(self):
     if self.text_files not in ('paragraphs', 'lines'):
-      raise ValueError(f"Reading.text_files = {self.text_files!r}: it must be 'paragraphs' or 'lines'")
+      raise ValueError(
+        f"Reading.text_files = {self.text_files!r}: it must be 'paragraphs' or 'lines'"
+      )
     if self.most_bytes < 1:
       raise ValueError(f'Reading.most_bytes = {self.most_bytes}: it must be 1 or more')
 
@@ -89,7 +101,8 @@ class Block:
 
 
 def find_files(paths: str | Sequence[str]) -> dict[str, str]:
-  """source -> path of each file, sorted by source; files in folders are found at any depth, hidden ones are not.
+  """source -> path of each file, sorted by source; files in folders are found at any depth, hidden
+  ones are not.
 
   Args:
     paths: files, folders and globs ('texts/**/*.jsonl.gz').
@@ -104,16 +117,22 @@ def find_files(paths: str | Sequence[str]) -> dict[str, str]:
       own = [path]
     elif os.path.isdir(path):
       own = [
-        os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names if not name.startswith('.')
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(path)
+        for name in names
+        if not name.startswith('.')
       ]
       own = [
-        name for name in own if not any(part.startswith('.') for part in os.path.relpath(name, path).split(os.sep))
+        name
+        for name in own
+        if not any(part.startswith('.') for part in os.path.relpath(name, path).split(os.sep))
       ]
     else:
       own = [name for name in glob.glob(path, recursive=True) if os.path.isfile(name)]
     if not own:
       raise FileNotFoundError(
-        f'{path}: no such file, and no folder or pattern with files; give texts as .jsonl, .parquet or .txt'
+        f'{path}: no such file, and no folder or pattern with files; give texts as .jsonl, '
+        '.parquet or .txt'
       )
     found.update(dict.fromkeys(os.path.realpath(name) for name in own))
   shared = os.path.commonpath([os.path.dirname(name) for name in found])
@@ -146,7 +165,9 @@ class Reader:
           self.bytes_read = done + position
           yield block
       except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        self.problems[source] = f'the gzip stream is damaged or cut off ({error}); what stood before was read'
+        self.problems[source] = (
+          f'the gzip stream is damaged or cut off ({error}); what stood before was read'
+        )
       except (OSError, ValueError) as error:
         self.problems[source] = str(error)
       done += _size(path)
@@ -174,10 +195,16 @@ class Reader:
       rest += chunk
       end = _last_end(rest, paragraphs)
       if skipping and (start := _first_end(rest, paragraphs)):
-        line, rest, end, skipping = line + rest.count(b'\n', 0, start), rest[start:], end - start, False
+        line, rest, end, skipping = (
+          line + rest.count(b'\n', 0, start),
+          rest[start:],
+          end - start,
+          False,
+        )
       if skipping or (not end and len(rest) > self._reading.most_bytes):
         self.refused['too_large'] += not skipping
-        keep = rest.rfind(b'\n')  # NB: an empty last line may be half of what divides two paragraphs
+        # NB: an empty last line may be half of what divides two paragraphs
+        keep = rest.rfind(b'\n')
         keep = keep if keep >= 0 and not rest[keep:].strip() else len(rest)
         line, rest, skipping = line + rest.count(b'\n', 0, keep), rest[keep:], True
       elif end:
@@ -193,8 +220,15 @@ class Reader:
     with open(path, 'rb') as raw, pq.ParquetFile(raw) as file:
       names = file.schema_arrow.names
       if self._reading.field not in names:
-        raise ValueError(f'no column {self._reading.field!r} (columns: {", ".join(names)}); set --gin.Reading.field')
-      columns = [name for name in dict.fromkeys((self._reading.field, self._reading.id_field)) if name in names]
+        raise ValueError(
+          f'no column {self._reading.field!r} (columns: {", ".join(names)}); set '
+          '--gin.Reading.field'
+        )
+      columns = [
+        name
+        for name in dict.fromkeys((self._reading.field, self._reading.id_field))
+        if name in names
+      ]
       rows = 0
       for batch in file.iter_batches(_ROWS, columns=columns):
         sink = pa.BufferOutputStream()
@@ -205,8 +239,12 @@ class Reader:
         rows += len(batch)
 
 
-def read_documents(paths: str | Sequence[str], reading: Reading, tally: Counter[str]) -> Iterator[Document]:
-  """All documents of some files. `tally` takes 'read' and the reasons of `REFUSALS`; files with problems are passed over."""
+def read_documents(
+  paths: str | Sequence[str], reading: Reading, tally: Counter[str]
+) -> Iterator[Document]:
+  """All documents of some files. `tally` takes 'read' and the reasons of `REFUSALS`; files with
+  problems are passed over.
+  """
   reader = Reader(find_files(paths), reading)
   for block in reader.blocks():
     yield from decode(block, reading, tally)
@@ -218,8 +256,8 @@ def decode(block: Block, reading: Reading, tally: Counter[str]) -> Iterator[Docu
   """Documents of a block.
 
   Args:
-    tally: takes 'read' for every record, a reason of `REFUSALS` for each that is none, 'invalid_bytes' for each byte in the latter
-      that is not UTF-8.
+    tally: takes 'read' for every record, a reason of `REFUSALS` for each that is none,
+      'invalid_bytes' for each byte in the latter that is not UTF-8.
   """
   records = _rows(block, reading) if block.kind == 'parquet' else _pieces(block, reading)
   for place, raw, own_id in records:
@@ -242,7 +280,9 @@ def decode(block: Block, reading: Reading, tally: Counter[str]) -> Iterator[Docu
         tally['invalid_json'] += 1
         continue
       text, own_id = (
-        (record, None) if isinstance(record, str) else (record.get(reading.field), record.get(reading.id_field))
+        (record, None)
+        if isinstance(record, str)
+        else (record.get(reading.field), record.get(reading.id_field))
       )
     if not isinstance(text, str) or not text.strip():
       tally['no_text'] += 1
@@ -283,7 +323,11 @@ def _rows(block: Block, reading: Reading) -> Iterator[tuple[int, bytes | None, o
   except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
     texts = [None] * len(table)
   try:
-    ids = table[reading.id_field].to_pylist() if reading.id_field in table.column_names else [None] * len(table)
+    ids = (
+      table[reading.id_field].to_pylist()
+      if reading.id_field in table.column_names
+      else [None] * len(table)
+    )
   except UnicodeDecodeError:
     ids = [None] * len(table)
   yield from zip(range(block.first, block.first + len(texts)), texts, ids)

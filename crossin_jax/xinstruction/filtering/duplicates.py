@@ -1,15 +1,17 @@
 """Texts that are the same, or nearly so, among millions: found without comparing all with all.
 
-Two sketches of each text's letters and digits, both by one-permutation hashing (Li, Owen, Zhang 2012,
-arXiv 1208.1259): the hashes of all shingles fall into bins, and each bin keeps its smallest.
+Two sketches of each text's letters and digits, both by one-permutation hashing (Li, Owen, Zhang
+2012, arXiv 1208.1259): the hashes of all shingles fall into bins, and each bin keeps its smallest.
 
-  * Anchors, 64 bins of shingles of 14 letters. Unrelated texts share hardly any; a text in which every tenth letter was changed
-    still shares six or seven with the original on average. Texts with an anchor in common are candidates.
-  * The profile, 128 bins of shingles of 5 letters. The share of equal bins estimates the Jaccard index of the shingles: 0.42 where
-    every tenth letter was changed, below 0.15 between different texts of a language. It decides.
+  * Anchors, 64 bins of shingles of 14 letters. Unrelated texts share hardly any; a text in which
+    every tenth letter was changed still shares six or seven with the original on average. Texts
+    with an anchor in common are candidates.
+  * The profile, 128 bins of shingles of 5 letters. The share of equal bins estimates the Jaccard
+    index of the shingles: 0.42 where every tenth letter was changed, below 0.15 between different
+      texts of a language. It decides.
 
-Both are functions of the text alone, and texts are ranked by a hash of what they say, so the result does not depend on the order
-in which texts come, or from which file.
+Both are functions of the text alone, and texts are ranked by a hash of what they say, so the result
+does not depend on the order in which texts come, or from which file.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +24,8 @@ from crossin_jax.xinstruction.filtering import characters
 
 ANCHORS, ANCHOR_LETTERS = 64, 14
 PROFILE, PROFILE_LETTERS = 128, 5
-# Of the estimated Jaccard index. Of 1,633 real paragraphs in 13 languages 1,630 reach it after an edit of every tenth character, and
-# of 113,418 pairs of them one, the same news told twice.
+# Of the estimated Jaccard index. Of 1,633 real paragraphs in 13 languages 1,630 reach it after an
+# edit of every tenth character, and of 113,418 pairs of them one, the same news told twice.
 THRESHOLD = 0.27
 NEIGHBOURS = 4  # of a bucket of equal anchors, each text is compared with so many that follow
 ROUNDS = 5
@@ -37,7 +39,8 @@ class Sketches:
   """Of n texts.
 
   Attributes:
-    ranks: (n, 2) uint64, a hash of each text as it is; the smallest of a group of duplicates is kept.
+    ranks: (n, 2) uint64, a hash of each text as it is; the smallest of a group of duplicates is
+      kept.
     exact: (n,) uint64, equal for texts that differ in case and spaces only.
     anchors: (n, ANCHORS) uint32. profiles: (n, PROFILE) uint8.
   """
@@ -50,7 +53,9 @@ class Sketches:
   @classmethod
   def of(cls, texts: Sequence[str]) -> 'Sketches':
     ranks = [_hash(text.encode('utf-8', 'surrogatepass'), 16) for text in texts]
-    exact = [_hash(' '.join(text.casefold().split()).encode('utf-8', 'surrogatepass'), 8) for text in texts]
+    exact = [
+      _hash(' '.join(text.casefold().split()).encode('utf-8', 'surrogatepass'), 8) for text in texts
+    ]
     letters = [characters.folded(characters.codes(text)) for text in texts]
     return cls(
       np.frombuffer(b''.join(ranks), '>u8').astype(np.uint64).reshape(-1, 2),
@@ -63,7 +68,9 @@ class Sketches:
     """All as one. NB: empties the parts as it goes, or a million texts would take 0.4 GiB twice."""
     arrays = []
     for name in cls.__annotations__:
-      arrays.append(np.concatenate([getattr(cls.of([]), name), *(getattr(part, name) for part in parts)]))
+      arrays.append(
+        np.concatenate([getattr(cls.of([]), name), *(getattr(part, name) for part in parts)])
+      )
       for part in parts:
         setattr(part, name, None)
     return cls(*arrays)
@@ -82,16 +89,23 @@ def _bins(letters: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     codes[start : start + len(one)] = one
   text_of = np.repeat(np.arange(len(letters)), lengths)
   ends = np.repeat(starts + lengths, lengths)
-  anchors = _smallest(characters.shingles(codes, ANCHOR_LETTERS), ANCHOR_LETTERS, text_of, ends, len(letters), 6)
-  profiles = _smallest(characters.shingles(codes, PROFILE_LETTERS), PROFILE_LETTERS, text_of, ends, len(letters), 7)
+  anchors = _smallest(
+    characters.shingles(codes, ANCHOR_LETTERS), ANCHOR_LETTERS, text_of, ends, len(letters), 6
+  )
+  profiles = _smallest(
+    characters.shingles(codes, PROFILE_LETTERS), PROFILE_LETTERS, text_of, ends, len(letters), 7
+  )
   return anchors, np.where(profiles == _EMPTY_ANCHOR, _EMPTY_BIN, profiles % 255).astype(np.uint8)
 
 
 def _smallest(windows, letters: int, text_of, ends, texts: int, bits: int) -> np.ndarray:
-  """(texts, 2 ** bits) uint32: the first bits of a mixed hash choose the bin, others are what is compared."""
+  """(texts, 2 ** bits) uint32: the first bits of a mixed hash choose the bin, others are what is
+  compared.
+  """
   whole = np.flatnonzero(np.arange(len(windows)) + letters <= ends[: len(windows)])
   mixed = windows[whole]
-  for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the finaliser of splitmix64
+  # the finaliser of splitmix64
+  for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
     mixed ^= mixed >> np.uint64(shift)
     mixed *= np.uint64(factor)
   mixed ^= mixed >> np.uint64(31)
@@ -102,7 +116,9 @@ def _smallest(windows, letters: int, text_of, ends, texts: int, bits: int) -> np
 
 
 def similarity(profiles_NP: np.ndarray, others_NP: np.ndarray) -> np.ndarray:
-  """Estimated Jaccard index of the 5-letter shingles, row by row; its standard error is below 0.045."""
+  """Estimated Jaccard index of the 5-letter shingles, row by row; its standard error is below
+  0.045.
+  """
   equal = profiles_NP == others_NP
   empty = equal & (profiles_NP == _EMPTY_BIN)
   both = empty.sum(1, dtype=np.int64)
@@ -120,12 +136,13 @@ def find(
 ) -> np.ndarray:
   """Which texts are duplicates of others that stay.
 
-  Texts stand in the order of their hashes. The first of each group of equal ones stays; then a text goes if one before it that
-  stays is nearly the same.
+  Texts stand in the order of their hashes. The first of each group of equal ones stays; then a text
+  goes if one before it that stays is nearly the same.
 
   Args:
     sketches: of n texts.
-    ties: (n,) uint64, decides between identical texts; None = the first in this order, as good as any.
+    ties: (n,) uint64, decides between identical texts; None = the first in this order, as good as
+      any.
     check: called about once a second; may raise.
     threshold: of `similarity`, from which two texts are nearly the same.
 
@@ -153,11 +170,14 @@ def in_order(sketches: Sketches, ties: np.ndarray | None = None) -> np.ndarray:
   return np.lexsort((ties, sketches.ranks[:, 1], sketches.ranks[:, 0]))
 
 
-def _compare_candidates(sketches: Sketches, rows, alive, number: int, check, threshold: float) -> bool:
+def _compare_candidates(
+  sketches: Sketches, rows, alive, number: int, check, threshold: float
+) -> bool:
   """Drops from `alive`; True if some were dropped and another round may find more.
 
-  In a bucket of more than NEIGHBOURS + 1 texts not all are compared with all: they are sorted by a bin of their profiles, so
-  that near-duplicates are probably neighbours, by another bin in each round.
+  In a bucket of more than NEIGHBOURS + 1 texts not all are compared with all: they are sorted by a
+  bin of their profiles, so that near-duplicates are probably neighbours, by another bin in each
+  round.
   """
   edges, size, dropped, crowded = [], 0, 0, False
   for anchor in range(ANCHORS):

@@ -1,10 +1,12 @@
-"""Which documents are good enough to become responses, and their text as it is kept (METHODS.md C14).
+"""Which documents are good enough to become responses, and their text as it is kept (METHODS.md
+C14).
 
-What a kept text looks like: Unicode NFC; HTML entities resolved; lines end in one newline character, with at most one empty line
-between them; single spaces within. Gone are control characters, marks of direction (the display of Urdu beside Latin words may
-change, its letters do not), soft hyphens, zero-width spaces, byte order marks, private-use and interlinear characters, and joiners
-(U+200C, U+200D) except behind characters of scripts that spell with them. A text with traces of a wrong encoding (U+FFFD, half a
-surrogate pair) is dropped: what they stood for is lost.
+What a kept text looks like: Unicode NFC; HTML entities resolved; lines end in one newline
+character, with at most one empty line between them; single spaces within. Gone are control
+characters, marks of direction (the display of Urdu beside Latin words may change, its letters do
+not), soft hyphens, zero-width spaces, byte order marks, private-use and interlinear characters, and
+joiners (U+200C, U+200D) except behind characters of scripts that spell with them. A text with
+traces of a wrong encoding (U+FFFD, half a surrogate pair) is dropped: what they stood for is lost.
 """
 
 import dataclasses
@@ -43,14 +45,19 @@ _ENDS = '.!?…。！？｡।॥۔؟։።។၊။:;"\'”’»)]）】」』'
 _UNSPACED = frozenset({'th', 'lo', 'my', 'km'})  # languages whose sentences end in a space
 _SENTENCE = re.compile(r'[.!?…।॥۔؟։።។။]+["\'”’»)\]]*(?=\s|$)|[。！？｡]+[”’」』）]*|(?=\n)')
 _DAMAGED = re.compile('[\ufffd\ud800-\udfff]')
-_NONCHARACTERS = '\ufdd0-\ufdef' + ''.join(f'{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}' for plane in range(0, 0x110000, 0x10000))  # fmt: skip
-_BINARY = re.compile(f'[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ue000-\uf8ff\U000f0000-\U0010ffff{_NONCHARACTERS}]')
+_NONCHARACTERS = '\ufdd0-\ufdef' + ''.join(
+  f'{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}' for plane in range(0, 0x110000, 0x10000)
+)
+_BINARY = re.compile(
+  f'[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ue000-\uf8ff\U000f0000-\U0010ffff{_NONCHARACTERS}]'
+)
 _LINE_ENDS = re.compile('\r\n?|[\x0b\x0c\x85\u2028\u2029]')
 _GONE = re.compile(
   '[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ue000-\uf8ff\ufeff\ufff9-\uffff'
   f'\ud800-\udfff\U000e0000-\U000e007f\U000f0000-\U0010ffff{_NONCHARACTERS}]'
 )
-# Arabic to Myanmar, Khmer and Mongolian, presentation forms; symbols and emoji, which are joined too.
+# Arabic to Myanmar, Khmer and Mongolian, presentation forms; symbols and emoji, which are joined
+# too.
 _JOINER = re.compile(
   '(?<![\u0600-\u109f\u1780-\u18af\u2190-\u2bff\ufb50-\ufdff\ufe0f\ufe70-\ufefe\U00010a00-\U00011fff\U0001f000-\U0001faff])'
   '[\u200c\u200d]'
@@ -67,9 +74,12 @@ _TAG = re.compile(
 _LINK = re.compile(r'(?:https?://|www\.)\S+')
 _SEPARATORS = re.compile('[|•»›¦▪►→←]')
 _NOTICES = (
-  'all rights reserved', 'accept cookies', 'use cookies', 'uses cookies', 'cookie policy', 'privacy policy', 'terms of use',
-  'terms of service', 'terms and conditions', 'enable javascript', 'your browser', 'click here', 'read more', 'sign up',
-  'sign in', 'log in', 'subscribe', 'newsletter', 'leave a comment', 'leave a reply', 'add to cart', 'lorem ipsum',
+  'all rights reserved', 'accept cookies', 'use cookies', 'uses cookies', 'cookie policy',
+  'privacy policy', 'terms of use',
+  'terms of service', 'terms and conditions', 'enable javascript', 'your browser', 'click here',
+  'read more', 'sign up',
+  'sign in', 'log in', 'subscribe', 'newsletter', 'leave a comment', 'leave a reply', 'add to cart',
+  'lorem ipsum',
   'share on facebook', 'share on twitter', 'powered by', 'copyright ©', '404 not found',
 )  # fmt: skip
 _SHORT_LINE = 40  # characters
@@ -82,23 +92,28 @@ class Filters:
   """What a document must be.
 
   Attributes:
-    least_characters, most_characters: length of the text as it is kept, 1 or more; CJK texts carry more in as many.
-    long: 'drop' what is longer, or 'cut' it at the last end of a sentence within most_characters (Thai, Lao, Burmese, Khmer: at
-      the last space); what has none is dropped.
+    least_characters, most_characters: length of the text as it is kept, 1 or more; CJK texts carry
+      more in as many.
+    long: 'drop' what is longer, or 'cut' it at the last end of a sentence within most_characters
+      (Thai, Lao, Burmese, Khmer: at the last space); what has none is dropped.
     least_confidence: of the language, 0..1; 0 = the language is not looked at.
     language_bytes: of UTF-8 at the beginning, from which the language is told; 1 or more.
     least_letters: share of letters and their marks among all that is not a space, 0..1; 0 = any.
-    most_repeated_lines: share of the characters that stand in lines that stood before, 0..1; 1 = any.
+    most_repeated_lines: share of the characters that stand in lines that stood before, 0..1; 1 =
+      any.
     most_repeated_text: share of the runs of 12 letters and digits that stood before, 0..1; 1 = any.
-    most_short_lines: share of lines under 40 characters without an end of sentence, among five lines or more, 0..1; 1 = any.
+    most_short_lines: share of lines under 40 characters without an end of sentence, among five
+      lines or more, 0..1; 1 = any.
     most_ellipses: share of lines that end in an ellipsis, 0..1; 1 = any.
     most_separators: share of characters that divide menus (| • » and such), 0..1; 1 = any.
     most_links: share of the characters that belong to http addresses, 0..1; 1 = any.
     most_braces: share of the characters that are { or }, 0..1; 1 = any.
     most_notices: different phrases of web pages in English ('privacy policy', 'log in'), 0 or more.
-    near_duplicate: estimated Jaccard index of their 5-letter shingles from which two texts are nearly the same, 0..1; see
-      `duplicates.THRESHOLD`. Texts made by pattern (weather, prices) need more.
-    common_line: a line of ten characters or more that stands in so many kept documents is boilerplate; 2 or more, 0 = never.
+    near_duplicate: estimated Jaccard index of their 5-letter shingles from which two texts are
+      nearly the same, 0..1; see `duplicates.THRESHOLD`. Texts made by pattern (weather, prices)
+      need more.
+    common_line: a line of ten characters or more that stands in so many kept documents is
+      boilerplate; 2 or more, 0 = never.
     most_common_lines: share of the characters that stand in such lines, 0..1; 1 = any.
   """
 
@@ -126,15 +141,22 @@ class Filters:
       if field.name == 'long':
         legal, wanted = value in ('drop', 'cut'), "'drop' or 'cut'"
       elif isinstance(field.default, float):
-        legal, wanted = isinstance(value, (int, float)) and 0 <= value <= 1, 'a share between 0 and 1'
+        legal, wanted = (
+          isinstance(value, (int, float)) and 0 <= value <= 1,
+          'a share between 0 and 1',
+        )
       else:
         least = 0 if field.name in ('most_notices', 'common_line') else 1
-        legal, wanted = isinstance(value, int) and value >= least and value is not True, f'an integer from {least} on'
+        legal, wanted = (
+          isinstance(value, int) and value >= least and value is not True,
+          f'an integer from {least} on',
+        )
       if not legal or (field.name == 'common_line' and value == 1):
         raise ValueError(f'Filters.{field.name} = {value!r}: it must be {wanted}')
     if self.least_characters > self.most_characters:
       raise ValueError(
-        f'Filters.least_characters = {self.least_characters} is more than most_characters = {self.most_characters}: '
+        f'Filters.least_characters = {self.least_characters} is more than most_characters = '
+        f'{self.most_characters}: '
         'nothing can be kept'
       )
 
@@ -143,7 +165,8 @@ def check_language(language: str, filters: Filters) -> None:
   """Raises ValueError if documents in this language cannot be told from others."""
   if filters.least_confidence > 0 and language not in language_id.CANDIDATES:
     raise ValueError(
-      f'language identification does not know {language!r} (it knows {", ".join(language_id.CANDIDATES)}); '
+      f'language identification does not know {language!r} (it knows '
+      f'{", ".join(language_id.CANDIDATES)}); '
       'set --gin.Filters.least_confidence=0 to take all documents for that language'
     )
 
@@ -225,13 +248,16 @@ def _unusual_codes() -> np.ndarray:
   for code in range(0x10000):
     character = chr(code)
     table[code] = character not in ' \n' and (
-      character in '\u200c\u200d' or character.isspace() or any(pattern.match(character) for pattern in patterns)
+      character in '\u200c\u200d'
+      or character.isspace()
+      or any(pattern.match(character) for pattern in patterns)
     )
   return table
 
 
 def cut(text: str, language: str, most: int) -> str:
-  """The beginning of a normalised text up to the last end of a sentence within `most` characters; '' if there is none.
+  """The beginning of a normalised text up to the last end of a sentence within `most` characters;
+  '' if there is none.
 
   cut('One is here. Two is here. Three is here.', 'en', 30) == 'One is here. Two is here.'
   """
@@ -268,7 +294,9 @@ def _boilerplate(text: str, filters: Filters) -> str | None:
   short = sum(len(line) < _SHORT_LINE and line[-1] not in _ENDS for line in lines)
   if len(lines) >= 5 and short > filters.most_short_lines * len(lines):
     return 'short_lines'
-  if sum(line.endswith(('...', '…', '[…]', '[...]')) for line in lines) > filters.most_ellipses * len(lines):
+  if sum(
+    line.endswith(('...', '…', '[…]', '[...]')) for line in lines
+  ) > filters.most_ellipses * len(lines):
     return 'ellipses'
   if len(_SEPARATORS.findall(text)) > filters.most_separators * len(text):
     return 'menu'

@@ -1,4 +1,6 @@
-"""What passed the filters of single documents, block by block: computed in this process, in several, or by Apache Beam."""
+"""What passed the filters of single documents, block by block: computed in this process, in
+several, or by Apache Beam.
+"""
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,9 +32,11 @@ class Part:
 
   Attributes:
     rows: JSON lines, one behind the other; ends: (n,) int64, where each ends.
-    sketches: of the n texts. ties: (n,) uint64, hash of id (48 bits) and source (16), decides between identical texts.
+    sketches: of the n texts. ties: (n,) uint64, hash of id (48 bits) and source (16), decides
+      between identical texts.
     line_hashes: (l,) uint64 of the different longer lines of documents of several lines.
-    line_shares: (l,) float32, share of the document's characters. line_owners: (l,) int32, the document, from 0.
+    line_shares: (l,) float32, share of the document's characters. line_owners: (l,) int32, the
+      document, from 0.
     tally: 'read', 'invalid_bytes' and reasons.
   """
 
@@ -46,7 +50,9 @@ class Part:
   tally: Counter[str]
 
 
-def filter_block(block: documents.Block, language: str, filters_: Filters, reading: Reading) -> Part:
+def filter_block(
+  block: documents.Block, language: str, filters_: Filters, reading: Reading
+) -> Part:
   """Decodes, cleans and sketches the records of a block."""
   tally: Counter[str] = Counter()
   rows, texts, ties = [], [], []
@@ -82,7 +88,7 @@ def _hash(content: bytes, size: int) -> bytes:
   return hashlib.blake2b(content, digest_size=size).digest()
 
 
-# ---- blocks in several processes -------------------------------------------------------------------------------------
+# ---- blocks in several processes ----
 
 
 def local_parts(
@@ -98,7 +104,8 @@ def local_parts(
     for block in blocks:
       yield filter_block(block, *settings)
     return
-  context = multiprocessing.get_context('spawn')  # NB: a process with the threads of JAX must not fork
+  # NB: a process with the threads of JAX must not fork
+  context = multiprocessing.get_context('spawn')
   with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, settings) as pool:
     waiting: deque = deque()
     try:
@@ -119,7 +126,8 @@ def _result(block: documents.Block, future, check) -> Part:
   except concurrent.futures.process.BrokenProcessPool as error:
     check()  # NB: who tells a whole process group to stop kills the workers first
     raise ValueError(
-      f'a worker process was killed at or after {block.source}, place {block.first}; if memory ran out, use fewer workers'
+      f'a worker process was killed at or after {block.source}, place {block.first}; if memory '
+      'ran out, use fewer workers'
     ) from error
 
 
@@ -127,14 +135,16 @@ _settings: tuple | None = None
 
 
 def _start_worker(*settings) -> None:
-  global _settings  # pylint: disable=global-statement  # set once per worker process
+  global _settings  # set once per worker process
   _settings = settings
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells all processes; the first one decides
+  # the terminal tells all processes; the first one decides
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
 
   def leave_with_parent():
     parent.join()
-    os._exit(1)  # NB: killed with -9, the parent tells nobody, and the pool would wait for its queue for ever
+    # NB: killed with -9, the parent tells nobody, and the pool would wait for its queue for ever
+    os._exit(1)
 
   threading.Thread(target=leave_with_parent, daemon=True).start()
 
@@ -143,14 +153,17 @@ def _filter_in_worker(block: documents.Block) -> Part:
   return filter_block(block, *_settings)
 
 
-def beam_parts(files: dict, exchange: Path, settings: tuple, options: Sequence[str], reader: Reader) -> Iterator[Part]:
+def beam_parts(
+  files: dict, exchange: Path, settings: tuple, options: Sequence[str], reader: Reader
+) -> Iterator[Part]:
   """Parts of all files, through Apache Beam and files in `exchange`."""
   try:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
   except ImportError:
     raise ValueError(
-      "runner = 'beam' needs Apache Beam, in an environment of its own: pip install crossin-jax[beam]"
+      "runner = 'beam' needs Apache Beam, in an environment of its own: pip install "
+      'crossin-jax[beam]'
     ) from None
   exchange.mkdir(parents=True)
   with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
@@ -176,7 +189,12 @@ def _filter_file(numbered: tuple, exchange: str, settings: tuple) -> None:
   for block in reader.blocks():
     _save_part(Path(exchange) / f'{number:06d}-{parts:06d}.npz', filter_block(block, *settings))
     parts += 1
-  summary = {'parts': parts, 'problems': reader.problems, 'refused': reader.refused, 'bytes': reader.bytes_total}
+  summary = {
+    'parts': parts,
+    'problems': reader.problems,
+    'refused': reader.refused,
+    'bytes': reader.bytes_total,
+  }
   results.write_text(Path(exchange) / f'{number:06d}.json', json.dumps(summary))
 
 
@@ -194,7 +212,11 @@ def _load_part(path: Path) -> Part:
   with np.load(path, allow_pickle=False) as file:
     arrays = dict(file)
   sketches = Sketches(
-    **{name.removeprefix('sketch_'): arrays.pop(name) for name in list(arrays) if name.startswith('sketch_')}
+    **{
+      name.removeprefix('sketch_'): arrays.pop(name)
+      for name in list(arrays)
+      if name.startswith('sketch_')
+    }
   )
   tally = Counter(json.loads(arrays.pop('tally').tobytes()))
   return Part(arrays.pop('rows').tobytes(), sketches=sketches, tally=tally, **arrays)

@@ -1,9 +1,11 @@
-"""The `filter` step: files of raw text in, kept documents of one language out, in files of a fixed number.
+"""The `filter` step: files of raw text in, kept documents of one language out, in files of a fixed
+number.
 
-Blocks of records are decoded, cleaned and sketched by worker processes; this process keeps the rows in an unnamed file and the
-sketches (about 450 bytes a document that passed) in memory, finds duplicates among all, then lines that many documents share, and
-writes what is left in the order of a hash of the texts. The output is a function of the set of documents: not of the order, the
-files or the processes that they came by.
+Blocks of records are decoded, cleaned and sketched by worker processes; this process keeps the rows
+in an unnamed file and the sketches (about 450 bytes a document that passed) in memory, finds
+duplicates among all, then lines that many documents share, and writes what is left in the order of
+a hash of the texts. The output is a function of the set of documents: not of the order, the files
+or the processes that they came by.
 """
 
 from collections import Counter
@@ -53,25 +55,27 @@ def run_filter(
 ) -> dict:
   """Filters documents of one language into `output_dir/<language>/`.
 
-  The folder appears by rename, whole, with `00000.jsonl`, `00001.jsonl` ... of `chunk` rows {"id", "text", "language", "source"}
-  each, fewer in the last, and `counts.json`; one of an earlier run stays until then. An id that several kept documents share gets
-  '#' and a hash of its text.
+  The folder appears by rename, whole, with `00000.jsonl`, `00001.jsonl` ... of `chunk` rows {"id",
+  "text", "language", "source"} each, fewer in the last, and `counts.json`; one of an earlier run
+  stays until then. An id that several kept documents share gets '#' and a hash of its text.
 
   Args:
     language: code.
     paths: see `documents.find_files`.
     filters: what is kept.
     chunk: documents in a file, 1 or more.
-    workers: processes; None = one for each core this process may use, or none beside this one for little text.
+    workers: processes; None = one for each core this process may use, or none beside this one for
+      little text.
     reading: how the files hold documents; None = as gin says.
-    runner: 'local', or 'beam': Apache Beam reads and filters, a file being the unit; all its workers must see `paths` and
-      `output_dir`. Duplicates are found here in either case.
+    runner: 'local', or 'beam': Apache Beam reads and filters, a file being the unit; all its
+      workers must see `paths` and `output_dir`. Duplicates are found here in either case.
     beam_options: of the Beam pipeline, e.g. ['--runner=FlinkRunner'].
     progress: whether to show it on stderr.
 
   Returns:
-    {"language", "read", "kept", "dropped": {reason: n}, "invalid_bytes", "files", "unreadable": {file: problem}, "seconds",
-    "documents_per_second"}, as in counts.json; read = kept + all dropped. An unreadable file may have been read up to its damage.
+    {"language", "read", "kept", "dropped": {reason: n}, "invalid_bytes", "files", "unreadable":
+    {file: problem}, "seconds", "documents_per_second"}, as in counts.json; read = kept + all
+    dropped. An unreadable file may have been read up to its damage.
 
   Raises:
     FileNotFoundError, ValueError: nothing to read, or no record with the text's field.
@@ -90,7 +94,10 @@ def run_filter(
   files = documents.find_files(paths)
   output_dir = Path(output_dir)
   output_dir.mkdir(parents=True, exist_ok=True)
-  final, staging, old, exchange = (output_dir / name for name in (language, f'.{language}.partial', f'.{language}.old', f'.{language}.beam'))  # fmt: skip
+  final, staging, old, exchange = (
+    output_dir / name
+    for name in (language, f'.{language}.partial', f'.{language}.old', f'.{language}.beam')
+  )
   if old.exists() and not final.exists():
     os.rename(old, final)  # killed between the two renames below
   for left_behind in (staging, old, exchange):
@@ -98,7 +105,13 @@ def run_filter(
   started = time.monotonic()
   reader = Reader(files, reading)
   if workers is None:
-    workers = 1 if reader.bytes_total < _SMALL else len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()  # fmt: skip
+    workers = (
+      1
+      if reader.bytes_total < _SMALL
+      else len(os.sched_getaffinity(0))
+      if hasattr(os, 'sched_getaffinity')
+      else os.cpu_count()
+    )
   settings = (language, filters, reading)
   with interruption.StopSignal() as stop, tempfile.TemporaryFile(dir=output_dir) as spool:
 
@@ -114,7 +127,8 @@ def run_filter(
     _require_texts(tally, reader, reading)
     if progress:
       print(
-        f'filter {language}: looking for duplicates among {sum(len(part.ends) for part in parts):,} documents',
+        f'filter {language}: looking for duplicates among '
+        f'{sum(len(part.ends) for part in parts):,} documents',
         file=sys.stderr,
       )
     kept, ends, ties, sketches = _without_duplicates(parts, filters, tally, check)
@@ -122,7 +136,9 @@ def run_filter(
     staging.mkdir()
     _write(staging, spool, kept, ends, ties, sketches.ranks, chunk, check)
     counts = _counts(language, tally, len(kept), reader, time.monotonic() - started)
-    results.write_text(staging / 'counts.json', json.dumps(counts, ensure_ascii=False, indent=1) + '\n')
+    results.write_text(
+      staging / 'counts.json', json.dumps(counts, ensure_ascii=False, indent=1) + '\n'
+    )
     if final.exists():
       os.rename(final, old)
     os.rename(staging, final)
@@ -132,7 +148,7 @@ def run_filter(
   return counts
 
 
-# ---- all documents together ------------------------------------------------------------------------------------------
+# ---- all documents together ----
 
 
 def _gather(
@@ -143,7 +159,17 @@ def _gather(
 
   tally, gathered, written = Counter(), [], 0
   often = 0.5 if sys.stderr.isatty() else 30.0
-  with tqdm.tqdm(total=reader.bytes_total, desc=f'filter {language}', unit='B', unit_scale=True, mininterval=often, disable=not progress) as bar, contextlib.closing(parts):  # fmt: skip
+  with (
+    tqdm.tqdm(
+      total=reader.bytes_total,
+      desc=f'filter {language}',
+      unit='B',
+      unit_scale=True,
+      mininterval=often,
+      disable=not progress,
+    ) as bar,
+    contextlib.closing(parts),
+  ):
     for part in parts:
       check()
       tally.update(part.tally)
@@ -164,16 +190,23 @@ def _gather(
 def _require_texts(tally: Counter, reader: Reader, reading: Reading) -> None:
   if tally['read'] and tally['read'] == tally['no_text'] + tally['invalid_json']:
     raise ValueError(
-      f'none of {tally["read"]:,} records has a text under {reading.field!r} ({tally["invalid_json"]:,} are not valid JSON); '
+      f'none of {tally["read"]:,} records has a text under {reading.field!r} '
+      f'({tally["invalid_json"]:,} are not valid JSON); '
       'name the field of the texts with --gin.Reading.field="\'NAME\'"'
     )
   if not tally['read'] and reader.problems:
     source, problem = next(iter(reader.problems.items()))
-    raise ValueError(f'no file could be read ({len(reader.problems)} unreadable); the first: {source}: {problem}')
+    raise ValueError(
+      f'no file could be read ({len(reader.problems)} unreadable); the first: {source}: {problem}'
+    )
 
 
-def _without_duplicates(parts: list[Part], filters_: Filters, tally: Counter, check: Callable[[], None]):
-  """(kept, ends, ties, sketches): indices of what stays, in the order of their hashes, and arrays over all that passed."""
+def _without_duplicates(
+  parts: list[Part], filters_: Filters, tally: Counter, check: Callable[[], None]
+):
+  """(kept, ends, ties, sketches): indices of what stays, in the order of their hashes, and arrays
+  over all that passed.
+  """
   ends = np.concatenate([np.zeros(0, np.int64), *(part.ends for part in parts)])
   ties = np.concatenate([np.zeros(0, np.uint64), *(part.ties for part in parts)])
   sketches = Sketches.joined([part.sketches for part in parts])
@@ -190,8 +223,8 @@ def _without_duplicates(parts: list[Part], filters_: Filters, tally: Counter, ch
 
 
 def _common_lines(parts: list[Part], stays: np.ndarray, filters_: Filters) -> np.ndarray:
-  """(n,) bool: which of the documents that stay consist of boilerplate. NB: counted among those that stay, or the copies of a
-  document would make boilerplate of it."""
+  """(n,) bool: which of the documents that stay consist of boilerplate. NB: counted among those
+  that stay, or the copies of a document would make boilerplate of it."""
   first, hashes = 0, [np.zeros(0, np.uint64)]
   for part in parts:
     hashes.append(part.line_hashes[stays[first + part.line_owners]])
@@ -228,7 +261,9 @@ def _write(folder: Path, spool, kept, ends, ties, ranks, chunk: int, check) -> N
 def _counts(language: str, tally: Counter, kept: int, reader: Reader, seconds: float) -> dict:
   dropped = {reason: tally[reason] for reason in REASONS if tally[reason]}
   if tally['read'] != kept + sum(dropped.values()):
-    raise AssertionError(f'{tally["read"]} documents read, {kept} kept, dropped: {dropped}: some are not accounted for')
+    raise AssertionError(
+      f'{tally["read"]} documents read, {kept} kept, dropped: {dropped}: some are not accounted for'
+    )
   return {
     'language': language,
     'read': tally['read'],
@@ -244,7 +279,8 @@ def _counts(language: str, tally: Counter, kept: int, reader: Reader, seconds: f
 
 def _tell(counts: dict) -> None:
   print(
-    f'{counts["language"]}: {counts["kept"]:,} of {counts["read"]:,} documents kept, in {counts["seconds"]:.0f} s '
+    f'{counts["language"]}: {counts["kept"]:,} of {counts["read"]:,} documents kept, in '
+    f'{counts["seconds"]:.0f} s '
     f'({counts["documents_per_second"]:,.0f} a second)',
     file=sys.stderr,
   )
@@ -253,4 +289,7 @@ def _tell(counts: dict) -> None:
   for source, problem in list(counts['unreadable'].items())[:10]:
     print(f'  {source}: {problem}', file=sys.stderr)
   if len(counts['unreadable']) > 10:
-    print(f'  and {len(counts["unreadable"]) - 10} more files with problems, see counts.json', file=sys.stderr)
+    print(
+      f'  and {len(counts["unreadable"]) - 10} more files with problems, see counts.json',
+      file=sys.stderr,
+    )

@@ -1,4 +1,6 @@
-"""report.html of `crossin xinstruction quickstart`: what refinement kept, and what the kept set is worth."""
+"""report.html of `crossin xinstruction quickstart`: what refinement kept, and what the kept set is
+worth.
+"""
 
 from collections.abc import Mapping
 import os
@@ -15,7 +17,8 @@ def write_page(path: str | os.PathLike, found: Mapping) -> None:
 
   Args:
     path: of the page.
-    found: what `quickstart_results.results` returned, with 'settings', 'seconds', 'steps', 'world' and 'command' of the quickstart.
+    found: what `quickstart_results.results` returned, with 'settings', 'seconds', 'steps', 'world'
+      and 'command' of the quickstart.
   """
   page.write(
     path,
@@ -24,7 +27,10 @@ def write_page(path: str | os.PathLike, found: Mapping) -> None:
       'found': found,
       'names': {code: ENGLISH_NAMES[code] for code in found['settings']['languages']},
       'heard': HEARD,
-      'seconds': {**{name: s for name, s in found['seconds'].items() if name != 'pipeline'}, **found['steps']},
+      'seconds': {
+        **{name: s for name, s in found['seconds'].items() if name != 'pipeline'},
+        **found['steps'],
+      },
       'total': duration(sum(found['seconds'].values())),
     },
     language=page.language,

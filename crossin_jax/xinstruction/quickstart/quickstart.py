@@ -1,9 +1,11 @@
-"""`crossin xinstruction quickstart`: X-Instruction on the embedded world, where the right instruction of a text is known.
+"""`crossin xinstruction quickstart`: X-Instruction on the embedded world, where the right
+instruction of a text is known.
 
     world, vocabulary ── read ── pipeline (its candidates half spoiled) ── kept, random ── ask ── page
 
-`read` makes a base model that has read every language and answers in English; `kept` and `random` are response models on the kept set
-and on a random set of its size, each alone. A second start does only what is missing.
+`read` makes a base model that has read every language and answers in English; `kept` and `random`
+are response models on the kept set and on a random set of its size, each alone. A second start does
+only what is missing.
 """
 
 import argparse
@@ -31,7 +33,8 @@ from crossin_jax.xinstruction.pipeline import RESTART, Pipeline
 from crossin_jax.xinstruction.settings import XInstruction
 from crossin_jax.xinstruction.steps import candidates
 
-# Texts of the world are short, made by pattern, and of one kind: filters for the web would drop them.
+# Texts of the world are short, made by pattern, and of one kind: filters for the web would drop
+# them.
 FILTERS = {'least_characters': 20, 'near_duplicate': 1.0, 'common_line': 0, 'least_confidence': 0.0}
 # None whose value is a territory: what a text is about is plain.
 RELATIONS = ('festival', 'harvest', 'radio', 'museum', 'market', 'council')
@@ -54,8 +57,8 @@ class Settings:
     languages: output languages, of the world's twelve beside English.
     entities: territories that the world tells of.
     reading_steps: of the base model.
-    generator_epochs, response_epochs, rater_epochs: of each kind of model, over its rows; the rater's in each round;
-      set_epochs: of the models on a set alone.
+    generator_epochs, response_epochs, rater_epochs: of each kind of model, over its rows; the
+      rater's in each round; set_epochs: of the models on a set alone.
     keep_fraction, rounds: see `XInstruction`.
     world_seed: another seed is another world.
   """
@@ -104,13 +107,16 @@ class Quickstart:
 
     self.out, self.settings = output_dir, settings
     self.jobs = Jobs(output_dir, 1, {'JAX_PLATFORMS': os.environ.get('JAX_PLATFORMS', 'cpu')})
-    tuning = settings.entities * 3 // 8  # territories that the base model has been asked about in English
+    # territories that the base model has been asked about in English
+    tuning = settings.entities * 3 // 8
     self._world_values = {
-      'World.shared_relations': RELATIONS, 'World.tested_relations': (), 'World.tuning_entities': tuning,
+      'World.shared_relations': RELATIONS, 'World.tested_relations': (),
+      'World.tuning_entities': tuning,
       'World.test_entities': settings.entities - tuning,
     }  # fmt: skip
     self.world = World(
-      seed=settings.world_seed, languages=('en', *settings.languages), shared_relations=RELATIONS, tested_relations=(),
+      seed=settings.world_seed, languages=('en', *settings.languages), shared_relations=RELATIONS,
+      tested_relations=(),
       tuning_entities=tuning, test_entities=settings.entities - tuning,
     )  # fmt: skip
     self.documents = WorldDocuments(self.world)
@@ -127,7 +133,7 @@ class Quickstart:
         Step('page', self._write_page, ('ask',)),
     ])  # fmt: skip
 
-  # ---- steps ---------------------------------------------------------------------------------------------------------------
+  # ---- steps ----
 
   def _make_world(self, folder: str) -> Mapping:
     from crossin_jax.world import sources as world_sources
@@ -136,12 +142,22 @@ class Quickstart:
     # The lines of the prompts are one token each: a row is as long as what it says.
     lines = [line.strip() for kind in ('xinstruction', 'xins', 'xrate') for text in TEMPLATES[kind]
              for line in re.split(r'\{\w+\}|\n', text) if line.strip()]  # fmt: skip
-    lines += [style('', language).strip() for style in (rows_lib.plain, rows_lib.assistant) for language in languages]
+    lines += [
+      style('', language).strip()
+      for style in (rows_lib.plain, rows_lib.assistant)
+      for language in languages
+    ]
     size = 1100 + 320 * len(languages)
-    world_sources.train_vocabulary(self.world, size, os.path.join(folder, 'world.model'), sorted(set(lines)))
+    world_sources.train_vocabulary(
+      self.world, size, os.path.join(folder, 'world.model'), sorted(set(lines))
+    )
     for language in languages:
-      rows_lib.write(os.path.join(folder, f'text.{language}.jsonl'), self.documents.document_rows(language))
-      rows_lib.write(os.path.join(folder, f'seed.{language}.json'), self.documents.seed_rows(language))
+      rows_lib.write(
+        os.path.join(folder, f'text.{language}.jsonl'), self.documents.document_rows(language)
+      )
+      rows_lib.write(
+        os.path.join(folder, f'seed.{language}.json'), self.documents.seed_rows(language)
+      )
     write_text(
       os.path.join(folder, 'model.gin'),
       "include 'gin_configs/models/world_1m.gin'\n\n"
@@ -219,7 +235,9 @@ class Quickstart:
     found = results.results(self.documents, run, os.path.join(self.out, 'ask'), tuple(MODELS))
     found['settings'] = dataclasses.asdict(self.settings)
     found['seconds'] = {
-      name: manifest['seconds'] for name in self.steps.steps if (manifest := self.steps.manifest(name))
+      name: manifest['seconds']
+      for name in self.steps.steps
+      if (manifest := self.steps.manifest(name))
     }
     found['steps'] = self.steps.manifest('pipeline')['counts']
     found['world'] = self.steps.manifest('world')['counts']
@@ -228,26 +246,33 @@ class Quickstart:
     quickstart_page.write_page(os.path.join(self.out, 'report.html'), found)
     return {'page': os.path.join(self.out, 'report.html')}
 
-  # ---- what they share -----------------------------------------------------------------------------------------------------
+  # ---- what they share ----
 
   def _pipeline(self, **changes) -> WorldPipeline:
     s, world = dataclasses.replace(self.settings, **changes), self.steps.folder('world')
     values = {
-      'INITIAL_CHECKPOINT_PATH': self._base, 'BATCH_SIZE': 16, 'schedule.peak': 1e-3, 'adamw.b2': 0.98,
+      'INITIAL_CHECKPOINT_PATH': self._base, 'BATCH_SIZE': 16, 'schedule.peak': 1e-3,
+      'adamw.b2': 0.98,
       'train.evaluators': (), 'train.log_period': 20,
     }  # fmt: skip
     settings = XInstruction(
-      languages=s.languages, documents=os.path.join(world, 'text.{language}.jsonl'), seed=os.path.join(world, 'seed'),
+      languages=s.languages, documents=os.path.join(world, 'text.{language}.jsonl'),
+      seed=os.path.join(world, 'seed'),
       vocabulary=self._vocabulary, model_gin=(self._model_gin,), values=values,
       kind_values={
         kind: {'train.epochs': getattr(s, f'{kind}_epochs')} for kind in ('generator', 'response', 'rater')
       },
-      rounds=s.rounds, rater_from='before', keep_fraction=s.keep_fraction, least_level=1.0, settled=0.0, chunk=256, instruction_tokens=32,
+      rounds=s.rounds, rater_from='before', keep_fraction=s.keep_fraction, least_level=1.0,
+      settled=0.0, chunk=256, instruction_tokens=32,
       response_tokens=48, max_length=LENGTH,
     )  # fmt: skip
-    pipeline = WorldPipeline(os.path.join(self.out, 'pipeline'), settings, self.documents, Filters(**FILTERS))
+    pipeline = WorldPipeline(
+      os.path.join(self.out, 'pipeline'), settings, self.documents, Filters(**FILTERS)
+    )
     # Programs of one shape are compiled once for all that follows.
-    pipeline.jobs.environment['JAX_COMPILATION_CACHE_DIR'] = self.jobs.environment['JAX_COMPILATION_CACHE_DIR']
+    pipeline.jobs.environment['JAX_COMPILATION_CACHE_DIR'] = self.jobs.environment[
+      'JAX_COMPILATION_CACHE_DIR'
+    ]
     return pipeline
 
   def _stopping(self, jobs: Jobs):
@@ -271,20 +296,32 @@ def main(argv: Sequence[str]) -> int:
   defaults = Settings()
   parser = argparse.ArgumentParser(
     prog='crossin xinstruction quickstart',
-    description='X-Instruction on the embedded world: reads, writes instructions for texts, refines them in rounds, tunes, asks, and '
-    'shows precision and recall of what was kept. Exit status: 0 done, 75 told to stop (start again), 1 failed, 2 usage.',
-    epilog='example: crossin xinstruction quickstart --languages sw,ta,fi --output_dir runs/xinstruction',
+    description='X-Instruction on the embedded world: reads, writes instructions for texts, '
+    'refines them in rounds, tunes, asks, and '
+    'shows precision and recall of what was kept. Exit status: 0 done, 75 told to stop (start '
+    'again), 1 failed, 2 usage.',
+    epilog='example: crossin xinstruction quickstart --languages sw,ta,fi --output_dir '
+    'runs/xinstruction',
   )
-  parser.add_argument('--output_dir', default='runs/xinstruction', help='for everything (default: %(default)s)')
   parser.add_argument(
-    '--languages', default=','.join(defaults.languages), help='output languages (default: %(default)s)'
+    '--output_dir', default='runs/xinstruction', help='for everything (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--languages',
+    default=','.join(defaults.languages),
+    help='output languages (default: %(default)s)',
   )
   for name, what in (
-    ('entities', 'territories of the world'), ('reading_steps', 'of the base model'), ('rounds', 'of refinement'),
+    ('entities', 'territories of the world'), ('reading_steps', 'of the base model'),
+    ('rounds', 'of refinement'),
     ('world_seed', 'another seed is another world'),
   ):  # fmt: skip
-    parser.add_argument(f'--{name}', type=int, default=getattr(defaults, name), help=f'{what} (default: %(default)s)')
-  parser.add_argument('--redo', action='store_true', help='run steps again whose settings have changed')
+    parser.add_argument(
+      f'--{name}', type=int, default=getattr(defaults, name), help=f'{what} (default: %(default)s)'
+    )
+  parser.add_argument(
+    '--redo', action='store_true', help='run steps again whose settings have changed'
+  )
   parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   args = parser.parse_args(argv)
   try:
@@ -292,7 +329,8 @@ def main(argv: Sequence[str]) -> int:
   except ValueError as error:
     parser.error(str(error))
   settings = dataclasses.replace(
-    defaults, languages=languages, entities=args.entities, reading_steps=args.reading_steps, rounds=args.rounds,
+    defaults, languages=languages, entities=args.entities, reading_steps=args.reading_steps,
+    rounds=args.rounds,
     world_seed=args.world_seed,
   )  # fmt: skip
   started = time.monotonic()
@@ -311,7 +349,11 @@ def main(argv: Sequence[str]) -> int:
   page = os.path.abspath(os.path.join(args.output_dir, 'report.html'))
   print(f'\n{duration(time.monotonic() - started)}. Open {page}', file=sys.stderr)
   if args.json:
-    print(json.dumps({'report': page, 'seconds': time.monotonic() - started} | found, ensure_ascii=False))
+    print(
+      json.dumps(
+        {'report': page, 'seconds': time.monotonic() - started} | found, ensure_ascii=False
+      )
+    )
   return 0
 
 

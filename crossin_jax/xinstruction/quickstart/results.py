@@ -1,4 +1,6 @@
-"""What a quickstart of X-Instruction has shown: precision and recall of the refinement, and response models side by side."""
+"""What a quickstart of X-Instruction has shown: precision and recall of the refinement, and
+response models side by side.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,8 +26,9 @@ def results(documents, run: Run, answers: str, models: Sequence[str]) -> dict:
     models: names; 'kept' is compared with the others.
 
   Returns:
-    {'generator': {language: share of right instructions}, 'refinement': see `refinement`, 'responses': see `responses`,
-    'examples': candidates with what was made of them, 'findings': sentences}; fractions 0..1.
+    {'generator': {language: share of right instructions}, 'refinement': see `refinement`,
+    'responses': see `responses`, 'examples': candidates with what was made of them, 'findings':
+    sentences}; fractions 0..1.
   """
   found = {
     'generator': _generator(documents, run),
@@ -37,17 +40,21 @@ def results(documents, run: Run, answers: str, models: Sequence[str]) -> dict:
 
 
 def refinement(documents, run: Run, i: int) -> dict:
-  """One round: a candidate is good if it was not spoiled and its instruction asks for what the text tells.
+  """One round: a candidate is good if it was not spoiled and its instruction asks for what the text
+  tells.
 
   Returns:
-    {'round': i + 1, 'candidates', 'good', 'kept', 'precision': {'estimate', 'low', 'high'} (Wilson's 95 %), 'recall',
-    'precision_of_unspoiled': share of the kept that were not spoiled, 'by_flaw': {kind: {'candidates', 'kept', 'level': mean}},
-    'by_language': {language: {'precision', 'recall'}}}; None where nothing was kept.
+    {'round': i + 1, 'candidates', 'good', 'kept', 'precision': {'estimate', 'low', 'high'}
+    (Wilson's 95 %), 'recall', 'precision_of_unspoiled': share of the kept that were not spoiled,
+    'by_flaw': {kind: {'candidates', 'kept', 'level': mean}}, 'by_language': {language:
+    {'precision', 'recall'}}}; None where nothing was kept.
   """
   kinds: dict[str, list[tuple[float, bool]]] = {}
   by_language, hits, goods, kept_all = {}, 0, 0, 0
   for language in run.settings.languages:
-    level = {row['id']: row['score'] for row in rows_lib.read_language(run.folder(f'rate.{i}'), language)}
+    level = {
+      row['id']: row['score'] for row in rows_lib.read_language(run.folder(f'rate.{i}'), language)
+    }
     kept = {row['id'] for row in run.read(f'keep.{i}', language)}
     good = hit = 0
     for row in run.read('pairs', language):
@@ -55,32 +62,44 @@ def refinement(documents, run: Run, i: int) -> dict:
       kinds.setdefault(kind, []).append((level.get(row['id'], np.nan), row['id'] in kept))
       good += kind == 'good'
       hit += kind == 'good' and row['id'] in kept
-    by_language[language] = {'precision': _share(hit, len(kept)), 'recall': _share(hit, good), 'kept': len(kept)}
+    by_language[language] = {
+      'precision': _share(hit, len(kept)),
+      'recall': _share(hit, good),
+      'kept': len(kept),
+    }
     hits, goods, kept_all = hits + hit, goods + good, kept_all + len(kept)
   by_flaw = {
-    kind: {'candidates': len(own), 'kept': sum(k for _, k in own), 'level': float(np.nanmean([l for l, _ in own]))}
+    kind: {
+      'candidates': len(own),
+      'kept': sum(k for _, k in own),
+      'level': float(np.nanmean([l for l, _ in own])),
+    }
     for kind, own in sorted(kinds.items(), key=lambda item: (item[0] != 'good', item[0]))
   }
   unspoiled = sum(own['kept'] for kind, own in by_flaw.items() if kind in ('good', UNSPOILED_WRONG))
   return {
     'round': i + 1, 'candidates': sum(map(len, kinds.values())), 'good': goods, 'kept': kept_all,
     'precision': _wilson(hits, kept_all), 'recall': _share(hits, goods),
-    'precision_of_unspoiled': _share(unspoiled, kept_all), 'by_flaw': by_flaw, 'by_language': by_language,
+    'precision_of_unspoiled': _share(unspoiled, kept_all), 'by_flaw': by_flaw,
+    'by_language': by_language,
   }  # fmt: skip
 
 
 def kind_of(documents, row: dict) -> str:
   """'good', the way a candidate was spoiled, or UNSPOILED_WRONG."""
-  return row['flaw'] or ('good' if documents.asks_for(row['instruction'], row['id']) else UNSPOILED_WRONG)
+  return row['flaw'] or (
+    'good' if documents.asks_for(row['instruction'], row['id']) else UNSPOILED_WRONG
+  )
 
 
 def responses(documents, languages: Sequence[str], answers: str, models: Sequence[str]) -> dict:
   """What response models answer to questions about facts that no pair of theirs told.
 
   Returns:
-    {'models': {model: {form: {'items', 'heard': {what: n}, 'by_language': {language: share that follows}, 'follows': {'estimate',
-    'low', 'high'}, 'right': the same}}}, 'differences': {form: {'follows' and 'right' of 'kept' minus each other one}}}. An
-    answer follows if it is one whole sentence of the language about what was asked; it is right if it is true as well.
+    {'models': {model: {form: {'items', 'heard': {what: n}, 'by_language': {language: share that
+    follows}, 'follows': {'estimate', 'low', 'high'}, 'right': the same}}}, 'differences': {form:
+    {'follows' and 'right' of 'kept' minus each other one}}}. An answer follows if it is one whole
+    sentence of the language about what was asked; it is right if it is true as well.
   """
   facts = {f'{fact.entity}.{fact.relation}': fact for fact in documents.facts('test')}
   correct: dict[tuple[str, str, str], list[bool]] = {}
@@ -90,7 +109,9 @@ def responses(documents, languages: Sequence[str], answers: str, models: Sequenc
     by_language: dict[str, dict[str, float]] = {}
     for language in languages:
       own: dict[str, list[bool]] = {}
-      for row in sorted(rows_lib.read_language(os.path.join(answers, model), language), key=lambda row: row['id']):
+      for row in sorted(
+        rows_lib.read_language(os.path.join(answers, model), language), key=lambda row: row['id']
+      ):
         form, id_ = row['id'].split('.', 1)
         what = documents.heard(row['output'], facts[id_], language)
         heard.setdefault(form, Counter())[what] += 1
@@ -138,13 +159,17 @@ def findings(found: dict) -> list[str]:
       said.append(f'Round {one["round"]} keeps none of {one["candidates"]:,} candidates.')
       continue
     said.append(
-      f'Round {one["round"]} keeps {one["kept"]:,} of {one["candidates"]:,} candidates, of which {one["good"]:,} are good: precision '
-      f'{percent(precision["estimate"])} ({percent(precision["low"])} to {percent(precision["high"])}), recall '
+      f'Round {one["round"]} keeps {one["kept"]:,} of {one["candidates"]:,} candidates, of which '
+      f'{one["good"]:,} are good: precision '
+      f'{percent(precision["estimate"])} ({percent(precision["low"])} to '
+      f'{percent(precision["high"])}), recall '
       f'{percent(one["recall"])}; chance would give {percent(one["good"] / one["candidates"])}.'
     )
   for form, others in found['responses']['differences'].items():
     models = found['responses']['models']
-    shown = ', '.join(f'{model} {percent(own[form]["follows"]["estimate"])}' for model, own in models.items())
+    shown = ', '.join(
+      f'{model} {percent(own[form]["follows"]["estimate"])}' for model, own in models.items()
+    )
     asked = 'in English' if form == 'English' else 'in the output language, never met in tuning'
     told = f'Asked {asked}, answers that are one whole sentence about what was asked: {shown}. '
     if all(own[form]['follows']['estimate'] < 0.1 for own in models.values()):
@@ -159,7 +184,8 @@ def findings(found: dict) -> list[str]:
       else 'neither better nor worse, as far as can be told,'
     )
     said.append(
-      f'{told}The kept set is {verdict} than a random one of its size ({100 * gain["estimate"]:+.0f} points, '
+      f'{told}The kept set is {verdict} than a random one of its size '
+      f'({100 * gain["estimate"]:+.0f} points, '
       f'{100 * gain["low"]:+.0f} to {100 * gain["high"]:+.0f}).'
     )
   return said
@@ -169,7 +195,9 @@ def _generator(documents, run: Run) -> dict[str, float]:
   shares = {}
   for language in run.settings.languages:
     rows = list(run.read('generate', language))
-    shares[language] = sum(documents.asks_for(row['instruction'], row['id']) for row in rows) / max(1, len(rows))
+    shares[language] = sum(documents.asks_for(row['instruction'], row['id']) for row in rows) / max(
+      1, len(rows)
+    )
   return shares
 
 
@@ -177,15 +205,21 @@ def _examples(documents, run: Run, each: int = 2) -> list[dict]:
   """Some candidates of every kind, with their levels and whether they were kept in the last round."""
   last, shown = run.rounds - 1, []
   for language in run.settings.languages:
-    level = {row['id']: row['score'] for row in rows_lib.read_language(run.folder(f'rate.{last}'), language)}
+    level = {
+      row['id']: row['score']
+      for row in rows_lib.read_language(run.folder(f'rate.{last}'), language)
+    }
     kept = {row['id'] for row in run.read(f'keep.{last}', language)}
     seen: Counter = Counter()
-    for row in sorted(run.read('pairs', language), key=lambda row: rows_lib.fraction('example', language, row['id'])):
+    for row in sorted(
+      run.read('pairs', language), key=lambda row: rows_lib.fraction('example', language, row['id'])
+    ):
       kind = kind_of(documents, row)
       if seen[kind] < each:
         seen[kind] += 1
         shown.append({
-          'language': language, 'kind': kind, 'instruction': row['instruction'], 'output': row['output'],
+          'language': language, 'kind': kind, 'instruction': row['instruction'],
+          'output': row['output'],
           'level': level.get(row['id']), 'kept': row['id'] in kept,
         })  # fmt: skip
   return sorted(shown, key=lambda row: (row['kind'] != 'good', row['kind'], row['language']))
@@ -201,7 +235,9 @@ def _wilson(part: int, whole: int, z: float = 1.96) -> dict | None:
     return None
   share = part / whole
   middle = (share + z * z / (2 * whole)) / (1 + z * z / whole)
-  half = z / (1 + z * z / whole) * np.sqrt(share * (1 - share) / whole + z * z / (4 * whole * whole))
+  half = (
+    z / (1 + z * z / whole) * np.sqrt(share * (1 - share) / whole + z * z / (4 * whole * whole))
+  )
   return {'estimate': share, 'low': float(middle - half), 'high': float(middle + half)}
 
 

@@ -14,11 +14,14 @@ from crossin_jax.pages.plots import Series
 LONGEST_SHOWN = 700  # characters of a text
 FAR = 0.5  # a mean length this far from the published one, as a share of that, is named
 FAITHFUL = 0.95  # below this share of responses in their language it is named
-_CONTROL = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]')
+_CONTROL = re.compile(
+  '[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]'
+)
 
 
 def write_page(path: str | os.PathLike, found: Mapping, title: str = 'Instruction set') -> None:
-  """Writes the page, and the figures as JSON beside it (`statistics.html`, `statistics.json`); both appear by rename.
+  """Writes the page, and the figures as JSON beside it (`statistics.html`, `statistics.json`); both
+  appear by rename.
 
   Args:
     path: of the page.
@@ -51,11 +54,13 @@ def write_page(path: str | os.PathLike, found: Mapping, title: str = 'Instructio
     acceptance=_acceptance(found['rounds']),
     histograms=_histograms(found),
     histogram_rounds=max(
-      (one['round'] for own in found['rounds'].values() for one in own if one['histogram']), default=0
+      (one['round'] for own in found['rounds'].values() for one in own if one['histogram']),
+      default=0,
     ),
   )
   results.write_text(
-    Path(path).with_suffix('.json'), _printable(json.dumps(found, ensure_ascii=False, indent=1)) + '\n'
+    Path(path).with_suffix('.json'),
+    _printable(json.dumps(found, ensure_ascii=False, indent=1)) + '\n',
   )
   results.write_text(path, page)
 
@@ -66,7 +71,9 @@ def _printable(text: str) -> str:
 
 
 def _shown(text: str) -> str:
-  """As much of a text as fits, without control characters and marks that would turn the page around."""
+  """As much of a text as fits, without control characters and marks that would turn the page
+  around.
+  """
   text = text.strip()
   short = text[:LONGEST_SHOWN]
   if len(text) > LONGEST_SHOWN:
@@ -87,10 +94,14 @@ def _findings(found: Mapping) -> list[str]:
     far = [
       f'{name(code)} {one[side]["mean"]:.0f} ({one["published"][side]["mean"]:.0f})'
       for code, one in own.items()
-      if one['published'] and one[side] and abs(one[side]['mean'] / one['published'][side]['mean'] - 1) > FAR
+      if one['published']
+      and one[side]
+      and abs(one[side]['mean'] / one['published'][side]['mean'] - 1) > FAR
     ]
     if far:
-      said.append(f'Mean length of the {word} far from the published one: {", ".join(far)} characters.')
+      said.append(
+        f'Mean length of the {word} far from the published one: {", ".join(far)} characters.'
+      )
   weak = [
     f'{name(code)} {words.percent(one["fidelity"]["share"])} %'
     for code, one in own.items()
@@ -104,12 +115,15 @@ def _findings(found: Mapping) -> list[str]:
     if one['rows'] and one['distinct_instructions'] < 0.9 * one['rows']
   ]
   if repeated:
-    said.append(f'Rows whose instruction occurs before in the same language: {", ".join(repeated)}.')
+    said.append(
+      f'Rows whose instruction occurs before in the same language: {", ".join(repeated)}.'
+    )
   if found['overlap']:
     hit = [row for row in found['overlap']['benchmarks'] if row['found']]
     if hit:
       listed = ', '.join(
-        f'{row["benchmark"]} ({name(row["language"])}) {row["found"]} of {row["items"]}' for row in hit
+        f'{row["benchmark"]} ({name(row["language"])}) {row["found"]} of {row["items"]}'
+        for row in hit
       )
       said.append(f'Benchmark items whose text stands in the rows too: {listed}.')
   return said
@@ -126,7 +140,12 @@ def _map(found: Mapping | None) -> dict | None:
   return {
     **found,
     'circles': [
-      (place(x, xs, 1000), round(520 - place(y, ys, 520), 1), plots.COLOURS[group % len(plots.COLOURS)], code)
+      (
+        place(x, xs, 1000),
+        round(520 - place(y, ys, 520), 1),
+        plots.COLOURS[group % len(plots.COLOURS)],
+        code,
+      )
       for x, y, group, code in found['points']
     ],
   }
@@ -140,7 +159,8 @@ def _acceptance(rounds: Mapping) -> dict | None:
   return {
     'rounds': numbers,
     'rows': [
-      (code, [next((one for one in own if one['round'] == n), None) for n in numbers]) for code, own in rounds.items()
+      (code, [next((one for one in own if one['round'] == n), None) for n in numbers])
+      for code, own in rounds.items()
     ],
   }
 
@@ -150,17 +170,26 @@ def _histograms(found: Mapping) -> str:
   panels = {}
   for code in found['by_language']:
     histograms = [
-      (f'round {one["round"]}', one['histogram']) for one in found['rounds'].get(code, ()) if one['histogram']
+      (f'round {one["round"]}', one['histogram'])
+      for one in found['rounds'].get(code, ())
+      if one['histogram']
     ]
     if not histograms and found['scores'].get(code):
       histograms = [('rows of the set', found['scores'][code])]
     series = [
-      Series(label, style + 1, _middles(own['edges']), [100 * n / (sum(own['counts']) or 1) for n in own['counts']])
+      Series(
+        label,
+        style + 1,
+        _middles(own['edges']),
+        [100 * n / (sum(own['counts']) or 1) for n in own['counts']],
+      )
       for style, (label, own) in enumerate(histograms)
     ]
     if series:
       panels[code] = series
-  return plots.unique_ids(plots.small_curves(panels, '% of rows', 'score'), 'scores') if panels else ''
+  return (
+    plots.unique_ids(plots.small_curves(panels, '% of rows', 'score'), 'scores') if panels else ''
+  )
 
 
 def _middles(edges) -> list[float]:

@@ -1,7 +1,8 @@
-"""What an instruction set is like: lengths beside the published ones, what is asked for, topics, rounds, fidelity, overlap.
+"""What an instruction set is like: lengths beside the published ones, what is asked for, topics,
+rounds, fidelity, overlap.
 
-Rows are read once and not kept: what a figure needs of them is. Samples are those with the least hash, so they depend on the seed
-and the rows, not on their order.
+Rows are read once and not kept: what a figure needs of them is. Samples are those with the least
+hash, so they depend on the seed and the rows, not on their order.
 """
 
 from collections import Counter
@@ -24,12 +25,16 @@ from crossin_jax.storage.records import RecordError, read_records
 from crossin_jax.xinstruction.diversity import diversification, embeddings
 from crossin_jax.xinstruction.statistics import verbs
 
-# Characters of the 32,000 X-Instruction samples of each language, (mean, sd) of the instructions and of the responses, as the
-# authors give them in their repository (ZNLP/X-Instruction; METHODS B.2).
+# Characters of the 32,000 X-Instruction samples of each language, (mean, sd) of the instructions
+# and of the responses, as the authors give them in their repository (ZNLP/X-Instruction; METHODS
+# B.2).
 PUBLISHED = {
-    'fi': ((100.7, 81.1), (1026.9, 552.8)), 'id': ((101.0, 86.0), (1008.9, 542.1)), 'th': ((102.4, 85.0), (987.5, 545.0)),
-    'tr': ((103.7, 87.5), (1057.9, 534.1)), 'vi': ((101.0, 86.0), (1120.4, 561.1)), 'bn': ((111.9, 87.2), (1243.4, 518.7)),
-    'hi': ((96.6, 79.9), (1284.9, 506.2)), 'sw': ((100.0, 85.3), (1210.6, 524.0)), 'ta': ((99.0, 84.8), (1259.0, 497.8)),
+    'fi': ((100.7, 81.1), (1026.9, 552.8)), 'id': ((101.0, 86.0), (1008.9, 542.1)),
+    'th': ((102.4, 85.0), (987.5, 545.0)),
+    'tr': ((103.7, 87.5), (1057.9, 534.1)), 'vi': ((101.0, 86.0), (1120.4, 561.1)),
+    'bn': ((111.9, 87.2), (1243.4, 518.7)),
+    'hi': ((96.6, 79.9), (1284.9, 506.2)), 'sw': ((100.0, 85.3), (1210.6, 524.0)),
+    'ta': ((99.0, 84.8), (1259.0, 497.8)),
     'ur': ((107.6, 87.4), (1246.9, 508.8)),
 }  # fmt: skip
 PUBLISHED_SOURCE = 'ZNLP/X-Instruction (arXiv 2405.19744)'
@@ -127,7 +132,10 @@ class _Tally:
       'instruction': self.lengths['instruction'].summary(),
       'output': self.lengths['output'].summary(),
       'published': published
-      and {name: dict(zip(('mean', 'sd'), pair)) for name, pair in zip(('instruction', 'output'), published)},
+      and {
+        name: dict(zip(('mean', 'sd'), pair))
+        for name, pair in zip(('instruction', 'output'), published)
+      },
       'sources': dict(self.sources.most_common()),
       'kinds': {name: self.kinds[name] for name in ('verb', 'question', 'other')},
       'clusters': len(self.clusters) or None,
@@ -150,10 +158,11 @@ def statistics(
   """Everything that the page shows, ready for JSON.
 
   Args:
-    rows_by_language: code or name of a language -> its rows {"instruction" (English), "output", "source", "score"}, or a file
-      of them (JSON Lines or a JSON list, .gz too). "source", "score" and "cluster" may be absent.
-    rounds: language -> [{"round": 1, "candidates": n, "kept": n, "score_histogram": counts over equal parts of 1..3, or
-      {"edges": [...], "counts": [...]}}]; the histogram may be absent.
+    rows_by_language: code or name of a language -> its rows {"instruction" (English), "output",
+      "source", "score"}, or a file of them (JSON Lines or a JSON list, .gz too). "source", "score"
+      and "cluster" may be absent.
+    rounds: language -> [{"round": 1, "candidates": n, "kept": n, "score_histogram": counts over
+      equal parts of 1..3, or {"edges": [...], "counts": [...]}}]; the histogram may be absent.
     benchmarks: files that are looked for in the rows, see `crossin contamination`.
     coverage: language -> what `diversification.coverage` returned.
     seed: of all samples and of the cluster map.
@@ -165,7 +174,8 @@ def statistics(
     See the keys below; shares are fractions 0..1, lengths are characters.
 
   Raises:
-    ValueError: a malformed row (file, line and field), an unreadable benchmark, a round without its counts.
+    ValueError: a malformed row (file, line and field), an unreadable benchmark, a round without its
+      counts.
   """
   sets = {_code(language): rows for language, rows in rows_by_language.items()}
   if len(sets) < len(rows_by_language):
@@ -177,7 +187,9 @@ def statistics(
   streams = [(code, _fields(tallies[code], rows)) for code, rows in sets.items()]
   overlap = _overlap(benchmarks, streams)
   by_language = {code: tally.summary() for code, tally in tallies.items()}
-  instructions = [(code, text) for code, tally in tallies.items() for text in tally.instructions.rows()][:map_points]
+  instructions = [
+    (code, text) for code, tally in tallies.items() for text in tally.instructions.rows()
+  ][:map_points]
   return {
     'rows': sum(tally.rows for tally in tallies.values()),
     'seed': seed,
@@ -185,15 +197,21 @@ def statistics(
     'published_source': PUBLISHED_SOURCE,
     'verbs': _verbs(tallies.values()),
     'map': _map(instructions, seed),
-    'rounds': {_code(language): _rounds(_code(language), own) for language, own in (rounds or {}).items()},
-    'scores': {code: _histogram(tally.scores.tolist(), code) for code, tally in tallies.items() if tally.scored},
+    'rounds': {
+      _code(language): _rounds(_code(language), own) for language, own in (rounds or {}).items()
+    },
+    'scores': {
+      code: _histogram(tally.scores.tolist(), code)
+      for code, tally in tallies.items()
+      if tally.scored
+    },
     'coverage': {_code(language): dict(own) for language, own in (coverage or {}).items()},
     'overlap': overlap,
     'samples': {code: tally.shown.rows() for code, tally in tallies.items()},
   }
 
 
-# ---- rows ------------------------------------------------------------------------------------------------------------
+# ---- rows ----
 
 
 def _fields(tally: _Tally, rows) -> Iterator[Field]:
@@ -214,7 +232,9 @@ def _text(row: Mapping, name: str, where: str) -> str:
   value = row.get(name)
   if not isinstance(value, str):
     found = 'is missing' if name not in row else f'is a {type(value).__name__}, it must be a text'
-    raise RecordError(f'{where}: field "{name}" {found}; X-Instruction rows have "instruction" and "output"')
+    raise RecordError(
+      f'{where}: field "{name}" {found}; X-Instruction rows have "instruction" and "output"'
+    )
   return value
 
 
@@ -223,22 +243,28 @@ def _score(row: Mapping, where: str) -> float | None:
   if value is None:
     return None
   if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-    raise RecordError(f'{where}: field "score" is {value!r}, it must be a number from 1 to 3, or absent')
+    raise RecordError(
+      f'{where}: field "score" is {value!r}, it must be a number from 1 to 3, or absent'
+    )
   return float(value)
 
 
 def _code(language: str) -> str:
   """The code of a known language; any other name as it is."""
   return (
-    code_of(language) if language.lower() in {*ENGLISH_NAMES, *map(str.lower, ENGLISH_NAMES.values())} else language
+    code_of(language)
+    if language.lower() in {*ENGLISH_NAMES, *map(str.lower, ENGLISH_NAMES.values())}
+    else language
   )
 
 
 def _digest(*parts: str) -> bytes:
-  return hashlib.blake2b('\x1f'.join(parts).encode('utf-8', 'surrogatepass'), digest_size=8).digest()
+  return hashlib.blake2b(
+    '\x1f'.join(parts).encode('utf-8', 'surrogatepass'), digest_size=8
+  ).digest()
 
 
-# ---- figures ---------------------------------------------------------------------------------------------------------
+# ---- figures ----
 
 
 def _responses(code: str, texts: Sequence[str]) -> dict:
@@ -246,7 +272,10 @@ def _responses(code: str, texts: Sequence[str]) -> dict:
   if not texts:
     return {'fidelity': None, 'repetition': None}
   repeated = np.array([measure.duplicated_share(text) for text in texts])
-  repetition = {'mean': float(repeated.mean()), 'share': float((repeated > measure.REPETITIVE).mean())}
+  repetition = {
+    'mean': float(repeated.mean()),
+    'share': float((repeated > measure.REPETITIVE).mean()),
+  }
   if code not in language_id.CANDIDATES:
     return {'fidelity': None, 'repetition': repetition}
   found = Counter(measure.language_of(text) for text in texts)
@@ -254,7 +283,8 @@ def _responses(code: str, texts: Sequence[str]) -> dict:
   low, high = test.proportion_ci(method='wilson')
   others = {name or 'none': count for name, count in found.most_common() if name != code}
   fidelity = {
-    'share': found[code] / len(texts), 'low': float(low), 'high': float(high), 'rows': len(texts), 'others': others,
+    'share': found[code] / len(texts), 'low': float(low), 'high': float(high), 'rows': len(texts),
+    'others': others,
   }  # fmt: skip
   return {'fidelity': fidelity, 'repetition': repetition}
 
@@ -274,14 +304,20 @@ def _verbs(tallies: Iterable[_Tally], top: int = 20, objects: int = 5) -> dict:
   return {
     'kinds': {name: kinds[name] for name in ('verb', 'question', 'other')},
     'top': [
-      {'verb': verb, 'count': count, 'objects': [list(pair) for pair in ranked(of_verb.get(verb, {}), objects)]}
+      {
+        'verb': verb,
+        'count': count,
+        'objects': [list(pair) for pair in ranked(of_verb.get(verb, {}), objects)],
+      }
       for verb, count in ranked(counts, top)
     ],
   }
 
 
 def _map(instructions: Sequence[tuple[str, str]], seed: int) -> dict | None:
-  """Instructions in two dimensions, with the groups that they form and the words that tell a group from the rest."""
+  """Instructions in two dimensions, with the groups that they form and the words that tell a group
+  from the rest.
+  """
   texts = [diversification.normalised(text) for _, text in instructions]
   if len(set(texts)) < 3:
     return None
@@ -292,7 +328,8 @@ def _map(instructions: Sequence[tuple[str, str]], seed: int) -> dict | None:
   with embeddings.single_thread():
     values, directions = np.linalg.eigh(centred.T @ centred)
   axes = directions[:, ::-1][:, :2]
-  axes *= np.where(axes[np.abs(axes).argmax(0), [0, 1]] < 0, -1, 1)  # a sign that does not depend on the library
+  # a sign that does not depend on the library
+  axes *= np.where(axes[np.abs(axes).argmax(0), [0, 1]] < 0, -1, 1)
   plane = centred @ axes
   words = [set(_WORD.findall(text)) for text in texts]
   everywhere = Counter(word for own in words for word in own)
@@ -312,13 +349,21 @@ def _map(instructions: Sequence[tuple[str, str]], seed: int) -> dict | None:
   }
 
 
-def _typical(here: Counter, size: int, everywhere: Counter, total: int, count: int = 5) -> list[str]:
+def _typical(
+  here: Counter, size: int, everywhere: Counter, total: int, count: int = 5
+) -> list[str]:
   """Words that stand in many texts of a group and in few of the others."""
   stop = embeddings.sklearn('sklearn.feature_extraction.text').ENGLISH_STOP_WORDS
   weight = {
-    word: n / size * math.log((n / size) / (everywhere[word] / total)) for word, n in here.items() if word not in stop
+    word: n / size * math.log((n / size) / (everywhere[word] / total))
+    for word, n in here.items()
+    if word not in stop
   }
-  return [word for word, value in sorted(weight.items(), key=lambda item: (-item[1], item[0]))[:count] if value > 0]
+  return [
+    word
+    for word, value in sorted(weight.items(), key=lambda item: (-item[1], item[0]))[:count]
+    if value > 0
+  ]
 
 
 def _rounds(language: str, rounds: Sequence[Mapping]) -> list[dict]:
@@ -328,7 +373,8 @@ def _rounds(language: str, rounds: Sequence[Mapping]) -> list[dict]:
     candidates, kept = (one.get(name) for name in ('candidates', 'kept'))
     if not isinstance(candidates, int) or not isinstance(kept, int) or not 0 <= kept <= candidates:
       raise ValueError(
-        f'{where}: "candidates" = {candidates!r} and "kept" = {kept!r} must be counts, the second no larger'
+        f'{where}: "candidates" = {candidates!r} and "kept" = {kept!r} must be counts, the second '
+        'no larger'
       )
     found.append({
       'round': one.get('round', number),
@@ -341,14 +387,19 @@ def _rounds(language: str, rounds: Sequence[Mapping]) -> list[dict]:
 
 
 def _histogram(value, where: str) -> dict | None:
-  """{'edges', 'counts'} of counts over equal parts of the levels 1 to 3, or of what has both already."""
+  """{'edges', 'counts'} of counts over equal parts of the levels 1 to 3, or of what has both
+  already.
+  """
   if value is None:
     return None
   if not isinstance(value, Mapping):
     value = {'edges': np.linspace(1, 3, len(value) + 1).round(6).tolist(), 'counts': value}
   edges, counts = list(value.get('edges', ())), list(value.get('counts', ()))
   if not counts or len(edges) != len(counts) + 1:
-    raise ValueError(f'{where}: a score histogram has n counts and n + 1 edges, found {len(counts)} and {len(edges)}')
+    raise ValueError(
+      f'{where}: a score histogram has n counts and n + 1 edges, found {len(counts)} and '
+      f'{len(edges)}'
+    )
   return {'edges': edges, 'counts': counts}
 
 
@@ -359,8 +410,15 @@ def _overlap(benchmarks: Sequence, streams: Sequence[tuple[str, Iterator[Field]]
       for _ in fields:
         pass
     return None
-  named = [(os.path.basename(path), text_fields.benchmark_fields(os.fspath(path))) for path in benchmarks]
+  named = [
+    (os.path.basename(path), text_fields.benchmark_fields(os.fspath(path))) for path in benchmarks
+  ]
   looked_for = contamination.Benchmarks(named)
   contamination.look_through(looked_for, streams)
   rows, matches = looked_for.summary()
-  return {'n': looked_for.n, 'benchmarks': rows, 'matches': matches[:20], 'matches_found': len(matches)}
+  return {
+    'n': looked_for.n,
+    'benchmarks': rows,
+    'matches': matches[:20],
+    'matches_found': len(matches),
+  }

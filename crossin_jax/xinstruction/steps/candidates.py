@@ -1,4 +1,6 @@
-"""Steps from documents to candidates: a document as the response to an instruction that was written for it."""
+"""Steps from documents to candidates: a document as the response to an instruction that was written
+for it.
+"""
 
 from collections.abc import Mapping
 import os
@@ -14,8 +16,12 @@ def document_stamps(run: Run) -> dict[str, list]:
   """What changes when a file of documents does."""
   from crossin_jax.xinstruction.filtering.documents import find_files
 
-  files = lambda language: find_files(run.settings.documents.replace('{language}', language)).values()
-  return {language: [file_stamp(path) for path in files(language)] for language in run.settings.languages}
+  files = lambda language: find_files(
+    run.settings.documents.replace('{language}', language)
+  ).values()
+  return {
+    language: [file_stamp(path) for path in files(language)] for language in run.settings.languages
+  }
 
 
 def filter_documents(run: Run, folder: str) -> Mapping:
@@ -34,7 +40,8 @@ def filter_documents(run: Run, folder: str) -> Mapping:
 def train_generator(run: Run, folder: str) -> Mapping:
   """A model from response to instruction, on the seed."""
   rows = lambda language: [
-    {'id': row['id'], 'instruction': row['output'], 'output': row['instruction']} for row in run.read('seed', language)
+    {'id': row['id'], 'instruction': row['output'], 'output': row['instruction']}
+    for row in run.read('seed', language)
   ]
   return run.train(folder, 'generator', 'xins', rows)
 
@@ -56,7 +63,8 @@ def pair(run: Run, folder: str) -> Mapping:
     for path in rows_lib.chunks(run.folder('filter'), language):
       name = os.path.basename(path)
       written = {
-        row['id']: row['instruction'] for row in rows_lib.read(os.path.join(run.folder('generate'), language, name))
+        row['id']: row['instruction']
+        for row in rows_lib.read(os.path.join(run.folder('generate'), language, name))
       }
       rows = [
         {

@@ -1,4 +1,6 @@
-"""Steps that end a run: the diversified set, its files, the mixture that trains on them, the model, the statistics page."""
+"""Steps that end a run: the diversified set, its files, the mixture that trains on them, the model,
+the statistics page.
+"""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -45,7 +47,9 @@ def diversify(run: Run, folder: str) -> Mapping:
 
 
 def export(run: Run, folder: str) -> Mapping:
-  """LANG.json as published; plain_LANG.json and assistant_LANG.json with the prompts, and a mixture of both."""
+  """LANG.json as published; plain_LANG.json and assistant_LANG.json with the prompts, and a mixture
+  of both.
+  """
   counts = {}
   for language in run.settings.languages:
     rows = [
@@ -54,7 +58,10 @@ def export(run: Run, folder: str) -> Mapping:
     ]
     pairs = [row | {'source': 'seed', 'score': None} for row in run.read('seed', language)]
     counts[language] = rows_lib.write(os.path.join(folder, f'{language}.json'), rows)
-    for name, own, style in (('plain', rows, rows_lib.plain), ('assistant', pairs, rows_lib.assistant)):
+    for name, own, style in (
+      ('plain', rows, rows_lib.plain),
+      ('assistant', pairs, rows_lib.assistant),
+    ):
       asked = (row | {'instruction': style(row['instruction'], language)} for row in own)
       rows_lib.write(os.path.join(folder, f'{name}_{language}.json'), asked)
   filled = [language for language in run.settings.languages if counts[language]]
@@ -78,7 +85,9 @@ def mixture(settings: XInstruction, folder: str, filled: Sequence[str]) -> str:
     rows=repr(os.path.join(folder, 'plain')) if filled else None,
     seed=repr(os.path.join(folder, 'assistant')),
     languages=languages,
-    left_out=f'  # no rows in {", ".join(left_out)}' if (left_out := sorted({*settings.languages} - {*filled})) else '',
+    left_out=f'  # no rows in {", ".join(left_out)}'
+    if (left_out := sorted({*settings.languages} - {*filled}))
+    else '',
     vocabulary=repr(os.path.abspath(settings.vocabulary)),
     max_length=settings.max_length,
   )
@@ -88,7 +97,9 @@ def train(run: Run, folder: str) -> Mapping:
   """The response model on seed and export."""
   stems = run.folder('export')
   rows = lambda language: [
-    row for name in ('assistant', 'plain') for row in rows_lib.read(os.path.join(stems, f'{name}_{language}.json'))
+    row
+    for name in ('assistant', 'plain')
+    for row in rows_lib.read(os.path.join(stems, f'{name}_{language}.json'))
   ]
   return run.train(folder, 'response', 'xinstruction', rows)
 
@@ -97,8 +108,14 @@ def benchmark_stamps(settings: XInstruction) -> dict:
   """What changes when a benchmark does; nothing without one."""
   for path in settings.benchmarks:
     if not os.path.isfile(path):
-      raise StepError(f'XInstruction.benchmarks: {path} is no file; correct the path, or take it out')
-  return {'benchmarks': [file_stamp(path) for path in settings.benchmarks]} if settings.benchmarks else {}
+      raise StepError(
+        f'XInstruction.benchmarks: {path} is no file; correct the path, or take it out'
+      )
+  return (
+    {'benchmarks': [file_stamp(path) for path in settings.benchmarks]}
+    if settings.benchmarks
+    else {}
+  )
 
 
 def write_statistics(run: Run, folder: str) -> Mapping:
@@ -110,7 +127,10 @@ def write_statistics(run: Run, folder: str) -> Mapping:
   for i in range(run.rounds):
     for language, own in run.steps.manifest(f'keep.{i}')['counts']['by_language'].items():
       rounds.setdefault(language, []).append({'round': i + 1} | own)
-  files = {language: os.path.join(run.folder('export'), f'{language}.json') for language in run.settings.languages}
+  files = {
+    language: os.path.join(run.folder('export'), f'{language}.json')
+    for language in run.settings.languages
+  }
   filled = {language: file for language, file in files.items() if next(rows_lib.read(file), None)}
   if not filled:
     return {'rows': 0}

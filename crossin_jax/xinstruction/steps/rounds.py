@@ -1,4 +1,6 @@
-"""Steps of a round of refinement (METHODS C16, C17): a response model, its responses, a rater, its ratings, what is kept."""
+"""Steps of a round of refinement (METHODS C16, C17): a response model, its responses, a rater, its
+ratings, what is kept.
+"""
 
 from collections.abc import Callable, Mapping
 import os
@@ -18,7 +20,8 @@ def train_response(run: Run, i: int, folder: str) -> Mapping:
 
   def rows(language):
     own = [
-      row | {'instruction': rows_lib.assistant(row['instruction'], language)} for row in run.read('seed', language)
+      row | {'instruction': rows_lib.assistant(row['instruction'], language)}
+      for row in run.read('seed', language)
     ]
     if i:
       own += [
@@ -72,7 +75,11 @@ def rate(run: Run, i: int, folder: str) -> Mapping:
   else:
     run.answer('rate', f'train-rater.{i}', run.folder('pairs'), folder)
   found = run.counted(folder, 'score', 'rated')
-  scores = [score for language in run.settings.languages for score in _scores(run, folder, language).values()]
+  scores = [
+    score
+    for language in run.settings.languages
+    for score in _scores(run, folder, language).values()
+  ]
   mean = {'mean_level': round(float(np.mean(scores)), 4) if scores else None}
   unrated = {'unrated': found.pop('empty')} if asked else {}
   return {'rated': found.pop('rated')} | unrated | found | mean | asked
@@ -90,7 +97,11 @@ def keep(run: Run, i: int, folder: str) -> Mapping:
     ids = list(score)
     best = levels.kept(np.array([score[id_] for id_ in ids]), ids, s.keep_fraction, s.least_level)
     chosen = {ids[k] for k in best}
-    rows = (row | {'score': score[row['id']]} for row in run.read('pairs', language) if row['id'] in chosen)
+    rows = (
+      row | {'score': score[row['id']]}
+      for row in run.read('pairs', language)
+      if row['id'] in chosen
+    )
     rows_lib.write(os.path.join(folder, language, '00000.jsonl'), rows)
     histogram = np.histogram(list(score.values()), bins=20, range=(1, 3))[0].tolist()
     counts[language] = {'candidates': len(ids), 'kept': len(chosen), 'score_histogram': histogram}
@@ -123,5 +134,7 @@ def unless_settled(step: Callable[[Run, int, str], Mapping]) -> Callable[[Run, i
 def _kept_before(run: Run, i: int, folder: str) -> Mapping:
   counts = run.steps.manifest(f'keep.{i - 1}')['counts']
   for language in run.settings.languages:
-    rows_lib.write(os.path.join(folder, language, '00000.jsonl'), run.read(f'keep.{i - 1}', language))
+    rows_lib.write(
+      os.path.join(folder, language, '00000.jsonl'), run.read(f'keep.{i - 1}', language)
+    )
   return counts | {'settled': 'as in the round before'}

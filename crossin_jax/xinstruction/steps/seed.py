@@ -14,10 +14,17 @@ def files(settings: XInstruction, language: str) -> list[str]:
   wanted, stem = ['en', language] if settings.seed_is_parallel else [language], settings.seed
   found = []
   for code in wanted:
-    names = [f'{stem}{mark}{code}{ext}' for mark in '._' for ext in ('.json', '.jsonl', '.json.gz', '.jsonl.gz')]
+    names = [
+      f'{stem}{mark}{code}{ext}'
+      for mark in '._'
+      for ext in ('.json', '.jsonl', '.json.gz', '.jsonl.gz')
+    ]
     there = [name for name in names if os.path.isfile(name)]
     if not there:
-      raise StepError(f'no seed file {names[0]} (or {", ".join(os.path.basename(name) for name in names[1:4])} ...)')
+      raise StepError(
+        f'no seed file {names[0]} (or {", ".join(os.path.basename(name) for name in names[1:4])} '
+        '...)'
+      )
     found.append(there[0])
   return found
 
@@ -33,13 +40,19 @@ def rows(settings: XInstruction, language: str) -> Iterator[dict]:
   english = list(rows_lib.read(paths[0])) if settings.seed_is_parallel else native
   if len(native) != len(english):
     raise StepError(
-      f'{paths[0]} has {len(english)} rows and {paths[-1]} {len(native)}; parallel files have the same rows in the same order'
+      f'{paths[0]} has {len(english)} rows and {paths[-1]} {len(native)}; parallel files have the '
+      'same rows in the same order'
     )
   for number, (asked, answered) in enumerate(zip(english, native)):
-    missing = [f for f, row in (('instruction', asked), ('output', answered)) if not isinstance(row.get(f), str)]
+    missing = [
+      f
+      for f, row in (('instruction', asked), ('output', answered))
+      if not isinstance(row.get(f), str)
+    ]
     if missing:
       raise StepError(
-        f'{paths[0 if missing[0] == "instruction" else -1]}, row {number}: field {missing[0]!r} must be a text'
+        f'{paths[0 if missing[0] == "instruction" else -1]}, row {number}: field {missing[0]!r} '
+        'must be a text'
       )
     instruction = rows_lib.joined(asked['instruction'], asked.get('input'))
     if instruction and answered['output'].strip():
@@ -53,7 +66,10 @@ def rows(settings: XInstruction, language: str) -> Iterator[dict]:
 
 def stamps(settings: XInstruction) -> dict[str, list]:
   """What changes when a file does."""
-  return {language: [file_stamp(path) for path in files(settings, language)] for language in settings.languages}
+  return {
+    language: [file_stamp(path) for path in files(settings, language)]
+    for language in settings.languages
+  }
 
 
 def draw(run: Run, folder: str) -> Mapping:
@@ -61,8 +77,13 @@ def draw(run: Run, folder: str) -> Mapping:
   counts = {}
   for language in run.settings.languages:
     found = list(rows(run.settings, language))
-    order = sorted(found, key=lambda row: rows_lib.fraction('seed', row['id']))[: run.settings.seed_pairs]
+    order = sorted(found, key=lambda row: rows_lib.fraction('seed', row['id']))[
+      : run.settings.seed_pairs
+    ]
     if not order:
-      raise StepError(f'no seed pair in {language}: {run.settings.seed} must give rows with instruction and output')
+      raise StepError(
+        f'no seed pair in {language}: {run.settings.seed} must give rows with instruction and '
+        'output'
+      )
     counts[language] = rows_lib.write(os.path.join(folder, language, '00000.jsonl'), order)
   return {'pairs': sum(counts.values()), 'by_language': counts}

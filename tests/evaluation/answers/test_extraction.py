@@ -1,4 +1,6 @@
-"""Extraction against the authors' own scores of real predictions, and the corners of both protocols."""
+"""Extraction against the authors' own scores of real predictions, and the corners of both
+protocols.
+"""
 
 import gzip
 import json
@@ -18,7 +20,9 @@ LETTERED = ['(A) Paris', '(B) Lima', '(C) New Lima', '(D) Oslo']
 PLAIN = ['Paris', 'Lima', 'New Lima', 'Oslo']
 
 
-@pytest.mark.skipif(not CASES, reason="the authors' predictions (../shared/data/seaeval/golden) are not here")
+@pytest.mark.skipif(
+  not CASES, reason="the authors' predictions (../shared/data/seaeval/golden) are not here"
+)
 @pytest.mark.parametrize('case', CASES, ids=lambda case: case['case'])
 def test_published_scores_are_reproduced(case):
   if not case['exact_reproduction']:
@@ -43,24 +47,34 @@ def test_published_scores_are_reproduced(case):
     ]
   )
   answers = np.array(
-    [[row[language]['choices'].index(row[language]['answer']) for language in languages] for row in rows]
+    [
+      [row[language]['choices'].index(row[language]['answer']) for language in languages]
+      for row in rows
+    ]
   )
   ours = consistency.summarise(choices, answers, languages)
   assert ours['accuracy'] == pytest.approx(reference['overall_acc'], abs=1e-9)
   assert ours['accuracy_by_language'] == pytest.approx(reference['language_acc'], abs=1e-9)
   for s in range(2, len(languages) + 1):
-    assert ours['consistency'][str(s)] == pytest.approx(reference[f'consistency_score_{s}'], abs=1e-9)
+    assert ours['consistency'][str(s)] == pytest.approx(
+      reference[f'consistency_score_{s}'], abs=1e-9
+    )
     assert ours['ac3'][str(s)] == pytest.approx(reference[f'AC3_{s}'], abs=1e-9)
-  assert ours['pairwise_consistency'] == pytest.approx(reference['detailed_consistency_score']['2_combine'], abs=1e-9)
+  assert ours['pairwise_consistency'] == pytest.approx(
+    reference['detailed_consistency_score']['2_combine'], abs=1e-9
+  )
 
 
 @pytest.mark.parametrize(
     "prediction, index",
     [
-        ("(B) Lima", 1), ("(b)", 1), ("B)", 1), ("B.", 1), ("B", 1), ("b", 1), ("a", 0), (" A ", 0), ("（Ｂ）", 1), ("**B**", 1),
-        ("Lima", 1), ("lima!", 1), ("  PARIS\n", 0), ("Ｐaris", 0), ("New Lima", 2), ("The answer is (D).", 3),
+        ("(B) Lima", 1), ("(b)", 1), ("B)", 1), ("B.", 1), ("B", 1), ("b", 1), ("a", 0), (" A ", 0),
+        ("（Ｂ）", 1), ("**B**", 1),
+        ("Lima", 1), ("lima!", 1), ("  PARIS\n", 0), ("Ｐaris", 0), ("New Lima", 2),
+        ("The answer is (D).", 3),
         ("I think it is New Lima", 2), ("It is Lima. Yes, Lima. Not Paris", 1), ("<pad> C", 2),
-        ("", -1), ("   ", -1), ("...", -1), ("no idea", -1), ("Paris. Lima.", -1), ("(A) or (B)", -1), ("E", -1), ("a city", -1),
+        ("", -1), ("   ", -1), ("...", -1), ("no idea", -1), ("Paris. Lima.", -1),
+        ("(A) or (B)", -1), ("E", -1), ("a city", -1),
     ],
 )  # fmt: skip
 def test_strict_with_letters(prediction, index):
@@ -68,7 +82,8 @@ def test_strict_with_letters(prediction, index):
 
 
 @pytest.mark.parametrize(
-  'prediction, index', [('Lima', 1), ('lima.', 1), ('B', -1), ('(B)', -1), ('it is New Lima', 2), ('oslo\n', 3)]
+  'prediction, index',
+  [('Lima', 1), ('lima.', 1), ('B', -1), ('(B)', -1), ('it is New Lima', 2), ('oslo\n', 3)],
 )
 def test_strict_without_letters(prediction, index):
   assert extraction.strict(prediction, PLAIN) == index
@@ -80,15 +95,20 @@ def test_strict_keeps_signs_scripts_and_duplicates_apart():
   assert extraction.strict('us', ['US', 'us', 'x']) == 1
   assert extraction.strict('Us', ['US', 'us', 'x']) == -1
   assert extraction.strict('同じ', ['同じ', '同じ', '別']) == -1
-  assert extraction.strict('答案是越南语。', ['(A) 越南语', '(B) 泰语', '(C) 乌尔都语', '(D) 英语']) == 0
+  assert (
+    extraction.strict('答案是越南语。', ['(A) 越南语', '(B) 泰语', '(C) 乌尔都语', '(D) 英语']) == 0
+  )
   assert extraction.strict('اردو۔', ['تمل', 'اردو', 'ہندی', 'چینی']) == 1
   assert extraction.strict('தமிழ்', ['தமிழ்', 'உருது', 'இந்தி', 'சீனம்']) == 0
 
 
 def test_seaeval_rule():
-  pick = lambda text, choices=LETTERED: extraction.seaeval(text, choices, item_id='7', language='en')  # noqa: E731
+  pick = lambda text, choices=LETTERED: extraction.seaeval(
+    text, choices, item_id='7', language='en'
+  )  # noqa: E731
   assert pick('I would say （C）') == 2  # Chinese brackets become ASCII
-  assert pick('New Lima, the (A) of all') == 0  # stage 1 has a key, so stage 2 (texts without letters) is not reached
+  # stage 1 has a key, so stage 2 (texts without letters) is not reached
+  assert pick('New Lima, the (A) of all') == 0
   assert pick('it is a Lima') == 1  # the article is no answer
   assert pick('option A') == 0 and pick('option b') == 1
   assert pick('(A) Paris (B) Lima (C) New Lima') == 2  # the longest key in a segment wins
@@ -97,17 +117,23 @@ def test_seaeval_rule():
 
 def test_seaeval_draws_are_seeded_and_independent_across_languages():
   draws = {
-    language: [extraction.seaeval('', LETTERED, item_id=str(i), language=language) for i in range(4000)]
+    language: [
+      extraction.seaeval('', LETTERED, item_id=str(i), language=language) for i in range(4000)
+    ]
     for language in ('en', 'zh', 'vi')
   }
   again = [extraction.seaeval('', LETTERED, item_id=str(i), language='en') for i in range(4000)]
-  other = [extraction.seaeval('', LETTERED, item_id=str(i), language='en', prompt=2) for i in range(4000)]
+  other = [
+    extraction.seaeval('', LETTERED, item_id=str(i), language='en', prompt=2) for i in range(4000)
+  ]
   assert draws['en'] == again != other
   choices = np.array(list(draws.values())).T
   assert consistency.consistency(choices, 2) == pytest.approx(0.25, abs=0.02)
   assert consistency.consistency(choices, 3) == pytest.approx(0.0625, abs=0.015)
   assert np.bincount(choices[:, 0], minlength=4) / 4000 == pytest.approx(0.25, abs=0.03)
-  ties = {extraction.seaeval('Paris. Lima.', LETTERED, item_id=str(i), language='en') for i in range(50)}
+  ties = {
+    extraction.seaeval('Paris. Lima.', LETTERED, item_id=str(i), language='en') for i in range(50)
+  }
   assert ties == {0, 1}
 
 

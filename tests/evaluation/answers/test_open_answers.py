@@ -52,8 +52,13 @@ def squad():
 )
 def test_mlqa_as_the_official_scorer(mlqa, prediction, answers, language):
   official = mlqa.process_results_lang({'answers': answers}, [prediction], language)
-  assert open_answers.exact_match(prediction.strip(), answers, 'mlqa', language) == official['exact_match']
-  assert open_answers.f1(prediction.strip(), answers, 'mlqa', language) == pytest.approx(official['f1'], abs=1e-12)
+  assert (
+    open_answers.exact_match(prediction.strip(), answers, 'mlqa', language)
+    == official['exact_match']
+  )
+  assert open_answers.f1(prediction.strip(), answers, 'mlqa', language) == pytest.approx(
+    official['f1'], abs=1e-12
+  )
 
 
 @given(prediction=WORDS, answer=WORDS)
@@ -85,8 +90,10 @@ def test_the_mock_predictions_of_xtreme(shared_data, benchmark, mlqa, squad):
 @pytest.mark.parametrize(
   'text, number',
   [
-    ('She makes $1,800.50 a day.', '1800.50'), ('16 - 3 = 13', '13'), ('-4', '-4'), ('The answer is 18.', '18'),
-    ('no number', ''), ('', ''), ('...', ''), ('10 apples, 3 pears', '3'), ('Jibu ni 1,000', '1000'),
+    ('She makes $1,800.50 a day.', '1800.50'), ('16 - 3 = 13', '13'), ('-4', '-4'),
+    ('The answer is 18.', '18'),
+    ('no number', ''), ('', ''), ('...', ''), ('10 apples, 3 pears', '3'),
+    ('Jibu ni 1,000', '1000'),
   ],
 )  # fmt: skip
 def test_the_last_number_counts(text, number):
@@ -101,7 +108,11 @@ def _predictions(texts, answers):
 
 
 def test_numbers_have_consistency_by_value():
-  texts = {'en': ['18.00', 'about 7', 'none', '1.2.3'], 'sw': ['18', '7', '5', '5'], 'zh': ['$18', '8', '5', '6']}
+  texts = {
+    'en': ['18.00', 'about 7', 'none', '1.2.3'],
+    'sw': ['18', '7', '5', '5'],
+    'zh': ['$18', '8', '5', '6'],
+  }
   summary = open_answers.summarise(_predictions(texts, ['18', '8', '5', '5']), 'number')
   assert summary['accuracy_by_language'] == {'en': 0.25, 'sw': 0.75, 'zh': 0.75}
   assert summary['pairwise_consistency'] == {'en,sw': 0.5, 'en,zh': 0.25, 'sw,zh': 0.5}
@@ -118,20 +129,35 @@ def test_files_round_trip_and_runs_are_valid(tmp_path, benchmark):
   assert (again.texts, again.answers) == (predictions.texts, predictions.answers)
   summary = open_answers.summarise(again, open_answers.PROTOCOLS[benchmark])
   run = results.build_run(
-    summary, variant='a', seed=None, benchmark=benchmark, protocol=open_answers.PROTOCOLS[benchmark], method='generate'
+    summary,
+    variant='a',
+    seed=None,
+    benchmark=benchmark,
+    protocol=open_answers.PROTOCOLS[benchmark],
+    method='generate',
   )
   results.write_results(tmp_path / 'results.json', [run])
   assert results.read_results(tmp_path / 'results.json')[0]['consistency'] == {}
-  assert run['accuracy_by_language'] == {'en': 0.5, 'vi': pytest.approx(1 / 3)} and ('f1' in run) == (
-    benchmark != 'mgsm'
-  )
+  assert run['accuracy_by_language'] == {'en': 0.5, 'vi': pytest.approx(1 / 3)} and (
+    'f1' in run
+  ) == (benchmark != 'mgsm')
 
 
 def test_malformed_lines_are_named(tmp_path):
   good = {'id': 1, 'language': 'en', 'answers': ['a'], 'prediction': 'b'}
-  rows = [good, good | {'answers': []}, good | {'id': 2, 'prediction': None}, good | {'id': 3, 'language': 'xx'}, good]
+  rows = [
+    good,
+    good | {'answers': []},
+    good | {'id': 2, 'prediction': None},
+    good | {'id': 3, 'language': 'xx'},
+    good,
+  ]
   (tmp_path / 'p.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows) + '{')
   with pytest.raises(RecordError) as refused:
     open_answers.read_predictions(tmp_path / 'p.jsonl')
-  assert all(f'line {n}:' in str(refused.value) for n in (2, 3, 4, 5, 6)) and 'line 1:' not in str(refused.value)
-  assert list(open_answers.read_predictions(tmp_path / 'p.jsonl', allow_partial=True).texts['en']) == ['1']
+  assert all(f'line {n}:' in str(refused.value) for n in (2, 3, 4, 5, 6)) and 'line 1:' not in str(
+    refused.value
+  )
+  assert list(
+    open_answers.read_predictions(tmp_path / 'p.jsonl', allow_partial=True).texts['en']
+  ) == ['1']

@@ -29,7 +29,9 @@ def line(item='1', language='en', prediction='(A)', **other):
 
 def write(path, rows):
   path.write_text(
-    ''.join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + '\n' for row in rows),
+    ''.join(
+      (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + '\n' for row in rows
+    ),
     encoding='utf-8',
   )
   return path
@@ -37,9 +39,16 @@ def write(path, rows):
 
 def test_both_layouts_codes_names_and_gzip_round_trip(tmp_path):
   read = predictions.read_predictions(
-    write(tmp_path / 'a.jsonl', [line('1'), line('1', 'Chinese', '二'), line('2', 'EN', 'two'), line('2', 'zh', '')])
+    write(
+      tmp_path / 'a.jsonl',
+      [line('1'), line('1', 'Chinese', '二'), line('2', 'EN', 'two'), line('2', 'zh', '')],
+    )
   )
-  assert read.languages == ['en', 'zh'] and read.ids == ['1', '2'] and read.answers.tolist() == [[0, 0], [0, 0]]
+  assert (
+    read.languages == ['en', 'zh']
+    and read.ids == ['1', '2']
+    and read.answers.tolist() == [[0, 0], [0, 0]]
+  )
   for name, layout in [
     ('b.jsonl', 'lines'),
     ('c.jsonl.gz', 'lines'),
@@ -56,8 +65,12 @@ def test_both_layouts_codes_names_and_gzip_round_trip(tmp_path):
     )
     assert np.array_equal(again.answers, read.answers)
   record = json.loads((tmp_path / 'd.jsonl').read_text().splitlines()[0])
-  assert list(record) == ['id', 'English', 'Chinese'] and record['Chinese']['model_prediction'] == '二'
-  (tmp_path / 'f.json').write_text(json.dumps([json.loads(x) for x in (tmp_path / 'd.jsonl').read_text().splitlines()]))
+  assert (
+    list(record) == ['id', 'English', 'Chinese'] and record['Chinese']['model_prediction'] == '二'
+  )
+  (tmp_path / 'f.json').write_text(
+    json.dumps([json.loads(x) for x in (tmp_path / 'd.jsonl').read_text().splitlines()])
+  )
   assert predictions.read_predictions(tmp_path / 'f.json').texts == read.texts
   assert read.extract('strict').tolist() == [[0, 1], [1, -1]]
   assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -97,20 +110,30 @@ def test_malformed_lines_are_named(tmp_path, bad, text):
 
 
 def test_unequal_languages_are_named_and_can_be_left_out(tmp_path):
-  path = write(tmp_path / 'p.jsonl', [line('1'), line('1', 'zh'), line('2'), line('3'), line('3', 'zh')])
-  with pytest.raises(predictions.PredictionError, match="item '2' has no prediction in zh.*--allow-partial"):
+  path = write(
+    tmp_path / 'p.jsonl', [line('1'), line('1', 'zh'), line('2'), line('3'), line('3', 'zh')]
+  )
+  with pytest.raises(
+    predictions.PredictionError, match="item '2' has no prediction in zh.*--allow-partial"
+  ):
     predictions.read_predictions(path)
   partial = predictions.read_predictions(path, allow_partial=True)
   assert partial.ids == ['1', '3'] and partial.left_out == ['2']
   with pytest.raises(predictions.PredictionError, match='nothing can be scored'):
-    predictions.read_predictions(write(tmp_path / 'q.jsonl', [line('1'), line('2', 'zh')]), allow_partial=True)
+    predictions.read_predictions(
+      write(tmp_path / 'q.jsonl', [line('1'), line('2', 'zh')]), allow_partial=True
+    )
 
 
 def test_every_malformed_line_is_named_and_the_rest_scored_on_request(tmp_path, capsys):
-  path = write(tmp_path / 'p.jsonl', [line('1'), '{no', line('2', answer='three'), line('3'), line('3'), '[]'])
+  path = write(
+    tmp_path / 'p.jsonl', [line('1'), '{no', line('2', answer='three'), line('3'), line('3'), '[]']
+  )
   with pytest.raises(predictions.PredictionError) as refused:
     predictions.read_predictions(path)
-  assert all(f'line {n}:' in str(refused.value) or f'line {n},' in str(refused.value) for n in (2, 3, 5, 6))
+  assert all(
+    f'line {n}:' in str(refused.value) or f'line {n},' in str(refused.value) for n in (2, 3, 5, 6)
+  )
   assert 'line 1:' not in str(refused.value) and '4 malformed lines' in str(refused.value)
   partial = predictions.read_predictions(path, allow_partial=True)
   assert partial.ids == ['1', '3'] and len(partial.malformed) == 4
@@ -133,7 +156,9 @@ def test_damaged_files(tmp_path):
 
 @pytest.mark.parametrize('answer', ['(A) one', 'one', 'A', '(A)', 0])
 def test_answers_in_any_form(tmp_path, answer):
-  assert predictions.read_predictions(write(tmp_path / 'p.jsonl', [line(answer=answer)])).answers.tolist() == [[0]]
+  assert predictions.read_predictions(
+    write(tmp_path / 'p.jsonl', [line(answer=answer)])
+  ).answers.tolist() == [[0]]
 
 
 def test_score_command(tmp_path, capsys):
@@ -142,13 +167,30 @@ def test_score_command(tmp_path, capsys):
     [line('1'), line('1', 'zh', '一\n二'), line('2', prediction='two'), line('2', 'zh', '?')],
   )
   assert (
-    cli.main(['score', '--task', 'toy', '--predictions', str(path), '--protocol', 'strict', '--first_line', '--json'])
+    cli.main(
+      [
+        'score',
+        '--task',
+        'toy',
+        '--predictions',
+        str(path),
+        '--protocol',
+        'strict',
+        '--first_line',
+        '--json',
+      ]
+    )
     == 0
   )
   out, err = capsys.readouterr()
   run = json.loads(out.splitlines()[-1])
   R.validate_run(run)
-  assert run['variant'] == 'toy' and run['benchmark'] == 'toy' and run['method'] == 'generate' and run['seed'] is None
+  assert (
+    run['variant'] == 'toy'
+    and run['benchmark'] == 'toy'
+    and run['method'] == 'generate'
+    and run['seed'] is None
+  )
   assert (
     run['accuracy_by_language'] == {'en': 0.5, 'zh': 0.5}
     and run['consistency'] == {'2': 0.5}
@@ -175,13 +217,29 @@ def test_score_exit_codes(tmp_path, capsys):
 GOLDEN = Path(__file__).resolve().parents[3] / '..' / 'shared' / 'data' / 'seaeval' / 'golden'
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the authors' predictions (../shared/data/seaeval/golden) are not here")
+@pytest.mark.skipif(
+  not GOLDEN.exists(),
+  reason="the authors' predictions (../shared/data/seaeval/golden) are not here",
+)
 def test_score_command_on_published_predictions(capsys):
   for case in json.loads((GOLDEN / 'INDEX.json').read_text()):
     flags = ['--first_line'] if case['first_line_only'] else []
     file = str(GOLDEN / f'{case["case"]}.pred.jsonl.gz')
     assert (
-      cli.main(['score', '--task', 'cross_mmlu', '--predictions', file, '--protocol', 'seaeval', '--json', *flags]) == 0
+      cli.main(
+        [
+          'score',
+          '--task',
+          'cross_mmlu',
+          '--predictions',
+          file,
+          '--protocol',
+          'seaeval',
+          '--json',
+          *flags,
+        ]
+      )
+      == 0
     )
     run = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert run['accuracy'] == pytest.approx(case['overall_acc'], abs=1e-9)
@@ -190,7 +248,8 @@ def test_score_command_on_published_predictions(capsys):
 
 def a_run(**changes):
   summary = {
-        "accuracy": 0.5, "accuracy_by_language": {"en": 0.5, "zh": 0.5}, "consistency": {"2": 0.5}, "ac3": {"2": 0.5},
+        "accuracy": 0.5, "accuracy_by_language": {"en": 0.5, "zh": 0.5}, "consistency": {"2": 0.5},
+        "ac3": {"2": 0.5},
         "pairwise_consistency": {"en,zh": 0.5}, "unparsed_rate": 0.0, "items": 4,
     }  # fmt: skip
   settings = {

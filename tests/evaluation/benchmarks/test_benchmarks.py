@@ -1,4 +1,6 @@
-"""Benchmark files, their prompts against lm-evaluation-harness' own task files, and what is wrong with the files."""
+"""Benchmark files, their prompts against lm-evaluation-harness' own task files, and what is wrong
+with the files.
+"""
 
 import ast
 import importlib.util
@@ -9,36 +11,47 @@ import numpy as np
 import pytest
 
 from crossin_jax.evaluation.benchmarks import files as benchmark_files
-from crossin_jax.evaluation.benchmarks.declarations import BENCHMARKS, SEAEVAL_PROMPTS, LoadedBenchmark
+from crossin_jax.evaluation.benchmarks.declarations import (
+  BENCHMARKS,
+  SEAEVAL_PROMPTS,
+  LoadedBenchmark,
+)
 from crossin_jax.storage.records import RecordError
 
 
 def _write(path, rows):
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows), encoding='utf-8')
+  path.write_text(
+    ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows), encoding='utf-8'
+  )
   return path
 
 
 def _function(folder, name):
   """'utils.doc_to_text' of a task's folder."""
   module, name = name.rsplit('.', 1)
-  made = importlib.util.spec_from_file_location(f'harness_{folder.name}_{module}', folder / f'{module}.py')
+  made = importlib.util.spec_from_file_location(
+    f'harness_{folder.name}_{module}', folder / f'{module}.py'
+  )
   loaded = importlib.util.module_from_spec(made)
   made.loader.exec_module(loaded)
   return getattr(loaded, name)
 
 
-# ---- prompts against lm-evaluation-harness -------------------------------------------------------------------------
+# ---- prompts against lm-evaluation-harness ----
 
 
 @pytest.fixture(scope='module')
 def harness():
-  """task name -> (contexts, continuations) of a document, by the harness' YAML files and their functions."""
+  """task name -> (contexts, continuations) of a document, by the harness' YAML files and their
+  functions.
+  """
   spec = importlib.util.find_spec('lm_eval')
   if spec is None:
     pytest.skip('lm_eval is not installed (pip install lm-eval)')
   folder = pathlib.Path(spec.origin).parent / 'tasks'
-  # What the harness does with these files, its data sets aside: Jinja over the document, YAML includes, !function.
+  # What the harness does with these files, its data sets aside: Jinja over the document, YAML
+  # includes, !function.
   from lm_eval.utils import apply_template
   import yaml
 
@@ -74,7 +87,12 @@ def _row(name, fields, language):
 @pytest.mark.parametrize('language', sorted(BENCHMARKS['xcopa'].spoken - {'en'}))
 @pytest.mark.parametrize('question', ['cause', 'effect'])
 def test_xcopa_as_the_harness(harness, language, question):
-  doc = {'premise': ' The man slept. ', 'choice1': 'He dreamt.', 'choice2': 'She left.', 'question': question}
+  doc = {
+    'premise': ' The man slept. ',
+    'choice1': 'He dreamt.',
+    'choice2': 'She left.',
+    'question': question,
+  }
   row = _row('xcopa', doc | {'answer': 1}, language)
   assert (row['prompt'], row['continuations']) == harness(f'xcopa/default_{language}.yaml', doc)
 
@@ -104,14 +122,25 @@ def test_story_cloze_and_belebele_as_the_harness(harness):
   doc |= {'sentence_quiz1': 'Good end.', 'sentence_quiz2': 'Bad end.', 'answer_right_ending': 1}
   row = _row(
     'xstorycloze',
-    {'story': [f'Sentence {i}.' for i in range(1, 5)], 'choices': ['Good end.', 'Bad end.'], 'answer': 0},
+    {
+      'story': [f'Sentence {i}.' for i in range(1, 5)],
+      'choices': ['Good end.', 'Bad end.'],
+      'answer': 0,
+    },
     'ar',
   )
   assert (row['prompt'], row['continuations']) == harness('xstorycloze/default_ar.yaml', doc)
-  doc = {'flores_passage': 'A text.', 'question': ' What? '} | {f'mc_answer{i}': f'answer {i}' for i in range(1, 5)}
+  doc = {'flores_passage': 'A text.', 'question': ' What? '} | {
+    f'mc_answer{i}': f'answer {i}' for i in range(1, 5)
+  }
   row = _row(
     'belebele',
-    {'passage': 'A text.', 'question': ' What? ', 'choices': [f'answer {i}' for i in range(1, 5)], 'answer': 3},
+    {
+      'passage': 'A text.',
+      'question': ' What? ',
+      'choices': [f'answer {i}' for i in range(1, 5)],
+      'answer': 3,
+    },
     'ur',
   )
   assert (row['prompt'], row['continuations']) == harness(
@@ -129,9 +158,13 @@ def test_mgsm_as_the_harness(harness, language):
 @pytest.mark.parametrize('language', sorted(BENCHMARKS['xquad'].spoken))
 def test_xquad_and_mlqa_as_the_harness(harness, language):
   doc = {'context': 'A {{text}}.', 'question': 'What?', 'answers': ['A']}
-  assert (_row('xquad', doc, language)['prompt'], None) == harness(f'xquad/xquad_{language}.yaml', doc)
+  assert (_row('xquad', doc, language)['prompt'], None) == harness(
+    f'xquad/xquad_{language}.yaml', doc
+  )
   if language in ('es', 'zh'):
-    assert (_row('mlqa', doc, language)['prompt'], None) == harness(f'mlqa/mlqa_{language}_{language}.yaml', doc)
+    assert (_row('mlqa', doc, language)['prompt'], None) == harness(
+      f'mlqa/mlqa_{language}_{language}.yaml', doc
+    )
 
 
 def test_the_five_seaeval_prompts():
@@ -139,14 +172,20 @@ def test_the_five_seaeval_prompts():
   texts = [prompt(fields, 'en')['instruction'] for prompt in SEAEVAL_PROMPTS]
   assert len(set(texts)) == 5
   assert texts[0] == (
-    'Respond to the question by selecting the most appropriate answer.\n\nContext:\nC\n\nQuestion:\nQ\n\nChoices:\n(A) a\n(B) b'
+    'Respond to the question by selecting the most appropriate '
+    'answer.\n\nContext:\nC\n\nQuestion:\nQ\n\nChoices:\n(A) a\n(B) b'
     '\n\nAnswer:\n'
   )
   assert texts[1].startswith('Kindly choose') and '\n\n' not in texts[1]
-  assert 'Context' not in SEAEVAL_PROMPTS[0]({k: v for k, v in fields.items() if k != 'context'}, 'en')['instruction']
+  assert (
+    'Context'
+    not in SEAEVAL_PROMPTS[0]({k: v for k, v in fields.items() if k != 'context'}, 'en')[
+      'instruction'
+    ]
+  )
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- files ----
 
 
 def test_languages_are_found_by_name(tmp_path):
@@ -168,14 +207,18 @@ def test_languages_are_found_by_name(tmp_path):
   for name in names:
     (tmp_path / name).write_text('')
   found = {
-    language: pathlib.Path(path).name for language, path in benchmark_files.language_files(str(tmp_path)).items()
+    language: pathlib.Path(path).name
+    for language, path in benchmark_files.language_files(str(tmp_path)).items()
   }
   assert found == {
-    'th': 'val.th.jsonl', 'sw': 'dev-sw.tsv', 'bn': 'mgsm_bn.tsv', 'en': 'eng_Latn.jsonl', 'ur': 'urd_Arab.jsonl',
+    'th': 'val.th.jsonl', 'sw': 'dev-sw.tsv', 'bn': 'mgsm_bn.tsv', 'en': 'eng_Latn.jsonl',
+    'ur': 'urd_Arab.jsonl',
     'es': 'dev-context-es-question-es.json', 'id': 'dev.id-translated.csv',
   }  # fmt: skip
   (tmp_path / 'test.th.jsonl').write_text('')
-  with pytest.raises(RecordError, match=r'test\.th\.jsonl and val\.th\.jsonl are both Thai.*--split'):
+  with pytest.raises(
+    RecordError, match=r'test\.th\.jsonl and val\.th\.jsonl are both Thai.*--split'
+  ):
     benchmark_files.language_files(str(tmp_path))
   assert list(benchmark_files.language_files(str(tmp_path), 'test')) == ['th']
   with pytest.raises(RecordError, match='no .* file with a language code'):
@@ -206,7 +249,9 @@ def test_the_wrong_xcopa_column_is_detected_and_mended(tmp_path):
 
 def test_the_real_xcopa_is_mended(shared_data):
   loaded = LoadedBenchmark('xcopa', str(shared_data / 'xcopa'))
-  assert {note.split(':')[0] for note in loaded.notes} == {f'XCOPA {language}' for language in ('id', 'th', 'tr', 'sw')}
+  assert {note.split(':')[0] for note in loaded.notes} == {
+    f'XCOPA {language}' for language in ('id', 'th', 'tr', 'sw')
+  }
   right = {
     record['idx']: record['question']
     for _, record in benchmark_files.read_records(shared_data / 'xcopa' / 'val.vi.jsonl')
@@ -222,8 +267,10 @@ def test_the_real_xcopa_is_mended(shared_data):
 @pytest.mark.parametrize(
   'name, path, languages, items',
   [
-    ('cross_mmlu', 'seaeval/cross_mmlu.dev.json', 7, 75), ('cross_logiqa', 'seaeval/cross_logiqa.dev.json', 7, 60),
-    ('xnli', 'xnli', 9, 180), ('indocloze', 'indocloze', 2, 60), ('belebele', 'belebele', 2, 70), ('mgsm', 'mgsm', 6, 40),
+    ('cross_mmlu', 'seaeval/cross_mmlu.dev.json', 7, 75),
+    ('cross_logiqa', 'seaeval/cross_logiqa.dev.json', 7, 60),
+    ('xnli', 'xnli', 9, 180), ('indocloze', 'indocloze', 2, 60), ('belebele', 'belebele', 2, 70),
+    ('mgsm', 'mgsm', 6, 40),
     ('xquad', 'xquad_raw', 5, 177),
   ],
 )  # fmt: skip
@@ -232,7 +279,9 @@ def test_real_files_are_read(shared_data, name, path, languages, items):
   (questions,) = loaded.questions()
   assert (len(questions.languages), len(questions.ids)) == (languages, items)
   if questions.kind == 'choice':
-    assert np.array_equal(questions.answers, np.broadcast_to(questions.answers[:, :1], questions.answers.shape))
+    assert np.array_equal(
+      questions.answers, np.broadcast_to(questions.answers[:, :1], questions.answers.shape)
+    )
     # No place of the right answer is so frequent that always naming it would pay.
     assert np.bincount(questions.answers[:, 0]).max() <= 0.65 * items
 
@@ -251,7 +300,8 @@ def _seaeval_item(item_id, languages=('English', 'Chinese'), **change):
   'records, message',
   [
     ([_seaeval_item('1'), _seaeval_item('2', ('English',))], r"1 items have no zh \('2'\)"),
-    ([_seaeval_item('1', answer='(C) z')], "line 1, English: the answer '\\(C\\) z' is not exactly one of"),
+    ([_seaeval_item('1', answer='(C) z')], "line 1, English: the answer '\\(C\\) z' is not "
+                                           "exactly one of"),
     ([_seaeval_item('1', question=3)], "line 1, English: field 'question' must be a text"),
     ([_seaeval_item('1'), _seaeval_item('1')], "line 2, English: item '1' was already given"),
     ([_seaeval_item('1', ('Klingon',))], "unknown language 'Klingon'"),

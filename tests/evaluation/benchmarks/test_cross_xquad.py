@@ -26,7 +26,8 @@ def _squad(paragraphs_of_articles, language):
     'data': [
       {
         'paragraphs': [
-          {'context': 'c', 'qas': [question(f'{answer}{language}') for answer in paragraph]} for paragraph in article
+          {'context': 'c', 'qas': [question(f'{answer}{language}') for answer in paragraph]}
+          for paragraph in article
         ]
       }
       for article in paragraphs_of_articles
@@ -58,7 +59,9 @@ def test_the_real_files(shared_data, tmp_path, capsys):
     assert cli.main(argv) == 0
   assert (tmp_path / 'a').read_bytes() == (tmp_path / 'b').read_bytes()
   counts = json.loads(capsys.readouterr().out.splitlines()[-1])
-  assert counts['items'] == 177 and counts['dropped'] == [] and sum(counts['letters'].values()) == 177
+  assert (
+    counts['items'] == 177 and counts['dropped'] == [] and sum(counts['letters'].values()) == 177
+  )
   # A fair die gives 44 of each, give or take six.
   assert all(25 <= count <= 63 for count in counts['letters'].values())
   loaded = LoadedBenchmark('cross_xquad', str(tmp_path / 'a'))
@@ -69,13 +72,18 @@ def test_the_real_files(shared_data, tmp_path, capsys):
     for language in loaded.languages:
       options = [_bare(choice[4:]) for choice in record[ENGLISH_NAMES[language]]['choices']]
       assert len(options) == 4
-      assert not any(one in other for i, one in enumerate(options) for j, other in enumerate(options) if i != j)
+      assert not any(
+        one in other for i, one in enumerate(options) for j, other in enumerate(options) if i != j
+      )
 
 
 def test_distractors_come_from_the_paragraph_first(tmp_path):
   path = _folder(tmp_path / 'x', [[['ja', 'kb', 'lc', 'md'], ['ne', 'of', 'pg']], [['qh']]])
   built = cross_xquad.build(path, ['en', 'zh'])
-  by_id = {record['id']: {choice[4:6] for choice in record['English']['choices']} for record in built.records}
+  by_id = {
+    record['id']: {choice[4:6] for choice in record['English']['choices']}
+    for record in built.records
+  }
   assert all(by_id[f'q{i}'] == {'ja', 'kb', 'lc', 'md'} for i in range(4))
   assert all({'ne', 'of', 'pg'} <= by_id[f'q{i}'] for i in (4, 5, 6)) and built.from_article == 3
   assert built.dropped == [('q7', 'only 0 distinct answers of other questions in the article')]
@@ -89,7 +97,9 @@ def test_distractors_come_from_the_paragraph_first(tmp_path):
   ),
   languages=st.permutations(['en', 'zh', 'vi']),
 )  # fmt: skip
-def test_no_option_is_part_of_another_and_languages_may_come_in_any_order(tmp_path_factory, articles, languages):
+def test_no_option_is_part_of_another_and_languages_may_come_in_any_order(
+  tmp_path_factory, articles, languages
+):
   path = _folder(tmp_path_factory.mktemp('xquad'), articles, ('en', 'zh', 'vi'))
   try:
     built = cross_xquad.build(path, languages)
@@ -99,7 +109,9 @@ def test_no_option_is_part_of_another_and_languages_may_come_in_any_order(tmp_pa
   assert built.dropped == again.dropped and built.records == again.records
   for record in built.records:
     options = [_bare(choice[4:]) for choice in record['English']['choices']]
-    assert not any(one in other for i, one in enumerate(options) for j, other in enumerate(options) if i != j)
+    assert not any(
+      one in other for i, one in enumerate(options) for j, other in enumerate(options) if i != j
+    )
 
 
 def test_unequal_languages_are_named(tmp_path):

@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from crossin_jax.evaluation.answers.predictions import Predictions, read_predictions, write_predictions
+from crossin_jax.evaluation.answers.predictions import (
+  Predictions,
+  read_predictions,
+  write_predictions,
+)
 from crossin_jax.evaluation.comparison import compare
 from crossin_jax.evaluation.comparison import differences as comparison_differences
 from crossin_jax.evaluation.comparison.differences import holm, sign_flip_p
@@ -24,16 +28,22 @@ WORDS = {
 }
 
 
-def _predictions(accuracy: dict[str, float], items: int = 100, seed: int = 0, ids=None) -> Predictions:
+def _predictions(
+  accuracy: dict[str, float], items: int = 100, seed: int = 0, ids=None
+) -> Predictions:
   """A model right so often in each language, on items whose answers do not depend on the seed."""
   answers = np.random.default_rng(7).integers(4, size=items)
   generator = np.random.default_rng(seed)
   languages = list(accuracy)
-  choices = [[[f'({"ABCD"[o]}) {WORDS[l][o]}' for o in range(4)] for l in languages] for _ in range(items)]
+  choices = [
+    [[f'({"ABCD"[o]}) {WORDS[l][o]}' for o in range(4)] for l in languages] for _ in range(items)
+  ]
   texts = []
   for i in range(items):
     picks = [
-      answers[i] if generator.random() < accuracy[l] else (answers[i] + 1 + generator.integers(3)) % 4
+      answers[i]
+      if generator.random() < accuracy[l]
+      else (answers[i] + 1 + generator.integers(3)) % 4
       for l in languages
     ]
     texts.append([choices[i][j][pick] for j, pick in enumerate(picks)])
@@ -55,7 +65,7 @@ def _run(capsys, *argv) -> dict:
 EVEN = dict.fromkeys(WORDS, 0.5)
 
 
-# ---- the tests behind "real" -----------------------------------------------------------------------------------------
+# ---- the tests behind "real" ----
 
 
 @settings(deadline=None)
@@ -67,11 +77,17 @@ def test_sign_flips_of_one_prompt_are_mcnemars_exact_test(differences):
 
 
 def test_sign_flips_of_several_prompts_agree_with_scipy():
-  difference_PN = np.random.default_rng(0).integers(-1, 2, size=(3, 40)) + np.random.default_rng(1).integers(
-    0, 2, size=(3, 40)
-  )
+  difference_PN = np.random.default_rng(0).integers(-1, 2, size=(3, 40)) + np.random.default_rng(
+    1
+  ).integers(0, 2, size=(3, 40))
   mean_N = difference_PN.mean(axis=0)
-  other = stats.permutation_test((mean_N, -mean_N), lambda x, y: x.mean() - y.mean(), permutation_type='samples', n_resamples=9999, rng=0)  # fmt: skip
+  other = stats.permutation_test(
+    (mean_N, -mean_N),
+    lambda x, y: x.mean() - y.mean(),
+    permutation_type='samples',
+    n_resamples=9999,
+    rng=0,
+  )
   assert sign_flip_p(difference_PN) == pytest.approx(other.pvalue, abs=0.02)
 
 
@@ -79,7 +95,9 @@ def test_sign_flips_of_several_prompts_agree_with_scipy():
 def test_holm(p):
   adjusted = holm(p)
   assert all(one <= other <= min(1.0, len(p) * one) for one, other in zip(p, adjusted))
-  assert sorted(range(len(p)), key=lambda i: (adjusted[i], p[i])) == sorted(range(len(p)), key=lambda i: p[i])
+  assert sorted(range(len(p)), key=lambda i: (adjusted[i], p[i])) == sorted(
+    range(len(p)), key=lambda i: p[i]
+  )
   # By its definition: the sorted hypotheses are rejected until the first that is not.
   for level in (0.01, 0.05, 0.2):
     rejected, ordered = 0, sorted(p)
@@ -89,24 +107,34 @@ def test_holm(p):
 
 
 def test_nothing_is_real_between_equal_models():
-  """Many comparisons of two models that differ by accident: Holm holds the false alarms of a table near 5 %."""
+  """Many comparisons of two models that differ by accident: Holm holds the false alarms of a table
+  near 5 %.
+  """
   alarms = 0
   for seed in range(60):
-    ours = [comparison_differences.sign_flip_p(_difference(EVEN, seed, language)) for language in range(4)]
+    ours = [
+      comparison_differences.sign_flip_p(_difference(EVEN, seed, language)) for language in range(4)
+    ]
     alarms += any(p <= 0.05 for p in holm(ours))
   assert alarms <= 9  # 3 expected; more than 9 of 60 happens once in 1,000
 
 
 def _difference(accuracy, seed: int, column: int) -> np.ndarray:
-  right = [(p.extract('strict') == p.answers)[:, column].astype(int) for p in (_predictions(accuracy, seed=2 * seed), _predictions(accuracy, seed=2 * seed + 1))]  # fmt: skip
+  right = [
+    (p.extract('strict') == p.answers)[:, column].astype(int)
+    for p in (_predictions(accuracy, seed=2 * seed), _predictions(accuracy, seed=2 * seed + 1))
+  ]
   return (right[1] - right[0])[None]
 
 
-# ---- comparisons -----------------------------------------------------------------------------------------------------
+# ---- comparisons ----
 
 
 def test_figures_are_those_of_score_and_real_ones_are_found(tmp_path, capsys):
-  base, tuned = _predictions(EVEN), _predictions({'en': 0.5, 'ur': 0.9, 'ta': 0.9, 'sw': 0.5}, seed=4)
+  base, tuned = (
+    _predictions(EVEN),
+    _predictions({'en': 0.5, 'ur': 0.9, 'ta': 0.9, 'sw': 0.5}, seed=4),
+  )
   a = _directory(tmp_path / 'base', {'cross_world.generate.jsonl': base})
   b = _directory(tmp_path / 'tuned', {'cross_world.generate.jsonl': tuned})
   found = _run(capsys, a, b)
@@ -123,7 +151,10 @@ def test_figures_are_those_of_score_and_real_ones_are_found(tmp_path, capsys):
     )
   assert own['measures']['accuracy']['verdict'] == 'gain'
   assert [l for l, row in own['by_language'].items() if row['verdict'] == 'gain'] == ['ur', 'ta']
-  assert "Holm's correction for 4 comparisons" in own['language_sentence'] and 'Urdu (+' in own['language_sentence']
+  assert (
+    "Holm's correction for 4 comparisons" in own['language_sentence']
+    and 'Urdu (+' in own['language_sentence']
+  )
   right = [p.extract('strict') == p.answers for p in (base, tuned)]
   for j, language in enumerate(WORDS):
     row = own['by_language'][language]
@@ -133,7 +164,9 @@ def test_figures_are_those_of_score_and_real_ones_are_found(tmp_path, capsys):
 
 def test_the_other_way_round_is_the_other_sign(tmp_path, capsys):
   a = _directory(tmp_path / 'a', {'x.generate.jsonl': _predictions(EVEN)})
-  b = _directory(tmp_path / 'b', {'x.generate.jsonl': _predictions(dict.fromkeys(WORDS, 0.8), seed=1)})
+  b = _directory(
+    tmp_path / 'b', {'x.generate.jsonl': _predictions(dict.fromkeys(WORDS, 0.8), seed=1)}
+  )
   for key, row in _run(capsys, a, b)['comparisons'][0]['measures'].items():
     other = _run(capsys, b, a)['comparisons'][0]['measures'][key]
     assert other['difference']['value'] == pytest.approx(-row['difference']['value'])
@@ -142,50 +175,75 @@ def test_the_other_way_round_is_the_other_sign(tmp_path, capsys):
 
 def test_a_model_against_itself(tmp_path, capsys):
   a = _directory(
-    tmp_path / 'a', {'x.generate.jsonl': _predictions(EVEN), 'x.likelihood.jsonl': _predictions(EVEN, seed=3)}
+    tmp_path / 'a',
+    {'x.generate.jsonl': _predictions(EVEN), 'x.likelihood.jsonl': _predictions(EVEN, seed=3)},
   )
   for own in _run(capsys, a, a)['comparisons']:
-    assert all(row['verdict'] == 'none' and row['difference']['value'] == 0 for row in own['measures'].values())
+    assert all(
+      row['verdict'] == 'none' and row['difference']['value'] == 0
+      for row in own['measures'].values()
+    )
     assert all(row['p_holm'] == 1.0 for row in own['by_language'].values())
     assert not own['flipped']
 
 
 def test_few_items_are_never_real(tmp_path, capsys):
-  a = _directory(tmp_path / 'a', {'x.generate.jsonl': _predictions(dict.fromkeys(WORDS, 0.0), items=10)})
-  b = _directory(tmp_path / 'b', {'x.generate.jsonl': _predictions(dict.fromkeys(WORDS, 1.0), items=10)})
+  a = _directory(
+    tmp_path / 'a', {'x.generate.jsonl': _predictions(dict.fromkeys(WORDS, 0.0), items=10)}
+  )
+  b = _directory(
+    tmp_path / 'b', {'x.generate.jsonl': _predictions(dict.fromkeys(WORDS, 1.0), items=10)}
+  )
   (own,) = _run(capsys, a, b)['comparisons']
   assert own['measures']['accuracy']['difference']['value'] == 1.0
-  assert all(row['verdict'] == 'none' for row in [*own['measures'].values(), *own['by_language'].values()])
+  assert all(
+    row['verdict'] == 'none' for row in [*own['measures'].values(), *own['by_language'].values()]
+  )
   assert 'too few' in own['measures']['accuracy']['sentence']
 
 
 def test_prompts_are_paired_and_unshared_things_named(tmp_path, capsys):
   a = _directory(tmp_path / 'a', {
-    'x.p1.generate.jsonl': _predictions(EVEN), 'x.p2.generate.jsonl': _predictions(EVEN, seed=1), 'only_a.likelihood.jsonl': _predictions(EVEN),
+    'x.p1.generate.jsonl': _predictions(EVEN), 'x.p2.generate.jsonl': _predictions(EVEN, seed=1),
+    'only_a.likelihood.jsonl': _predictions(EVEN),
   })  # fmt: skip
   b = _directory(tmp_path / 'b', {
-    'x.p2.generate.jsonl': _predictions(EVEN, seed=2), 'x.p1.generate.jsonl': _predictions(EVEN, seed=3), 'x.p3.generate.jsonl': _predictions(EVEN),
+    'x.p2.generate.jsonl': _predictions(EVEN, seed=2),
+    'x.p1.generate.jsonl': _predictions(EVEN, seed=3), 'x.p3.generate.jsonl': _predictions(EVEN),
   })  # fmt: skip
   found = _run(capsys, a, b)
   (own,) = found['comparisons']
   assert own['prompts'] == [1, 2] and 'prompts 3' in own['notes'][0]
   assert (found['only_in_a'], found['only_in_b']) == (['only_a by likelihood'], [])
-  values = [np.mean(p.extract('strict') == p.answers) for p in (_predictions(EVEN), _predictions(EVEN, seed=1))]
+  values = [
+    np.mean(p.extract('strict') == p.answers)
+    for p in (_predictions(EVEN), _predictions(EVEN, seed=1))
+  ]
   assert own['measures']['accuracy']['a']['value'] == pytest.approx(np.mean(values))
 
 
 def test_different_items_are_refused_or_cut(tmp_path, capsys):
   a = _directory(tmp_path / 'a', {'x.generate.jsonl': _predictions(EVEN)})
   other = _predictions(
-    {'en': 0.5, 'ur': 0.5, 'ta': 0.5}, seed=1, ids=[f'item-{i}' for i in range(97)] + ['p', 'q', 'r']
+    {'en': 0.5, 'ur': 0.5, 'ta': 0.5},
+    seed=1,
+    ids=[f'item-{i}' for i in range(97)] + ['p', 'q', 'r'],
   )
   b = _directory(tmp_path / 'b', {'x.generate.jsonl': other})
   with pytest.raises(RecordError) as error:
     compare.main([a, b])
-  for part in ('--allow-partial', 'languages on one side only: sw', 'en: 6 items on one side only (item-97'):
+  for part in (
+    '--allow-partial',
+    'languages on one side only: sw',
+    'en: 6 items on one side only (item-97',
+  ):
     assert part in str(error.value)
   (own,) = _run(capsys, a, b, '--allow-partial')['comparisons']
-  assert own['items'] == 97 and own['languages'] == ['en', 'ur', 'ta'] and any('sw' in note for note in own['notes'])
+  assert (
+    own['items'] == 97
+    and own['languages'] == ['en', 'ur', 'ta']
+    and any('sw' in note for note in own['notes'])
+  )
 
 
 def test_another_version_of_the_benchmark_is_refused(tmp_path):
@@ -221,8 +279,13 @@ def test_open_answers(tmp_path, capsys):
     (tmp_path / name / 'predictions' / 'mgsm.generate.jsonl').write_text(
       '\n'.join(map(json.dumps, rows)), encoding='utf-8'
     )
-  (own,) = _run(capsys, str(tmp_path / 'a'), str(tmp_path / 'b'), '--output_dir', str(tmp_path / 'out'))['comparisons']
-  assert list(own['measures']) == ['accuracy'] and own['measures']['accuracy']['difference']['value'] == 0.5
+  (own,) = _run(
+    capsys, str(tmp_path / 'a'), str(tmp_path / 'b'), '--output_dir', str(tmp_path / 'out')
+  )['comparisons']
+  assert (
+    list(own['measures']) == ['accuracy']
+    and own['measures']['accuracy']['difference']['value'] == 0.5
+  )
   assert own['by_language']['sw']['wrong_to_right'] == 20
   assert 'Accepted' in (tmp_path / 'out' / 'compare.html').read_text(encoding='utf-8')
 
@@ -238,7 +301,7 @@ def test_files_of_published_systems(shared_data, capsys):
     assert own['measures']['AC3_3'][side]['value'] == pytest.approx(summary['ac3']['3'])
 
 
-# ---- the page --------------------------------------------------------------------------------------------------------
+# ---- the page ----
 
 
 class _Page(html.parser.HTMLParser):
@@ -251,7 +314,9 @@ class _Page(html.parser.HTMLParser):
 
   def handle_starttag(self, tag, attrs):
     attrs = dict(attrs)
-    self.outside += [value for key, value in attrs.items() if key in ('src', 'href') and not value.startswith('#')]
+    self.outside += [
+      value for key, value in attrs.items() if key in ('src', 'href') and not value.startswith('#')
+    ]
     if attrs.get('dir') and attrs.get('lang'):
       self.directions.setdefault(attrs['lang'], set()).add(attrs['dir'])
     self.headings += tag in ('h2', 'h3')
@@ -269,9 +334,21 @@ class _Page(html.parser.HTMLParser):
 def test_page(tmp_path, capsys):
   hostile = _predictions({'en': 0.7, 'ur': 0.7, 'ta': 0.7}, seed=1)
   hostile.texts[50][0] = '<script>alert(1)</script> (A) Finland'
-  a = _directory(tmp_path / 'a', {'x.generate.jsonl': _predictions({'en': 0.4, 'ur': 0.4, 'ta': 0.4})})
+  a = _directory(
+    tmp_path / 'a', {'x.generate.jsonl': _predictions({'en': 0.4, 'ur': 0.4, 'ta': 0.4})}
+  )
   b = _directory(tmp_path / 'b', {'x.generate.jsonl': hostile})
-  found = _run(capsys, a, b, '--output_dir', str(tmp_path / 'out'), '--examples', '100', '--names', 'A & co,<b>')
+  found = _run(
+    capsys,
+    a,
+    b,
+    '--output_dir',
+    str(tmp_path / 'out'),
+    '--examples',
+    '100',
+    '--names',
+    'A & co,<b>',
+  )
   assert json.loads((tmp_path / 'out' / 'compare.json').read_text(encoding='utf-8')) == found
   text = (tmp_path / 'out' / 'compare.html').read_text(encoding='utf-8')
   page = _Page(text)

@@ -11,13 +11,19 @@ import pytest
 
 from crossin_jax.evaluation.contamination import contamination
 from crossin_jax.evaluation.contamination.contamination import Benchmarks, words
-from crossin_jax.evaluation.contamination.text_fields import Field, benchmark_fields, training_fields
+from crossin_jax.evaluation.contamination.text_fields import (
+  Field,
+  benchmark_fields,
+  training_fields,
+)
 from crossin_jax.storage.records import RecordError
 
 LONG = 'The lighthouse keeper of the northern island wrote down every ship that passed, with the hour and the colour of its flag.'
 SHORT = 'Which river flows through the old town of Porvoo?'  # 9 words
 TINY = 'Who painted the ceiling?'  # 4 words
-CHINESE = '北方岛屿的灯塔看守人把每一艘经过的船都记了下来，还写上时间和旗帜的颜色，直到他退休的那一天。'
+CHINESE = (
+  '北方岛屿的灯塔看守人把每一艘经过的船都记了下来，还写上时间和旗帜的颜色，直到他退休的那一天。'
+)
 THAI = 'ผู้ดูแลประภาคารบนเกาะทางเหนือจดชื่อเรือทุกลำที่แล่นผ่านพร้อมทั้งเวลาและสีของธงจนถึงวันที่เขาเกษียณ'
 HINDI = 'उत्तरी द्वीप के प्रकाशस्तंभ का रखवाला हर गुजरने वाले जहाज का नाम, समय और उसके झंडे का रंग लिख लेता था।'
 FILLER = 'Cooks in the harbour start their work long before sunrise and rest after the last guest has paid.'
@@ -25,13 +31,17 @@ FILLER = 'Cooks in the harbour start their work long before sunrise and rest aft
 
 def _look(benchmark: list[str], training: list[str], n: int = 13) -> list[dict]:
   """Matches of texts, each an item of its own, with training rows."""
-  found = Benchmarks([('bench', [Field(str(i), 'en', 'question', text) for i, text in enumerate(benchmark)])], n)
-  for _ in found.look_for('rows', [Field(str(i), 'en', 'input', text) for i, text in enumerate(training)]):
+  found = Benchmarks(
+    [('bench', [Field(str(i), 'en', 'question', text) for i, text in enumerate(benchmark)])], n
+  )
+  for _ in found.look_for(
+    'rows', [Field(str(i), 'en', 'input', text) for i, text in enumerate(training)]
+  ):
     pass
   return found.summary()[1]
 
 
-# ---- planted texts ---------------------------------------------------------------------------------------------------
+# ---- planted texts ----
 
 
 @pytest.mark.parametrize('text', [LONG, SHORT, TINY, CHINESE, THAI, HINDI])
@@ -88,9 +98,11 @@ def test_words():
   assert len(words('उत्तरी द्वीप தமிழ்மொழி')) == 3
 
 
-# ---- properties ------------------------------------------------------------------------------------------------------
+# ---- properties ----
 
-_VOCABULARY = [f'{a}{b}' for a in ('ka', 'lo', 'mi', 'nu', 'pe') for b in ('ra', 'so', 'ti', 'vu', 'ze')]
+_VOCABULARY = [
+  f'{a}{b}' for a in ('ka', 'lo', 'mi', 'nu', 'pe') for b in ('ra', 'so', 'ti', 'vu', 'ze')
+]
 _SENTENCES = st.lists(st.sampled_from(_VOCABULARY), min_size=1, max_size=60)
 
 
@@ -99,10 +111,17 @@ def _grams(text: list[str], n: int) -> set:
 
 
 @settings(max_examples=120, deadline=None)
-@given(st.lists(_SENTENCES, min_size=1, max_size=4), st.lists(_SENTENCES, min_size=1, max_size=4), st.integers(2, 6))
+@given(
+  st.lists(_SENTENCES, min_size=1, max_size=4),
+  st.lists(_SENTENCES, min_size=1, max_size=4),
+  st.integers(2, 6),
+)
 def test_it_finds_what_plain_python_finds(benchmark, training, n):
   benchmark = [*benchmark, ['zzzz'] * 6]  # one text at least is long enough to be looked for
-  found = {(m['item'], m['row'], m['kind'], round(m['covered'], 6)) for m in _look([' '.join(x) for x in benchmark], [' '.join(x) for x in training], n)}  # fmt: skip
+  found = {
+    (m['item'], m['row'], m['kind'], round(m['covered'], 6))
+    for m in _look([' '.join(x) for x in benchmark], [' '.join(x) for x in training], n)
+  }
   wanted = set()
   least = -(-n * 4 * 8 // 13)
   for i, text in enumerate(benchmark):
@@ -111,9 +130,20 @@ def test_it_finds_what_plain_python_finds(benchmark, training, n):
       if ''.join(text) == ''.join(row) and len(text) >= min(4, n):
         rows.append(('same', 1.0, j))
       elif len(text) >= n and (shared := _grams(text, n) & _grams(row, n)):
-        places = {p + k for p in range(len(text) - n + 1) for k in range(n) if tuple(text[p : p + n]) in shared}
-        rows.append(('contained' if len(places) == len(text) else 'n-gram', len(places) / len(text), j))
-      elif min(4, n) <= len(text) < n and 4 * len(text) >= least and tuple(text) in _grams(row, len(text)):
+        places = {
+          p + k
+          for p in range(len(text) - n + 1)
+          for k in range(n)
+          if tuple(text[p : p + n]) in shared
+        }
+        rows.append(
+          ('contained' if len(places) == len(text) else 'n-gram', len(places) / len(text), j)
+        )
+      elif (
+        min(4, n) <= len(text) < n
+        and 4 * len(text) >= least
+        and tuple(text) in _grams(row, len(text))
+      ):
         rows.append(('contained', 1.0, j))
     rows.sort(key=lambda own: (contamination.KINDS.index(own[0]), -own[1]))
     wanted |= {(str(i), str(j), kind, round(covered, 6)) for kind, covered, j in rows[:3]}
@@ -152,7 +182,7 @@ def test_matches_do_not_depend_on_batches(monkeypatch):
   assert _look([LONG, SHORT], rows) == whole and whole
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- files ----
 
 
 def _texts(fields) -> list[tuple]:
@@ -160,25 +190,58 @@ def _texts(fields) -> list[tuple]:
 
 
 def test_layouts_of_benchmarks(tmp_path):
-  write = lambda name, text: (tmp_path / name).write_text(text, encoding='utf-8') and str(tmp_path / name)
-  seaeval = write('a.json', json.dumps([{'id': 'q1', 'English': {'question': 'Why?', 'choices': ['(A) x', '(B) y']}, 'Chinese': {'question': '为何？'}}]))  # fmt: skip
+  write = lambda name, text: (
+    (tmp_path / name).write_text(text, encoding='utf-8') and str(tmp_path / name)
+  )
+  seaeval = write(
+    'a.json',
+    json.dumps(
+      [
+        {
+          'id': 'q1',
+          'English': {'question': 'Why?', 'choices': ['(A) x', '(B) y']},
+          'Chinese': {'question': '为何？'},
+        }
+      ]
+    ),
+  )
   assert _texts(benchmark_fields(seaeval)) == [
-    ('q1', 'en', 'question', 'Why?'), ('q1', 'en', 'choices', '(A) x'), ('q1', 'en', 'choices', '(B) y'), ('q1', 'zh', 'question', '为何？'),
+    ('q1', 'en', 'question', 'Why?'), ('q1', 'en', 'choices', '(A) x'),
+    ('q1', 'en', 'choices', '(B) y'), ('q1', 'zh', 'question', '为何？'),
   ]  # fmt: skip
-  lines = write('val.sw.jsonl', '{"premise": "Mvua", "label": 1, "idx": 4}\n{"premise": "Jua", "language": "id"}\n')
-  assert _texts(benchmark_fields(lines)) == [('4', 'sw', 'premise', 'Mvua'), ('line 2', 'id', 'premise', 'Jua')]
+  lines = write(
+    'val.sw.jsonl',
+    '{"premise": "Mvua", "label": 1, "idx": 4}\n{"premise": "Jua", "language": "id"}\n',
+  )
+  assert _texts(benchmark_fields(lines)) == [
+    ('4', 'sw', 'premise', 'Mvua'),
+    ('line 2', 'id', 'premise', 'Jua'),
+  ]
   tsv = write('mgsm_th.tsv', 'ข้อ 1\t18\n')
-  assert _texts(benchmark_fields(tsv)) == [('line 1', 'th', 'column 1', 'ข้อ 1'), ('line 1', 'th', 'column 2', '18')]
+  assert _texts(benchmark_fields(tsv)) == [
+    ('line 1', 'th', 'column 1', 'ข้อ 1'),
+    ('line 1', 'th', 'column 2', '18'),
+  ]
   table = write('dev.id.csv', 'Awal,Akhir\n"Satu, dua",tiga\n')
   assert _texts(benchmark_fields(table))[0][2:] == ('Awal', 'Satu, dua')
-  squad = {'data': [{'title': 't', 'paragraphs': [{'context': 'C', 'qas': [{'id': 'i', 'question': 'Q', 'answers': [{'text': 'A'}]}]}]}]}  # fmt: skip
+  squad = {
+    'data': [
+      {
+        'title': 't',
+        'paragraphs': [
+          {'context': 'C', 'qas': [{'id': 'i', 'question': 'Q', 'answers': [{'text': 'A'}]}]}
+        ],
+      }
+    ]
+  }
   assert _texts(benchmark_fields(write('xquad.zh.json', json.dumps(squad)))) == [
     ('i', 'zh', 'context', 'C'), ('i', 'zh', 'question', 'Q'), ('i', 'zh', 'answers', 'A'),
   ]  # fmt: skip
 
 
 def test_layouts_of_training_rows(tmp_path):
-  rows = [{'instruction': f'Say {i}', 'input': '', 'output': 'x' * 3000} for i in range(700)]  # 2 MB
+  # 2 MB
+  rows = [{'instruction': f'Say {i}', 'input': '', 'output': 'x' * 3000} for i in range(700)]
   wanted = [(f'Say {i}', 'x' * 3000) for i in range(700)]
   listed, lines = tmp_path / 'rows.json', tmp_path / 'rows.jsonl'
   listed.write_text(json.dumps(rows, indent=1), encoding='utf-8')
@@ -192,14 +255,16 @@ def test_layouts_of_training_rows(tmp_path):
   assert next(iter(training_fields(str(listed)))).item == 'row 1'
 
 
-@pytest.mark.parametrize('text', ['[{"a": "b"}, {"a": ', '[{"a": "b"} 17', '{"a": "b"}\n{"a"\n', '[1, 2]'])
+@pytest.mark.parametrize(
+  'text', ['[{"a": "b"}, {"a": ', '[{"a": "b"} 17', '{"a": "b"}\n{"a"\n', '[1, 2]']
+)
 def test_broken_training_rows_are_named(tmp_path, text):
   (tmp_path / 'rows.json').write_text(text, encoding='utf-8')
   with pytest.raises(RecordError, match=r'rows\.json, (row|line) \d'):
     list(training_fields(str(tmp_path / 'rows.json')))
 
 
-# ---- the command -----------------------------------------------------------------------------------------------------
+# ---- the command ----
 
 
 def _run(capsys, *argv) -> dict:
@@ -214,19 +279,26 @@ def test_command(tmp_path, capsys):
   ]
   (tmp_path / 'rows.json').write_text(json.dumps(rows), encoding='utf-8')
   items = [
-    {'id': i, 'English': {'question': q, 'choices': ['yes', 'no']}, 'Chinese': {'question': CHINESE}}
+    {
+      'id': i,
+      'English': {'question': q, 'choices': ['yes', 'no']},
+      'Chinese': {'question': CHINESE},
+    }
     for i, q in enumerate([LONG, SHORT])
   ]
   (tmp_path / 'bench.json').write_text(json.dumps(items), encoding='utf-8')
   found = _run(
-    capsys, '--mixture_rows', str(tmp_path / 'rows.json'), '--benchmark', str(tmp_path / 'bench.json'), '--output_dir', str(tmp_path / 'out')
+    capsys, '--mixture_rows', str(tmp_path / 'rows.json'), '--benchmark',
+    str(tmp_path / 'bench.json'), '--output_dir', str(tmp_path / 'out')
   )  # fmt: skip
   by_language = {row['language']: row for row in found['benchmarks']}
   assert by_language['en']['items'] == by_language['zh']['items'] == 2
   assert (by_language['en']['share'], by_language['zh']['share']) == (0.5, 0.0)
   assert by_language['en']['fields'] == {'question': 1} and found['training']['rows'] == 2
   assert json.loads((tmp_path / 'out' / 'contamination.json').read_text(encoding='utf-8')) == found
-  (match,) = map(json.loads, (tmp_path / 'out' / 'matches.jsonl').read_text(encoding='utf-8').splitlines())
+  (match,) = map(
+    json.loads, (tmp_path / 'out' / 'matches.jsonl').read_text(encoding='utf-8').splitlines()
+  )
   assert (match['item'], match['field'], match['row'], match['training_field']) == (
     '0',
     'question',
@@ -255,11 +327,16 @@ def test_prepared_mixture(tiny_prepared, tmp_path, capsys):
     str(tmp_path),
   ]
   assert _run(capsys, *argv)['benchmarks'][0]['found'] == 1
-  matches = [json.loads(text) for text in (tmp_path / 'matches.jsonl').read_text(encoding='utf-8').splitlines()]
+  matches = [
+    json.loads(text)
+    for text in (tmp_path / 'matches.jsonl').read_text(encoding='utf-8').splitlines()
+  ]
   assert {match['item'] for match in matches} == {'planted'}
 
 
-@pytest.mark.parametrize('argv', [[], ['--mixture', 'm'], ['--mixture_rows', 'x', '--mixture', 'm', '--data_dir', 'd']])
+@pytest.mark.parametrize(
+  'argv', [[], ['--mixture', 'm'], ['--mixture_rows', 'x', '--mixture', 'm', '--data_dir', 'd']]
+)
 def test_usage(argv):
   with pytest.raises(SystemExit) as stop:
     contamination.main([*argv, '--benchmark', 'x'])
@@ -269,10 +346,12 @@ def test_usage(argv):
 def test_nothing_long_enough(tmp_path):
   (tmp_path / 'b.jsonl').write_text('{"question": "Why?"}\n', encoding='utf-8')
   with pytest.raises(RecordError, match='no text of 4 words or more'):
-    contamination.main(['--mixture_rows', str(tmp_path / 'b.jsonl'), '--benchmark', str(tmp_path / 'b.jsonl')])
+    contamination.main(
+      ['--mixture_rows', str(tmp_path / 'b.jsonl'), '--benchmark', str(tmp_path / 'b.jsonl')]
+    )
 
 
-# ---- real data -------------------------------------------------------------------------------------------------------
+# ---- real data ----
 
 
 @pytest.mark.parametrize('language', ['en', 'es', 'vi', 'zh'])
@@ -282,10 +361,18 @@ def test_xquad_as_instructions_is_xquad(shared_data, capsys, language):
     shared_data / 'xquad_raw' / f'xquad.{language}.json',
   )
   (found,) = _run(capsys, '--mixture_rows', str(rows), '--benchmark', str(raw))['benchmarks']
-  assert found['language'] == language and found['share'] == 1.0 and found['fields']['context'] == found['items']
+  assert (
+    found['language'] == language
+    and found['share'] == 1.0
+    and found['fields']['context'] == found['items']
+  )
 
 
 def test_languages_do_not_leak_into_one_another(shared_data, capsys):
-  rows, raw = shared_data / 'xquad_instr' / 'xquad_instr.en.json', shared_data / 'xquad_raw' / 'xquad.th.json'
+  rows, raw = (
+    shared_data / 'xquad_instr' / 'xquad_instr.en.json',
+    shared_data / 'xquad_raw' / 'xquad.th.json',
+  )
   (found,) = _run(capsys, '--mixture_rows', str(rows), '--benchmark', str(raw))['benchmarks']
-  assert set(found['fields']) <= {'answers'} and found['share'] < 0.01  # one answer is 'P, NP, PP, PSPACE' in both
+  # one answer is 'P, NP, PP, PSPACE' in both
+  assert set(found['fields']) <= {'answers'} and found['share'] < 0.01

@@ -34,7 +34,9 @@ ANSWERS = {'en': 'Wear wool. ', 'ur': 'اون پہنیں۔ ', 'ta': 'கம்�
 @pytest.fixture(autouse=True)
 def _setting(monkeypatch):
   monkeypatch.setenv('OPENAI_API_KEY', KEY)
-  monkeypatch.setitem(cli.COMMANDS, 'judge', ('crossin_jax.evaluation.judging.judge', 'main', 'test'))
+  monkeypatch.setitem(
+    cli.COMMANDS, 'judge', ('crossin_jax.evaluation.judging.judge', 'main', 'test')
+  )
 
 
 def rows(system, items=10, languages=('ur', 'ta'), quality=5):
@@ -48,7 +50,8 @@ def rows(system, items=10, languages=('ur', 'ta'), quality=5):
             'language': language,
             'asked_in': asked_in,
             'instruction': QUESTIONS[asked_in].format(i),
-            'output': f'{ANSWERS[language] * draw.randint(1, 4)}{system} {i} quality {quality + draw.randint(-2, 2)}',
+            'output': f'{ANSWERS[language] * draw.randint(1, 4)}{system} {i} quality '
+            f'{quality + draw.randint(-2, 2)}',
             'category': ('writing', 'generic')[i % 2],
           }
         )
@@ -57,14 +60,20 @@ def rows(system, items=10, languages=('ur', 'ta'), quality=5):
 
 def write(path, lines):
   path.write_text(
-    ''.join((line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)) + '\n' for line in lines), 'utf-8'
+    ''.join(
+      (line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)) + '\n'
+      for line in lines
+    ),
+    'utf-8',
   )
   return path
 
 
 @pytest.fixture
 def files(tmp_path):
-  return write(tmp_path / 'ours.jsonl', rows('ours', quality=6)), write(tmp_path / 'theirs.jsonl', rows('theirs'))
+  return write(tmp_path / 'ours.jsonl', rows('ours', quality=6)), write(
+    tmp_path / 'theirs.jsonl', rows('theirs')
+  )
 
 
 def flags(files, url, out, *more):
@@ -72,7 +81,8 @@ def flags(files, url, out, *more):
           '--gin.Endpoint.backoff_seconds=0.01', *more]  # fmt: skip
 
 
-# Rubbish is drawn by how often a request was made before, which a kill or a busy machine changes: three times in a row happens.
+# Rubbish is drawn by how often a request was made before, which a kill or a busy machine changes:
+# three times in a row happens.
 PATIENT = '--gin.Endpoint.garbage_retries=9'
 
 
@@ -90,7 +100,9 @@ sys.exit(cli.main(sys.argv[1:]))
 
 def process(argv):
   environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY)}
-  return subprocess.Popen([sys.executable, '-c', PROGRAM, *argv], env=environment, stderr=subprocess.DEVNULL)
+  return subprocess.Popen(
+    [sys.executable, '-c', PROGRAM, *argv], env=environment, stderr=subprocess.DEVNULL
+  )
 
 
 def test_a_server_that_fails_loses_no_pair_and_is_asked_nothing_twice(files, tmp_path, capsys):
@@ -102,7 +114,9 @@ def test_a_server_that_fails_loses_no_pair_and_is_asked_nothing_twice(files, tmp
   found = json.loads(spoken.out.splitlines()[-1])
   written = json.loads((tmp_path / 'out' / 'judge.json').read_text('utf-8'))
   assert {name: found[name] for name in written} == written and found['status'] == 0
-  assert len(said) == 160 and all(lines_.count('ok') == 1 and lines_[-1] == 'ok' for lines_ in said.values())
+  assert len(said) == 160 and all(
+    lines_.count('ok') == 1 and lines_[-1] == 'ok' for lines_ in said.values()
+  )
   assert found['endpoint']['repeated'] == sum(len(lines_) - 1 for lines_ in said.values()) > 40
   assert f'{found["endpoint"]["repeated"]:,} of them repeats' in spoken.err
   assert [one['model'] for one in found['judges']] == ['gpt-4', 'other']
@@ -110,12 +124,18 @@ def test_a_server_that_fails_loses_no_pair_and_is_asked_nothing_twice(files, tmp
     row = one['overall']
     assert row['pairs'] == row['judged'] == 40 == row['wins'] + row['ties'] + row['losses']
     assert row['low'] < row['win_rate'] < row['high'] and set(one['by_language']) == {'ur', 'ta'}
-    assert set(one['by_category']) == {'writing', 'generic'} and set(one['by_asked_in']) == {'en', 'ur', 'ta'}
+    assert set(one['by_category']) == {'writing', 'generic'} and set(one['by_asked_in']) == {
+      'en',
+      'ur',
+      'ta',
+    }
     assert [row['language'] for row in one['asked_in_output_language']] == ['ta', 'ur', None]
   assert found['agreement'][0]['pairs'] == 40
   # The table is what the raw scores say.
   raw = [line for line in lines(tmp_path / 'out') if line['judge'] == 'gpt-4']
-  sums = [(r['ab']['score1'] + r['ba']['score2'], r['ab']['score2'] + r['ba']['score1']) for r in raw]
+  sums = [
+    (r['ab']['score1'] + r['ba']['score2'], r['ab']['score2'] + r['ba']['score1']) for r in raw
+  ]
   assert sum(a > b for a, b in sums) == found['judges'][0]['overall']['wins']
   assert [line['id'] for line in raw] == [str(row['id']) for row in rows('ours')]
   # The scores of the server follow the quality written in the answers.
@@ -136,17 +156,24 @@ def test_pairs_without_scores_are_unjudged_and_named(files, tmp_path, capsys):
       count = len(server.log())
   assert count == 72 + 8 * 3 and found['endpoint']['sent'] == 0
   unjudged = [line for line in lines(tmp_path / 'out') if line['verdict'] is None]
-  assert [line['id'] for line in unjudged] == ['3'] * 4 and all(line['unjudged'] == 'no_scores' for line in unjudged)
+  assert [line['id'] for line in unjudged] == ['3'] * 4 and all(
+    line['unjudged'] == 'no_scores' for line in unjudged
+  )
   assert all(line['ab'] is None for line in unjudged)
 
 
 def test_kill_9_and_a_dead_server_change_nothing(files, tmp_path):
-  """Killed twice, with a server that fails, and dies once and comes back: the figures of a run that was left alone."""
+  """Killed twice, with a server that fails, and dies once and comes back: the figures of a run that
+  was left alone.
+  """
   alone = tmp_path / 'alone'
   with running(tmp_path) as server:
     assert cli.main(flags(files, server.url, alone)) == 0
   (tmp_path / 'bad').mkdir()
-  server, out = Running(tmp_path / 'bad', fail=0.3, garbage=0.1, slow=0.1, die_after=90), tmp_path / 'out'
+  server, out = (
+    Running(tmp_path / 'bad', fail=0.3, garbage=0.1, slow=0.1, die_after=90),
+    tmp_path / 'out',
+  )
   cache, box = out / 'cache' / 'replies.jsonl', []
 
   def bring_back():
@@ -159,7 +186,9 @@ def test_kill_9_and_a_dead_server_change_nothing(files, tmp_path):
   try:
     for wanted in (12, 35):
       run = process(flags(files, server.url, out, PATIENT))
-      while run.poll() is None and not (cache.exists() and cache.read_bytes().count(b'\n') >= wanted):
+      while run.poll() is None and not (
+        cache.exists() and cache.read_bytes().count(b'\n') >= wanted
+      ):
         time.sleep(0.005)
       run.send_signal(signal.SIGKILL)
       run.wait()
@@ -213,7 +242,9 @@ def test_rows_that_are_wrong_are_all_named(files, tmp_path, capsys):
     ({k: v for k, v in good[0].items() if k != 'instruction'}, 'field "instruction"'),
     (good[0], 'was already given in'),
   ]
-  ours = write(tmp_path / 'bad.jsonl', [*good, *(line for line, _ in bad), {**good[0], 'id': 'alone'}])
+  ours = write(
+    tmp_path / 'bad.jsonl', [*good, *(line for line, _ in bad), {**good[0], 'id': 'alone'}]
+  )
   other = {**rows('theirs')[1], 'instruction': 'Something else?'}
   theirs = write(tmp_path / 'theirs.jsonl', [rows('theirs')[0], other, *rows('theirs')[2:-1]])
   with running(tmp_path) as server:
@@ -221,7 +252,9 @@ def test_rows_that_are_wrong_are_all_named(files, tmp_path, capsys):
     said = capsys.readouterr().err
     for number, (_, message) in enumerate(bad, len(good) + 1):
       assert re.search(rf'bad\.jsonl, line {number}: .*{re.escape(message)}', said), (number, said)
-    assert "id 'alone' in 'ur' asked in 'en' is not in" in said and 'has another question in' in said
+    assert (
+      "id 'alone' in 'ur' asked in 'en' is not in" in said and 'has another question in' in said
+    )
     assert '8 malformed lines and 3 rows without a partner' in said and '--allow-partial' in said
     assert server.log() == [] and 'Traceback' not in said
     assert cli.main(flags((ours, theirs), server.url, tmp_path / 'out', '--allow-partial')) == 0
@@ -230,7 +263,13 @@ def test_rows_that_are_wrong_are_all_named(files, tmp_path, capsys):
 
 
 def test_of_several_outputs_the_shortest_unless_told(tmp_path):
-  row = {'id': 1, 'language': 'Urdu', 'question': 'a', 'input': 'b', 'outputs': ['long one', 'tiny', 'four']}
+  row = {
+    'id': 1,
+    'language': 'Urdu',
+    'question': 'a',
+    'input': 'b',
+    'outputs': ['long one', 'tiny', 'four'],
+  }
   path = write(tmp_path / 'a.jsonl', [row])
   problems = []
   assert judge.read_answers(path, problems)['1', 'ur', None].output == 'tiny'
@@ -238,7 +277,12 @@ def test_of_several_outputs_the_shortest_unless_told(tmp_path):
   assert found.output == 'long one' and found.question == 'a\n\nb' and problems == []
 
 
-@given(st.integers(0, 10), st.integers(0, 10), st.sampled_from(['', ' ', '\n', '.0']), st.text(max_size=10))
+@given(
+  st.integers(0, 10),
+  st.integers(0, 10),
+  st.sampled_from(['', ' ', '\n', '.0']),
+  st.text(max_size=10),
+)
 def test_scores_are_read(one, two, space, noise):
   number = f'{one}{space}'
   text = f'<score1>{number}</score1>\n<score2> {two}/10</score2>'
@@ -255,7 +299,9 @@ def test_the_prompt():
   one, two = (judge.request(pair, order, 'gpt-4') for order in judge.ORDERS)
   text = one.messages[1]['content']
   assert text.index('AAA') < text.index('BBB') and 'Urdu' in text and 'English' not in text
-  assert two.messages[1]['content'] == text.replace('AAA', '+').replace('BBB', 'AAA').replace('+', 'BBB')
+  assert two.messages[1]['content'] == text.replace('AAA', '+').replace('BBB', 'AAA').replace(
+    '+', 'BBB'
+  )
   assert dict(one.parameters) == {'temperature': 0, 'top_p': 1, 'max_tokens': 256}
   for tag in ('question', 'answer1', 'answer2', 'score1', 'score2'):
     assert text.count(f'<{tag}>') == text.count(f'</{tag}>') == 1
@@ -285,7 +331,12 @@ def test_to_change_the_systems_is_to_change_the_sign(judgements):
   one = verdicts.judge_figures(pairs, judgements, ('A', 'B'), 50)
   two = verdicts.judge_figures(pairs, swapped, ('B', 'A'), 50)
   a, b = one['overall'], two['overall']
-  assert (a['wins'], a['ties'], a['losses'], a['unjudged']) == (b['losses'], b['ties'], b['wins'], b['unjudged'])
+  assert (a['wins'], a['ties'], a['losses'], a['unjudged']) == (
+    b['losses'],
+    b['ties'],
+    b['wins'],
+    b['unjudged'],
+  )
   assert a['judged'] + sum(a['unjudged'].values()) == len(pairs)
   if a['win_rate'] is not None:
     assert a['win_rate'] == pytest.approx(1 - b['win_rate']) and a['score_a'] == b['score_b']
@@ -302,7 +353,10 @@ def test_the_order_of_pairs_does_not_matter(judgements, draw):
   pairs = pairs_for(judgements)
   both = list(zip(pairs, judgements))
   draw.shuffle(both)
-  one, two = (verdicts.judge_figures(*zip(*some), ('A', 'B'), 20) for some in (both, list(zip(pairs, judgements))))
+  one, two = (
+    verdicts.judge_figures(*zip(*some), ('A', 'B'), 20)
+    for some in (both, list(zip(pairs, judgements)))
+  )
   assert _near(one, two)
 
 
@@ -316,8 +370,14 @@ def _near(one, two):
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=60))
 def test_kappa_is_that_of_scikit_learn(cells):
-  metrics = pytest.importorskip('sklearn.metrics', reason='the comparison with scikit-learn needs the extra `test`')
-  outcomes = {0: Judgement((2, 1), (1, 2)), 1: Judgement((1, 1), (1, 1)), 2: Judgement((1, 2), (2, 1))}
+  metrics = pytest.importorskip(
+    'sklearn.metrics', reason='the comparison with scikit-learn needs the extra `test`'
+  )
+  outcomes = {
+    0: Judgement((2, 1), (1, 2)),
+    1: Judgement((1, 1), (1, 1)),
+    2: Judgement((1, 2), (2, 1)),
+  }
   pairs = [Pair(str(i), 'ur', None, '', 'q', 'a', 'b') for i in range(len(cells))]
   one, two = ([outcomes[cell[side]] for cell in cells] for side in (0, 1))
   found = verdicts.agreement(pairs, {'x': one, 'y': two}, 100)[0]
@@ -331,11 +391,17 @@ def test_kappa_is_that_of_scikit_learn(cells):
 
 def test_intervals_are_those_of_scipy():
   worth = np.random.default_rng(0).choice([0, 0.5, 1], p=[0.4, 0.1, 0.5], size=200)
-  found = verdicts.interval([str(i) for i in range(200)], [(v, 1) for v in worth], verdicts.mean, 5000, 0)
-  other = scipy.stats.bootstrap((worth,), np.mean, n_resamples=5000, method='percentile', rng=1).confidence_interval
+  found = verdicts.interval(
+    [str(i) for i in range(200)], [(v, 1) for v in worth], verdicts.mean, 5000, 0
+  )
+  other = scipy.stats.bootstrap(
+    (worth,), np.mean, n_resamples=5000, method='percentile', rng=1
+  ).confidence_interval
   assert (found.low, found.high) == pytest.approx((other.low, other.high), abs=0.01)
   # Four copies of each question are no more questions.
-  copies = verdicts.interval([str(i) for i in range(200)] * 4, [(v, 1) for v in worth] * 4, verdicts.mean, 5000, 0)
+  copies = verdicts.interval(
+    [str(i) for i in range(200)] * 4, [(v, 1) for v in worth] * 4, verdicts.mean, 5000, 0
+  )
   assert (copies.low, copies.high) == pytest.approx((found.low, found.high))
   assert verdicts.interval(['a', 'b'], [(1, 1), (1, 1)], verdicts.mean, 100, 0) is None
 
@@ -350,7 +416,8 @@ def test_asked_in_the_output_language_says_what_is_real():
         said.append(win if draw.random() < 0.4 + effect * (asked_in != 'en') else loss)
   said[0] = Judgement(NO_SCORES, (1, 2))  # its partner is left out of the pairs too
   by_language = {
-    row['language']: row for row in verdicts.judge_figures(pairs, said, ('X', 'Y'))['asked_in_output_language']
+    row['language']: row
+    for row in verdicts.judge_figures(pairs, said, ('X', 'Y'))['asked_in_output_language']
   }
   urdu = by_language['ur']
   assert urdu['questions'] == 79 and urdu['verdict'] == 'gain' and urdu['low'] > 0
@@ -359,7 +426,10 @@ def test_asked_in_the_output_language_says_what_is_real():
     urdu['sentence'].startswith('Asked in Urdu, the win rate of X against Y is')
     and 'a real difference' in urdu['sentence']
   )
-  assert by_language['ta']['verdict'] == 'none' and 'no difference that can be told' in by_language['ta']['sentence']
+  assert (
+    by_language['ta']['verdict'] == 'none'
+    and 'no difference that can be told' in by_language['ta']['sentence']
+  )
   assert by_language[None]['questions'] == 159
 
 
@@ -374,6 +444,8 @@ def test_the_page_shows_right_to_left_right_and_needs_nothing_else(files, tmp_pa
   assert '<script' not in page and '&lt;script&gt;' in page and 'A &amp; B' in page
   assert not re.search(r'(?:src|href)=|url\(|@import|https?://', page)
   for text in re.findall(r'<p class="text"([^>]*)>([^<]*)</p>', page):
-    assert ('dir="rtl"' in text[0]) == any('\u0600' <= letter <= '\u06ff' for letter in text[1]) or 'script' in text[1]
+    assert ('dir="rtl"' in text[0]) == any(
+      '\u0600' <= letter <= '\u06ff' for letter in text[1]
+    ) or 'script' in text[1]
   assert page.count('lang="ur" dir="rtl"') > 20 and page.count('lang="ta" dir="ltr"') > 20
   assert 'Agreement of the judges' in page and 'Asked in the language of the answer' in page

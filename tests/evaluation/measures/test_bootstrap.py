@@ -45,10 +45,14 @@ def test_paired_difference_covers_and_is_narrower_than_unpaired():
 
 def test_seeds_with_items_of_their_own_cover():
   generator, hits = np.random.default_rng(7), 0
-  normal = np.random.default_rng(8).normal(size=(400_000, 1)) + 0.3 * np.random.default_rng(9).normal(size=(1, 1000))
+  normal = np.random.default_rng(8).normal(size=(400_000, 1)) + 0.3 * np.random.default_rng(
+    9
+  ).normal(size=(1, 1000))
   truth = (1 / (1 + np.exp(-normal[:2000]))).mean()
   for trial in range(200):
-    runs = [simulate(generator, 1, 60, 2, 0.3 * generator.normal())[0].astype(int) for _ in range(5)]
+    runs = [
+      simulate(generator, 1, 60, 2, 0.3 * generator.normal())[0].astype(int) for _ in range(5)
+    ]
     answers = [np.ones(60, int)] * 5
     found = bootstrap.interval(runs, answers, resamples=300, seed=trial)
     hits += found.low <= truth <= found.high
@@ -61,10 +65,15 @@ def test_estimates_are_the_statistics_themselves():
   generator = np.random.default_rng(5)
   runs = generator.integers(-1, 4, (3, 60, 4))
   answers = generator.integers(0, 4, 60)
-  wanted = [consistency.ac3(consistency.accuracy(run, answers), consistency.consistency(run, 3)) for run in runs]
+  wanted = [
+    consistency.ac3(consistency.accuracy(run, answers), consistency.consistency(run, 3))
+    for run in runs
+  ]
   assert bootstrap.interval(runs, answers, 'ac3').estimate == pytest.approx(np.mean(wanted))
   subset = bootstrap.interval(runs, answers, 'accuracy', columns=[1, 3])
-  assert subset.estimate == pytest.approx(np.mean([consistency.accuracy(run[:, [1, 3]], answers) for run in runs]))
+  assert subset.estimate == pytest.approx(
+    np.mean([consistency.accuracy(run[:, [1, 3]], answers) for run in runs])
+  )
   level = bootstrap.interval(runs, answers, 'consistency', s=2)
   assert level.estimate == pytest.approx(np.mean([consistency.consistency(run, 2) for run in runs]))
 
@@ -76,7 +85,9 @@ def test_resampled_ac3_is_recomputed_not_averaged():
   found = bootstrap.interval(runs, answers, 'ac3', resamples=1, seed=9)
   drawn = np.random.default_rng(9).integers(30, size=(1, 30))[0]
   chosen = runs[0][drawn]
-  by_hand = consistency.ac3(consistency.accuracy(chosen, answers[drawn]), consistency.consistency(chosen, 3))
+  by_hand = consistency.ac3(
+    consistency.accuracy(chosen, answers[drawn]), consistency.consistency(chosen, 3)
+  )
   assert found.low == pytest.approx(by_hand) == pytest.approx(found.high)
 
 
@@ -86,7 +97,11 @@ def test_real_and_absent_differences():
   gain = bootstrap.difference(one, two, None)
   assert gain.excludes_zero and gain.low > 0 and gain.share_above_zero > 0.99
   same = bootstrap.difference(one, one, None)
-  assert same.low == same.high == same.estimate == 0.0 and not same.excludes_zero and same.share_above_zero == 0.5
+  assert (
+    same.low == same.high == same.estimate == 0.0
+    and not same.excludes_zero
+    and same.share_above_zero == 0.5
+  )
 
 
 def test_seeds_widen_the_interval_and_one_seed_says_so():

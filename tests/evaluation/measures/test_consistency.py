@@ -1,4 +1,6 @@
-"""Closed forms against a brute force over all groups of languages, and what known predictors must score."""
+"""Closed forms against a brute force over all groups of languages, and what known predictors must
+score.
+"""
 
 from itertools import combinations
 
@@ -39,9 +41,14 @@ def test_invariances_and_order(choices, seed):
   generator = np.random.default_rng(seed)
   answers = generator.integers(0, 4, choices.shape[0])
   names = [f'l{i}' for i in range(choices.shape[1])]
-  items, languages = generator.permutation(choices.shape[0]), generator.permutation(choices.shape[1])
+  items, languages = (
+    generator.permutation(choices.shape[0]),
+    generator.permutation(choices.shape[1]),
+  )
   one = consistency.summarise(choices, answers, names)
-  two = consistency.summarise(choices[items][:, languages], answers[items], [names[i] for i in languages])
+  two = consistency.summarise(
+    choices[items][:, languages], answers[items], [names[i] for i in languages]
+  )
   for key in ('accuracy', 'unparsed_rate', 'items'):
     assert one[key] == pytest.approx(two[key], abs=1e-12)
   for key in ('accuracy_by_language', 'consistency', 'ac3'):
@@ -66,17 +73,19 @@ def test_random_constant_and_perfect_predictors():
   assert constant['accuracy'] == (answers == 0).mean()
 
   perfect = consistency.summarise(np.tile(answers[:, None], 4), answers, 'abcd')
-  assert perfect['accuracy'] == 1.0 and perfect['ac3']['3'] == pytest.approx(1.0) and perfect['unparsed_rate'] == 0.0
+  assert (
+    perfect['accuracy'] == 1.0
+    and perfect['ac3']['3'] == pytest.approx(1.0)
+    and perfect['unparsed_rate'] == 0.0
+  )
 
 
 def test_worked_examples():
   rows = np.array([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [2, 2, 2, -1]])
   assert consistency.consistency_by_item(rows, 3).tolist() == [1.0, 0.25, 0.0, 0.25]
-  assert consistency.accuracy_by_language(np.array([[0, 0, 1], [1, 2, 2]]), np.array([0, 2])).tolist() == [
-    0.5,
-    1.0,
-    0.5,
-  ]
+  assert consistency.accuracy_by_language(
+    np.array([[0, 0, 1], [1, 2, 2]]), np.array([0, 2])
+  ).tolist() == [0.5, 1.0, 0.5]
   assert consistency.pairwise_consistency(np.array([[0, 0, 1], [2, 1, 1]])).tolist() == [
     [1, 0.5, 0],
     [0.5, 1, 0.5],
@@ -89,7 +98,11 @@ def test_worked_examples():
 def test_unparsed_agrees_with_nothing_and_is_wrong():
   silent = np.full((5, 3), -1)
   summary = consistency.summarise(silent, np.zeros(5, int), ['en', 'zh', 'vi'])
-  assert summary['accuracy'] == 0 and summary['unparsed_rate'] == 1 and set(summary['consistency'].values()) == {0.0}
+  assert (
+    summary['accuracy'] == 0
+    and summary['unparsed_rate'] == 1
+    and set(summary['consistency'].values()) == {0.0}
+  )
   assert summary['pairwise_consistency'] == {'en,zh': 0.0, 'en,vi': 0.0, 'zh,vi': 0.0}
 
 

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 
-pytest.importorskip('py3langid', reason='language identification needs py3langid: pip install crossin-jax[lid]')
+pytest.importorskip(
+  'py3langid', reason='language identification needs py3langid: pip install crossin-jax[lid]'
+)
 
 from crossin_jax.decoding.generate import read_rows
 from crossin_jax.evaluation.responses import files as response_files
@@ -20,11 +22,14 @@ ENGLISH = 'Rain falls when water vapour cools in the sky and turns into heavy dr
 
 
 def _write(path, rows):
-  path.write_text(''.join((row if isinstance(row, str) else json.dumps(row)) + '\n' for row in rows), encoding='utf-8')
+  path.write_text(
+    ''.join((row if isinstance(row, str) else json.dumps(row)) + '\n' for row in rows),
+    encoding='utf-8',
+  )
   return str(path)
 
 
-# ---- one response ----------------------------------------------------------------------------------------------------
+# ---- one response ----
 
 
 def test_duplicated_share():
@@ -54,11 +59,13 @@ def test_code_does_not_decide_the_language():
   assert language_of('42') == ''
 
 
-# ---- figures ---------------------------------------------------------------------------------------------------------
+# ---- figures ----
 
 
 def _responses(native: list[str], english: list[str]) -> list[Response]:
-  made = lambda asked_in, texts: [Response(str(i), 0, 'sw', asked_in, text) for i, text in enumerate(texts)]
+  made = lambda asked_in, texts: [
+    Response(str(i), 0, 'sw', asked_in, text) for i, text in enumerate(texts)
+  ]
   return made('sw', native) + made('en', english)
 
 
@@ -67,16 +74,27 @@ def test_a_real_difference():
   native, english = groups
   assert (native.language, native.asked_in, native.responses) == ('sw', 'sw', 40)
   assert native.fidelity.estimate == 1.0 and native.english == 0.0
-  assert english.fidelity.estimate == 0.5 and english.english == 0.5 and english.languages == {'sw': 20, 'en': 20}
+  assert (
+    english.fidelity.estimate == 0.5
+    and english.english == 0.5
+    and english.languages == {'sw': 20, 'en': 20}
+  )
   assert english.fidelity.low < 0.5 < english.fidelity.high
-  assert claim.difference.estimate == pytest.approx(0.5) and claim.real and 'more often' in claim.sentence
+  assert (
+    claim.difference.estimate == pytest.approx(0.5)
+    and claim.real
+    and 'more often' in claim.sentence
+  )
 
 
 def test_the_same_is_no_difference_and_pairs_are_paired():
   _, (claim,) = measure(_responses([SWAHILI, ENGLISH] * 20, [SWAHILI, ENGLISH] * 20))
   assert (claim.difference.low, claim.difference.high) == (0.0, 0.0) and not claim.real
   _, (claim,) = measure(_responses([SWAHILI, ENGLISH] * 20, [ENGLISH, SWAHILI] * 20))
-  assert claim.difference.low < 0 < claim.difference.high and 'no difference that can be told' in claim.sentence
+  assert (
+    claim.difference.low < 0 < claim.difference.high
+    and 'no difference that can be told' in claim.sentence
+  )
 
 
 def test_a_handful_of_questions_is_never_real():
@@ -86,7 +104,10 @@ def test_a_handful_of_questions_is_never_real():
 
 def test_empty_and_repetitive_answers():
   (group,), claims = measure(
-    [Response(str(i), 0, 'sw', 'sw', text) for i, text in enumerate(['', '  ', SWAHILI, SWAHILI * 9])]
+    [
+      Response(str(i), 0, 'sw', 'sw', text)
+      for i, text in enumerate(['', '  ', SWAHILI, SWAHILI * 9])
+    ]
   )
   assert not claims
   assert group.empty == 0.5 and group.undetermined == 0.5 and group.fidelity.estimate == 0.5
@@ -106,7 +127,7 @@ def test_samples_must_be_complete():
   assert groups[0].fidelity.estimate == 0.75 and groups[0].fidelity.seeds == 2
 
 
-# ---- the commands ----------------------------------------------------------------------------------------------------
+# ---- the commands ----
 
 
 def test_ask_then_generate_then_responses(tmp_path, capsys):
@@ -115,10 +136,20 @@ def test_ask_then_generate_then_responses(tmp_path, capsys):
     [{'question_id': i, 'text': f'What is rain number {i}?', 'category': 'sky'} for i in range(30)],
   )
   native = _write(
-    tmp_path / 'sw.jsonl', [{'id': str(i), 'turns': [f'Mvua {i} ni nini?', 'Kwa nini?']} for i in reversed(range(30))]
+    tmp_path / 'sw.jsonl',
+    [{'id': str(i), 'turns': [f'Mvua {i} ni nini?', 'Kwa nini?']} for i in reversed(range(30))],
   )
   asked = str(tmp_path / 'asked.jsonl')
-  flags = ['--questions', english, '--questions_native', native, '--language', 'sw', '--output', asked]
+  flags = [
+    '--questions',
+    english,
+    '--questions_native',
+    native,
+    '--language',
+    'sw',
+    '--output',
+    asked,
+  ]
   assert response_files.ask_main([*flags, '--json']) == 0
   assert json.loads(capsys.readouterr().out)['questions'] == 30
   rows = read_rows(asked)  # what `crossin generate --input` reads
@@ -135,11 +166,17 @@ def test_ask_then_generate_then_responses(tmp_path, capsys):
       for i, row in enumerate(rows)
     ],
   )
-  assert responses.main([answers, '--questions', asked, '--json', '--output_dir', str(tmp_path / 'out')]) == 0
+  assert (
+    responses.main([answers, '--questions', asked, '--json', '--output_dir', str(tmp_path / 'out')])
+    == 0
+  )
   printed = capsys.readouterr()
   found = json.loads(printed.out.splitlines()[-1])
   assert found == json.loads((tmp_path / 'out' / 'responses.json').read_text(encoding='utf-8'))
-  assert [(group['asked_in'], group['fidelity']['estimate']) for group in found['groups']] == [('en', 0.0), ('sw', 1.0)]
+  assert [(group['asked_in'], group['fidelity']['estimate']) for group in found['groups']] == [
+    ('en', 0.0),
+    ('sw', 1.0),
+  ]
   assert found['claims'][0]['real'] and found['claims'][0]['sentence'] in printed.err
   with pytest.raises(RecordError, match='Give the prompts with --questions'):
     responses.main([answers])
@@ -148,7 +185,8 @@ def test_ask_then_generate_then_responses(tmp_path, capsys):
 def test_unequal_rows_are_named(tmp_path, capsys):
   english = _write(tmp_path / 'en.jsonl', [{'id': i, 'prompt': f'Question {i}?'} for i in 'abc'])
   native = _write(
-    tmp_path / 'sw.jsonl', [{'id': 'a', 'prompt': 'Swali a?'}, '{"id": "b", ', {'id': 'd', 'prompt': 'Swali d?'}]
+    tmp_path / 'sw.jsonl',
+    [{'id': 'a', 'prompt': 'Swali a?'}, '{"id": "b", ', {'id': 'd', 'prompt': 'Swali d?'}],
   )
   flags = [
     '--questions',
@@ -178,10 +216,15 @@ def test_unequal_rows_are_named(tmp_path, capsys):
 def test_real_question_files(shared_data, tmp_path):
   folder = shared_data / 'open_ended'
   flags = lambda name, code: [
-    '--questions', str(folder / f'{name}.en.jsonl'), '--questions_native', str(folder / f'{name}.{code}.jsonl'),
+    '--questions', str(folder / f'{name}.en.jsonl'), '--questions_native',
+    str(folder / f'{name}.{code}.jsonl'),
     '--language', code, '--output', str(tmp_path / 'asked.jsonl'),
   ]  # fmt: skip
-  for name, code, count in (('vicuna80', 'id', 80), ('oasst50', 'fi', 50), ('mt_bench.question', 'th', 80)):
+  for name, code, count in (
+    ('vicuna80', 'id', 80),
+    ('oasst50', 'fi', 50),
+    ('mt_bench.question', 'th', 80),
+  ):
     assert response_files.ask_main(flags(name, code)) == 0
     assert len(read_rows(str(tmp_path / 'asked.jsonl'))) == 2 * count
   with pytest.raises(RecordError, match=r'oasst50\.hi\.jsonl, line 50: not valid JSON'):
@@ -194,7 +237,10 @@ def test_real_question_files(shared_data, tmp_path):
     (['{"id": 1'], 'line 1: not valid JSON'),
     ([{'id': '1', 'language': 'sw', 'output': 3}], 'holds a text'),
     ([{'id': '1', 'language': 'klingon', 'output': 'x'}], 'unknown language'),
-    ([{'id': '1', 'language': 'sw', 'output': 'x'}] * 2, 'line 2: question .* was already answered'),
+    (
+      [{'id': '1', 'language': 'sw', 'output': 'x'}] * 2,
+      'line 2: question .* was already answered',
+    ),
     ([], 'holds no response'),
   ],
 )

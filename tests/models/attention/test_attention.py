@@ -41,7 +41,9 @@ def inputs(rng, rows, queries, keys, heads, key_heads, size, dtype=np.float32):
 @functools.partial(jax.jit, static_argnames=('back_end', 'options'))
 def _run(back_end, options, arrays, mask):
   q, k, v, weights = arrays
-  real = jnp.ones((), bool) if mask.q_segments_BT is None else (mask.q_segments_BT > 0)[..., None, None]
+  real = (
+    jnp.ones((), bool) if mask.q_segments_BT is None else (mask.q_segments_BT > 0)[..., None, None]
+  )
 
   def objective(q, k, v):
     out = jnp.where(real, back_end(q, k, v, mask, **dict(options)), 0)
@@ -56,7 +58,9 @@ def both(back_end, arrays, mask, *, scale=None, softcap=None, tolerance=2e-5, **
   options = (('scale', scale), ('softcap', softcap))
   expected = _run(attention_xla.attend, options, arrays, mask)
   found = _run(back_end, (*options, *own.items()), arrays, mask)
-  for name, a, b in zip(('out', 'dq', 'dk', 'dv'), jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+  for name, a, b in zip(
+    ('out', 'dq', 'dk', 'dv'), jax.tree.leaves(expected), jax.tree.leaves(found), strict=True
+  ):
     assert a.shape == b.shape and a.dtype == b.dtype
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     np.testing.assert_allclose(b, a, atol=tolerance * max(1, np.abs(a).max()), err_msg=name)
@@ -70,14 +74,22 @@ SHAPES = ((2, 24, 4, 2, 8), (1, 29, 2, 2, 4))
 @given(
   seed=st.integers(0, 2**20),
   shape=st.sampled_from(SHAPES),
-  options=st.sampled_from(((None, None, True), (1, None, True), (5, 1.5, True), (5, None, False), (None, 1.5, False))),
+  options=st.sampled_from(
+    ((None, None, True), (1, None, True), (5, 1.5, True), (5, None, False), (None, 1.5, False))
+  ),
 )
 def test_blockwise_equals_the_reference(seed, shape, options):
   rng, (window, softcap, packed) = np.random.default_rng(seed), options
   rows, length, heads, key_heads, size = shape
   arrays = inputs(rng, rows, length, length, heads, key_heads, size)
   segments = jnp.asarray(segments_of(rng, rows, length)) if packed else None
-  both(attention_blockwise.attend, arrays, Mask(segments, segments, window=window), softcap=softcap, block=8)
+  both(
+    attention_blockwise.attend,
+    arrays,
+    Mask(segments, segments, window=window),
+    softcap=softcap,
+    block=8,
+  )
 
 
 @settings(max_examples=10)
@@ -107,16 +119,34 @@ def test_blockwise_in_float64_and_bfloat16():
   segments = segments_of(rng, 2, 24)
   with jax.enable_x64(True):
     mask = Mask(jnp.asarray(segments), jnp.asarray(segments))
-    both(attention_blockwise.attend, inputs(rng, 2, 24, 24, 4, 2, 8, np.float64), mask, tolerance=1e-13, block=8)
+    both(
+      attention_blockwise.attend,
+      inputs(rng, 2, 24, 24, 4, 2, 8, np.float64),
+      mask,
+      tolerance=1e-13,
+      block=8,
+    )
   mask = Mask(jnp.asarray(segments), jnp.asarray(segments))
-  both(attention_blockwise.attend, inputs(rng, 2, 24, 24, 4, 2, 8, jnp.bfloat16), mask, tolerance=0.03, block=8)
+  both(
+    attention_blockwise.attend,
+    inputs(rng, 2, 24, 24, 4, 2, 8, jnp.bfloat16),
+    mask,
+    tolerance=0.03,
+    block=8,
+  )
 
 
 def test_pairs_are_those_of_which_something_is_seen():
   for window, ahead, size in ((None, False, 4), (3, False, 4), (9, False, 3), (None, True, 4)):
     mask = Mask(prefix_BS=jnp.ones((1, 12), jnp.int32) if ahead else None, window=window)
-    seen = np.asarray(mask.seen(0, 12, 0, 12))[0].reshape(12 // size, size, 12 // size, size).any(axis=(1, 3))
-    assert attention_blockwise._pairs(12, 12, size, size, mask) == tuple(map(tuple, np.argwhere(seen)))
+    seen = (
+      np.asarray(mask.seen(0, 12, 0, 12))[0]
+      .reshape(12 // size, size, 12 // size, size)
+      .any(axis=(1, 3))
+    )
+    assert attention_blockwise._pairs(12, 12, size, size, mask) == tuple(
+      map(tuple, np.argwhere(seen))
+    )
 
 
 @settings(max_examples=50)
@@ -142,7 +172,9 @@ def test_blockwise_never_holds_all_logits():
     for name, back_end in (('xla', attention_xla), ('blockwise', attention_blockwise)):
       own = {'block': 64} if name == 'blockwise' else {}
       attend = functools.partial(back_end.attend, mask=Mask(), scale=None, softcap=None, **own)
-      compiled = jax.jit(jax.grad(lambda q, k, v: attend(q, k, v).sum(), (0, 1, 2))).lower(x, x, x).compile()
+      compiled = (
+        jax.jit(jax.grad(lambda q, k, v: attend(q, k, v).sum(), (0, 1, 2))).lower(x, x, x).compile()
+      )
       temporary[name, length] = compiled.memory_analysis().temp_size_in_bytes
   assert temporary['blockwise', 1024] < 5 * temporary['blockwise', 256]
   assert temporary['xla', 1024] > 9 * temporary['xla', 256]
@@ -152,13 +184,17 @@ def test_blockwise_never_holds_all_logits():
 @pytest.mark.parametrize('mesh', [(4, 1, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)], ids=str)
 @pytest.mark.parametrize('rows, key_heads', [(4, 2), (3, 1)])
 def test_back_ends_on_meshes(mesh, rows, key_heads):
-  """Rows and heads cut over devices, also where they do not divide: nothing changes, and no device sees another's."""
+  """Rows and heads cut over devices, also where they do not divide: nothing changes, and no device
+  sees another's.
+  """
   rng = np.random.default_rng(2)
   q, k, v, weights = inputs(rng, rows, 24, 24, 4, key_heads, 8)
   segments = jnp.asarray(segments_of(rng, rows, 24))
 
   def objective(implementation, q, k, v):
-    out = attention(q, k, v, q_segments_BT=segments, k_segments_BS=segments, implementation=implementation)
+    out = attention(
+      q, k, v, q_segments_BT=segments, k_segments_BS=segments, implementation=implementation
+    )
     return jnp.where((segments > 0)[..., None, None], out * weights, 0).sum()
 
   expected = jax.jit(jax.grad(functools.partial(objective, 'xla'), (0, 1, 2)))(q, k, v)
@@ -178,13 +214,21 @@ def test_t5xs_mesh_counts_too():
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     with mesh, nn_partitioning.axis_rules((('batch', 'data'), ('heads', 'model'))):
-      assert attention_shards.axes_of('batch', 4) == ('data',) and attention_shards.axes_of('heads', 6) == ('model',)
-      assert attention_shards.axes_of('heads', 3) == () and attention_shards.axes_of('unknown', 4) == ()
+      assert attention_shards.axes_of('batch', 4) == ('data',) and attention_shards.axes_of(
+        'heads', 6
+      ) == ('model',)
+      assert (
+        attention_shards.axes_of('heads', 3) == () and attention_shards.axes_of('unknown', 4) == ()
+      )
   assert attention_shards.axes_of('batch', 4) == ()
 
 
 @settings(max_examples=4)
-@given(seed=st.integers(0, 2**20), window=st.sampled_from((None, 20)), softcap=st.sampled_from((None, 2.0)))
+@given(
+  seed=st.integers(0, 2**20),
+  window=st.sampled_from((None, 20)),
+  softcap=st.sampled_from((None, 2.0)),
+)
 def test_splash_equals_the_reference(seed, window, softcap):
   """Imitated; 150 tokens are filled up to 256."""
   rng = np.random.default_rng(seed)
@@ -204,13 +248,20 @@ def described(topology):
     return topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
 
 
-def lowered_for(devices, mesh, *, rows=4, length=1000, heads=4, key_heads=2, size=64, dtype='bfloat16', **options):
+def lowered_for(
+  devices, mesh, *, rows=4, length=1000, heads=4, key_heads=2, size=64, dtype='bfloat16', **options
+):
   """The gradient of 'auto' for devices that are only described."""
   partition = Partitioner(mesh_shape=mesh, devices=devices[: int(np.prod(mesh))])
   with partition.activate():
-    make = lambda shape, dtype, *axes: jax.ShapeDtypeStruct(shape, dtype, sharding=partition.sharding(axes))
+    make = lambda shape, dtype, *axes: jax.ShapeDtypeStruct(
+      shape, dtype, sharding=partition.sharding(axes)
+    )
     axes = ('batch', 'length', 'heads', 'kv')
-    q, k = make((rows, length, heads, size), dtype, *axes), make((rows, length, key_heads, size), dtype, *axes)
+    q, k = (
+      make((rows, length, heads, size), dtype, *axes),
+      make((rows, length, key_heads, size), dtype, *axes),
+    )
     segments = make((rows, length), 'int32', 'batch', 'length')
     attend = lambda q, k, v, s: attention(q, k, v, q_segments_BT=s, k_segments_BS=s, **options)
     gradient = jax.grad(lambda q, k, v, s: attend(q, k, v, s).astype(jnp.float32).sum(), (0, 1, 2))
@@ -219,22 +270,30 @@ def lowered_for(devices, mesh, *, rows=4, length=1000, heads=4, key_heads=2, siz
 
 @pytest.mark.parametrize('topology', ['v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'])
 def test_splash_compiles_for_tpus(topology):
-  """What 'auto' is on a TPU, on a mesh, with its backward pass: three kernels, and nothing as large as the logits."""
+  """What 'auto' is on a TPU, on a mesh, with its backward pass: three kernels, and nothing as large
+  as the logits.
+  """
   compiled = lowered_for(described(topology), (1, 2, 2), window=300, softcap=20.0).compile()
   assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3
   assert compiled.memory_analysis().temp_size_in_bytes < 1000 * 1000 * 4 * 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('size, dtype', [(64, 'float32'), (80, 'bfloat16'), (128, 'bfloat16'), (256, 'bfloat16')])
+@pytest.mark.parametrize(
+  'size, dtype', [(64, 'float32'), (80, 'bfloat16'), (128, 'bfloat16'), (256, 'bfloat16')]
+)
 def test_splash_compiles_for_heads_of_all_sizes(size, dtype):
-  compiled = lowered_for(described('v5e:2x2'), (1, 1, 1), rows=1, length=1024, size=size, dtype=dtype).compile()
+  compiled = lowered_for(
+    described('v5e:2x2'), (1, 1, 1), rows=1, length=1024, size=size, dtype=dtype
+  ).compile()
   assert 'tpu_custom_call' in compiled.as_text()
 
 
 @pytest.mark.slow
 def test_blockwise_compiles_for_tpus():
-  compiled = lowered_for(described('v5e:2x2'), (1, 2, 2), length=2048, implementation='blockwise').compile()
+  compiled = lowered_for(
+    described('v5e:2x2'), (1, 2, 2), length=2048, implementation='blockwise'
+  ).compile()
   assert 'tpu_custom_call' not in compiled.as_text()
   assert compiled.memory_analysis().temp_size_in_bytes < 2048 * 2048 * 4
 
@@ -245,7 +304,11 @@ def test_places_of_segments(seed, most):
   """Every token lies in exactly one segment, in order; -1 behind the last."""
   ids = segments_of(np.random.default_rng(seed), 3, 17, most=7)
   starts, lengths, counts = map(np.asarray, attention_cudnn.places(jnp.asarray(ids), most))
-  assert starts.shape == (3, most + 1) and lengths.shape == (3, most) and starts.dtype == lengths.dtype == np.int32
+  assert (
+    starts.shape == (3, most + 1)
+    and lengths.shape == (3, most)
+    and starts.dtype == lengths.dtype == np.int32
+  )
   for row, start, length, count in zip(ids, starts, lengths, counts):
     edges = [0, *(np.flatnonzero(np.diff(row)) + 1), 17]
     assert count == len(edges) - 1
@@ -256,7 +319,9 @@ def test_places_of_segments(seed, most):
 
 
 def test_cudnns_call_lowers_for_a_gpu(monkeypatch):
-  """Shapes, dtypes and arguments of the call that needs a GPU to run: both passes, and the way out for crowded rows."""
+  """Shapes, dtypes and arguments of the call that needs a GPU to run: both passes, and the way out
+  for crowded rows.
+  """
   from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
   monkeypatch.setattr(cudnn, 'check_cudnn_version', lambda: 91000)
@@ -264,7 +329,9 @@ def test_cudnns_call_lowers_for_a_gpu(monkeypatch):
   rng = np.random.default_rng(0)
   q, k, v, _ = inputs(rng, 2, 64, 64, 4, 2, 16, jnp.bfloat16)
   for segments in (None, jnp.asarray(segments_of(rng, 2, 64))):
-    attend = functools.partial(attention_cudnn.attend, mask=Mask(segments, segments), scale=None, softcap=None)
+    attend = functools.partial(
+      attention_cudnn.attend, mask=Mask(segments, segments), scale=None, softcap=None
+    )
     gradient = jax.grad(lambda q, k, v: attend(q, k, v).astype(jnp.float32).sum(), (0, 1, 2))
     text = jax.jit(gradient).trace(q, k, v).lower(lowering_platforms=('cuda',)).as_text()
     assert '__cudnn$fmhaSoftmax' in text and '__cudnn$fmhaSoftmaxBackward' in text
@@ -298,7 +365,17 @@ class FakeGpu:
     monkeypatch.setattr(attention_cudnn, '_version', lambda: version)
 
 
-def pick(implementation, platform, length=4096, *, dtype=jnp.bfloat16, size=64, softcap=None, keys=None, **mask):
+def pick(
+  implementation,
+  platform,
+  length=4096,
+  *,
+  dtype=jnp.bfloat16,
+  size=64,
+  softcap=None,
+  keys=None,
+  **mask,
+):
   q = jax.ShapeDtypeStruct((1, length, 4, size), dtype)
   k = jax.ShapeDtypeStruct((1, keys or length, 2, size), dtype)
   return choose(implementation, q, k, Mask(**mask), softcap, platform)
@@ -367,7 +444,8 @@ def test_a_model_with_a_back_end_that_is_not_there_runs(implementation, words):
   params = init_params(models[0])
   with pytest.warns(match=words) as said:
     logits = [
-      jax.jit(lambda t: model.apply({'params': params}, t, t, enable_dropout=False))(tokens) for model in models
+      jax.jit(lambda t: model.apply({'params': params}, t, t, enable_dropout=False))(tokens)
+      for model in models
     ]
   assert len(said) == 1
   np.testing.assert_array_equal(*logits)
@@ -375,7 +453,9 @@ def test_a_model_with_a_back_end_that_is_not_there_runs(implementation, words):
 
 @pytest.mark.parametrize('policy, passes', [('none', 1), ('minimal', 1), ('full', 2)])
 def test_minimal_remat_keeps_what_attention_gave(policy, passes):
-  """The forward loop stands twice in the program of a gradient only where everything is computed again."""
+  """The forward loop stands twice in the program of a gradient only where everything is computed
+  again.
+  """
   tokens = np.zeros((1, 8), np.int32)
   model = Decoder(tiny_config(attention='blockwise', remat=policy, scan_layers=False, num_layers=1))
   params = jax.eval_shape(lambda: init_params(model))

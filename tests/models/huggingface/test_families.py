@@ -1,4 +1,6 @@
-"""Every family against its own transformers class: logits, gradients, decoding, and the way of its weights in and out."""
+"""Every family against its own transformers class: logits, gradients, decoding, and the way of its
+weights in and out.
+"""
 
 from flax import traverse_util
 import jax
@@ -16,8 +18,10 @@ torch = pytest.importorskip('torch', reason=REASON)
 transformers = pytest.importorskip('transformers', reason=REASON)
 
 SIZES = {
-    'vocab_size': 199, 'hidden_size': 48, 'intermediate_size': 80, 'num_hidden_layers': 3, 'num_attention_heads': 4,
-    'num_key_value_heads': 2, 'head_dim': 16, 'max_position_embeddings': 96, 'bos_token_id': 1, 'eos_token_id': 2,
+    'vocab_size': 199, 'hidden_size': 48, 'intermediate_size': 80, 'num_hidden_layers': 3,
+    'num_attention_heads': 4,
+    'num_key_value_heads': 2, 'head_dim': 16, 'max_position_embeddings': 96, 'bos_token_id': 1,
+    'eos_token_id': 2,
     'pad_token_id': 0, 'attn_implementation': 'eager',
 }  # fmt: skip
 LLAMA3_ROPE = {
@@ -58,10 +62,14 @@ def their_model(name, seed=0, **changes):
   """A random model of realistic scale: logits of a few units, norms away from one."""
   kind, own = MODELS[name]
   settings = {
-    key: value for key, value in {**SIZES, **own, **changes}.items() if value is not None or key == 'sliding_window'
+    key: value
+    for key, value in {**SIZES, **own, **changes}.items()
+    if value is not None or key == 'sliding_window'
   }
   torch.manual_seed(seed)
-  model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**settings)).eval()
+  model = transformers.AutoModelForCausalLM.from_config(
+    getattr(transformers, kind)(**settings)
+  ).eval()
   with torch.no_grad():
     for _, parameter in model.named_parameters():
       if parameter.ndim == 1:
@@ -91,7 +99,9 @@ def saved(tmp_path_factory):
 def load(directory, config, partition=None):
   partition = partition or Partitioner(mesh_shape=(1, 1, 1), devices=jax.devices()[:1])
   with partition.activate():
-    return weights.load_params(directory, config, train_state.parameter_shapes(Decoder(config), partition))
+    return weights.load_params(
+      directory, config, train_state.parameter_shapes(Decoder(config), partition)
+    )
 
 
 def their_logits(model, tokens, **kwargs):
@@ -100,7 +110,9 @@ def their_logits(model, tokens, **kwargs):
 
 
 def our_logits(model, params, tokens, **kwargs):
-  run = lambda params, tokens: model.apply({'params': params}, tokens, tokens, enable_dropout=False, **kwargs)
+  run = lambda params, tokens: model.apply(
+    {'params': params}, tokens, tokens, enable_dropout=False, **kwargs
+  )
   return np.asarray(jax.jit(run)(params, jnp.asarray(tokens)))
 
 
@@ -111,7 +123,9 @@ def ragged(seed=0, rows=3, length=40):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_logits_equal_transformers(saved, name):
-  """Whole rows, longer than the window and than the original length of the rotary positions; right- and left-padded."""
+  """Whole rows, longer than the window and than the original length of the rotary positions; right-
+  and left-padded.
+  """
   theirs, _, model, params = saved(name)
   tokens, lengths = ragged()
   expected = their_logits(theirs, tokens[:1])
@@ -121,11 +135,16 @@ def test_logits_equal_transformers(saved, name):
   packed = np.concatenate([row[:n] for row, n in zip(tokens, lengths)])[None]
   segments = np.concatenate([np.full(n, i + 1) for i, n in enumerate(lengths)])[None]
   positions = np.concatenate([np.arange(n) for n in lengths])[None]
-  found = our_logits(model, params, packed, decoder_segment_ids=segments, decoder_positions=positions)
-  if name != 'phi3_long':  # there the longest row of a batch decides over all of them, in transformers too
+  found = our_logits(
+    model, params, packed, decoder_segment_ids=segments, decoder_positions=positions
+  )
+  # there the longest row of a batch decides over all of them, in transformers too
+  if name != 'phi3_long':
     start = 0
     for row, n in zip(tokens, lengths):
-      np.testing.assert_allclose(found[0, start : start + n], their_logits(theirs, row[None, :n])[0], atol=2e-4)
+      np.testing.assert_allclose(
+        found[0, start : start + n], their_logits(theirs, row[None, :n])[0], atol=2e-4
+      )
       start += n
   # Padded, with the mask and positions of transformers.
   for side in ('right', 'left'):
@@ -134,11 +153,15 @@ def test_logits_equal_transformers(saved, name):
       place = slice(0, n) if side == 'right' else slice(40 - n, 40)
       inputs[i, place], mask[i, place] = tokens[i, :n], 1
     positions = np.clip(mask.cumsum(axis=1) - 1, 0, None)
-    expected = their_logits(theirs, inputs, attention_mask=torch.tensor(mask), position_ids=torch.tensor(positions))
+    expected = their_logits(
+      theirs, inputs, attention_mask=torch.tensor(mask), position_ids=torch.tensor(positions)
+    )
     per_row = slice(0, 1) if name == 'phi3_long' else slice(None)
     found = our_logits(model, params, inputs[per_row], decoder_segment_ids=mask[per_row],
                        decoder_positions=positions[per_row])  # fmt: skip
-    np.testing.assert_allclose(found[mask[per_row] > 0], expected[per_row][mask[per_row] > 0], atol=2e-4)
+    np.testing.assert_allclose(
+      found[mask[per_row] > 0], expected[per_row][mask[per_row] > 0], atol=2e-4
+    )
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -147,7 +170,9 @@ def test_gradients_equal_autograd(saved, name):
   tokens, _ = ragged(1, 2, 20)
   theirs.zero_grad()
   logits = theirs(torch.tensor(tokens)).logits.float()
-  torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), torch.tensor(tokens[:, 1:]).flatten()).backward()
+  torch.nn.functional.cross_entropy(
+    logits[:, :-1].flatten(0, 1), torch.tensor(tokens[:, 1:]).flatten()
+  ).backward()
 
   def loss(params):
     logits = model.apply({'params': params}, tokens, tokens, enable_dropout=False)[:, :-1]
@@ -159,7 +184,10 @@ def test_gradients_equal_autograd(saved, name):
   assert table.keys() == expected.keys()
   for tensor, leaves in table.items():
     parts = [flat[path] if index is None else flat[path][index] for path, index in leaves]
-    parts = [np.asarray(p).T if weights._is_transposed(path) else np.asarray(p) for p, (path, _) in zip(parts, leaves)]
+    parts = [
+      np.asarray(p).T if weights._is_transposed(path) else np.asarray(p)
+      for p, (path, _) in zip(parts, leaves)
+    ]
     ours, wanted = np.concatenate(parts).ravel(), expected[tensor].ravel()
     cosine = ours @ wanted / (np.linalg.norm(ours) * np.linalg.norm(wanted))
     assert cosine > 0.9999, (tensor, cosine)
@@ -168,22 +196,29 @@ def test_gradients_equal_autograd(saved, name):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_scanned_unrolled_cached_and_plain_forward_agree(saved, name):
-  """Prefill of ragged prompts, single tokens and several at a time give the logits of the whole row."""
+  """Prefill of ragged prompts, single tokens and several at a time give the logits of the whole
+  row.
+  """
   _, _, model, params = saved(name)
   plain, plain_params = unrolled(model, params)
   tokens, _ = ragged(2, 3, 30)
   if name == 'phi3_long':
-    tokens = tokens[:, :22]  # beyond, keys in the cache were turned by the short factors; transformers does the same
+    # beyond, keys in the cache were turned by the short factors; transformers does the same
+    tokens = tokens[:, :22]
   full = our_logits(model, params, tokens)
   np.testing.assert_allclose(our_logits(plain, plain_params, tokens), full, atol=2e-5)
   length = tokens.shape[1]
   lengths = np.array([15, 4, 9])
   ones = jnp.ones((3, length), jnp.int32)
-  apply = lambda *args, **kwargs: plain.apply(*args, enable_dropout=False, mutable=['cache'], **kwargs)
+  apply = lambda *args, **kwargs: plain.apply(
+    *args, enable_dropout=False, mutable=['cache'], **kwargs
+  )
   shapes = jax.eval_shape(lambda: apply({'params': plain_params}, ones, ones, decode=True)[1])
   cache = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
   prefill = jax.jit(
-    lambda cache, t: apply({'params': plain_params, **cache}, t, t, prefill=True, prefill_lengths=lengths)
+    lambda cache, t: apply(
+      {'params': plain_params, **cache}, t, t, prefill=True, prefill_lengths=lengths
+    )
   )
   logits, cache = prefill(cache, tokens[:, :16])
   step = jax.jit(lambda cache, t: apply({'params': plain_params, **cache}, t, t, decode=True))
@@ -193,8 +228,14 @@ def test_scanned_unrolled_cached_and_plain_forward_agree(saved, name):
       break
     logits, cache = step(cache, np.stack([row[i : i + width] for row, i in zip(tokens, at)]))
     for row, i in enumerate(at):
-      np.testing.assert_allclose(logits[row], full[row, i : i + width], atol=5e-5, err_msg=f'{width} tokens at {i}')
+      np.testing.assert_allclose(
+        logits[row], full[row, i : i + width], atol=5e-5, err_msg=f'{width} tokens at {i}'
+      )
     at += width
   if model.config.window:
-    local = [leaf for path, leaf in traverse_util.flatten_dict(cache['cache']).items() if path[-1] == 'cached_key']
+    local = [
+      leaf
+      for path, leaf in traverse_util.flatten_dict(cache['cache']).items()
+      if path[-1] == 'cached_key'
+    ]
     assert min(leaf.shape[-1] for leaf in local) == model.config.window

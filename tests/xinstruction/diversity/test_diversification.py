@@ -1,4 +1,6 @@
-"""Quotas, ties and duplicates; wider than random choice, measured in an embedding that was not used to choose."""
+"""Quotas, ties and duplicates; wider than random choice, measured in an embedding that was not used
+to choose.
+"""
 
 import collections
 import json
@@ -8,10 +10,17 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-pytest.importorskip('sklearn', reason='clusters need scikit-learn: pip install crossin-jax[xinstruction]')
+pytest.importorskip(
+  'sklearn', reason='clusters need scikit-learn: pip install crossin-jax[xinstruction]'
+)
 
 from crossin_jax.xinstruction.diversity import diversification
-from crossin_jax.xinstruction.diversity.diversification import Diversification, coverage, diversify, normalised
+from crossin_jax.xinstruction.diversity.diversification import (
+  Diversification,
+  coverage,
+  diversify,
+  normalised,
+)
 
 WORDS = 'write a poem about the sea and moon story of dogs capital France translate urdu sort list numbers'.split()
 
@@ -31,13 +40,20 @@ def topics(frequent=4, of_each=400, rare=120, seed=0):
   rng = np.random.default_rng(seed)
   syllables = [a + b for a in 'bdfgklmnprst' for b in 'aeiou']
   word = lambda: ''.join(rng.choice(syllables, 3))
-  forms = ['Write about {} and {} {}', 'Explain {} {} {}', 'What is the {} of {} {}?', 'List the {} in {} {}']
+  forms = [
+    'Write about {} and {} {}',
+    'Explain {} {} {}',
+    'What is the {} of {} {}?',
+    'List the {} in {} {}',
+  ]
   rows, topic = [], []
   for t in range(frequent + rare):
     names = [word() for _ in range(6)]
     for _ in range(of_each if t < frequent else 3):
       used = rng.choice(names, 3, replace=False)
-      rows.append({'instruction': f'{forms[t % 4].format(*used)} {word()}', 'score': float(rng.uniform(1, 3))})
+      rows.append(
+        {'instruction': f'{forms[t % 4].format(*used)} {word()}', 'score': float(rng.uniform(1, 3))}
+      )
       topic.append(t)
   return rows, np.array(topic)
 
@@ -47,8 +63,14 @@ def topics(frequent=4, of_each=400, rare=120, seed=0):
 def test_the_choice_is_exact_and_does_not_depend_on_order(rows, wanted, clusters, random):
   options = Diversification(clusters=clusters, seed=3)
   chosen, labels = diversify(rows, wanted, options)
-  assert len(chosen) == min(wanted, len(rows)) == len(set(chosen.tolist())) and list(chosen) == sorted(chosen)
-  assert len(labels) == len(rows) and set(labels) == set(range(len(set(labels)))) and len(set(labels)) <= clusters
+  assert len(chosen) == min(wanted, len(rows)) == len(set(chosen.tolist())) and list(
+    chosen
+  ) == sorted(chosen)
+  assert (
+    len(labels) == len(rows)
+    and set(labels) == set(range(len(set(labels))))
+    and len(set(labels)) <= clusters
+  )
   order = list(range(len(rows)))
   random.shuffle(order)
   again, relabelled = diversify([rows[i] for i in order], wanted, options)
@@ -64,10 +86,13 @@ def test_clusters_share_equally_and_give_their_best(rows, wanted, clusters):
   taken = set(chosen.tolist())
   score = lambda i: -1.0 if rows[i]['score'] is None else rows[i]['score']
   texts = [normalised(row['instruction']) for row in rows]
-  if len({texts[i] for i in taken}) < len(taken):  # something is repeated: then no instruction is missing
+  # something is repeated: then no instruction is missing
+  if len({texts[i] for i in taken}) < len(taken):
     assert {texts[i] for i in taken} == set(texts)
   else:
-    left = lambda k: {texts[i] for i in range(len(rows)) if labels[i] == k} - {texts[i] for i in taken}
+    left = lambda k: (
+      {texts[i] for i in range(len(rows)) if labels[i] == k} - {texts[i] for i in taken}
+    )
     got = [sum(labels[i] == k for i in taken) for k in range(labels.max(initial=-1) + 1)]
     for k, own in enumerate(got):
       assert not left(k) or own >= max(got) - 1, 'a cluster that has more gave less than another'
@@ -85,14 +110,19 @@ def test_quota_that_a_small_cluster_cannot_fill_is_passed_on():
   assert collections.Counter(labels.tolist()) == {0: 10, 1: 4, 2: 1}
   assert chosen.tolist() == [6, 7, 8, 9, 10, 11, 12, 13, 14]
   chosen, _ = diversify(rows, 7, Diversification(clusters=3), vectors)
-  assert chosen.tolist() == [7, 8, 9, 10, 12, 13, 14], 'the odd one is the best of those that are left'
+  assert chosen.tolist() == [7, 8, 9, 10, 12, 13, 14], (
+    'the odd one is the best of those that are left'
+  )
 
 
 def test_duplicates_come_last():
   rows = [
-    {'instruction': text, 'output': str(i), 'score': 3 - i / 100} for i, text in enumerate(['Write a poem!'] * 20)
+    {'instruction': text, 'output': str(i), 'score': 3 - i / 100}
+    for i, text in enumerate(['Write a poem!'] * 20)
   ]
-  rows += [{'instruction': f'a question about {word}', 'score': 1.0} for word in ('moon', 'sea', 'dogs')]
+  rows += [
+    {'instruction': f'a question about {word}', 'score': 1.0} for word in ('moon', 'sea', 'dogs')
+  ]
   rows[4]['instruction'] = ' write  a POEM'
   for clusters in (1, 2, 4):
     chosen, _ = diversify(rows, 4, Diversification(clusters=clusters))
@@ -102,7 +132,14 @@ def test_duplicates_come_last():
 
 
 def test_sizes_and_settings():
-  assert [Diversification().clusters_of(n) for n in (0, 1, 31, 64, 3200, 10**6)] == [1, 1, 1, 2, 100, 1000]
+  assert [Diversification().clusters_of(n) for n in (0, 1, 31, 64, 3200, 10**6)] == [
+    1,
+    1,
+    1,
+    2,
+    100,
+    1000,
+  ]
   assert Diversification(clusters=50).clusters_of(7) == 7
   chosen, labels = diversify([], 3)
   assert chosen.shape == labels.shape == (0,)
@@ -121,7 +158,9 @@ def test_sizes_and_settings():
 def test_mean_distance_is_that_of_all_pairs():
   rows, _ = topics(of_each=20, rare=5)
   texts = [row['instruction'] for row in rows]
-  vectors = diversification.embeddings.embed([normalised(text) for text in texts], method='characters').astype(float)
+  vectors = diversification.embeddings.embed(
+    [normalised(text) for text in texts], method='characters'
+  ).astype(float)
   chosen = np.arange(0, len(texts), 3)
   pairs = [1 - vectors[i] @ vectors[j] for i in chosen for j in chosen if i < j]
   found = coverage(texts, chosen, seeds=(0, 1))
@@ -131,19 +170,25 @@ def test_mean_distance_is_that_of_all_pairs():
   assert coverage([], [])['rows'] == 0
 
 
-# ---- wider than random choice ----------------------------------------------------------------------------------------
+# ---- wider than random choice ----
 
 
 def _gains(texts, wanted, options, seeds=5):
-  """Differences to a random choice of the same size, scores and all drawn anew with each seed: (clusters hit, mean distance)."""
+  """Differences to a random choice of the same size, scores and all drawn anew with each seed:
+  (clusters hit, mean distance).
+  """
   gains, keys = [], [normalised(text) for text in texts]
-  own, other = (diversification.embeddings.embed(keys, method=method) for method in ('tfidf', 'characters'))
+  own, other = (
+    diversification.embeddings.embed(keys, method=method) for method in ('tfidf', 'characters')
+  )
   for seed in range(seeds):
     scores = np.random.default_rng(seed).uniform(1, 3, len(texts))
     rows = [{'instruction': text, 'score': float(score)} for text, score in zip(texts, scores)]
     chosen, _ = diversify(rows, wanted, Diversification(seed=seed, **options), own)
     found = coverage(texts, chosen, vectors=other, seeds=(seed,))
-    gains.append([found[name]['chosen'] - found[name]['random'] for name in ('clusters_hit', 'mean_distance')])
+    gains.append(
+      [found[name]['chosen'] - found[name]['random'] for name in ('clusters_hit', 'mean_distance')]
+    )
   return np.array(gains)
 
 
@@ -151,9 +196,13 @@ def test_skewed_topics_are_covered_better_than_by_chance():
   rows, topic = topics()
   gains = _gains([row['instruction'] for row in rows], 150, {})
   assert (gains > 0).all(), gains
-  # And by the topics that they were made of, not by any embedding: most of 124, where chance finds every third.
+  # And by the topics that they were made of, not by any embedding: most of 124, where chance finds
+  # every third.
   chosen, _ = diversify(rows, 150)
-  random = [len(set(topic[np.random.default_rng(s).choice(len(rows), 150, replace=False)])) for s in range(5)]
+  random = [
+    len(set(topic[np.random.default_rng(s).choice(len(rows), 150, replace=False)]))
+    for s in range(5)
+  ]
   assert len(set(topic[chosen])) > max(random) + 20
   # The reason for `balance`: plain k-means lumps the rare ones together.
   plain, _ = diversify(rows, 150, Diversification(balance=0.0))
@@ -161,20 +210,34 @@ def test_skewed_topics_are_covered_better_than_by_chance():
 
 
 def _real_instructions(shared_data) -> tuple[list[str], list[str]]:
-  """English instructions of Alpaca and questions of OpenAssistant and Vicuna; and capitalised words of Alpaca's answers."""
-  rows = json.loads((shared_data / 'alpaca_parallel' / 'alpaca.en.json').read_text(encoding='utf-8'))
+  """English instructions of Alpaca and questions of OpenAssistant and Vicuna; and capitalised words
+  of Alpaca's answers.
+  """
+  rows = json.loads(
+    (shared_data / 'alpaca_parallel' / 'alpaca.en.json').read_text(encoding='utf-8')
+  )
   texts = [row['instruction'] for row in rows]
   for name, field in (('oasst50', 'prompt'), ('vicuna80', 'text')):
-    lines = (shared_data / 'open_ended' / f'{name}.en.jsonl').read_text(encoding='utf-8').splitlines()
+    lines = (
+      (shared_data / 'open_ended' / f'{name}.en.jsonl').read_text(encoding='utf-8').splitlines()
+    )
     texts += [json.loads(line)[field] for line in lines]
-  return texts, sorted({w.strip('.,') for row in rows for w in row['output'].split() if w.istitle() and len(w) > 4})
+  return texts, sorted(
+    {w.strip('.,') for row in rows for w in row['output'].split() if w.istitle() and len(w) > 4}
+  )
 
 
 def test_real_instructions_among_many_of_a_formula_are_covered_better_than_by_chance(shared_data):
-  """The pool that web text gives: real instructions, and as many again that ask for the same with other names."""
+  """The pool that web text gives: real instructions, and as many again that ask for the same with
+  other names.
+  """
   texts, names = _real_instructions(shared_data)
   texts = texts[::2]
-  forms = ['Write a news article about {} and {}.', 'Summarize the report on {} in {}.', 'Create a headline for the story of {} and {}.']  # fmt: skip
+  forms = [
+    'Write a news article about {} and {}.',
+    'Summarize the report on {} in {}.',
+    'Create a headline for the story of {} and {}.',
+  ]
   rng = np.random.default_rng(1)
   texts += [forms[i % 3].format(*rng.choice(names, 2)) for i in range(len(texts))]
   gains = _gains(texts, 150, {})
@@ -183,7 +246,9 @@ def test_real_instructions_among_many_of_a_formula_are_covered_better_than_by_ch
 
 @pytest.mark.slow
 def test_real_instructions_as_they_are(shared_data):
-  """Alpaca was made diverse already: with a cluster for each instruction wanted more clusters are hit, no distance is gained."""
+  """Alpaca was made diverse already: with a cluster for each instruction wanted more clusters are
+  hit, no distance is gained.
+  """
   texts, _ = _real_instructions(shared_data)
   gains = _gains(texts, 200, {'clusters': 200})
   assert (gains[:, 0] > 0).all() and abs(gains[:, 1].mean()) < 0.005, gains

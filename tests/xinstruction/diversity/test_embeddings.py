@@ -1,4 +1,6 @@
-"""Vectors of instructions: against scikit-learn's TF-IDF, against the model's own logits, in any order."""
+"""Vectors of instructions: against scikit-learn's TF-IDF, against the model's own logits, in any
+order.
+"""
 
 import shutil
 
@@ -10,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-pytest.importorskip('sklearn', reason='embeddings need scikit-learn: pip install crossin-jax[xinstruction]')
+pytest.importorskip(
+  'sklearn', reason='embeddings need scikit-learn: pip install crossin-jax[xinstruction]'
+)
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
 from crossin_jax.checkpoints import parameters
@@ -48,13 +52,17 @@ def test_with_all_directions_cosines_are_those_of_sklearns_tfidf(method, analysi
 
 
 @settings(max_examples=15)
-@given(st.lists(st.text('ab cé\u0e01\n.', max_size=12), max_size=12), st.randoms(use_true_random=False))
+@given(
+  st.lists(st.text('ab cé\u0e01\n.', max_size=12), max_size=12), st.randoms(use_true_random=False)
+)
 def test_order_does_not_matter_and_equal_texts_are_equal(texts, random):
   found = embeddings.embed(texts, dimensions=16)
   assert found.shape == (len(texts), 16) and np.isfinite(found).all()
   norms = np.linalg.norm(found, axis=1)
   assert ((np.abs(norms - 1) < 1e-5) | (norms == 0)).all()
-  assert all((norm == 0) == (not any(c.isalnum() for c in text)) for norm, text in zip(norms, texts))
+  assert all(
+    (norm == 0) == (not any(c.isalnum() for c in text)) for norm, text in zip(norms, texts)
+  )
   order = list(range(len(texts)))
   random.shuffle(order)
   again = embeddings.embed([texts[i] for i in order] + texts[:1], dimensions=16)
@@ -64,10 +72,16 @@ def test_order_does_not_matter_and_equal_texts_are_equal(texts, random):
 
 def test_few_directions_keep_topics_together():
   topics = ('football match', 'kitchen recipe', 'solar planet', 'tax law')
-  texts = [f'{verb} {topic} {n}' for topic in topics for n, verb in enumerate(['write', 'explain', 'describe'] * 20)]
+  texts = [
+    f'{verb} {topic} {n}'
+    for topic in topics
+    for n, verb in enumerate(['write', 'explain', 'describe'] * 20)
+  ]
   vectors = embeddings.embed(texts, dimensions=8)
   near = (vectors @ vectors.T).reshape(4, 60, 4, 60).mean((1, 3))
-  assert (near.argmax(1) == np.arange(4)).all() and np.diag(near).min() > 0.5 > near[~np.eye(4, dtype=bool)].max()
+  assert (near.argmax(1) == np.arange(4)).all() and np.diag(near).min() > 0.5 > near[
+    ~np.eye(4, dtype=bool)
+  ].max()
 
 
 def test_wrong_settings_are_named():
@@ -88,10 +102,16 @@ def test_a_missing_library_is_named(monkeypatch):
     embeddings.embed(['a'])
 
 
-# ---- the model's own -------------------------------------------------------------------------------------------------
+# ---- the model's own ----
 
 
-@pytest.mark.parametrize('changes', [{'tie_embeddings': False}, {'layer_pattern': ('local', 'global'), 'window': 5, 'scan_layers': False}])  # fmt: skip
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'tie_embeddings': False},
+    {'layer_pattern': ('local', 'global'), 'window': 5, 'scan_layers': False},
+  ],
+)
 def test_states_are_what_the_logits_are_made_of_whatever_stands_beside(changes):
   model = Decoder(tiny_config(**changes))
   params = init_params(model, 3)
@@ -100,7 +120,11 @@ def test_states_are_what_the_logits_are_made_of_whatever_stands_beside(changes):
   tokens = [rng.integers(3, 61, n).tolist() for n in (1, 20, 7, 0, 1)]
   with partition.activate():
     found = embeddings.mean_states(model, params, partition, tokens, bos_id=1, rows=2)
-  head_EV = params['decoder']['lm_head'] if 'lm_head' in params['decoder'] else params['decoder']['token_embedding'].T
+  head_EV = (
+    params['decoder']['lm_head']
+    if 'lm_head' in params['decoder']
+    else params['decoder']['token_embedding'].T
+  )
   assert (found[3] == 0).all()
   for ids, state in zip(tokens, found):
     if ids:
@@ -114,10 +138,16 @@ def test_of_a_checkpoint(tmp_path, tiny_vocabulary):
   parameters.save_params(str(tmp_path), init_params(model, 2))
   shutil.copyfile(tiny_vocabulary.path, tmp_path / 'words.model')
   words = {'file': 'words.model', 'bos_token': None, 'eos_token': None}
-  write_json(str(tmp_path / 'prompts.json'), {'prompts': {'template': 'gemma'}, 'vocabulary': words})
-  embed = lambda texts: embeddings.embed(texts, method='model', checkpoint=str(tmp_path), model=model)
+  write_json(
+    str(tmp_path / 'prompts.json'), {'prompts': {'template': 'gemma'}, 'vocabulary': words}
+  )
+  embed = lambda texts: embeddings.embed(
+    texts, method='model', checkpoint=str(tmp_path), model=model
+  )
   found = embed([*TEXTS, ''])
   assert found.shape == (8, 16) and (found[-1] == 0).all()
   np.testing.assert_allclose(np.linalg.norm(found[:-1], axis=1), 1, atol=1e-5)
   np.testing.assert_array_equal(embed(['', *TEXTS[::-1]]), found[::-1])
-  assert found[3] @ found[4] > (found[:7] @ found[:7].T)[~np.eye(7, dtype=bool)].mean(), 'the two capitals are alike'
+  assert found[3] @ found[4] > (found[:7] @ found[:7].T)[~np.eye(7, dtype=bool)].mean(), (
+    'the two capitals are alike'
+  )

@@ -37,7 +37,9 @@ def test_the_same_texts_from_every_kind_of_file(tmp_path):
   wanted = [(f'r{i}', text) for i, text in enumerate(TEXTS)]
   for name in ('a.jsonl', 'b.jsonl.gz', 'c.parquet'):
     found, tally = read(tmp_path / name)
-    assert [(one.id, one.text) for one in found] == wanted and {one.source for one in found} == {name}
+    assert [(one.id, one.text) for one in found] == wanted and {one.source for one in found} == {
+      name
+    }
     assert tally == {'read': 4}
   for name in ('d.txt', 'e.txt.gz'):
     found, _ = read(str(tmp_path / name))
@@ -53,7 +55,10 @@ def test_folders_and_patterns(tmp_path):
   for name in ('b.jsonl', 'a.jsonl', 'deep/a.jsonl', '.hidden.jsonl'):
     write_lines(tmp_path / name, [{'text': name}])
   assert [one.id for one in read(str(tmp_path))[0]] == ['a.jsonl:1', 'b.jsonl:1', 'deep/a.jsonl:1']
-  assert list(find_files([str(tmp_path / '*.jsonl'), str(tmp_path / 'a.jsonl')])) == ['a.jsonl', 'b.jsonl']
+  assert list(find_files([str(tmp_path / '*.jsonl'), str(tmp_path / 'a.jsonl')])) == [
+    'a.jsonl',
+    'b.jsonl',
+  ]
   with pytest.raises(FileNotFoundError, match='nothing.here'):
     find_files([str(tmp_path), str(tmp_path / 'nothing.here*')])
 
@@ -70,7 +75,9 @@ def test_field_ids_and_lines(tmp_path):
 
 
 @given(
-  st.lists(st.text(st.characters(exclude_categories=['Cs']), min_size=1).filter(str.strip), max_size=12),
+  st.lists(
+    st.text(st.characters(exclude_categories=['Cs']), min_size=1).filter(str.strip), max_size=12
+  ),
   st.integers(1, 40),
   st.booleans(),
 )
@@ -94,8 +101,16 @@ def test_block_size_changes_nothing(tmp_path_factory, texts, size, paragraphs):
 def test_records_that_are_too_large_are_skipped(tmp_path, kind, size, monkeypatch):
   monkeypatch.setattr(documents, '_BLOCK', size)
   divide = b'\n \n' if kind == 'a.txt' else b'\n'
-  texts = [b'one', b'x' * 5000, b'two', b'y' * 300 + b'\n' * (kind == 'a.txt') + b'y' * 3000, b'three']
-  content = texts if kind == 'a.txt' else [json.dumps({'text': text.decode()}).encode() for text in texts]
+  texts = [
+    b'one',
+    b'x' * 5000,
+    b'two',
+    b'y' * 300 + b'\n' * (kind == 'a.txt') + b'y' * 3000,
+    b'three',
+  ]
+  content = (
+    texts if kind == 'a.txt' else [json.dumps({'text': text.decode()}).encode() for text in texts]
+  )
   (tmp_path / kind).write_bytes(divide.join(content))
   found, tally = read(str(tmp_path), most_bytes=1000)
   assert [one.text.strip() for one in found] == ['one', 'two', 'three']
@@ -107,8 +122,10 @@ def test_records_that_are_too_large_are_skipped(tmp_path, kind, size, monkeypatc
 def test_rubbish_is_counted_by_reason(tmp_path):
   good = b'{"text": "good"}'
   lines = [
-    good, b'{"text": "cut', b'[1, 2]', b'17', b'"a text alone"', b'{"other": 1}', b'{"text": null}', b'{"text": "  "}',
-    b'{"text": "caf\xe9 \xff"}', b'\x00\x01\x02\xff', b'[' * 100_000, b'{"text": ' + b'9' * 5000 + b'}', b'', good,
+    good, b'{"text": "cut', b'[1, 2]', b'17', b'"a text alone"', b'{"other": 1}', b'{"text": null}',
+    b'{"text": "  "}',
+    b'{"text": "caf\xe9 \xff"}', b'\x00\x01\x02\xff', b'[' * 100_000,
+    b'{"text": ' + b'9' * 5000 + b'}', b'', good,
   ]  # fmt: skip
   (tmp_path / 'a.jsonl').write_bytes(b'\xef\xbb\xbf' + b'\r\n'.join(lines))
   found, tally = read(str(tmp_path))
@@ -126,7 +143,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
   pq.write_table(pa.table({'text': [1, 2]}), tmp_path / 'numbers.parquet')
   import random
 
-  packed = gzip.compress(''.join(json.dumps({'text': str(random.random())}) + '\n' for _ in range(5000)).encode())
+  packed = gzip.compress(
+    ''.join(json.dumps({'text': str(random.random())}) + '\n' for _ in range(5000)).encode()
+  )
   (tmp_path / 'cut.jsonl.gz').write_bytes(packed[: len(packed) // 2])
   reader = documents.Reader(find_files(str(tmp_path)), Reading())
   tally = Counter()
@@ -139,7 +158,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 
 def test_parquet_texts_that_are_not_utf8(tmp_path):
   bad = pa.array([b'fine', b'\xff\xfe bad', None], pa.binary())
-  pq.write_table(pa.table({'text': bad.cast(pa.large_binary()).view(pa.large_string())}), tmp_path / 'a.parquet')
+  pq.write_table(
+    pa.table({'text': bad.cast(pa.large_binary()).view(pa.large_string())}), tmp_path / 'a.parquet'
+  )
   found, tally = read(str(tmp_path))
   assert [one.text for one in found] == ['fine']
   assert tally == {'read': 3, 'invalid_utf8': 1, 'invalid_bytes': 2, 'no_text': 1}

@@ -16,10 +16,14 @@ CODES = ('fi', 'id', 'th', 'tr', 'vi', 'bn', 'hi', 'sw', 'ta', 'ur')
 
 def texts_of(shared_data, code, rng):
   """Paragraphs of 200 to 2,000 characters: native passages, and lines of news joined."""
-  rows = (shared_data / 'native_text' / f'native.{code}.jsonl').read_text(encoding='utf-8').splitlines()
+  rows = (
+    (shared_data / 'native_text' / f'native.{code}.jsonl').read_text(encoding='utf-8').splitlines()
+  )
   found = [json.loads(row)['text'][:2000] for row in rows]
   paragraph, least = '', 200
-  for line in (shared_data / 'ntrex' / f'newstest2019.{code}.txt').read_text(encoding='utf-8').splitlines():
+  for line in (
+    (shared_data / 'ntrex' / f'newstest2019.{code}.txt').read_text(encoding='utf-8').splitlines()
+  ):
     paragraph = f'{paragraph} {line}'.strip()
     if len(paragraph) >= least:
       found.append(paragraph)
@@ -47,7 +51,15 @@ def test_planted_near_duplicates(shared_data, share):
   recalls = []
   for _ in range(5):
     sources = rng.sample(range(len(texts)), len(texts) // 19)
-    rows = texts + [edited(texts[i], share or rng.uniform(0.01, 0.1), rng, rng.random() < 0.5 if share is None else False) for i in sources]  # fmt: skip
+    rows = texts + [
+      edited(
+        texts[i],
+        share or rng.uniform(0.01, 0.1),
+        rng,
+        rng.random() < 0.5 if share is None else False,
+      )
+      for i in sources
+    ]
     verdicts = find(Sketches.of(rows))
     pairs = {(i, len(texts) + k) for k, i in enumerate(sources)}
     dropped = set(np.flatnonzero(verdicts).tolist())
@@ -59,7 +71,9 @@ def test_planted_near_duplicates(shared_data, share):
 
 
 def random_texts(rng, number, length=400):
-  words = [''.join(rng.choices('abcdefghijklmnopqrstuvwxyz', k=rng.randint(3, 8))) for _ in range(2000)]
+  words = [
+    ''.join(rng.choices('abcdefghijklmnopqrstuvwxyz', k=rng.randint(3, 8))) for _ in range(2000)
+  ]
   return [' '.join(rng.choices(words, k=length // 6)) for _ in range(number)]
 
 
@@ -74,13 +88,19 @@ def test_order_changes_nothing(seed):
   for _ in range(3):
     rng.shuffle(texts)
     parts = [Sketches.of(texts[i : i + 37]) for i in range(0, len(texts), 37)]
-    assert {text for text, verdict in zip(texts, find(Sketches.joined(parts))) if verdict == KEPT} == kept
+    assert {
+      text for text, verdict in zip(texts, find(Sketches.joined(parts))) if verdict == KEPT
+    } == kept
 
 
 def test_kinds_of_duplicates():
   rng = random.Random(1)
   one, other = random_texts(rng, 2)
-  verdicts = find(Sketches.of([one, one.title(), one.replace(' ', '\n'), edited(one, 0.03, rng, False), other, one]))
+  verdicts = find(
+    Sketches.of(
+      [one, one.title(), one.replace(' ', '\n'), edited(one, 0.03, rng, False), other, one]
+    )
+  )
   assert sorted(verdicts.tolist()) == [KEPT, KEPT, EXACT, EXACT, EXACT, NEAR]
   assert verdicts[4] == KEPT
 
@@ -110,7 +130,9 @@ def test_nothing_and_little():
   assert find(Sketches.of([])).tolist() == []
   assert find(Sketches.joined([])).tolist() == []
   # Texts without letters are nearly the same.
-  assert sorted(find(Sketches.of(['', '', '!', 'ab', 'ab', 'abc'])).tolist()) == [KEPT] * 3 + [EXACT] * 2 + [NEAR]
+  assert sorted(find(Sketches.of(['', '', '!', 'ab', 'ab', 'abc'])).tolist()) == [KEPT] * 3 + [
+    EXACT
+  ] * 2 + [NEAR]
 
 
 @given(st.text(st.characters(), max_size=40), st.text(st.characters(), max_size=40))
@@ -123,7 +145,14 @@ def test_sketches_do_not_depend_on_neighbours(one, other):
 @given(st.lists(st.integers(1, 0x10FFFF), max_size=60), st.integers(1, 20))
 def test_shingles_against_their_definition(codes, letters):
   found = characters.shingles(np.array(codes, np.uint32), letters)
-  wanted = [sum(code * 0x9E3779B97F4A7C15 ** (letters - 1 - k) for k, code in enumerate(codes[i : i + letters])) % 2**64 for i in range(len(codes) - letters + 1)]  # fmt: skip
+  wanted = [
+    sum(
+      code * 0x9E3779B97F4A7C15 ** (letters - 1 - k)
+      for k, code in enumerate(codes[i : i + letters])
+    )
+    % 2**64
+    for i in range(len(codes) - letters + 1)
+  ]
   wanted = wanted if len(codes) >= letters else []
   # The powers may be counted from either end; equality of runs is what matters.
   assert len(found) == len(wanted)
@@ -137,8 +166,11 @@ def test_similarity_estimates_the_jaccard_index():
     one = random_texts(rng, 1, 1000)[0]
     other = edited(one, share, rng, False) if share < 1 else random_texts(rng, 1, 1000)[0]
     shingles = [
-      {text[i : i + 5] for i in range(len(text) - 4)} for text in (one.replace(' ', ''), other.replace(' ', ''))
+      {text[i : i + 5] for i in range(len(text) - 4)}
+      for text in (one.replace(' ', ''), other.replace(' ', ''))
     ]
     exact = len(shingles[0] & shingles[1]) / len(shingles[0] | shingles[1])
     sketches = Sketches.of([one, other])
-    assert abs(duplicates.similarity(sketches.profiles[:1], sketches.profiles[1:])[0] - exact) < 0.14
+    assert (
+      abs(duplicates.similarity(sketches.profiles[:1], sketches.profiles[1:])[0] - exact) < 0.14
+    )

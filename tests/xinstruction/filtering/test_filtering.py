@@ -1,4 +1,6 @@
-"""The filter step as a whole: counts that add up, output that depends on the documents alone, kills."""
+"""The filter step as a whole: counts that add up, output that depends on the documents alone,
+kills.
+"""
 
 import gzip
 import json
@@ -14,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-pytest.importorskip('py3langid', reason='language identification needs py3langid: pip install crossin-jax[lid]')
+pytest.importorskip(
+  'py3langid', reason='language identification needs py3langid: pip install crossin-jax[lid]'
+)
 
 from crossin_jax.processes import interruption
 from crossin_jax.xinstruction.filtering import parts
@@ -27,7 +31,9 @@ ANY = Filters(least_confidence=0.0)
 
 
 def invented(rng, number, characters=400):
-  words = [''.join(rng.choices('abcdefghijklmnopqrstuvwxyz', k=rng.randint(3, 8))) for _ in range(3000)]
+  words = [
+    ''.join(rng.choices('abcdefghijklmnopqrstuvwxyz', k=rng.randint(3, 8))) for _ in range(3000)
+  ]
   return [' '.join(rng.choices(words, k=characters // 6)).capitalize() + '.' for _ in range(number)]
 
 
@@ -37,7 +43,9 @@ def rows_of(texts):
 
 def write(path, rows):
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows), encoding='utf-8')
+  path.write_text(
+    ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows), encoding='utf-8'
+  )
   return str(path)
 
 
@@ -46,11 +54,18 @@ def run(paths, output, filters=ANY, language='sw', **settings):
 
 
 def files_of(folder):
-  return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != 'counts.json'}
+  return {
+    path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != 'counts.json'
+  }
 
 
 def kept_rows(folder):
-  return [json.loads(line) for content in files_of(folder).values() for line in content.decode().split('\n') if line]
+  return [
+    json.loads(line)
+    for content in files_of(folder).values()
+    for line in content.decode().split('\n')
+    if line
+  ]
 
 
 def without_source(rows):
@@ -67,7 +82,8 @@ def with_duplicates(rng, number):
 def test_counts_and_files(tmp_path):
   texts = with_duplicates(random.Random(0), 100)
   counts = run(write(tmp_path / 'a.jsonl', rows_of(texts)), tmp_path / 'out', chunk=32)
-  # The upper-case twin and the edited one of a text make two duplicates of three: of which kinds depends on which is kept.
+  # The upper-case twin and the edited one of a text make two duplicates of three: of which kinds
+  # depends on which is kept.
   assert counts['read'] == len(texts) and counts['kept'] == 100
   assert counts['read'] == counts['kept'] + sum(counts['dropped'].values())
   assert {name: counts['dropped'][name] for name in ('too_short', 'html', 'too_long')} == {
@@ -95,7 +111,9 @@ def test_files_order_and_processes_change_nothing(tmp_path):
   rng.shuffle(rows)
   for i in range(0, 90, 30):
     write(tmp_path / 'two' / f'{i}.jsonl', rows[i : i + 30])
-  pq.write_table(pa.Table.from_pylist(rows[90:130]), tmp_path / 'two' / 'p.parquet', row_group_size=7)
+  pq.write_table(
+    pa.Table.from_pylist(rows[90:130]), tmp_path / 'two' / 'p.parquet', row_group_size=7
+  )
   packed = ''.join(json.dumps(row) + '\n' for row in rows[130:]).encode()
   (tmp_path / 'two' / 'z.jsonl.gz').write_bytes(gzip.compress(packed))
   run(str(tmp_path / 'two'), tmp_path / 'out2', workers=2)
@@ -106,14 +124,15 @@ def test_files_order_and_processes_change_nothing(tmp_path):
 
 def test_lines_of_many_documents(tmp_path):
   texts = invented(random.Random(2), 60)
-  banner = (
-    'Subscribe to our words and be the first who reads them all, every day of the week, and more of that on Sunday.'
-  )
+  banner = 'Subscribe to our words and be the first who reads them all, every day of the week, and more of that on Sunday.'
   rows = rows_of([f'{text[:240]}\n{banner}' if i % 2 else text for i, text in enumerate(texts)])
   path = write(tmp_path / 'a.jsonl', rows)
   assert run(path, tmp_path / 'out')['dropped'] == {'common_lines': 30}
   assert run(path, tmp_path / 'out', Filters(least_confidence=0.0, common_line=31))['dropped'] == {}
-  assert run(path, tmp_path / 'out', Filters(least_confidence=0.0, most_common_lines=0.9))['dropped'] == {}
+  assert (
+    run(path, tmp_path / 'out', Filters(least_confidence=0.0, most_common_lines=0.9))['dropped']
+    == {}
+  )
   # Thirty copies of one document are no boilerplate: one of them stays.
   copies = write(tmp_path / 'b.jsonl', rows_of(['\n'.join(texts[:3])] * 30))
   assert run(copies, tmp_path / 'out')['kept'] == 1
@@ -122,7 +141,13 @@ def test_lines_of_many_documents(tmp_path):
 def test_ids_are_made_unique(tmp_path):
   texts = invented(random.Random(3), 20)
   for name in ('a', 'b'):
-    write(tmp_path / 'in' / f'{name}.jsonl', [{'id': 7 if i < 5 else f'{name}{i}', 'text': text} for i, text in enumerate(texts[:10] if name == 'a' else texts[10:])])  # fmt: skip
+    write(
+      tmp_path / 'in' / f'{name}.jsonl',
+      [
+        {'id': 7 if i < 5 else f'{name}{i}', 'text': text}
+        for i, text in enumerate(texts[:10] if name == 'a' else texts[10:])
+      ],
+    )
   run(str(tmp_path / 'in'), tmp_path / 'out')
   ids = [row['id'] for row in kept_rows(tmp_path / 'out' / 'sw')]
   assert len(set(ids)) == 20 and sum(id_.startswith('7#') for id_ in ids) == 10
@@ -160,7 +185,9 @@ def test_rubbish_is_never_fatal_and_never_kept(tmp_path):
   content = b''.join(files_of(tmp_path / 'out' / 'sw').values()).decode()
   kept = [json.loads(line)['text'] for line in content.split('\n') if line]
   # The one with marks of direction is a near-duplicate of the first, once they are gone.
-  assert len(kept) == 30 and {text for text in kept if text not in texts} <= {texts[0] + ' more of it'}
+  assert len(kept) == 30 and {text for text in kept if text not in texts} <= {
+    texts[0] + ' more of it'
+  }
 
 
 def test_nothing_to_read(tmp_path):
@@ -210,7 +237,9 @@ def start(tmp_path, source, output, workers):
   program.write_text(PROGRAM)
   environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY)}
   command = [sys.executable, str(program), source, str(output), str(workers)]
-  return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+  return subprocess.Popen(
+    command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+  )
 
 
 def descendants(pid):
@@ -219,9 +248,13 @@ def descendants(pid):
 
 
 def test_killed_at_any_moment(tmp_path):
-  """After -9 and a restart the output is that of an undisturbed run; until then, that of the run before, or none."""
+  """After -9 and a restart the output is that of an undisturbed run; until then, that of the run
+  before, or none.
+  """
   rng = random.Random(5)
-  before, after = (write(tmp_path / f'{name}.jsonl', rows_of(invented(rng, 3000))) for name in ('before', 'after'))
+  before, after = (
+    write(tmp_path / f'{name}.jsonl', rows_of(invented(rng, 3000))) for name in ('before', 'after')
+  )
   run(before, tmp_path / 'wanted1', chunk=8)
   run(after, tmp_path / 'wanted2', chunk=8)
   old, new = (files_of(tmp_path / name / 'sw') for name in ('wanted1', 'wanted2'))
@@ -235,24 +268,32 @@ def test_killed_at_any_moment(tmp_path):
     killed += process.wait() == -signal.SIGKILL
     assert not (output / 'sw').exists() or files_of(output / 'sw') in (old, new)
   run(after, output, chunk=8)
-  assert killed and files_of(output / 'sw') == new and [path.name for path in output.iterdir()] == ['sw']
+  assert (
+    killed and files_of(output / 'sw') == new and [path.name for path in output.iterdir()] == ['sw']
+  )
 
 
 @pytest.mark.parametrize('failing', ['rename', 'write'])
 def test_killed_between_renames(tmp_path, failing, monkeypatch):
   """The moments that a random kill hardly meets."""
   rng = random.Random(6)
-  before, after = (write(tmp_path / f'{name}.jsonl', rows_of(invented(rng, 40))) for name in ('before', 'after'))
+  before, after = (
+    write(tmp_path / f'{name}.jsonl', rows_of(invented(rng, 40))) for name in ('before', 'after')
+  )
   run(before, tmp_path / 'out', chunk=8)
   old = files_of(tmp_path / 'out' / 'sw')
   with monkeypatch.context() as patch:
     if failing == 'rename':
       real, calls = os.rename, []
-      patch.setattr(os, 'rename', lambda *paths: real(*paths) if not calls and not calls.append(1) else 1 / 0)
+      patch.setattr(
+        os, 'rename', lambda *paths: real(*paths) if not calls and not calls.append(1) else 1 / 0
+      )
     else:
       real, calls = filtering.results.write_bytes, []
       patch.setattr(
-        filtering.results, 'write_bytes', lambda *a: real(*a) if len(calls) < 2 and not calls.append(1) else 1 / 0
+        filtering.results,
+        'write_bytes',
+        lambda *a: real(*a) if len(calls) < 2 and not calls.append(1) else 1 / 0,
       )
     with pytest.raises(ZeroDivisionError):
       run(after, tmp_path / 'out', chunk=8)
@@ -269,7 +310,9 @@ def test_killed_between_renames(tmp_path, failing, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize('whole_group', [False, True])
 def test_told_to_stop(tmp_path, whole_group):
-  """75 and nothing changed, whether the first process alone is told or its workers too; and no worker outlives a -9."""
+  """75 and nothing changed, whether the first process alone is told or its workers too; and no
+  worker outlives a -9.
+  """
   source = write(tmp_path / 'a.jsonl', rows_of(invented(random.Random(7), 9000, 900)))
   output = tmp_path / 'out'
   process = start(tmp_path, source, output, 2)
@@ -295,8 +338,12 @@ def test_told_to_stop(tmp_path, whole_group):
 
 def test_told_to_stop_in_this_process(tmp_path, monkeypatch):
   source = write(tmp_path / 'a.jsonl', rows_of(invented(random.Random(8), 50)))
-  real = filtering._write  # pylint: disable=protected-access
-  monkeypatch.setattr(filtering, '_write', lambda *a: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.1), real(*a)))
+  real = filtering._write
+  monkeypatch.setattr(
+    filtering,
+    '_write',
+    lambda *a: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.1), real(*a)),
+  )
   with pytest.raises(interruption.Interrupted):
     run(source, tmp_path / 'out')
   assert not (tmp_path / 'out' / 'sw').exists()
@@ -307,8 +354,8 @@ def test_a_part_in_a_file_is_the_same_part(tmp_path):
   settings = ('sw', ANY, Reading())
   reader = filtering.Reader(filtering.documents.find_files(source), Reading())
   part = next(parts.local_parts(reader.blocks(), settings, 1, lambda: None))
-  parts._save_part(tmp_path / 'part.npz', part)  # pylint: disable=protected-access
-  again = parts._load_part(tmp_path / 'part.npz')  # pylint: disable=protected-access
+  parts._save_part(tmp_path / 'part.npz', part)
+  again = parts._load_part(tmp_path / 'part.npz')
   assert again.rows == part.rows and again.tally == part.tally
   for name in ('ends', 'ties', 'line_hashes', 'line_shares', 'line_owners'):
     assert getattr(again, name).tolist() == getattr(part, name).tolist()
@@ -318,20 +365,29 @@ def test_a_part_in_a_file_is_the_same_part(tmp_path):
 
 def test_beam_gives_the_same(tmp_path):
   pytest.importorskip(
-    'apache_beam', reason='Apache Beam is not here: pip install crossin-jax[beam], in its own environment'
+    'apache_beam',
+    reason='Apache Beam is not here: pip install crossin-jax[beam], in its own environment',
   )
   rng = random.Random(10)
   rows = rows_of(with_duplicates(rng, 60))
   for i in range(3):
     write(tmp_path / 'in' / f'{i}.jsonl', rows[i::3])
   (tmp_path / 'in' / 'broken.parquet').write_bytes(b'no')
-  results = [run(str(tmp_path / 'in'), tmp_path / runner, runner=runner) for runner in ('local', 'beam')]
+  results = [
+    run(str(tmp_path / 'in'), tmp_path / runner, runner=runner) for runner in ('local', 'beam')
+  ]
   assert files_of(tmp_path / 'local' / 'sw') == files_of(tmp_path / 'beam' / 'sw')
   timeless = [{key: value for key, value in one.items() if 'second' not in key} for one in results]
-  assert timeless[0] == timeless[1] and [path.name for path in (tmp_path / 'beam').iterdir()] == ['sw']
+  assert timeless[0] == timeless[1] and [path.name for path in (tmp_path / 'beam').iterdir()] == [
+    'sw'
+  ]
 
 
 def test_beam_that_is_not_there(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'apache_beam', None)
   with pytest.raises(ValueError, match=r'crossin-jax\[beam\]'):
-    run(write(tmp_path / 'a.jsonl', rows_of(invented(random.Random(11), 3))), tmp_path / 'out', runner='beam')
+    run(
+      write(tmp_path / 'a.jsonl', rows_of(invented(random.Random(11), 3))),
+      tmp_path / 'out',
+      runner='beam',
+    )

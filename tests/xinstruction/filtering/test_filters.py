@@ -8,10 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
-pytest.importorskip('py3langid', reason='language identification needs py3langid: pip install crossin-jax[lid]')
+pytest.importorskip(
+  'py3langid', reason='language identification needs py3langid: pip install crossin-jax[lid]'
+)
 
 from crossin_jax.xinstruction.filtering import filters
-from crossin_jax.xinstruction.filtering.filters import REASONS, Filters, clean, cut, normalise, why_dropped
+from crossin_jax.xinstruction.filtering.filters import (
+  REASONS,
+  Filters,
+  clean,
+  cut,
+  normalise,
+  why_dropped,
+)
 
 SENTENCES = [
   'Bibi yangu huweka mapishi yake ndani ya sanduku la bati juu ya jiko.',
@@ -50,7 +59,15 @@ def test_a_good_text_is_kept():
     (GOOD + ' {a} {b} {c}', 'code'),
     (GOOD + ' Privacy Policy. Log in', 'notices'),
     (f'{SENTENCES[0]} ' * 6, 'repeated_text'),
-    ('My grandmother keeps her recipes in a tin box above the stove. ' + 'The farmers of our village rise before the sun does, and so do their children. Nobody knows why the river went dry last summer, or whether it will return.', 'other_language'),
+    ('My grandmother keeps her recipes in a tin box above the stove. ' + 'The farmers of our '
+                                                                         'village rise before the '
+                                                                         'sun does, and so do '
+                                                                         'their children. Nobody '
+                                                                         'knows why the river '
+                                                                         'went dry last summer, '
+                                                                         'or whether it will '
+                                                                         'return.',
+                                                                         'other_language'),
   ],
 )  # fmt: skip
 def test_reason(text, reason):
@@ -70,13 +87,24 @@ def test_normal_texts_are_normal(text):
   assert unicodedata.is_normalized('NFC', once)
   assert once == once.strip() and '  ' not in once and '\n\n\n' not in once
   for character in once:
-    assert character in '\n\u200c\u200d' or unicodedata.category(character) not in ('Cc', 'Cs', 'Co', 'Zl', 'Zp')
+    assert character in '\n\u200c\u200d' or unicodedata.category(character) not in (
+      'Cc',
+      'Cs',
+      'Co',
+      'Zl',
+      'Zp',
+    )
     assert (
-      character not in '\xad\ufeff\u200b\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\r\t'
+      character
+      not in '\xad\ufeff\u200b\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\r\t'
     )
 
 
-@given(st.text(st.sampled_from('ab \n\r\t&;#<>1.\u200c\u200d\u202e\xa0\u0301\x00क\ud800\ufffdltg'), max_size=60))
+@given(
+  st.text(
+    st.sampled_from('ab \n\r\t&;#<>1.\u200c\u200d\u202e\xa0\u0301\x00क\ud800\ufffdltg'), max_size=60
+  )
+)
 def test_cleaning_what_was_kept_changes_nothing(text):
   for one in (ANY, dataclasses.replace(ANY, long='cut', most_characters=20)):
     kept, reason = clean(text, 'hi', one)
@@ -99,7 +127,9 @@ def test_cut():
   assert cut('क ख ग। घ ङ च छ', 'hi', 10) == 'क ख ग।'
   assert cut('他来了。她走了，', 'zh', 6) == '他来了。'
   assert cut('เขามาแล้ว เธอไปแล้ว', 'th', 12) == 'เขามาแล้ว'
-  assert len(clean(GOOD * 40, 'sw', Filters(long='cut', most_repeated_text=1.0))[0]) in range(1900, 2001)
+  assert len(clean(GOOD * 40, 'sw', Filters(long='cut', most_repeated_text=1.0))[0]) in range(
+    1900, 2001
+  )
 
 
 def test_settings_are_checked():
@@ -119,7 +149,9 @@ def test_settings_are_checked():
 
 
 def test_native_texts_are_kept(shared_data):
-  """Encyclopedias and news, written in ten languages by people: what is long enough is nearly always good enough."""
+  """Encyclopedias and news, written in ten languages by people: what is long enough is nearly
+  always good enough.
+  """
   kept = seen = 0
   for path in sorted((shared_data / 'native_text').glob('native.*.jsonl')):
     code = path.name.split('.')[1]
@@ -138,4 +170,6 @@ def test_web_pages_are_refused(shared_data):
   assert pages
   for page in pages:
     code = page.name.split('.')[-2]
-    assert why_dropped(page.read_text(encoding='utf-8'), code, Filters(most_characters=10**6)) == 'html'
+    assert (
+      why_dropped(page.read_text(encoding='utf-8'), code, Filters(most_characters=10**6)) == 'html'
+    )

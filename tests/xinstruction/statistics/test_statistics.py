@@ -9,8 +9,12 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-pytest.importorskip('sklearn', reason='topics need scikit-learn: pip install crossin-jax[xinstruction]')
-pytest.importorskip('py3langid', reason='language identification needs py3langid: pip install crossin-jax[lid]')
+pytest.importorskip(
+  'sklearn', reason='topics need scikit-learn: pip install crossin-jax[xinstruction]'
+)
+pytest.importorskip(
+  'py3langid', reason='language identification needs py3langid: pip install crossin-jax[lid]'
+)
 
 from crossin_jax.storage.records import RecordError
 from crossin_jax.xinstruction.statistics import statistics as lib
@@ -20,7 +24,12 @@ from crossin_jax.xinstruction.statistics.verbs import kind, verb_and_object
 
 SWAHILI = 'Mvua hunyesha wakati mvuke wa maji unapopoa angani na kuwa matone mazito ya maji. '
 URDU = 'بارش اس وقت ہوتی ہے جب پانی کے بخارات آسمان میں ٹھنڈے ہو کر بھاری قطروں میں بدل جاتے ہیں۔ '
-FORMS = ['Write a story about {}.', 'What is {}?', 'List three facts about {}', 'Please summarize the report on {}.']
+FORMS = [
+  'Write a story about {}.',
+  'What is {}?',
+  'List three facts about {}',
+  'Please summarize the report on {}.',
+]
 THINGS = ['rain', 'the sea', 'an old temple', 'fishing', 'the elections']
 
 
@@ -51,7 +60,7 @@ class Page(html.parser.HTMLParser):
     self.texts.append((self.tags[-1] if self.tags else ('', {}), data))
 
 
-# ---- figures ---------------------------------------------------------------------------------------------------------
+# ---- figures ----
 
 
 @settings(max_examples=30)
@@ -60,7 +69,9 @@ def test_lengths_are_numpys(values):
   lengths = lib._Lengths()
   lengths.counts.update(values)
   found = lengths.summary()
-  assert found['mean'] == pytest.approx(np.mean(values)) and found['sd'] == pytest.approx(np.std(values), abs=1e-9)
+  assert found['mean'] == pytest.approx(np.mean(values)) and found['sd'] == pytest.approx(
+    np.std(values), abs=1e-9
+  )
   assert found['median'] == sorted(values)[(len(values) - 1) // 2]
   assert (found['min'], found['max']) == (min(values), max(values))
 
@@ -68,7 +79,9 @@ def test_lengths_are_numpys(values):
 def test_figures_of_each_language():
   mixed = rows(SWAHILI, 40)
   for row in mixed[:10]:
-    row['output'] = 'Rain falls when water vapour cools in the sky and turns into heavy drops of water.'
+    row['output'] = (
+      'Rain falls when water vapour cools in the sky and turns into heavy drops of water.'
+    )
   found = statistics({'Swahili': mixed, 'ur': rows(URDU, 8), 'fi': []}, samples=4)
   sw, ur, fi = (found['by_language'][code] for code in ('sw', 'ur', 'fi'))
   assert found['rows'] == 48 and (sw['rows'], ur['rows'], fi['rows']) == (40, 8, 0)
@@ -79,7 +92,11 @@ def test_figures_of_each_language():
   assert sw['published']['output'] == {'mean': 1210.6, 'sd': 524.0}
   assert fi['instruction'] is fi['fidelity'] is fi['score'] is None
   top = {row['verb']: (row['count'], row['objects']) for row in found['verbs']['top']}
-  assert top == {'write': (12, [['story', 12]]), 'list': (12, [['fact', 12]]), 'summarize': (12, [['report', 12]])}
+  assert top == {
+    'write': (12, [['story', 12]]),
+    'list': (12, [['fact', 12]]),
+    'summarize': (12, [['report', 12]]),
+  }
   assert sum(found['scores']['sw']['counts']) == 40 and found['scores']['sw']['edges'][0] == 1.0
   assert sum(group['size'] for group in found['map']['groups']) == len(found['map']['points']) == 48
   assert [len(found['samples'][code]) for code in ('sw', 'ur', 'fi')] == [4, 4, 0]
@@ -90,7 +107,11 @@ def test_nothing_depends_on_the_order_of_rows_but_samples_on_the_seed():
   own = rows(SWAHILI)
   found = statistics({'sw': own}, samples=5, map_points=20, fidelity_rows=10)
   again = statistics({'sw': own[::-1]}, samples=5, map_points=20, fidelity_rows=10)
-  assert again == found and len(found['map']['points']) == 20 and found['by_language']['sw']['fidelity']['rows'] == 10
+  assert (
+    again == found
+    and len(found['map']['points']) == 20
+    and found['by_language']['sw']['fidelity']['rows'] == 10
+  )
   assert statistics({'sw': own}, samples=5, seed=1)['samples'] != found['samples']
 
 
@@ -99,7 +120,9 @@ def test_files_and_what_is_wrong_with_them(tmp_path):
   lines, listed = tmp_path / 'a.jsonl', tmp_path / 'a.json'
   lines.write_text(''.join(json.dumps(row) + '\n' for row in own), encoding='utf-8')
   listed.write_text(json.dumps(own), encoding='utf-8')
-  assert statistics({'sw': str(lines)}) == statistics({'sw': listed}) == statistics({'sw': iter(own)})
+  assert (
+    statistics({'sw': str(lines)}) == statistics({'sw': listed}) == statistics({'sw': iter(own)})
+  )
   lines.write_text(json.dumps(own[0]) + '\n{"instruction": "a", "output": 3}\n', encoding='utf-8')
   with pytest.raises(RecordError, match=r'a.jsonl, line 2: field "output" is a int'):
     statistics({'sw': lines})
@@ -131,7 +154,10 @@ def test_overlap_with_a_benchmark(tmp_path):
     1,
     1,
   )
-  assert found['overlap']['matches'][0]['source'] == 'sw' and found['overlap']['matches'][0]['row'] == 'row 4'
+  assert (
+    found['overlap']['matches'][0]['source'] == 'sw'
+    and found['overlap']['matches'][0]['row'] == 'row 4'
+  )
   assert found['by_language']['ur']['rows'] == 3
 
 
@@ -155,31 +181,43 @@ def test_verbs_and_objects(instruction, expected):
 
 def test_verbs_of_real_instructions(shared_data):
   """Nearly all instructions of Alpaca are understood, and its best known pairs come out on top."""
-  texts = [row['instruction'] for row in json.loads((shared_data / 'alpaca_parallel' / 'alpaca.en.json').read_text('utf-8'))]  # fmt: skip
+  texts = [
+    row['instruction']
+    for row in json.loads((shared_data / 'alpaca_parallel' / 'alpaca.en.json').read_text('utf-8'))
+  ]
   kinds = [kind(text) for text in texts]
   assert kinds.count('verb') > 0.88 * len(texts) and kinds.count('other') < 0.02 * len(texts)
-  found = statistics({'en': [{'instruction': text, 'output': ''} for text in texts]})['verbs']['top']
+  found = statistics({'en': [{'instruction': text, 'output': ''} for text in texts]})['verbs'][
+    'top'
+  ]
   pairs = {(row['verb'], row['objects'][0][0]) for row in found[:10]}
   assert {('generate', 'list'), ('write', 'story'), ('rewrite', 'sentence')} <= pairs
 
 
-# ---- the page --------------------------------------------------------------------------------------------------------
+# ---- the page ----
 
 
 def test_the_page(tmp_path):
   own = rows(URDU, 12)
-  own[0] |= {'instruction': '<script>alert(1)</script> & "x"', 'output': 'ا\u202e\ud800\x00<b>' + URDU}
-  rounds = [{'round': n, 'candidates': 100, 'kept': 20 + n, 'score_histogram': [1, 2, 3, 4]} for n in (1, 2)]
-  found = statistics({'ur': own, 'sw': rows(SWAHILI, 30), 'xx': rows('zz ', 2)}, rounds={'ur': rounds}, samples=12)
+  own[0] |= {
+    'instruction': '<script>alert(1)</script> & "x"',
+    'output': 'ا\u202e\ud800\x00<b>' + URDU,
+  }
+  rounds = [
+    {'round': n, 'candidates': 100, 'kept': 20 + n, 'score_histogram': [1, 2, 3, 4]} for n in (1, 2)
+  ]
+  found = statistics(
+    {'ur': own, 'sw': rows(SWAHILI, 30), 'xx': rows('zz ', 2)}, rounds={'ur': rounds}, samples=12
+  )
   write_page(tmp_path / 'statistics.html', found, 'A <set>')
   text = (tmp_path / 'statistics.html').read_text(encoding='utf-8')
   assert json.loads((tmp_path / 'statistics.json').read_text(encoding='utf-8'))['rows'] == 44
   page = Page(text)
   tags = [tag for tag, _ in page.tags]
   assert 'script' not in tags and 'b' not in tags and not re.search('[\x00\u202e\ud800]', text)
-  assert not [attrs for _, attrs in page.tags if attrs.get('src') or str(attrs.get('href', '#'))[0] != '#'], (
-    'needs nothing else'
-  )
+  assert not [
+    attrs for _, attrs in page.tags if attrs.get('src') or str(attrs.get('href', '#'))[0] != '#'
+  ], 'needs nothing else'
   shown = [(attrs, data) for (tag, attrs), data in page.texts if tag == 'p' and 'lang' in attrs]
   assert any('<script>alert(1)</script> & "x"' in data for attrs, data in shown)
   assert {attrs['dir'] for attrs, _ in shown if attrs['lang'] == 'ur'} == {'rtl'}
@@ -192,7 +230,11 @@ def test_the_page_of_almost_nothing(tmp_path):
   found = statistics({'sw': [], 'fi': [{'instruction': '', 'output': ''}]})
   write_page(tmp_path / 'a' / 'page.html', found)
   text = (tmp_path / 'a' / 'page.html').read_text(encoding='utf-8')
-  assert 'No rows at all in Swahili.' in text and 'circle' not in Page(text).tags and found['map'] is None
+  assert (
+    'No rows at all in Swahili.' in text
+    and 'circle' not in Page(text).tags
+    and found['map'] is None
+  )
 
 
 def test_a_benchmark_overlap_and_coverage_are_shown(tmp_path):
@@ -200,7 +242,14 @@ def test_a_benchmark_overlap_and_coverage_are_shown(tmp_path):
   benchmark.write_text(json.dumps({'id': 1, 'question': SWAHILI}) + '\n', encoding='utf-8')
   one = {'chosen': 9.0, 'random': 7.5, 'sd': 0.5, 'randoms': [7, 8], 'above': 1.0}
   names = ('clusters_hit', 'plain_clusters_hit', 'mean_distance')
-  coverage = {'rows': 30, 'chosen': 10, 'method': 'characters', 'clusters': 12, 'plain_clusters': 11, **dict.fromkeys(names, one)}  # fmt: skip
+  coverage = {
+    'rows': 30,
+    'chosen': 10,
+    'method': 'characters',
+    'clusters': 12,
+    'plain_clusters': 11,
+    **dict.fromkeys(names, one),
+  }
   found = statistics({'sw': rows(SWAHILI, 30)}, benchmarks=[benchmark], coverage={'sw': coverage})
   write_page(tmp_path / 'page.html', found)
   text = (tmp_path / 'page.html').read_text(encoding='utf-8')
