@@ -29,7 +29,7 @@ import export_loss
 import numpy as np
 
 from crossin_jax import cli
-from crossin_jax.checkpoints import parameters
+from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.checkpoints.saved_prompts import Prompts
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.evaluation import asking
@@ -113,8 +113,8 @@ def main() -> int:
     config = families.from_huggingface(directory)
     model = Decoder(dataclasses.replace(config, dtype='float32', param_dtype='float32'))
     with partition.activate():
-      params = parameters.restore_params(
-        directory, train_state.parameter_shapes(model, partition), model
+      params = SavedModel.open(directory).restore(
+        train_state.parameter_shapes(model, partition), model
       )
 
       def ours() -> list[int]:

@@ -1,7 +1,5 @@
 """`crossin bench train|decode|data`: what this machine does with a model or with prepared data."""
 
-import argparse
-import json
 import statistics
 import sys
 import time
@@ -23,6 +21,7 @@ from crossin_jax.models import lora
 from crossin_jax.processes import distributed
 from crossin_jax.training import optimizers
 from crossin_jax.training import state as train_state
+from crossin_jax.workflow import command_line
 
 
 @gin.configurable
@@ -212,16 +211,14 @@ SHARED = {
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin bench`."""
-  parser = argparse.ArgumentParser(
-    prog='crossin bench',
-    description='Measured throughput on this machine: training steps, generation, or the loader.',
-    epilog='example: crossin bench train --gin_file=gin_configs/models/llama_60m.gin '
-    '--gin.bench_train.batch_size=4',
+  parser = command_line.Parser(
+    'bench',
+    'Measured throughput on this machine: training steps, generation, or the loader.',
+    'crossin bench train --gin_file=gin_configs/models/llama_60m.gin --gin.bench_train.batch_size=4',
+    gin=True,
+    processes=True,
   )
   parser.add_argument('what', choices=BENCHES)
-  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
-  distributed.add_flags(parser)
-  config.add_flags(parser)
   args = parser.parse_args(argv)
   config.parse(args)
   distributed.initialize(args)
@@ -238,6 +235,4 @@ def main(argv: list[str]) -> int:
     shared['model'] = config.macro('MODEL')
   result = BENCHES[args.what](**config.resolve(shared))
   print(', '.join(f'{key} {value}' for key, value in result.items()), file=sys.stderr)
-  if args.json:
-    print(json.dumps(result))
-  return 0
+  return command_line.finish(args, result)

@@ -1,9 +1,13 @@
 """`crossin <command>`: each command is the `main` of the module that owns the noun."""
 
 import importlib
+import json
 import os
 import sys
 import warnings
+
+from crossin_jax.errors import CrossinError, Interrupted
+from crossin_jax.processes.exit_status import FAILED, RESTART
 
 # command -> (module, function, what it does)
 COMMANDS = {
@@ -131,43 +135,56 @@ def main(argv: list[str] | None = None) -> int:
     remote.check_flags(argv[0], argv[1:])
     with gin.unlock_config():  # another command may have run in this process
       command = getattr(importlib.import_module(module), function)
-    return command(config.rewrite(argv[1:]))
-  except config.ConfigError as error:
-    print(f'crossin {argv[0]}: {error}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print(f'crossin {argv[0]}: interrupted', file=sys.stderr)
-    return 1
-  except Exception as error:  # the last place to say it kindly
-    if os.environ.get('CROSSIN_TRACEBACK') or not _is_expected(error):
-      import traceback
-
-      traceback.print_exc()
-    # gin adds where a call was configured; the message is for people.
-    said = str(error).split(_GIN_NOTE)[0]
-    distributed = sys.modules.get(
-      'crossin_jax.processes.distributed'
-    )  # only if the command has several processes at all
+    status = command(config.rewrite(argv[1:]))
+  except Interrupted as reason:
+    detail = f' ({reason})' if str(reason) else ''
     print(
-      f'crossin {argv[0]}: {distributed.tell_failed(said) if distributed else said}',
+      f'crossin {argv[0]}: interrupted{detail}; start the same command again to continue',
       file=sys.stderr,
     )
-    if distributed:
-      distributed.leave(1)
-    return 1
+    if '--json' in argv:
+      print(json.dumps({'status': RESTART}))
+    status = RESTART
+  except config.ConfigError as error:
+    print(f'crossin {argv[0]}: {error}', file=sys.stderr)
+    return error.exit_status
+  except KeyboardInterrupt:
+    print(f'crossin {argv[0]}: interrupted', file=sys.stderr)
+    return FAILED
+  except Exception as error:  # the last place to report it without a traceback
+    return _failed(argv[0], error)
+  return _leave(status)
+
+
+def _failed(command: str, error: Exception) -> int:
+  """Reports an error; a bug, whose message was not written for the user, with its traceback."""
+  expected = isinstance(error, (CrossinError, ValueError, OSError))
+  if os.environ.get('CROSSIN_TRACEBACK') or not expected:
+    import traceback
+
+    traceback.print_exc()
+  message = str(error).split(_GIN_NOTE)[0]  # gin adds where a call was configured
+  status = getattr(error, 'exit_status', FAILED)
+  # Imported only by commands that run in several processes.
+  if distributed := sys.modules.get('crossin_jax.processes.distributed'):
+    message = distributed.tell_failed(message)
+  print(f'crossin {command}: {message}', file=sys.stderr)
+  if distributed:
+    distributed.leave(status)
+  return status
+
+
+def _leave(status: int) -> int:
+  """Exits at once if XLA still compiles in a thread: Python's own exit waits for it or crashes."""
+  compiled = sys.modules.get('crossin_jax.training.compiled')
+  if compiled and compiled.left_behind():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+  return status
 
 
 _GIN_NOTE = '\n  In call to configurable'
-
-
-def _is_expected(error: Exception) -> bool:
-  """Errors whose message is written for the user; anything else is a bug and shows its traceback."""
-  return isinstance(error, (ValueError, OSError)) or type(error).__name__ in (
-    'TrainingError',
-    'CheckpointError',
-    'RunError',
-    'RollCallError',
-  )
 
 
 def _help() -> str:

@@ -20,11 +20,22 @@ from typing import NamedTuple
 import gin
 
 from crossin_jax import moved
+from crossin_jax.errors import CrossinError
 from crossin_jax.storage import remote
 
 
-class ConfigError(ValueError):
+class ConfigError(CrossinError, ValueError):
   """A gin file, name or value that is wrong; the message says where and what was meant."""
+
+  exit_status = 2
+
+  def __init__(self, message: str, missing: str | None = None):
+    """Args:
+    message: for the user.
+    missing: the macro that must be set and is not.
+    """
+    super().__init__(message)
+    self.missing = missing
 
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -175,7 +186,7 @@ def parse(args: argparse.Namespace) -> None:
   except ConfigError:
     raise
   except (ValueError, SyntaxError, NameError, OSError, ImportError, AttributeError) as error:
-    raise ConfigError(f'{_explain(str(error))}') from error
+    raise _explained(str(error)) from error
   except tokenize.TokenError as error:  # gin does not say in which file
     where = ', '.join([*args.gin_file, *args.gin_bindings])
     raise ConfigError(
@@ -265,10 +276,13 @@ def _fits(value, annotation) -> bool:
   return True
 
 
-def _explain(message: str) -> str:
-  """Adds the nearest known name to gin's message."""
+def _explained(message: str) -> ConfigError:
+  """gin's message with the nearest known name."""
   if match := re.search(r'(\w+)/macro.value set to `%gin.REQUIRED`', message):
-    return f'{match[1]} is not set: give --gin.{match[1]}=VALUE (a text in both quotes: --gin.{match[1]}="\'text\'")'
+    return ConfigError(
+      f'{match[1]} is not set: give --gin.{match[1]}=VALUE (a text in both quotes: --gin.{match[1]}="\'text\'")',
+      missing=match[1],
+    )
   names = set()
   wanted = None
   if match := re.search(
@@ -286,9 +300,9 @@ def _explain(message: str) -> str:
     if found is not None:
       names = set(inspect.signature(found.wrapped).parameters)
   if wanted is None:
-    return message
+    return ConfigError(message)
   near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
-  return f'{message}\n  Nearest known: {", ".join(near)}' if near else message
+  return ConfigError(f'{message}\n  Nearest known: {", ".join(near)}' if near else message)
 
 
 def macro(name: str):

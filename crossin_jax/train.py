@@ -1,6 +1,5 @@
 """`crossin train`: one loop for every model, mesh and mixture, read top to bottom."""
 
-import argparse
 from collections.abc import Callable
 import hashlib
 import json
@@ -14,21 +13,23 @@ import jax
 
 from crossin_jax import config
 from crossin_jax import progress as metrics_lib
-from crossin_jax.checkpoints import manager, parameters, run_directory
+from crossin_jax.checkpoints import manager, run_directory
+from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.data.stream import BatchStream, Loader, check_resume, fingerprint
 from crossin_jax.devices import flops
 from crossin_jax.devices.partitioning import Partitioner
+from crossin_jax.errors import CrossinError, Interrupted
 from crossin_jax.models import lora
 from crossin_jax.processes import distributed, interruption
+from crossin_jax.processes.exit_status import RESTART
 from crossin_jax.storage import lease, remote
 from crossin_jax.training import compiled, metrics, nonfinite, optimizers
 from crossin_jax.training import state as train_state
+from crossin_jax.workflow import command_line
 
-RESTART = 75  # exit status of a run that was told to stop, saved, and wants to be started again
 
-
-class TrainingError(RuntimeError):
+class TrainingError(CrossinError, RuntimeError):
   """The run cannot go on; the message says why and what to do."""
 
 
@@ -126,7 +127,7 @@ def train(
     _check_fit(model, prepared, partition, batch_size, microbatches)
     distributed.barrier('the start', _what_must_be_equal(model, partition, stream, total_steps))
     if initial_checkpoint:
-      parameters.check_source(initial_checkpoint)
+      source = SavedModel.open(initial_checkpoint)
     tasks = [task.info for task in prepared.tasks]
     table = metrics.TaskTable(tasks)
     chief = jax.process_index() == 0
@@ -140,7 +141,7 @@ def train(
           'LoRA adapters need a model beneath: set train.initial_checkpoint '
           '(INITIAL_CHECKPOINT_PATH)'
         )
-      base = parameters.base_reference(initial_checkpoint) if adapters else None
+      base = source.base if adapters else None
       distributed.barrier('restoring')
       saved = manager.Checkpoints(model_dir, checkpoint_settings)
       restored = saved.restore_latest(abstract)
@@ -148,8 +149,8 @@ def train(
         state, run = restored
         check_resume(run['stream'], stream.settings, new_stream)
         if adapters:
-          parameters.check_base(run.get('base'), base)
-          frozen = parameters.restore_params(base['path'], abstract.frozen, model)
+          source.check_base(run.get('base'))
+          frozen = SavedModel.open(base['path']).restore(abstract.frozen, model)
           state = state.replace(frozen=lora.quantised(frozen, adapters))
         if run['stream'] != stream.settings:
           run['period'] = None  # open sums are of other tasks
@@ -302,8 +303,8 @@ def train(
             ):
               save(figures)
           if stopping and step < total_steps:
-            raise interruption.Interrupted
-      except interruption.Interrupted:
+            raise Interrupted
+      except Interrupted:
         save({})
         saved.close()
         print(
@@ -329,10 +330,11 @@ def _initial_params(initial_checkpoint: str | None, model, abstract):
   """
   if not initial_checkpoint:
     return None
+  source = SavedModel.open(initial_checkpoint)
   wanted = lora.merge(abstract.params, abstract.frozen)
-  if lora.of_model(model) and not parameters.has_adapters(initial_checkpoint):
+  if lora.of_model(model) and not source.has_adapters:
     wanted = lora.without_adapters(wanted)
-  return parameters.restore_params(initial_checkpoint, wanted, model)
+  return source.restore(wanted, model)
 
 
 def _check_fit(model, prepared, partition, batch_size, microbatches) -> None:
@@ -403,32 +405,22 @@ def _early_stop(run: dict, figures: dict, settings, patience: int | None) -> boo
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin train`."""
-  parser = argparse.ArgumentParser(
-    prog='crossin train',
-    description='Train, or resume, in MODEL_DIR. Exit status: 0 finished, 75 told to stop (start '
-    'again), 1 failed, 2 usage.',
-    epilog='example: crossin train --gin_file=gin_configs/runs/world_tune.gin '
-    '--gin.MODEL_DIR="\'runs/a\'"',
+  parser = command_line.Parser(
+    'train',
+    'Train, or resume, in MODEL_DIR.',
+    'crossin train --gin_file=gin_configs/runs/world_tune.gin --gin.MODEL_DIR="\'runs/a\'"',
+    gin=True,
+    processes=True,
   )
-  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
-  distributed.add_flags(parser)
-  config.add_flags(parser)
   args = parser.parse_args(argv)
   config.parse(args)
   distributed.initialize(args)
   status = train()
+  last = {}
   if args.json:
-    model_dir = gin.query_parameter('train.model_dir')
-    model_dir = config.macro('MODEL_DIR') if not isinstance(model_dir, str) else model_dir
-    last = {}
+    model_dir = config.resolve(config.bound('train.model_dir'))
     with open(remote.fetched(os.path.join(model_dir, 'metrics.jsonl')), encoding='utf-8') as f:
       for line in f:
         last |= json.loads(line)
-    print(json.dumps({'model_dir': model_dir, 'status': status, **last}))
-  if compiled.left_behind():
-    # XLA is still compiling in a thread; the interpreter's own way out would wait for it or crash
-    # in it.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-  return status
+    last |= {'model_dir': model_dir, 'status': status}
+  return command_line.finish(args, last, status)

@@ -1,6 +1,5 @@
 """`crossin prepare`: tokenises the Tasks of a Mixture once, in parts, on all cores."""
 
-import argparse
 import collections
 import concurrent.futures
 import contextlib
@@ -16,16 +15,12 @@ import numpy as np
 
 from crossin_jax import config
 from crossin_jax.data.mixture_name import MixtureName
-from crossin_jax.data.prepared import (
-  FORMAT,
-  PreparedDataError,
-  safe_file_name,
-  write_json,
-  write_part,
-)
+from crossin_jax.data.prepared import FORMAT, PreparedDataError, safe_file_name, write_part
 from crossin_jax.data.prompts import CHAT, Rejected, stop_id
 from crossin_jax.progress import Progress
 from crossin_jax.storage import mirror, remote
+from crossin_jax.storage.files import write_json
+from crossin_jax.workflow import command_line
 from seqio_tasks.crossin import TaskSpec
 from seqio_tasks.mixtures import MixtureSettings, mixture_entries
 
@@ -367,18 +362,16 @@ def _copy(source: str, target: str) -> None:
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin prepare`."""
-  parser = argparse.ArgumentParser(
-    prog='crossin prepare',
-    description='Tokenise the tasks of a mixture into Arrow files that training reads.',
-    epilog='example: crossin prepare --gin_file=gin_configs/mixtures/alpaca.gin '
-    '--mixture alpaca.base_x2x.3000.en_zh_vi.default --output_dir prepared',
+  parser = command_line.Parser(
+    'prepare',
+    'Tokenise the tasks of a mixture into Arrow files that training reads.',
+    'crossin prepare --gin_file=gin_configs/mixtures/alpaca.gin --mixture alpaca.base_x2x.3000.en_zh_vi.default --output_dir prepared',
+    gin=True,
   )
   parser.add_argument('--mixture', required=True, help='source.variant.volume.languages.preset')
   parser.add_argument('--output_dir', required=True, help='where tasks/ and mixtures/ are written')
   parser.add_argument('--workers', type=int, help='processes (default: all cores)')
   parser.add_argument('--overwrite', action='store_true', help='write stale tasks anew')
-  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
-  config.add_flags(parser)
   args = parser.parse_args(argv)
   config.parse(args)
   summary = prepare(args.mixture, args.output_dir, MixtureSettings(), args.workers, args.overwrite)
@@ -392,6 +385,4 @@ def main(argv: list[str]) -> int:
     f'{summary["seconds"]:.1f} s -> {args.output_dir}',
     file=sys.stderr,
   )
-  if args.json:
-    print(json.dumps(summary))
-  return 0
+  return command_line.finish(args, summary)

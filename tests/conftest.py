@@ -1,8 +1,10 @@
 """What the tests share: four forced CPU devices, a tiny vocabulary, a tiny world and a tiny model."""
 
+import contextlib
 import importlib.metadata
 import os
 import pathlib
+import sqlite3
 import sys
 
 # Test files import the helpers below as `conftest`, in every import mode of pytest.
@@ -26,6 +28,8 @@ import gin  # noqa: E402
 import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+from crossin_jax.storage.files import write_json  # noqa: E402
 
 hypothesis.settings.register_profile(
   'tests',
@@ -139,6 +143,20 @@ def tiny_prepared(tmp_path_factory, tiny_world, tiny_vocabulary):
   return directory, TINY_MIXTURE
 
 
+def replies_in(folder) -> int:
+  """How many paid replies a cache directory holds, also while a process writes them."""
+  path = pathlib.Path(folder) / 'replies.sqlite'
+  if not path.exists():
+    return 0
+  with contextlib.closing(
+    sqlite3.connect(f'file:{path}?mode=ro', uri=True, timeout=30)
+  ) as database:
+    try:
+      return database.execute('SELECT COUNT(*) FROM replies').fetchone()[0]
+    except sqlite3.OperationalError:  # the table is being created
+      return 0
+
+
 def write_prepared(
   directory, tasks, *, name='synthetic', max_length=64, parts=2, bos_id=1, vocabulary_size=100_000
 ) -> str:
@@ -180,7 +198,7 @@ def write_prepared(
       'mode': 'base',
       'source_language': 'en',
     }
-    prepared.write_json(
+    write_json(
       os.path.join(folder, 'manifest.json'),
       {
         'format': prepared.FORMAT,
@@ -193,7 +211,7 @@ def write_prepared(
     entries.append(
       {'task': task, 'component': 'x', 'rate': rate, 'volume': volume, 'fingerprint': f'of {task}'}
     )
-  prepared.write_json(
+  write_json(
     os.path.join(directory, 'mixtures', f'{name}.json'),
     {
       'format': prepared.FORMAT,

@@ -16,7 +16,8 @@ from crossin_jax.checkpoints import manager, run_directory
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.evaluation.heldout import HeldoutLoss
 from crossin_jax.models.decoder import Decoder
-from crossin_jax.train import RESTART, TrainingError, train
+from crossin_jax.processes.exit_status import RESTART
+from crossin_jax.train import TrainingError, train
 from crossin_jax.training import metrics, optimizers
 
 STEPS = 12
@@ -177,7 +178,7 @@ def test_a_stopped_run_resumes_to_the_bit(undisturbed, stopped, tiny_prepared, t
   run = arguments(
     tiny_prepared, model_dir, evaluators=(heldout(tiny_prepared),), evaluation_period=6
   )
-  # Stopped once more, this time within a logging period.
+  # Interrupted once more, this time within a logging period.
   with pytest.MonkeyPatch.context() as monkeypatch:
     stop_at(monkeypatch, 9)
     assert train(**run) == RESTART

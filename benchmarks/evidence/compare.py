@@ -19,10 +19,9 @@ import sys
 
 import numpy as np
 
-from crossin_jax.data.prepared import write_json
 from crossin_jax.evaluation.answers.predictions import read_predictions
 from crossin_jax.evaluation.measures import bootstrap, consistency
-from crossin_jax.evaluation.results import write_bytes, write_text
+from crossin_jax.storage.files import write_bytes, write_json, write_text
 
 NAMES = {
   'base': 'Base', 'base_mono': 'Mono', 'base_en2x': 'en2x', 'base_x2en': 'x2en', 'base_x2x': 'x2x',

@@ -12,7 +12,7 @@ import os
 import sys
 
 from crossin_jax import config
-from crossin_jax.data.prepared import read_json
+from crossin_jax.storage.files import read_json
 from crossin_jax.world import sources as world_sources
 from crossin_jax.world.world import World
 

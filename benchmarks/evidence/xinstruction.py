@@ -21,9 +21,10 @@ import numpy as np
 from xinstruction_figures import figures, markdown, relation_of
 
 from crossin_jax import config
-from crossin_jax.data.prepared import read_json, write_json
-from crossin_jax.evaluation.results import write_text
-from crossin_jax.workflow.jobs import StepFailed, Stopped
+from crossin_jax.errors import Interrupted
+from crossin_jax.processes.exit_status import RESTART
+from crossin_jax.storage.files import read_json, write_json, write_text
+from crossin_jax.workflow.jobs import StepFailed
 from crossin_jax.workflow.steps import Step, Steps
 from crossin_jax.world.documents import WorldDocuments, fact_id
 from crossin_jax.world.world import Fact, templates
@@ -446,9 +447,9 @@ def main(argv: list[str]) -> int:
       with gin.unlock_config(), world.jobs.stopping_on_signals():  # steps import what gin must know
         world.steps.run(redo=args.redo)
       write_figures(args.output_dir, settings)
-  except Stopped:
+  except Interrupted:
     print('told to stop; start the same command again to go on', file=sys.stderr)
-    return quickstart.RESTART
+    return RESTART
   except (StepFailed, ValueError, OSError) as error:
     print(f'xinstruction.py: {error}', file=sys.stderr)
     return 1

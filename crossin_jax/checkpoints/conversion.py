@@ -2,8 +2,6 @@
 back.
 """
 
-import argparse
-import json
 import os
 import shutil
 import sys
@@ -15,19 +13,21 @@ import jax
 from crossin_jax import config
 from crossin_jax.checkpoints import parameters, places, saved_model
 from crossin_jax.checkpoints.saved_prompts import TOKENIZERS
-from crossin_jax.data.prepared import read_json, write_json
 from crossin_jax.devices.partitioning import Partitioner
+from crossin_jax.errors import CrossinError
 from crossin_jax.models import lora
 from crossin_jax.models.decoder import Decoder
 from crossin_jax.models.huggingface import families, peft, weights
 from crossin_jax.storage import mirror, remote
+from crossin_jax.storage.files import read_json, write_json, write_text
 from crossin_jax.training import state as train_state
+from crossin_jax.workflow import command_line
 
 FORMATS = ('full', 'merged', 'peft', 't5x')
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
-class ConversionError(ValueError):
+class ConversionError(CrossinError, ValueError):
   """What cannot be converted as asked; the message says what can."""
 
 
@@ -129,10 +129,11 @@ def export_hf(
         result['output_dir'], output_dir, last=(weights.INDEX, peft.CONFIG, 'config.json')
       )
     return result | {'output_dir': output_dir}
-  path = places.latest_checkpoint(checkpoint)
+  saved = saved_model.SavedModel.open(checkpoint)
+  path = saved.path
   if os.path.exists(output_dir) and (not os.path.isdir(output_dir) or os.listdir(output_dir)):
     raise ConversionError(f'{output_dir} is not empty; give another --output_dir, or remove it')
-  source = saved_model.companions_of(path)
+  source = saved.companions
   found = families.read_json_config(source) if source else families.to_json_config(model.config)
   dtype = dtype or ('float32' if format == 'peft' else found.get('dtype') or found.get('torch_dtype')
                     or model.config.param_dtype)  # fmt: skip
@@ -145,7 +146,7 @@ def export_hf(
     shutil.rmtree(writing, ignore_errors=True)
     os.makedirs(writing)
   with partition.activate():
-    params = parameters.restore_params(path, train_state.parameter_shapes(model, partition), model)
+    params = saved.restore(train_state.parameter_shapes(model, partition), model)
     if format == 't5x':
       step = int(path.rsplit('_', 1)[1])
       parameters.save_params(writing, lora.folded(params, adapters), step)
@@ -158,7 +159,7 @@ def export_hf(
       )  # fmt: skip
   if chief:
     if format == 'peft':
-      base = parameters.base_reference(path)['path']
+      base = saved.base['path']
       write_json(
         os.path.join(writing, peft.CONFIG),
         peft.adapter_config(found['model_type'], model.config, base),
@@ -214,28 +215,18 @@ def _tokenizer_files(writing: str, model_dir: str) -> dict:
   return {'bos_token_id': vocabulary.bos_id, 'eos_token_id': vocabulary.eos_id}
 
 
-def write_text(path: str, text: str) -> None:
-  """A file that appears whole."""
-  with open(f'{path}.writing', 'w', encoding='utf-8') as f:
-    f.write(text)
-  os.replace(f'{path}.writing', path)
-
-
 def import_main(argv: list[str]) -> int:
   """The command line of `crossin import-hf`."""
-  parser = argparse.ArgumentParser(
-    prog='crossin import-hf',
-    description='Write a Hugging Face directory (config.json, safetensors, tokenizer) as a '
-    'checkpoint to train from. '
-    'Training can also begin from the directory itself: INITIAL_CHECKPOINT_PATH.',
-    epilog='example: crossin import-hf models/gemma-2b --output_dir checkpoints/gemma-2b',
+  parser = command_line.Parser(
+    'import-hf',
+    'Write a Hugging Face directory (config.json, safetensors, tokenizer) as a checkpoint to train from. Training can also begin from the directory itself: INITIAL_CHECKPOINT_PATH.',
+    'crossin import-hf models/gemma-2b --output_dir checkpoints/gemma-2b',
+    gin=True,
   )
   parser.add_argument('directory', help='with config.json and *.safetensors')
   parser.add_argument(
     '--output_dir', required=True, help='for checkpoint_0, config.gin and huggingface/'
   )
-  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
-  config.add_flags(parser)
   args = parser.parse_args(argv)
   config.parse(args)
   result = import_hf(args.directory, args.output_dir)
@@ -246,17 +237,16 @@ def import_main(argv: list[str]) -> int:
     f'--gin.INITIAL_CHECKPOINT_PATH="\'{args.output_dir}\'"',
     file=sys.stderr,
   )
-  if args.json:
-    print(json.dumps(result))
-  return 0
+  return command_line.finish(args, result)
 
 
 def export_main(argv: list[str]) -> int:
   """The command line of `crossin export-hf`."""
-  parser = argparse.ArgumentParser(
-    prog='crossin export-hf',
-    description='Write a checkpoint as a directory that transformers, PEFT or T5X loads.',
-    epilog='example: crossin export-hf runs/a --output_dir exported/a --format merged',
+  parser = command_line.Parser(
+    'export-hf',
+    'Write a checkpoint as a directory that transformers, PEFT or T5X loads.',
+    'crossin export-hf runs/a --output_dir exported/a --format merged',
+    gin=True,
   )
   parser.add_argument('checkpoint', help='a MODEL_DIR or checkpoint_<step>')
   parser.add_argument('--output_dir', required=True, help='must not exist, or be empty')
@@ -265,10 +255,8 @@ def export_main(argv: list[str]) -> int:
     '--dtype', choices=DTYPES, help='default: as imported, else that of the parameters'
   )
   parser.add_argument('--shard_gigabytes', type=float, default=5.0, help='largest file (default 5)')
-  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
-  config.add_flags(parser)
   args = parser.parse_args(argv)
-  model = saved_model.saved_model(args, args.checkpoint)
+  model = saved_model.SavedModel.open(args.checkpoint).module(args)
   result = export_hf(
       args.checkpoint, args.output_dir, model,
       format=args.format or ('merged' if lora.of_model(model) else 'full'), dtype=args.dtype,
@@ -278,6 +266,4 @@ def export_main(argv: list[str]) -> int:
     f'{result["output_dir"]}: {result["format"]}, {result["dtype"]}, {result["bytes"] / 1e9:.2f} GB',
     file=sys.stderr,
   )
-  if args.json:
-    print(json.dumps(result))
-  return 0
+  return command_line.finish(args, result)

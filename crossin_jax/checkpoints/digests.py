@@ -6,11 +6,10 @@ way from this machine's memory into the store they do not find.
 """
 
 import hashlib
-import json
 import os
 import warnings
 
-from crossin_jax.storage import remote
+from crossin_jax.storage import files, remote
 
 
 def path_of(checkpoint: str) -> str:
@@ -24,7 +23,7 @@ def damage(path: str) -> str | None:
   """What is wrong with the files of a `checkpoint_<step>` directory by its digest, or None."""
   digest = path_of(path)
   try:
-    expected = read_json(digest)
+    expected = files.load_json(digest)
   except FileNotFoundError:
     warnings.warn(
       f'{path} has no digest, the run was killed right after it was saved; it is used unverified'
@@ -39,14 +38,6 @@ def damage(path: str) -> str | None:
     if found[name] != expected[name]:
       return f'file {name} has changed since it was written'
   return None
-
-
-def read_json(path: str):
-  """JSON of a file or an object; FileNotFoundError, ValueError."""
-  if remote.is_remote(path):
-    return json.loads(remote.read(path))
-  with open(path, encoding='utf-8') as f:
-    return json.load(f)
 
 
 def file_digests(directory: str, like: dict[str, str] | None = None) -> dict[str, str]:

@@ -33,8 +33,8 @@ from crossin_jax.checkpoints.places import (
   remove_unfinished,
   steps_in,
 )
-from crossin_jax.data.prepared import write_json
 from crossin_jax.storage import remote
+from crossin_jax.storage.files import write_json
 from crossin_jax.training.state import TrainState
 
 
@@ -261,15 +261,11 @@ class Checkpoints:
     present = whole | {f'{PREFIX}_{step}' for step in folders_in(self.model_dir)}
     folder = os.path.join(self.model_dir, 'digests')
     if remote.is_remote(folder):
-      there, write, remove = remote.listing(folder), remote.write_json, remote.remove
+      there, remove = remote.listing(folder), remote.remove
     else:
-      there, write, remove = (
-        os.listdir(folder) if os.path.isdir(folder) else (),
-        write_json,
-        os.unlink,
-      )
+      there, remove = os.listdir(folder) if os.path.isdir(folder) else (), os.unlink
     for name in sorted(whole - {name.removesuffix('.json') for name in there}):
-      write(
+      write_json(
         os.path.join(folder, f'{name}.json'),
         digests.file_digests(os.path.join(self.model_dir, name)),
       )

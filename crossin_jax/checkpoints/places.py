@@ -3,6 +3,7 @@
 import os
 import sys
 
+from crossin_jax.errors import CrossinError
 from crossin_jax.storage import remote
 
 PREFIX = 'checkpoint'
@@ -10,7 +11,7 @@ COMMITTED = 'commit_success.txt'  # Orbax writes it last, where it cannot rename
 BEGUN = '_CHECKPOINT_METADATA'  # Orbax' manager writes it first
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(CrossinError, RuntimeError):
   """A checkpoint that is missing, damaged or of another model; the message names the remedy."""
 
 

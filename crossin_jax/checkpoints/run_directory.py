@@ -4,18 +4,19 @@ import contextlib
 import errno
 import os
 import shutil
-import socket
 
 import gin
 import jax
 
-from crossin_jax.checkpoints.saved_model import COMPANIONS, companions_of
-from crossin_jax.data.prepared import PreparedMixture, write_json
+from crossin_jax.checkpoints.saved_model import COMPANIONS, SavedModel
+from crossin_jax.data.prepared import PreparedMixture
+from crossin_jax.errors import CrossinError
 from crossin_jax.models.huggingface import weights
-from crossin_jax.storage import lease, mirror, remote
+from crossin_jax.storage import lease, locks, mirror, remote
+from crossin_jax.storage.files import write_json, write_text
 
 
-class RunError(RuntimeError):
+class RunError(CrossinError, RuntimeError):
   """A MODEL_DIR that this run may not use; the message says why and what to do."""
 
 
@@ -44,28 +45,16 @@ def exclusive(model_dir: str):
     except lease.InUse as error:
       raise RunError(str(error)) from error
     return
-  import fcntl
-
-  path = os.path.join(model_dir, 'lock')
-  try:
-    os.makedirs(model_dir, exist_ok=True)
-    f = open(path, 'ab+', buffering=0)  # held below
-  except OSError as error:
-    raise RunError(
-      f'cannot write in MODEL_DIR {model_dir} ({error.strerror}); choose another'
-    ) from None
-  with f:
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      f.seek(0)
-      holder = f.read().decode().strip() or 'another run'
+      stack.enter_context(locks.locked(os.path.join(model_dir, 'lock'), f'MODEL_DIR {model_dir}'))
+    except locks.InUse as error:
+      raise RunError(str(error)) from None
+    except OSError as error:
       raise RunError(
-        f'{model_dir} is in use by {holder}; wait for it, stop it, or use another MODEL_DIR'
+        f'cannot write in MODEL_DIR {model_dir} ({error.strerror}); choose another'
       ) from None
     try:
-      f.truncate(0)
-      f.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
       yield mirror.Folder(model_dir)
     except OSError as error:
       if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
@@ -97,12 +86,9 @@ def describe(
   Hugging Face directory, its configuration and tokenizer go to MODEL_DIR/huggingface, for the way
   back.
   """
-  if initial_checkpoint and (source := companions_of(initial_checkpoint)):
+  if initial_checkpoint and (source := SavedModel.open(initial_checkpoint).companions):
     weights.copy_companions(source, os.path.join(model_dir, COMPANIONS))
-  path = os.path.join(model_dir, 'config.gin')
-  with open(f'{path}.writing', 'w', encoding='utf-8') as f:
-    f.write(gin.operative_config_str())
-  os.replace(f'{path}.writing', path)
+  write_text(os.path.join(model_dir, 'config.gin'), gin.operative_config_str())
   vocabulary = prepared.description['vocabulary']
   copy = os.path.basename(vocabulary['file'])
   shutil.copyfile(prepared.vocabulary_path, os.path.join(model_dir, copy))

@@ -3,10 +3,10 @@
 import os
 
 from crossin_jax.data import chat
-from crossin_jax.data.prepared import read_json
 from crossin_jax.data.prompts import prompt_tokens
 from crossin_jax.data.vocabulary import BESIDE, Vocabulary
 from crossin_jax.storage import remote
+from crossin_jax.storage.files import read_json
 
 TOKENIZERS = ('tokenizer.json', 'tokenizer.model')
 

@@ -4,11 +4,13 @@ import functools
 import json
 import os
 
+from crossin_jax.errors import CrossinError
+
 # Stands for the response while the template shows what it puts around one.
 _MARK = '\x02response\x03'
 
 
-class ChatTemplateError(ValueError):
+class ChatTemplateError(CrossinError, ValueError):
   """A chat template that is missing, broken or shows no response; the message says which and what
   to do.
   """

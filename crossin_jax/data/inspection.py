@@ -1,7 +1,5 @@
 """`crossin inspect`: what a prepared mixture holds and what training will see of it."""
 
-import argparse
-import json
 import sys
 
 import numpy as np
@@ -10,6 +8,7 @@ from crossin_jax import config
 from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.data.stream import BatchStream
 from crossin_jax.data.vocabulary import Vocabulary
+from crossin_jax.workflow import command_line
 
 
 def inspect(
@@ -114,28 +113,21 @@ def marked(
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin inspect`."""
-  parser = argparse.ArgumentParser(
-    prog='crossin inspect',
-    description='Rates, expected and realised shares, epochs, lengths, dropped rows, and examples '
-    'with trained tokens marked.',
-    epilog='example: crossin inspect --data_dir prepared --mixture '
-    'alpaca.base_x2x.3000.en_zh_vi_es.default --examples 2',
+  parser = command_line.Parser(
+    'inspect',
+    'Rates, expected and realised shares, epochs, lengths, dropped rows, and examples with trained tokens marked.',
+    'crossin inspect --data_dir prepared --mixture alpaca.base_x2x.3000.en_zh_vi_es.default --examples 2',
+    gin=True,
   )
   parser.add_argument('--mixture', required=True, help='name of a prepared mixture')
   parser.add_argument('--data_dir', required=True, help='--output_dir of `crossin prepare`')
-  parser.add_argument(
-    '--length', type=int, default=2048, help='tokens in a packed row (default: %(default)s)'
-  )
-  parser.add_argument(
-    '--batch_size', type=int, default=16, help='rows of a batch (default: %(default)s)'
-  )
+  parser.add_argument('--length', type=int, default=2048, help='tokens in a packed row')
+  parser.add_argument('--batch_size', type=int, default=16, help='rows of a batch')
   parser.add_argument('--seed', type=int, default=0, help='of the row order (default: 0)')
   parser.add_argument('--steps', type=int, help='batches to read (default: one window of examples)')
   parser.add_argument(
     '--examples', type=int, default=1, help='examples shown of each task (default: 1)'
   )
-  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
-  config.add_flags(parser)
   args = parser.parse_args(argv)
   config.parse(args)
   mixture = PreparedMixture(args.data_dir, args.mixture)
@@ -193,6 +185,4 @@ def main(argv: list[str]) -> int:
         ),
         file=out,
       )
-  if args.json:
-    print(json.dumps(found))
-  return 0
+  return command_line.finish(args, found)

@@ -8,16 +8,15 @@ D/vocabularies/<digest>.<suffix>        the tokenizer that made the tokens
 
 import dataclasses
 import functools
-import json
 import os
 import re
-import tempfile
 import warnings
 
 import numpy as np
 import pyarrow as pa
 
-from crossin_jax.storage import remote
+from crossin_jax.errors import CrossinError
+from crossin_jax.storage import files, remote
 
 FORMAT = 1  # raise when the files change their meaning: older ones are then refused
 SCHEMA = pa.schema(
@@ -30,42 +29,14 @@ SCHEMA = pa.schema(
 )
 
 
-class PreparedDataError(ValueError):
+class PreparedDataError(CrossinError, ValueError):
   """Prepared files that are missing, stale or not what the run asks for; the message names the
   remedy.
   """
 
 
-def write_json(path: str, value) -> None:
-  """Writes JSON so that the file appears whole or not at all."""
-  os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or '.', prefix='.writing-')
-  try:
-    with os.fdopen(handle, 'w', encoding='utf-8') as f:
-      json.dump(value, f, ensure_ascii=False, indent=1)
-      f.write('\n')
-      f.flush()
-      os.fsync(f.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
-
-
-def read_json(path: str, remedy: str) -> dict:
-  """Reads a JSON object, remote ones too; PreparedDataError with the remedy where it is missing or
-  broken.
-  """
-  try:
-    with open(remote.fetched(path), encoding='utf-8') as f:
-      return json.load(f)
-  except FileNotFoundError:
-    raise PreparedDataError(f'{path} does not exist; {remedy}') from None
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise PreparedDataError(
-      f'{path} is not valid JSON ({error}); delete it, then {remedy}'
-    ) from None
+def _read_json(path: str, remedy: str) -> dict:
+  return files.read_json(path, remedy, PreparedDataError)
 
 
 def write_part(path: str, examples) -> None:
@@ -83,14 +54,9 @@ def write_part(path: str, examples) -> None:
     ],
     schema=SCHEMA,
   )
-  temporary = f'{path}.writing'
-  try:
+  with files.replacing(path) as temporary:
     with pa.OSFile(temporary, 'wb') as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
       writer.write_batch(batch)
-    os.replace(temporary, path)
-  finally:
-    if os.path.exists(temporary):
-      os.unlink(temporary)
 
 
 class TaskSplit:
@@ -110,7 +76,7 @@ class TaskSplit:
     """
     self.name, self.directory = name, os.path.join(here or directory, 'tasks', name)
     remedy = f'run `crossin prepare` for the mixture again with --output_dir {directory}'
-    self.manifest = read_json(os.path.join(self.directory, 'manifest.json'), remedy)
+    self.manifest = _read_json(os.path.join(self.directory, 'manifest.json'), remedy)
     if self.manifest.get('format') != FORMAT:
       raise PreparedDataError(
         f'{self.directory} has format {self.manifest.get("format")}, this version reads {FORMAT}; '
@@ -193,7 +159,7 @@ class PreparedMixture:
   def __init__(self, directory: str, name: str, split: str = 'train'):
     self.directory, self.name = directory, name
     path = os.path.join(directory, 'mixtures', f'{name}.json')
-    self.description = read_json(
+    self.description = _read_json(
       path, f'run `crossin prepare --mixture {name} --output_dir {directory}`'
     )
     self.tasks = []
@@ -247,7 +213,7 @@ def _fetched(directory: str, description: dict, split: str) -> str:
   here = remote.fetched(directory, manifests)
   parts = []
   for manifest in manifests:
-    found = read_json(
+    found = _read_json(
       os.path.join(here, manifest), f'run `crossin prepare` again with --output_dir {directory}'
     )
     parts += [

@@ -6,8 +6,10 @@ import reprlib
 from typing import Any
 import zlib
 
+from crossin_jax.errors import CrossinError
 
-class SourceError(ValueError):
+
+class SourceError(CrossinError, ValueError):
   """Instruction rows that cannot be read; the message names file, row, field, what was found and
   the remedy.
   """

@@ -1,6 +1,5 @@
 """`crossin generate`: answers to the prompts of a JSONL file, one row each."""
 
-import argparse
 import collections
 import contextlib
 import dataclasses
@@ -15,8 +14,7 @@ import numpy as np
 
 from crossin_jax import config
 from crossin_jax import progress as metrics
-from crossin_jax.checkpoints import parameters, places, saved_model
-from crossin_jax.checkpoints.saved_model import stop_ids, weights_digest
+from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.checkpoints.saved_prompts import Prompts
 from crossin_jax.data.prepared import PreparedDataError
 from crossin_jax.decoding.generation import Generator
@@ -24,14 +22,11 @@ from crossin_jax.decoding.journal import Journal, JournalError
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Prompt
 from crossin_jax.devices.partitioning import Partitioner
-from crossin_jax.models import lora
-from crossin_jax.models.huggingface import weights
+from crossin_jax.errors import Interrupted
 from crossin_jax.processes import distributed, interruption
+from crossin_jax.processes.exit_status import RESTART
 from crossin_jax.storage import lease, mirror, remote
-from crossin_jax.training import compiled
-from crossin_jax.training import state as train_state
-
-RESTART = 75  # exit status of a run that was told to stop and wants to be started again
+from crossin_jax.workflow import command_line
 
 
 def read_rows(path: str, tags: bool = False) -> list[dict]:
@@ -139,9 +134,8 @@ def generate(
   """
   rows = read_rows(input_path := remote.fetched(input_path), tags)
   sampling = sampling or Sampling()
-  if not weights.is_directory(checkpoint):
-    checkpoint = places.latest_checkpoint(checkpoint)
-  prompts = Prompts(checkpoint if weights.is_directory(checkpoint) else os.path.dirname(checkpoint))
+  source = SavedModel.open(checkpoint)
+  prompts = source.prompts
   vocabulary = prompts.vocabulary
   if (
     size := getattr(getattr(model, 'config', None), 'vocab_size', None)
@@ -153,7 +147,7 @@ def generate(
     _local(output_path) as (local_path, check),
     interruption.StopSignal(),
     _journal_on_chief(
-      local_path, output_path, lambda: _made_from(input_path, checkpoint, prompts, sampling, tags)
+      local_path, output_path, lambda: _made_from(input_path, source, sampling, tags)
     ) as journal,
   ):
     done = _agreed(journal, len(rows), sampling.samples)
@@ -172,17 +166,14 @@ def generate(
         partition = partitioner()
         partition.suit(model, training=False)
         with partition.activate():
-          abstract = train_state.parameter_shapes(model, partition)
-          params = lora.quantised(
-            parameters.restore_params(checkpoint, abstract, model), lora.of_model(model)
-          )
+          params = source.params(model, partition)
           interruption.check()
           generator = Generator(
             model,
             params,
             partition,
             bos_id=vocabulary.bos_id,
-            stop_ids=stop_ids(prompts, checkpoint),
+            stop_ids=source.stop_ids,
             sampling=sampling,
             decode=vocabulary.decode,
           )
@@ -197,7 +188,7 @@ def generate(
               progress.show(
                 finished, f'{tokens / max(1e-9, time.monotonic() - started):.0f} tokens/s'
               )
-    except interruption.Interrupted:
+    except Interrupted:
       print(f'told to stop: {finished} of {done.size} answers are in {output_path}; start the '
             'same command again to go on', file=sys.stderr)  # fmt: skip
       return None
@@ -240,9 +231,7 @@ def _output_row(rows: list[dict], index: int, answer, sampling: Sampling) -> dic
   }
 
 
-def _made_from(
-  input_path: str, checkpoint: str, prompts: Prompts, sampling: Sampling, tags: bool
-) -> dict:
+def _made_from(input_path: str, source: SavedModel, sampling: Sampling, tags: bool) -> dict:
   """What the answers depend on, flat, for the journal to compare."""
   with open(input_path, 'rb') as f:
     digest = hashlib.file_digest(f, 'sha256').hexdigest()
@@ -250,9 +239,9 @@ def _made_from(
   settings['Sampling.stop'] = list(sampling.stop)
   return {
     'sha256 of the input': digest,
-    'digest of the weights': weights_digest(checkpoint),
-    'template': prompts.template,
-    'tokenizer': prompts.vocabulary.digest,
+    'digest of the weights': source.digest,
+    'template': source.prompts.template,
+    'tokenizer': source.prompts.vocabulary.digest,
     'generate.tags': tags,
     **settings,
   }
@@ -320,14 +309,12 @@ def summary(output_path: str) -> dict:
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin generate`."""
-  parser = argparse.ArgumentParser(
-    prog='crossin generate',
-    description='Answer the rows of a JSONL file ({"prompt"}, or {"instruction", "input"}). Exit '
-    'status: 0 finished, '
-    '75 told to stop (start again: finished answers are kept), 1 failed, 2 usage.',
-    epilog='example: crossin generate --checkpoint runs/a --input questions.jsonl --output '
-    'answers.jsonl '
-    '--gin.Sampling.temperature=0.7 --gin.Sampling.max_new_tokens=200 --gin.Generator.rows=128',
+  parser = command_line.Parser(
+    'generate',
+    'Answer the rows of a JSONL file ({"prompt"}, or {"instruction", "input"}).',
+    'crossin generate --checkpoint runs/a --input questions.jsonl --output answers.jsonl --gin.Sampling.temperature=0.7 --gin.Sampling.max_new_tokens=200 --gin.Generator.rows=128',
+    gin=True,
+    processes=True,
   )
   parser.add_argument(
     '--checkpoint',
@@ -338,22 +325,12 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     '--output', required=True, help='JSONL; appended to, and put into order at the end'
   )
-  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
-  distributed.add_flags(parser)
-  config.add_flags(parser)
   args = parser.parse_args(argv)
   if not remote.exists(args.input):
     raise ValueError(f'{args.input} is not a file; give a JSONL file with --input')
-  model = saved_model.saved_model(args, args.checkpoint)
+  model = SavedModel.open(args.checkpoint).module(args)
   distributed.initialize(args)
   found = generate(args.checkpoint, args.input, args.output, model)
-  if args.json:
-    print(json.dumps({'status': 0, **found} if found is not None else {'status': RESTART}))
-  status = 0 if found is not None else RESTART
-  if compiled.left_behind():
-    # XLA is still compiling in a thread; the interpreter's own way out would wait for it or crash
-    # in it.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-  return status
+  if found is None:
+    return command_line.finish(args, {'status': RESTART}, RESTART)
+  return command_line.finish(args, {'status': 0, **found})

@@ -88,7 +88,7 @@ class Generator:
       them.
 
     Raises:
-      interruption.Interrupted: the run around it was told to stop.
+      Interrupted: the run around it was told to stop.
     """
     programs, chunk, slots = self.programs, self.programs.chunk, None
     rows = self._batch_rows(min(len(prompts) * self.sampling.samples, self._most_rows))

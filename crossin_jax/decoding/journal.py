@@ -2,17 +2,18 @@
 order of the input.
 """
 
-import contextlib
 import json
 import os
 from typing import Any
 
-from crossin_jax.data.prepared import read_json, write_json
+from crossin_jax.errors import CrossinError
+from crossin_jax.storage import locks
+from crossin_jax.storage.files import read_json, replacing, write_json
 
 FORMAT = 1
 
 
-class JournalError(ValueError):
+class JournalError(CrossinError, ValueError):
   """An output file that this run may not go on with; the message says why and what to do."""
 
 
@@ -82,15 +83,10 @@ class Journal:
       )
 
   def _lock(self) -> None:
-    with contextlib.suppress(ImportError):
-      import fcntl
-
-      try:
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        raise JournalError(
-          f'{self.path} is in use by another run; wait for it or stop it'
-        ) from None
+    try:
+      locks.take(self._file, self.path)
+    except locks.InUse as error:
+      raise JournalError(f'{error} --output') from None
 
   def append(self, row: dict) -> None:
     """Adds a row; it is whole in the file when this returns."""
@@ -106,12 +102,8 @@ class Journal:
     ordered = sorted(lines, key=key)
     if ordered == lines:
       return
-    temporary = f'{self.path}.writing'
-    with open(temporary, 'wb') as f:
+    with replacing(self.path) as temporary, open(temporary, 'wb') as f:
       f.writelines(ordered)
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(temporary, self.path)
 
   def close(self) -> None:
     """Lets go of the file."""

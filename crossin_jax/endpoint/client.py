@@ -21,13 +21,14 @@ from crossin_jax.endpoint.ledger import TOKENS, Ledger
 from crossin_jax.endpoint.pace import Pace
 from crossin_jax.endpoint.replies import ReplyCache
 from crossin_jax.endpoint.transport import Failure, Transport
+from crossin_jax.errors import CrossinError, Interrupted
 from crossin_jax.processes import interruption
 
 LONGEST_BACKOFF = 60.0  # seconds between two tries without a Retry-After
 LIMIT_RETRIES = 10  # times `retries`: being told to wait is no failure
 
 
-class EndpointError(ValueError):
+class EndpointError(CrossinError, ValueError):
   """The endpoint cannot be used as it is; the message says why and what to do. Replies had so far
   are kept.
   """
@@ -278,7 +279,7 @@ class Endpoint:
         up.
       EndpointError: the key is not accepted, the model is not there, or request after request
         fails.
-      interruption.Interrupted: the run around it was told to stop.
+      Interrupted: the run around it was told to stop.
     """
     requests = list(requests)
     self._begin(requests)
@@ -485,6 +486,6 @@ def stoppable():
 
     def check():
       if signal.heard():
-        raise interruption.Interrupted
+        raise Interrupted
 
     yield check

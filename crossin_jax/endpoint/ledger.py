@@ -3,11 +3,15 @@
 from collections.abc import Callable, Mapping
 import threading
 
+from crossin_jax.errors import CrossinError
+
 TOKENS = ('prompt_tokens', 'completion_tokens')
 
 
-class BudgetError(ValueError):
+class BudgetError(CrossinError, ValueError):
   """The budget does not allow it, or is used up; replies had so far are kept."""
+
+  exit_status = 2
 
 
 class Ledger:

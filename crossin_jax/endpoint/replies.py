@@ -1,109 +1,109 @@
-"""Replies that were paid for, on disk: a line each, whole before it is used, never asked for again."""
+"""Paid replies on disk: complete before they are used, never requested again."""
 
 import contextlib
 import json
 import os
+import sqlite3
 import threading
 
-FILE = 'replies.jsonl'
+from crossin_jax.storage import locks
+
+FILE = 'replies.sqlite'
+BEFORE = 'replies.jsonl'  # its name and format before SQLite: a line {"key", **reply} each
 
 
 class ReplyCache:
-  """Key -> reply, appended to `DIRECTORY/replies.jsonl`; without a directory it lives as long as
-  the process.
+  """Key -> reply in `DIRECTORY/replies.sqlite`; without a directory in memory.
 
-  A line is {"key", "text", "finish_reason", "usage"}; prompts are not stored, the key is a digest
-  of them. Only places in the file are kept in memory, so a million long replies are no burden. One
-  process at a time; its threads may share it.
+  A reply is {"text", "finish_reason", "usage"}. Prompts are not stored; the key is a digest of
+  them. One process at a time; its threads may share it.
   """
 
   def __init__(self, directory: str | os.PathLike | None):
-    """Opens or goes on with the file; a last line that a kill cut short is cut off.
+    """Opens or creates the database and takes over the replies of an older `replies.jsonl`.
 
     Raises:
-      ValueError: another process holds it, it cannot be written, or a line in its middle is
-        damaged.
+      ValueError: another process holds it, it cannot be written, or it is damaged.
     """
-    self._lock, self._memory, self._places = threading.Lock(), {}, {}
-    self._file, self.path = None, None
+    self._lock, self._stack, self.path = threading.Lock(), contextlib.ExitStack(), None
     if directory is None:
+      self._open(':memory:')
       return
     self.path = os.path.join(directory, FILE)
     try:
-      os.makedirs(directory, exist_ok=True)
-      self._file = open(self.path, 'ab+', buffering=0)  # until close
-    except OSError as error:
+      self._stack.enter_context(locks.locked(f'{self.path}.lock', self.path))
+      self._open(self.path)
+      self._import(os.path.join(directory, BEFORE))
+    except locks.InUse as error:
+      raise ValueError(f'{error} --cache_dir') from None
+    except (OSError, sqlite3.OperationalError) as error:
+      self.close()
+      reason = error.strerror if isinstance(error, OSError) else error
+      raise ValueError(f'cannot write {self.path} ({reason}); choose another --cache_dir') from None
+    except sqlite3.DatabaseError as error:
+      self.close()
       raise ValueError(
-        f'cannot write {self.path} ({error.strerror}); choose another --cache_dir'
+        f'{self.path} is damaged ({error}); move it away, and its replies are requested again'
       ) from None
-    try:
-      self._hold()
-      self._read()
-    except BaseException:
-      self._file.close()
-      raise
 
-  def _hold(self) -> None:
-    with contextlib.suppress(ImportError):
-      import fcntl
+  def _open(self, path: str) -> None:
+    self._database = self._stack.enter_context(
+      contextlib.closing(sqlite3.connect(path, check_same_thread=False, isolation_level=None))
+    )
+    self._database.execute('CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT)')
 
-      try:
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        raise ValueError(
-          f'{self.path} is in use by another process; wait for it, stop it, or give this one '
-          'another --cache_dir'
-        ) from None
-
-  def _read(self) -> None:
-    end = 0
-    with open(self.path, 'rb') as file:
-      for number, line in enumerate(file, start=1):
-        if not line.endswith(b'\n'):
-          break
+  def _import(self, path: str) -> None:
+    if not os.path.exists(path):
+      return
+    with open(path, 'rb') as file:
+      lines = [line for line in file if line.endswith(b'\n')]  # a kill may have cut the last one
+    with self._transaction():
+      for number, line in enumerate(lines, start=1):
         try:
-          key = json.loads(line)['key']
-        except (ValueError, KeyError, TypeError):
+          reply = json.loads(line)
+          self._insert(reply.pop('key'), reply)
+        except (ValueError, KeyError, AttributeError):
           raise ValueError(
-            f'{self.path}, line {number} is damaged; delete that line, and its reply will be '
-            'asked for again'
+            f'{path}, line {number} is damaged; delete that line, and its reply is requested again'
           ) from None
-        self._places[key] = (end, len(line))
-        end += len(line)
-    if end < os.path.getsize(self.path):
-      self._file.truncate(end)
-    self._end = end
+    os.replace(path, f'{path}.imported')
+
+  @contextlib.contextmanager
+  def _transaction(self):
+    self._database.execute('BEGIN')
+    try:
+      yield
+    except BaseException:
+      self._database.execute('ROLLBACK')
+      raise
+    self._database.execute('COMMIT')
+
+  def _insert(self, key: str, reply: dict) -> None:
+    # json.dumps writes ASCII, so that half a surrogate pair from a server can be stored.
+    self._database.execute('INSERT OR REPLACE INTO replies VALUES (?, ?)', (key, json.dumps(reply)))
 
   def __len__(self) -> int:
-    return len(self._places) + len(self._memory)
+    with self._lock:
+      return self._database.execute('SELECT COUNT(*) FROM replies').fetchone()[0]
 
   def get(self, key: str) -> dict | None:
     """The reply, or None."""
-    if self._file is None:
-      return self._memory.get(key)
-    place = self._places.get(key)
-    return None if place is None else json.loads(os.pread(self._file.fileno(), place[1], place[0]))
+    with self._lock:
+      row = self._database.execute('SELECT reply FROM replies WHERE key = ?', (key,)).fetchone()
+    return None if row is None else json.loads(row[0])
 
   def put(self, key: str, reply: dict) -> None:
-    """Adds a reply; it is on the disk when this returns. Raises OSError where it cannot be."""
-    if self._file is None:
-      self._memory[key] = reply
-      return
-    # NB: ASCII, so that half a surrogate pair from a server cannot break the file
-    line = json.dumps({'key': key, **reply}).encode('ascii') + b'\n'
-    with self._lock:
-      try:
-        written = 0
-        while written < len(line):
-          written += os.write(self._file.fileno(), line[written:])
-        os.fsync(self._file.fileno())
-      except OSError:
-        self._file.truncate(self._end)  # half a line would spoil the next one
-        raise
-      self._places[key] = (self._end, len(line))
-      self._end += len(line)
+    """Adds a reply; it is on the disk when this returns.
+
+    Raises:
+      OSError: it cannot be stored.
+    """
+    try:
+      with self._lock:
+        self._insert(key, reply)
+    except sqlite3.Error as error:
+      raise OSError(f'cannot write {self.path}: {error}') from error
 
   def close(self) -> None:
-    """Lets go of the file."""
-    if self._file is not None:
-      self._file.close()
+    """Closes the database and frees the lock."""
+    self._stack.close()

@@ -1,9 +1,7 @@
 """`crossin evaluate`: benchmarks, question files and held-out loss on a checkpoint."""
 
-import argparse
 from collections.abc import Sequence
 import contextlib
-import json
 import os
 import sys
 import tempfile
@@ -13,9 +11,7 @@ import jax
 import numpy as np
 
 from crossin_jax import config
-from crossin_jax.checkpoints import parameters, places, saved_model
-from crossin_jax.checkpoints.saved_prompts import Prompts
-from crossin_jax.data.prepared import write_json
+from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.evaluation import report
 from crossin_jax.evaluation.answers import open_answers
@@ -30,11 +26,10 @@ from crossin_jax.evaluation.benchmarks.declarations import BENCHMARKS, LoadedBen
 from crossin_jax.evaluation.measures import consistency
 from crossin_jax.evaluation.questions import Questions, read_questions
 from crossin_jax.evaluation.results import METHODS, build_run, median_summary, write_results
-from crossin_jax.models import lora
-from crossin_jax.models.huggingface import weights
 from crossin_jax.processes import distributed
 from crossin_jax.storage import mirror
-from crossin_jax.training import state as train_state
+from crossin_jax.storage.files import write_json
+from crossin_jax.workflow import command_line
 
 MARKERS = ('results.json', 'figures.json')  # the last to reach a remote output directory
 
@@ -133,16 +128,12 @@ def evaluate(
         loaded.notes,
       )
     )
-  if not (is_imported := weights.is_directory(checkpoint)):
-    checkpoint = places.latest_checkpoint(checkpoint)
-  prompts = Prompts(checkpoint if is_imported else os.path.dirname(checkpoint)) if asked else None
+  source = SavedModel.open(checkpoint)
+  prompts = source.prompts if asked else None
   partition, runs = partitioner(), []
   partition.suit(model, training=False)
   with partition.activate():
-    abstract = train_state.parameter_shapes(model, partition)
-    params = lora.quantised(
-      parameters.restore_params(checkpoint, abstract, model), lora.of_model(model)
-    )
+    params = source.params(model, partition)
 
     def ask(questions: Questions, method: str) -> Answers:
       return answer_questions(model, params, partition, questions, prompts, methods=(method,))[
@@ -247,13 +238,12 @@ def _split(text: str | None, kind=str) -> list | None:
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin evaluate`."""
-  parser = argparse.ArgumentParser(
-    prog='crossin evaluate',
-    description='Answer benchmarks with a checkpoint, by likelihood and by greedy generation; '
-    'held-out loss.',
-    epilog='example: crossin evaluate --checkpoint runs/a --benchmark '
-    'cross_mmlu=data/cross_mmlu.json '
-    '--benchmark xcopa=data/xcopa --languages en,zh,vi --output_dir runs/a/eval',
+  parser = command_line.Parser(
+    'evaluate',
+    'Answer benchmarks with a checkpoint, by likelihood and by greedy generation; held-out loss.',
+    'crossin evaluate --checkpoint runs/a --benchmark cross_mmlu=data/cross_mmlu.json --benchmark xcopa=data/xcopa --languages en,zh,vi --output_dir runs/a/eval',
+    gin=True,
+    processes=True,
   )
   parser.add_argument(
     '--checkpoint',
@@ -288,9 +278,6 @@ def main(argv: list[str]) -> int:
   )
   parser.add_argument('--variant', help='name in results.json (default: name of the MODEL_DIR)')
   parser.add_argument('--seed', type=int, help='seed of the run, for results.json')
-  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
-  distributed.add_flags(parser)
-  config.add_flags(parser)
   args = parser.parse_args(argv)
   benchmarks, languages = _named_paths(args.benchmark), _split(args.languages)
   methods = _split(args.methods)
@@ -298,11 +285,12 @@ def main(argv: list[str]) -> int:
     raise config.ConfigError(
       f'--methods: {", ".join(sorted(unknown))} is none of {", ".join(METHODS)}'
     )
-  saved_model.parse_saved(args, args.checkpoint)
+  source = SavedModel.open(args.checkpoint)
+  source.parse(args)
   # Questions of the run's own loop are asked again only where named: they may be the same file.
   heldout = config.resolve(_of_kind(config.bound('train.evaluators'), 'HeldoutLoss'))
   distributed.initialize(args)
-  variant = args.variant or saved_model.name_of(args.checkpoint)
+  variant = args.variant or source.name
   with contextlib.ExitStack() as stack:
     # All processes come to the same figures; those of the others are thrown away.
     chief = jax.process_index() == 0
@@ -321,9 +309,7 @@ def main(argv: list[str]) -> int:
     print(f'{name}: {value}', file=sys.stderr)
   for run in runs:
     print(_sentence(run), file=sys.stderr)
-  if args.json:
-    print(json.dumps({'runs': runs, 'figures': figures}))
-  return 0
+  return command_line.finish(args, {'runs': runs, 'figures': figures})
 
 
 def _sentence(run: dict) -> str:

@@ -12,7 +12,8 @@ import json
 import os
 from pathlib import Path
 import statistics
-import tempfile
+
+from crossin_jax.storage import files
 
 METHODS = ('generate', 'likelihood')
 _FRACTIONS = ('accuracy', 'unparsed_rate')
@@ -167,7 +168,7 @@ def write_results(path: str | os.PathLike, runs: Iterable[Mapping]) -> None:
   runs = list(runs)
   for i, run in enumerate(runs):
     validate_run(run, f'runs[{i}]')
-  write_text(path, json.dumps({'runs': runs}, ensure_ascii=False, indent=1, allow_nan=False) + '\n')
+  files.write_json(path, {'runs': runs}, allow_nan=False)
 
 
 def read_results(path: str | os.PathLike) -> list[dict]:
@@ -183,27 +184,3 @@ def read_results(path: str | os.PathLike) -> list[dict]:
   for i, run in enumerate(content['runs']):
     validate_run(run, f'{path}: runs[{i}]')
   return content['runs']
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-  """Writes a UTF-8 file that appears by rename, with the permissions an ordinary file would get."""
-  write_bytes(path, text.encode('utf-8'))
-
-
-def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-  """As `write_text`, for bytes."""
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-  try:
-    with os.fdopen(handle, 'wb') as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner may read
-    os.replace(temporary, path)
-  except BaseException:
-    Path(temporary).unlink(missing_ok=True)
-    raise

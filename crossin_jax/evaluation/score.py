@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-import json
 from pathlib import Path
 import sys
 
@@ -11,6 +10,7 @@ from crossin_jax.evaluation.answers import extraction, open_answers
 from crossin_jax.evaluation.answers.predictions import Predictions, read_predictions
 from crossin_jax.evaluation.measures import consistency
 from crossin_jax.languages import ENGLISH_NAMES
+from crossin_jax.workflow import command_line
 
 # Items of the published benchmarks (METHODS.md A.6), to notice a part of one.
 TASK_ITEMS = {'cross_mmlu': 150, 'cross_logiqa': 176, 'cross_xquad': 1190}
@@ -18,11 +18,10 @@ TASK_ITEMS = {'cross_mmlu': 150, 'cross_logiqa': 176, 'cross_xquad': 1190}
 
 def main(argv: Sequence[str]) -> int:
   """The command line of `crossin score`."""
-  parser = argparse.ArgumentParser(
-    prog='crossin score',
-    description='Accuracy, consistency and AC3 from saved predictions.',
-    epilog='example: crossin score --task cross_mmlu --predictions '
-    'predictions/cross_mmlu.jsonl.gz --protocol seaeval --json',
+  parser = command_line.Parser(
+    'score',
+    'Accuracy, consistency and AC3 from saved predictions.',
+    'crossin score --task cross_mmlu --predictions predictions/cross_mmlu.jsonl.gz --protocol seaeval --json',
   )
   parser.add_argument(
     '--task',
@@ -63,15 +62,10 @@ def main(argv: Sequence[str]) -> int:
     '--variant', help='name of the model in the result (default: the name of the file)'
   )
   parser.add_argument('--seed', type=int, help='training seed of the model, copied to the result')
-  parser.add_argument(
-    '--json', action='store_true', help='print the run as one JSON object, the last line of stdout'
-  )
   options = parser.parse_args(argv)
   options.variant = options.variant or Path(options.predictions).name.split('.')[0] or 'model'
   run = _score_open(options) if options.task in open_answers.PROTOCOLS else _score_choices(options)
-  if options.json:
-    print(json.dumps(run, ensure_ascii=False))
-  return 0
+  return command_line.finish(options, run)
 
 
 def _score_open(options: argparse.Namespace) -> dict:

@@ -16,12 +16,12 @@ import sys
 
 import numpy as np
 
-from crossin_jax.data.prepared import write_json
 from crossin_jax.mixing_laws import words as fit_words
 from crossin_jax.mixing_laws.forms import FORMS
 from crossin_jax.mixing_laws.law import SAME, Figure, Law, Shares, default_form, fit_laws, held_out
 from crossin_jax.mixing_laws.points import read_figures, read_points
 from crossin_jax.mixing_laws.proposal import Limit, Objective, Region, propose
+from crossin_jax.storage.files import write_json
 
 OBJECTIVES = ('loss', 'loss_elsewhere', 'accuracy', 'accuracy_elsewhere', 'consistency', 'ac3')
 

@@ -7,9 +7,9 @@ import re
 
 import numpy as np
 
-from crossin_jax.data.prepared import read_json
 from crossin_jax.evaluation.answers.predictions import read_predictions
 from crossin_jax.mixing_laws.law import Figure
+from crossin_jax.storage.files import read_json
 from crossin_jax.sweep import table as sweep_table
 
 _HELDOUT = 'eval/heldout/'

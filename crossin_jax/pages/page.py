@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 import re
 
-from crossin_jax.evaluation import results
 from crossin_jax.pages import words
+from crossin_jax.storage.files import write_text
 
 TEMPLATES = Path(__file__).parent / 'templates'
 
@@ -30,7 +30,7 @@ def write(path: str | os.PathLike, template: str, values: Mapping, **filters) ->
     lstrip_blocks=True,
   )
   environment.filters.update(percent=words.percent, points=words.points, sub=sub, **filters)
-  results.write_text(path, environment.get_template(template).render(**values))
+  write_text(path, environment.get_template(template).render(**values))
 
 
 def language(code: str) -> dict:

@@ -3,9 +3,6 @@ change where it does not fit.
 """
 
 import argparse
-import json
-import os
-import re
 import sys
 
 import gin
@@ -19,8 +16,8 @@ from crossin_jax.plan import search as plan_search
 from crossin_jax.plan import step as plan_step
 from crossin_jax.plan import topology as plan_topology
 from crossin_jax.processes import interruption
-from crossin_jax.train import RESTART
-from crossin_jax.training import compiled, optimizers
+from crossin_jax.training import optimizers
+from crossin_jax.workflow import command_line
 
 # What a run must be told and a plan need not (HF_DIR only if something else says what the model
 # is).
@@ -92,11 +89,10 @@ def parse_gin(args: argparse.Namespace) -> None:
       config.parse(args)
       break
     except config.ConfigError as error:
-      missing = re.match(r'(\w+) is not set', str(error))
-      if missing is None or missing[1] not in PLACEHOLDERS:
+      if error.missing not in PLACEHOLDERS:
         raise
-      args.gin_bindings.append(f'{missing[1]} = {PLACEHOLDERS[missing[1]]}')
-      directory_missing = error if missing[1] == 'HF_DIR' else directory_missing
+      args.gin_bindings.append(f'{error.missing} = {PLACEHOLDERS[error.missing]}')
+      directory_missing = error if error.missing == 'HF_DIR' else directory_missing
   # A file of gin_configs/models behind it may have named another model, and the directory is of no
   # interest.
   if directory_missing and 'from_huggingface' in str(config.bound('Decoder.config')):
@@ -191,16 +187,12 @@ def _decode(args: argparse.Namespace, asked: plan_search.Trial) -> dict | None:
 
 def parser() -> argparse.ArgumentParser:
   """The flags of `crossin plan`."""
-  found = argparse.ArgumentParser(
-    prog='crossin plan',
-    description='Compile the train step of gin files for a TPU slice that is not there: memory of '
-    'a chip, least time of a step, and what to '
-    'change where it does not fit. Nothing is allocated and no data are needed. Exit status: 0 it '
-    'fits, 1 it does not, 2 usage, '
-    '75 told to stop.',
-    epilog='example: crossin plan --topology v5e:4x4 --gin_file=gin_configs/models/llama3_8b.gin '
-    '--gin_file=gin_configs/runs/defaults.gin '
-    '--gin.LENGTH=4096 --price_per_chip_hour 1.20',
+  found = command_line.Parser(
+    'plan',
+    'Compile the train step of gin files for a TPU slice that is not there: memory of a chip, least time of a step, and what to change where it does not fit. Nothing is allocated and no data are needed.',
+    'crossin plan --topology v5e:4x4 --gin_file=gin_configs/models/llama3_8b.gin --gin_file=gin_configs/runs/defaults.gin --gin.LENGTH=4096 --price_per_chip_hour 1.20',
+    gin=True,
+    statuses='0 it fits, 1 it does not, 2 usage, 75 interrupted',
   )
   found.add_argument(
     '--topology',
@@ -241,8 +233,6 @@ def parser() -> argparse.ArgumentParser:
     default=0.0,
     help="XLA's effort for speed, -1 to 1; -1 compiles in half the time, memory may differ",
   )
-  found.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
-  config.add_flags(found)
   return found
 
 
@@ -261,18 +251,5 @@ def main(argv: list[str]) -> int:
     raise config.ConfigError(str(error)) from None
   parse_gin(args)
   with interruption.StopSignal():
-    try:
-      result = plan(args, topologies)
-      status = 0 if result['fits'] else 1
-      if args.json:
-        print(json.dumps(result))
-    except interruption.Interrupted:
-      print('\ntold to stop: nothing is kept; start the same command again', file=sys.stderr)
-      status = RESTART
-  if compiled.left_behind():
-    # XLA is still compiling in a thread; the interpreter's own way out would wait for it or crash
-    # in it.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-  return status
+    result = plan(args, topologies)
+  return command_line.finish(args, result, 0 if result['fits'] else 1)

@@ -188,7 +188,7 @@ def train_step(
       take other memory.
 
   Raises:
-    ValueError: the batch does not go round the mesh. interruption.Interrupted: told to stop.
+    ValueError: the batch does not go round the mesh. Interrupted: told to stop.
   """
   check_rows(setting, partition)
   started = time.monotonic()

@@ -7,13 +7,15 @@ import sys
 import threading
 import time
 
+from crossin_jax.errors import CrossinError
+
 BEAT = 5.0  # seconds between signs of life
 LOST = 45.0  # seconds of silence after which a process counts as lost
 TOLD = 60.0  # seconds between lines that say for whom is waited
 _LONGEST = 1 << 16  # bytes of a message
 
 
-class RollCallError(RuntimeError):
+class RollCallError(CrossinError, RuntimeError):
   """The run cannot begin, or not together; the message names the processes."""
 
 
@@ -21,7 +23,7 @@ class RollCallError(RuntimeError):
 class _Member:
   """What process 0 knows of a process."""
 
-  line: '_Line'
+  line: 'Line'
   host: str
   pid: int
   heard: float
@@ -31,7 +33,7 @@ class _Member:
     return f'{self.host}, pid {self.pid}'
 
 
-class _Line:
+class Line:
   """A connection that carries JSON lines."""
 
   def __init__(self, connection: socket.socket):
@@ -121,10 +123,10 @@ class Hub:
       except OSError:
         return
       threading.Thread(
-        target=self._serve, args=(_Line(connection),), daemon=True, name='roll call line'
+        target=self._serve, args=(Line(connection),), daemon=True, name='roll call line'
       ).start()
 
-  def _serve(self, line: _Line) -> None:
+  def _serve(self, line: Line) -> None:
     index = None
     for message in line.messages():
       with self._lock:
@@ -140,7 +142,7 @@ class Hub:
         self._tell_lost(index, 'its connection was cut')
     line.close()
 
-  def _enter(self, line: _Line, message: dict) -> int | None:
+  def _enter(self, line: Line, message: dict) -> int | None:
     """The first message of a process; its number, or None if it may not take part."""
     if not {'hello', 'count', 'host', 'pid'} <= set(message):
       return None  # somebody else who found the port

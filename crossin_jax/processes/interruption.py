@@ -5,12 +5,8 @@ compiles.
 import signal
 import threading
 
+from crossin_jax.errors import Interrupted
 from crossin_jax.processes import distributed
-
-
-class Interrupted(Exception):
-  """The run was told to stop in the middle of something that may be left."""
-
 
 _current: 'StopSignal | None' = None
 
@@ -54,6 +50,11 @@ class StopSignal:
       self._told = True
       call.tell_stop()
     return call.stopping()
+
+
+def interrupted_alone() -> bool:
+  """Whether the run around the caller was interrupted and has no other process to wait for."""
+  return _current is not None and _current.heard() and distributed.call() is None
 
 
 def check() -> None:

@@ -13,9 +13,9 @@ import sys
 import threading
 import time
 
-from crossin_jax.processes.hub import BEAT, LOST, TOLD, Hub, RollCallError, _Line
-
-RESTART = 75  # exit status of a process that may be started again
+from crossin_jax.processes import hub
+from crossin_jax.processes.exit_status import RESTART
+from crossin_jax.processes.hub import BEAT, LOST, Hub, Line, RollCallError
 
 
 class RollCall:
@@ -56,7 +56,7 @@ class RollCall:
     self._opened: dict[str, str | None] = {}
     self._checks, self._gated, self._stop_at = 0, False, None
     self._heard = time.monotonic()
-    self._line = _Line(self._connect('127.0.0.1' if index == 0 else host, int(port), timeout))
+    self._line = Line(self._connect('127.0.0.1' if index == 0 else host, int(port), timeout))
     self._line.send(hello=index, count=count, host=socket.gethostname(), pid=os.getpid())
     for work in (self._listen, self._live):
       threading.Thread(target=work, daemon=True, name=f'roll call {work.__name__}').start()
@@ -138,7 +138,7 @@ class RollCall:
             f'{timeout:.0f} s ({error}); was it '
             'started, and may this machine reach that port?'
           ) from None
-        if now - said > TOLD:
+        if now - said > hub.TOLD:
           said = now
           print(f'process {self.index}: waiting for process 0 at {host}:{port}', file=sys.stderr)
         time.sleep(min(0.5, self._beat))

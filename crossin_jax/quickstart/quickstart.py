@@ -7,7 +7,6 @@ Every step is a `crossin` command in a process of its own; its output lies in OU
 start does only what is missing.
 """
 
-import argparse
 import collections
 import concurrent.futures
 import dataclasses
@@ -20,7 +19,6 @@ import sys
 import time
 
 from crossin_jax import config
-from crossin_jax.data.prepared import read_json, write_json
 from crossin_jax.evaluation import report as report_lib
 from crossin_jax.evaluation.answers.predictions import read_predictions
 from crossin_jax.evaluation.questions import read_questions
@@ -28,7 +26,9 @@ from crossin_jax.evaluation.results import read_results, write_results
 from crossin_jax.languages import code_of
 from crossin_jax.progress import duration
 from crossin_jax.quickstart.guessers import guessers
-from crossin_jax.workflow.jobs import Jobs, Stopped
+from crossin_jax.storage.files import read_json, write_json
+from crossin_jax.workflow import command_line
+from crossin_jax.workflow.jobs import Jobs
 
 # Arm -> components of its tuning mixture and their shares. Half of each is replayed reading, the
 # same in every arm; the other half is English questions (Base), or a third of them and two thirds
@@ -43,7 +43,6 @@ ARMS = {
 }
 READING = {'tested': 0.2, 'shared': 0.5, 'base': 0.3}
 FORMS = ('untagged', 'tagged')
-RESTART = 75  # exit status of a quickstart that was told to stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,22 +322,17 @@ def _slug(arm: str) -> str:
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin quickstart`."""
-  parser = argparse.ArgumentParser(
-    prog='crossin quickstart',
-    description='Read an invented world in English, tune it in five ways, ask in every language, '
-    'write a report.',
-    epilog='example: crossin quickstart --languages en,vi,es --seeds 1 --output_dir runs/quickstart',
+  parser = command_line.Parser(
+    'quickstart',
+    'Read an invented world in English, tune it in five ways, ask in every language, write a report.',
+    'crossin quickstart --languages en,vi,es --seeds 1 --output_dir runs/quickstart',
   )
-  parser.add_argument(
-    '--output_dir', default='runs/quickstart', help='for everything (default: %(default)s)'
-  )
-  parser.add_argument(
-    '--languages', default='en,vi,es', help='English first, any of thirteen (default: %(default)s)'
-  )
+  parser.add_argument('--output_dir', default='runs/quickstart', help='for everything')
+  parser.add_argument('--languages', default='en,vi,es', help='English first, any of thirteen')
   parser.add_argument('--arms', default=','.join(ARMS), help='of: %(default)s')
   parser.add_argument('--seeds', type=int, default=1, help='runs of every arm (default: 1)')
-  parser.add_argument('--reading_steps', type=int, default=3000, help='(default: %(default)s)')
-  parser.add_argument('--tuning_steps', type=int, default=300, help='(default: %(default)s)')
+  parser.add_argument('--reading_steps', type=int, default=3000, help='')
+  parser.add_argument('--tuning_steps', type=int, default=300, help='')
   parser.add_argument(
     '--world_seed', type=int, default=0, help='another seed is another world (default: 0)'
   )
@@ -353,7 +347,6 @@ def main(argv: list[str]) -> int:
     default=len(os.sched_getaffinity(0)),
     help='processes at a time (default: cores)',
   )
-  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   args, bindings = parser.parse_known_args(argv)
   if stray := [b for b in bindings if not b.startswith('--gin_bindings=')]:
     parser.error(f'unknown arguments: {" ".join(stray)}')
@@ -378,18 +371,14 @@ def main(argv: list[str]) -> int:
   )
   started = time.monotonic()
   quickstart = Quickstart(args.output_dir, settings, args.jobs)
-  try:
-    with quickstart.commands.stopping_on_signals():
-      path = quickstart.run()
-  except Stopped:
-    print('told to stop; start the same command again to go on', file=sys.stderr)
-    return RESTART
+  with quickstart.commands.stopping_on_signals():
+    path = quickstart.run()
   runs = read_results(os.path.join(args.output_dir, 'results.json'))
   _print_table(runs, settings)
   print(f'\n{duration(time.monotonic() - started)}. Open {os.path.abspath(path)}', file=sys.stderr)
-  if args.json:
-    print(json.dumps({'report': path, 'seconds': time.monotonic() - started, 'runs': runs}))
-  return 0
+  return command_line.finish(
+    args, {'report': path, 'seconds': time.monotonic() - started, 'runs': runs}
+  )
 
 
 def _print_table(runs: list[dict], settings: Settings) -> None:

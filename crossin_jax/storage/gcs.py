@@ -10,12 +10,13 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
-import json
 import logging
 import os
 import sys
 import time
 import urllib.parse
+
+from crossin_jax.errors import CrossinError
 
 SCHEME = 'gs://'
 ATTEMPTS = 4  # at one file, each with the retries of gcsfs in it
@@ -23,8 +24,12 @@ AT_ONCE = 8  # files copied at a time
 _FIELDS = 'name,size,crc32c,generation,updated'
 
 
-class RemoteError(OSError):
+class RemoteError(CrossinError, OSError):
   """Remote storage that cannot be used as asked; the message names the URL and what to do."""
+
+
+class PermissionDenied(RemoteError, PermissionError):
+  """The credentials are missing or do not suffice; another attempt does not help."""
 
 
 class NotThere(RemoteError, FileNotFoundError):
@@ -158,7 +163,7 @@ def explained(error: Exception, url: str) -> Exception:
     or str(code) in ('401', '403')
     or kind in ('Forbidden', 'Unauthorized')
   ):
-    return RemoteError(
+    return PermissionDenied(
       f'no permission for {url} ({text.splitlines()[-1] if text else kind}). Log in (`gcloud auth '
       'application-default login`), '
       'or give the account of this machine a role on the bucket: `gcloud storage buckets '
@@ -168,7 +173,7 @@ def explained(error: Exception, url: str) -> Exception:
     )
   module = type(error).__module__
   if 'Credentials' in kind or module.startswith('google.auth'):
-    return RemoteError(
+    return PermissionDenied(
       f'no credentials for {url} ({text}); run `gcloud auth application-default login`'
     )
   if module.startswith(('gcsfs', 'aiohttp', 'requests', 'google', 'fsspec')) or isinstance(
@@ -293,11 +298,6 @@ def write(url: str, data: bytes, generation: int | None = None) -> Entry:
   return Entry.of(made)
 
 
-def write_json(url: str, value) -> None:
-  """An object of JSON, as `data.prepared.write_json` writes files."""
-  write(url, (json.dumps(value, ensure_ascii=False, indent=1) + '\n').encode())
-
-
 def remove(url: str, generation: int | None = None) -> None:
   """Removes an object if it is there (and of this generation)."""
   bucket, name = split(url)
@@ -368,8 +368,7 @@ def insist(attempt: Callable):
     except (NotThere, Outrun):
       raise
     except RemoteError as error:
-      hopeless = 'no permission' in str(error) or 'no credentials' in str(error)
-      if number == ATTEMPTS - 1 or hopeless or _left() is not None:
+      if number == ATTEMPTS - 1 or isinstance(error, PermissionDenied) or _left() is not None:
         raise
       time.sleep(0.2 * 4**number)
   raise AssertionError

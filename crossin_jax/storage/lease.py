@@ -10,14 +10,14 @@ import threading
 import time
 import uuid
 
-from crossin_jax.storage import remote
+from crossin_jax.storage import locks, remote
 
 PERIOD = 30.0  # seconds between pushes, and between renewals of a lock
 STALE = 90.0  # seconds after which a lock that is not renewed may be taken over
 SHORT = 10.0  # seconds that may go by, after an error, before it is told
 
 
-class InUse(remote.RemoteError):
+class InUse(locks.InUse, remote.RemoteError):
   """Another process holds the lock, or took it over."""
 
 

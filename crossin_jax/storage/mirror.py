@@ -12,8 +12,8 @@ import sys
 import tempfile
 import threading
 
-from crossin_jax.storage import remote
-from crossin_jax.storage.lease import PERIOD, SHORT, InUse
+from crossin_jax.storage import lease, locks, remote
+from crossin_jax.storage.lease import InUse
 
 
 class Folder:
@@ -79,7 +79,7 @@ class Mirror(Folder):
     known = hashlib.sha256('\n'.join([url.rstrip('/'), *(names or ())]).encode()).hexdigest()[:16]
     super().__init__(remote.cache('mirrors', f'{remote.split(url)[0]}-{known}'))
     self.url, self._folders, self._only, self._pull = url.rstrip('/'), folders, names, pull
-    self._markers, self._anew, self._period = tuple(markers), anew, period or PERIOD
+    self._markers, self._anew, self._period = tuple(markers), anew, period or lease.PERIOD
     self._pushed: dict[str, tuple] = {}
     self._outlived: list[str] = []  # markers there of what is about to be replaced
     self._thread, self._limit = (
@@ -90,19 +90,16 @@ class Mirror(Folder):
     self._open = contextlib.ExitStack()
 
   def __enter__(self):
-    import fcntl
-
     remote.filesystem()
     os.makedirs(self.path, exist_ok=True)
     held = self._open.enter_context(open(f'{self.path}.lock', 'ab'))
     try:
-      fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      self._open.close()
-      raise InUse(
-        f'{self.url} is being written by another process of this machine; wait for it, or stop it'
-      ) from None
-    try:
+      try:
+        locks.take(held, self.url)
+      except locks.InUse:
+        raise InUse(
+          f'{self.url} is being written by another process of this machine; wait for it or stop it'
+        ) from None
       self._bring()
     except BaseException:
       self._open.close()
@@ -113,9 +110,9 @@ class Mirror(Folder):
   def __exit__(self, kind, error, traceback):
     self._ending.set()
     if kind is not None:
-      self._limit.set(SHORT)  # also for the push that the thread is at
+      self._limit.set(lease.SHORT)  # also for the push that the thread is at
     try:
-      self._thread.join(None if kind is None else SHORT + 1)
+      self._thread.join(None if kind is None else lease.SHORT + 1)
       with self._limit.kept():
         self.push()
     except remote.RemoteError as problem:

@@ -11,10 +11,11 @@ import os
 from pathlib import Path
 import zlib
 
+from crossin_jax.errors import CrossinError
 from crossin_jax.storage import remote
 
 
-class RecordError(ValueError):
+class RecordError(CrossinError, ValueError):
   """A file that cannot be read as records; the text names the file, the line and the remedy."""
 
 

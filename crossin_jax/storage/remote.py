@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 
+from crossin_jax.storage import locks
 from crossin_jax.storage.gcs import (
   Entry,
   Limit,  # fmt: skip
@@ -41,7 +42,6 @@ from crossin_jax.storage.gcs import (
   upload,  # fmt: skip
   upload_folder,  # fmt: skip
   write,  # fmt: skip
-  write_json,  # fmt: skip
 )
 
 _WRITING = '.writing-'  # begins the names of copies that are being made
@@ -276,11 +276,8 @@ def _download(url: str, path: str) -> None:
 @contextlib.contextmanager
 def _alone(url: str):
   """Only one process of this machine at a time."""
-  import fcntl
-
-  os.makedirs(cache('locks'), exist_ok=True)
-  with open(cache('locks', hashlib.sha256(url.encode()).hexdigest()[:32]), 'ab') as f:
-    fcntl.flock(f, fcntl.LOCK_EX)
+  path = cache('locks', hashlib.sha256(url.encode()).hexdigest()[:32])
+  with locks.locked(path, url, wait=True):
     yield
 
 
@@ -289,5 +286,5 @@ __all__ = [
   'check_flags', 'crc32c', 'exists',
   'explained', 'explaining', 'fetched', 'filesystem', 'is_current', 'is_remote', 'listing', 'place',
   'read', 'remove', 'remove_folder', 'split',
-  'stat', 'together', 'upload', 'upload_folder', 'use', 'write', 'write_json',
+  'stat', 'together', 'upload', 'upload_folder', 'use', 'write',
 ]  # fmt: skip

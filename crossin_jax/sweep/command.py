@@ -18,11 +18,9 @@ from crossin_jax import config
 from crossin_jax.mixing_laws import fit
 from crossin_jax.sweep.points import Settings, bound_names, make_points
 from crossin_jax.sweep.running import Sweep, exclusive
-from crossin_jax.workflow.jobs import Jobs, Stopped
+from crossin_jax.workflow import command_line
+from crossin_jax.workflow.jobs import Jobs
 from crossin_jax.workflow.launchers import make_launcher
-
-RESTART = 75  # exit status of a sweep that was told to stop
-
 
 # ---- the command ----
 
@@ -46,19 +44,13 @@ def read_settings(args: argparse.Namespace) -> tuple[Settings, tuple[str, ...]]:
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin sweep`."""
-  parser = argparse.ArgumentParser(
-    prog='crossin sweep',
-    description='Train and evaluate every combination of gin values; one table with intervals and '
-    'one plot. A second start '
-    'does what is missing. Exit status: 0 done, 75 told to stop (start again), 1 some point '
-    'failed, 2 usage.',
-    epilog='example: crossin sweep --gin_file=gin_configs/ablations/world_volume.gin --output_dir '
-    'runs/world_volume. '
-    'A --gin flag that the file does not bind goes to training or to prepare: --gin.TRAIN_STEPS=20',
+  parser = command_line.Parser(
+    'sweep',
+    'Train and evaluate every combination of gin values; one table with intervals and one plot. A second start does what is missing.',
+    'crossin sweep --gin_file=gin_configs/ablations/world_volume.gin --output_dir runs/world_volume. A --gin flag that the file does not bind goes to training or to prepare: --gin.TRAIN_STEPS=20',
+    gin=True,
   )
-  parser.add_argument(
-    '--output_dir', default='runs/sweep', help='for everything (default: %(default)s)'
-  )
+  parser.add_argument('--output_dir', default='runs/sweep', help='for everything')
   parser.add_argument(
     '--jobs',
     type=int,
@@ -83,9 +75,7 @@ def main(argv: list[str]) -> int:
     '--remote_dir', help='gs://BUCKET/FOLDER, which takes the place of --output_dir on TPUs'
   )
   parser.add_argument('--dry_run', action='store_true', help='print every command, and do nothing')
-  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   fit.add_flags(parser)
-  config.add_flags(parser)
   args = parser.parse_args(argv)
   if args.fit:
     return fit.run(args)
@@ -124,18 +114,15 @@ def main(argv: list[str]) -> int:
     try:
       with jobs.stopping_on_signals():
         sweep.run()
-    except Stopped as error:
-      print(f'told to stop ({error}); start the same command again to go on', file=sys.stderr)
-      return RESTART
     finally:
       launcher.close()
     summary = sweep_table.write(sweep)
   print(f'\n{summary.pop("text")}', file=sys.stderr)
   for name, error in sweep.failures.items():
     print(f'\nFAILED {name}: {error}', file=sys.stderr)
-  if args.json:
-    print(json.dumps(summary | {'failures': sweep.failures}))
-  return 1 if sweep.failures else 0
+  return command_line.finish(
+    args, summary | {'failures': sweep.failures}, 1 if sweep.failures else 0
+  )
 
 
 def _tell(sweep: Sweep, every: bool) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from crossin_jax.config import ConfigError
 from crossin_jax.pages.plots import COLOURS
 from crossin_jax.sweep.points import told
-from crossin_jax.sweep.words import _label, title, variant_labels
+from crossin_jax.sweep.words import label, title, variant_labels
 
 # ---- the plot ----
 
@@ -70,16 +70,16 @@ def plot(
   shared = {
     value for value, found in at.items() if len(found) > 1 and all(one == found[0] for one in found)
   }
-  for k, (label, rows) in enumerate(lines.items()):
+  for k, (name, rows) in enumerate(lines.items()):
     rows = sorted(rows, key=lambda row: place[row['values'][along]])
     moved = [
       0 if row['values'][along] in shared else (k - (len(lines) - 1) / 2) * spread for row in rows
     ]
     x = [_move(place[row['values'][along]], part, xlim, scale) for row, part in zip(rows, moved)]
     y, low, high = _arrays([row['figures'][figure] for row in rows], factor)
-    colour, marker, again = styles[label]
+    colour, marker, again = styles[name]
     panel.errorbar(
-      x, y, yerr=np.maximum(0, [y - low, high - y]), label=label, color=colour, marker=marker,
+      x, y, yerr=np.maximum(0, [y - low, high - y]), label=name, color=colour, marker=marker,
       markersize=5, linewidth=1.5,
       elinewidth=1, capsize=2.5, linestyle=(0, (3.5, 1.5)) if again else '-',
       markerfacecolor='white' if again else colour,
@@ -98,7 +98,7 @@ def plot(
       va='center', fontsize=8.5, color='#555',
     )  # fmt: skip
   panel.set_xticks(
-    list(place.values()), [_label(along, value, variants) for value in place], minor=False
+    list(place.values()), [label(along, value, variants) for value in place], minor=False
   )
   panel.xaxis.minorticks_off()
   panel.set_xlim(xlim)
@@ -209,7 +209,7 @@ def _line_label(values: dict, along: str, variants: dict[str, str]) -> str:
   for axis, value in values.items():
     if axis != along:
       name = '' if axis in ('variant', 'languages', 'preset') else f'{axis.split(".")[-1].lower()} '
-      parts.append(name + _label(axis, value, variants))
+      parts.append(name + label(axis, value, variants))
   return ', '.join(parts)
 
 
@@ -217,13 +217,13 @@ def _styles(labels: Sequence[str]) -> dict[str, tuple[str, str, bool]]:
   """Colour, marker, and whether dashed and hollow: what a line with Trans is, in the colour of the
   same line without it.
   """
-  stem = lambda label: label.replace(' + trans', '')
+  stem = lambda name: name.replace(' + trans', '')
   stems = list(dict.fromkeys(map(stem, labels)))
   styles = {}
-  for label in labels:
-    k = stems.index(stem(label))
-    again = (stem(label) != label and stem(label) in labels) != bool(k // len(_COLOURS) % 2)
-    styles[label] = (
+  for name in labels:
+    k = stems.index(stem(name))
+    again = (stem(name) != name and stem(name) in labels) != bool(k // len(_COLOURS) % 2)
+    styles[name] = (
       _COLOURS[k % len(_COLOURS)],
       _MARKERS[(k + k // len(_COLOURS)) % len(_MARKERS)],
       again,

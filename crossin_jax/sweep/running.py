@@ -8,8 +8,9 @@ import socket
 import sys
 import time
 
-from crossin_jax.data.prepared import read_json, write_json
 from crossin_jax.progress import duration
+from crossin_jax.storage import locks
+from crossin_jax.storage.files import read_json, write_json
 from crossin_jax.sweep.points import Data, Point, Settings, flag_of
 from crossin_jax.workflow.jobs import StepFailed
 
@@ -70,7 +71,7 @@ class Sweep:
     """Runs what is missing. What fails is said and kept in `failures`; the rest goes on.
 
     Raises:
-      Stopped: the runner was told to stop.
+      Interrupted: the runner was told to stop.
     """
     todo = self.missing()
     wanted = {data.folder: data for p in todo for data in (p.data, p.heldout) if data}
@@ -227,23 +228,16 @@ def exclusive(output_dir: str):
   Raises:
     ValueError: a sweep that is alive holds it.
   """
-  import fcntl
-
-  os.makedirs(output_dir, exist_ok=True)
-  with open(os.path.join(output_dir, 'lock'), 'a+', encoding='utf-8') as f:
+  path = os.path.join(output_dir, 'lock')
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      f.seek(0)
-      holder = f.read().strip()
-      number, _, host = holder.partition(' on ')
+      file = stack.enter_context(locks.locked(path, output_dir))
+    except locks.InUse as error:
+      with open(path, 'rb') as held:
+        holder = locks.holder(held)
+      number, _, host = holder.removeprefix('process ').partition(' on ')
       if host != socket.gethostname() or os.path.exists(f'/proc/{number}'):
-        raise ValueError(
-          f'{output_dir} is in use by process {holder}; wait for it, or give another --output_dir'
-        ) from None
-      print(f'waiting for the commands that process {holder} left running', file=sys.stderr)
-      fcntl.flock(f, fcntl.LOCK_EX)
-    f.truncate(0)
-    f.write(f'{os.getpid()} on {socket.gethostname()}')
-    f.flush()
-    yield f.fileno()
+        raise ValueError(f'{error} --output_dir') from None
+      print(f'waiting for the commands that {holder} left running', file=sys.stderr)
+      file = stack.enter_context(locks.locked(path, output_dir, wait=True))
+    yield file.fileno()

@@ -7,14 +7,13 @@ import os
 import numpy as np
 
 from crossin_jax.config import ConfigError
-from crossin_jax.data.prepared import write_json
 from crossin_jax.evaluation.answers.predictions import Predictions, read_predictions
 from crossin_jax.evaluation.measures import bootstrap
 from crossin_jax.evaluation.measures.consistency import ac3
-from crossin_jax.evaluation.results import write_bytes, write_text
+from crossin_jax.storage.files import write_bytes, write_json, write_text
 from crossin_jax.sweep.plot import plot
 from crossin_jax.sweep.points import question_name
-from crossin_jax.sweep.words import _label, title, variant_labels
+from crossin_jax.sweep.words import label, title, variant_labels
 
 LOSS = 'eval/heldout/loss'
 
@@ -205,7 +204,7 @@ def _cells(table: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
   head = [*axes, *(['questions'] if several else []), 'seeds', *map(title, figures)]
   rows = []
   for row in table:
-    cells = [_label(axis, row['values'][axis], variants, values[axis]) for axis in axes]
+    cells = [label(axis, row['values'][axis], variants, values[axis]) for axis in axes]
     cells += [row['benchmark']] if several else []
     rows.append(
       [*cells, str(len(row['seeds'])), *[_figure(row['figures'].get(name)) for name in figures]]

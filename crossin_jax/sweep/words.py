@@ -33,7 +33,7 @@ def variant_labels(variants: Sequence[str]) -> dict[str, str]:
   )
 
 
-def _label(axis: str, value, variants: dict[str, str], values: Sequence = ()) -> str:
+def label(axis: str, value, variants: dict[str, str], values: Sequence = ()) -> str:
   if isinstance(value, dict):
     return told(value, values)
   if axis == 'variant':

@@ -8,6 +8,8 @@ import os
 import sys
 import types
 
+from crossin_jax.errors import CrossinError
+
 HOME = 'T5X_HOME'
 REPOSITORY = 'https://github.com/google-research/t5x'
 # Module -> package on PyPI: what T5X imports when it trains, evaluates and infers.
@@ -27,7 +29,7 @@ PACKAGES = {
 AIRIO = ('DatasetProviderBase', 'Task', 'Mixture', 'AirIODatasetIterator')
 
 
-class BridgeError(RuntimeError):
+class BridgeError(CrossinError, RuntimeError):
   """No T5X to be found, or something that it needs is missing; the message says how to get it."""
 
 

@@ -11,8 +11,9 @@ import gin
 import numpy as np
 
 from crossin_jax.checkpoints import places
-from crossin_jax.data.prepared import PreparedMixture, read_json, write_json
+from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.data.stream import BatchStream, check_resume
+from crossin_jax.storage.files import read_json, write_json
 
 AHEAD = 2  # batches made ahead in a thread
 # The task of each token is this project's own; T5X would carry it to the devices for nothing.

@@ -7,7 +7,6 @@ Needs no T5X. Mixtures of this project are better prepared by `crossin prepare`,
 keeps languages apart.
 """
 
-import argparse
 import hashlib
 import importlib
 import json
@@ -17,16 +16,11 @@ import sys
 
 import numpy as np
 
-from crossin_jax.data.prepared import (
-  FORMAT,
-  PreparedDataError,
-  read_json,
-  safe_file_name,
-  write_json,
-  write_part,
-)
+from crossin_jax.data.prepared import FORMAT, PreparedDataError, safe_file_name, write_part
 from crossin_jax.data.vocabulary import Vocabulary
 from crossin_jax.progress import Progress
+from crossin_jax.storage.files import read_json, write_json
+from crossin_jax.workflow import command_line
 
 PART = 8192  # examples in one file
 SPLITS = ('train', 'validation')
@@ -255,13 +249,10 @@ def _id(example: dict, otherwise: str) -> str:
 
 def main(argv: list[str]) -> int:
   """The command line."""
-  parser = argparse.ArgumentParser(
-    prog='python -m crossin_jax.t5x_bridge.seqio_data',
-    description='Write a registered SeqIO Task or Mixture as token files that `crossin train` '
-    'reads.',
-    epilog='example: python -m crossin_jax.t5x_bridge.seqio_data --mixture my_mixture --module '
-    'my_tasks --output_dir prepared '
-    '--max_length 2048',
+  parser = command_line.Parser(
+    'python -m crossin_jax.t5x_bridge.seqio_data',
+    'Write a registered SeqIO Task or Mixture as token files that `crossin train` reads.',
+    'python -m crossin_jax.t5x_bridge.seqio_data --mixture my_mixture --module my_tasks --output_dir prepared --max_length 2048',
   )
   parser.add_argument('--mixture', required=True, help='name of a registered Task or Mixture')
   parser.add_argument(
@@ -272,7 +263,6 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     '--vocabulary', help='SentencePiece .model or tokenizer.json (default: that of the mixture)'
   )
-  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   args = parser.parse_args(argv)
   try:
     for module in args.module:
@@ -292,9 +282,7 @@ def main(argv: list[str]) -> int:
     f'{args.max_length} left out -> {args.output_dir}',
     file=sys.stderr,
   )
-  if args.json:
-    print(json.dumps(summary))
-  return 0
+  return command_line.finish(args, summary)
 
 
 if __name__ == '__main__':

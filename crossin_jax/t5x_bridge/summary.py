@@ -10,9 +10,9 @@ import gin
 import jax
 
 from crossin_jax.checkpoints import saved_model
-from crossin_jax.checkpoints.conversion import write_text
-from crossin_jax.data.prepared import PreparedMixture, write_json
+from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.models.huggingface import weights
+from crossin_jax.storage.files import write_json, write_text
 
 
 @gin.configurable
@@ -48,7 +48,7 @@ def t5x_summary(
   write_text(os.path.join(model_dir, 't5x_config.gin'), text)
   write_text(os.path.join(model_dir, 'config.gin'), model_config(module.config))
   if isinstance(initial_checkpoint, str) and (
-    source := saved_model.companions_of(initial_checkpoint)
+    source := saved_model.SavedModel.open(initial_checkpoint).companions
   ):
     weights.copy_companions(source, os.path.join(model_dir, saved_model.COMPANIONS))
   prepared = PreparedMixture(data_dir, mixture)

@@ -1,12 +1,10 @@
 """SeqIO Tasks of this project for T5X's gin files, and what T5X's inference writes of them."""
 
-import json
-import os
-
 import gin
 import numpy as np
 
 from crossin_jax.data.vocabulary import Vocabulary
+from crossin_jax.storage.files import write_jsonl
 
 
 @gin.configurable
@@ -88,8 +86,4 @@ def t5x_predictions(path, inferences, task_ds, mode: str, vocabulary=None) -> No
       lines.append({'id': name, 'score': float(found)})
     else:
       lines.append({'id': name, 'prediction': vocabulary.decode(np.asarray(found).tolist())})
-  text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
-  temporary = f'{os.fspath(path)}.writing'
-  with open(temporary, 'w', encoding='utf-8') as f:
-    f.write(text)
-  os.replace(temporary, os.fspath(path))
+  write_jsonl(path, lines)

@@ -7,14 +7,14 @@ A LoRA run of this project saves its adapters alone; T5X reads parameters from o
 stay adapters; to fold them into the matrices, use `crossin export-hf --format t5x`.
 """
 
-import argparse
 import os
 import sys
 
-from crossin_jax import config
-from crossin_jax.checkpoints import parameters, places, saved_model
+from crossin_jax.checkpoints import parameters, places
+from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.training import state as train_state
+from crossin_jax.workflow import command_line
 
 
 def write(checkpoint: str, output_dir: str, model, partitioner=Partitioner) -> str:
@@ -29,7 +29,8 @@ def write(checkpoint: str, output_dir: str, model, partitioner=Partitioner) -> s
   Raises:
     CheckpointError: nothing to read, or the step is there already.
   """
-  path = places.latest_checkpoint(checkpoint)
+  source = SavedModel.open(checkpoint)
+  path = source.path
   name = os.path.basename(path)
   if os.path.exists(os.path.join(output_dir, name)):
     raise places.CheckpointError(
@@ -37,24 +38,23 @@ def write(checkpoint: str, output_dir: str, model, partitioner=Partitioner) -> s
     )
   partition = partitioner()
   with partition.activate():
-    params = parameters.restore_params(path, train_state.parameter_shapes(model, partition), model)
+    params = source.restore(train_state.parameter_shapes(model, partition), model)
     return parameters.save_params(output_dir, params, int(name.rsplit('_', 1)[1]))
 
 
 def main(argv: list[str]) -> int:
   """The command line."""
-  parser = argparse.ArgumentParser(
-    prog='python -m crossin_jax.t5x_bridge.whole',
-    description='Write adapters and the model beneath them as one checkpoint, for T5X to go on '
-    'with.',
-    epilog='example: python -m crossin_jax.t5x_bridge.whole runs/lora --output_dir runs/lora_whole',
+  parser = command_line.Parser(
+    'python -m crossin_jax.t5x_bridge.whole',
+    'Write adapters and the model beneath them as one checkpoint, for T5X to go on with.',
+    'python -m crossin_jax.t5x_bridge.whole runs/lora --output_dir runs/lora_whole',
+    gin=True,
   )
   parser.add_argument('checkpoint', help='a MODEL_DIR or checkpoint_<step>')
   parser.add_argument('--output_dir', required=True, help='for checkpoint_<step>')
-  config.add_flags(parser)
   args = parser.parse_args(argv)
   try:
-    model = saved_model.saved_model(args, args.checkpoint)
+    model = SavedModel.open(args.checkpoint).module(args)
     print(write(args.checkpoint, args.output_dir, model), file=sys.stderr)
   except (ValueError, OSError, places.CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)

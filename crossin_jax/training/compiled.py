@@ -12,8 +12,8 @@ import gin
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from crossin_jax.processes import distributed
-from crossin_jax.processes.interruption import Interrupted, _current
+from crossin_jax.errors import Interrupted
+from crossin_jax.processes import interruption
 from crossin_jax.storage import remote
 
 _ZSTD = b'\x28\xb5\x2f\xfd'
@@ -123,7 +123,7 @@ def in_thread(function):
   thread.start()
   while thread.is_alive():
     thread.join(0.2)
-    if _current is not None and _current.heard() and distributed.call() is None:
+    if interruption.interrupted_alone():
       raise Interrupted
   if 'error' in box:
     raise box['error']

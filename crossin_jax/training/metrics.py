@@ -6,6 +6,8 @@ import os
 
 import numpy as np
 
+from crossin_jax.storage.files import write_text
+
 
 class TaskTable:
   """Sums per task of a mixture, told by source and by language.
@@ -97,10 +99,7 @@ class MetricsWriter:
               kept.append(line)
           except (ValueError, KeyError, TypeError):
             break  # the line that a kill cut short
-    temporary = f'{self._path}.writing'
-    with open(temporary, 'w', encoding='utf-8') as f:
-      f.writelines(kept)
-    os.replace(temporary, self._path)
+    write_text(self._path, ''.join(kept))
     self._file = open(self._path, 'a', encoding='utf-8')
     self._board = SummaryWriter(os.path.join(model_dir, 'tensorboard'), purge_step=resumed_step + 1)
 

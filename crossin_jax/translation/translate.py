@@ -20,13 +20,12 @@ from typing import NamedTuple
 from crossin_jax import config
 from crossin_jax.endpoint import flags as endpoint_flags
 from crossin_jax.endpoint.client import Request, rough_tokens, stoppable
-from crossin_jax.endpoint.ledger import BudgetError
-from crossin_jax.evaluation.results import write_text
+from crossin_jax.errors import Interrupted
 from crossin_jax.languages import ENGLISH_NAMES, code_of
-from crossin_jax.processes import interruption
+from crossin_jax.storage.files import write_json, write_text
 from crossin_jax.translation.masks import Masked, marker_problem, mask, unmask
+from crossin_jax.workflow import command_line
 
-RESTART = 75
 FIELDS = ('instruction', 'input', 'output')
 SHORT = 80  # characters; a shorter input or output is shown its instruction
 LONG = 40  # letters; a longer field that comes back as it went is not translated
@@ -322,26 +321,17 @@ def write(args, job: Job, outcomes: Sequence[Outcome], made_by: dict) -> dict:
       f'all {aside} rows are set aside ({told}); see {directory / f"{name}_set_aside.jsonl"}'
     )
   for language, rows in {args.source_language: job.source(records), **by_language}.items():
-    write_text(
-      directory / f'{name}_{language}.json', json.dumps(rows, ensure_ascii=False, indent=1) + '\n'
-    )
-  write_text(path, json.dumps(manifest, ensure_ascii=False, indent=1) + '\n')
+    write_json(directory / f'{name}_{language}.json', rows)
+  write_json(path, manifest)
   return manifest
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog='crossin translate',
-    description='Translate instruction rows into other languages: NAME_LANG.json for each, '
-    'aligned with NAME_en.json, which '
-    'holds the rows that came through in all languages. Code, URLs, placeholders, tags and '
-    'formulas stay as they are, or the '
-    'row is set aside. A run that was stopped or killed goes on where it was. Exit status: 0 '
-    'finished, 75 told to stop (start '
-    'again), 1 failed, 2 usage, or the estimate is over the budget.',
-    epilog='example: crossin translate --input rows.en.json --languages zh,vi --output_dir rows '
-    '--endpoint http://localhost:8000/v1 --model qwen3-8b; or --checkpoint DIR '
-    '--gin.Sampling.max_new_tokens=1024',
+  parser = command_line.Parser(
+    'translate',
+    'Translate instruction rows into other languages: NAME_LANG.json for each, aligned with NAME_en.json, which holds the rows that came through in all languages. Code, URLs, placeholders, tags and formulas stay as they are, or the row is set aside. A run that was stopped or killed goes on where it was.',
+    'crossin translate --input rows.en.json --languages zh,vi --output_dir rows --endpoint http://localhost:8000/v1 --model qwen3-8b; or --checkpoint DIR --gin.Sampling.max_new_tokens=1024',
+    gin=True,
   )
   parser.add_argument(
     '--input',
@@ -363,11 +353,7 @@ def _parser() -> argparse.ArgumentParser:
     metavar='LEAST,MOST',
     help='characters of a translation for each of the text (0.1,4); Chinese has 0.3',
   )
-  parser.add_argument(
-    '--json', action='store_true', help='the manifest as one JSON object, the last line of stdout'
-  )
   endpoint_flags.add_flags(parser, required=False)
-  config.add_flags(parser)
   return parser
 
 
@@ -418,11 +404,7 @@ def main(argv: list[str]) -> int:
   ):
     estimate = endpoint.estimate(requests)
     print(f'estimate: {estimate}', file=sys.stderr)
-    try:
-      endpoint.check_budget(estimate)
-    except BudgetError as error:
-      print(f'crossin translate: {error}', file=sys.stderr)
-      return 2
+    endpoint.check_budget(estimate)
     if args.dry_run:
       return _done(
         args,
@@ -437,8 +419,6 @@ def main(argv: list[str]) -> int:
     try:
       for reply in endpoint.complete(requests, progress='translate', check=check):
         outcomes[reply.index] = outcome(reply)
-    except interruption.Interrupted:
-      return _stopped(args)
     finally:
       print(endpoint_flags.told(endpoint), file=sys.stderr)
     used = endpoint.counts()
@@ -446,32 +426,20 @@ def main(argv: list[str]) -> int:
 
 
 def _local(args, job: Job) -> int:
-  from crossin_jax.checkpoints import places as checkpoints
-  from crossin_jax.checkpoints import saved_model
-  from crossin_jax.checkpoints.saved_model import weights_digest
-  from crossin_jax.models.huggingface import weights
+  from crossin_jax.checkpoints.saved_model import SavedModel
 
   if args.dry_run:
     return _done(args, {'status': 0, 'rows': len(job.rows), 'requests': len(job.items)})
-  model = saved_model.saved_model(args, args.checkpoint)
+  source = SavedModel.open(args.checkpoint)
+  model = source.module(args)
   where = Path(args.output_dir) / 'local'
   outcomes = by_checkpoint(
     job.items, args.source_language, args.ratio, args.checkpoint, model, where
   )
   if outcomes is None:
-    return _stopped(args)
-  exact = args.checkpoint
-  exact = exact if weights.is_directory(exact) else checkpoints.latest_checkpoint(exact)
-  made_by = {'model': saved_model.name_of(args.checkpoint), 'weights': weights_digest(exact)}
+    raise Interrupted('what was translated is kept')
+  made_by = {'model': source.name, 'weights': source.digest}
   return _finished(args, write(args, job, outcomes, made_by), {})
-
-
-def _stopped(args) -> int:
-  print(
-    'told to stop: what was translated is kept; start the same command again to go on',
-    file=sys.stderr,
-  )
-  return _done(args, {'status': RESTART}, RESTART)
 
 
 def _finished(args, manifest: dict, more: dict) -> int:
@@ -487,6 +455,4 @@ def _finished(args, manifest: dict, more: dict) -> int:
 
 
 def _done(args, found: dict, status: int = 0) -> int:
-  if args.json:
-    print(json.dumps(found, ensure_ascii=False))
-  return status
+  return command_line.finish(args, found, status)

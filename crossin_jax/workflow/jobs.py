@@ -12,13 +12,11 @@ import subprocess
 import sys
 import threading
 
+from crossin_jax.errors import CrossinError, Interrupted
 
-class StepFailed(RuntimeError):
+
+class StepFailed(CrossinError, RuntimeError):
   """A command ended with another status than 0; the message ends with the end of its log."""
-
-
-class Stopped(RuntimeError):
-  """The commands were told to stop; those that can have saved their work."""
 
 
 class Jobs:
@@ -66,7 +64,7 @@ class Jobs:
 
     Raises:
       StepFailed: it ended with another status than 0.
-      Stopped: `stop` was called.
+      Interrupted: `stop` was called.
     """
     self.execute(
       log, self.command(arguments, values, bindings), self._every_core if all_cores else None
@@ -93,7 +91,7 @@ class Jobs:
     share = self._cores.get() if cores is None else cores
     try:
       if self._stopped:
-        raise Stopped(f'step {log} was not started')
+        raise Interrupted(f'step {log} was not started')
       with open(path, 'w', encoding='utf-8') as f:
         f.write(shlex.join(command) + '\n')
         f.flush()
@@ -115,7 +113,7 @@ class Jobs:
       if cores is None:
         self._cores.put(share)
     if status and self._stopped:
-      raise Stopped(f'step {log} was told to stop')
+      raise Interrupted(f'step {log} was told to stop')
     if status:
       raise StepFailed(
         f'step {log} failed with status {status}; its log {path} ends:\n{self.log_end(log)}'
@@ -139,7 +137,7 @@ class Jobs:
     return self._stopped
 
   def stop(self, number: int = signal.SIGTERM) -> None:
-    """Sends a signal to every running command and starts no other; `run` raises Stopped."""
+    """Sends a signal to every running command and starts no other; `run` raises Interrupted."""
     self._stopped = True
     for process in list(self._running):
       process.send_signal(number)

@@ -17,9 +17,10 @@ import threading
 import time
 
 from crossin_jax import config
-from crossin_jax.data.prepared import read_json, write_json
+from crossin_jax.errors import Interrupted
+from crossin_jax.storage.files import read_json, write_json
 from crossin_jax.workflow import jobs as jobs_lib
-from crossin_jax.workflow.jobs import Jobs, StepFailed, Stopped
+from crossin_jax.workflow.jobs import Jobs, StepFailed
 
 ROOT = config.REPOSITORY  # it holds launch/
 
@@ -215,14 +216,14 @@ class Slurm(Launcher):
     job = read_json(note, 'delete it')['job'] if os.path.exists(note) else None
     if job is None:
       if self.jobs.stopped:
-        raise Stopped(f'step {log} was not started')
+        raise Interrupted(f'step {log} was not started')
       job = self._submit(self.command(log, arguments, values, bindings))
       write_json(note, {'job': job})
     state = 'PENDING'
     while state in _WAITING:
       while self._queued(job):
         if self.jobs.stopped:
-          raise Stopped(f'step {log} goes on as job {job}')
+          raise Interrupted(f'step {log} goes on as job {job}')
         time.sleep(self._poll)
       state = self._end(job)
       if state in ('PREEMPTED', 'NODE_FAIL'):  # SLURM may be about to put it back into the queue

@@ -3,21 +3,21 @@ what it was made from.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import contextlib
 from dataclasses import dataclass
-import fcntl
 import hashlib
 import json
 import os
 import sys
 import time
 
-from crossin_jax.data.prepared import read_json, write_json
+from crossin_jax.errors import CrossinError
+from crossin_jax.storage import locks
+from crossin_jax.storage.files import read_json, write_json
 
 MANIFEST = 'manifest.json'
 
 
-class StepError(ValueError):
+class StepError(CrossinError, ValueError):
   """A step that cannot run; the message says why and what to do."""
 
 
@@ -113,7 +113,7 @@ class Steps:
         is missing.
     """
     names = list(self.steps) if names is None else names
-    with self._alone():
+    with locks.locked(os.path.join(self.directory, 'lock'), self.directory):
       stale = {
         name: told
         for name in names
@@ -168,18 +168,6 @@ class Steps:
       number += 1
     os.rename(self.folder(name), aside)
     print(f'{name}: what was there is now {aside}', file=sys.stderr)
-
-  @contextlib.contextmanager
-  def _alone(self):
-    os.makedirs(self.directory, exist_ok=True)
-    with open(os.path.join(self.directory, 'lock'), 'ab') as lock:
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except OSError:
-        raise StepError(
-          f'{self.directory} is in use by another run; wait for it, or stop it'
-        ) from None
-      yield
 
 
 def _told(counts: Mapping) -> str:

@@ -10,7 +10,7 @@ import os
 import gin
 
 from crossin_jax import config
-from crossin_jax.data.prepared import write_json
+from crossin_jax.storage.files import write_bytes, write_json, write_text
 from crossin_jax.world.world import World
 
 
@@ -171,24 +171,17 @@ def train_vocabulary(world: World, size: int, path: str, whole: Sequence[str] = 
     num_threads=1,
     minloglevel=2,
   )
-  os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-  with open(f'{path}.writing', 'wb') as f:
-    f.write(model.getvalue())
-  os.replace(f'{path}.writing', path)
+  write_bytes(path, model.getvalue())
 
 
 def write_questions(world: World, directory: str) -> None:
   """Writes facts.tsv (which fact is told in which language) and the two question files."""
-  os.makedirs(directory, exist_ok=True)
   for name, text in (
     ('facts.tsv', world.facts_table()),
     ('questions.untagged.jsonl', _lines(world.question_rows(tag=False))),
     ('questions.tagged.jsonl', _lines(world.question_rows(tag=True))),
   ):
-    path = os.path.join(directory, name)
-    with open(f'{path}.writing', 'w', encoding='utf-8') as f:
-      f.write(text)
-    os.replace(f'{path}.writing', path)
+    write_text(os.path.join(directory, name), text)
   write_json(os.path.join(directory, 'world.json'), dataclasses.asdict(world))
 
 

@@ -5,7 +5,6 @@ there is not done again. A chunk is always computed alone, in fixed shapes, so w
 changes nothing.
 """
 
-import argparse
 import os
 import sys
 import time
@@ -13,20 +12,17 @@ import time
 import numpy as np
 
 from crossin_jax import config
-from crossin_jax.checkpoints import parameters, places, saved_model
-from crossin_jax.checkpoints.saved_model import stop_ids
-from crossin_jax.checkpoints.saved_prompts import Prompts
-from crossin_jax.decoding.generate import RESTART
+from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.decoding.generation import Generator
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Prompt
 from crossin_jax.decoding.scoring import continuation_losses
 from crossin_jax.devices.partitioning import Partitioner
-from crossin_jax.models import lora
-from crossin_jax.models.huggingface import weights
+from crossin_jax.errors import Interrupted
 from crossin_jax.processes import interruption
+from crossin_jax.processes.exit_status import RESTART
 from crossin_jax.progress import Progress
-from crossin_jax.training import state as train_state
+from crossin_jax.workflow import command_line
 from crossin_jax.xinstruction import levels
 from crossin_jax.xinstruction import rows as rows_lib
 
@@ -59,25 +55,19 @@ class ChunkWorker:
     rows: of a batch.
     partitioner: mesh and axis rules.
     """
-    if not weights.is_directory(checkpoint):
-      checkpoint = places.latest_checkpoint(checkpoint)
+    source = SavedModel.open(checkpoint)
     self._kind, self._prompt_tokens, self._rows, self._model = kind, prompt_tokens, rows, model
-    self._prompts = Prompts(
-      checkpoint if weights.is_directory(checkpoint) else os.path.dirname(checkpoint)
-    )
+    self._prompts = source.prompts
     self._partition = partitioner()
     with self._partition.activate():
-      abstract = train_state.parameter_shapes(model, self._partition)
-      self._params = lora.quantised(
-        parameters.restore_params(checkpoint, abstract, model), lora.of_model(model)
-      )
+      self._params = source.params(model, self._partition)
       vocabulary = self._prompts.vocabulary
       if kind == 'rate':
         self._levels = [vocabulary.encode(str(level)) for level in levels.LEVELS]
       else:
         self._generate = Generator(
             model, self._params, self._partition, bos_id=vocabulary.bos_id,
-            stop_ids=stop_ids(self._prompts, checkpoint),
+            stop_ids=source.stop_ids,
             sampling=Sampling(), decode=vocabulary.decode, rows=rows,
         )  # fmt: skip
 
@@ -159,7 +149,7 @@ def run(
         done += len(rows)
         rate = done / max(1e-9, time.monotonic() - started)
         progress.show(len(mine) - len(todo) + number + 1, f'{rate:.1f} rows/s')
-  except interruption.Interrupted:
+  except Interrupted:
     print(
       'told to stop: finished chunks are kept; start the same command again to go on',
       file=sys.stderr,
@@ -170,13 +160,11 @@ def run(
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin xinstruction chunks`."""
-  parser = argparse.ArgumentParser(
-    prog='crossin xinstruction chunks',
-    description='A model over chunk files. '
-    + '; '.join(f'{kind}: {what}' for kind, what in KINDS.items()),
-    epilog='example, on two hosts: crossin xinstruction chunks --kind rate --checkpoint '
-    'out/train-rater.0/model '
-    '--input out/pairs --output out/rate.0 --share 0/2',
+  parser = command_line.Parser(
+    'xinstruction chunks',
+    'A model over chunk files. ' + '; '.join(f'{kind}: {what}' for kind, what in KINDS.items()),
+    'example, on two hosts: crossin xinstruction chunks --kind rate --checkpoint out/train-rater.0/model --input out/pairs --output out/rate.0 --share 0/2',
+    gin=True,
   )
   parser.add_argument('--kind', required=True, choices=KINDS)
   parser.add_argument('--checkpoint', required=True, help='a MODEL_DIR or a Hugging Face directory')
@@ -185,7 +173,6 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     '--share', default='0/1', help='i/n: this worker takes every n-th chunk from the i-th'
   )
-  config.add_flags(parser)
   args = parser.parse_args(argv)
   try:
     i, n = map(int, args.share.split('/'))
@@ -195,5 +182,5 @@ def main(argv: list[str]) -> int:
     raise config.ConfigError(
       f'--share {args.share!r}: write i/n with 0 <= i < n, e.g. 0/4'
     ) from None
-  model = saved_model.saved_model(args, args.checkpoint)
+  model = SavedModel.open(args.checkpoint).module(args)
   return 0 if run(args.checkpoint, model, args.kind, args.input, args.output, (i, n)) else RESTART

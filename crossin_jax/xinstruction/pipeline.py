@@ -10,17 +10,15 @@ respond and train-rater. METHODS.md B says what is known of the published steps,
 decided here.
 """
 
-import argparse
 from collections.abc import Callable
 import dataclasses
 import functools
 import importlib
-import json
 import os
 import sys
 
 from crossin_jax import config
-from crossin_jax.workflow.jobs import StepFailed, Stopped
+from crossin_jax.workflow import command_line
 from crossin_jax.workflow.steps import Step, StepError, Steps
 from crossin_jax.xinstruction import forwarding
 from crossin_jax.xinstruction.forwarding import HandedOn
@@ -28,8 +26,6 @@ from crossin_jax.xinstruction.run import Run
 from crossin_jax.xinstruction.settings import XInstruction
 from crossin_jax.xinstruction.steps import candidates, export, seed
 from crossin_jax.xinstruction.steps import rounds as rounds_lib
-
-RESTART = 75
 
 
 class Pipeline:
@@ -212,18 +208,11 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin xinstruction`."""
   if argv and argv[0] in OTHERS:
     return importlib.import_module(f'crossin_jax.xinstruction.{OTHERS[argv[0]]}').main(argv[1:])
-  parser = argparse.ArgumentParser(
-    prog='crossin xinstruction',
-    description='Instruction data from natural text: run = all steps; a step alone; status = what '
-    'is done, missing or stale; '
-    'chunks = a share of the generation or rating, on any number of hosts; translated, distill = '
-    'rows to compare the set with; '
-    'quickstart = all of it on the embedded world. Exit status: 0 done, 75 told to stop, 1 '
-    'failed, 2 usage.',
-    epilog='example: crossin xinstruction run --gin_file=gin_configs/xinstruction/default.gin '
-    "--gin.LANGUAGES=\"('sw','ta')\" "
-    '--gin.DOCUMENTS="\'text/{language}.jsonl\'" --gin.SEED="\'data/seed\'" '
-    '--gin.VOCABULARY="\'tokenizer.model\'" --output_dir out',
+  parser = command_line.Parser(
+    'xinstruction',
+    'Instruction data from natural text: run = all steps; a step alone; status = what is done, missing or stale; chunks = a share of the generation or rating, on any number of hosts; translated, distill = rows to compare the set with; quickstart = all of it on the embedded world.',
+    "crossin xinstruction run --gin_file=gin_configs/xinstruction/default.gin --gin.LANGUAGES=\"('sw','ta')\" --gin.DOCUMENTS=\"'text/{language}.jsonl'\" --gin.SEED=\"'data/seed'\" --gin.VOCABULARY=\"'tokenizer.model'\" --output_dir out",
+    gin=True,
   )
   parser.add_argument('command', choices=(*COMMANDS, *OTHERS))
   parser.add_argument('--output_dir', required=True)
@@ -232,8 +221,6 @@ def main(argv: list[str]) -> int:
     action='store_true',
     help='run stale steps again; what was there is renamed, not deleted',
   )
-  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
-  config.add_flags(parser)
   args = parser.parse_args(argv)
   forwarding.make_known()
   config.parse(args)
@@ -242,21 +229,7 @@ def main(argv: list[str]) -> int:
     states = {name: pipeline.steps.state(name) for name in pipeline.steps.steps}
     for name, (state, told) in states.items():
       print(f'{name:<18} {state}{f" ({told})" if told else ""}', file=sys.stderr)
-    if args.json:
-      print(json.dumps({name: state for name, (state, _) in states.items()}))
-    return 0
-  try:
-    with pipeline.jobs.stopping_on_signals():
-      done = pipeline.steps.run(_names(pipeline, args.command), args.redo)
-  except Stopped as stopped:
-    print(
-      f'crossin xinstruction: {stopped}; start the same command again to go on', file=sys.stderr
-    )
-    return RESTART
-  except StepFailed as failed:
-    raise StepError(str(failed)) from None
-  if args.json:
-    print(
-      json.dumps({name: manifest['counts'] for name, manifest in done.items()}, ensure_ascii=False)
-    )
-  return 0
+    return command_line.finish(args, {name: state for name, (state, _) in states.items()})
+  with pipeline.jobs.stopping_on_signals():
+    done = pipeline.steps.run(_names(pipeline, args.command), args.redo)
+  return command_line.finish(args, {name: manifest['counts'] for name, manifest in done.items()})

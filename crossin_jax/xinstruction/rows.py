@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 
-from crossin_jax.evaluation.results import write_text
 from crossin_jax.languages import ENGLISH_NAMES
+from crossin_jax.storage.files import write_text
 from crossin_jax.storage.records import read_records
 
 

@@ -19,10 +19,9 @@ from crossin_jax.endpoint import flags as endpoint_flags
 from crossin_jax.endpoint.client import Endpoint, Estimate, Request, stoppable
 from crossin_jax.endpoint.ledger import BudgetError
 from crossin_jax.endpoint.transport import Transport
+from crossin_jax.errors import Interrupted
 from crossin_jax.languages import ENGLISH_NAMES
-from crossin_jax.processes import interruption
 from crossin_jax.progress import Progress
-from crossin_jax.workflow.jobs import Stopped
 from crossin_jax.workflow.steps import StepError
 from crossin_jax.xinstruction import rows as rows_lib
 
@@ -165,7 +164,7 @@ class Teacher:
       What the endpoint was asked for, see `Endpoint.counts`.
 
     Raises:
-      Stopped: told to stop. StepError: over the budget, or the endpoint does not answer. Finished
+      Interrupted: told to stop. StepError: over the budget, or the endpoint does not answer. Finished
         chunks are kept.
     """
     chunks = [
@@ -182,8 +181,10 @@ class Teacher:
         finally:
           print(f'teacher {self.model}: {endpoint_flags.told(endpoint)}', file=sys.stderr)
         return endpoint.counts()
-    except interruption.Interrupted:
-      raise Stopped('the teacher was told to stop; replies and finished chunks are kept') from None
+    except Interrupted:
+      raise Interrupted(
+        'the teacher was told to stop; replies and finished chunks are kept'
+      ) from None
     except BudgetError as error:
       raise StepError(
         f'teacher {self.model}: {error}. Here the flags are --gin.Endpoint.budget=USD and '

@@ -14,8 +14,8 @@ import pytest
 
 from crossin_jax.checkpoints import digests as digests_lib
 from crossin_jax.checkpoints.manager import CheckpointConfig, Checkpoints, restore_tree
-from crossin_jax.checkpoints.parameters import restore_params
 from crossin_jax.checkpoints.places import CheckpointError, latest_checkpoint
+from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder
 from crossin_jax.training import optimizers
@@ -252,7 +252,7 @@ def test_another_model_is_an_error_that_names_the_parameters(tmp_path, adamw):
   ):
     restore_tree(path, wider)
   with pytest.raises(CheckpointError, match='decoder/lm_head: not in the model'):
-    restore_params(path, untied.params, MODEL)
+    SavedModel.open(path).restore(untied.params, MODEL)
   checkpoints = Checkpoints(str(tmp_path), CheckpointConfig())
   with pytest.raises(CheckpointError, match='of another model'):
     checkpoints.restore_latest(wider)
@@ -264,13 +264,13 @@ def test_restore_params_from_either_path_and_whatever_the_optimizer(tmp_path, op
   partition = Partitioner(mesh_shape=(1, 2, 2), devices=jax.devices()[:4])
   shapes = train_state.parameter_shapes(MODEL, partition)
   for path, step in ((tmp_path, 11), (tmp_path / 'checkpoint_2', 2)):
-    params = restore_params(str(path), shapes, MODEL)
+    params = SavedModel.open(str(path)).restore(shapes, MODEL)
     equal(params, state_on(optimizer.transform, step).params)
     for leaf, want in zip(jax.tree.leaves(params), jax.tree.leaves(shapes)):
       assert leaf.sharding.is_equivalent_to(want.sharding, leaf.ndim)
   assert latest_checkpoint(str(tmp_path)).endswith('checkpoint_11')
   with pytest.raises(CheckpointError, match='neither a checkpoint_<step> directory'):
-    restore_params(str(tmp_path / 'nothing'), shapes, MODEL)
+    SavedModel.open(str(tmp_path / 'nothing')).restore(shapes, MODEL)
 
 
 def test_restore_params_reads_t5xs_own_tree(tmp_path):
@@ -280,8 +280,8 @@ def test_restore_params_reads_t5xs_own_tree(tmp_path):
   params = jax.tree.map(np.asarray, init_params(MODEL))
   tree = {'target': params, 'state': {'step': np.int32(5)}, 'flax_mutables': {'x': np.zeros(2)}}
   ocp.PyTreeCheckpointer().save(str(tmp_path / 'checkpoint_5' / 'state'), tree)
-  found = restore_params(
-    str(tmp_path), train_state.parameter_shapes(MODEL, Partitioner(mesh_shape=(1, 4, 1))), MODEL
+  found = SavedModel.open(str(tmp_path)).restore(
+    train_state.parameter_shapes(MODEL, Partitioner(mesh_shape=(1, 4, 1))), MODEL
   )
   equal(found, params)
 
@@ -291,9 +291,9 @@ def test_restore_params_verifies_digests(tmp_path, adamw):
   flip(some_file(tmp_path, 11))
   shapes = train_state.parameter_shapes(MODEL, Partitioner(mesh_shape=(1, 4, 1)))
   with pytest.raises(CheckpointError, match='checkpoint_11 is damaged: file .* has changed'):
-    restore_params(str(tmp_path / 'checkpoint_11'), shapes, MODEL)
+    SavedModel.open(str(tmp_path / 'checkpoint_11')).restore(shapes, MODEL)
   with pytest.raises(CheckpointError, match='checkpoint_11 is damaged'):
-    restore_params(str(tmp_path), shapes, MODEL)
+    SavedModel.open(str(tmp_path)).restore(shapes, MODEL)
 
 
 @pytest.mark.parametrize('error, words', [

@@ -14,6 +14,7 @@ import safetensors.numpy
 from crossin_jax import cli, config
 from crossin_jax.checkpoints import manager, parameters, places, saved_model
 from crossin_jax.checkpoints.conversion import ConversionError, export_hf
+from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models import lora
 from crossin_jax.models.decoder import Decoder
@@ -26,7 +27,7 @@ REASON = 'needs the real models of the extra `test`'
 transformers = pytest.importorskip('transformers', reason=REASON)
 torch = pytest.importorskip('torch', reason=REASON)
 
-from models.test_architectures import MODELS, our_logits, ragged, their_logits, their_model  # noqa: E402
+from models.huggingface.test_families import MODELS, our_logits, ragged, their_logits, their_model  # noqa: E402
 
 
 def tensors_of(directory):
@@ -103,7 +104,7 @@ def trained_lora(directory, tmp_path, **changes):
     state = state.replace(params=jax.tree.map(noisy, state.params))
     model_dir = str(tmp_path / 'run')
     saved = manager.Checkpoints(model_dir, manager.CheckpointConfig())
-    saved.save(1, state, {'base': parameters.base_reference(directory)})
+    saved.save(1, state, {'base': SavedModel.open(directory).base})
     saved.close()
   weights.copy_companions(directory, os.path.join(model_dir, saved_model.COMPANIONS))
   return model_dir, model, state.model_params
@@ -145,17 +146,17 @@ def test_peft_and_merged_equal_our_adapters(directories, tmp_path, name, changes
 def test_a_lora_checkpoint_holds_only_what_was_trained(directories, tmp_path):
   model_dir, model, params = trained_lora(directories('llama3'), tmp_path)
   path = places.latest_checkpoint(model_dir)
-  names = {key[-1] for key in manager.traverse_util.flatten_dict(parameters._target_shapes(path))}
+  names = {key[-1] for key in manager.traverse_util.flatten_dict(parameters.target_shapes(path))}
   assert names == {'lora_a', 'lora_b'}
   partition = Partitioner(mesh_shape=(1, 2, 2))
   with partition.activate():
-    again = parameters.restore_params(
-      model_dir, train_state.parameter_shapes(model, partition), model
+    again = SavedModel.open(model_dir).restore(
+      train_state.parameter_shapes(model, partition), model
     )
   jax.tree.map(np.testing.assert_array_equal, again, params)
   with pytest.raises(places.CheckpointError, match='--format merged'):
     plain = Decoder(tiny_config())
-    parameters.restore_params(model_dir, train_state.parameter_shapes(plain, partition), plain)
+    SavedModel.open(model_dir).restore(train_state.parameter_shapes(plain, partition), plain)
 
 
 def test_t5x_format_is_the_whole_merged_tree(directories, tmp_path):
@@ -181,8 +182,8 @@ def test_padded_rows_of_the_vocabulary_get_no_probability_and_are_cut_off(direct
   model = Decoder(families.DecoderConfig(**fields, vocab_multiple=64))
   partition = Partitioner(mesh_shape=(1, 1, 1), devices=jax.devices()[:1])
   with partition.activate():
-    params = parameters.restore_params(
-      str(tmp_path / 'in'), train_state.parameter_shapes(model, partition), model
+    params = SavedModel.open(str(tmp_path / 'in')).restore(
+      train_state.parameter_shapes(model, partition), model
     )
   assert params['decoder']['token_embedding'].shape[0] == 256
   tokens = ragged(6, 1, 9)[0]
@@ -438,7 +439,7 @@ def test_parse_errors_name_the_model_dir(tmp_path):
 
     parser = argparse.ArgumentParser()
     config.add_flags(parser)
-    saved_model.saved_model(parser.parse_args([]), str(tmp_path))
+    saved_model.SavedModel.open(str(tmp_path)).module(parser.parse_args([]))
 
 
 LOAD = """

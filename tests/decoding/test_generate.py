@@ -15,10 +15,10 @@ import pytest
 
 from crossin_jax import cli
 from crossin_jax.checkpoints import parameters
-from crossin_jax.data.prepared import write_json
 from crossin_jax.decoding import generate as lib
 from crossin_jax.decoding.journal import Journal, JournalError
 from crossin_jax.models.decoder import Decoder
+from crossin_jax.storage.files import write_json
 
 GIN = """
 import crossin_jax.models.decoder
@@ -328,7 +328,7 @@ def test_tags_need_languages():
 
 def test_two_runs_do_not_share_an_output(tmp_path):
   first = Journal(str(tmp_path / 'a.jsonl'), {'seed': 1})
-  with pytest.raises(JournalError, match='in use by another run'):
+  with pytest.raises(JournalError, match='in use by another process'):
     Journal(str(tmp_path / 'a.jsonl'), {'seed': 1})
   first.close()
   Journal(str(tmp_path / 'a.jsonl'), {'seed': 1}).close()

@@ -2,16 +2,18 @@
 key told.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 
-from conftest import REPOSITORY
+from conftest import REPOSITORY, replies_in
 from endpoint_server import KEY, Running, running
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,8 +23,8 @@ from crossin_jax.endpoint import client as lib
 from crossin_jax.endpoint import pace
 from crossin_jax.endpoint.client import Endpoint, EndpointError, Request
 from crossin_jax.endpoint.ledger import BudgetError
-from crossin_jax.endpoint.replies import FILE, ReplyCache
-from crossin_jax.processes import interruption
+from crossin_jax.endpoint.replies import BEFORE, FILE, ReplyCache
+from crossin_jax.errors import Interrupted
 
 BAD = ('401', '403', '404', '500', '503', '429', 'reset', 'cut', '200')
 
@@ -90,8 +92,9 @@ def test_a_second_start_asks_only_for_what_is_missing(tmp_path):
   with running(tmp_path, garbage=0.2) as server:
     with client(server, cache_dir=tmp_path / 'cache') as endpoint:
       first = replies(endpoint, asked(30), accept=usable)
-    before, file = len(server.log()), tmp_path / 'cache' / FILE
-    file.write_bytes(file.read_bytes()[:-7])  # as a kill in the middle of a write leaves it
+    before = len(server.log())
+    with contextlib.closing(sqlite3.connect(tmp_path / 'cache' / FILE)) as database, database:
+      database.execute('DELETE FROM replies WHERE rowid = (SELECT MAX(rowid) FROM replies)')
     with client(server, cache_dir=tmp_path / 'cache') as endpoint:
       again = replies(endpoint, asked(40), accept=usable)
       # the cut reply may have been one of two attempts
@@ -288,14 +291,12 @@ def test_the_key_is_in_no_file_and_no_reply(tmp_path, capfd):
   with running(tmp_path, fail=0.3, garbage=0.5) as server:
     with client(server, cache_dir=tmp_path / 'cache') as endpoint:
       found = list(endpoint.complete(asked(60), accept=usable, progress='with a bar'))
-  assert (
-    any('[key]' in reply.text for reply in found)
-    or '[key]' in (tmp_path / 'cache' / FILE).read_text()
-  )
+  cached = (tmp_path / 'cache' / FILE).read_bytes()
+  assert any('[key]' in reply.text for reply in found) or b'[key]' in cached
   said = capfd.readouterr()
   assert 'with a bar' in said.err and KEY not in said.err + said.out
   files = [path for path in pathlib.Path(tmp_path).rglob('*') if path.is_file()]
-  assert len(files) == 2 and not any(KEY.encode() in path.read_bytes() for path in files)
+  assert len(files) == 3 and not any(KEY.encode() in path.read_bytes() for path in files)
 
 
 def test_told_to_stop_keeps_what_is_under_way(tmp_path):
@@ -304,12 +305,9 @@ def test_told_to_stop_keeps_what_is_under_way(tmp_path):
 
     def check():
       if len(got) >= 10:
-        raise interruption.Interrupted
+        raise Interrupted
 
-    with (
-      client(server, cache_dir=tmp_path / 'cache') as endpoint,
-      pytest.raises(interruption.Interrupted),
-    ):
+    with client(server, cache_dir=tmp_path / 'cache') as endpoint, pytest.raises(Interrupted):
       for reply in endpoint.complete(asked(60), progress=None, check=check):
         got.append(reply)
     done = len(server.log())
@@ -334,34 +332,49 @@ def test_leaving_the_loop_early_is_allowed(tmp_path):
   ),
   st.integers(0),
 )
-def test_a_cache_cut_anywhere_holds_a_prefix(tmp_path_factory, entries, cut):
+def test_a_cache_of_before_sqlite_is_taken_over(tmp_path_factory, entries, cut):
   directory = tmp_path_factory.mktemp('cache')
+  whole = b''.join(json.dumps({'key': key, 'text': text}).encode() + b'\n' for key, text in entries)
+  kept = whole[: cut % (len(whole) + 1)]
+  (directory / BEFORE).write_bytes(kept)
+  n = kept.count(b'\n')
+  for _ in range(2):  # the second time from the database
+    cache = ReplyCache(directory)
+    assert len(cache) == n
+    for i, (key, text) in enumerate(entries):
+      assert cache.get(key) == ({'text': text} if i < n else None)
+    cache.close()
   cache = ReplyCache(directory)
   for key, text in entries:
     cache.put(key, {'text': text})
-    assert cache.get(key)['text'] == text
+    assert cache.get(key) == {'text': text}
   cache.close()
-  whole = (directory / FILE).read_bytes()
-  (directory / FILE).write_bytes(whole[: cut % (len(whole) + 1)])
-  cache = ReplyCache(directory)
-  n = len(cache)
-  assert [(cache.get(key) or {}).get('text') for key, _ in entries] == [
-    t for _, t in entries[:n]
-  ] + [None] * (len(entries) - n)
-  for key, text in entries[n:]:
-    cache.put(key, {'text': text})
-  cache.close()
-  assert (directory / FILE).read_bytes() == whole
 
 
-def test_a_cache_serves_one_process_and_names_a_damaged_line(tmp_path):
+def test_a_reply_is_on_the_disk_when_put_returns(tmp_path):
+  program = (
+    'import os, sys; from crossin_jax.endpoint.replies import ReplyCache\n'
+    f'cache = ReplyCache({str(tmp_path)!r})\n'
+    'cache.put("a", {"text": "x\\ud800"}); os.kill(os.getpid(), 9)'
+  )
+  subprocess.run([sys.executable, '-c', program], env={**os.environ, 'PYTHONPATH': str(REPOSITORY)})
   cache = ReplyCache(tmp_path)
-  with pytest.raises(ValueError, match='in use by another process'):
+  assert cache.get('a') == {'text': 'x\ud800'} and len(cache) == 1
+  cache.close()
+
+
+def test_a_cache_serves_one_process_and_names_what_is_damaged(tmp_path):
+  cache = ReplyCache(tmp_path)
+  with pytest.raises(ValueError, match='in use by process .* --cache_dir'):
     ReplyCache(tmp_path)
   cache.put('a', {'text': 'x'})
   cache.close()
-  (tmp_path / FILE).write_text('rubbish\n' + (tmp_path / FILE).read_text())
+  (tmp_path / BEFORE).write_text('rubbish\n')
   with pytest.raises(ValueError, match='line 1 is damaged; delete'):
+    ReplyCache(tmp_path)
+  (tmp_path / BEFORE).unlink()
+  (tmp_path / FILE).write_bytes(b'rubbish' * 1000)
+  with pytest.raises(ValueError, match='is damaged .*; move it away'):
     ReplyCache(tmp_path)
   (tmp_path / 'plain').write_text('')
   with pytest.raises(ValueError, match='cannot write'):
@@ -443,19 +456,19 @@ with Endpoint(sys.argv[1], 'judge', cache_dir=sys.argv[2], backoff_seconds=0.01)
 
 
 def test_kill_9_loses_only_what_was_under_way(tmp_path):
-  cache = tmp_path / 'cache' / FILE
+  cache = tmp_path / 'cache'
   environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY)}
   command = [sys.executable, '-c', PROGRAM]
   with running(tmp_path, fail=0.2, slow=0.02) as server:
     for wanted in (50,):
       process = subprocess.Popen([*command, server.url, str(tmp_path / 'cache')], env=environment)
-      while process.poll() is None and not (
-        cache.exists() and cache.read_bytes().count(b'\n') >= wanted
-      ):
+      while process.poll() is None and replies_in(cache) < wanted:
         time.sleep(0.005)
       process.send_signal(signal.SIGKILL)
       process.wait()
-    had = {json.loads(line)['key'] for line in cache.read_bytes().splitlines()[:-1]}
+    with contextlib.closing(sqlite3.connect(cache / FILE)) as database:
+      had = [key for (key,) in database.execute('SELECT key FROM replies')]
+    assert len(had) >= 50
     with client(server, cache_dir=tmp_path / 'cache') as endpoint:
       found = replies(endpoint, asked(120))
       assert all(endpoint._cache.get(key) for key in had)

@@ -9,6 +9,7 @@ import pytest
 from stand_ins import Cloud
 
 from crossin_jax import config
+from crossin_jax.errors import Interrupted
 from crossin_jax.sweep import command as sweep_command
 from crossin_jax.sweep import running
 from crossin_jax.sweep import table as sweep_table
@@ -227,7 +228,7 @@ def test_a_sweep_told_to_stop_finds_its_jobs_again(cloud, tmp_path):
     submit(command),
     launcher.jobs.stop(signal.SIGTERM),
   )[0]
-  with pytest.raises(jobs.Stopped, match='goes on as job 1'):
+  with pytest.raises(Interrupted, match='goes on as job 1'):
     make_sweep(out, launcher, axes={'volume': (100,)}).run()
   assert [json.loads(path.read_text()) for path in (out / 'jobs').iterdir()] == [{'job': '1'}]
   (cloud.folder / 'stuck').unlink()

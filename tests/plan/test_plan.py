@@ -287,7 +287,7 @@ def test_told_to_stop_while_it_compiles(tmp_path):
   """SIGTERM in the middle of a compile ends it at once with 75, and nothing but its own lines was
   on the terminal.
   """
-  program = 'import sys; from crossin_jax import config, plan; sys.exit(plan.main(config.rewrite(sys.argv[1:])))'
+  program = 'import sys; from crossin_jax import cli; sys.exit(cli.main(["plan", *sys.argv[1:]]))'
   command = [
     sys.executable,
     '-c',
@@ -307,6 +307,5 @@ def test_told_to_stop_while_it_compiles(tmp_path):
     assert process.wait(timeout=30) == 75
   assert (tmp_path / 'seen').read_text().splitlines() == [
     'compiling the train step for v5e:2x2 ...',
-    '',
-    'told to stop: nothing is kept; start the same command again',
+    'crossin plan: interrupted; start the same command again to continue',
   ]

@@ -10,8 +10,9 @@ import time
 
 import pytest
 
+from crossin_jax.processes.exit_status import RESTART
 from crossin_jax.processes.hub import RollCallError
-from crossin_jax.processes.roll_call import RESTART, RollCall
+from crossin_jax.processes.roll_call import RollCall
 
 
 @pytest.fixture

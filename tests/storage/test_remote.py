@@ -16,10 +16,10 @@ from fake_gcs import put_folder
 import numpy as np
 import pytest
 
-from crossin_jax.data import prepared
 from crossin_jax.data.prepared import PreparedDataError, PreparedMixture
 from crossin_jax.storage import gcs as object_store
 from crossin_jax.storage import lease, mirror, remote
+from crossin_jax.storage.files import FileError, read_json
 
 pytestmark = pytest.mark.usefixtures('gcs')
 
@@ -75,7 +75,7 @@ def test_prepared_data_that_is_not_there_names_the_command():
 
 
 def test_without_gcsfs_the_extra_is_named(tmp_path):
-  program = 'import sys; sys.modules["gcsfs"] = None\nfrom crossin_jax import remote\nremote.fetched("gs://bucket/x")'
+  program = 'import sys; sys.modules["gcsfs"] = None\nfrom crossin_jax.storage import remote\nremote.fetched("gs://bucket/x")'
   found = subprocess.run(
     [sys.executable, '-c', program], cwd=REPOSITORY, capture_output=True, text=True, check=False
   )
@@ -592,7 +592,7 @@ def test_prepare_that_was_killed_goes_on_elsewhere(gcs, tiny_settings, tiny_prep
 
 def test_read_json_reads_objects(gcs):
   gcs.put('x.json', b'{"a": 1}')
-  assert prepared.read_json('gs://bucket/x.json', 'no') == {'a': 1}
+  assert read_json('gs://bucket/x.json', 'no') == {'a': 1}
   gcs.put('x.json', b'{')
-  with pytest.raises(PreparedDataError, match='gs://bucket/x.json is not valid JSON'):
-    prepared.read_json('gs://bucket/x.json', 'no')
+  with pytest.raises(FileError, match='gs://bucket/x.json is not valid JSON'):
+    read_json('gs://bucket/x.json', 'no')

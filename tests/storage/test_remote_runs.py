@@ -256,7 +256,7 @@ def impatient(monkeypatch):
 
 def test_compiled_programs_are_kept_in_the_store(gcs):
   """By JAX itself, through etils."""
-  import test_compiled
+  from training import test_compiled
 
   from crossin_jax.training.compiled import compiled_programs
 

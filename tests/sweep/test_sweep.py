@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from crossin_jax import config
+from crossin_jax.errors import Interrupted
 from crossin_jax.evaluation.answers.predictions import Predictions
 from crossin_jax.sweep import plot as sweep_plot
 from crossin_jax.sweep import points as sweep_points
@@ -54,10 +55,10 @@ class Recorder(launchers.Launcher):
 
   def run(self, log, arguments, values, bindings):
     if self.stop_at and len(self.commands) >= self.stop_at:
-      raise jobs.Stopped(log)
+      raise Interrupted(log)
     self.commands.append((arguments[0], log, arguments, values, bindings))
     if self.stop_at == len(self.commands):
-      raise jobs.Stopped(log)
+      raise Interrupted(log)
     if any(word in log for word in self.fail):
       raise jobs.StepFailed(f'step {log} failed with status 1; its log ends:\nno such thing')
     flags = dict(a.split('=', 1) for a in arguments if a.startswith('--') and '=' in a)
@@ -276,7 +277,7 @@ def test_everything_once_and_nothing_twice(tmp_path):
 @pytest.mark.parametrize('stop_at', range(1, 17))
 def test_a_stopped_sweep_goes_on_where_it_was(tmp_path, stop_at):
   runner = Recorder(stop_at=stop_at)
-  with pytest.raises(jobs.Stopped):
+  with pytest.raises(Interrupted):
     run(tmp_path, runner)
   again = Recorder()
   one = run(tmp_path, again)
@@ -312,7 +313,7 @@ def test_a_second_sweep_is_refused_and_an_orphan_waited_for(tmp_path, capfd):
       with running.exclusive(str(tmp_path)):
         pass
   code = (
-    'import os, subprocess, sys; from crossin_jax import sweep\n'
+    'import os, subprocess, sys; from crossin_jax.sweep import running as sweep\n'
     'with sweep.exclusive(sys.argv[1]) as lock:\n'
     '  subprocess.Popen(["sleep", "1"], pass_fds=(lock,), stdout=subprocess.DEVNULL)\n'
     '  os._exit(0)'
@@ -335,10 +336,10 @@ def test_jobs_say_the_end_of_the_log_and_stop(tmp_path, monkeypatch):
   )
   threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
   begun = time.monotonic()
-  with runner.stopping_on_signals(), pytest.raises(jobs.Stopped):
+  with runner.stopping_on_signals(), pytest.raises(Interrupted):
     runner.run('long', ['train'])
   assert time.monotonic() - begun < 20
-  with pytest.raises(jobs.Stopped):
+  with pytest.raises(Interrupted):
     runner.run('next', ['train'])
 
 

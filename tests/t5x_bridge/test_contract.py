@@ -17,6 +17,7 @@ import pytest
 
 from crossin_jax.checkpoints import manager, places
 from crossin_jax.checkpoints import parameters as checkpoints
+from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.data.stream import BatchStream
 from crossin_jax.devices.partitioning import Partitioner
@@ -298,14 +299,14 @@ def test_adapters_beside_the_whole_model_are_found(tmp_path):
   module = Decoder(tiny_config(lora=adapters))
   params = init_params(module)
   path = checkpoints.save_params(str(tmp_path / 'both'), params, 7)
-  assert checkpoints.has_adapters(path)
+  assert SavedModel.open(path).has_adapters
   plain = checkpoints.save_params(str(tmp_path / 'plain'), lora.without_adapters(params))
-  assert not checkpoints.has_adapters(plain)
+  assert not SavedModel.open(plain).has_adapters
   written = write(path, str(tmp_path / 'again'), module)
   assert written.endswith('checkpoint_7')
   with Partitioner().activate():
-    again = checkpoints.restore_params(
-      written, train_state.parameter_shapes(module, Partitioner()), module
+    again = SavedModel.open(written).restore(
+      train_state.parameter_shapes(module, Partitioner()), module
     )
   jax.tree.map(np.testing.assert_array_equal, again, params)
   with pytest.raises(places.CheckpointError, match='is there already'):

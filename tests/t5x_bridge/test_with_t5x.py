@@ -31,6 +31,7 @@ from t5x_support import (  # noqa: F401  # fixtures among them
 
 from crossin_jax import cli
 from crossin_jax.checkpoints import parameters
+from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.data.prepared import PreparedMixture, TaskSplit
 from crossin_jax.data.stream import BatchStream
 from crossin_jax.data.vocabulary import Vocabulary
@@ -282,8 +283,8 @@ def test_lora_has_the_same_losses_and_leaves_the_rest_alone(
   again = train_theirs(tmp_path / 'again', ['gin_configs/t5x/lora.gin'], steps=1, **more)
   partition = Partitioner()
   with partition.activate():
-    params = parameters.restore_params(
-      together, train_state.parameter_shapes(model, partition), model
+    params = SavedModel.open(together).restore(
+      train_state.parameter_shapes(model, partition), model
     )
     stream = BatchStream(
       PreparedMixture(values['DATA_DIR'], MIXTURE), batch_size=BATCH, length=LENGTH
@@ -318,9 +319,7 @@ def test_logits_shards_and_predictions(ours, theirs, data, vocabulary, run_progr
   model, partition = Decoder(DecoderConfig(**MODEL)), Partitioner()
   with partition.activate():
     for name, path in last.items():
-      params = parameters.restore_params(
-        path, train_state.parameter_shapes(model, partition), model
-      )
+      params = SavedModel.open(path).restore(train_state.parameter_shapes(model, partition), model)
       logits = jax.jit(lambda p: losses.apply_model(model, p, batch))(params)
       real = batch['decoder_segment_ids'] > 0
       np.testing.assert_allclose(
@@ -408,8 +407,8 @@ def test_infer_gives_our_greedy_answers(theirs, vocabulary, t5x, tmp_path):  # n
   prepare(mixture, str(tmp_path / 'prepared'), settings, workers=1)
   model, partition, zeros = Decoder(DecoderConfig(**MODEL)), Partitioner(), 0
   with partition.activate():
-    params = parameters.restore_params(
-      checkpoint, train_state.parameter_shapes(model, partition), model
+    params = SavedModel.open(checkpoint).restore(
+      train_state.parameter_shapes(model, partition), model
     )
     for task, found in rows.items():
       split = TaskSplit(str(tmp_path / 'prepared'), task, 'validation')

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from conftest import REPOSITORY, init_params, tiny_config
+from conftest import REPOSITORY, init_params, replies_in, tiny_config
 from endpoint_server import KEY, running
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,9 +16,9 @@ import pytest
 
 from crossin_jax import cli
 from crossin_jax.checkpoints import parameters
-from crossin_jax.data.prepared import write_json
 from crossin_jax.data.readers import find_files, read_rows
 from crossin_jax.models.decoder import Decoder
+from crossin_jax.storage.files import write_json
 from crossin_jax.translation import translate
 from crossin_jax.translation.masks import CLOSE, OPEN, Masked, marker_problem, mask, unmask
 
@@ -260,14 +260,14 @@ def test_kill_9_and_again(source, tmp_path):
   (tmp_path / 'slow').mkdir()
   program = "import sys; from crossin_jax import cli; cli.COMMANDS['translate'] = ('crossin_jax.translation.translate', 'main', ''); sys.exit(cli.main(sys.argv[1:]))"
   out, environment = tmp_path / 'out', {**os.environ, 'PYTHONPATH': str(REPOSITORY)}
-  cache = out / 'cache' / 'replies.jsonl'
+  cache = out / 'cache'
   with running(tmp_path / 'slow', mode='translate', slow=0.2, fail=0.2) as server:
     run = subprocess.Popen(
       [sys.executable, '-c', program, *flags(source, server.url, out)],
       env=environment,
       stderr=subprocess.DEVNULL,
     )
-    while run.poll() is None and not (cache.exists() and cache.read_bytes().count(b'\n') >= 15):
+    while run.poll() is None and replies_in(cache) < 15:
       time.sleep(0.005)
     run.send_signal(signal.SIGKILL)
     run.wait()

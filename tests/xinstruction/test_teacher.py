@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+from conftest import replies_in
 from endpoint_server import KEY
 import numpy as np
 import pytest
@@ -164,8 +165,8 @@ def test_a_server_that_fails_and_talks_rubbish_changes_nothing(
 
 
 def test_kill_9_and_again(undisturbed, material, tmp_path, monkeypatch):
-  out, replies = tmp_path / 'run', tmp_path / 'run' / 'replies' / 'replies.jsonl'
-  lines = lambda: replies.read_bytes().count(b'\n') if replies.exists() else 0
+  out, replies = tmp_path / 'run', tmp_path / 'run' / 'replies'
+  lines = lambda: replies_in(replies)
   environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY)}
   with running(
     monkeypatch, tmp_path, slow=0.1, fail=0.1, always_garbage='STUBBORN', seed=3
@@ -265,7 +266,7 @@ def test_told_to_stop(material, tmp_path, monkeypatch):
       and 'Traceback' not in said
     )
     # Replies that were under way have been waited for.
-    assert (out / 'replies' / 'replies.jsonl').read_bytes().count(b'\n') == len(server.log())
+    assert replies_in(out / 'replies') == len(server.log())
 
 
 def test_another_teacher_makes_its_steps_stale(undisturbed, material, capsys):

@@ -20,9 +20,9 @@ import unicodedata
 
 import numpy as np
 
-from crossin_jax.evaluation import results
 from crossin_jax.evaluation.measures import consistency
 from crossin_jax.languages import code_of
+from crossin_jax.storage.files import write_text
 from crossin_jax.storage.records import RecordError, read_records
 
 # benchmark -> how its answers are read or compared
@@ -176,7 +176,7 @@ def write_predictions(path: str | os.PathLike, predictions: OpenPredictions) -> 
     for language, texts in predictions.texts.items()
     for item_id, text in texts.items()
   ]
-  results.write_text(path, ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines))
+  write_text(path, ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines))
 
 
 def summarise(predictions: OpenPredictions, protocol: str) -> dict:

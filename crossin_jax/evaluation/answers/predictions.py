@@ -19,9 +19,9 @@ import os
 
 import numpy as np
 
-from crossin_jax.evaluation import results
 from crossin_jax.evaluation.answers import extraction
 from crossin_jax.languages import ENGLISH_NAMES, code_of
+from crossin_jax.storage.files import write_bytes
 from crossin_jax.storage.records import RecordError, read_records
 
 LINES, SEAEVAL = 'lines', 'seaeval'
@@ -169,9 +169,7 @@ def write_predictions(
     'utf-8'
   )
   # NB: mtime=0, or the same predictions would give other bytes every second
-  results.write_bytes(
-    path, gzip.compress(content, mtime=0) if str(path).endswith('.gz') else content
-  )
+  write_bytes(path, gzip.compress(content, mtime=0) if str(path).endswith('.gz') else content)
 
 
 def _cells(

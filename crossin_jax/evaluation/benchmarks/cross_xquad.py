@@ -6,7 +6,6 @@ these are too few on the same article. They are chosen once, by id, so the optio
 every language and stand in the same order.
 """
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ import os
 import sys
 import unicodedata
 
-from crossin_jax.evaluation import results
 from crossin_jax.evaluation.answers.extraction import LETTERS
 from crossin_jax.evaluation.benchmarks import files as benchmark_files
 from crossin_jax.languages import ENGLISH_NAMES, code_of
+from crossin_jax.storage.files import write_json
 from crossin_jax.storage.records import RecordError
+from crossin_jax.workflow import command_line
 
 OPTIONS = 4
 
@@ -125,12 +125,10 @@ def _hash(*parts: str) -> bytes:
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin build-cross-xquad`."""
-  parser = argparse.ArgumentParser(
-    prog='crossin build-cross-xquad',
-    description='Cross-XQuAD rebuilt from XQuAD: four options a question, parallel in all '
-    'languages.',
-    epilog='example: crossin build-cross-xquad --xquad_dir data/xquad --languages en,zh,vi,es '
-    '--output cross_xquad.json',
+  parser = command_line.Parser(
+    'build-cross-xquad',
+    'Cross-XQuAD rebuilt from XQuAD: four options a question, parallel in all languages.',
+    'crossin build-cross-xquad --xquad_dir data/xquad --languages en,zh,vi,es --output cross_xquad.json',
   )
   parser.add_argument('--xquad_dir', required=True, help='folder of xquad.<language>.json')
   parser.add_argument(
@@ -139,23 +137,16 @@ def main(argv: list[str]) -> int:
     help="codes, any of XQuAD's (default: CrossIn's, en,zh,vi,es)",
   )
   parser.add_argument(
-    '--output',
-    default='cross_xquad.json',
-    help="file to write, in SeaEval's format (default: %(default)s)",
+    '--output', default='cross_xquad.json', help="file to write, in SeaEval's format"
   )
   parser.add_argument(
     '--split', help="part of the files' names that chooses, where a language has several"
-  )
-  parser.add_argument(
-    '--json',
-    action='store_true',
-    help='print the counts as one JSON object, the last line of stdout',
   )
   args = parser.parse_args(argv)
   built = build(
     args.xquad_dir, [code_of(language) for language in args.languages.split(',')], args.split
   )
-  results.write_text(args.output, json.dumps(built.records, ensure_ascii=False, indent=1) + '\n')
+  write_json(args.output, built.records)
   reasons = Counter(reason for _, reason in built.dropped)
   say = lambda text: print(text, file=sys.stderr)
   say(f'{len(built.records)} items in {args.languages} -> {os.path.abspath(args.output)}')

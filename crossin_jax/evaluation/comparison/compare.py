@@ -5,7 +5,6 @@ under several prompts, the figures are means over the prompts that both have, an
 items and prompts.
 """
 
-import argparse
 from collections.abc import Sequence
 import json
 import os
@@ -18,7 +17,9 @@ from crossin_jax.evaluation.answers import extraction
 from crossin_jax.evaluation.comparison.differences import LEVEL, compare_pair, flipped, sentences
 from crossin_jax.evaluation.comparison.pairs import Pair, pair_up, prediction_files
 from crossin_jax.storage import mirror, remote
+from crossin_jax.storage.files import write_text
 from crossin_jax.storage.records import RecordError
+from crossin_jax.workflow import command_line
 
 # ---- the command ----
 
@@ -98,12 +99,10 @@ def compare(
 
 def main(argv: Sequence[str] | None = None) -> int:
   """`crossin compare`. Exit status: 0 done, 1 failed, 2 usage."""
-  parser = argparse.ArgumentParser(
-    prog='crossin compare',
-    description='Two models on the same items: paired intervals of B minus A, by language too, '
-    'and which are real.',
-    epilog='example: crossin compare runs/base/eval runs/x2x/eval --names base,x2x --output_dir '
-    'compared',
+  parser = command_line.Parser(
+    'compare',
+    'Two models on the same items: paired intervals of B minus A, by language too, and which are real.',
+    'crossin compare runs/base/eval runs/x2x/eval --names base,x2x --output_dir compared',
   )
   parser.add_argument('a', help='--output_dir of `crossin evaluate`, or a file of predictions')
   parser.add_argument('b', help='the other one; differences are B minus A')
@@ -124,21 +123,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     help='cut predictions at their first newline (few-shot runs)',
   )
   parser.add_argument(
-    '--flips',
-    type=int,
-    default=60,
-    help='changed items listed of each benchmark (default: %(default)s)',
+    '--flips', type=int, default=60, help='changed items listed of each benchmark'
   )
-  parser.add_argument(
-    '--examples', type=int, default=2, help='items shown in every language (default: %(default)s)'
-  )
-  parser.add_argument(
-    '--resamples', type=int, default=2000, help='of the bootstrap (default: %(default)s)'
-  )
+  parser.add_argument('--examples', type=int, default=2, help='items shown in every language')
+  parser.add_argument('--resamples', type=int, default=2000, help='of the bootstrap')
   parser.add_argument(
     '--allow-partial', '--allow_partial', action='store_true', help='compare what both sides have'
   )
-  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   options = parser.parse_args(argv)
   paths = _here(options.a), _here(options.b)
   names = _names(paths, options.names)
@@ -156,11 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = 'crossin compare ' + ' '.join(sys.argv[2:] if argv is None else argv)
     with mirror.written(options.output_dir) as files:
       text = json.dumps(found, ensure_ascii=False, indent=1)
-      results.write_text(os.path.join(files.path, 'compare.json'), f'{text}\n')
+      write_text(os.path.join(files.path, 'compare.json'), f'{text}\n')
       compare_page.write(
         os.path.join(files.path, 'compare.html'), found, pairs, options.examples, command
       )
     print(f'{os.path.join(options.output_dir, "compare.html")}', file=sys.stderr)
-  if options.json:
-    print(json.dumps(found, ensure_ascii=False))
-  return 0
+  return command_line.finish(options, found)

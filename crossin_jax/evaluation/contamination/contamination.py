@@ -12,7 +12,6 @@ rule, arXiv 2005.14165, appendix C) a text of a benchmark is found
   * below, never: 'Paris' is in every corpus.
 """
 
-import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 import json
@@ -22,7 +21,6 @@ import time
 
 import numpy as np
 
-from crossin_jax.evaluation import results
 from crossin_jax.evaluation.contamination import text_fields
 from crossin_jax.evaluation.contamination.text_fields import Field
 from crossin_jax.evaluation.contamination.word_windows import (
@@ -32,7 +30,9 @@ from crossin_jax.evaluation.contamination.word_windows import (
   weight_of,
   words,
 )
+from crossin_jax.storage.files import write_json, write_text
 from crossin_jax.storage.records import RecordError
+from crossin_jax.workflow import command_line
 
 KINDS = ('same', 'contained', 'n-gram')  # the most telling first
 LEAST_WORDS = 4  # of a text that is looked for at all
@@ -330,14 +330,10 @@ def look_through(benchmarks: Benchmarks, sources: Iterable[tuple[str, Iterable[F
 
 def main(argv: Sequence[str] | None = None) -> int:
   """`crossin contamination`. Exit status: 0 done (whatever was found), 1 failed, 2 usage."""
-  parser = argparse.ArgumentParser(
-    prog='crossin contamination',
-    description='Texts of benchmarks that stand in training data too: n-grams and whole '
-    'normalised texts, by language.',
-    epilog='example: crossin contamination --data_dir prepared --mixture '
-    'alpaca.base_x2x.3000.en_zh_vi_es.default '
-    '--benchmark cross_mmlu.json xquad.zh.json --output_dir overlap; '
-    'or --mixture_rows rows.jsonl more.json instead of --data_dir and --mixture',
+  parser = command_line.Parser(
+    'contamination',
+    'Texts of benchmarks that stand in training data too: n-grams and whole normalised texts, by language.',
+    'crossin contamination --data_dir prepared --mixture alpaca.base_x2x.3000.en_zh_vi_es.default --benchmark cross_mmlu.json xquad.zh.json --output_dir overlap; or --mixture_rows rows.jsonl more.json instead of --data_dir and --mixture',
   )
   parser.add_argument(
     '--mixture_rows',
@@ -356,17 +352,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     help='JSON, JSONL, SQuAD, CSV or TSV; .gz too',
   )
   parser.add_argument('--output_dir', help='for contamination.json and matches.jsonl')
-  parser.add_argument('--n', type=int, default=13, help='words of an n-gram (default: %(default)s)')
+  parser.add_argument('--n', type=int, default=13, help='words of an n-gram')
+  parser.add_argument('--shown', type=int, default=10, help='matches shown here')
   parser.add_argument(
-    '--shown', type=int, default=10, help='matches shown here (default: %(default)s)'
+    '--rows_shown', type=int, default=3, help='training rows written of each text'
   )
-  parser.add_argument(
-    '--rows_shown',
-    type=int,
-    default=3,
-    help='training rows written of each text (default: %(default)s)',
-  )
-  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   options = parser.parse_args(argv)
   if bool(options.mixture_rows) == bool(options.mixture) or bool(options.mixture) != bool(
     options.data_dir
@@ -390,15 +380,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   found = {'n': options.n, 'training': training, 'benchmarks': rows, 'matches': len(matches)}
   print('\n'.join(_lines(found, matches, options.shown)), file=sys.stderr)
   if options.output_dir:
-    results.write_text(
-      os.path.join(options.output_dir, 'contamination.json'),
-      json.dumps(found, ensure_ascii=False, indent=1) + '\n',
-    )
+    write_json(os.path.join(options.output_dir, 'contamination.json'), found)
     text = ''.join(json.dumps(match, ensure_ascii=False) + '\n' for match in matches)
-    results.write_text(os.path.join(options.output_dir, 'matches.jsonl'), text)
-  if options.json:
-    print(json.dumps(found, ensure_ascii=False))
-  return 0
+    write_text(os.path.join(options.output_dir, 'matches.jsonl'), text)
+  return command_line.finish(options, found)
 
 
 def _lines(found: dict, matches: list[dict], shown: int) -> list[str]:

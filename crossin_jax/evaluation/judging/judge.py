@@ -19,17 +19,15 @@ import numpy as np
 from crossin_jax import config
 from crossin_jax.endpoint import flags as endpoint_flags
 from crossin_jax.endpoint.client import Endpoint, Request, stoppable
-from crossin_jax.endpoint.ledger import BudgetError
-from crossin_jax.evaluation import results
 from crossin_jax.evaluation.judging import page as judge_page
 from crossin_jax.evaluation.judging import verdicts
 from crossin_jax.evaluation.judging.verdicts import NO_REPLY, NO_SCORES, Judgement, Pair
 from crossin_jax.languages import code_of
 from crossin_jax.pages.words import language_name
-from crossin_jax.processes import interruption
+from crossin_jax.storage.files import write_json, write_text
 from crossin_jax.storage.records import read_records
+from crossin_jax.workflow import command_line
 
-RESTART = 75
 ORDERS = ('ab', 'ba')
 PARAMETERS = {'temperature': 0, 'top_p': 1, 'max_tokens': 256}  # as published
 EXPECTED_TOKENS = 40  # two scores in their tags
@@ -259,17 +257,11 @@ def _lines(pairs: Sequence[Pair], judgements: dict) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog='crossin judge',
-    description='Compare the answers of two systems, pair by pair and in both orders, by the '
-    'scores of a judge. Writes '
-    'judgements.jsonl, judge.json and judge.html. Replies are kept: a run that was stopped or '
-    'killed goes on where it was. '
-    'Exit status: 0 finished, 75 told to stop (start again), 1 failed, 2 usage, or the estimate '
-    'is over the budget.',
-    epilog='example: crossin judge ours.jsonl theirs.jsonl --endpoint https://api.openai.com/v1 '
-    '--judge_model gpt-4 '
-    '--output_dir judged --price_in 30 --price_out 60 --budget 20',
+  parser = command_line.Parser(
+    'judge',
+    'Compare the answers of two systems, pair by pair and in both orders, by the scores of a judge. Writes judgements.jsonl, judge.json and judge.html. Replies are kept: a run that was stopped or killed goes on where it was.',
+    'crossin judge ours.jsonl theirs.jsonl --endpoint https://api.openai.com/v1 --judge_model gpt-4 --output_dir judged --price_in 30 --price_out 60 --budget 20',
+    gin=True,
   )
   parser.add_argument(
     'answers_a',
@@ -309,11 +301,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--examples', type=int, default=3, help='pairs shown on the page for each language (3)'
   )
-  parser.add_argument(
-    '--json', action='store_true', help='the figures as one JSON object, the last line of stdout'
-  )
   endpoint_flags.add_flags(parser)
-  config.add_flags(parser)
   return parser
 
 
@@ -361,11 +349,7 @@ def main(argv: list[str]) -> int:
   with stoppable() as check, endpoint_flags.from_flags(args, models, args.output_dir) as endpoint:
     estimate = endpoint.estimate(requests)
     print(f'{len(pairs):,} pairs, both orders, {len(models)} judge(s): {estimate}', file=sys.stderr)
-    try:
-      endpoint.check_budget(estimate)
-    except BudgetError as error:
-      print(f'crossin judge: {error}', file=sys.stderr)
-      return 2
+    endpoint.check_budget(estimate)
     if args.dry_run:
       return _done(
         args,
@@ -380,30 +364,20 @@ def main(argv: list[str]) -> int:
       )
     try:
       judgements = ask(requests, endpoint, len(pairs), models, check)
-    except interruption.Interrupted:
-      print(
-        'told to stop: the replies are kept; start the same command again to go on', file=sys.stderr
-      )
-      return _done(args, {'status': RESTART}, RESTART)
     finally:
       print(endpoint_flags.told(endpoint), file=sys.stderr)
     used = endpoint.counts()
   found = {**figures(pairs, judgements, names, args.resamples, args.seed), 'left_out': left_out}
   directory = Path(args.output_dir)
-  results.write_text(directory / 'judgements.jsonl', _lines(pairs, judgements))
+  write_text(directory / 'judgements.jsonl', _lines(pairs, judgements))
   judge_page.write_page(directory / 'judge.html', found, pairs, judgements, args.examples)
-  results.write_text(
-    directory / 'judge.json',
-    json.dumps(found, ensure_ascii=False, indent=1, allow_nan=False) + '\n',
-  )
+  write_json(directory / 'judge.json', found, allow_nan=False)
   _print(found, directory)
   return _done(args, {'status': 0, **found, 'endpoint': used})
 
 
 def _done(args, found: dict, status: int = 0) -> int:
-  if args.json:
-    print(json.dumps(found, ensure_ascii=False))
-  return status
+  return command_line.finish(args, found, status)
 
 
 def _print(found: dict, directory: Path) -> None:

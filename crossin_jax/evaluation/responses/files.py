@@ -1,14 +1,14 @@
 """Question files and response files."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 import json
 import sys
 
-from crossin_jax.evaluation import results
 from crossin_jax.languages import ENGLISH_NAMES, code_of
+from crossin_jax.storage.files import write_text
 from crossin_jax.storage.records import RecordError, read_records
+from crossin_jax.workflow import command_line
 
 SHOWN = 50  # malformed lines that a message names
 _QUESTION_FIELDS, _ID_FIELDS = (
@@ -163,15 +163,10 @@ def _response(record: dict) -> Response:
 
 def ask_main(argv: Sequence[str] | None = None) -> int:
   """`crossin ask`. Exit status: 0 done, 1 failed, 2 usage."""
-  parser = argparse.ArgumentParser(
-    prog='crossin ask',
-    description='Prompts for the same questions asked in English ("Answer in Urdu.") and in the '
-    'language of the answer.',
-    epilog='example: crossin ask --questions vicuna80.en.jsonl --questions_native '
-    'vicuna80.ur.jsonl --language ur '
-    '--output asked.jsonl; then crossin generate --input asked.jsonl --output answers.jsonl; then '
-    'crossin responses '
-    'answers.jsonl --questions asked.jsonl',
+  parser = command_line.Parser(
+    'ask',
+    'Prompts for the same questions asked in English ("Answer in Urdu.") and in the language of the answer.',
+    'crossin ask --questions vicuna80.en.jsonl --questions_native vicuna80.ur.jsonl --language ur --output asked.jsonl; then crossin generate --input asked.jsonl --output answers.jsonl; then crossin responses answers.jsonl --questions asked.jsonl',
   )
   parser.add_argument(
     '--questions', required=True, help='English questions, JSONL: {question_id, text, category}'
@@ -187,7 +182,6 @@ def ask_main(argv: Sequence[str] | None = None) -> int:
     '--allow-partial', '--allow_partial', action='store_true',
     help='leave out malformed lines and questions that one of the files lacks, instead of refusing',
   )  # fmt: skip
-  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   options = parser.parse_args(argv)
   language = code_of(options.language)
   if language == 'en':
@@ -216,9 +210,7 @@ def ask_main(argv: Sequence[str] | None = None) -> int:
     )
   for problem in problems:
     print(f'left out: {problem}', file=sys.stderr)
-  results.write_text(
-    options.output, ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
-  )
+  write_text(options.output, ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
   found = {
     'output': options.output,
     'questions': len(rows) // 2,
@@ -230,6 +222,4 @@ def ask_main(argv: Sequence[str] | None = None) -> int:
     f'{ENGLISH_NAMES[language]}',
     file=sys.stderr,
   )
-  if options.json:
-    print(json.dumps(found, ensure_ascii=False))
-  return 0
+  return command_line.finish(options, found)

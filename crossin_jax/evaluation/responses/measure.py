@@ -6,7 +6,6 @@ English, with the sentence "Answer in Urdu.", and once in the language of the an
 responses` reads what `crossin generate` made of them.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 import json
@@ -17,11 +16,12 @@ import sys
 import numpy as np
 
 from crossin_jax import language_id
-from crossin_jax.evaluation import results
 from crossin_jax.evaluation.measures import bootstrap, tables
 from crossin_jax.evaluation.responses.files import Response, read_responses
 from crossin_jax.languages import ENGLISH_NAMES
 from crossin_jax.pages import words
+from crossin_jax.storage.files import write_text
+from crossin_jax.workflow import command_line
 
 # A response is called repetitive above this share of duplicated 4-grams; of 1,000 Alpaca answers in
 # en, vi and zh under 1 % are.
@@ -212,21 +212,17 @@ def _claim(
 
 def main(argv: Sequence[str] | None = None) -> int:
   """`crossin responses`. Exit status: 0 done, 1 failed, 2 usage."""
-  parser = argparse.ArgumentParser(
-    prog='crossin responses',
-    description='Fidelity (share in the language that was asked for), repetition and length of '
-    'open-ended responses.',
-    epilog='example: crossin responses answers.jsonl --questions asked.jsonl --output_dir figures',
+  parser = command_line.Parser(
+    'responses',
+    'Fidelity (share in the language that was asked for), repetition and length of open-ended responses.',
+    'crossin responses answers.jsonl --questions asked.jsonl --output_dir figures',
   )
   parser.add_argument('answers', help='JSONL of `crossin generate`')
   parser.add_argument(
     '--questions', help='what `crossin ask` wrote, for answers that do not name their language'
   )
   parser.add_argument('--output_dir', help='for responses.json')
-  parser.add_argument(
-    '--resamples', type=int, default=2000, help='of the bootstrap (default: %(default)s)'
-  )
-  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
+  parser.add_argument('--resamples', type=int, default=2000, help='of the bootstrap')
   options = parser.parse_args(argv)
   groups, claims = measure(read_responses(options.answers, options.questions), options.resamples)
   print('\n'.join(_lines(groups, claims)), file=sys.stderr)
@@ -237,10 +233,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   found['repetitive_above'] = REPETITIVE
   if options.output_dir:
     text = json.dumps(found, ensure_ascii=False, indent=1) + '\n'
-    results.write_text(os.path.join(options.output_dir, 'responses.json'), text)
-  if options.json:
-    print(json.dumps(found, ensure_ascii=False))
-  return 0
+    write_text(os.path.join(options.output_dir, 'responses.json'), text)
+  return command_line.finish(options, found)
 
 
 def _lines(groups: Sequence[Group], claims: Sequence[Claim]) -> list[str]:

@@ -13,6 +13,7 @@ import os
 import gin
 
 from crossin_jax import config
+from crossin_jax.errors import CrossinError
 from crossin_jax.models.decoder_config import DecoderConfig
 from crossin_jax.storage import remote
 
@@ -204,7 +205,7 @@ DEFAULTS = {
 }
 
 
-class ArchitectureError(ValueError):
+class ArchitectureError(CrossinError, ValueError):
   """A config.json that is no model of ours; the message names the field and what is supported."""
 
 

@@ -17,10 +17,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from crossin_jax.data.prepared import write_json
+from crossin_jax.errors import CrossinError
 from crossin_jax.models.decoder_config import DecoderConfig
 from crossin_jax.models.huggingface.families import FAMILIES, TOP_TENSORS
 from crossin_jax.storage import remote
+from crossin_jax.storage.files import write_json
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
@@ -47,7 +48,7 @@ COMPANIONS = (
 )  # fmt: skip
 
 
-class WeightsError(ValueError):
+class WeightsError(CrossinError, ValueError):
   """A Hugging Face directory that cannot be read as weights; the message names the file, the tensor
   and what to do.
   """

@@ -9,22 +9,19 @@ import argparse
 import collections
 from collections.abc import Sequence
 import hashlib
-import json
 import os
 import sys
 
 from crossin_jax import config
 from crossin_jax.endpoint import flags as endpoint_flags
 from crossin_jax.endpoint.client import Request, rough_tokens, stoppable
-from crossin_jax.endpoint.ledger import BudgetError
-from crossin_jax.evaluation.results import write_text
 from crossin_jax.languages import ENGLISH_NAMES
-from crossin_jax.processes import interruption
+from crossin_jax.storage.files import write_json
 from crossin_jax.translation import translate
+from crossin_jax.workflow import command_line
 from crossin_jax.xinstruction import rows as rows_lib
 from crossin_jax.xinstruction.baselines.translated import checked_languages, checked_output
 
-RESTART = 75
 PARAMETERS = {'temperature': 0.7, 'top_p': 1, 'max_tokens': 2048}  # as published
 PROMPT = """Given an instruction in English, please generate a response in {language}.
 
@@ -98,23 +95,16 @@ def write(args, languages: Sequence[str], asked: Sequence[tuple[str, str]], foun
     'parameters': PARAMETERS, 'changed': args.parameter, 'style': args.style, 'asked': len(asked),
     'rows': counts, 'set_aside': reasons,
   }  # fmt: skip
-  write_text(manifest_path, json.dumps(manifest, ensure_ascii=False, indent=1) + '\n')
+  write_json(manifest_path, manifest)
   return manifest
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog='crossin xinstruction distill',
-    description='The baseline of a teacher: it answers English instructions in the language. '
-    'Writes STEM_LANG.json for '
-    '--gin.DISTILLED of gin_configs/mixtures/xinstruction.gin. Replies are kept: a run that was '
-    'stopped or killed goes on where '
-    'it was. Exit status: 0 finished, 75 told to stop (start again), 1 failed, 2 usage, or the '
-    'estimate is over the budget.',
-    epilog='example: crossin xinstruction distill --input rows.en.json --languages sw,ta --output '
-    'baselines/distilled '
-    '--endpoint https://api.openai.com/v1 --model gpt-4o-mini --price_in 0.15 --price_out 0.6 '
-    '--budget 10',
+  parser = command_line.Parser(
+    'xinstruction distill',
+    'The baseline of a teacher: it answers English instructions in the language. Writes STEM_LANG.json for --gin.DISTILLED of gin_configs/mixtures/xinstruction.gin. Replies are kept: a run that was stopped or killed goes on where it was.',
+    'crossin xinstruction distill --input rows.en.json --languages sw,ta --output baselines/distilled --endpoint https://api.openai.com/v1 --model gpt-4o-mini --price_in 0.15 --price_out 0.6 --budget 10',
+    gin=True,
   )
   parser.add_argument(
     '--input',
@@ -132,11 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     default='assistant',
     help='of the prompt in the rows (assistant); the teacher is not shown it',
   )
-  parser.add_argument(
-    '--json', action='store_true', help='the manifest as one JSON object, the last line of stdout'
-  )
   endpoint_flags.add_flags(parser)
-  config.add_flags(parser)
   return parser
 
 
@@ -157,11 +143,7 @@ def main(argv: list[str]) -> int:
   ):
     estimate = endpoint.estimate(requests)
     print(f'{len(asked):,} instructions, {len(languages)} language(s): {estimate}', file=sys.stderr)
-    try:
-      endpoint.check_budget(estimate)
-    except BudgetError as error:
-      print(f'crossin xinstruction distill: {error}', file=sys.stderr)
-      return 2
+    endpoint.check_budget(estimate)
     if args.dry_run:
       return _done(
         args, {'requests': estimate.requests, 'cached': estimate.cached, 'usd': estimate.usd}
@@ -169,11 +151,6 @@ def main(argv: list[str]) -> int:
     try:
       for reply in endpoint.complete(requests, progress='distill', check=check):
         found[places[reply.index]] = outcome(reply)
-    except interruption.Interrupted:
-      print(
-        'told to stop: the replies are kept; start the same command again to go on', file=sys.stderr
-      )
-      return _done(args, {}, RESTART)
     finally:
       print(endpoint_flags.told(endpoint), file=sys.stderr)
     used = endpoint.counts()
@@ -190,6 +167,4 @@ def main(argv: list[str]) -> int:
 
 
 def _done(args, found: dict, status: int = 0) -> int:
-  if args.json:
-    print(json.dumps({'status': status, **found}, ensure_ascii=False))
-  return status
+  return command_line.finish(args, {'status': status, **found}, status)

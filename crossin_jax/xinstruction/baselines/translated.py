@@ -5,13 +5,12 @@ The instruction of a row is the English one, its response that of the language, 
 X-Instruction set: so both are trained on and asked in one form.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
-import json
 import os
 import sys
 
 from crossin_jax.languages import code_of
+from crossin_jax.workflow import command_line
 from crossin_jax.xinstruction import rows as rows_lib
 
 
@@ -77,15 +76,10 @@ def checked_output(stem: str, languages: Sequence[str], inputs: Sequence[str]) -
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin xinstruction translated`."""
-  parser = argparse.ArgumentParser(
-    prog='crossin xinstruction translated',
-    description='The baseline of translated data: English instruction, response in the language, '
-    'from aligned rows. Writes '
-    'STEM_LANG.json for --gin.TRANSLATED of gin_configs/mixtures/xinstruction.gin. Exit status: 0 '
-    'done, 1 failed, 2 usage.',
-    epilog='example: crossin translate --input rows.en.json --languages sw,ta --output_dir tr '
-    '--endpoint URL --model NAME; '
-    'crossin xinstruction translated --rows tr/rows --languages sw,ta --output baselines/translated',
+  parser = command_line.Parser(
+    'xinstruction translated',
+    'The baseline of translated data: English instruction, response in the language, from aligned rows. Writes STEM_LANG.json for --gin.TRANSLATED of gin_configs/mixtures/xinstruction.gin.',
+    'crossin translate --input rows.en.json --languages sw,ta --output_dir tr --endpoint URL --model NAME; crossin xinstruction translated --rows tr/rows --languages sw,ta --output baselines/translated',
   )
   parser.add_argument(
     '--rows', required=True, metavar='STEM', help='of aligned files, STEM_en.json, STEM_sw.json ...'
@@ -97,7 +91,6 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     '--style', choices=rows_lib.STYLES, default='assistant', help='of the prompt (assistant)'
   )
-  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   args = parser.parse_args(argv)
   languages, counts, aside = checked_languages(args.languages), {}, {}
   from crossin_jax.data.readers import find_files
@@ -113,6 +106,4 @@ def main(argv: list[str]) -> int:
       f'{stem}_{language}.json: {counts[language]:,} rows{f", set aside: {told}" if told else ""}',
       file=sys.stderr,
     )
-  if args.json:
-    print(json.dumps({'rows': counts, 'set_aside': aside}))
-  return 0
+  return command_line.finish(args, {'rows': counts, 'set_aside': aside})

@@ -6,7 +6,6 @@ Letters: N texts, D dimensions, B rows of a batch, L tokens, E width of the mode
 from collections.abc import Sequence
 import functools
 import hashlib
-import os
 
 import numpy as np
 
@@ -180,29 +179,18 @@ def _sentence_transformer(distinct: list[str], name: str) -> np.ndarray:
 
 
 def _of_checkpoint(distinct: list[str], checkpoint: str, model, max_tokens: int) -> np.ndarray:
-  from crossin_jax.checkpoints import parameters
-  from crossin_jax.checkpoints import places as checkpoints
-  from crossin_jax.checkpoints.saved_prompts import Prompts
+  from crossin_jax.checkpoints.saved_model import SavedModel
   from crossin_jax.devices.partitioning import Partitioner
-  from crossin_jax.models import lora
-  from crossin_jax.models.huggingface import weights
-  from crossin_jax.training import state as train_state
 
   if not checkpoint or model is None:
     raise ValueError(
       'embed.method = "model" needs embed.checkpoint (a MODEL_DIR) and embed.model (its model)'
     )
-  if not weights.is_directory(checkpoint):
-    checkpoint = checkpoints.latest_checkpoint(checkpoint)
-  vocabulary = Prompts(
-    checkpoint if weights.is_directory(checkpoint) else os.path.dirname(checkpoint)
-  ).vocabulary
+  source = SavedModel.open(checkpoint)
+  vocabulary = source.prompts.vocabulary
   partition = Partitioner()
   with partition.activate():
-    abstract = train_state.parameter_shapes(model, partition)
-    params = lora.quantised(
-      parameters.restore_params(checkpoint, abstract, model), lora.of_model(model)
-    )
+    params = source.params(model, partition)
     tokens = [vocabulary.encode(text)[:max_tokens] for text in distinct]
     found = mean_states(model, params, partition, tokens, bos_id=vocabulary.bos_id)
   # All states of a language model point nearly one way; what sets them apart is the rest.

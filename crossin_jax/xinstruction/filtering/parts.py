@@ -17,7 +17,7 @@ import threading
 
 import numpy as np
 
-from crossin_jax.evaluation import results
+from crossin_jax.storage.files import write_bytes, write_text
 from crossin_jax.xinstruction.filtering import documents, filters
 from crossin_jax.xinstruction.filtering.documents import Reader, Reading
 from crossin_jax.xinstruction.filtering.duplicates import Sketches
@@ -195,7 +195,7 @@ def _filter_file(numbered: tuple, exchange: str, settings: tuple) -> None:
     'refused': reader.refused,
     'bytes': reader.bytes_total,
   }
-  results.write_text(Path(exchange) / f'{number:06d}.json', json.dumps(summary))
+  write_text(Path(exchange) / f'{number:06d}.json', json.dumps(summary))
 
 
 def _save_part(path: Path, part: Part) -> None:
@@ -205,7 +205,7 @@ def _save_part(path: Path, part: Part) -> None:
   arrays['tally'] = np.frombuffer(json.dumps(tally).encode(), np.uint8)
   buffer = io.BytesIO()
   np.savez(buffer, **arrays, **{f'sketch_{name}': value for name, value in vars(sketches).items()})
-  results.write_bytes(path, buffer.getvalue())
+  write_bytes(path, buffer.getvalue())
 
 
 def _load_part(path: Path) -> Part:

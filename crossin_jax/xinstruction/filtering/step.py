@@ -21,7 +21,8 @@ import time
 
 import numpy as np
 
-from crossin_jax.evaluation import results
+from crossin_jax.errors import Interrupted
+from crossin_jax.storage.files import write_bytes, write_json
 from crossin_jax.xinstruction.filtering import documents, duplicates
 from crossin_jax.xinstruction.filtering.documents import Reader, Reading
 from crossin_jax.xinstruction.filtering.duplicates import Sketches
@@ -79,7 +80,7 @@ def run_filter(
 
   Raises:
     FileNotFoundError, ValueError: nothing to read, or no record with the text's field.
-    interruption.Interrupted: told to stop by SIGTERM or SIGINT; nothing has changed.
+    Interrupted: told to stop by SIGTERM or SIGINT; nothing has changed.
   """
   from crossin_jax.processes import interruption  # NB: imports JAX, which workers do without
 
@@ -117,7 +118,7 @@ def run_filter(
 
     def check():
       if stop.heard():
-        raise interruption.Interrupted
+        raise Interrupted
 
     if runner == 'beam':
       parts = beam_parts(files, exchange, settings, beam_options, reader)
@@ -136,9 +137,7 @@ def run_filter(
     staging.mkdir()
     _write(staging, spool, kept, ends, ties, sketches.ranks, chunk, check)
     counts = _counts(language, tally, len(kept), reader, time.monotonic() - started)
-    results.write_text(
-      staging / 'counts.json', json.dumps(counts, ensure_ascii=False, indent=1) + '\n'
-    )
+    write_json(staging / 'counts.json', counts)
     if final.exists():
       os.rename(final, old)
     os.rename(staging, final)
@@ -255,7 +254,7 @@ def _write(folder: Path, spool, kept, ends, ties, ranks, chunk: int, check) -> N
         record['id'] += f'#{int(ranks[one, 0]):016x}'
         row = json.dumps(record, ensure_ascii=False).encode() + b'\n'
       rows.append(row)
-    results.write_bytes(folder / f'{number:05d}.jsonl', b''.join(rows))
+    write_bytes(folder / f'{number:05d}.jsonl', b''.join(rows))
 
 
 def _counts(language: str, tally: Counter, kept: int, reader: Reader, seconds: float) -> dict:

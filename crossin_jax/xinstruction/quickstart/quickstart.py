@@ -8,11 +8,9 @@ are response models on the kept set and on a random set of its size, each alone.
 only what is missing.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-import json
 import os
 import re
 import shlex
@@ -20,16 +18,16 @@ import sys
 import time
 
 from crossin_jax import config
-from crossin_jax.data.prepared import read_json, write_json
 from crossin_jax.data.prompts import TEMPLATES
-from crossin_jax.evaluation.results import write_text
 from crossin_jax.languages import code_of
 from crossin_jax.progress import duration
-from crossin_jax.workflow.jobs import Jobs, StepFailed, Stopped
-from crossin_jax.workflow.steps import Step, StepError, Steps
+from crossin_jax.storage.files import read_json, write_json, write_text
+from crossin_jax.workflow import command_line
+from crossin_jax.workflow.jobs import Jobs
+from crossin_jax.workflow.steps import Step, Steps
 from crossin_jax.xinstruction import rows as rows_lib
 from crossin_jax.xinstruction.filtering.filters import Filters
-from crossin_jax.xinstruction.pipeline import RESTART, Pipeline
+from crossin_jax.xinstruction.pipeline import Pipeline
 from crossin_jax.xinstruction.settings import XInstruction
 from crossin_jax.xinstruction.steps import candidates
 
@@ -294,35 +292,22 @@ class Quickstart:
 def main(argv: Sequence[str]) -> int:
   """The command line of `crossin xinstruction quickstart`."""
   defaults = Settings()
-  parser = argparse.ArgumentParser(
-    prog='crossin xinstruction quickstart',
-    description='X-Instruction on the embedded world: reads, writes instructions for texts, '
-    'refines them in rounds, tunes, asks, and '
-    'shows precision and recall of what was kept. Exit status: 0 done, 75 told to stop (start '
-    'again), 1 failed, 2 usage.',
-    epilog='example: crossin xinstruction quickstart --languages sw,ta,fi --output_dir '
-    'runs/xinstruction',
+  parser = command_line.Parser(
+    'xinstruction quickstart',
+    'X-Instruction on the embedded world: reads, writes instructions for texts, refines them in rounds, tunes, asks, and shows precision and recall of what was kept.',
+    'crossin xinstruction quickstart --languages sw,ta,fi --output_dir runs/xinstruction',
   )
-  parser.add_argument(
-    '--output_dir', default='runs/xinstruction', help='for everything (default: %(default)s)'
-  )
-  parser.add_argument(
-    '--languages',
-    default=','.join(defaults.languages),
-    help='output languages (default: %(default)s)',
-  )
+  parser.add_argument('--output_dir', default='runs/xinstruction', help='for everything')
+  parser.add_argument('--languages', default=','.join(defaults.languages), help='output languages')
   for name, what in (
     ('entities', 'territories of the world'), ('reading_steps', 'of the base model'),
     ('rounds', 'of refinement'),
     ('world_seed', 'another seed is another world'),
   ):  # fmt: skip
-    parser.add_argument(
-      f'--{name}', type=int, default=getattr(defaults, name), help=f'{what} (default: %(default)s)'
-    )
+    parser.add_argument(f'--{name}', type=int, default=getattr(defaults, name), help=f'{what}')
   parser.add_argument(
     '--redo', action='store_true', help='run steps again whose settings have changed'
   )
-  parser.add_argument('--json', action='store_true', help='one JSON object as last line on stdout')
   args = parser.parse_args(argv)
   try:
     languages = tuple(code_of(name.strip()) for name in args.languages.split(','))
@@ -335,26 +320,14 @@ def main(argv: Sequence[str]) -> int:
   )  # fmt: skip
   started = time.monotonic()
   quickstart = Quickstart(args.output_dir, settings)
-  try:
-    with quickstart.jobs.stopping_on_signals():
-      quickstart.steps.run(redo=args.redo)
-  except Stopped:
-    print('told to stop; start the same command again to go on', file=sys.stderr)
-    return RESTART
-  except StepFailed as failed:
-    raise StepError(str(failed)) from None
+  with quickstart.jobs.stopping_on_signals():
+    quickstart.steps.run(redo=args.redo)
   found = read_json(os.path.join(args.output_dir, 'results.json'), 'start the command again')
   for text in found['findings']:
     print(text, file=sys.stderr)
   page = os.path.abspath(os.path.join(args.output_dir, 'report.html'))
   print(f'\n{duration(time.monotonic() - started)}. Open {page}', file=sys.stderr)
-  if args.json:
-    print(
-      json.dumps(
-        {'report': page, 'seconds': time.monotonic() - started} | found, ensure_ascii=False
-      )
-    )
-  return 0
+  return command_line.finish(args, {'report': page, 'seconds': time.monotonic() - started} | found)
 
 
 if __name__ == '__main__':

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 import re
 
-from crossin_jax.evaluation import results
 from crossin_jax.languages import RIGHT_TO_LEFT
 from crossin_jax.pages import plots, words
 from crossin_jax.pages.plots import Series
+from crossin_jax.storage.files import write_text
 
 LONGEST_SHOWN = 700  # characters of a text
 FAR = 0.5  # a mean length this far from the published one, as a share of that, is named
@@ -58,11 +58,11 @@ def write_page(path: str | os.PathLike, found: Mapping, title: str = 'Instructio
       default=0,
     ),
   )
-  results.write_text(
+  write_text(
     Path(path).with_suffix('.json'),
     _printable(json.dumps(found, ensure_ascii=False, indent=1)) + '\n',
   )
-  results.write_text(path, page)
+  write_text(path, page)
 
 
 def _printable(text: str) -> str:

@@ -5,7 +5,7 @@ the statistics page.
 from collections.abc import Mapping, Sequence
 import os
 
-from crossin_jax.evaluation.results import write_text
+from crossin_jax.storage.files import write_text
 from crossin_jax.workflow.steps import StepError, file_stamp
 from crossin_jax.xinstruction import rows as rows_lib
 from crossin_jax.xinstruction.run import COMPONENT, PRESET, Run

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-from conftest import REPOSITORY
+from conftest import REPOSITORY, replies_in
 from endpoint_server import KEY, Running, running
 from hypothesis import given
 from hypothesis import strategies as st
@@ -174,7 +174,7 @@ def test_kill_9_and_a_dead_server_change_nothing(files, tmp_path):
     Running(tmp_path / 'bad', fail=0.3, garbage=0.1, slow=0.1, die_after=90),
     tmp_path / 'out',
   )
-  cache, box = out / 'cache' / 'replies.jsonl', []
+  cache, box = out / 'cache', []
 
   def bring_back():
     server.process.wait()
@@ -186,9 +186,7 @@ def test_kill_9_and_a_dead_server_change_nothing(files, tmp_path):
   try:
     for wanted in (12, 35):
       run = process(flags(files, server.url, out, PATIENT))
-      while run.poll() is None and not (
-        cache.exists() and cache.read_bytes().count(b'\n') >= wanted
-      ):
+      while run.poll() is None and replies_in(cache) < wanted:
         time.sleep(0.005)
       run.send_signal(signal.SIGKILL)
       run.wait()

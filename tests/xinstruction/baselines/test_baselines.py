@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+from conftest import replies_in
 from endpoint_server import KEY
 import pytest
 from teaching_server import number, running
@@ -180,7 +181,7 @@ def test_distilling_killed_and_again(source, tmp_path, monkeypatch):
   with running(monkeypatch, tmp_path / 'alone') as server:
     assert cli.main(distill(server.url, source, tmp_path / 'alone' / 'distilled')) == 0
   out = tmp_path / 'out'
-  replies = out / 'cache' / 'replies.jsonl'
+  replies = out / 'cache'
   with running(monkeypatch, tmp_path, slow=0.2, fail=0.1) as server:
     argv = [
       sys.executable,
@@ -190,9 +191,7 @@ def test_distilling_killed_and_again(source, tmp_path, monkeypatch):
     ]
     environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY)}
     process = subprocess.Popen(argv, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (
-      replies.exists() and replies.read_bytes().count(b'\n') >= 15
-    ):
+    while process.poll() is None and replies_in(replies) < 15:
       time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()

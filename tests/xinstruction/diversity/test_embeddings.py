@@ -18,9 +18,9 @@ pytest.importorskip(
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
 from crossin_jax.checkpoints import parameters
-from crossin_jax.data.prepared import write_json
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder
+from crossin_jax.storage.files import write_json
 from crossin_jax.xinstruction.diversity import embeddings
 
 TEXTS = [

@@ -20,7 +20,7 @@ pytest.importorskip(
   'py3langid', reason='language identification needs py3langid: pip install crossin-jax[lid]'
 )
 
-from crossin_jax.processes import interruption
+from crossin_jax.errors import Interrupted
 from crossin_jax.xinstruction.filtering import parts
 from crossin_jax.xinstruction.filtering import step as filtering
 from crossin_jax.xinstruction.filtering.documents import Reading
@@ -227,7 +227,7 @@ from crossin_jax.xinstruction import filtering, filters
 if __name__ == '__main__':
   try:
     filtering.run_filter('sw', sys.argv[1], sys.argv[2], filters.Filters(least_confidence=0.0), chunk=8, workers=int(sys.argv[3]))
-  except interruption.Interrupted:
+  except Interrupted:
     sys.exit(75)
 """
 
@@ -344,7 +344,7 @@ def test_told_to_stop_in_this_process(tmp_path, monkeypatch):
     '_write',
     lambda *a: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.1), real(*a)),
   )
-  with pytest.raises(interruption.Interrupted):
+  with pytest.raises(Interrupted):
     run(source, tmp_path / 'out')
   assert not (tmp_path / 'out' / 'sw').exists()
 
