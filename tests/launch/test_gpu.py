@@ -44,7 +44,7 @@ def test_here_it_starts_again_after_75(here):
   here.behave('here 0 exit 75')
   status, out, err = here.launch('gpu_train.sh', '--env', 'A=b c', '--', *FLAGS)
   assert status == 0 and here.started('here') == [['train', *FLAGS]] * 2, err
-  assert 'starting again (1 of at most 20)' in err and 'start 1' in out
+  assert 'restarting (1 of at most 20)' in err and 'start 1' in out
   assert 'A=b c' in (here.folder / 'environment.here').read_text().splitlines()
 
 
@@ -99,7 +99,7 @@ def test_the_run_outlives_its_launcher(hosts):
   os.killpg(process.pid, signal.SIGKILL)
   process.wait()
   status, _, err = on_hosts(hosts)
-  assert status == 0 and 'at work there already' in err and 'the end' in err and len(hosts.started('0.0')) == 1
+  assert status == 0 and 'already running' in err and 'the end' in err and len(hosts.started('0.0')) == 1
 
 
 def test_a_host_that_does_not_answer_is_said(cloud):
@@ -119,7 +119,7 @@ def test_a_dry_run_runs_nothing(hosts):
 
 @pytest.mark.parametrize('words, message', [
     ((), 'give the flags'),
-    (('--stop',), 'that needs --hosts'),
+    (('--stop',), '--stop needs --hosts'),
     (('--hosts', 'a,b', '--', "--gin.MODEL_DIR='runs/a'"), 'would be a folder on each worker'),
     (('--nonsense',), 'unknown option --nonsense'),
 ])  # fmt: skip

@@ -73,7 +73,7 @@ def test_told_to_stop_it_starts_again_as_often_as_allowed(cloud):
   cloud.behave('* 0 exit 75', '* 1 exit 75')
   status, _, err = train(cloud)
   assert status == 0 and len(cloud.started('0.1')) == 3 and cloud.actions() == ['create'], err
-  assert 'starting again (2 of at most 20)' in err
+  assert 'restarting (2 of at most 20)' in err
   cloud.behave('* * exit 75')
   status, _, err = train(cloud, '--max_restarts', '1')
   assert status == 75 and len(cloud.started('0.1')) == 3 + 2
@@ -90,7 +90,7 @@ def test_a_preempted_resource_is_made_anew_and_the_run_resumes(cloud):
   assert status == 0, err
   assert cloud.actions() == ['create', 'delete', 'create']
   assert len(cloud.started('0.0')) == len(cloud.started('0.1')) == 2
-  assert 'step 7' in err and 'by SERVICE' in err and 'starting again (1 of at most 20)' in err
+  assert 'step 7' in err and 'by SERVICE' in err and 'restarting (1 of at most 20)' in err
 
 
 def test_a_failing_worker_ends_the_run_and_is_named(cloud):
@@ -157,9 +157,9 @@ def test_ctrl_c_leaves_the_run_and_the_same_command_follows_it(cloud):
   os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the group
   _, err = process.communicate(timeout=30)
   assert process.returncode == 75, err
-  assert 'THE RUN GOES ON' in err and 'COSTS MONEY' in err and not cloud.told()
+  assert 'THE RUN CONTINUES' in err and 'COSTS MONEY' in err and not cloud.told()
   status, _, err = train(cloud, '--delete_when_done')
-  assert status == 0 and 'at work there already' in err and 'step 2' in err, err
+  assert status == 0 and 'already running' in err and 'step 2' in err, err
   assert len(cloud.started('0.0')) == 1 and cloud.actions() == ['create', 'delete']
 
 
@@ -170,7 +170,7 @@ def test_another_run_is_not_disturbed(cloud):
   os.killpg(process.pid, signal.SIGTERM)
   process.communicate(timeout=30)
   status, _, err = train(cloud, '--delete_when_done', flags=["--gin.MODEL_DIR='gs://b/other'"])
-  assert status == 2 and 'another run is at work there' in err and not cloud.told() and cloud.actions() == ['create']
+  assert status == 2 and 'another run is running there' in err and not cloud.told() and cloud.actions() == ['create']
   status, _, err = cloud.launch('tpu_train.sh', *PLACE, '--status')
   assert status == 0 and 'worker 1: running' in err, err
   status, _, err = cloud.launch('tpu_train.sh', *PLACE, '--stop')
@@ -187,7 +187,7 @@ def test_an_interrupt_stops_the_run_if_asked(cloud):
   process.send_signal(signal.SIGTERM)
   _, err = process.communicate(timeout=30)
   assert process.returncode == 75 and cloud.told() == ['0.0', '0.1'], err
-  assert 'was told to stop' in err and cloud.actions() == ['create', 'delete'] and 'nothing is left' in err
+  assert 'the run was stopped' in err and cloud.actions() == ['create', 'delete'] and 'nothing is left' in err
 
 
 def test_an_interrupt_in_the_queue_says_that_the_request_stays(cloud):
@@ -208,7 +208,7 @@ def test_a_connection_that_breaks_off_is_made_again(cloud):
   for path in (cloud.folder / 'workers' / 'pod').glob('*'):
     kill_followers(path)
   _, err = process.communicate(timeout=40)
-  assert process.returncode == 0 and 'broke off' in err and len(following()) == 2, err
+  assert process.returncode == 0 and 'was lost; the run continues' in err and len(following()) == 2, err
   assert len(cloud.started('0.0')) == 1
 
 
@@ -263,11 +263,11 @@ def test_the_software_follows_the_machine(cloud, machine, version):
     (('--zone', 'z'), '--name is missing'),
     (PLACE, '--accelerator_type is missing'),
     (MACHINES, 'give the flags of crossin train after --'),
-    ((*MACHINES, '--spot', '--reserved'), 'exclude each other'),
-    ((*MACHINES, '--gin.X=1'), 'what is for crossin train goes after --'),
-    ((*MACHINES, '--num_slices', 'two', '--', 'x'), 'are numbers'),
-    ((*MACHINES, '--name'), '--name needs a value'),
-    ((*MACHINES, '--include', 'none', '--', 'x'), 'is not there'),
+    ((*MACHINES, '--spot', '--reserved'), 'not allowed with argument --spot'),
+    ((*MACHINES, '--gin.X=1'), 'flags of crossin train go after --'),
+    ((*MACHINES, '--num_slices', 'two', '--', 'x'), 'invalid int value'),
+    ((*MACHINES, '--name'), '--name: expected one argument'),
+    ((*MACHINES, '--include', 'none', '--', 'x'), 'does not exist'),
     ((*MACHINES, '--', "--gin.MODEL_DIR='runs/a'"), 'would be a folder on each worker'),
 ])  # fmt: skip
 def test_wrong_usage_is_said_and_touches_nothing(cloud, words, message):
