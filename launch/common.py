@@ -1,77 +1,57 @@
-"""What the launchers share: options, messages, commands and the copy of the project for workers.
+"""What the launchers share: options, messages, commands and the files that workers need.
 
-The launchers use only the standard library, Python 3.10 or later, because they run outside the
-project's virtual environment.
+Only the standard library of Python 3.10: the launchers run outside the project's .venv.
 """
 
-import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import hashlib
 import os
 import pathlib
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+import types
 from typing import NoReturn
 
 INTERRUPTED = 75  # exit status of a run that saved a checkpoint and can be resumed
-SCRIPT = pathlib.Path(sys.argv[0]).stem  # tpu_train, ...
-_PASSED_ON = ('--create_flag', '--gcloud_ssh_flag', '--ssh_flag', '--xpk_flag')  # flags of others
-_OPTIONS = {
-  'command': {'default': 'train', 'help': 'of `crossin` (train)'},
-  'env': {
-    'action': 'append',
-    'default': [],
-    'metavar': 'NAME=VALUE',
-    'help': 'environment variable of the run; may be repeated',
-  },
-  'include': {
-    'action': 'append',
-    'default': [],
-    'metavar': 'PATH',
-    'help': 'copy this file or folder too; tracked files and gin files are always copied',
-  },
-  'extra': {'help': 'of pyproject.toml, to install (%(default)s)'},
-  'repository': {'default': '', 'metavar': 'URL', 'help': 'install this git repository instead'},
-  'ref': {'default': 'HEAD', 'help': 'its branch, tag or commit'},
-  'max_restarts': {'type': int, 'metavar': 'N', 'help': 'after interruptions (%(default)s)'},
-  'stop_on_interrupt': {
-    'action': 'store_true',
-    'help': 'Ctrl-C and SIGTERM make a run on workers save and stop',
-  },
-  'dry_run': {'action': 'store_true', 'help': 'print every command, run none'},
-}
+SCRIPT = pathlib.Path(sys.argv[0]).stem
+RUN_OPTIONS = """\
+  --command COMMAND         of `crossin` (train)
+  --env NAME=VALUE ...      environment variable of the run; may be repeated
+  --include PATH ...        copy this file or folder too (tracked files and gin files always are)
+  --extra EXTRA             of pyproject.toml, to install (%s)
+  --repository URL          install this git repository instead of the working tree
+  --ref REF                 its branch, tag or commit
+  --max_restarts N          after preemptions and exit status 75 (20)
+  --stop_on_interrupt       Ctrl-C and SIGTERM make a run on workers save and stop
+  --dry_run                 print every command, run none
+"""
+STATUSES = """\
+Exit status: 0 finished, 1 failed, 2 wrong usage, 75 interrupted (the same command resumes)."""
+Options = types.SimpleNamespace
+_STARTED = time.monotonic()
 
 
 class Interrupted(BaseException):
   """SIGINT, SIGTERM or SIGHUP arrived."""
 
 
-# ---- messages ------------------------------------------------------------------------------------
-
-
 def say(text: str) -> None:
-  sys.stderr.write(f'{text}\n')  # in one piece: threads write too
+  sys.stderr.write(f'{text}\n')  # one write: threads write too
 
 
-def log(text: str, started: float = time.monotonic()) -> None:  # noqa: B008  # the start of the script
-  seconds = int(time.monotonic() - started)
-  say(f'[{seconds // 60:3}m{seconds % 60:02}s] {text}')
-
-
-def note(text: str) -> None:
-  """Prints a line of a dry run that is not a command."""
-  print(f'# {text}', flush=True)
+def log(text: str) -> None:
+  minutes, seconds = divmod(int(time.monotonic() - _STARTED), 60)
+  say(f'[{minutes:3}m{seconds:02}s] {text}')
 
 
 def show(words: Sequence[str]) -> None:
-  """Prints a command of a dry run, as any POSIX shell reads it."""
+  """Prints a command of a dry run, quoted for any POSIX shell."""
   print(shlex.join(words), flush=True)
 
 
@@ -80,115 +60,93 @@ def fail(text: str, status: int = 1) -> NoReturn:
   raise SystemExit(status)
 
 
-# ---- options -------------------------------------------------------------------------------------
+def exit_after(main: Callable[[], int | None]) -> NoReturn:
+  try:
+    sys.exit(main())
+  except KeyboardInterrupt:
+    sys.exit(128 + signal.SIGINT)
 
 
-class Parser(argparse.ArgumentParser):
-  """Options of a launcher; what follows -- is for `crossin`."""
+def usage_error(text: str) -> NoReturn:
+  fail(f'{text}\n--help shows every option and an example', 2)
 
-  def __init__(self, description: str | None):
-    usage = f'bash launch/{SCRIPT}.sh [OPTIONS] -- FLAGS_OF_CROSSIN'
-    form = argparse.RawDescriptionHelpFormatter
-    super().__init__('', usage, description, formatter_class=form, allow_abbrev=False)
 
-  def add(self, name: str, metavar: str = '', help: str = '', **more) -> None:
-    """Adds an option; without a metavar, a switch."""
-    if metavar:
-      more = {'default': [] if more.get('action') == 'append' else '', 'metavar': metavar, **more}
+def parse(text: str, **defaults) -> Options:
+  """Parses the command line as its help text declares it.
+
+  Lines '  --name' declare a switch, '  --name VALUE' an option, '  --name VALUE ...' a list. What
+  follows -- is `arguments`.
+  """
+  declared = {
+    name: ([] if many else '' if value else False)
+    for name, value, many in re.findall(r'^  --(\w+)( [A-Z]\S*)?( \.\.\.)?', text, re.M)
+  }
+  options = Options(command='train', env=[], include=[], arguments=[])
+  vars(options).update(declared, command='train', **defaults)
+  words = iter(sys.argv[1:])
+  for word in words:
+    name = word.removeprefix('--')
+    if word == '--':
+      options.arguments = list(words)
+    elif word in ('--help', '-h'):
+      print(text)
+      raise SystemExit(0)
+    elif name == word or name not in declared:
+      usage_error(f'unknown option {word}; flags of crossin {options.command} go after --')
+    elif declared[name] is False:
+      setattr(options, name, True)
     else:
-      more = {'action': 'store_true', **more}
-    self.add_argument(f'--{name}', help=help, **more)
+      value = next(words, None)
+      if value is None:
+        usage_error(f'{word} needs a value')
+      old = getattr(options, name)
+      if isinstance(old, int) and not value.isdecimal():
+        usage_error(f'{word} is a number, not {value}')
+      setattr(options, name, [*old, value] if isinstance(old, list) else type(old)(value))
+  for path in options.include:
+    if path.startswith(('/', '../')):
+      usage_error(f'--include {path} must be a path below {os.getcwd()}')
+    if not os.path.exists(path):
+      usage_error(f'--include {path} does not exist')
+  return options
 
-  def add_shared(self, *names: str, **defaults) -> None:
-    for name in names:
-      self.add_argument(f'--{name}', **_OPTIONS[name])
-    self.set_defaults(**defaults)
 
-  def add_actions(self, **actions: str) -> None:
-    """Adds switches that name the `action` of the script; '' is to run."""
-    for name, text in actions.items():
-      words = {'action': 'store_const', 'const': name, 'dest': 'action', 'default': ''}
-      self.add_argument(f'--{name}', help=f'instead of a run: {text}', **words)
+def require(options: Options, *names: str) -> None:
+  for name in names:
+    if not getattr(options, name):
+      usage_error(f'--{name} is missing')
 
-  def parse(self, words: Sequence[str]) -> argparse.Namespace:
-    """Parses `words`; `arguments` of the result is what follows --."""
-    mark = words.index('--') if '--' in words else len(words)
-    own, joined = iter(words[:mark]), []
-    for word in own:
-      value = next(own, None) if word in _PASSED_ON else None
-      joined.append(word if value is None else f'{word}={value}')  # the value begins with a dash
-    options, unknown = self.parse_known_args(joined)
-    options.arguments = list(words[mark + 1 :])
-    if unknown:
-      self.error(f'unknown option {unknown[0]}; flags of crossin {options.command} go after --')
-    for path in getattr(options, 'include', ()):
-      if path.startswith(('/', '../')):
-        self.error(f'--include {path} must be a path below {os.getcwd()}')
-      if not os.path.exists(path):
-        self.error(f'--include {path} does not exist')
-    for variable in getattr(options, 'env', ()):
-      if '=' not in variable:
-        self.error(f'--env {variable} is not of the form NAME=VALUE')
-    return options
 
-  def require(self, options: argparse.Namespace, *names: str) -> None:
-    for name in names:
-      if name != 'arguments' and not getattr(options, name):
-        self.error(f'--{name} is missing')
-    if 'arguments' in names and not options.arguments:
-      self.error(f'give the flags of crossin {options.command} after --')
-
-  def check_model_dir(self, options: argparse.Namespace) -> None:
-    """Rejects a MODEL_DIR that is lost with the worker."""
-    pattern = re.compile(
-      r'(?:--gin\.MODEL_DIR=|--gin_bindings=MODEL_DIR = )[\'"]?(.+?)[\'"]?', re.S
+def check_arguments(options: Options, shared: bool = True) -> None:
+  """Rejects a run without flags and, if workers must share it, a MODEL_DIR lost with a worker."""
+  if not options.arguments:
+    usage_error(f'give the flags of crossin {options.command} after --')
+  pattern = re.compile(r'--gin(?:\.MODEL_DIR=|_bindings=MODEL_DIR = )[\'"]?(.+?)[\'"]?', re.S)
+  found = [match[1] for match in map(pattern.fullmatch, options.arguments) if match]
+  if not found or not shared or '://' in found[-1]:
+    return
+  if not found[-1].startswith('/'):
+    usage_error(
+      f'MODEL_DIR {found[-1]} would be a folder on each worker, lost with it; give '
+      '--gin.MODEL_DIR="\'gs://BUCKET/RUN\'" or an absolute path that all workers share'
     )
-    found = [m[1] for m in map(pattern.fullmatch, options.arguments) if m]
-    if found and found[-1].startswith('/'):
-      say(f'note: MODEL_DIR {found[-1]} must be one persistent folder that all workers share')
-    elif found and '://' not in found[-1]:
-      self.error(
-        f'MODEL_DIR {found[-1]} would be a folder on each worker, lost with it; give '
-        '--gin.MODEL_DIR="\'gs://BUCKET/RUN\'" or an absolute path that all workers share'
-      )
-
-  def error(self, message: str) -> NoReturn:
-    fail(f'{message}\nbash launch/{SCRIPT}.sh --help shows every option and an example', 2)
+  say(f'note: MODEL_DIR {found[-1]} must be one persistent folder that all workers share')
 
 
-def need(program: str, remedy: str) -> None:
-  if not shutil.which(program):
-    fail(f'{program} is not on PATH; {remedy}')
+def many_processes(options: Options) -> bool:
+  """Whether the command of `crossin` can be several processes."""
+  return options.command in ('train', 'evaluate', 'generate', 'bench')
 
 
 def process_flags(coordinator: str, count: int, index: int) -> list[str]:
-  """Flags of `crossin` that say which of several processes it is."""
+  """Flags of `crossin` for one of several processes."""
   place = [f'--coordinator_address={coordinator}', f'--process_count={count}']
-  return [*place, f'--process_index={index}']
-
-
-def many_processes(command: str) -> bool:
-  """Whether this command of `crossin` can be several processes."""
-  return command in ('train', 'evaluate', 'generate', 'bench')
-
-
-# ---- commands ------------------------------------------------------------------------------------
-
-
-def raise_interrupted() -> None:
-  """From now on signals raise `Interrupted`, except those that were ignored (nohup)."""
-
-  def handler(*_):
-    raise Interrupted
-
-  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-    if signal.getsignal(number) is not signal.SIG_IGN:
-      signal.signal(number, handler)
+  return [*place, f'--process_index={index}'] if count > 1 else []
 
 
 @contextlib.contextmanager
 def started(words: Sequence[str], **options) -> Iterator[subprocess.Popen]:
-  """A process in a session of its own, out of the terminal's reach; all of it ends with the block."""
+  """A process that the terminal's signals do not reach; it and its children end with the block."""
   process = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True, **options)
   try:
     yield process
@@ -201,8 +159,9 @@ def started(words: Sequence[str], **options) -> Iterator[subprocess.Popen]:
 
 
 def run(words: Sequence[str], **options) -> subprocess.CompletedProcess:
-  """Runs a command to its end; without `stdout`, what it prints is for people."""
-  with started(words, text=True, **{'stdout': sys.stderr, **options}) as process:
+  """Runs a command to its end, or to an interruption; its output goes to stderr by default."""
+  options = {'stdout': sys.stderr, 'text': True, 'errors': 'replace', **options}
+  with started(words, **options) as process:
     out, err = process.communicate()
   return subprocess.CompletedProcess(words, process.returncode, out, err)
 
@@ -211,7 +170,7 @@ def run_forwarding(words: Sequence[str], **options) -> tuple[int, bool]:
   """Runs a command and forwards SIGTERM and Ctrl-C to it as SIGTERM.
 
   Returns:
-    Its exit status, 128 + N after signal N, and whether a signal was forwarded.
+    Its exit status, and whether a signal was forwarded.
   """
   child, interrupted = None, False
 
@@ -221,7 +180,7 @@ def run_forwarding(words: Sequence[str], **options) -> tuple[int, bool]:
     if child:
       child.send_signal(signal.SIGTERM)
 
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the child: a terminal sends it to both
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: a terminal sends it to the child too
   signal.signal(signal.SIGTERM, forward)
   child = subprocess.Popen(words, stdin=subprocess.DEVNULL, **options)
   signal.signal(signal.SIGINT, forward)
@@ -232,40 +191,33 @@ def run_forwarding(words: Sequence[str], **options) -> tuple[int, bool]:
 
 
 def make_environment(extra: str) -> None:
-  """Installs the project in .venv, or ends this script."""
+  """Installs the project in .venv."""
   code = 'source launch/environment.sh && make_environment .venv "$1"'
   if subprocess.run(['bash', '-c', code, 'install', extra], stdin=subprocess.DEVNULL).returncode:
     fail('installing the project in .venv failed; the lines above say why')
 
 
-def environment(variables: Sequence[str]) -> dict[str, str]:
-  """This process's environment with NAME=VALUE of --env."""
-  return {**os.environ, **dict(variable.split('=', 1) for variable in variables)}
-
-
-# ---- the project ---------------------------------------------------------------------------------
-
-
-def digest(options: argparse.Namespace) -> str:
+def digest(options: Options) -> str:
   """Identifies this run among others on the same machines."""
   words = shlex.join([options.command, *options.env, *options.arguments])
   return hashlib.sha256(os.fsencode(words)).hexdigest()[:16]
 
 
-def pack(options: argparse.Namespace, path: str) -> None:
-  """Writes tracked files as they are now, --include and the gin files of the arguments as .tar.gz."""
+def pack(options: Options, path: str) -> None:
+  """Packs tracked files as they are now, --include and the gin files of the arguments."""
   git = subprocess.run(['git', 'ls-files', '-z'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
   if git.returncode:
-    remedy = 'give --repository URL (and --ref)' if 'repository' in options else 'clone it with git'
-    fail(f'{os.getcwd()} is not a git checkout, so its files are unknown; {remedy}', 2)
-  files = set(os.fsdecode(git.stdout).split('\0'))
-  for path_included in getattr(options, 'include', ()):
-    files.update([path_included, *map(str, pathlib.Path(path_included).rglob('*'))])
-  for word, following in zip(options.arguments, [*options.arguments[1:], ''], strict=True):
-    flag, _, value = word.partition('=')
-    if flag == '--gin_file':
-      files.add(value or following)
+    usage_error(
+      f'{os.getcwd()} is not a git checkout, so the files to copy are unknown; '
+      'clone it with git, or give --repository URL (and --ref)'
+    )
+  files = os.fsdecode(git.stdout).split('\0')
+  for included in options.include:
+    files += [included, *map(str, pathlib.Path(included).rglob('*'))]
+  for word, following in zip(options.arguments, [*options.arguments[1:], ''], strict=False):
+    if word.startswith('--gin_file=') or word == '--gin_file':
+      files.append(word.partition('=')[2] or following)
   with tarfile.open(path, 'w:gz', compresslevel=6) as archive:
-    for file in sorted(files):
+    for file in sorted(set(files)):
       if os.path.isfile(file) and not file.startswith(('/', '../')):
         archive.add(file)

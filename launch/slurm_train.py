@@ -7,30 +7,33 @@ import sys
 import common
 from common import INTERRUPTED, say
 
-_DESCRIPTION = """\
+_HELP = f"""\
 Trains under SLURM, one process with all its GPUs on each node. From the folder of the project:
 
-  sbatch --nodes=4 --gpus-per-node=8 --time=24:00:00 launch/slurm_train.sbatch -- \\
-    --gin_file=gin_configs/runs/crossin_60m.gin \\
+  sbatch --nodes=4 --gpus-per-node=8 --time=24:00:00 launch/slurm_train.sbatch -- --gin_file=... \\
     --gin.DATA_DIR="'/shared/prepared'" --gin.MODEL_DIR="'/shared/runs/first'" ...
 
-What follows -- goes to `crossin train` unchanged. Two minutes before the time limit, and on
-preemption, the run saves and stops, and the job is requeued and resumes. scancel ends it for good.
-Exit status of the job: 0 finished, 1 failed, 2 wrong usage, 75 interrupted."""
+What follows -- goes to `crossin train`. Two minutes before the time limit, and on preemption, the
+run saves and stops, and the job is requeued and resumes. scancel ends it for good.
+
+  --command COMMAND         of `crossin` (train)
+  --extra EXTRA             of pyproject.toml, to install in .venv (cuda)
+  --max_restarts N          how often the job is requeued (50)
+  --no_install              .venv exists already
+{common.STATUSES}"""
 
 
-def run_job(words: list[str]) -> int:
+def run_job() -> int:
   """Installs, runs all tasks, and requeues the job after an interruption."""
-  parser = common.Parser(_DESCRIPTION)
-  parser.add('no_install', help='.venv exists already')
-  parser.add_shared('command', 'extra', 'max_restarts', extra='cuda', max_restarts=50)
-  options = parser.parse(words)
-  parser.require(options, 'arguments')
+  options = common.parse(_HELP, extra='cuda', max_restarts=50)
+  common.check_arguments(options, shared=False)
   job = os.environ.get('SLURM_JOB_ID')
   if not job:
-    parser.error('this is for sbatch; on one machine: bash launch/gpu_train.sh')
+    common.usage_error('this is for sbatch; on one machine: bash launch/gpu_train.sh')
   if not options.no_install:
     common.make_environment(options.extra)
+  elif not os.path.exists('.venv/bin/crossin'):
+    common.usage_error('.venv/bin/crossin does not exist: omit --no_install')
   # The first node, and two ports that jobs on the same node do not share.
   nodes = scontrol('show', 'hostnames', os.environ['SLURM_JOB_NODELIST']).split()
   coordinator = f'{nodes[0]}:{20000 + int(job) % 5000 * 2}'
@@ -54,8 +57,8 @@ def run_task(coordinator: str, *words: str) -> int:
   srun returns the highest status of all tasks, so errors (1, 2) become 101 and 102: above 75.
   """
   count, index = int(os.environ['SLURM_NTASKS']), int(os.environ['SLURM_PROCID'])
-  # crossin detects SLURM too (--multihost), but only these flags check the number of processes.
-  flags = common.process_flags(coordinator, count, index) if count > 1 else []
+  # `crossin --multihost` detects SLURM too, but does not check the number of processes.
+  flags = common.process_flags(coordinator, count, index)
   status, interrupted = common.run_forwarding(['.venv/bin/crossin', *words, *flags])
   if interrupted and status == 143:
     status = INTERRUPTED  # it did not handle SIGTERM yet
@@ -77,9 +80,9 @@ def requeue(job: str, max_restarts: int) -> None:
     say(f'not requeued: --max_restarts {max_restarts} is reached. The same sbatch command resumes')
   else:
     say('interrupted and saved; requeueing the job')
-    subprocess.run(['scontrol', 'requeue', job])
+    scontrol('requeue', job)
 
 
 if __name__ == '__main__':
-  arguments = sys.argv[1:]
-  sys.exit(run_task(*arguments[1:]) if arguments[:1] == ['task'] else run_job(arguments))
+  task = sys.argv[1:2] == ['task']
+  common.exit_after((lambda: run_task(*sys.argv[2:])) if task else run_job)

@@ -119,7 +119,7 @@ def test_a_dry_run_runs_nothing(hosts):
 
 @pytest.mark.parametrize('words, message', [
     ((), 'give the flags'),
-    (('--stop',), '--stop needs --hosts'),
+    (('--stop',), 'need --hosts'),
     (('--hosts', 'a,b', '--', "--gin.MODEL_DIR='runs/a'"), 'would be a folder on each worker'),
     (('--nonsense',), 'unknown option --nonsense'),
 ])  # fmt: skip

@@ -263,10 +263,10 @@ def test_the_software_follows_the_machine(cloud, machine, version):
     (('--zone', 'z'), '--name is missing'),
     (PLACE, '--accelerator_type is missing'),
     (MACHINES, 'give the flags of crossin train after --'),
-    ((*MACHINES, '--spot', '--reserved'), 'not allowed with argument --spot'),
+    ((*MACHINES, '--spot', '--reserved'), 'exclude each other'),
     ((*MACHINES, '--gin.X=1'), 'flags of crossin train go after --'),
-    ((*MACHINES, '--num_slices', 'two', '--', 'x'), 'invalid int value'),
-    ((*MACHINES, '--name'), '--name: expected one argument'),
+    ((*MACHINES, '--num_slices', 'two', '--', 'x'), 'is a number'),
+    ((*MACHINES, '--name'), '--name needs a value'),
     ((*MACHINES, '--include', 'none', '--', 'x'), 'does not exist'),
     ((*MACHINES, '--', "--gin.MODEL_DIR='runs/a'"), 'would be a folder on each worker'),
 ])  # fmt: skip
