@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The test suite from a bare machine: makes .venv, installs with the test extra, runs pytest with the arguments given.
+# The test suite from a bare machine: makes .venv, installs the test extra, runs pytest.
 #   bash launch/test.sh [-k packing] [-m "not slow"] ...
 set -euo pipefail
 cd "$(dirname "$0")/.."

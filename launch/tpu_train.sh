@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on Cloud TPUs from this machine: creates a queued resource, installs, starts, follows, restarts.
+# Trains on Cloud TPUs from this machine: creates, installs, starts, follows, restarts.
 #   bash launch/tpu_train.sh --help
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -190,6 +190,18 @@ def test_an_interrupt_stops_the_run_if_asked(cloud):
   assert 'the run was stopped' in err and cloud.actions() == ['create', 'delete'] and 'nothing is left' in err
 
 
+def test_a_second_interrupt_leaves_the_run_saving_and_its_machines(cloud):
+  cloud.behave('* 0 trap "echo $me >>$CLOUD/told; sleep 30; exit 75" TERM; nap 60')
+  process = cloud.start('tpu_train.sh', *MACHINES, '--stop_on_interrupt', '--delete_when_done', '--', *FLAGS)
+  wait_for(lambda: len(cloud.started('0.0')) + len(cloud.started('0.1')) == 2)
+  time.sleep(1)
+  for _ in range(2):
+    process.send_signal(signal.SIGTERM)
+    wait_for(lambda: len(cloud.told()) == 2)
+  _, err = process.communicate(timeout=30)
+  assert process.returncode == 75 and cloud.actions() == ['create'] and 'COSTS MONEY' in err, err
+
+
 def test_an_interrupt_in_the_queue_says_that_the_request_stays(cloud):
   cloud.plan(2, ['WAITING_FOR_RESOURCES'])
   process = cloud.start('tpu_train.sh', *MACHINES, '--', *FLAGS, CROSSIN_POLL_SECONDS='1')
