@@ -1,20 +1,35 @@
 # shellcheck shell=bash
-# Sourced by the launch scripts: a virtual environment with the project and its extras, made once.
+# Sourced by the launch scripts: Pythons, and a virtual environment with the project and its extras.
 
 # The newest of the supported Pythons on this machine, python3 preferred.
 find_python() {
-  local candidate
+  local candidate test='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
   for candidate in "${PYTHON:-python3}" python3 python3.13 python3.12 python3.11; do
-    if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+    if command -v "$candidate" >/dev/null && "$candidate" -c "$test" 2>/dev/null; then
       command -v "$candidate"
       return
     fi
   done
-  echo 'No Python 3.11, 3.12 or 3.13 found. On Debian or Ubuntu: sudo apt-get install python3 python3-venv; or set PYTHON=/path/to/python3.12' >&2
+  echo 'No Python 3.11, 3.12 or 3.13 found. On Debian or Ubuntu:' \
+    'sudo apt-get install python3 python3-venv; or set PYTHON=/path/to/python3.12' >&2
   return 1
 }
 
-# provide_python: where none of the supported ones is (TPU VMs come with 3.10), uv fetches one into the home; sets PYTHON.
+# launch_python: a Python for launch/*.py, which need only the standard library of 3.10.
+launch_python() {
+  local candidate venv="${BASH_SOURCE[0]%/*}/../.venv/bin/python"
+  for candidate in "${PYTHON:-python3}" python3 "$venv" python3.1{3,2,1,0}; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  echo 'No Python 3.10 or later found; install one, or set PYTHON=/path/to/python3.12' >&2
+  return 1
+}
+
+# provide_python: where no supported Python exists (TPU VMs come with 3.10), uv downloads one; sets
+# PYTHON.
 provide_python() {
   local uv
   if find_python >/dev/null 2>&1; then return; fi
@@ -25,8 +40,8 @@ provide_python() {
   "$uv" python install 3.12 && PYTHON=$("$uv" python find 3.12)
 }
 
-# make_environment FOLDER EXTRA: installs the project (editable) unless that was done for this very pyproject.toml. It tells of
-# errors by its status too, since `set -e` does not hold where that is asked for.
+# make_environment FOLDER EXTRA: installs the project (editable), unless that was done for this very
+# pyproject.toml. It returns a status for each error, because callers may have `set -e` off.
 make_environment() {
   local folder=$1 extra=$2 stamp python
   stamp="$folder/.installed-${extra:-base}-$(cksum <pyproject.toml | tr ' ' '-')"
@@ -49,8 +64,9 @@ make_environment() {
     }
   fi
   echo 'Installing (a few minutes the first time) ...' >&2
-  "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip || return 1
-  "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}" || return 1
+  set -- "$folder/bin/python" -m pip install --quiet --disable-pip-version-check
+  "$@" --upgrade pip || return 1
+  "$@" --editable ".${extra:+[$extra]}" || return 1
   touch "$stamp"
   exec 8>&-
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a bare machine to the report: makes .venv, installs, runs `crossin quickstart` with the arguments given.
+# From a bare machine to the report: makes .venv, installs, runs `crossin quickstart`.
 #   bash launch/quickstart.sh [--seeds 3] [--languages en,vi,es] ...
 set -euo pipefail
 cd "$(dirname "$0")/.."

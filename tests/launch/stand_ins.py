@@ -162,8 +162,8 @@ printf '#!/bin/sh\\nfor url; do :; done\\ncase $url in *agent-worker-number) ech
 echo "$2.$3" >"$1/name"
 chmod +x "$1/bin/"*
 """
-_PYTHON = """#!/bin/bash
-# python3 of a worker: can make a virtual environment and pretend to install.
+_PYTHON = f"""#!/bin/bash
+# python3 of a worker: can make a virtual environment, pretend to install, and run scripts.
 case "$1 $2" in
   '-c '*) ;;
   '--version '*) echo Python 3.12.0 ;;
@@ -172,6 +172,7 @@ case "$1 $2" in
     if [ -e "$CLOUD/pip_fails" ]; then echo 'ERROR: No matching distribution found for jax'; exit 1; fi
     echo "$*" >>"$HOME/pip.log"
     ;;
+  *) exec {sys.executable} "$@" ;;
 esac
 """
 _CROSSIN = """#!/bin/bash
@@ -222,7 +223,8 @@ class Cloud:
     self._make_project()
 
   def _make_project(self):
-    shutil.copytree(REPOSITORY / 'launch', self.project / 'launch')
+    ignored = shutil.ignore_patterns('__pycache__')
+    shutil.copytree(REPOSITORY / 'launch', self.project / 'launch', ignore=ignored)
     (self.project / 'pyproject.toml').write_text('[project]\nname = "stand-in"\n')
     (self.project / 'my own.gin').write_text('X = 1\n')
     (self.project / 'ignored').write_text('of no use to workers\n')
