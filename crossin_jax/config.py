@@ -280,7 +280,8 @@ def _explained(message: str) -> ConfigError:
   """gin's message with the nearest known name."""
   if match := re.search(r'(\w+)/macro.value set to `%gin.REQUIRED`', message):
     return ConfigError(
-      f'{match[1]} is not set: give --gin.{match[1]}=VALUE (a text in both quotes: --gin.{match[1]}="\'text\'")',
+      f'{match[1]} is not set: give --gin.{match[1]}=VALUE (a text in both quotes: '
+      f'--gin.{match[1]}="\'text\'")',
       missing=match[1],
     )
   names = set()

@@ -365,7 +365,8 @@ def main(argv: list[str]) -> int:
   parser = command_line.Parser(
     'prepare',
     'Tokenise the tasks of a mixture into Arrow files that training reads.',
-    'crossin prepare --gin_file=gin_configs/mixtures/alpaca.gin --mixture alpaca.base_x2x.3000.en_zh_vi.default --output_dir prepared',
+    'crossin prepare --gin_file=gin_configs/mixtures/alpaca.gin --mixture '
+    'alpaca.base_x2x.3000.en_zh_vi.default --output_dir prepared',
     gin=True,
   )
   parser.add_argument('--mixture', required=True, help='source.variant.volume.languages.preset')

@@ -219,7 +219,8 @@ def import_main(argv: list[str]) -> int:
   """The command line of `crossin import-hf`."""
   parser = command_line.Parser(
     'import-hf',
-    'Write a Hugging Face directory (config.json, safetensors, tokenizer) as a checkpoint to train from. Training can also begin from the directory itself: INITIAL_CHECKPOINT_PATH.',
+    'Write a Hugging Face directory (config.json, safetensors, tokenizer) as a checkpoint to '
+    'train from. Training can also begin from the directory itself: INITIAL_CHECKPOINT_PATH.',
     'crossin import-hf models/gemma-2b --output_dir checkpoints/gemma-2b',
     gin=True,
   )

@@ -115,8 +115,10 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin inspect`."""
   parser = command_line.Parser(
     'inspect',
-    'Rates, expected and realised shares, epochs, lengths, dropped rows, and examples with trained tokens marked.',
-    'crossin inspect --data_dir prepared --mixture alpaca.base_x2x.3000.en_zh_vi_es.default --examples 2',
+    'Rates, expected and realised shares, epochs, lengths, dropped rows, and examples with '
+    'trained tokens marked.',
+    'crossin inspect --data_dir prepared --mixture alpaca.base_x2x.3000.en_zh_vi_es.default '
+    '--examples 2',
     gin=True,
   )
   parser.add_argument('--mixture', required=True, help='name of a prepared mixture')

@@ -241,7 +241,8 @@ def main(argv: list[str]) -> int:
   parser = command_line.Parser(
     'evaluate',
     'Answer benchmarks with a checkpoint, by likelihood and by greedy generation; held-out loss.',
-    'crossin evaluate --checkpoint runs/a --benchmark cross_mmlu=data/cross_mmlu.json --benchmark xcopa=data/xcopa --languages en,zh,vi --output_dir runs/a/eval',
+    'crossin evaluate --checkpoint runs/a --benchmark cross_mmlu=data/cross_mmlu.json --benchmark '
+    'xcopa=data/xcopa --languages en,zh,vi --output_dir runs/a/eval',
     gin=True,
     processes=True,
   )

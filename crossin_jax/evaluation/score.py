@@ -21,7 +21,8 @@ def main(argv: Sequence[str]) -> int:
   parser = command_line.Parser(
     'score',
     'Accuracy, consistency and AC3 from saved predictions.',
-    'crossin score --task cross_mmlu --predictions predictions/cross_mmlu.jsonl.gz --protocol seaeval --json',
+    'crossin score --task cross_mmlu --predictions predictions/cross_mmlu.jsonl.gz --protocol '
+    'seaeval --json',
   )
   parser.add_argument(
     '--task',

@@ -189,8 +189,11 @@ def parser() -> argparse.ArgumentParser:
   """The flags of `crossin plan`."""
   found = command_line.Parser(
     'plan',
-    'Compile the train step of gin files for a TPU slice that is not there: memory of a chip, least time of a step, and what to change where it does not fit. Nothing is allocated and no data are needed.',
-    'crossin plan --topology v5e:4x4 --gin_file=gin_configs/models/llama3_8b.gin --gin_file=gin_configs/runs/defaults.gin --gin.LENGTH=4096 --price_per_chip_hour 1.20',
+    'Compile the train step of gin files for a TPU slice that is not there: memory of a chip, '
+    'least time of a step, and what to change where it does not fit. Nothing is allocated and no '
+    'data are needed.',
+    'crossin plan --topology v5e:4x4 --gin_file=gin_configs/models/llama3_8b.gin '
+    '--gin_file=gin_configs/runs/defaults.gin --gin.LENGTH=4096 --price_per_chip_hour 1.20',
     gin=True,
     statuses='0 it fits, 1 it does not, 2 usage, 75 interrupted',
   )

@@ -324,7 +324,8 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin quickstart`."""
   parser = command_line.Parser(
     'quickstart',
-    'Read an invented world in English, tune it in five ways, ask in every language, write a report.',
+    'Read an invented world in English, tune it in five ways, ask in every language, write a '
+    'report.',
     'crossin quickstart --languages en,vi,es --seeds 1 --output_dir runs/quickstart',
   )
   parser.add_argument('--output_dir', default='runs/quickstart', help='for everything')

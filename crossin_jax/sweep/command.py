@@ -46,8 +46,11 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin sweep`."""
   parser = command_line.Parser(
     'sweep',
-    'Train and evaluate every combination of gin values; one table with intervals and one plot. A second start does what is missing.',
-    'crossin sweep --gin_file=gin_configs/ablations/world_volume.gin --output_dir runs/world_volume. A --gin flag that the file does not bind goes to training or to prepare: --gin.TRAIN_STEPS=20',
+    'Train and evaluate every combination of gin values; one table with intervals and one plot. A '
+    'second start does what is missing.',
+    'crossin sweep --gin_file=gin_configs/ablations/world_volume.gin --output_dir '
+    'runs/world_volume. A --gin flag that the file does not bind goes to training or to prepare: '
+    '--gin.TRAIN_STEPS=20',
     gin=True,
   )
   parser.add_argument('--output_dir', default='runs/sweep', help='for everything')

@@ -252,7 +252,8 @@ def main(argv: list[str]) -> int:
   parser = command_line.Parser(
     'python -m crossin_jax.t5x_bridge.seqio_data',
     'Write a registered SeqIO Task or Mixture as token files that `crossin train` reads.',
-    'python -m crossin_jax.t5x_bridge.seqio_data --mixture my_mixture --module my_tasks --output_dir prepared --max_length 2048',
+    'python -m crossin_jax.t5x_bridge.seqio_data --mixture my_mixture --module my_tasks '
+    '--output_dir prepared --max_length 2048',
   )
   parser.add_argument('--mixture', required=True, help='name of a registered Task or Mixture')
   parser.add_argument(

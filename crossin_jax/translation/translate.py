@@ -329,8 +329,13 @@ def write(args, job: Job, outcomes: Sequence[Outcome], made_by: dict) -> dict:
 def _parser() -> argparse.ArgumentParser:
   parser = command_line.Parser(
     'translate',
-    'Translate instruction rows into other languages: NAME_LANG.json for each, aligned with NAME_en.json, which holds the rows that came through in all languages. Code, URLs, placeholders, tags and formulas stay as they are, or the row is set aside. A run that was stopped or killed goes on where it was.',
-    'crossin translate --input rows.en.json --languages zh,vi --output_dir rows --endpoint http://localhost:8000/v1 --model qwen3-8b; or --checkpoint DIR --gin.Sampling.max_new_tokens=1024',
+    'Translate instruction rows into other languages: NAME_LANG.json for each, aligned with '
+    'NAME_en.json, which holds the rows that came through in all languages. Code, URLs, '
+    'placeholders, tags and formulas stay as they are, or the row is set aside. A run that was '
+    'stopped or killed goes on where it was.',
+    'crossin translate --input rows.en.json --languages zh,vi --output_dir rows --endpoint '
+    'http://localhost:8000/v1 --model qwen3-8b; or --checkpoint DIR '
+    '--gin.Sampling.max_new_tokens=1024',
     gin=True,
   )
   parser.add_argument(

@@ -163,7 +163,8 @@ def main(argv: list[str]) -> int:
   parser = command_line.Parser(
     'xinstruction chunks',
     'A model over chunk files. ' + '; '.join(f'{kind}: {what}' for kind, what in KINDS.items()),
-    'example, on two hosts: crossin xinstruction chunks --kind rate --checkpoint out/train-rater.0/model --input out/pairs --output out/rate.0 --share 0/2',
+    'example, on two hosts: crossin xinstruction chunks --kind rate --checkpoint '
+    'out/train-rater.0/model --input out/pairs --output out/rate.0 --share 0/2',
     gin=True,
   )
   parser.add_argument('--kind', required=True, choices=KINDS)

@@ -210,8 +210,13 @@ def main(argv: list[str]) -> int:
     return importlib.import_module(f'crossin_jax.xinstruction.{OTHERS[argv[0]]}').main(argv[1:])
   parser = command_line.Parser(
     'xinstruction',
-    'Instruction data from natural text: run = all steps; a step alone; status = what is done, missing or stale; chunks = a share of the generation or rating, on any number of hosts; translated, distill = rows to compare the set with; quickstart = all of it on the embedded world.',
-    "crossin xinstruction run --gin_file=gin_configs/xinstruction/default.gin --gin.LANGUAGES=\"('sw','ta')\" --gin.DOCUMENTS=\"'text/{language}.jsonl'\" --gin.SEED=\"'data/seed'\" --gin.VOCABULARY=\"'tokenizer.model'\" --output_dir out",
+    'Instruction data from natural text: run = all steps; a step alone; status = what is done, '
+    'missing or stale; chunks = a share of the generation or rating, on any number of hosts; '
+    'translated, distill = rows to compare the set with; quickstart = all of it on the embedded '
+    'world.',
+    'crossin xinstruction run --gin_file=gin_configs/xinstruction/default.gin '
+    "--gin.LANGUAGES=\"('sw','ta')\" --gin.DOCUMENTS=\"'text/{language}.jsonl'\" "
+    '--gin.SEED="\'data/seed\'" --gin.VOCABULARY="\'tokenizer.model\'" --output_dir out',
     gin=True,
   )
   parser.add_argument('command', choices=(*COMMANDS, *OTHERS))

@@ -164,8 +164,8 @@ class Teacher:
       What the endpoint was asked for, see `Endpoint.counts`.
 
     Raises:
-      Interrupted: told to stop. StepError: over the budget, or the endpoint does not answer. Finished
-        chunks are kept.
+      Interrupted: told to stop. StepError: over the budget, or the endpoint does not answer.
+        Finished chunks are kept.
     """
     chunks = [
       _Chunk(

@@ -1,4 +1,6 @@
-"""The documentation: the site builds, what it names exists, the reference is current, the commands of the first run work."""
+"""The documentation: the site builds, what it names exists, the reference is current, the commands
+of the first run work.
+"""
 
 import functools
 import glob
@@ -19,11 +21,22 @@ PAGES = ['README.md', 'CONTRIBUTING.md', 'WORKSPACE.md']
 PAGES += sorted(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / 'docs').rglob('*.md'))
 PAGES = [page for page in PAGES if page not in GENERATED]
 FOLDERS = 'crossin_jax|seqio_tasks|gin_configs|launch|benchmarks|tests|docs'
-# Flags that pages name and that all commands have, or other programs: mkdocs, pip, T5X, the released code of CrossIn.
-FOREIGN = {'--strict', '--initialization_timeout', '--help', '--editable', '--gin_search_paths', '--gin_file', '--json', '--stage'}
+# Flags that pages name and that all commands have, or other programs: mkdocs, pip, T5X, the
+# released code of CrossIn.
+FOREIGN = {
+  '--strict',
+  '--initialization_timeout',
+  '--help',
+  '--editable',
+  '--gin_search_paths',
+  '--gin_file',
+  '--json',
+  '--stage',
+}
 SUFFIXES = ('gin', 'json', 'md', 'png', 'py', 'html')
 
-# What is known of the code, gathered in one process of its own: no other test has registered anything there.
+# What is known of the code, gathered in one process of its own: no other test has registered
+# anything there.
 GATHER = """
 import contextlib, importlib, inspect, io, json, re, sys
 sys.path[:0] = ['docs', '.']
@@ -46,14 +59,26 @@ print(json.dumps({'pages': pages, 'help': help_of, 'configurables': names}))
 
 @functools.cache
 def known() -> dict:
-  """{'pages': name -> generated text, 'help': command -> text, 'configurables': name -> parameters and attributes}."""
-  done = subprocess.run([sys.executable, '-c', GATHER], cwd=REPOSITORY, capture_output=True, text=True, env=_environment())
+  """{'pages': name -> generated text, 'help': command -> text, 'configurables': name -> parameters
+  and attributes}.
+  """
+  done = subprocess.run(
+    [sys.executable, '-c', GATHER],
+    cwd=REPOSITORY,
+    capture_output=True,
+    text=True,
+    env=_environment(),
+  )
   assert done.returncode == 0, done.stderr[-3000:]
   return json.loads(done.stdout.splitlines()[-1])
 
 
 def _environment() -> dict[str, str]:
-  return os.environ | {'PYTHONPATH': str(REPOSITORY), 'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '3'}
+  return os.environ | {
+    'PYTHONPATH': str(REPOSITORY),
+    'JAX_PLATFORMS': 'cpu',
+    'TF_CPP_MIN_LOG_LEVEL': '3',
+  }
 
 
 def read(page: str) -> str:
@@ -62,9 +87,18 @@ def read(page: str) -> str:
 
 
 def statements(page: str) -> list[str]:
-  """Shell commands of the ```bash blocks and the indented blocks of a page, continued lines joined, heredocs left out."""
+  """Shell commands of the ```bash blocks and the indented blocks of a page, continued lines joined,
+  heredocs left out.
+  """
   blocks = re.findall(r'(?ms)^```bash\n(.*?)^```', read(page))
-  blocks += ['\n'.join(re.findall(r'(?m)^    ((?:python|crossin|bash) .*(?:\n +--.*)*)', re.sub(r'(?ms)^```.*?^```', '', read(page))))]
+  blocks += [
+    '\n'.join(
+      re.findall(
+        r'(?m)^    ((?:python|crossin|bash) .*(?:\n +--.*)*)',
+        re.sub(r'(?ms)^```.*?^```', '', read(page)),
+      )
+    )
+  ]
   text = re.sub(r"(?ms)<<'(\w+)'\n.*?^\1$", '', '\n'.join(blocks)).replace('\\\n', ' ')
   return [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith('#')]
 
@@ -83,7 +117,9 @@ def expanded(pattern: str) -> list[str]:
 def flags_of(words: list[str]) -> list[str]:
   """The flags among words, without values and without gin's."""
   found = (word.split('=')[0] for word in words if word.startswith('--') and len(word) > 2)
-  return [flag for flag in found if not flag.startswith('--gin') and flag not in ('--help', '--version')]
+  return [
+    flag for flag in found if not flag.startswith('--gin') and flag not in ('--help', '--version')
+  ]
 
 
 def missing_flags(statement: str) -> list[str]:
@@ -92,14 +128,22 @@ def missing_flags(statement: str) -> list[str]:
   if 'crossin' in words[:1]:
     command = ' '.join(words[1:3]) if ' '.join(words[1:3]) in known()['help'] else words[1]
     text = known()['help'].get(command, '')
-  elif script := next((word for word in words if re.match(rf'(?:{FOLDERS})/\S+\.(?:sh|sbatch|py)$', word)), None):
+  elif script := next(
+    (word for word in words if re.match(rf'(?:{FOLDERS})/\S+\.(?:sh|sbatch|py)$', word)), None
+  ):
     after = words[words.index('--') :] if '--' in words else []
     words = words[words.index(script) : words.index('--') if '--' in words else None]
     text = read(script) + (read('launch/common.sh') if script.startswith('launch/') else '')
     if script in ('launch/quickstart.sh', 'launch/test.sh'):
       return []
-    return [f for f in flags_of(words) if f not in text] + [f for f in flags_of(after) if f not in known()['help']['train']]
-  elif '-m' in words and words[words.index('-m') + 1].startswith('crossin_jax') and not words[words.index('-m') + 1].endswith('.run'):
+    return [f for f in flags_of(words) if f not in text] + [
+      f for f in flags_of(after) if f not in known()['help']['train']
+    ]
+  elif (
+    '-m' in words
+    and words[words.index('-m') + 1].startswith('crossin_jax')
+    and not words[words.index('-m') + 1].endswith('.run')
+  ):
     text = read(words[words.index('-m') + 1].replace('.', '/') + '.py')
   else:
     return []
@@ -110,11 +154,17 @@ def missing_flags(statement: str) -> list[str]:
 def macros() -> set[str]:
   """Macros that the gin files set."""
   files = [*REPOSITORY.glob('gin_configs/**/*.gin'), *REPOSITORY.glob('benchmarks/**/*.gin')]
-  return {name for file in files for name in re.findall(r'(?m)^([A-Z_]+) = ', file.read_text(encoding='utf-8'))}
+  return {
+    name
+    for file in files
+    for name in re.findall(r'(?m)^([A-Z_]+) = ', file.read_text(encoding='utf-8'))
+  }
 
 
 def unknown_gin(name: str) -> bool:
-  """Whether neither a macro nor a parameter of a configurable has this name: 'TRAIN_STEPS', 'parallel/ParallelFiles.name'."""
+  """Whether neither a macro nor a parameter of a configurable has this name: 'TRAIN_STEPS',
+  'parallel/ParallelFiles.name'.
+  """
   owner, _, parameter = name.split('/')[-1].rpartition('.')
   if not owner:
     return name not in macros()
@@ -124,15 +174,31 @@ def unknown_gin(name: str) -> bool:
 @pytest.mark.parametrize('page', PAGES)
 def test_paths_exist(page):
   text = re.sub(r'https?://\S+', '', read(page))
-  wanted = {path.rstrip('.') for path in re.findall(rf'(?<![\w./-])(?:{FOLDERS})/[\w./{{}},*-]*[\w/}}*]', text)}
-  wanted = {path for path in wanted if not path.startswith('docs/') or page in PAGES[:3] or path.startswith('docs/generate')}
-  missing = [path for pattern in wanted for path in expanded(pattern) if not glob.glob(str(REPOSITORY / path))]
+  wanted = {
+    path.rstrip('.')
+    for path in re.findall(rf'(?<![\w./-])(?:{FOLDERS})/[\w./{{}},*-]*[\w/}}*]', text)
+  }
+  wanted = {
+    path
+    for path in wanted
+    if not path.startswith('docs/') or page in PAGES[:3] or path.startswith('docs/generate')
+  }
+  missing = [
+    path
+    for pattern in wanted
+    for path in expanded(pattern)
+    if not glob.glob(str(REPOSITORY / path))
+  ]
   assert not missing, f'{page} names paths that do not exist: {sorted(missing)}'
 
 
 @pytest.mark.parametrize('page', PAGES[:3])
 def test_links_of_pages_outside_the_site(page):
-  links = [link.split('#')[0] for link in re.findall(r'\]\(([^)\s]+)\)', read(page)) if not link.startswith('http')]
+  links = [
+    link.split('#')[0]
+    for link in re.findall(r'\]\(([^)\s]+)\)', read(page))
+    if not link.startswith('http')
+  ]
   assert not [link for link in links if not (REPOSITORY / page).parent.joinpath(link).exists()]
 
 
@@ -141,13 +207,26 @@ def test_links_of_pages_outside_the_site(page):
 def test_commands_and_flags_exist(page):
   commands = {name.split()[0] for name in known()['help']}
   code = statements(page) + inline(page)
-  named = {found for text in code for found in re.findall(r'(?:^|[ (])crossin ([a-z][a-z-]+)', text)}
+  named = {
+    found for text in code for found in re.findall(r'(?:^|[ (])crossin ([a-z][a-z-]+)', text)
+  }
   assert named <= commands, f'{page} names commands that do not exist: {sorted(named - commands)}'
-  wrong = {statement: missing for statement in statements(page) if (missing := missing_flags(statement))}
+  wrong = {
+    statement: missing for statement in statements(page) if (missing := missing_flags(statement))
+  }
   assert not wrong, f'{page}: flags that do not exist: {wrong}'
-  everything = ' '.join(known()['help'].values()) + ''.join(p.read_text(encoding='utf-8') for p in REPOSITORY.glob('launch/*'))
-  everything += ''.join(p.read_text(encoding='utf-8') for p in REPOSITORY.glob('benchmarks/**/*.py'))
-  flags = {flag for text in inline(page) for flag in re.findall(r'(?<![\w-])--[a-z][\w-]*', text) if not flag.startswith('--gin')}
+  everything = ' '.join(known()['help'].values()) + ''.join(
+    p.read_text(encoding='utf-8') for p in REPOSITORY.glob('launch/*')
+  )
+  everything += ''.join(
+    p.read_text(encoding='utf-8') for p in REPOSITORY.glob('benchmarks/**/*.py')
+  )
+  flags = {
+    flag
+    for text in inline(page)
+    for flag in re.findall(r'(?<![\w-])--[a-z][\w-]*', text)
+    if not flag.startswith('--gin')
+  }
   missing = [flag for flag in flags - FOREIGN if not re.search(rf'{re.escape(flag)}\b', everything)]
   assert not missing, f'{page}: flags that do not exist: {missing}'
 
@@ -158,7 +237,13 @@ def test_gin_names_exist(page):
   text = read(page)
   names = set(re.findall(r'--gin\.([\w/.]+?)(?==)', text)) - {'NAME', 'NAME.PARAMETER'}
   owners = known()['configurables']
-  names |= {match[0] for code in inline(page) if (match := re.match(r'(\w+)\.(\w+)', code)) and match[1] in owners and match[2] not in SUFFIXES}
+  names |= {
+    match[0]
+    for code in inline(page)
+    if (match := re.match(r'(\w+)\.(\w+)', code))
+    and match[1] in owners
+    and match[2] not in SUFFIXES
+  }
   missing = [name for name in names if unknown_gin(name)]
   missing += [name for name in re.findall(r'@(\w+)\(\)', text) if name not in owners]
   assert not missing, f'{page} names gin settings that do not exist: {sorted(missing)}'
@@ -167,22 +252,43 @@ def test_gin_names_exist(page):
 @pytest.mark.slow
 def test_reference_is_current():
   for name, text in known()['pages'].items():
-    # argparse breaks lines differently in each version of Python: only the words of the commands are compared.
+    # argparse breaks lines differently in each version of Python: only the words of the commands
+    # are compared.
     words = (lambda page: page.split()) if name == 'commands.md' else (lambda page: page)
-    assert words(read(f'docs/reference/{name}')) == words(text), f'{name} is out of date: python docs/generate_reference.py'
+    assert words(read(f'docs/reference/{name}')) == words(text), (
+      f'{name} is out of date: python docs/generate_reference.py'
+    )
 
 
 def test_citations_of_methods_have_an_anchor():
   anchors = set(re.findall(r'\{ #([\w-]+) \}', read('docs/design/methods.md')))
-  files = [path for folder in FOLDERS.split('|') for path in (REPOSITORY / folder).rglob('*') if path.suffix in ('.py', '.gin', '.md')]
-  cited = {anchor for file in files for anchor in re.findall(r'methods\.md#([a-z][\w-]*)', file.read_text(encoding='utf-8'))}
+  files = [
+    path
+    for folder in FOLDERS.split('|')
+    for path in (REPOSITORY / folder).rglob('*')
+    if path.suffix in ('.py', '.gin', '.md')
+  ]
+  cited = {
+    anchor
+    for file in files
+    for anchor in re.findall(r'methods\.md#([a-z][\w-]*)', file.read_text(encoding='utf-8'))
+  }
   assert cited - {'anchor'} <= anchors
 
 
 @pytest.mark.slow
 def test_site_builds(tmp_path):
   pytest.importorskip('material', reason='the extra docs is not installed')
-  command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--quiet', '--site-dir', str(tmp_path / 'site')]
+  command = [
+    sys.executable,
+    '-m',
+    'mkdocs',
+    'build',
+    '--strict',
+    '--quiet',
+    '--site-dir',
+    str(tmp_path / 'site'),
+  ]
   done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
   assert done.returncode == 0, done.stdout + done.stderr
   assert (tmp_path / 'site' / 'index.html').exists()
@@ -193,15 +299,27 @@ def test_first_run_works(tmp_path):
   blocks = re.findall(r'(?ms)^```bash\n(.*?)^```', read('docs/start/first_run.md'))
   assert len(blocks) >= 8
   python = shlex.quote(sys.executable)
-  begin = ['set -e', f'python() {{ {python} "$@"; }}', f'crossin() {{ {python} -m crossin_jax.cli "$@"; }}']
+  begin = [
+    'set -e',
+    f'python() {{ {python} "$@"; }}',
+    f'crossin() {{ {python} -m crossin_jax.cli "$@"; }}',
+  ]
   done = subprocess.run(
-    ['bash', '-c', '\n'.join([*begin, *blocks])], cwd=tmp_path, capture_output=True, text=True, env=_environment()
+    ['bash', '-c', '\n'.join([*begin, *blocks])],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    env=_environment(),
   )
   assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
   folder = tmp_path / 'runs' / 'first_run'
-  answers = [json.loads(line) for line in (folder / 'answers.jsonl').read_text(encoding='utf-8').splitlines()]
+  answers = [
+    json.loads(line) for line in (folder / 'answers.jsonl').read_text(encoding='utf-8').splitlines()
+  ]
   assert [answer['id'] for answer in answers] == ['vi', 'es', 'en to vi', 'es to en']
   assert all(answer['output'] for answer in answers)
   runs = json.loads((folder / 'evaluation' / 'results.json').read_text(encoding='utf-8'))['runs']
   assert {run['method'] for run in runs} == {'generate', 'likelihood'}
-  assert all(run['accuracy_by_language']['en'] > 0.5 for run in runs)  # chance is 0.25, and these rows were trained on
+  assert all(
+    run['accuracy_by_language']['en'] > 0.5 for run in runs
+  )  # chance is 0.25, and these rows were trained on

@@ -37,7 +37,8 @@ def here(cloud):
   return cloud
 
 
-# ---- this host -------------------------------------------------------------------------------------------------------
+# ---- this host
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_here_it_starts_again_after_75(here):
@@ -71,7 +72,8 @@ def test_here_a_signal_reaches_the_run_and_ends_it(here, number):
   assert process.returncode == 75 and here.told() == ['here'] and len(here.started('here')) == 1
 
 
-# ---- several hosts ---------------------------------------------------------------------------------------------------
+# ---- several hosts
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_each_host_knows_its_place(hosts):
@@ -99,12 +101,16 @@ def test_the_run_outlives_its_launcher(hosts):
   os.killpg(process.pid, signal.SIGKILL)
   process.wait()
   status, _, err = on_hosts(hosts)
-  assert status == 0 and 'already running' in err and 'the end' in err and len(hosts.started('0.0')) == 1
+  assert (
+    status == 0 and 'already running' in err and 'the end' in err and len(hosts.started('0.0')) == 1
+  )
 
 
 def test_a_host_that_does_not_answer_is_said(cloud):
   cloud.add_hosts('a')
-  cloud.script('bin/ssh', '#!/bin/sh\necho "ssh: connect to host: No route to host" >&2\nexit 255\n')
+  cloud.script(
+    'bin/ssh', '#!/bin/sh\necho "ssh: connect to host: No route to host" >&2\nexit 255\n'
+  )
   status, _, err = on_hosts(cloud, '--max_restarts', '0')
   assert status == 75 and 'No route to host' in err and 'not every worker answers' in err
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 import pytest
 from stand_ins import REPOSITORY
 
-SCRIPTS = sorted(path for path in (REPOSITORY / 'launch').iterdir() if path.suffix in ('.sh', '.sbatch'))
+SCRIPTS = sorted(
+  path for path in (REPOSITORY / 'launch').iterdir() if path.suffix in ('.sh', '.sbatch')
+)
 SHELLS = [shell for shell in ('sh', 'bash', 'dash', 'zsh', 'ksh') if shutil.which(shell)]
 
 
@@ -19,7 +21,9 @@ SHELLS = [shell for shell in ('sh', 'bash', 'dash', 'zsh', 'ksh') if shutil.whic
 @given(st.lists(st.text(st.characters(codec='utf-8', exclude_characters='\0')), max_size=6))
 def test_quoted_words_come_back_from_every_shell(words):
   script = f'import sys; sys.path.insert(0, "{REPOSITORY}/launch"); import common; common.show(sys.argv[1:])'
-  quoted = subprocess.run([sys.executable, '-c', script, *words], check=True, capture_output=True).stdout
+  quoted = subprocess.run(
+    [sys.executable, '-c', script, *words], check=True, capture_output=True
+  ).stdout
   for shell in SHELLS:
     command = b'show() { printf \'%s\\0\' "$@"; }; show -- ' + quoted
     out = subprocess.run([shell, '-c', command], check=True, capture_output=True).stdout
@@ -35,17 +39,21 @@ def test_shellcheck_finds_nothing():
   if shellcheck is None:
     pytest.skip("shellcheck is not installed: pip install 'crossin-jax[test]'")
   names = [str(path.relative_to(REPOSITORY)) for path in SCRIPTS]
-  found = subprocess.run([shellcheck, '-x', *names], cwd=REPOSITORY, check=False, capture_output=True, text=True)
+  found = subprocess.run(
+    [shellcheck, '-x', *names], cwd=REPOSITORY, check=False, capture_output=True, text=True
+  )
   assert found.returncode == 0, found.stdout
 
 
 SHARED = 'command max_restarts dry_run status'
 RUN = f'{SHARED} env include extra repository ref stop_on_interrupt stop'
 OPTIONS = {
-  'tpu_train.sh': f'{RUN} name zone project accelerator_type runtime_version num_slices spot reserved create_flag '
+  'tpu_train.sh': f'{RUN} name zone project accelerator_type runtime_version num_slices spot '
+  'reserved create_flag '
   'gcloud_ssh_flag delete_when_done delete',
   'gpu_train.sh': f'{RUN} hosts coordinator_address ssh_flag',
-  'gke_xpk.sh': f'{SHARED} cluster workload zone project tpu_type num_slices image grace_seconds xpk_flag delete',
+  'gke_xpk.sh': f'{SHARED} cluster workload zone project tpu_type num_slices image grace_seconds '
+  'xpk_flag delete',
   'slurm_train.sbatch': 'command extra max_restarts no_install',
 }
 
@@ -60,7 +68,18 @@ def test_help_shows_every_option_and_an_example(name):
 
 def test_what_is_not_bash_of_a_mac():
   """macOS has bash 3.2: none of what came later, in the scripts that people run from there."""
-  later = ('declare -A', 'local -A', 'mapfile', 'readarray', 'wait -n', '${!', '@Q}', '&>>', '|&', 'coproc')
+  later = (
+    'declare -A',
+    'local -A',
+    'mapfile',
+    'readarray',
+    'wait -n',
+    '${!',
+    '@Q}',
+    '&>>',
+    '|&',
+    'coproc',
+  )
   for name in ('environment.sh', 'tpu_train.sh', 'gpu_train.sh', 'gke_xpk.sh'):
     text = (REPOSITORY / 'launch' / name).read_text(encoding='utf-8')
     assert not [word for word in later if word in text]

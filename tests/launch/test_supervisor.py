@@ -63,7 +63,8 @@ def test_the_end_of_all_is_judged_at_once_and_of_some_after_a_time(state):
     (('1', 'gone', '1', '1'), '', True, 'restart', 'worker 0/1 lost its processes'),
     (('1', '1', '1'), '', False, 'restart', 'no longer answers'),
     (('1', '1', '1'), '', True, 'failed', ''),
-    (('1', '1', '1', '1'), '', False, 'failed', ''),  # nobody has to answer after all ends are known
+    # nobody has to answer after all ends are known
+    (('1', '1', '1', '1'), '', False, 'failed', ''),
 ])  # fmt: skip
 def test_what_ends_mean(state, statuses, lost, answering, outcome, reason):
   end(state, *statuses)
@@ -93,10 +94,24 @@ def test_the_help_text_declares_the_options(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['x', *words])
     return common.parse(HELP, number=3)
 
-  options = parse('--list', '--a=b', '--switch', '--list', '-c', '--number', '5', '--', '--list', '--')
-  assert (options.switch, options.number, options.text, options.list) == (True, 5, '', ['--a=b', '-c'])
+  options = parse(
+    '--list', '--a=b', '--switch', '--list', '-c', '--number', '5', '--', '--list', '--'
+  )
+  assert (options.switch, options.number, options.text, options.list) == (
+    True,
+    5,
+    '',
+    ['--a=b', '-c'],
+  )
   assert options.arguments == ['--list', '--'] and parse().list == [] and parse().number == 3
-  for words in (['--within'], ['--other', 'x'], ['text'], ['--text'], ['--number', '-1'], ['--text=a']):
+  for words in (
+    ['--within'],
+    ['--other', 'x'],
+    ['text'],
+    ['--text'],
+    ['--number', '-1'],
+    ['--text=a'],
+  ):
     with pytest.raises(SystemExit) as failure:
       parse(*words)
     assert failure.value.code == 2 and words[0].split('=')[0] in capsys.readouterr().err

@@ -128,7 +128,8 @@ def main(argv: list[str]) -> int:
   parser = command_line.Parser(
     'build-cross-xquad',
     'Cross-XQuAD rebuilt from XQuAD: four options a question, parallel in all languages.',
-    'crossin build-cross-xquad --xquad_dir data/xquad --languages en,zh,vi,es --output cross_xquad.json',
+    'crossin build-cross-xquad --xquad_dir data/xquad --languages en,zh,vi,es --output '
+    'cross_xquad.json',
   )
   parser.add_argument('--xquad_dir', required=True, help='folder of xquad.<language>.json')
   parser.add_argument(

@@ -101,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   """`crossin compare`. Exit status: 0 done, 1 failed, 2 usage."""
   parser = command_line.Parser(
     'compare',
-    'Two models on the same items: paired intervals of B minus A, by language too, and which are real.',
+    'Two models on the same items: paired intervals of B minus A, by language too, and which are '
+    'real.',
     'crossin compare runs/base/eval runs/x2x/eval --names base,x2x --output_dir compared',
   )
   parser.add_argument('a', help='--output_dir of `crossin evaluate`, or a file of predictions')

@@ -332,8 +332,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   """`crossin contamination`. Exit status: 0 done (whatever was found), 1 failed, 2 usage."""
   parser = command_line.Parser(
     'contamination',
-    'Texts of benchmarks that stand in training data too: n-grams and whole normalised texts, by language.',
-    'crossin contamination --data_dir prepared --mixture alpaca.base_x2x.3000.en_zh_vi_es.default --benchmark cross_mmlu.json xquad.zh.json --output_dir overlap; or --mixture_rows rows.jsonl more.json instead of --data_dir and --mixture',
+    'Texts of benchmarks that stand in training data too: n-grams and whole normalised texts, by '
+    'language.',
+    'crossin contamination --data_dir prepared --mixture alpaca.base_x2x.3000.en_zh_vi_es.default '
+    '--benchmark cross_mmlu.json xquad.zh.json --output_dir overlap; or --mixture_rows rows.jsonl '
+    'more.json instead of --data_dir and --mixture',
   )
   parser.add_argument(
     '--mixture_rows',

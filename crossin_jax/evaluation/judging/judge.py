@@ -259,8 +259,11 @@ def _lines(pairs: Sequence[Pair], judgements: dict) -> str:
 def _parser() -> argparse.ArgumentParser:
   parser = command_line.Parser(
     'judge',
-    'Compare the answers of two systems, pair by pair and in both orders, by the scores of a judge. Writes judgements.jsonl, judge.json and judge.html. Replies are kept: a run that was stopped or killed goes on where it was.',
-    'crossin judge ours.jsonl theirs.jsonl --endpoint https://api.openai.com/v1 --judge_model gpt-4 --output_dir judged --price_in 30 --price_out 60 --budget 20',
+    'Compare the answers of two systems, pair by pair and in both orders, by the scores of a '
+    'judge. Writes judgements.jsonl, judge.json and judge.html. Replies are kept: a run that was '
+    'stopped or killed goes on where it was.',
+    'crossin judge ours.jsonl theirs.jsonl --endpoint https://api.openai.com/v1 --judge_model '
+    'gpt-4 --output_dir judged --price_in 30 --price_out 60 --budget 20',
     gin=True,
   )
   parser.add_argument(

@@ -165,8 +165,11 @@ def ask_main(argv: Sequence[str] | None = None) -> int:
   """`crossin ask`. Exit status: 0 done, 1 failed, 2 usage."""
   parser = command_line.Parser(
     'ask',
-    'Prompts for the same questions asked in English ("Answer in Urdu.") and in the language of the answer.',
-    'crossin ask --questions vicuna80.en.jsonl --questions_native vicuna80.ur.jsonl --language ur --output asked.jsonl; then crossin generate --input asked.jsonl --output answers.jsonl; then crossin responses answers.jsonl --questions asked.jsonl',
+    'Prompts for the same questions asked in English ("Answer in Urdu.") and in the language of '
+    'the answer.',
+    'crossin ask --questions vicuna80.en.jsonl --questions_native vicuna80.ur.jsonl --language ur '
+    '--output asked.jsonl; then crossin generate --input asked.jsonl --output answers.jsonl; then '
+    'crossin responses answers.jsonl --questions asked.jsonl',
   )
   parser.add_argument(
     '--questions', required=True, help='English questions, JSONL: {question_id, text, category}'

@@ -214,7 +214,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   """`crossin responses`. Exit status: 0 done, 1 failed, 2 usage."""
   parser = command_line.Parser(
     'responses',
-    'Fidelity (share in the language that was asked for), repetition and length of open-ended responses.',
+    'Fidelity (share in the language that was asked for), repetition and length of open-ended '
+    'responses.',
     'crossin responses answers.jsonl --questions asked.jsonl --output_dir figures',
   )
   parser.add_argument('answers', help='JSONL of `crossin generate`')

@@ -102,8 +102,12 @@ def write(args, languages: Sequence[str], asked: Sequence[tuple[str, str]], foun
 def _parser() -> argparse.ArgumentParser:
   parser = command_line.Parser(
     'xinstruction distill',
-    'The baseline of a teacher: it answers English instructions in the language. Writes STEM_LANG.json for --gin.DISTILLED of gin_configs/mixtures/xinstruction.gin. Replies are kept: a run that was stopped or killed goes on where it was.',
-    'crossin xinstruction distill --input rows.en.json --languages sw,ta --output baselines/distilled --endpoint https://api.openai.com/v1 --model gpt-4o-mini --price_in 0.15 --price_out 0.6 --budget 10',
+    'The baseline of a teacher: it answers English instructions in the language. Writes '
+    'STEM_LANG.json for --gin.DISTILLED of gin_configs/mixtures/xinstruction.gin. Replies are '
+    'kept: a run that was stopped or killed goes on where it was.',
+    'crossin xinstruction distill --input rows.en.json --languages sw,ta --output '
+    'baselines/distilled --endpoint https://api.openai.com/v1 --model gpt-4o-mini --price_in 0.15 '
+    '--price_out 0.6 --budget 10',
     gin=True,
   )
   parser.add_argument(

@@ -78,8 +78,11 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin xinstruction translated`."""
   parser = command_line.Parser(
     'xinstruction translated',
-    'The baseline of translated data: English instruction, response in the language, from aligned rows. Writes STEM_LANG.json for --gin.TRANSLATED of gin_configs/mixtures/xinstruction.gin.',
-    'crossin translate --input rows.en.json --languages sw,ta --output_dir tr --endpoint URL --model NAME; crossin xinstruction translated --rows tr/rows --languages sw,ta --output baselines/translated',
+    'The baseline of translated data: English instruction, response in the language, from aligned '
+    'rows. Writes STEM_LANG.json for --gin.TRANSLATED of gin_configs/mixtures/xinstruction.gin.',
+    'crossin translate --input rows.en.json --languages sw,ta --output_dir tr --endpoint URL '
+    '--model NAME; crossin xinstruction translated --rows tr/rows --languages sw,ta --output '
+    'baselines/translated',
   )
   parser.add_argument(
     '--rows', required=True, metavar='STEM', help='of aligned files, STEM_en.json, STEM_sw.json ...'

@@ -294,7 +294,8 @@ def main(argv: Sequence[str]) -> int:
   defaults = Settings()
   parser = command_line.Parser(
     'xinstruction quickstart',
-    'X-Instruction on the embedded world: reads, writes instructions for texts, refines them in rounds, tunes, asks, and shows precision and recall of what was kept.',
+    'X-Instruction on the embedded world: reads, writes instructions for texts, refines them in '
+    'rounds, tunes, asks, and shows precision and recall of what was kept.',
     'crossin xinstruction quickstart --languages sw,ta,fi --output_dir runs/xinstruction',
   )
   parser.add_argument('--output_dir', default='runs/xinstruction', help='for everything')
