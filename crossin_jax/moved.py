@@ -39,7 +39,7 @@ translation: translate translate_masks=masks
 workflow: jobs launchers xinstruction.steps
 world: seqio_tasks.world seqio_tasks.world_documents=documents seqio_tasks.world_sources=sources
 xinstruction: xinstruction.handed_on=forwarding
-xinstruction.baselines: xinstruction.distill xinstruction.translated
+xinstruction.baselines: xinstruction.distill
 xinstruction.diversity: xinstruction.diversification xinstruction.embeddings
 xinstruction.filtering: xinstruction.characters xinstruction.documents xinstruction.duplicates
     xinstruction.filtering=step xinstruction.filters xinstruction.parts
