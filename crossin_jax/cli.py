@@ -167,7 +167,7 @@ def _failed(command: str, error: Exception) -> int:
   status = getattr(error, 'exit_status', FAILED)
   # Imported only by commands that run in several processes.
   if distributed := sys.modules.get('crossin_jax.processes.distributed'):
-    message = distributed.tell_failed(message)
+    message = distributed.notify_failed(message)
   print(f'crossin {command}: {message}', file=sys.stderr)
   if distributed:
     distributed.leave(status)

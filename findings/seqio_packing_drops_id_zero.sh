@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# SeqIO 0.0.20: the decoder feature converter with packing takes every token of id 0 for padding.
-# Vocabularies in which 0 is a real token (many tokenizer.json files) lose it without a message.
-# Expected: targets 5 0 7 and 8 0 keep their five tokens and have five positions in all.
-# Seen: the packed row has 3 tokens of 5, and loss weights of 0 at the places of id 0.
+# SeqIO 0.0.20: packing in the decoder feature converter takes a token of id 0 for the end of an
+# example. What stands behind it is overwritten by the next example, without a message. In many
+# tokenizer.json vocabularies 0 is a real token.
+# Expected: targets 5 0 7 and 8 0 in one row of eight, 5 0 7 8 0.
+# Seen: 5 0 8 0 0 0 0 0: the 7 is gone, and no 0 has a loss weight.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
@@ -17,6 +18,7 @@ converter = seqio.DecoderFeatureConverter(pack=True)
 batch = next(converter(data, {'targets': 8}).as_numpy_iterator())
 for name, value in sorted(batch.items()):
   print(name, value.tolist())
-assert batch['decoder_loss_weights'].sum() == 3, 'SeqIO counts tokens of id 0 now'
+assert batch['decoder_target_tokens'].tolist() == [5, 0, 8, 0, 0, 0, 0, 0]
+assert batch['decoder_loss_weights'].tolist() == [1, 0, 1, 0, 0, 0, 0, 0]
 P
 echo 'as described'

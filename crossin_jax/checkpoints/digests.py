@@ -1,8 +1,7 @@
-"""Digests of checkpoints: what was written, so that damage is noticed before anything is restored.
+"""Digests of checkpoints, checked before anything is restored.
 
-On disk they are SHA-256 of every file; on gs:// size and CRC32C as the store has them, so nothing
-is read back. These find an object that is missing, cut off, or written again; what changed on the
-way from this machine's memory into the store they do not find.
+On disk: SHA-256 of every file. On gs://: size and CRC32C from the store's metadata, so nothing is
+read back; they detect missing, truncated and replaced objects, but not errors during the upload.
 """
 
 import hashlib
@@ -20,13 +19,13 @@ def path_of(checkpoint: str) -> str:
 
 
 def damage(path: str) -> str | None:
-  """What is wrong with the files of a `checkpoint_<step>` directory by its digest, or None."""
+  """How the files of a `checkpoint_<step>` directory differ from its digest, or None."""
   digest = path_of(path)
   try:
     expected = files.load_json(digest)
   except FileNotFoundError:
     warnings.warn(
-      f'{path} has no digest, the run was killed right after it was saved; it is used unverified'
+      f'{path} has no digest, because the run was killed right after the save; it is used unverified'
     )
     return None
   except ValueError as error:
@@ -41,13 +40,12 @@ def damage(path: str) -> str | None:
 
 
 def file_digests(directory: str, like: dict[str, str] | None = None) -> dict[str, str]:
-  """Relative path -> SHA-256 of every file below a directory; of remote ones 'crc32c:...:bytes',
-  which the store knows.
+  """Relative path -> SHA-256 of every file below a directory; 'crc32c:...:bytes' for remote ones.
 
   Args:
     directory: a checkpoint.
-    like: of the kind that these are, where a checkpoint was copied from a disk to the store or
-      back. The store knows no SHA-256: what came there from a disk is looked for by name only.
+    like: digests whose kind is used, for a checkpoint that was copied between disk and store. The
+      store has no SHA-256: files that came from a disk are only looked up by name.
   """
   like = like or {}
   if remote.is_remote(directory):

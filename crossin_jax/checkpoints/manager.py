@@ -1,15 +1,14 @@
 """Orbax checkpoints in T5X's layout, verified by digests.
 
-MODEL_DIR/checkpoint_<step>/state       {'target': params, 'state': {'step', 'param_states'}}
-MODEL_DIR/checkpoint_<step>/run         JSON: where the run stands (stream settings, open metric sums)
-MODEL_DIR/digests/checkpoint_<step>.json  see `digests`
+MODEL_DIR/checkpoint_<step>/state: {'target': params, 'state': {'step', 'param_states'}}
+MODEL_DIR/checkpoint_<step>/run: the `RunState` of training as JSON
+MODEL_DIR/digests/checkpoint_<step>.json: see `digests`
 
-On gs:// Orbax writes the objects where they stay, `_CHECKPOINT_METADATA` before the others and
-`commit_success.txt` after them: a checkpoint_<step> without the latter is unfinished and is no
-checkpoint. One that has the former is what a killed run left, and the next run removes it; anything
-else (a copy that is on its way, T5X's older layout) is not ours to remove, nor to write in.
+On gs:// Orbax cannot rename: it writes `_CHECKPOINT_METADATA` first and `commit_success.txt` last. A
+checkpoint_<step> without the latter is incomplete. If it has the former, a killed run left it and
+the next run removes it. Anything else (a copy in progress, T5X's older layout) is never touched.
 
-With LoRA, `target` holds what is trained and `run` says where the other parameters come from.
+With LoRA, `target` holds the trained parameters and `run` refers to the base.
 """
 
 import contextlib
@@ -45,10 +44,10 @@ class CheckpointConfig:
 
   Attributes:
     period: steps between checkpoints; the last step is always saved. 0 = only the last.
-    keep: how many of the latest stay.
-    keep_period: checkpoints at multiples of it stay for ever; None = none.
+    keep: how many of the latest are kept.
+    keep_period: checkpoints at multiples of it are kept for ever; None = none.
     best_metric: evaluation figure ('eval/heldout/loss', 'eval/questions/ac3_3' ...) whose best
-      checkpoint stays too, among the steps that are both evaluated and saved.
+      checkpoint is kept too, among the steps that are both evaluated and saved.
     best_mode: 'min' or 'max'.
   """
 
@@ -73,7 +72,7 @@ class CheckpointConfig:
 
 
 def to_tree(state: TrainState) -> dict:
-  """T5X's tree of a TrainState; optimizer nodes without arrays are left out."""
+  """T5X's tree of a TrainState, without optimizer nodes that hold no array."""
   return {
     'target': state.params,
     'state': {
@@ -84,9 +83,7 @@ def to_tree(state: TrainState) -> dict:
 
 
 def from_tree(tree: dict, like: TrainState) -> TrainState:
-  """The inverse of `to_tree`; `like` gives the structure of the optimizer state, and what is
-  frozen.
-  """
+  """The inverse of `to_tree`; `like` gives the optimizer's structure and the frozen parameters."""
   full = serialization.to_state_dict(like.opt_state)
   flat = traverse_util.flatten_dict(full, keep_empty_nodes=True)
   flat.update(traverse_util.flatten_dict(tree['state']['param_states']))
@@ -102,15 +99,15 @@ def _without_empty(node):
 
 
 class Checkpoints:
-  """The checkpoints of one MODEL_DIR, of the run that holds it (`run_directory.exclusive`).
+  """The checkpoints of a MODEL_DIR, for the run that holds it (`run_directory.exclusive`).
 
-  On entering, what a killed run left unfinished on gs:// is removed.
+  Incomplete checkpoints of a killed run on gs:// are removed at the start.
   """
 
   def __init__(self, model_dir: str, config: CheckpointConfig):
     self.model_dir, self._config = remote.absolute(model_dir), config
     self._damaged = set()  # steps that `restore_latest` could not use
-    is_remote = remote.use(model_dir)
+    is_remote = remote.prepare(model_dir)
     if is_remote and jax.process_index() == 0:
       remove_unfinished(self.model_dir)
     policies = ocp.checkpoint_managers
@@ -118,7 +115,7 @@ class Checkpoints:
     if config.keep_period:
       keep.append(policies.EveryNSteps(config.keep_period))
     if config.best_metric:
-      # BestN keeps the highest figures.
+      # BestN keeps the highest values.
       sign = 1.0 if config.best_mode == 'max' else -1.0
       figure = lambda metrics: sign * metrics[config.best_metric]
       keep.append(policies.BestN(get_metric_fn=figure, n=1, keep_checkpoints_without_metrics=False))
@@ -132,21 +129,19 @@ class Checkpoints:
         options=ocp.CheckpointManagerOptions(
           step_prefix=PREFIX,
           preservation_policy=policies.AnyPreservationPolicy(keep),
-          # Needed for `metrics=` to be stored; what is kept is decided by the policy above.
+          # Makes Orbax store `metrics=`; the policy above decides what is kept.
           best_fn=(lambda metrics: figure(metrics)) if config.best_metric else None,
-          # On gs:// Orbax takes every folder of MODEL_DIR without a marker, such as digests/, for a
-          # save that was cut off.
+          # On gs:// Orbax takes folders without a marker, such as digests/, for interrupted saves.
           cleanup_tmp_directories=not is_remote,
         ),
       )
 
   def save(self, step: int, state: TrainState, run: dict, figures: dict | None = None) -> None:
-    """Begins to save in the background; returns when the arrays are copied off the devices."""
+    """Saves in the background; returns once the arrays are copied off the devices."""
     if step in self._manager.all_steps() and step not in self._damaged:
       return
     self.wait()
-    # What was found damaged makes room for what is saved in its place, and does not count among
-    # those kept.
+    # Damaged checkpoints are replaced and do not count among those kept.
     for damaged in sorted(self._damaged & set(self._manager.all_steps())):
       self._manager.delete(damaged)
     if self._damaged:
@@ -158,7 +153,6 @@ class Checkpoints:
       and step not in self._manager.all_steps()
     ):
       check_room(self.model_dir, step)
-    # Figures are kept beside the checkpoint only where a best one is to be chosen by them.
     metric = self._config.best_metric
     metrics = {metric: float(figures[metric])} if metric and figures and metric in figures else None
     items = ocp.args.Composite(
@@ -168,13 +162,13 @@ class Checkpoints:
       self._manager.save(step, args=items, metrics=metrics, force=True)
 
   def restore_latest(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
-    """The newest undamaged checkpoint and its run state, or None if there is none at all.
+    """The newest undamaged checkpoint and its run state, or None if there is no checkpoint.
 
     Args:
       abstract: shapes, dtypes and shardings to restore into.
 
     Raises:
-      CheckpointError: there are checkpoints but none can be used.
+      CheckpointError: there are checkpoints but all are damaged.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     problems = []
@@ -190,7 +184,7 @@ class Checkpoints:
           raise  # of another model: an older one would be too
         except Exception as error:  # Orbax raises many kinds
           problem = f'{type(error).__name__}: {error}'
-          # the store has it as it was written: the network, rather
+          # The store keeps objects intact: the network is the more likely cause.
           if remote.is_remote(self.model_dir):
             raise CheckpointError(
               f'{self._path(step)} cannot be read ({problem}); start the same command again'
@@ -210,11 +204,11 @@ class Checkpoints:
     return None
 
   def wait(self) -> None:
-    """Returns when the save in progress is complete and its digest written.
+    """Returns when the save in progress is complete and its digest is written.
 
     Raises:
-      CheckpointError: it failed (a full disk, say); the checkpoint before it is whole. RemoteError:
-        the same, on gs://.
+      CheckpointError: it failed, for instance on a full disk; the previous checkpoint is intact.
+      RemoteError: the same on gs://.
     """
     with self._saving(Exception):  # the saving thread raises many kinds
       self._manager.wait_until_finished()
@@ -225,13 +219,12 @@ class Checkpoints:
     except OSError as error:
       raise CheckpointError(
         f'cannot write the digests of the checkpoints in {self.model_dir}: {_first_line(error)}. '
-        'Mend that and start the same '
-        'command again; the checkpoints are whole'
+        'Fix that and start the same command again; the checkpoints are intact'
       ) from error
 
   @contextlib.contextmanager
   def _saving(self, kind: type[Exception]):
-    """Says what went wrong while Orbax saved, in words for people."""
+    """Turns errors of Orbax's save into readable ones."""
     try:
       with remote.explaining(self.model_dir):
         yield
@@ -241,8 +234,7 @@ class Checkpoints:
       remedy = 'S' if remote.is_remote(self.model_dir) else 'Make room there and s'
       raise CheckpointError(
         f'cannot save a checkpoint in {self.model_dir}: {_first_line(error)}. {remedy}tart the '
-        'same command again; it goes on '
-        'from the last whole checkpoint'
+        'same command again; it continues from the last complete checkpoint'
       ) from error
 
   def close(self) -> None:
@@ -256,15 +248,15 @@ class Checkpoints:
   def _write_digests(self) -> None:
     if jax.process_index():
       return
-    whole = {f'{PREFIX}_{step}' for step in steps_in(self.model_dir)}
-    # one may be on its way here
-    present = whole | {f'{PREFIX}_{step}' for step in folders_in(self.model_dir)}
+    complete = {f'{PREFIX}_{step}' for step in steps_in(self.model_dir)}
+    # One may be being copied here.
+    present = complete | {f'{PREFIX}_{step}' for step in folders_in(self.model_dir)}
     folder = os.path.join(self.model_dir, 'digests')
     if remote.is_remote(folder):
       there, remove = remote.listing(folder), remote.remove
     else:
       there, remove = os.listdir(folder) if os.path.isdir(folder) else (), os.unlink
-    for name in sorted(whole - {name.removesuffix('.json') for name in there}):
+    for name in sorted(complete - {name.removesuffix('.json') for name in there}):
       write_json(
         os.path.join(folder, f'{name}.json'),
         digests.file_digests(os.path.join(self.model_dir, name)),
@@ -274,7 +266,7 @@ class Checkpoints:
         remove(os.path.join(folder, name))
 
   def _agreed_damage(self, step: int) -> str | None:
-    """Host 0's verdict on a checkpoint, the same on all hosts, so that all restore the same one."""
+    """Host 0's verdict on a checkpoint, broadcast, so that all hosts restore the same one."""
     if jax.process_count() == 1:
       return self._damage(step)
     from jax.experimental import multihost_utils
@@ -288,7 +280,7 @@ class Checkpoints:
 
 
 def restore_tree(path: str, abstract: TrainState) -> TrainState:
-  """Reads `path`/state straight into the shards that `abstract` names.
+  """Reads `path`/state directly into the shards of `abstract`.
 
   Raises:
     CheckpointError: the parameters have another structure or shape.

@@ -1,4 +1,4 @@
-"""Parameters alone: read from and written to checkpoints and Hugging Face directories."""
+"""Parameters alone, read from and written to Orbax checkpoints."""
 
 import os
 
@@ -13,30 +13,29 @@ from crossin_jax.storage import files, remote
 
 
 def restore_target(path: str, abstract_params, partly: bool = False):
-  """Parameters of one checkpoint; with `partly` it may hold more of them than are wanted."""
+  """Parameters of a checkpoint; with `partly` it may hold more than the wanted ones."""
   tree = {'target': abstract_params}
   check_shapes(path, tree, partly)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     arguments = ocp.args.PyTreeRestore(
       item=tree,
       restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
-      partial_restore=True,  # what is on disk beside `target` is not read
+      partial_restore=True,  # reads only `target`
     )
     return checkpointer.restore(os.path.join(path, 'state'), args=arguments)['target']
 
 
 def save_params(directory: str, params, step: int = 0) -> str:
-  """Writes parameters as `checkpoint_<step>` with its digest, for training to begin from and for
-  T5X to restore.
+  """Writes parameters as `checkpoint_<step>` with its digest, for training and T5X to start from.
 
   Returns:
     The checkpoint's path.
 
   Raises:
-    CheckpointError: something of that name is there.
+    CheckpointError: the checkpoint exists.
   """
   path = os.path.join(remote.absolute(directory), f'{PREFIX}_{step}')
-  remote.use(directory)
+  remote.prepare(directory)
   if jax.process_index() == 0:
     check_room(directory, step)
   tree = {
@@ -58,7 +57,7 @@ def save_params(directory: str, params, step: int = 0) -> str:
 
 
 def run_of(path: str) -> dict:
-  """Where the run stood, as saved in the checkpoint; {} where a checkpoint has none."""
+  """The run state saved in a checkpoint; {} if it has none."""
   try:
     return files.load_json(os.path.join(path, 'run', 'metadata'))
   except (FileNotFoundError, NotADirectoryError):
@@ -66,7 +65,7 @@ def run_of(path: str) -> dict:
 
 
 def target_shapes(path: str) -> dict:
-  """The tree of parameters on disk, with what Orbax knows of each."""
+  """The tree of parameters on disk with Orbax's metadata of each."""
   metadata = ocp.PyTreeCheckpointer().metadata(os.path.join(path, 'state'))
   metadata = getattr(metadata, 'item_metadata', metadata)
   metadata = getattr(metadata, 'tree', metadata)
@@ -74,7 +73,7 @@ def target_shapes(path: str) -> dict:
 
 
 def check_shapes(path: str, tree: dict, partly: bool = False) -> None:
-  """Compares parameter names and shapes on disk with those wanted, before anything is read."""
+  """Compares names and shapes on disk with the wanted ones, before anything is read."""
   on_disk = traverse_util.flatten_dict(target_shapes(path), sep='/')
   wanted = traverse_util.flatten_dict(tree['target'], sep='/')
   differences = [

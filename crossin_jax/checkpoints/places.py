@@ -1,4 +1,4 @@
-"""Which checkpoints a MODEL_DIR holds, and where."""
+"""Which checkpoints a MODEL_DIR has, and their paths."""
 
 import os
 import sys
@@ -7,8 +7,8 @@ from crossin_jax.errors import CrossinError
 from crossin_jax.storage import remote
 
 PREFIX = 'checkpoint'
-COMMITTED = 'commit_success.txt'  # Orbax writes it last, where it cannot rename
-BEGUN = '_CHECKPOINT_METADATA'  # Orbax' manager writes it first
+COMMITTED = 'commit_success.txt'  # Orbax writes it last where it cannot rename
+BEGUN = '_CHECKPOINT_METADATA'  # Orbax's manager writes it first
 
 
 class CheckpointError(CrossinError, RuntimeError):
@@ -19,15 +19,15 @@ def latest_checkpoint(path: str) -> str:
   """`path` itself if it is a checkpoint, else the newest checkpoint in it.
 
   Raises:
-    CheckpointError: neither.
+    CheckpointError: it is neither.
   """
   path = remote.absolute(path)
-  if remote.use(path):
+  if remote.prepare(path):
     names = remote.listing(path, deep=False)
     if 'state/' in names:
       if not _is_whole(path, names):
         raise CheckpointError(
-          f'{path} is unfinished: it has no {COMMITTED}, which is written last. Name an earlier '
+          f'{path} is incomplete: it has no {COMMITTED}, which is written last. Name an earlier '
           f'{PREFIX}_<step>'
         )
       return path
@@ -42,7 +42,7 @@ def latest_checkpoint(path: str) -> str:
 
 
 def steps_in(model_dir: str) -> list[int]:
-  """Steps of the whole checkpoints in a MODEL_DIR."""
+  """Steps of the complete checkpoints in a MODEL_DIR."""
   found = folders_in(model_dir)
   if remote.is_remote(model_dir):
     found = [step for step in found if _is_whole(f'{model_dir}/{PREFIX}_{step}')]
@@ -50,7 +50,7 @@ def steps_in(model_dir: str) -> list[int]:
 
 
 def folders_in(model_dir: str) -> list[int]:
-  """Steps of all folders that are named like checkpoints."""
+  """Steps of all folders with the name of a checkpoint."""
   if remote.is_remote(model_dir):
     folders = [
       name.rstrip('/') for name in remote.listing(model_dir, deep=False) if name.endswith('/')
@@ -62,8 +62,8 @@ def folders_in(model_dir: str) -> list[int]:
 
 
 def check_room(directory: str, step: int) -> None:
-  """Raises CheckpointError if there is a folder `checkpoint_<step>`, whole or not: what is in it
-  would be mixed with what is written.
+  """Raises CheckpointError if `checkpoint_<step>` exists, complete or not: its files would mix with
+  new ones.
   """
   path = os.path.join(remote.absolute(directory), f'{PREFIX}_{step}')
   if remote.is_remote(path):
@@ -76,26 +76,25 @@ def check_room(directory: str, step: int) -> None:
     names = os.path.isdir(path) and os.listdir(path)
     unfinished, command = False, f'rm -r {path}'
   if names:
-    state = f', without {COMMITTED}: unfinished, or of another kind' if unfinished else ''
+    state = f', without {COMMITTED}: incomplete, or of another kind' if unfinished else ''
     raise CheckpointError(
-      f'{path} is there already{state}. Give another directory, or, if nobody writes or needs it, '
+      f'{path} exists already{state}. Give another directory, or, if nobody writes or needs it, '
       f'remove it: `{command}`'
     )
 
 
 def _is_whole(url: str, names=None) -> bool:
-  """Whether a remote checkpoint is finished; of T5X's, which are not made by Orbax' manager,
-  `state` is all.
+  """Whether a remote checkpoint is complete; T5X's, written without Orbax's manager, have only
+  `state`.
   """
   names = remote.listing(url, deep=False) if names is None else names
   return COMMITTED in names or (BEGUN not in names and remote.exists(f'{url}/state/{COMMITTED}'))
 
 
 def remove_unfinished(model_dir: str) -> None:
-  """Removes the checkpoints that Orbax' manager began in a remote MODEL_DIR and did not finish;
-  only for the run that holds it.
+  """Removes incomplete checkpoints of Orbax's manager from a remote MODEL_DIR, and reports them.
 
-  Other folders of that name are left alone. What is done is said on stderr.
+  Only for the run that holds the MODEL_DIR. Other folders of that name are not touched.
   """
   for step in folders_in(model_dir):
     path = f'{model_dir}/{PREFIX}_{step}'
@@ -103,11 +102,13 @@ def remove_unfinished(model_dir: str) -> None:
     if not names or _is_whole(path, names):
       continue
     if BEGUN in names:
-      print(f'{path} was not finished by the run before: it is removed', file=sys.stderr)
-      remote.remove_folder(path, last=(BEGUN,))  # if this is killed the next run knows it again
+      print(f'{path} was not finished by the previous run: it is removed', file=sys.stderr)
+      remote.remove_folder(
+        path, last=(BEGUN,)
+      )  # if this is killed, the next run still recognises it
     else:
       print(
-        f'warning: {path} has no {COMMITTED} and was not begun by a run of this kind: it is left '
-        'alone and not read',
+        f'warning: {path} has no {COMMITTED} and was not started by such a run: it is neither '
+        'removed nor read',
         file=sys.stderr,
       )

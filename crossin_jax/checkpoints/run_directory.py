@@ -1,4 +1,4 @@
-"""MODEL_DIR: one run at a time in it, and what it needs to be understood later."""
+"""MODEL_DIR: one run at a time, and the files that describe it."""
 
 import contextlib
 import errno
@@ -22,19 +22,19 @@ class RunError(CrossinError, RuntimeError):
 
 @contextlib.contextmanager
 def exclusive(model_dir: str):
-  """Holds MODEL_DIR for this run; a second run is refused and told which is the first.
+  """Locks MODEL_DIR for this run; a second run gets an error that names the first.
 
-  Of a remote MODEL_DIR what is no checkpoint is written on this machine, by process 0, and pushed.
-  A run that was killed leaves its lock there: on another machine the next one waits until it is
-  stale, 90 s after it was last renewed.
+  For a remote MODEL_DIR, process 0 writes the small files locally and pushes them. A killed run
+  leaves its lock there: on another machine the next run waits until it is stale, 90 s after the last
+  renewal.
 
   Yields:
-    A `mirror.Folder`: `path` is where small files are written.
+    A `mirror.Folder`; small files go to its `path`.
 
   Raises:
     RunError: another process holds it, or it cannot be written.
   """
-  is_remote = remote.use(model_dir)
+  is_remote = remote.prepare(model_dir)
   if jax.process_index():
     yield mirror.Folder(model_dir)
     return
@@ -61,14 +61,13 @@ def exclusive(model_dir: str):
         raise
       raise RunError(
         f'cannot write in MODEL_DIR {model_dir} ({error.strerror}). Make room there and start the '
-        'same command again; it '
-        'goes on from the last whole checkpoint'
+        'same command again; it continues from the last complete checkpoint'
       ) from error
 
 
 @contextlib.contextmanager
 def _remote_files(model_dir: str):
-  """The lock, then the files."""
+  """Takes the lock, then mirrors the files."""
   with (
     lease.Lock(f'{remote.absolute(model_dir)}/lock') as lock,
     mirror.Mirror(model_dir, folders=('tensorboard', COMPANIONS)) as files,
@@ -82,9 +81,9 @@ def describe(
 ) -> None:
   """Writes config.gin (the operative configuration), prompts.json and the tokenizer into MODEL_DIR.
 
-  Inference prompts the model as training did from the last two. Where the parameters came from a
-  Hugging Face directory, its configuration and tokenizer go to MODEL_DIR/huggingface, for the way
-  back.
+  Inference uses the last two to prompt the model as in training. If the parameters came from a
+  Hugging Face directory, its configuration and tokenizer are copied to MODEL_DIR/huggingface for the
+  export.
   """
   if initial_checkpoint and (source := SavedModel.open(initial_checkpoint).companions):
     weights.copy_companions(source, os.path.join(model_dir, COMPANIONS))

@@ -485,7 +485,7 @@ def stoppable():
   with interruption.StopSignal() as signal:
 
     def check():
-      if signal.heard():
+      if signal.received():
         raise Interrupted
 
     yield check

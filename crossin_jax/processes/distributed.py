@@ -1,6 +1,4 @@
-"""Several processes as one run: which one this is, the handshake, and places where all wait for
-all.
-"""
+"""Several processes as one run: flags, handshake and barriers."""
 
 import argparse
 import atexit
@@ -17,68 +15,62 @@ from crossin_jax.processes import roll_call
 from crossin_jax.processes.hub import RollCallError
 from crossin_jax.processes.roll_call import RollCall
 
-# JAX's own heartbeat ends a process without a word about which other one is lost, so ours is to be
-# the faster one.
+# JAX's own heartbeat does not say which process is lost, so ours must be faster.
 JAX_HEARTBEAT = 100  # seconds
-# How long an error waits for word of another process' end: the system cuts the lines of a dead
-# process at once.
+# How long an error waits for the notice that another process ended: the operating system closes the
+# connections of a dead process at once.
 FOREIGN = 3.0  # seconds
 _call: RollCall | None = None
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Adds T5X's flags for several processes, and those for clusters that say by themselves what runs
-  where.
-  """
+  """Adds T5X's flags for several processes, and `--multihost` for clusters that JAX detects."""
   group = parser.add_argument_group('several processes')
   group.add_argument(
     '--coordinator_address',
-    help='HOST:PORT of process 0 (PORT + 1 is used too); with it the next two',
+    help='HOST:PORT of process 0 (PORT + 1 is used too); needs the next two flags',
   )
   group.add_argument(
-    '--process_count',
-    type=int,
-    help='how many processes the run has; with --multihost: how many it must have',
+    '--process_count', type=int, help='number of processes; with --multihost: the required number'
   )
-  group.add_argument('--process_index', type=int, help='which of them this one is, from 0')
+  group.add_argument('--process_index', type=int, help='number of this process, from 0')
   group.add_argument(
     '--multihost',
     action='store_true',
-    help='ask the machine instead: TPU pod, SLURM, Open MPI, Kubernetes',
+    help='detect the processes: TPU pod, SLURM, Open MPI, Kubernetes',
   )
   group.add_argument(
     '--start_timeout',
     type=float,
     default=1800.0,
-    help='seconds until all processes must be there (default: 1800)',
+    help='seconds until all processes must be connected',
   )
 
 
 def initialize(args: argparse.Namespace) -> None:
-  """Joins the run that the flags name; without them this process is the whole run.
+  """Joins the run that the flags describe; without them the run has this process only.
 
   Raises:
-    ValueError: some of the flags without the others, an index that is none, a machine that does not
-      say what it is part of, or another number of processes than wanted.
-    RollCallError: not all processes came; the missing are named.
+    ValueError: incomplete flags, an invalid index, no cluster detected, or another number of
+      processes than required.
+    RollCallError: not all processes connected; the missing ones are named.
   """
   global _call  # a process is in one run
   given = [args.coordinator_address, args.process_count, args.process_index]
   if args.multihost:
     if args.coordinator_address or args.process_index is not None:
       raise ValueError(
-        '--multihost asks the machine; give it, or --coordinator_address and --process_index'
+        '--multihost detects the processes; give it, or --coordinator_address and --process_index'
       )
     address, count, index = _detected(args.start_timeout)
     if args.process_count not in (None, count):
       raise ValueError(
         f'this machine belongs to {count} processes, --process_count wants {args.process_count}: '
-        'a smaller or larger slice '
-        'than meant? Nothing was begun'
+        'a smaller or larger slice than intended? Nothing was started'
       )
   elif all(value is None for value in given):
     hosts = 1
-    with contextlib.suppress(RuntimeError):  # no such device: the mesh says so better
+    with contextlib.suppress(RuntimeError):  # no such device: the mesh reports it better
       hosts = jax.process_count()  # libtpu joins the hosts of a slice by itself
     if hosts > 1:
       raise ValueError(
@@ -97,7 +89,7 @@ def initialize(args: argparse.Namespace) -> None:
     raise ValueError(f'--coordinator_address {address!r}: write HOST:PORT')
   if count > 1:
     _call = RollCall(f'{host}:{int(port) + 1}', count, index, timeout=args.start_timeout)
-    # Registered before JAX's: ours is called after it, when JAX has taken leave of the others.
+    # Registered before JAX's handler, so it runs after JAX has left the others.
     atexit.register(_call.close)
   jax.distributed.initialize(
     address,
@@ -112,31 +104,30 @@ def initialize(args: argparse.Namespace) -> None:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _outlive_abort(number: int) -> None:
-  """JAX aborts a process the moment its coordinator dies, and its own hook for that cannot be
-  called from Python.
+  """Delays JAX's abort, which follows at once when the coordinator dies.
 
   The aborting thread waits here while the roll call ends the process with the reason and a status
-  that a launcher understands; an abort for another reason goes on.
+  that launchers understand. An abort for another reason continues.
   """
   time.sleep(FOREIGN)
-  _call.tell_failed('aborted in native code, see its log')
-  ctypes.CDLL(None).signal(number, 0)  # as it was; abort() raises it again
+  _call.notify_failed('aborted in native code, see its log')
+  ctypes.CDLL(None).signal(number, 0)  # the default action; abort() raises the signal again
 
 
 def call() -> RollCall | None:
-  """The roll call of this run; None if this process is all of it."""
+  """The roll call of this run; None if it has one process."""
   return _call
 
 
 def barrier(place: str, says: object = '') -> None:
-  """Waits until all processes are at this place; with one process it does nothing.
+  """Waits until all processes arrive; with one process it does nothing.
 
   Args:
-    place: a name for people: while some are waited for, process 0 says which, and where.
-    says: what must be equal in all processes; anything with a repr.
+    place: a readable name, used when process 0 reports which processes are missing.
+    says: must have an equal repr in all processes.
 
   Raises:
-    RollCallError: it is not; the processes are named.
+    RollCallError: it differs; the processes are named.
   """
   if _call is not None:
     told = repr(says)
@@ -145,22 +136,24 @@ def barrier(place: str, says: object = '') -> None:
     _call.barrier(place, told)
 
 
-def tell_failed(reason: str) -> str:
-  """Tells the other processes that this one ends with an error; the message, with this process'
-  number if there are others.
+def notify_failed(reason: str) -> str:
+  """Notifies the other processes that this one failed.
 
-  Many an error is what another process' end looks like from here (a collective that broke off):
-  word of that is waited for, and if it comes, this process ends as all do.
+  An error may be the consequence of another process's end, such as an aborted collective. So this
+  first waits for a notice of that, which ends this process like all others.
+
+  Returns:
+    The reason, with the number of this process if there are others.
   """
   if _call is None:
     return reason
   time.sleep(FOREIGN)
-  _call.tell_failed(reason)
+  _call.notify_failed(reason)
   return f'process {_call.index}: {reason}'
 
 
 def _detected(timeout: float) -> tuple[str, int, int]:
-  """(address, count, index) as JAX finds them on TPU pods, under SLURM, Open MPI and Kubernetes."""
+  """(address, count, index) as JAX detects them on TPU pods, SLURM, Open MPI and Kubernetes."""
   try:
     from jax._src.clusters import ClusterEnv  # has no public name
 
@@ -169,27 +162,24 @@ def _detected(timeout: float) -> tuple[str, int, int]:
     )
   except (ImportError, AttributeError, TypeError):
     raise ValueError(
-      f'JAX {jax.__version__} does not tell what this machine is part of; give '
+      f'JAX {jax.__version__} cannot detect the cluster of this machine; give '
       '--coordinator_address, --process_count and '
       '--process_index'
     ) from None
   if address is None or count is None or index is None:
     raise ValueError(
-      'nothing says that this machine is one of several (no TPU pod, SLURM, Open MPI or '
-      'Kubernetes was found); give '
+      'no cluster was detected (TPU pod, SLURM, Open MPI or Kubernetes); give '
       '--coordinator_address, --process_count and --process_index, or leave --multihost out'
     )
   return address, count, index
 
 
 def leave(status: int) -> None:
-  """Ends this process at once after an error that the others know of: JAX's own way out would wait
-  for them.
-  """
+  """Ends this process at once after an error; JAX's own exit would wait for the others."""
   if _call is not None:
     sys.stdout.flush()
     sys.stderr.flush()
     roll_call.os._exit(status)
 
 
-__all__ = ['RollCallError', 'add_flags', 'barrier', 'call', 'initialize', 'leave', 'tell_failed']
+__all__ = ['RollCallError', 'add_flags', 'barrier', 'call', 'initialize', 'leave', 'notify_failed']

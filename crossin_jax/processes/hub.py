@@ -9,25 +9,25 @@ import time
 
 from crossin_jax.errors import CrossinError
 
-BEAT = 5.0  # seconds between signs of life
+BEAT = 5.0  # seconds between heartbeats
 LOST = 45.0  # seconds of silence after which a process counts as lost
-TOLD = 60.0  # seconds between lines that say for whom is waited
+TOLD = 60.0  # seconds between reports of missing processes
 _LONGEST = 1 << 16  # bytes of a message
 
 
 class RollCallError(CrossinError, RuntimeError):
-  """The run cannot begin, or not together; the message names the processes."""
+  """The run cannot start, or its processes differ; the message names them."""
 
 
 @dataclasses.dataclass
 class _Member:
-  """What process 0 knows of a process."""
+  """One connected process."""
 
   line: 'Line'
   host: str
   pid: int
   heard: float
-  gone: bool = False  # said goodbye
+  gone: bool = False  # it has left or failed
 
   def __str__(self):
     return f'{self.host}, pid {self.pid}'
@@ -41,7 +41,7 @@ class Line:
     self._socket, self._writing = connection, threading.Lock()
 
   def send(self, **message) -> bool:
-    """Whether it could be sent."""
+    """Sends a message; returns whether that succeeded."""
     try:
       with self._writing:
         self._socket.sendall(json.dumps(message).encode() + b'\n')
@@ -50,7 +50,7 @@ class Line:
       return False
 
   def messages(self):
-    """What comes, until the line is cut."""
+    """Incoming messages until the connection ends."""
     with self._socket.makefile('rb') as incoming:
       try:
         while (line := incoming.readline(_LONGEST)).endswith(b'\n'):
@@ -69,14 +69,15 @@ class Line:
 
 
 class Hub:
-  """Process 0's side: knows all, tells all."""
+  """Process 0's side: collects the state of all processes and notifies them."""
 
   def __init__(self, port: int, count: int, timeout: float, beat: float = BEAT, lost: float = LOST):
-    """Listens at once.
+    """Starts to listen.
 
     Args:
-      port: TCP port; count: of processes, process 0 among them.
-      timeout: seconds until all must have come.
+      port: TCP port.
+      count: number of processes, including process 0.
+      timeout: seconds until all must be connected.
       beat, lost: see BEAT and LOST.
     """
     self._count, self._beat, self._lost = count, beat, lost
@@ -87,28 +88,27 @@ class Hub:
     self._timeout = timeout
     self._waiting: dict[str, dict[int, str]] = {}  # place -> process -> what it says
     self._since: dict[str, float] = {}
-    # process -> checks passed, once somebody was told to stop
+    # process -> checks passed, once a process was interrupted
     self._passed: dict[int, int] | None = None
     try:
       self._socket = socket.create_server(('', port), backlog=1024)
     except OSError as error:
       raise RollCallError(
-        f'process 0 cannot listen on port {port} ({error.strerror}): is another run at work on '
-        'this machine? Choose another '
-        'port in --coordinator_address (this is the one above it)'
+        f'process 0 cannot listen on port {port} ({error.strerror}): is another run active on '
+        'this machine? Choose another port in --coordinator_address (this is the one above it)'
       ) from None
     for work in (self._accept, self._watch):
       threading.Thread(target=work, daemon=True, name=f'roll call {work.__name__}').start()
 
   def close(self) -> None:
-    """Stops listening; lines are cut."""
+    """Stops listening and closes all connections."""
     self._complete = True
     self._socket.close()
     for member in list(self._members.values()):
       member.line.close()
 
   def wait_until_gone(self, index: int, seconds: float) -> None:
-    """Until a process has said goodbye, or failed, and the others were told."""
+    """Waits until a process has left, or has failed and the others are notified."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
       with self._lock:
@@ -143,15 +143,20 @@ class Hub:
     line.close()
 
   def _enter(self, line: Line, message: dict) -> int | None:
-    """The first message of a process; its number, or None if it may not take part."""
+    """Handles the first message of a process; returns its number, None if it is refused."""
     if not {'hello', 'count', 'host', 'pid'} <= set(message):
-      return None  # somebody else who found the port
+      return None  # not a process of this run
     index = message['hello']
     who = f'process {index} ({message["host"]}, pid {message["pid"]})'
     if message['count'] != self._count:
-      problem = f'{who} was started as one of {message["count"]} processes, process 0 as one of {self._count}'
+      problem = (
+        f'{who} was started as one of {message["count"]} processes, process 0 as one of '
+        f'{self._count}'
+      )
     elif index in self._members:
-      problem = f'{who} has the number of a process that is there already ({self._members[index]})'
+      problem = (
+        f'{who} has the number of a process that is already connected ({self._members[index]})'
+      )
     else:
       self._members[index] = _Member(line, message['host'], message['pid'], time.monotonic())
       if len(self._members) == self._count:
@@ -189,7 +194,7 @@ class Hub:
       return
     said = self._waiting.pop(place)
     self._since.pop(place)
-    # The odd ones out are those who differ from the most.
+    # Processes that differ from the majority are named.
     most = max(
       set(said.values()),
       key=lambda value: (sum(v == value for v in said.values()), value == said.get(0)),
@@ -205,7 +210,7 @@ class Hub:
     return {index for index, member in self._members.items() if not member.gone}
 
   def _watch(self) -> None:
-    """Signs of life, and what is overdue."""
+    """Sends heartbeats and looks for what is overdue."""
     told = time.monotonic()
     while not self._complete:
       time.sleep(min(1.0, self._beat))
@@ -217,12 +222,12 @@ class Hub:
           self._complete = True
         for index, member in list(self._members.items()):
           if self._began and not member.gone and now - member.heard > self._lost:
-            self._tell_lost(index, f'nothing was heard from it for {now - member.heard:.0f} s')
+            self._tell_lost(index, f'no heartbeat for {now - member.heard:.0f} s')
         if now - told > TOLD:
           told = now
-          self._say_who_is_waited_for(now)
+          self._report_missing(now)
 
-  def _say_who_is_waited_for(self, now: float) -> None:
+  def _report_missing(self, now: float) -> None:
     name = lambda i: f'{i} ({self._members[i].host})' if i in self._members else str(i)
     if not self._began:
       missing = sorted(set(range(self._count)) - set(self._members))

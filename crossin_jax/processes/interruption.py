@@ -1,6 +1,4 @@
-"""Being told to stop: heard between steps, between batches of an evaluation, and while XLA
-compiles.
-"""
+"""SIGTERM and SIGINT, checked between steps, between evaluation batches and while XLA compiles."""
 
 import signal
 import threading
@@ -12,13 +10,13 @@ _current: 'StopSignal | None' = None
 
 
 class StopSignal:
-  """Hears SIGTERM and SIGINT while it is entered; a second SIGINT acts at once."""
+  """Records SIGTERM and SIGINT inside its block; a second SIGINT raises KeyboardInterrupt."""
 
   def __init__(self):
-    self._flag, self._told, self._previous, self._outer = False, False, {}, None
+    self._flag, self._notified, self._previous, self._outer = False, False, {}, None
 
   def __enter__(self):
-    global _current  # signals are global too
+    global _current  # signals are global as well
     self._outer, _current = _current, self
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
@@ -36,31 +34,32 @@ class StopSignal:
       raise KeyboardInterrupt
     self._flag = True
 
-  def heard(self) -> bool:
-    """Whether this host was told to stop."""
+  def received(self) -> bool:
+    """Whether this process received a signal."""
     return self._flag
 
   def requested(self) -> bool:
-    """Whether any process was told to stop; all must ask equally often and get the same answer at
-    the same call.
+    """Whether any process of the run was interrupted.
+
+    All processes must call it equally often; they get the same answer at the same call.
     """
     if (call := distributed.call()) is None:
       return self._flag
-    if self._flag and not self._told:
-      self._told = True
-      call.tell_stop()
+    if self._flag and not self._notified:
+      self._notified = True
+      call.notify_stop()
     return call.stopping()
 
 
 def interrupted_alone() -> bool:
-  """Whether the run around the caller was interrupted and has no other process to wait for."""
-  return _current is not None and _current.heard() and distributed.call() is None
+  """Whether the surrounding run was interrupted and consists of this process alone."""
+  return _current is not None and _current.received() and distributed.call() is None
 
 
 def check() -> None:
-  """Raises Interrupted if the run around it was told to stop; outside a run it does nothing.
+  """Raises Interrupted if the surrounding run was interrupted; outside a run it does nothing.
 
-  Long evaluations call it between batches, on all hosts alike.
+  Long evaluations call it between batches, equally often on all hosts.
   """
   if _current is not None and _current.requested():
     raise Interrupted

@@ -1,9 +1,8 @@
-"""Who of a run's processes is there, waits, fails, is lost or was told to stop: a thread in each,
-and a TCP line to process 0.
+"""Which processes of a run are connected, waiting, failed, lost or interrupted.
 
-It works before JAX's own handshake, while XLA compiles, and while a collective waits for a host
-that will never come: a thread that hears of it ends the process, with the reason. Messages are
-lines of JSON; an hour of beats is some kilobytes.
+Each process has a thread and a TCP connection to process 0. This works before JAX's own handshake,
+while XLA compiles, and while a collective waits for a host that never arrives: the thread then ends
+the process with the reason. Messages are lines of JSON; an hour of heartbeats is a few kilobytes.
 """
 
 from collections.abc import Callable
@@ -19,10 +18,10 @@ from crossin_jax.processes.hub import BEAT, LOST, Hub, Line, RollCallError
 
 
 class RollCall:
-  """A process's side of it.
+  """One process of the run.
 
   Attributes:
-    index, count: which process of how many this is.
+    index, count: number of this process, and of processes.
   """
 
   def __init__(
@@ -36,17 +35,17 @@ class RollCall:
     lost: float = LOST,
     leave: Callable[[int], None] = os._exit,
   ):
-    """Returns when all processes are there.
+    """Returns when all processes are connected.
 
     Args:
       address: HOST:PORT of process 0's hub; process 0 opens it.
-      count, index: how many processes the run has, and which this is.
-      timeout: seconds until all must be there.
+      count, index: number of processes, and of this process.
+      timeout: seconds until all must be connected.
       beat, lost: see BEAT and LOST.
       leave: ends this process with a status; for tests.
 
     Raises:
-      RollCallError: processes are missing (they are named), too many, or process 0 does not answer.
+      RollCallError: processes are missing (they are named) or too many, or process 0 does not answer.
     """
     self.index, self.count, self._leave, self._silence, self._beat = index, count, leave, lost, beat
     host, port = address.rsplit(':', 1)
@@ -66,15 +65,14 @@ class RollCall:
       raise RollCallError(self._problem)
 
   def barrier(self, place: str, says: str = '') -> None:
-    """Waits until all processes are at this place; while they are waited for, process 0 says for
-    whom.
+    """Waits until all processes arrive; meanwhile process 0 reports which ones are missing.
 
     Args:
-      place: a name for people, 'restoring the checkpoint'. The same again later is another barrier.
-      says: what must be equal in all processes, short.
+      place: a readable name, 'restoring the checkpoint'. A later call with it is a new barrier.
+      says: a short text that must be equal in all processes.
 
     Raises:
-      RollCallError: processes say different things; they are named.
+      RollCallError: the texts differ; the processes are named.
     """
     with self._state:
       self._opened.pop(place, None)
@@ -85,16 +83,15 @@ class RollCall:
     if problem:
       raise RollCallError(f'the processes of this run differ at {place}: {problem}')
 
-  def tell_stop(self) -> None:
-    """This process was told to stop: all will, at the same check."""
+  def notify_stop(self) -> None:
+    """This process was interrupted: all processes stop at the same check."""
     self._line.send(stop=True)
 
   def stopping(self) -> bool:
-    """Whether to stop here. All processes ask equally often, and get the same answer at the same
-    call.
+    """Whether to stop here. All processes must call it equally often and get the same answers.
 
-    Costs nothing until somebody was told to stop; then each process says how many calls it has
-    behind it, and the call after the furthest of these is the one.
+    It costs nothing until a process is interrupted. Then each process reports its number of calls,
+    and all stop at the call after the highest of these numbers.
     """
     with self._state:
       self._checks += 1
@@ -104,17 +101,15 @@ class RollCall:
       self._state.wait_for(lambda: self._stop_at is not None)
       return number >= self._stop_at
 
-  def tell_failed(self, reason: str) -> None:
-    """This process ends with an error; the others hear it and end too."""
+  def notify_failed(self, reason: str) -> None:
+    """This process ends with an error: the others are notified and end too."""
     self._closed = True
     self._line.send(failed=reason[:4000])
     if self._hub:
       self._hub.wait_until_gone(self.index, 2.0)
 
   def close(self) -> None:
-    """This process is done; process 0 stays until the others are too, for half of the time that
-    makes one lost.
-    """
+    """This process is done; process 0 waits for the others, for at most half of `lost`."""
     self._closed = True
     self._line.send(bye=True)
     if self._hub:
@@ -136,7 +131,7 @@ class RollCall:
           raise RollCallError(
             f'process {self.index}: process 0 did not answer at {host}:{port} within '
             f'{timeout:.0f} s ({error}); was it '
-            'started, and may this machine reach that port?'
+            'started, and can this machine reach that port?'
           ) from None
         if now - said > hub.TOLD:
           said = now
@@ -175,7 +170,7 @@ class RollCall:
         self._end('process 0 is lost: its connection was cut', RESTART)
       with self._state:
         self._problem = (
-          self._problem or f'process {self.index}: process 0 has gone before the run began'
+          self._problem or f'process {self.index}: process 0 ended before the run started'
         )
         self._state.notify_all()
 
@@ -188,18 +183,20 @@ class RollCall:
         and (silent := time.monotonic() - self._heard) > self._silence
         and not self._closed
       ):
-        self._end(f'process 0 is lost: nothing was heard from it for {silent:.0f} s', RESTART)
+        self._end(f'process 0 is lost: no heartbeat for {silent:.0f} s', RESTART)
 
   def _end(self, reason: str, status: int) -> None:
     if self._closed or not self._began:
       return
-    # Who failed together with others says so itself first.
+    # A process that fails by itself reports its own error first.
     time.sleep(min(1.0, self._beat))
     if self._closed:
       return
     self._closed = True
     what = (
-      'start all again to go on from the last whole checkpoint' if status == RESTART else 'all end'
+      'start all again to continue from the last complete checkpoint'
+      if status == RESTART
+      else 'all end'
     )
     print(
       f'process {self.index} ({socket.gethostname()}) ends: {reason}; {what}',

@@ -1,6 +1,4 @@
-"""Objects of Google Cloud Storage, through gcsfs: what there is, reading, writing, errors in words
-for people.
-"""
+"""Objects of Google Cloud Storage through gcsfs: listing, reading, writing, readable errors."""
 
 import asyncio
 import base64
@@ -19,7 +17,7 @@ import urllib.parse
 from crossin_jax.errors import CrossinError
 
 SCHEME = 'gs://'
-ATTEMPTS = 4  # at one file, each with the retries of gcsfs in it
+ATTEMPTS = 4  # per file, on top of the retries of gcsfs
 AT_ONCE = 8  # files copied at a time
 _FIELDS = 'name,size,crc32c,generation,updated'
 
@@ -29,7 +27,7 @@ class RemoteError(CrossinError, OSError):
 
 
 class PermissionDenied(RemoteError, PermissionError):
-  """The credentials are missing or do not suffice; another attempt does not help."""
+  """The credentials are missing or insufficient; a retry does not help."""
 
 
 class NotThere(RemoteError, FileNotFoundError):
@@ -37,17 +35,17 @@ class NotThere(RemoteError, FileNotFoundError):
 
 
 class Outrun(RemoteError):
-  """An object that was to be replaced is of another generation by now."""
+  """An object that was to be replaced has another generation by now."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """What the store knows of an object.
+  """Metadata of an object.
 
   Attributes:
     size: bytes.
     crc32c: of the content, base64.
-    generation: number of this content among all that the name has had.
+    generation: version of the content; every write gives the name a new one.
   """
 
   size: int
@@ -61,7 +59,7 @@ class Entry:
 
   @property
   def digest(self) -> str:
-    """What stands in a list of digests for content that was not read: 'crc32c:...:size'."""
+    """The digest of content that is not read: 'crc32c:...:size'."""
     return f'crc32c:{self.crc32c}:{self.size}'
 
 
@@ -69,7 +67,7 @@ _limits: contextvars.ContextVar[tuple['Limit', ...]] = contextvars.ContextVar('l
 
 
 class Limit:
-  """When requests must have ended; it may be set while they run, by another thread."""
+  """A deadline for requests; another thread may set it while they run."""
 
   def __init__(self, seconds: float | None = None):
     """Args:
@@ -80,17 +78,17 @@ class Limit:
       self.set(seconds)
 
   def set(self, seconds: float) -> None:
-    """From now on so many seconds are left."""
+    """Sets the deadline to `seconds` from now."""
     self._end = time.monotonic() + seconds
 
   def left(self) -> float | None:
-    """Seconds, at least 0; None = any number."""
+    """Seconds left, at least 0; None = no deadline."""
     return None if self._end is None else max(0.0, self._end - time.monotonic())
 
   @contextlib.contextmanager
-  def kept(self):
-    """Requests in here, and those of `together`, are given up at the end; what fails once it is set
-    is not tried again.
+  def applied(self):
+    """Applies the deadline to requests in the block, also to those of `map_in_threads`; once it is
+    set, nothing is retried.
     """
     before = _limits.set((*_limits.get(), self))
     try:
@@ -100,7 +98,7 @@ class Limit:
 
 
 def _left() -> float | None:
-  """Seconds that requests may still take; None = any number."""
+  """Seconds that requests may still take; None = no deadline."""
   return min((left for limit in _limits.get() if (left := limit.left()) is not None), default=None)
 
 
@@ -119,33 +117,32 @@ def split(url: str) -> tuple[str, str]:
 
 @functools.cache
 def filesystem():
-  """gcsfs, that keeps no listings: other processes write too."""
+  """gcsfs without a listings cache, because other processes write too."""
   os.environ.setdefault('EPATH_USE_TF', '0')
-  # The client for zonal buckets opens gRPC channels for every bucket; set it to true to use such a
-  # bucket.
+  # The client for zonal buckets opens gRPC channels for every bucket; set it to true for those.
   os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
   if (gpath := sys.modules.get('etils.epath.gpath')) and hasattr(gpath, '_is_tf_installed'):
-    gpath._is_tf_installed.cache_clear()  # it may have answered already
+    gpath._is_tf_installed.cache_clear()  # it may be cached already
   try:
     import aiohttp
     import fsspec.config
     import gcsfs  # noqa: F401
   except ImportError:
     raise ValueError("gs:// paths need gcsfs: pip install 'crossin-jax[gcs]'") from None
-  # Also of the one that etils makes. Without a timeout a connection that hangs would be waited for
+  # Applies to the file system that etils creates too. Without a timeout a hanging connection blocks
   # for ever.
   timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=120)
   fsspec.config.conf.setdefault('gcs', {}).update(
     use_listings_cache=False, requests_timeout=timeout
   )
-  logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # its tracebacks; the errors reach us
+  logging.getLogger('gcsfs').setLevel(
+    logging.CRITICAL
+  )  # tracebacks of errors that are raised anyway
   return fsspec.filesystem('gcs')
 
 
 def explained(error: Exception, url: str) -> Exception:
-  """An error of the libraries beneath in words for people, or the error itself if it has nothing to
-  do with the store.
-  """
+  """The `RemoteError` for an error of the underlying libraries; other errors are returned as is."""
   if isinstance(error, RemoteError):
     return error
   kind, text = type(error).__name__, str(error).strip()
@@ -153,11 +150,11 @@ def explained(error: Exception, url: str) -> Exception:
   code = getattr(error, 'code', None)
   if isinstance(error, FileNotFoundError):
     return NotThere(
-      f'{url} is not there, or there is no bucket {bucket}; see what is with `gcloud storage ls '
+      f'{url} does not exist, or there is no bucket {bucket}; list it with `gcloud storage ls '
       f'gs://{bucket}`'
     )
   if isinstance(error, FileExistsError):
-    return Outrun(f'{url} was written by another process meanwhile')
+    return Outrun(f'{url} was written by another process in the meantime')
   if (
     text.startswith('Forbidden')
     or str(code) in ('401', '403')
@@ -180,32 +177,30 @@ def explained(error: Exception, url: str) -> Exception:
     error, (TimeoutError, ConnectionError)
   ):
     return RemoteError(
-      f'{url} cannot be reached: {kind} {text}. Is the network there? Start the same command again'
+      f'{url} cannot be reached: {kind} {text}. Check the network and start the same command again'
     )
   return error
 
 
 @contextlib.contextmanager
 def explaining(url: str):
-  """Turns errors of the libraries beneath into `RemoteError`; about a local path it leaves them as
-  they are.
-  """
+  """Turns errors of the underlying libraries into `RemoteError`, except for local paths."""
   try:
     yield
-  except Exception as error:  # each library has errors of its own
+  except Exception as error:  # each library has its own classes
     if not is_remote(url) or (found := explained(error, url)) is error:
       raise
     raise found from error
 
 
 def _result(coroutine: Coroutine):
-  """What a coroutine of gcsfs gives; TimeoutError, and it is cancelled, at the end of the `Limit`."""
+  """The result of a gcsfs coroutine; cancelled with TimeoutError at the end of the `Limit`."""
   future = asyncio.run_coroutine_threadsafe(coroutine, filesystem().loop)
   try:
     while not future.done():
       if (left := _left()) == 0:
-        raise TimeoutError('it was given up')
-      # the limit may be set meanwhile
+        raise TimeoutError('deadline reached')
+      # The deadline may be set in the meantime.
       concurrent.futures.wait([future], min(0.5, 0.5 if left is None else left))
     return future.result()
   finally:
@@ -218,7 +213,7 @@ def call(url: str, method: str, path: str, *args, **kwargs):
 
 
 def stat(url: str) -> Entry | None:
-  """What the store knows of an object; None if there is none."""
+  """Metadata of an object; None if it does not exist."""
   bucket, name = split(url)
   try:
     return (
@@ -231,7 +226,7 @@ def stat(url: str) -> Entry | None:
 
 
 def exists(path: str) -> bool:
-  """Whether a file is there, or an object."""
+  """Whether a file or an object exists."""
   return stat(path) is not None if is_remote(path) else os.path.isfile(path)
 
 
@@ -240,11 +235,10 @@ def listing(url: str, *, deep: bool = True) -> dict[str, Entry]:
 
   Args:
     url: the folder.
-    deep: False = only those in the folder itself, and the folders in it as 'NAME/', with an Entry
-      of nothing.
+    deep: False = only the folder's own objects, and its sub-folders as 'NAME/' with an empty Entry.
 
   Raises:
-    RemoteError: no such bucket, no permission.
+    RemoteError: no such bucket, or no permission.
   """
   bucket, name = split(url)
   prefix = f'{name}/' if name else ''
@@ -255,7 +249,7 @@ def listing(url: str, *, deep: bool = True) -> dict[str, Entry]:
       fields=f'nextPageToken,prefixes,items({_FIELDS})', json_out=True,
     )  # fmt: skip
     for item in page.get('items', ()):
-      if not item['name'].endswith('/'):  # what some tools leave for an empty folder
+      if not item['name'].endswith('/'):  # a placeholder that some tools write for an empty folder
         found[item['name'].removeprefix(prefix)] = Entry.of(item)
     for folder in page.get('prefixes', ()):
       found[folder.removeprefix(prefix)] = Entry(0, '', 0)
@@ -264,27 +258,27 @@ def listing(url: str, *, deep: bool = True) -> dict[str, Entry]:
 
 
 def read(url: str) -> bytes:
-  """The content of an object; NotThere if there is none."""
+  """The content of an object; NotThere if it does not exist."""
   with explaining(url):
     return _result(filesystem()._cat_file(url))
 
 
 def write(url: str, data: bytes, generation: int | None = None) -> Entry:
-  """Makes an object, whole or not at all.
+  """Writes an object atomically.
 
   Args:
-    url: its place.
+    url: of the object.
     data: its content.
-    generation: only if the object is of this generation, 0 = not there; None = whatever it is.
+    generation: write only if the object has this generation, 0 = does not exist; None = always.
 
   Raises:
-    Outrun: it is of another generation.
+    Outrun: the object has another generation.
   """
   bucket, name = split(url)
   path = f'{filesystem()._location}/upload/storage/v1/b/{urllib.parse.quote(bucket, safe="")}/o'
   condition = {} if generation is None else {'ifGenerationMatch': str(generation)}
   headers = {'Content-Type': 'application/octet-stream'}
-  made = call(
+  resource = call(
     url,
     'POST',
     path,
@@ -295,11 +289,11 @@ def write(url: str, data: bytes, generation: int | None = None) -> Entry:
     json_out=True,
     **condition,
   )
-  return Entry.of(made)
+  return Entry.of(resource)
 
 
 def remove(url: str, generation: int | None = None) -> None:
-  """Removes an object if it is there (and of this generation)."""
+  """Removes an object if it exists (and has this generation)."""
   bucket, name = split(url)
   condition = {} if generation is None else {'ifGenerationMatch': str(generation)}
   with contextlib.suppress(NotThere, Outrun):
@@ -307,41 +301,39 @@ def remove(url: str, generation: int | None = None) -> None:
 
 
 def remove_folder(url: str, last: Iterable[str] = ()) -> None:
-  """Removes all objects below a folder, those named in `last` after the others."""
+  """Removes all objects below a folder; those named in `last` at the end."""
   names = list(listing(url))
   rest = [name for name in last if name in names]
-  together(lambda name: remove(f'{url}/{name}'), [name for name in names if name not in rest])
+  map_in_threads(lambda name: remove(f'{url}/{name}'), [name for name in names if name not in rest])
   for name in rest:
     remove(f'{url}/{name}')
 
 
 def upload(path: str, url: str) -> Entry:
-  """Makes an object of a file, compared with what the store then says it has.
+  """Uploads a file and compares size and CRC32C with those of the stored object.
 
   Raises:
-    RemoteError: it could not be, in several attempts.
+    RemoteError: all attempts failed.
   """
 
   def attempt() -> Entry:
     with explaining(url):
       _result(filesystem()._put_file(path, url))
-    made = stat(url)
-    if made is None or (made.size, made.crc32c) != (os.path.getsize(path), crc32c(path)):
+    entry = stat(url)
+    if entry is None or (entry.size, entry.crc32c) != (os.path.getsize(path), crc32c(path)):
       raise RemoteError(f'{url} arrived damaged; start the same command again')
-    return made
+    return entry
 
-  return insist(attempt)
+  return retry(attempt)
 
 
 def upload_folder(path: str, url: str, last: Iterable[str] = ()) -> None:
-  """Makes objects of all files below a folder, those named in `last` after the others, in that
-  order.
-  """
+  """Uploads all files below a folder; those named in `last` at the end, in that order."""
   names = [
     os.path.relpath(os.path.join(f, n), path) for f, _, inside in os.walk(path) for n in inside
   ]
   rest = [name for name in last if name in names]
-  together(
+  map_in_threads(
     lambda name: upload(os.path.join(path, name), f'{url}/{name}'),
     [n for n in names if n not in rest],
   )
@@ -350,7 +342,7 @@ def upload_folder(path: str, url: str, last: Iterable[str] = ()) -> None:
 
 
 def crc32c(path: str) -> str:
-  """Of a file, as the store writes it."""
+  """CRC32C of a file, base64 as in `Entry`."""
   import google_crc32c
 
   checksum = google_crc32c.Checksum()
@@ -360,8 +352,8 @@ def crc32c(path: str) -> str:
   return base64.b64encode(checksum.digest()).decode()
 
 
-def insist(attempt: Callable):
-  """What an attempt gives; a few more where it fails for a reason that may pass."""
+def retry(attempt: Callable):
+  """The result of `attempt`, retried where the failure may be temporary."""
   for number in range(ATTEMPTS):
     try:
       return attempt()
@@ -374,10 +366,10 @@ def insist(attempt: Callable):
   raise AssertionError
 
 
-def together(function: Callable, items: Iterable) -> list:
-  """[function(item)], several at a time."""
+def map_in_threads(function: Callable, items: Iterable) -> list:
+  """[function(item) for each item], several at a time."""
   with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-    # A context each: one cannot be entered twice at a time.
+    # Each call gets its own context, because a context cannot be entered twice at a time.
     futures = [pool.submit(contextvars.copy_context().run, function, item) for item in items]
     try:
       return [future.result() for future in futures]

@@ -14,7 +14,7 @@ from crossin_jax.storage import locks, remote
 
 PERIOD = 30.0  # seconds between pushes, and between renewals of a lock
 STALE = 90.0  # seconds after which a lock that is not renewed may be taken over
-SHORT = 10.0  # seconds that may go by, after an error, before it is told
+SHORT = 10.0  # seconds that requests may take after an error
 
 
 class InUse(locks.InUse, remote.RemoteError):
@@ -22,10 +22,10 @@ class InUse(locks.InUse, remote.RemoteError):
 
 
 class Lock:
-  """An object that says who writes a remote folder: taken by a precondition, renewed by a thread,
-  taken over when it is stale.
+  """An object that names the process that writes a remote folder.
 
-  Times are the store's own, so clocks of machines need not agree.
+  It is taken with a generation precondition, renewed by a thread, and taken over by another process
+  when it is stale. All times are the store's, so the clocks of machines need not agree.
   """
 
   def __init__(self, url: str, *, period: float | None = None, stale: float | None = None):
@@ -51,25 +51,30 @@ class Lock:
     self._limit.set(self._stale if kind is None else min(SHORT, self._stale))
     self._thread.join(self._limit.left() + 1)
     if not self._lost:
-      with contextlib.suppress(remote.RemoteError), self._limit.kept():  # it goes stale by itself
+      with (
+        contextlib.suppress(remote.RemoteError),
+        self._limit.applied(),
+      ):  # it goes stale by itself
         remote.remove(self.url, self._generation)
 
   def check(self) -> None:
-    """Says whether the lock is still held; asks the store where it has not been renewed for so long
-    that it need not be.
+    """Returns if the lock is held; asks the store where the last renewal is too old.
 
     Raises:
       InUse: another process took it over. RemoteError: the store does not answer.
     """
     if not self._lost and time.monotonic() - self._renewed > self._stale:
-      with remote.Limit(min(SHORT, self._stale)).kept():
+      with remote.Limit(min(SHORT, self._stale)).applied():
         self._renew()
     if self._lost:
       raise InUse(self._lost)
 
   def _renew(self) -> None:
     if not self._write(self._generation):
-      self._lost = f'{self.url} was taken over by another run, since this one could not renew it for {self._stale:.0f} s; it goes on there'
+      self._lost = (
+        f'{self.url} was taken over by another run, because this one could not renew it for '
+        f'{self._stale:.0f} s; the run continues there'
+      )
 
   def _content(self) -> bytes:
     holder = f'process {os.getpid()} on {socket.gethostname()}'
@@ -78,14 +83,14 @@ class Lock:
     ).encode()
 
   def _write(self, generation: int) -> bool:
-    """Whether it is ours now."""
+    """Whether this process holds the lock now."""
     sent = time.monotonic()
     try:
       self._generation = remote.write(self.url, self._content(), generation).generation
       self._renewed = sent
       return True
     except remote.Outrun:
-      # Our own answer may have been lost on the way, and the request been sent again.
+      # The answer to this process's own request may have been lost and the request repeated.
       held, content, age = self._look()
       if content.get('token') != self._token:
         return False
@@ -93,7 +98,7 @@ class Lock:
       return True
 
   def _look(self) -> tuple[int, dict, float]:
-    """Generation (0 = there is none), content, age in seconds."""
+    """Generation (0 = no lock), content, age in seconds."""
     bucket, name = remote.split(self.url)
     fields = {'fields': 'generation,updated'}
     try:
@@ -126,12 +131,12 @@ class Lock:
       if not generation or age >= self._stale or _is_dead(content.get('process')):
         if self._write(generation):
           return
-        first = None  # somebody else was faster: look whether it lives
+        first = None  # another process was faster: check whether it is alive
         continue
       if not told:
         print(
           f'{self.url} is held by {holder}; if it is not renewed within {self._stale - age:.0f} '
-          's, this run goes on',
+          's, this run takes it',
           file=sys.stderr,
         )
         told = True
@@ -139,27 +144,25 @@ class Lock:
 
   def _keep_renewing(self) -> None:
     while not self._ending.wait(self._period):
-      attempt = remote.Limit(self._stale / 2)  # rather another one than a connection that hangs
+      attempt = remote.Limit(self._stale / 2)  # a new attempt is better than a hanging connection
       try:
-        with self._limit.kept(), attempt.kept():
+        with self._limit.applied(), attempt.applied():
           self._renew()
         if self._lost:
           return
-      except Exception:  # the network; once it is back, the lock is ours or is not
+      except Exception:  # the network: the next attempt finds out who holds the lock
         continue
 
 
 def _seconds(stamp: str) -> float:
-  """Of the store's '2026-01-02T03:04:05.678Z'."""
+  """Unix time of the store's '2026-01-02T03:04:05.678Z'."""
   import datetime
 
   return datetime.datetime.fromisoformat(stamp.replace('Z', '+00:00')).timestamp()
 
 
 def _identity(pid: int) -> str | None:
-  """What no other process ever has: this start of the machine, the namespace, the number, the time
-  it was started at.
-  """
+  """A text unique to a process: boot id, PID namespace, PID and start time."""
   try:
     with open('/proc/sys/kernel/random/boot_id', encoding='ascii') as f:
       boot = f.read().strip()
@@ -171,7 +174,7 @@ def _identity(pid: int) -> str | None:
 
 
 def _is_dead(identity: str | None) -> bool:
-  """Whether a process of this machine, since it was started, has ended."""
+  """Whether the process was on this machine, since its last boot, and has ended."""
   mine = _identity(os.getpid())
   if not identity or not mine or identity.split()[:2] != mine.split()[:2]:
     return False

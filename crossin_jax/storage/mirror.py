@@ -1,6 +1,4 @@
-"""A remote folder of small files that a command writes: kept on this machine, pushed as it changes;
-and who may write it.
-"""
+"""A remote folder of small files that a command writes: a local copy whose changes are pushed."""
 
 from collections.abc import Callable, Sequence
 import contextlib
@@ -17,40 +15,38 @@ from crossin_jax.storage.lease import InUse
 
 
 class Folder:
-  """A local folder, with the words of a `Mirror`: nothing needs to be pushed.
+  """A local folder with the interface of `Mirror`.
 
   Attributes:
     path: the folder.
-    url: what it is called in messages.
+    url: its name in messages.
   """
 
   def __init__(self, path: str):
     self.path = self.url = path
 
   def push(self) -> None:
-    """Returns when what is in the folder is where it belongs."""
+    """Returns when all changes are stored."""
 
   def check(self) -> None:
-    """Raises if this process may write there no longer."""
+    """Raises InUse if another process took the folder over."""
 
 
 class Mirror(Folder):
-  """The local counterpart of a remote folder.
+  """The local copy of a remote folder.
 
-  The remote folder is the truth: on entering, what lies there is copied here, and what lies here
-  alone is thrown away (the rest of a process that was killed: its last PERIOD seconds at most,
-  which the run does again). Then whatever changes here is pushed there, by a thread every PERIOD
-  seconds, by `push`, and on leaving. A file that is removed here is removed there. Files that are
-  being written (`.name`, `name.writing`) and `lock` are not pushed.
+  On entry the remote files are copied here and local leftovers of a killed process are deleted.
+  Changes are then pushed by a thread every PERIOD seconds, by `push`, and on exit. A file that is
+  removed locally is removed remotely. Temporary files (`.name`, `name.writing`) and `lock` are not
+  pushed.
 
-  A push brings markers last, in their order, so that whoever finds one finds all that it stands
-  for; markers that are gone are removed first. A push that fails in the thread is said once and
-  tried again; one that fails on leaving is raised. Where an error is on its way out there is one
-  attempt, of SHORT seconds.
+  Markers are pushed last, in their order, so that a reader who finds one finds everything that it
+  stands for; removed markers go first. A failed push of the thread is reported once and retried; on
+  exit it is raised. If the block ends with an error, one attempt of SHORT seconds is made.
 
   Attributes:
-    path: the folder here.
-    url: the folder there.
+    path: the local folder.
+    url: the remote folder.
   """
 
   def __init__(
@@ -65,17 +61,17 @@ class Mirror(Folder):
     period: float | None = None,
   ):
     """Args:
-    url: the folder there.
-    folders: of those in it only these; None = all.
+    url: the remote folder.
+    folders: only these sub-folders; None = all.
     names: only these files; None = all.
-    pull: chooses, of the names there, those to copy here on entering; None = all. The others count
-      as they are there.
+    pull: chooses which of the remote names are copied on entry; None = all. The others stay as
+      they are.
     markers: patterns of names, pushed in this order after everything else.
-    anew: markers that are there on entering stand for what is about to be replaced: they are thrown
-      away here, and there before the first change is pushed.
+    anew: the existing markers stand for results that are about to be replaced; they are removed
+      locally now, and remotely before the first change is pushed.
     period: seconds between pushes; None = PERIOD.
     """
-    # One folder each, none within another: what is in one is its own.
+    # No local folder is inside another one.
     known = hashlib.sha256('\n'.join([url.rstrip('/'), *(names or ())]).encode()).hexdigest()[:16]
     super().__init__(remote.cache('mirrors', f'{remote.split(url)[0]}-{known}'))
     self.url, self._folders, self._only, self._pull = url.rstrip('/'), folders, names, pull
@@ -100,7 +96,7 @@ class Mirror(Folder):
         raise InUse(
           f'{self.url} is being written by another process of this machine; wait for it or stop it'
         ) from None
-      self._bring()
+      self._pull_files()
     except BaseException:
       self._open.close()
       raise
@@ -110,28 +106,28 @@ class Mirror(Folder):
   def __exit__(self, kind, error, traceback):
     self._ending.set()
     if kind is not None:
-      self._limit.set(lease.SHORT)  # also for the push that the thread is at
+      self._limit.set(lease.SHORT)  # also for a push in progress in the thread
     try:
       self._thread.join(None if kind is None else lease.SHORT + 1)
-      with self._limit.kept():
+      with self._limit.applied():
         self.push()
     except remote.RemoteError as problem:
       if kind is None:
         raise
-      if str(problem) != str(error):  # the error that is on its way out says more
+      if str(problem) != str(error):  # the error being raised says more
         print(f'warning: {problem}', file=sys.stderr)
     finally:
       self._open.close()
 
   def push(self) -> None:
-    """Brings what has changed to the store.
+    """Pushes all changes.
 
     Raises:
-      RemoteError: it could not be, after retries.
+      RemoteError: it failed after retries.
     """
     self.check()
     with self._pushing:
-      # A marker that was seen before the rest was looked at stands for nothing that was not seen.
+      # Markers are listed before the other files: a marker never stands for a file not yet seen.
       markers = {name: signature for name, signature in self._here().items() if self._rank(name)}
       here = {
         name: signature for name, signature in self._here().items() if not self._rank(name)
@@ -147,13 +143,13 @@ class Mirror(Folder):
         remote.remove(f'{self.url}/{self._outlived[-1]}')
         self._outlived.pop()
       ordinary = [name for name in changed if not self._rank(name)]
-      remote.together(lambda name: self._upload(name, here[name]), ordinary)
+      remote.map_in_threads(lambda name: self._upload(name, here[name]), ordinary)
       for name in changed[len(ordinary) :]:
         self._upload(name, here[name])
       for name in [name for name in gone if not self._rank(name)]:
         self._remove(name)
 
-  def _bring(self) -> None:
+  def _pull_files(self) -> None:
     there = (
       remote.listing(self.url) if self._folders is None and self._only is None else self._some()
     )
@@ -168,7 +164,7 @@ class Mirror(Folder):
         name not in wanted and not remote.is_current(os.path.join(self.path, name), entry)
       ):
         os.unlink(os.path.join(self.path, name))
-    remote.bring({name: there[name] for name in wanted}, self.url, self.path)
+    remote.download({name: there[name] for name in wanted}, self.url, self.path)
     self._pushed = self._here()
 
   def _some(self) -> dict[str, remote.Entry]:
@@ -194,13 +190,13 @@ class Mirror(Folder):
     return self._folders is None or not rest or first in self._folders
 
   def _rank(self, name: str) -> int:
-    """0, or of a marker its place among them from 1."""
+    """0, or the position of a marker from 1."""
     return next(
       (i for i, pattern in enumerate(self._markers, 1) if fnmatch.fnmatchcase(name, pattern)), 0
     )
 
   def _here(self) -> dict[str, tuple]:
-    """Name -> what changes when the file does."""
+    """Name -> (size, modification time, inode)."""
     found = {}
     for folder, _, names in os.walk(self.path):
       for name in names:
@@ -217,12 +213,12 @@ class Mirror(Folder):
     handle, copy = tempfile.mkstemp(dir=remote.cache('pushing'))
     os.close(handle)
     try:
-      shutil.copyfile(os.path.join(self.path, name), copy)  # the file may grow meanwhile
+      shutil.copyfile(os.path.join(self.path, name), copy)  # the file may grow during the upload
       remote.upload(copy, f'{self.url}/{name}')
       self._pushed[name] = signature
     except FileNotFoundError as error:
       if isinstance(error, remote.RemoteError):
-        raise  # no such bucket; otherwise it was removed here meanwhile, and the next push says so
+        raise  # no such bucket; a file that was removed locally is handled by the next push
     finally:
       os.unlink(copy)
 
@@ -233,21 +229,21 @@ class Mirror(Folder):
   def _keep_pushing(self) -> None:
     while not self._ending.wait(self._period):
       try:
-        with self._limit.kept(), self._pushing:
+        with self._limit.applied(), self._pushing:
           if self._ending.is_set():
             return
           self.push()
         self._problem = None
-      except Exception as error:  # the thread must go on
-        if self._problem is None and not self._ending.is_set():  # else leaving says it
-          print(f'warning: {error}; tried again every {self._period:.0f} s', file=sys.stderr)
+      except Exception as error:  # the thread must continue
+        if self._problem is None and not self._ending.is_set():  # otherwise __exit__ reports it
+          print(f'warning: {error}; retrying every {self._period:.0f} s', file=sys.stderr)
         self._problem = error
 
 
 def written(path: str, markers: Sequence[str] = ()) -> contextlib.AbstractContextManager[Folder]:
-  """A folder to write results in; of a remote one the Mirror, with nothing copied from there.
+  """A folder to write results in; for a remote one a Mirror that copies nothing on entry.
 
-  Results that are there already keep their markers until the first that replaces them is pushed.
+  Existing results keep their markers until the first new file is pushed.
   """
   if not remote.is_remote(path):
     return contextlib.nullcontext(Folder(path))

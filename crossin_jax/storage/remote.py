@@ -1,10 +1,10 @@
 """Remote storage: `gs://` paths, through gcsfs and never through TensorFlow.
 
-What is read is copied to this machine first (`fetched`): $CROSSIN_CACHE, else ~/.cache/crossin_jax,
-holds files/BUCKET/NAME for every object that was read, and mirrors/ for folders that are written
-(`mirror.py`). A copy bears the object's generation as its time of change and its size, so the next
-reader knows without reading it whether it is still the same. The cache may be deleted whenever no
-command is at work. Checkpoints are not copied: Orbax reads and writes them where they are.
+Files are read through a local cache (`fetched`): $CROSSIN_CACHE, else ~/.cache/crossin_jax. It holds
+files/BUCKET/NAME for every object that was read and mirrors/ for folders that are written
+(`mirror.py`). The modification time of a copy encodes the object's generation, so a reader knows
+without reading it whether it is current. Delete the cache at any time when no command runs.
+Checkpoints are not cached: Orbax reads and writes them on gs:// directly.
 """
 
 from collections.abc import Iterable
@@ -30,25 +30,25 @@ from crossin_jax.storage.gcs import (
   explained,
   explaining,
   filesystem,
-  insist,
   is_remote,
   listing,
+  map_in_threads,
   read,  # fmt: skip
   remove,  # fmt: skip
   remove_folder,  # fmt: skip
+  retry,
   split,
   stat,
-  together,
   upload,  # fmt: skip
   upload_folder,  # fmt: skip
   write,  # fmt: skip
 )
 
-_WRITING = '.writing-'  # begins the names of copies that are being made
+_WRITING = '.writing-'  # prefix of copies in progress
 
 
 def absolute(path: str) -> str:
-  """`os.path.abspath`, and a URL without a slash at its end."""
+  """`os.path.abspath` of a local path; a URL without its trailing slash."""
   return path.rstrip('/') if is_remote(path) else os.path.abspath(path)
 
 
@@ -60,8 +60,8 @@ def cache(*parts: str) -> str:
   return os.path.join(os.path.abspath(root), *parts)
 
 
-def place(path: str) -> str:
-  """Where the copy of a remote path lies in the cache; a local path as it is.
+def cache_path(path: str) -> str:
+  """The path of a remote file in the cache; a local path is returned as is.
 
   Raises:
     RemoteError: a URL without a bucket, or with '..' in it.
@@ -73,14 +73,14 @@ def _parts(url: str) -> list[str]:
   bucket, name = split(url)
   parts = [bucket, *(name.split('/') if name else ())]
   if {'', '.', '..'} & set(parts):
-    raise RemoteError(f'{url!r} has an empty part, or . or .. among its parts; write it without')
+    raise RemoteError(f'{url!r} has an empty part, or . or .. as a part; remove it')
   return parts
 
 
-def use(*paths) -> bool:
-  """Whether any of the paths is remote; if so, readies the libraries beneath (Orbax, JAX) for it.
+def prepare(*paths) -> bool:
+  """Whether any path is remote; if so, prepares Orbax and JAX for it.
 
-  etils, through which they open files, would import TensorFlow where that is installed.
+  etils, which they use to open files, would otherwise import TensorFlow where it is installed.
 
   Raises:
     ValueError: gcsfs is not installed.
@@ -91,7 +91,7 @@ def use(*paths) -> bool:
   return True
 
 
-# Commands that take gs:// paths: in any of their arguments, or in these alone and in gin values.
+# Commands that take gs:// paths: in all arguments (None), or only in these and in gin values.
 _TAKE = {
   'train': None, 'evaluate': None, 'generate': None, 'import-hf': None, 'export-hf': None,
   'inspect': None, 'compare': None,
@@ -102,12 +102,11 @@ _TAKE = {
 
 
 def check_flags(command: str, argv: list[str]) -> None:
-  """Refuses gs:// paths where a command would take them for local ones, and readies the libraries
-  where it takes them.
+  """Refuses gs:// paths in arguments that a command takes for local paths.
 
   Args:
-    command: `crossin COMMAND`.
-    argv: its arguments, as they were given.
+    command: of `crossin COMMAND`.
+    argv: its arguments.
 
   Raises:
     ValueError: names the argument and the remedy.
@@ -128,28 +127,26 @@ def check_flags(command: str, argv: list[str]) -> None:
       and not (allowed and name.startswith(('--gin.', '--gin_bindings')))
     ):
       raise ValueError(
-        f'{name or command}: {value} is remote, and `crossin {command}` reads and writes there on '
-        'disks only; copy it with '
-        '`gcloud storage cp --recursive` and give the copy'
+        f'{name or command}: {value} is remote, but `crossin {command}` needs a local path there; '
+        'copy it with `gcloud storage cp --recursive` and give the copy'
       )
     filesystem()
-  use(os.environ.get('JAX_COMPILATION_CACHE_DIR'))
+  prepare(os.environ.get('JAX_COMPILATION_CACHE_DIR'))
 
 
 # ---- copies on this machine ----
 
 
 def fetched(path: str, names: Iterable[str] | None = None, *, optional: bool = False) -> str:
-  """The local copy of a remote file or folder, made or brought up to date; a local path as it is.
+  """The up-to-date local copy of a remote file or folder; a local path is returned as is.
 
-  Several processes may ask for the same at once: one copies, the others find it. Whatever was
-  copied is compared with size and CRC32C of the store; of a folder, what is gone there is removed
-  here.
+  Several processes may call it at once: one copies. Copies are compared with size and CRC32C of the
+  store. In a folder, files that no longer exist remotely are removed from the cache.
 
   Args:
     path: a file or a folder.
-    names: of a folder only these files in it.
-    optional: leave out what of `names` is not there.
+    names: only these files of a folder.
+    optional: ignore `names` that do not exist.
 
   Raises:
     NotThere: no such file or folder. RemoteError: no bucket, permission, network or room.
@@ -157,7 +154,7 @@ def fetched(path: str, names: Iterable[str] | None = None, *, optional: bool = F
   if not is_remote(path):
     return path
   filesystem()
-  root, path = place(path), path.rstrip('/')
+  root, path = cache_path(path), path.rstrip('/')
   with _alone(path):
     if names is None:
       single = stat(path)
@@ -166,37 +163,41 @@ def fetched(path: str, names: Iterable[str] | None = None, *, optional: bool = F
         raise explained(FileNotFoundError(path), path)
     else:
       names = list(dict.fromkeys(names))
-      found = dict(zip(names, together(lambda name: stat(f'{path}/{name}'), names)))
+      found = dict(zip(names, map_in_threads(lambda name: stat(f'{path}/{name}'), names)))
       if missing := [name for name in names if found[name] is None]:
         if not optional:
           raise explained(FileNotFoundError(path), f'{path}/{missing[0]}')
-        for name in missing:  # an older copy of what is gone
+        for name in missing:  # a stale copy
           with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(root, name))
     if names is None and '' not in found:
       _remove_gone(found, path, root)
-    bring({name: entry for name, entry in found.items() if entry}, path, root)
+    download({name: entry for name, entry in found.items() if entry}, path, root)
   return root
 
 
 def _remove_gone(there: dict[str, Entry], url: str, root: str) -> None:
-  """Removes copies of objects that the store has no more."""
+  """Removes copies of objects that no longer exist."""
   here = [
     os.path.relpath(os.path.join(f, n), root) for f, _, inside in os.walk(root) for n in inside
   ]
   extra = [
     name for name in here if name not in there and not os.path.basename(name).startswith(_WRITING)
   ]
-  # Another process may have copied since the listing what is new.
-  for name, entry in zip(extra, together(lambda name: stat(f'{url}/{name}'), extra)):
+  # Another process may have copied new objects since the listing.
+  for name, entry in zip(extra, map_in_threads(lambda name: stat(f'{url}/{name}'), extra)):
     if entry is None:
       with contextlib.suppress(FileNotFoundError):
         os.unlink(os.path.join(root, name))
 
 
-def bring(entries: dict[str, Entry], url: str, root: str) -> None:
-  """Copies those objects (named relative to `url`, '' = itself) below `root` that are not there as
-  they are now.
+def download(entries: dict[str, Entry], url: str, root: str) -> None:
+  """Downloads the objects whose copy below `root` is missing or stale.
+
+  Args:
+    entries: name relative to `url` -> metadata; '' = the object at `url` itself.
+    url: the folder.
+    root: of the copies.
   """
   todo = {
     name: entry for name, entry in entries.items() if not is_current(_below(root, name, url), entry)
@@ -214,8 +215,8 @@ def bring(entries: dict[str, Entry], url: str, root: str) -> None:
     )
   if size > 3e8:
     print(f'copying {size / 1e9:.1f} GB from {url} to {root}', file=sys.stderr)
-  together(
-    lambda name: insist(
+  map_in_threads(
+    lambda name: retry(
       functools.partial(_download, f'{url}/{name}'.rstrip('/'), _below(root, name, url))
     ),
     todo,
@@ -223,26 +224,26 @@ def bring(entries: dict[str, Entry], url: str, root: str) -> None:
 
 
 def is_current(path: str, entry: Entry) -> bool:
-  """Whether a file is a copy of the object as it is now."""
+  """Whether a file is a copy of the current object."""
   try:
     found = os.stat(path)
   except (FileNotFoundError, NotADirectoryError):
     return False
   if found.st_size != entry.size:
     return False
-  # Some file systems keep times in whole seconds only.
+  # Some file systems store modification times in full seconds only.
   return found.st_mtime_ns == entry.generation * 1000 or crc32c(path) == entry.crc32c
 
 
 def _below(root: str, name: str, url: str) -> str:
   if not name:
     return root
-  _parts(f'{url}/{name}')  # no way out of the folder
+  _parts(f'{url}/{name}')  # refuses names that leave the folder
   return os.path.join(root, name)
 
 
 def _download(url: str, path: str) -> None:
-  entry = stat(url)  # anew at every attempt: it may have been written again
+  entry = stat(url)  # at every attempt, because it may have been replaced
   if entry is None:
     raise explained(FileNotFoundError(url), url)
   try:
@@ -262,7 +263,7 @@ def _download(url: str, path: str) -> None:
         os.unlink(temporary)
   except (IsADirectoryError, NotADirectoryError, FileExistsError):
     raise RemoteError(
-      f'{url}: an object and a folder have the same name, which no disk can hold; rename one'
+      f'{url}: an object and a folder have the same name, which no local disk allows; rename one'
     ) from None
   except OSError as error:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
@@ -275,16 +276,16 @@ def _download(url: str, path: str) -> None:
 
 @contextlib.contextmanager
 def _alone(url: str):
-  """Only one process of this machine at a time."""
+  """One process of this machine at a time."""
   path = cache('locks', hashlib.sha256(url.encode()).hexdigest()[:32])
   with locks.locked(path, url, wait=True):
     yield
 
 
 __all__ = [
-  'Entry', 'Limit', 'NotThere', 'Outrun', 'RemoteError', 'absolute', 'bring', 'cache', 'call',
+  'Entry', 'Limit', 'NotThere', 'Outrun', 'RemoteError', 'absolute', 'download', 'cache', 'call',
   'check_flags', 'crc32c', 'exists',
-  'explained', 'explaining', 'fetched', 'filesystem', 'is_current', 'is_remote', 'listing', 'place',
+  'explained', 'explaining', 'fetched', 'filesystem', 'is_current', 'is_remote', 'listing', 'cache_path',
   'read', 'remove', 'remove_folder', 'split',
-  'stat', 'together', 'upload', 'upload_folder', 'use', 'write',
+  'stat', 'map_in_threads', 'upload', 'upload_folder', 'prepare', 'write',
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk, so that a run that is started again need not compile again."""
+"""JAX's compilation cache in MODEL_DIR, and compilation in a thread."""
 
 import contextlib
 import importlib
@@ -22,31 +22,29 @@ _ZSTD = b'\x28\xb5\x2f\xfd'
 @gin.configurable
 @contextlib.contextmanager
 def compiled_programs(model_dir: str, keep: bool = True, least_seconds: float = 0.5):
-  """While entered, JAX keeps what it compiles in MODEL_DIR/compiled, on gs:// too, and looks there
-  before it compiles.
+  """Puts JAX's compilation cache into MODEL_DIR/compiled, also on gs://.
 
-  JAX writes from process 0 only; the others read. A directory that was named otherwise
-  (JAX_COMPILATION_CACHE_DIR) is used instead, and JAX_ENABLE_COMPILATION_CACHE=false turns both
-  off. A file system that cannot take the programs costs a warning and the time to compile, nothing
-  else.
+  Process 0 writes, the others read. JAX_COMPILATION_CACHE_DIR names another directory;
+  JAX_ENABLE_COMPILATION_CACHE=false turns the cache off. If the file system cannot store programs,
+  a warning is printed and the run continues without the cache.
 
   Args:
     model_dir: of the run.
-    keep: False compiles anew at each start.
-    least_seconds: what compiles faster than this is not kept.
+    keep: False disables the cache.
+    least_seconds: programs that compile faster are not stored.
   """
   directory = os.path.join(remote.absolute(model_dir), 'compiled')
-  is_remote = remote.use(jax.config.jax_compilation_cache_dir or directory)
+  is_remote = remote.prepare(jax.config.jax_compilation_cache_dir or directory)
   if (
     not keep or jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache
   ):
     yield
     return
   try:
-    if not is_remote:  # an object is there whole or not at all
+    if not is_remote:  # objects of gs:// are always complete
       os.makedirs(directory, exist_ok=True)
       if jax.process_index() == 0:
-        _remove_torn(directory)
+        _remove_truncated(directory)
   except OSError as error:
     warnings.warn(f'compiled programs are not kept: {error}')
     yield
@@ -67,22 +65,20 @@ def compiled_programs(model_dir: str, keep: bool = True, least_seconds: float = 
 def _configure(settings: dict) -> None:
   for name, value in settings.items():
     jax.config.update(name, value)
-  compilation_cache.reset_cache()  # or the first directory of a process would stay in use
+  compilation_cache.reset_cache()  # otherwise the first directory of the process stays in use
 
 
-def _remove_torn(directory: str) -> None:
-  """Removes what a kill cut off in the middle: JAX would warn of it at every start, and never write
-  it again.
+def _remove_truncated(directory: str) -> None:
+  """Removes truncated entries of a killed run: JAX would warn at every start and never replace
+  them.
   """
   for entry in pathlib.Path(directory).glob('*-cache'):
-    if not _is_whole(entry.read_bytes()):
+    if not _is_complete(entry.read_bytes()):
       entry.unlink(missing_ok=True)
 
 
-def _is_whole(data: bytes) -> bool:
-  """Whether a compressed entry has its end; JAX compresses with zstd where a module for it is
-  installed.
-  """
+def _is_complete(data: bytes) -> bool:
+  """Whether a compressed entry is complete; JAX uses zstd where a module for it is installed."""
   try:
     if not data.startswith(_ZSTD):
       stream = zlib.decompressobj()
@@ -96,7 +92,7 @@ def _is_whole(data: bytes) -> bool:
         stream.decompress(data)
         return stream.eof
     return True
-  except Exception:  # each library has errors of its own
+  except Exception:  # each library has its own classes
     return False
 
 

@@ -136,7 +136,7 @@ def test_without_process_0_the_others_end(address, capsys, monkeypatch, hang):
 def test_an_error_ends_all_with_its_text(address, capsys, failing):
   left = {}
   calls = enter(address, 3, range(3), left)
-  calls[failing].tell_failed('row 7 of rows.json is no text')
+  calls[failing].notify_failed('row 7 of rows.json is no text')
   others = {0, 1, 2} - {failing}
   wait_until(lambda: set(left) == others)
   assert all(left[index] == 1 for index in others)
@@ -176,7 +176,7 @@ def test_all_stop_at_the_same_check(address, seed):
   def work(call):
     for number in range(total):
       if told.get(call.index) == number:
-        call.tell_stop()
+        call.notify_stop()
       time.sleep(pace[call.index] * rng.random())
       step.wait(10)
       if call.stopping():

@@ -34,7 +34,7 @@ def tree(folder):
 
 
 def test_local_paths_stay_as_they_are(tmp_path):
-  assert remote.fetched('no/such/file') == 'no/such/file' and not remote.use(
+  assert remote.fetched('no/such/file') == 'no/such/file' and not remote.prepare(
     None, 'a/b', str(tmp_path)
   )
   assert remote.absolute('gs://b/a/') == 'gs://b/a' and remote.absolute('a') == os.path.abspath('a')
@@ -43,7 +43,7 @@ def test_local_paths_stay_as_they_are(tmp_path):
 @pytest.mark.parametrize('url', ['gs://', 'gs://b/../x', 'gs://b//x', 'gs://b/./x'])
 def test_a_url_that_no_disk_can_hold_is_refused(url):
   with pytest.raises(remote.RemoteError, match='bucket|part'):
-    remote.place(url)
+    remote.cache_path(url)
 
 
 def test_an_object_with_dots_in_its_name_does_not_leave_the_cache(gcs, tmp_path):
@@ -177,22 +177,22 @@ def test_requests_end_with_their_limit_also_if_it_is_set_while_they_run(gcs):
   gcs.fail('POST .*', times=99)
   for ask in (
     lambda: remote.stat('gs://bucket/slow'),
-    lambda: remote.together(remote.read, ['gs://bucket/slow']),
+    lambda: remote.map_in_threads(remote.read, ['gs://bucket/slow']),
   ):
     started, limit = time.monotonic(), remote.Limit()
     threading.Timer(0.3, limit.set, (0.5,)).start()
     with (
       pytest.raises(remote.RemoteError, match='gs://bucket/slow cannot be reached: TimeoutError'),
-      limit.kept(),
+      limit.applied(),
     ):
       ask()
     assert time.monotonic() - started < 5
   started = time.monotonic()
-  with pytest.raises(remote.RemoteError, match='gs://bucket/x'), remote.Limit(0.5).kept():
+  with pytest.raises(remote.RemoteError, match='gs://bucket/x'), remote.Limit(0.5).applied():
     remote.upload(__file__, 'gs://bucket/x')
   assert time.monotonic() - started < 5
   gcs.put('quick', b'1')
-  with remote.Limit(20).kept():
+  with remote.Limit(20).applied():
     assert remote.read('gs://bucket/quick') == b'1'
 
 
@@ -251,7 +251,9 @@ def test_processes_that_ask_at_once_copy_once(gcs):
   for process in running:
     process.join(60)
     assert process.exitcode == 0
-  assert len(gcs.seen('alt=media')) == 4 and len(tree_of(remote.place('gs://bucket/shared'))) == 4
+  assert (
+    len(gcs.seen('alt=media')) == 4 and len(tree_of(remote.cache_path('gs://bucket/shared'))) == 4
+  )
 
 
 # ---- mirrors ----

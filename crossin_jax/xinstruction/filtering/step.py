@@ -117,7 +117,7 @@ def run_filter(
   with interruption.StopSignal() as stop, tempfile.TemporaryFile(dir=output_dir) as spool:
 
     def check():
-      if stop.heard():
+      if stop.received():
         raise Interrupted
 
     if runner == 'beam':
