@@ -1,4 +1,4 @@
-"""`crossin train`: one loop for every model, mesh and mixture, read top to bottom."""
+"""`crossin train`: one loop for every model, mesh and mixture."""
 
 from collections.abc import Callable
 import dataclasses
@@ -59,19 +59,18 @@ def train(
   """Trains, or resumes, in `model_dir`.
 
   Args:
-    model_dir: checkpoints, metrics.jsonl, tensorboard/ and config.gin are written here; on gs://
-      small files every 30 s and before each checkpoint.
+    model_dir: for checkpoints, metrics.jsonl, tensorboard/ and config.gin; on gs:// small files are
+      pushed every 30 s and before each checkpoint.
     model: a Linen module with the signature of `models.decoder.Decoder`.
     optimizer: called with total_steps; returns an `Optimizer`.
     data_dir: D of `crossin prepare`.
     mixture: name of a prepared mixture.
-    total_steps: batches of the whole run; sources begin anew, in another order, as often as that
-      takes.
-    epochs: instead of total_steps: how often the tasks are read.
-    epochs_until: 'all' tasks have been read so often, or the 'first' one has.
+    total_steps: batches of the run; sources repeat, in a new order, as often as needed.
+    epochs: how often the tasks are read, instead of total_steps.
+    epochs_until: 'all' tasks have been read so often, or the 'first' one.
     batch_size: rows of the global batch.
     length: tokens in a row.
-    microbatches: the batch is cut into this many; changes memory, not results.
+    microbatches: the batch is computed in this many parts; changes memory, not results.
     seed: of initialisation, dropout and row order.
     z_loss: factor on log(Z)^2; 0 = none.
     initial_checkpoint: parameters to start from: a checkpoint or MODEL_DIR (ours or T5X's), or a
@@ -81,23 +80,22 @@ def train(
     early_stopping_patience: evaluations without a better `CheckpointConfig.best_metric` after which
       the run ends; None = never.
     log_period: steps per line of metrics.jsonl.
-    nan_policy: 'skip' leaves a step with a non-finite loss or gradient (or a spike) out, 'stop'
-      ends the run there. Either names the examples to blame.
+    nan_policy: 'skip' skips the update of a step with a non-finite loss or gradient, or a spike;
+      'stop' ends the run. Both name the examples that cause it.
     spike_factor: a loss above this many times the median of the last 50 steps counts as a spike;
       None = none does.
-    max_skipped_steps: that many in a row end the run also under 'skip'.
-    new_stream: go on with other data settings than the checkpoint's, on purpose.
+    max_skipped_steps: that many in a row end the run under 'skip' too.
+    new_stream: resume with other data settings than the checkpoint's, on purpose.
     checkpoint_config: when to save, what to keep.
     partitioner: mesh and axis rules.
 
   Returns:
-    0 when all steps are done (or early stopping ended them), 75 when told to stop.
+    0 when all steps are done or early stopping ended the run, 75 when it was interrupted.
 
   Raises:
     TrainingError: NaN, a batch that does not fit the mesh, a vocabulary larger than the model's.
-    ValueError: changed data on resume, and settings that are no legal choice.
-    RollCallError: processes of a run that differ in data, model, mesh or number of steps; they are
-      named.
+    ValueError: invalid settings, or changed data on resume.
+    RollCallError: processes that differ in data, model, mesh or number of steps; they are named.
     RunError, CheckpointError, PreparedDataError: see there.
   """
   if nan_policy not in ('skip', 'stop'):
@@ -260,7 +258,7 @@ def _initial_params(source: SavedModel | None, model, abstract):
 
 
 def _check_fit(model, prepared, partition, batch_size, microbatches) -> None:
-  """Refuses what would fail, or silently go wrong, after the compile."""
+  """Raises TrainingError for what would fail, or silently go wrong, after compilation."""
   rows = partition.batch_ways * microbatches
   if batch_size % rows:
     raise TrainingError(

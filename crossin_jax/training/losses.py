@@ -1,4 +1,4 @@
-"""Token losses as sums, divided once by whoever has summed them all.
+"""Token losses as sums over everything, divided once at the end.
 
 Letters: B batch, L length, V vocabulary, T tasks of the mixture.
 """
@@ -16,7 +16,7 @@ from crossin_jax.training import chunked_loss
 
 @functools.lru_cache(maxsize=8)
 def weighted_losses(model, replicated):
-  """A jitted (params, batch) -> float [B, L], token losses times weights, whole on every device."""
+  """A jitted (params, batch) -> float [B, L], weighted token losses, replicated."""
 
   def compute(params, batch):
     _, loss_BL = cross_entropy(model, params, batch)
@@ -28,10 +28,10 @@ def weighted_losses(model, replicated):
 
 @flax.struct.dataclass
 class LossSums:
-  """Sums over tokens; adding two of them and dividing once is the loss over both.
+  """Sums over tokens; the loss over two parts is the quotient of the added sums.
 
   Attributes:
-    loss: float [], sum of weighted token losses (z-loss left out).
+    loss: float [], sum of weighted token losses, without z-loss.
     weight: float [], sum of loss weights.
     tokens: float [], tokens that are not padding.
     loss_by_task: float [T]; weight_by_task: float [T].
@@ -48,9 +48,7 @@ class LossSums:
 
 
 def token_losses(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Cross-entropy of each token in nats, and log of the softmax's normaliser; both [B, L], f32 or
-  wider.
-  """
+  """Cross-entropy of each token in nats, and log(Z) of the softmax; both [B, L], at least f32."""
   log_z_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
   target_logit_BL = jnp.take_along_axis(logits_BLV, targets_BL[..., None], axis=-1)[..., 0]
   return log_z_BL - target_logit_BL, log_z_BL
@@ -59,7 +57,7 @@ def token_losses(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.Arra
 def apply_model(
   model, params: Any, batch: dict[str, jax.Array], dropout_key: jax.Array | None = None
 ) -> jax.Array:
-  """Logits [B, L, V] of a packed batch; dropout acts when a key is given."""
+  """Logits [B, L, V] of a packed batch; with dropout if a key is given."""
   return model.apply(
     {'params': params},
     batch['decoder_input_tokens'],
@@ -80,8 +78,7 @@ def cross_entropy(
   dropout_key: jax.Array | None = None,
   chunk: int | str | None = 'auto',
 ) -> tuple[jax.Array, jax.Array]:
-  """The sum that is differentiated, and the loss of each token; for training and for held-out rows
-  alike.
+  """The sum to differentiate, and the loss of each token.
 
   Args:
     model, params, batch, z_loss, dropout_key: as in `batch_loss`.
@@ -122,7 +119,7 @@ def cross_entropy(
     )
   loss_BL, log_z_BL = token_losses(apply_model(model, params, batch, dropout_key), targets_BL)
   weight_BL = weight_BL.astype(loss_BL.dtype)
-  # where, not a bare product: a token without weight must not turn an infinite loss into NaN.
+  # `where`, not a product: a token of weight 0 must not turn an infinite loss into NaN.
   objective = jnp.where(weight_BL != 0, loss_BL * weight_BL, 0).sum()
   if z_loss:
     objective += z_loss * jnp.where(weight_BL != 0, log_z_BL**2 * weight_BL, 0).sum()
@@ -137,14 +134,14 @@ def batch_loss(
   z_loss: float = 0.0,
   dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, LossSums]:
-  """Sum of weighted token losses of one (micro)batch, not divided by anything.
+  """Sum of weighted token losses of a (micro)batch, undivided.
 
   Args:
     model: called as `Decoder` is.
     params: its parameters.
     batch: features of `crossin_jax.data.stream`, [B, L] each.
-    tasks: T, number of tasks that `decoder_task_ids` counts.
-    z_loss: factor on log(Z)^2, added to what is differentiated (PaLM, section 5); 0 = none.
+    tasks: T, number of tasks in `decoder_task_ids`.
+    z_loss: factor on log(Z)^2 in the objective (PaLM, section 5); 0 = none.
     dropout_key: None = no dropout.
 
   Returns:

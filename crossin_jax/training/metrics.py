@@ -1,4 +1,4 @@
-"""What a run tells of itself: metrics.jsonl, TensorBoard, a progress line."""
+"""metrics.jsonl and TensorBoard."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from crossin_jax.storage.files import write_text
 
 
 class TaskTable:
-  """Sums per task of a mixture, told by source and by language.
+  """Turns sums per task into means by source and by language.
 
   Attributes:
     names: task names, in the order of `decoder_task_ids`.
@@ -21,7 +21,7 @@ class TaskTable:
     self._languages = [info['target_language'] for info in infos]
 
   def means(self, loss_by_task, weight_by_task) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean losses by source and by language of the response; those without tokens are left out."""
+    """Mean losses by source and by language of the response, where there are tokens."""
     return tuple(
       {
         label: float(loss / weight)
@@ -39,12 +39,12 @@ class TaskTable:
 
 
 class Period:
-  """Sums since the last logged line, kept in float64 and saved in checkpoints, so that a resumed
-  run logs the same lines.
+  """Sums since the last logged line, in float64; saved in checkpoints, so that a resumed run logs
+  the same lines.
 
   Attributes:
-    sums: name -> sum, JSON. Never changed in place: a checkpoint writes it in the background while
-      steps go on.
+    sums: name -> sum, JSON. Never changed in place, because a checkpoint may be writing it in the
+      background.
   """
 
   def __init__(self, tasks: int, saved: dict | None = None):
@@ -60,7 +60,7 @@ class Period:
     self.sums = zeros if saved is None else dict(saved)
 
   def add(self, metrics) -> None:
-    """Adds one step's `StepMetrics`, fetched to the host."""
+    """Adds one step's `StepMetrics`, which must be on the host."""
     step, skipped, sums = metrics.sums, bool(metrics.skipped), dict(self.sums)
     sums['steps'] += 1
     sums['skipped'] += skipped
@@ -97,14 +97,14 @@ def line(sums: dict, table, learning_rate: float, seconds: float) -> dict:
 class MetricsWriter:
   """Appends lines to MODEL_DIR/metrics.jsonl and scalars to MODEL_DIR/tensorboard (host 0 only).
 
-  A resumed run first cuts metrics.jsonl back to the restored step.
+  A resumed run first truncates metrics.jsonl to the restored step.
   """
 
   def __init__(self, model_dir: str, resumed_step: int, evaluated: int = 0):
     """Args:
     model_dir: where metrics.jsonl and tensorboard/ are.
-    resumed_step: lines after it are cut off.
-    evaluated: last step whose evaluation was completed; figures after it are cut off too.
+    resumed_step: later lines are removed.
+    evaluated: last step with a completed evaluation; figures of later ones are removed too.
     """
     from tensorboardX import SummaryWriter
 
@@ -118,14 +118,14 @@ class MetricsWriter:
             if values['step'] <= (resumed_step if 'loss' in values else evaluated):
               kept.append(line)
           except (ValueError, KeyError, TypeError):
-            break  # the line that a kill cut short
+            break  # a line truncated by a kill
     write_text(self._path, ''.join(kept))
     self._file = open(self._path, 'a', encoding='utf-8')
     self._board = SummaryWriter(os.path.join(model_dir, 'tensorboard'), purge_step=resumed_step + 1)
 
   def write(self, step: int, values: dict) -> None:
-    """One line; nested dicts become name/key in TensorBoard. NaN and infinities are written as
-    null.
+    """Writes one line. TensorBoard gets nested dicts as name/key; JSON gets null for NaN and
+    infinities.
     """
     self._file.write(json.dumps({'step': step, **_finite(values)}, ensure_ascii=False) + '\n')
     self._file.flush()
@@ -134,7 +134,7 @@ class MetricsWriter:
         self._board.add_scalar(f'train/{name}' if '/' not in name else name, value, step)
 
   def close(self) -> None:
-    """Flushes both."""
+    """Closes both."""
     self._file.close()
     self._board.close()
 

@@ -1,4 +1,4 @@
-"""Steps that must not count: losses that are no number, spikes, and the examples to blame for them."""
+"""Non-finite losses and gradients, loss spikes, and the examples that cause them."""
 
 import statistics
 
@@ -12,10 +12,10 @@ HISTORY = 50  # steps whose median a spike is measured against
 
 
 class SpikeThreshold:
-  """The loss above which a step is left out.
+  """The loss above which a step is skipped.
 
-  The threshold of step n is made from the losses of steps n - 51 to n - 2, those known when n is
-  dispatched; it is the same whether the run was resumed in between or not.
+  The threshold of step n uses the losses of steps n - 51 to n - 2, which are known when n is
+  dispatched. It does not depend on where the run was resumed.
 
   Attributes:
     losses: [[step, mean loss]] of the last steps, saved with each checkpoint.
@@ -27,7 +27,7 @@ class SpikeThreshold:
     self._factor, self.losses = factor, [list(pair) for pair in losses]
 
   def add(self, step: int, values) -> None:
-    """Notes one step's `StepMetrics`; steps that were left out do not count."""
+    """Adds one step's `StepMetrics`; skipped steps do not count."""
     if self._factor is not None and not values.skipped:
       self.losses = [
         *self.losses[-HISTORY - 2 :],
@@ -35,7 +35,7 @@ class SpikeThreshold:
       ]
 
   def at(self, step: int) -> np.ndarray:
-    """float32 []: infinity without a factor or before ten losses are known."""
+    """The threshold of a step, float32 []; infinity without a factor or with under ten losses."""
     known = [loss for at, loss in self.losses if step - HISTORY - 2 < at <= step - 2]
     if self._factor is None or len(known) < 10:
       return np.float32(np.inf)
@@ -43,7 +43,7 @@ class SpikeThreshold:
 
 
 def blame(model, params, partition: Partitioner, stream: BatchStream, step: int, values) -> str:
-  """What went wrong in a step that was left out, and which examples did it, as words for the user.
+  """Describes what went wrong in a skipped step, and which examples caused it.
 
   Args:
     model, params, partition: as in training, after the step.
@@ -52,7 +52,7 @@ def blame(model, params, partition: Partitioner, stream: BatchStream, step: int,
     values: the step's `StepMetrics`, on the host.
 
   Returns:
-    For instance "loss is not finite because of task alpaca.x2x..., row 17".
+    A text, for instance "loss is not finite because of task alpaca.x2x..., row 17".
   """
   mean = float(values.sums.loss) / max(float(values.sums.weight), 1e-8)
   finite = np.isfinite(mean)
@@ -66,20 +66,18 @@ def blame(model, params, partition: Partitioner, stream: BatchStream, step: int,
   weights, segments = (
     stream.batch(step)[name] for name in ('decoder_loss_weights', 'decoder_segment_ids')
   )
-  found = []
+  losses = []
   for row, examples in enumerate(stream.examples(step)):
     for segment, (task, id_) in enumerate(examples, start=1):
-      mine = segments[row] == segment
-      total = loss_BL[row, mine].sum()
-      found.append((total / max(weights[row, mine].sum(), 1e-8), task, id_))
-  bad = [(task, id_) for loss, task, id_ in found if not np.isfinite(loss)]
+      tokens = segments[row] == segment
+      total = loss_BL[row, tokens].sum()
+      losses.append((total / max(weights[row, tokens].sum(), 1e-8), task, id_))
+  bad = [(task, id_) for loss, task, id_ in losses if not np.isfinite(loss)]
   if bad:
     more = f' and {len(bad) - 5} more' if len(bad) > 5 else ''
     return (
       f'{what} because of ' + ', '.join(f'task {task}, row {id_}' for task, id_ in bad[:5]) + more
     )
-  found.sort(key=lambda entry: -entry[0])
-  worst = ', '.join(f'task {task}, row {id_} ({loss:.3g})' for loss, task, id_ in found[:3])
-  return (
-    f'{what}; no single example of the batch is to blame, the highest losses are those of {worst}'
-  )
+  losses.sort(key=lambda entry: -entry[0])
+  worst = ', '.join(f'task {task}, row {id_} ({loss:.3g})' for loss, task, id_ in losses[:3])
+  return f'{what}; no single example of the batch causes it, the highest losses are {worst}'

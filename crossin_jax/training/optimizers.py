@@ -1,4 +1,4 @@
-"""Optimizers as plain optax transforms, with the schedule beside them so that the true rate is
+"""Optimizers as optax transforms, with their schedule so that the true learning rate is
 logged.
 """
 
@@ -15,7 +15,7 @@ DECAYS = ('cosine', 'linear', 'rsqrt', 'constant')
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """An optax transform and the learning-rate schedule inside it."""
+  """An optax transform and its learning-rate schedule."""
 
   transform: optax.GradientTransformation
   schedule: Schedule
@@ -60,7 +60,7 @@ def schedule(
   }[decay]()
   if not warmup:
     return after
-  # Step 0 already moves: a first step at rate zero would be thrown away.
+  # The rate of step 0 is above zero: a first step at rate zero would be wasted.
   return optax.join_schedules(
     [optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1)), after], [warmup]
   )
@@ -84,7 +84,7 @@ def adamw(
 ) -> Optimizer:
   """AdamW (Loshchilov and Hutter 2019) after clipping by the global norm; no decay on norm scales.
 
-  The defaults are those of CrossIn's training script (METHODS A.5).
+  The defaults are those of CrossIn's training script (docs/design/methods.md#a-5-training).
 
   Args:
     total_steps: steps of the run, for the schedule.

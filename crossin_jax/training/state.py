@@ -1,4 +1,4 @@
-"""What training changes, how it is initialised straight into its shards, and one step."""
+"""The train state, its sharded initialisation, and one training step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +17,10 @@ from crossin_jax.training import losses
 @flax.struct.dataclass
 class TrainState:
   """Attributes:
-  step: int32 [], batches seen (also those whose update was skipped).
-  params: the parameters that are trained: all of them, or with LoRA the adapters.
-  opt_state: the optax state, of the trained ones only.
-  frozen: the other parameters, not saved with the run; {} where all are trained.
+  step: int32 [], batches seen, including those whose update was skipped.
+  params: the trained parameters: all, or with LoRA the adapters.
+  opt_state: the optax state of the trained parameters.
+  frozen: the other parameters, not saved with the run; {} if all are trained.
   """
 
   step: jax.Array
@@ -30,13 +30,13 @@ class TrainState:
 
   @property
   def model_params(self):
-    """All parameters, as the model takes them."""
+    """All parameters of the model."""
     return lora.merge(self.params, self.frozen)
 
 
 @flax.struct.dataclass
 class StepMetrics:
-  """Of one step, on the device.
+  """Metrics of one step, on the device.
 
   Attributes:
     sums: loss sums over the batch.
@@ -53,10 +53,10 @@ class StepMetrics:
 def state_shardings(
   model, transform: optax.GradientTransformation, partitioner: Partitioner, length: int
 ):
-  """Abstract TrainState with the sharding of each leaf, and nothing allocated.
+  """Abstract TrainState with the sharding of each leaf; allocates nothing.
 
-  Optimizer leaves lie as the parameter that they belong to; whatever has another shape (counts,
-  factored moments) is a whole copy on every device.
+  Optimizer leaves are sharded like their parameter; those of another shape (counts, factored
+  moments) are replicated.
 
   Returns:
     A TrainState of jax.ShapeDtypeStruct with shardings.
@@ -88,7 +88,7 @@ def state_shardings(
 
 
 def parameter_shapes(model, partitioner: Partitioner):
-  """Shapes, dtypes and shardings of all parameters, nothing allocated."""
+  """Shapes, dtypes and shardings of all parameters; allocates nothing."""
   shapes = jax.eval_shape(lambda: _init_params(model, jax.random.key(0), 8))
   shardings = parameter_shardings(model, partitioner, 8)
   return jax.tree.map(
@@ -105,14 +105,14 @@ def parameter_shardings(model, partitioner: Partitioner, length: int):
 def init_state(
   model, transform, abstract: TrainState, length: int, seed: int, params=None
 ) -> TrainState:
-  """A fresh state, every leaf made where it will live: no host ever holds the whole model.
+  """A new state, each leaf initialised in its shards: no host ever holds the full model.
 
   Args:
     model, transform: the model and the optax transformation.
-    abstract: as `state_shardings` gives it.
-    length: tokens of a row.
-    seed: of what is drawn.
-    params: parameters that are known already (of a checkpoint), a tree with any of the model's
+    abstract: of `state_shardings`.
+    length: tokens in a row.
+    seed: of the initialisation.
+    params: parameters from a checkpoint, a tree with any of the model's
       leaves; they are not drawn.
   """
   known = traverse_util.flatten_dict(params or {})
@@ -137,7 +137,7 @@ def _init(model, key, length):
 
 
 def _init_params(model, key, length):
-  """Fresh parameters; those that will not be trained in the dtype that they are held in."""
+  """New parameters; frozen ones in the dtype in which they are held."""
   params = _init(model, key, length)['params']
   adapters = lora.of_model(model)
   if adapters is None:
@@ -164,7 +164,7 @@ def make_train_step(
     model: called as `Decoder` is.
     optimizer: `optimizers.Optimizer`.
     tasks: number of tasks of the mixture.
-    microbatches: the batch is cut into this many, one after the other; the result is the same.
+    microbatches: the batch is computed in this many parts; the result is the same.
     z_loss: see `losses.batch_loss`.
     seed: of dropout; the key of a step is folded from (seed, step, microbatch).
     dropout: whether the model has any.
@@ -188,8 +188,8 @@ def make_train_step(
     if microbatches == 1:
       grads, sums = gradients(batch, 0)
     else:
-      # Rows i, i + n, i + 2n ... form microbatch i: neighbouring rows lie on one device, so each
-      # microbatch uses all of them without moving data.
+      # Rows i, i + n, i + 2n ... form microbatch i: neighbouring rows are on one device, so every
+      # microbatch uses all devices without moving data.
       parts = jax.tree.map(
         lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
       )
@@ -222,8 +222,7 @@ def make_train_step(
 
 
 def jit_train_step(model, optimizer, state: TrainState, **options):
-  """`make_train_step`, jitted as `train` runs it: the old state is given up, the new one lies as it
-  did.
+  """`make_train_step`, jitted: the state is donated and keeps its sharding.
 
   Args:
     model, optimizer, options: of `make_train_step`; dropout is what the model has.

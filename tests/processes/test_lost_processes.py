@@ -138,7 +138,7 @@ def test_a_stop_on_any_process_saves_once_together(processes, undisturbed, tmp_p
     (saved,) = [name for name in os.listdir(model_dir) if name.startswith('checkpoint_')]
     step = int(saved.split('_')[1])
     assert (
-      all(f'told to stop: saved step {step}' in said(model_dir, index) for index in range(4))
+      all(f'interrupted: saved step {step}' in said(model_dir, index) for index in range(4))
       and step < STEPS
     )
     # Another number of processes goes on.

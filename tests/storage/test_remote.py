@@ -54,9 +54,9 @@ def test_an_object_with_dots_in_its_name_does_not_leave_the_cache(gcs, tmp_path)
 
 
 @pytest.mark.parametrize('url, words', [
-    ('gs://no-such-bucket/x', 'no bucket no-such-bucket; see what is with `gcloud storage ls '
+    ('gs://no-such-bucket/x', 'no bucket no-such-bucket; list it with `gcloud storage ls '
                               'gs://no-such-bucket`'),
-    ('gs://bucket/nothing', 'gs://bucket/nothing is not there'),
+    ('gs://bucket/nothing', 'gs://bucket/nothing does not exist'),
     ('gs://secret/x', r'no permission for gs://secret/x \(test@test does not have '
                       r'.*add-iam-policy-binding gs://secret'),
 ])  # fmt: skip
@@ -88,7 +88,7 @@ def test_without_gcsfs_the_extra_is_named(tmp_path):
     ('prepare --output_dir=gs://b/p --mixture m', None),
     ('sweep --remote_dir gs://b/s --output_dir out', None),
     ('sweep --remote_dir gs://b/s --output_dir gs://b/o', '--output_dir: gs://b/o'),
-    ('judge --a gs://b/a.jsonl', '--a: gs://b/a.jsonl is remote, and `crossin judge`'),
+    ('judge --a gs://b/a.jsonl', '--a: gs://b/a.jsonl is remote, but `crossin judge`'),
     ('quickstart --output_dir=gs://b/q', 'gcloud storage cp'),
     ("xinstruction run --gin.OUT='gs://b/q'", 'gs://b/q'),
     ('contamination gs://b/x', 'contamination: gs://b/x'),
@@ -168,7 +168,7 @@ def test_compare_copies_predictions_only(gcs):
   folder = compare._here('gs://bucket/eval/')
   assert tree_of(folder).keys() == {'results.json', 'predictions/x.generate.jsonl'}
   assert open(compare._here('gs://bucket/eval/results.json'), 'rb').read() == b'{}'
-  with pytest.raises(remote.RemoteError, match='gs://bucket/nothing/predictions is not there'):
+  with pytest.raises(remote.RemoteError, match='gs://bucket/nothing/predictions does not exist'):
     compare._here('gs://bucket/nothing')
 
 

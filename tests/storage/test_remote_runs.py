@@ -122,7 +122,7 @@ def test_an_unfinished_checkpoint_is_none(gcs, adamw):
   lose(gcs, 'run/checkpoint_20/commit_success.txt')
   assert places.latest_checkpoint('gs://bucket/run') == 'gs://bucket/run/checkpoint_10'
   with pytest.raises(
-    CheckpointError, match='checkpoint_20 is unfinished: it has no commit_success.txt'
+    CheckpointError, match='checkpoint_20 is incomplete: it has no commit_success.txt'
   ):
     places.latest_checkpoint('gs://bucket/run/checkpoint_20')
   state, run = restore('gs://bucket/run', adamw)
@@ -156,7 +156,7 @@ def test_what_no_run_of_ours_began_is_left_alone(gcs, adamw, capsys):
   }
   before = set(gcs.names('run'))
   with pytest.raises(
-    CheckpointError, match='checkpoint_30 is there already, without commit_success.txt.* remove it'
+    CheckpointError, match='checkpoint_30 exists already, without commit_success.txt.* remove it'
   ):
     saved.save(30, small.state_on(adamw, 30), small.RUN | {'step': 30})
   saved.save(40, small.state_on(adamw, 40), small.RUN | {'step': 40})
@@ -173,16 +173,16 @@ def test_parameters_are_not_written_into_what_is_there(gcs, tmp_path):
   before = gcs.names()
   with pytest.raises(
     CheckpointError,
-    match='gs://bucket/run/checkpoint_0 is there already, without .*gcloud storage rm',
+    match='gs://bucket/run/checkpoint_0 exists already, without .*gcloud storage rm',
   ):
     parameters.save_params('gs://bucket/run', {'w': np.ones(3)})
-  with pytest.raises(CheckpointError, match='gs://bucket/run/checkpoint_0 is there already'):
+  with pytest.raises(CheckpointError, match='gs://bucket/run/checkpoint_0 exists already'):
     conversion.import_hf(str(tmp_path / 'not read'), 'gs://bucket/run')
   assert gcs.names() == before
   parameters.save_params('gs://bucket/run', {'w': np.ones(3)}, 4)
   assert set(before) < set(gcs.names())
   (tmp_path / 'checkpoint_0' / 'state').mkdir(parents=True)
-  with pytest.raises(CheckpointError, match='checkpoint_0 is there already. .*rm -r'):
+  with pytest.raises(CheckpointError, match='checkpoint_0 exists already. .*rm -r'):
     parameters.save_params(str(tmp_path), {'w': np.ones(3)})
 
 
