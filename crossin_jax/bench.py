@@ -214,7 +214,8 @@ def main(argv: list[str]) -> int:
   parser = command_line.Parser(
     'bench',
     'Measured throughput on this machine: training steps, generation, or the loader.',
-    'crossin bench train --gin_file=gin_configs/models/llama_60m.gin --gin.bench_train.batch_size=4',
+    'crossin bench train --gin_file=gin_configs/models/llama_60m.gin '
+    '--gin.bench_train.batch_size=4',
     gin=True,
     processes=True,
   )

@@ -200,7 +200,7 @@ def train(
       books.close()
       if stream.dropped and jax.process_index() == 0:
         warnings.warn(
-          f'{stream.dropped} examples fitted into neither their window nor the next and were skipped'
+          f'{stream.dropped} examples did not fit into their window or the next and were skipped'
         )
   return DONE
 

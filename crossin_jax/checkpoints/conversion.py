@@ -86,122 +86,119 @@ def export_hf(
 ) -> dict:
   """Writes a checkpoint for transformers ('full', 'merged'), PEFT ('peft') or T5X ('t5x').
 
-  The directory appears whole, by one rename; a remote one is made here first and then copied,
+  The directory appears by one rename. A remote one is written locally first and uploaded with
   config.json last.
 
   Args:
     checkpoint: a MODEL_DIR or one of its checkpoints.
-    output_dir: must not exist, or be empty.
+    output_dir: must be empty or not exist.
     model: the model of the checkpoint.
-    format: 'full' for a model that was trained whole; of a LoRA run 'merged' (adapters folded into
-      the matrices, in f32) or 'peft' (adapters alone); 't5x': a checkpoint_<step> with the whole
-      merged tree.
-    dtype: of the tensors; None = what the model was imported in, else that of the parameters
+    format: 'full' for a fully trained model; for a LoRA run 'merged' (adapters folded into the
+      matrices, in f32) or 'peft' (adapters alone); 't5x': a checkpoint_<step> with all parameters,
+      merged.
+    dtype: of the tensors; None = that of the imported directory, else that of the parameters
       (adapters: f32).
     shard_gigabytes: largest size of a file.
     partitioner: mesh and axis rules.
 
   Returns:
-    {'output_dir', 'format', 'tensors', 'bytes', 'dtype'}.
+    {'output_dir', 'format', 'bytes', 'dtype'}.
 
   Raises:
-    ConversionError: a format that does not fit the run, an output directory in use.
+    ConversionError: a format that does not fit the run, or an output directory in use.
   """
   adapters = lora.of_model(model)
   if format not in FORMATS:
     raise ConversionError(f'--format {format} is not one of {", ".join(FORMATS)}')
   if (format in ('merged', 'peft')) != (adapters is not None) and format != 't5x':
     raise ConversionError(
-      f'--format {format} is for {"models trained whole" if adapters else "LoRA runs"}; this is a '
-      f'{"LoRA run: choose merged or peft" if adapters else "model trained whole: choose full"}'
+      f'--format {format} is for {"fully trained models" if adapters else "LoRA runs"}; this is a '
+      f'{"LoRA run: choose merged or peft" if adapters else "fully trained model: choose full"}'
     )
-  if remote.is_remote(output_dir):
-    if remote.listing(output_dir):
-      raise ConversionError(f'{output_dir} is not empty; give another --output_dir, or remove it')
+  is_remote = remote.is_remote(output_dir)
+  if remote.listing(output_dir) if is_remote else _in_use(output_dir):
+    raise ConversionError(f'{output_dir} is not empty; give another --output_dir, or remove it')
+  saved, size = saved_model.SavedModel.open(checkpoint), int(shard_gigabytes * 1e9)
+  if is_remote:
     os.makedirs(remote.cache(), exist_ok=True)
     with tempfile.TemporaryDirectory(dir=remote.cache()) as folder:
-      result = export_hf(
-        checkpoint, os.path.join(folder, 'exported'), model, format=format, dtype=dtype,
-        shard_gigabytes=shard_gigabytes,
-        partitioner=partitioner,
-      )  # fmt: skip
-      remote.upload_folder(
-        result['output_dir'], output_dir, last=(weights.INDEX, peft.CONFIG, 'config.json')
-      )
-    return result | {'output_dir': output_dir}
-  saved = saved_model.SavedModel.open(checkpoint)
-  path = saved.path
-  if os.path.exists(output_dir) and (not os.path.isdir(output_dir) or os.listdir(output_dir)):
-    raise ConversionError(f'{output_dir} is not empty; give another --output_dir, or remove it')
-  source = saved.companions
-  found = families.read_json_config(source) if source else families.to_json_config(model.config)
-  dtype = dtype or ('float32' if format == 'peft' else found.get('dtype') or found.get('torch_dtype')
-                    or model.config.param_dtype)  # fmt: skip
+      local = os.path.join(folder, 'exported')
+      result = _export(saved, local, model, format, dtype, size, partitioner)
+      remote.upload_folder(local, output_dir, last=(weights.INDEX, peft.CONFIG, 'config.json'))
+  else:
+    result = _export(saved, output_dir, model, format, dtype, size, partitioner)
+  return {'output_dir': output_dir, 'format': format} | result
+
+
+def _in_use(directory: str) -> bool:
+  return os.path.exists(directory) and (not os.path.isdir(directory) or bool(os.listdir(directory)))
+
+
+def _export(saved, output_dir: str, model, format: str, dtype: str | None, shard_bytes: int,
+            partitioner) -> dict:  # fmt: skip
+  source, is_adapter = saved.companions, format == 'peft'
+  hf_config = families.read_json_config(source) if source else families.to_json_config(model.config)
+  imported = hf_config.get('dtype') or hf_config.get('torch_dtype')
+  dtype = dtype or ('float32' if is_adapter else imported or model.config.param_dtype)
   if dtype not in DTYPES:
     raise ConversionError(f'--dtype {dtype} is not one of {", ".join(DTYPES)}')
-  partition = partitioner()
+  partition, chief = partitioner(), jax.process_index() == 0
   writing = f'{os.path.abspath(output_dir)}.writing'
-  chief = jax.process_index() == 0
   if chief:
     shutil.rmtree(writing, ignore_errors=True)
     os.makedirs(writing)
   with partition.activate():
     params = saved.restore(train_state.parameter_shapes(model, partition), model)
     if format == 't5x':
-      step = int(path.rsplit('_', 1)[1])
-      parameters.save_params(writing, lora.folded(params, adapters), step)
+      step = int(saved.path.rsplit('_', 1)[1])
+      parameters.save_params(writing, lora.folded(params, lora.of_model(model)), step)
     else:
-      make = peft.adapter_tensors if format == 'peft' else weights.model_tensors
-      tensors = list(make(found['model_type'], model.config, params, dtype))
-      weights.write_tensors(
-        writing, tensors, dtype, shard_bytes=int(shard_gigabytes * 1e9),
-        single=peft.WEIGHTS if format == 'peft' else weights.SINGLE,
-      )  # fmt: skip
+      convert = peft.adapter_tensors if is_adapter else weights.model_tensors
+      tensors = list(convert(hf_config['model_type'], model.config, params, dtype))
+      single = peft.WEIGHTS if is_adapter else weights.SINGLE
+      weights.write_tensors(writing, tensors, dtype, shard_bytes=shard_bytes, single=single)
   if chief:
-    if format == 'peft':
-      base = saved.base['path']
-      write_json(
-        os.path.join(writing, peft.CONFIG),
-        peft.adapter_config(found['model_type'], model.config, base),
-      )
+    if is_adapter:
+      adapter = peft.adapter_config(hf_config['model_type'], model.config, saved.base['path'])
+      write_json(os.path.join(writing, peft.CONFIG), adapter)
     if format != 't5x':
-      _describe(writing, found, dtype, source, os.path.dirname(path), is_adapter=format == 'peft')
+      _describe(writing, hf_config, dtype, source, saved.folder, is_adapter)
     if os.path.isdir(output_dir):
       os.rmdir(output_dir)  # it is empty
     os.replace(writing, os.path.abspath(output_dir))
-  size = sum(
+  sizes = [
     os.path.getsize(os.path.join(f, n)) for f, _, names in os.walk(output_dir) for n in names
-  )
-  return {'output_dir': output_dir, 'format': format, 'dtype': dtype, 'bytes': size}
+  ]
+  return {'dtype': dtype, 'bytes': sum(sizes)}
 
 
 def _describe(
-  writing: str, found: dict, dtype: str, source: str | None, model_dir: str, is_adapter: bool
+  writing: str, hf_config: dict, dtype: str, source: str | None, model_dir: str, is_adapter: bool
 ) -> None:
-  """Configuration, generation settings and tokenizer beside the weights."""
+  """Writes configuration, generation settings and tokenizer."""
   if source:
     weights.copy_companions(source, writing)
   else:
-    found = {**found, **_tokenizer_files(writing, model_dir)}
+    hf_config = {**hf_config, **_tokenizer_files(writing, model_dir)}
     write_json(
       os.path.join(writing, 'generation_config.json'),
-      {key: found[key] for key in ('bos_token_id', 'eos_token_id') if key in found},
+      {key: hf_config[key] for key in ('bos_token_id', 'eos_token_id') if key in hf_config},
     )
   if is_adapter:
     for name in ('config.json', 'generation_config.json'):
       if os.path.exists(os.path.join(writing, name)):
         os.unlink(os.path.join(writing, name))
     return
-  found = {key: value for key, value in found.items() if key != 'torch_dtype'}
-  family = families.FAMILIES[found['model_type']]
+  hf_config = {key: value for key, value in hf_config.items() if key != 'torch_dtype'}
+  family = families.FAMILIES[hf_config['model_type']]
   write_json(
     os.path.join(writing, 'config.json'),
-    {**found, 'architectures': [family.architecture], 'dtype': dtype},
+    {**hf_config, 'architectures': [family.architecture], 'dtype': dtype},
   )
 
 
 def _tokenizer_files(writing: str, model_dir: str) -> dict:
-  """The run's own tokenizer, where the model was not imported; returns its special ids."""
+  """Writes the tokenizer of a model that was not imported; returns its special ids."""
   from crossin_jax.data.vocabulary import Vocabulary
 
   path = os.path.join(model_dir, 'prompts.json')

@@ -25,7 +25,7 @@ def damage(path: str) -> str | None:
     expected = files.load_json(digest)
   except FileNotFoundError:
     warnings.warn(
-      f'{path} has no digest, because the run was killed right after the save; it is used unverified'
+      f'{path} has no digest, because the run was killed after the save; it is used unverified'
     )
     return None
   except ValueError as error:

@@ -4,7 +4,7 @@ MODEL_DIR/checkpoint_<step>/state: {'target': params, 'state': {'step', 'param_s
 MODEL_DIR/checkpoint_<step>/run: the `RunState` of training as JSON
 MODEL_DIR/digests/checkpoint_<step>.json: see `digests`
 
-On gs:// Orbax cannot rename: it writes `_CHECKPOINT_METADATA` first and `commit_success.txt` last. A
+On gs:// Orbax cannot rename: it writes `_CHECKPOINT_METADATA` first, `commit_success.txt` last. A
 checkpoint_<step> without the latter is incomplete. If it has the former, a killed run left it and
 the next run removes it. Anything else (a copy in progress, T5X's older layout) is never touched.
 

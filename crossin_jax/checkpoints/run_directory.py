@@ -25,8 +25,8 @@ def exclusive(model_dir: str):
   """Locks MODEL_DIR for this run; a second run gets an error that names the first.
 
   For a remote MODEL_DIR, process 0 writes the small files locally and pushes them. A killed run
-  leaves its lock there: on another machine the next run waits until it is stale, 90 s after the last
-  renewal.
+  leaves its lock there: on another machine the next run waits until it is stale, 90 s after the
+  last renewal.
 
   Yields:
     A `mirror.Folder`; small files go to its `path`.
@@ -82,8 +82,8 @@ def describe(
   """Writes config.gin (the operative configuration), prompts.json and the tokenizer into MODEL_DIR.
 
   Inference uses the last two to prompt the model as in training. If the parameters came from a
-  Hugging Face directory, its configuration and tokenizer are copied to MODEL_DIR/huggingface for the
-  export.
+  Hugging Face directory, its configuration and tokenizer are copied to MODEL_DIR/huggingface for
+  the export.
   """
   if initial_checkpoint and (source := SavedModel.open(initial_checkpoint).companions):
     weights.copy_companions(source, os.path.join(model_dir, COMPANIONS))

@@ -45,7 +45,7 @@ class RollCall:
       leave: ends this process with a status; for tests.
 
     Raises:
-      RollCallError: processes are missing (they are named) or too many, or process 0 does not answer.
+      RollCallError: processes are missing (they are named), too many, or process 0 does not answer.
     """
     self.index, self.count, self._leave, self._silence, self._beat = index, count, leave, lost, beat
     host, port = address.rsplit(':', 1)

@@ -1,6 +1,6 @@
 """Remote storage: `gs://` paths, through gcsfs and never through TensorFlow.
 
-Files are read through a local cache (`fetched`): $CROSSIN_CACHE, else ~/.cache/crossin_jax. It holds
+Files are read through a local cache (`fetched`): $CROSSIN_CACHE, else ~/.cache/crossin_jax. It has
 files/BUCKET/NAME for every object that was read and mirrors/ for folders that are written
 (`mirror.py`). The modification time of a copy encodes the object's generation, so a reader knows
 without reading it whether it is current. Delete the cache at any time when no command runs.
@@ -20,28 +20,28 @@ import tempfile
 from crossin_jax.storage import locks
 from crossin_jax.storage.gcs import (
   Entry,
-  Limit,  # fmt: skip
-  NotThere,  # fmt: skip
-  Outrun,  # fmt: skip
+  Limit,
+  NotThere,
+  Outrun,
   RemoteError,
-  call,  # fmt: skip
+  call,
   crc32c,
-  exists,  # fmt: skip
+  exists,
   explained,
   explaining,
   filesystem,
   is_remote,
   listing,
   map_in_threads,
-  read,  # fmt: skip
-  remove,  # fmt: skip
-  remove_folder,  # fmt: skip
+  read,
+  remove,
+  remove_folder,
   retry,
   split,
   stat,
-  upload,  # fmt: skip
-  upload_folder,  # fmt: skip
-  write,  # fmt: skip
+  upload,
+  upload_folder,
+  write,
 )
 
 _WRITING = '.writing-'  # prefix of copies in progress
@@ -283,9 +283,8 @@ def _alone(url: str):
 
 
 __all__ = [
-  'Entry', 'Limit', 'NotThere', 'Outrun', 'RemoteError', 'absolute', 'download', 'cache', 'call',
-  'check_flags', 'crc32c', 'exists',
-  'explained', 'explaining', 'fetched', 'filesystem', 'is_current', 'is_remote', 'listing', 'cache_path',
-  'read', 'remove', 'remove_folder', 'split',
-  'stat', 'map_in_threads', 'upload', 'upload_folder', 'prepare', 'write',
+  'Entry', 'Limit', 'NotThere', 'Outrun', 'RemoteError', 'absolute', 'cache', 'cache_path',
+  'call', 'check_flags', 'crc32c', 'download', 'exists', 'explained', 'explaining', 'fetched',
+  'filesystem', 'is_current', 'is_remote', 'listing', 'map_in_threads', 'prepare', 'read',
+  'remove', 'remove_folder', 'split', 'stat', 'upload', 'upload_folder', 'write',
 ]  # fmt: skip
