@@ -34,7 +34,7 @@ def _look(benchmark: list[str], training: list[str], n: int = 13) -> list[dict]:
   found = Benchmarks(
     [('bench', [Field(str(i), 'en', 'question', text) for i, text in enumerate(benchmark)])], n
   )
-  for _ in found.look_for(
+  for _ in found.search(
     'rows', [Field(str(i), 'en', 'input', text) for i, text in enumerate(training)]
   ):
     pass
