@@ -91,7 +91,7 @@ def choose_by_likelihood(
     else:
       prefixes.append(prompts.tokens(row))
       options.append([[*vocabulary.encode(choice), prompts.stop_id] for choice in row['choices']])
-  longest = max(len(prefix) + max(map(len, own)) for prefix, own in zip(prefixes, options))
+  longest = max(len(prefix) + max(map(len, ids)) for prefix, ids in zip(prefixes, options))
   packed = max(length, longest)
   losses = iter(
     continuation_losses(

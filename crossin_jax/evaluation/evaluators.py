@@ -77,10 +77,8 @@ class BenchmarkEvaluator:
 
     Args:
       benchmark: a key of `BENCHMARKS`.
-      path: its file or folder.
+      path, languages, split: see `LoadedBenchmark`.
       model_dir: of this run; it holds the template and the tokenizer.
-      languages: codes; None = all of the benchmark.
-      split: part of the file names.
       method: 'likelihood' or 'generate'; None = the first of the benchmark.
       prompt: prompt form, from 1.
       items: maximum number of items; None = all.

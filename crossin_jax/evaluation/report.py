@@ -4,8 +4,6 @@ Figures are computed from single answers, so that each has an interval. If only 
 are available, figures have no interval and the page claims no gain.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 import os
@@ -16,16 +14,6 @@ from crossin_jax.evaluation.measures import consistency, tables
 from crossin_jax.pages import page, plots, words
 from crossin_jax.pages.words import duration, percent, thousands
 
-EXPLANATIONS = {
-  'floor': 'Never read the facts in question; otherwise treated like Base. Its score is that of '
-  'guessing.',
-  'base': 'Read the facts in English and was tuned on English questions: the English-centred '
-  'model that all other arms start from.',
-  'mono': 'As Base, but tuned on the same questions in every language, with question and answer in '
-  'the same language.',
-  'x2x': 'As Mono, but with question and answer in different languages: the CrossIn mixture.',
-  'x2xtrans': 'As x2x, with translation exercises in the mixture.',
-}
 Key = tuple[str, int, str, str]  # (arm, seed, 'untagged' or 'tagged', 'likelihood' or 'generate')
 
 
@@ -119,7 +107,7 @@ def write_report(path: str | os.PathLike, report: Report) -> None:
 
 
 def _with_available_form(report: Report) -> Report:
-  """The report, with another form and method if there are no figures of its own."""
+  """The report, with an available form and method if its own have no figures."""
   available = [key[2:] for key in report.choices]
   available += [(tables.form_of(run), run['method']) for run in report.runs]
   if not available or (report.form, report.method) in available:
@@ -160,7 +148,8 @@ def _context(report: Report) -> dict:
       {
         'name': arm.name,
         'title': tables.title(arm),
-        'explanation': arm.explanation or _explanation(arm.name),
+        'kind': ''.join(filter(str.isalnum, arm.name.casefold())),
+        'explanation': arm.explanation,
         'colour': _colour(i),
       }
       for i, arm in enumerate(report.arms)
@@ -184,10 +173,6 @@ def _context(report: Report) -> dict:
 
 def _colour(i: int) -> str:
   return plots.COLOURS[i % len(plots.COLOURS)]
-
-
-def _explanation(name: str) -> str:
-  return EXPLANATIONS.get(''.join(filter(str.isalnum, name.casefold())), '')
 
 
 def _findings(

@@ -4,8 +4,6 @@ The file is `{"runs": [run, ...]}`. A run is one model, one seed, one benchmark,
 one method. All figures are fractions between 0 and 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 import json
@@ -37,7 +35,7 @@ def build_run(
   Args:
     summary: result of `consistency.summarise`; further figures are kept.
     variant: the model or arm, e.g. 'x2x'.
-    seed: seed of the training run; None for a model trained elsewhere.
+    seed: seed of the training run; None for a model of other origin.
     benchmark: name of the task, e.g. 'cross_mmlu', or 'world/untagged' with the prompt form after
       the slash.
     protocol: 'strict' or 'seaeval'; 'strict' for the likelihood method, which extracts nothing.

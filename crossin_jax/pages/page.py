@@ -34,7 +34,7 @@ def write(path: str | os.PathLike, template: str, values: Mapping, **filters) ->
 
 
 def language(code: str) -> dict:
-  """{'code', 'name' (English), 'own' (in the language itself), 'dir' ('ltr' or 'rtl')}."""
+  """{'code', 'name' (English), 'native' (name in the language itself), 'dir' ('ltr' or 'rtl')}."""
   from babel import Locale, UnknownLocaleError
 
   try:
@@ -42,7 +42,7 @@ def language(code: str) -> dict:
     native, direction = locale.languages.get(code, code), locale.text_direction
   except (UnknownLocaleError, ValueError):
     native, direction = code, 'ltr'
-  return {'code': code, 'name': words.language_name(code), 'own': native, 'dir': direction}
+  return {'code': code, 'name': words.language_name(code), 'native': native, 'dir': direction}
 
 
 def sub(text: str):

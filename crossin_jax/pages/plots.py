@@ -4,8 +4,6 @@ Axes and labels use `currentColor`, so one drawing serves light, dark and printe
 the font of the page and are Latin only: language codes and arm titles.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 import io

@@ -1,7 +1,5 @@
 """Formats of figures, languages and durations on pages."""
 
-from __future__ import annotations
-
 from crossin_jax.languages import ENGLISH_NAMES
 
 _NONE = '\N{EM DASH}'

@@ -8,8 +8,6 @@ undecided. Here the draw is a hash of (item, language, prompt): a file always ge
 and the draws of two languages are independent.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 import hashlib

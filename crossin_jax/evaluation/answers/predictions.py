@@ -9,8 +9,6 @@ There are two layouts, plain or gzipped:
 Files name languages by code ('zh') or English name ('Chinese'); memory holds codes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 import gzip

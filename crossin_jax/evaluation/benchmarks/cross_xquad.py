@@ -48,9 +48,8 @@ def build(path: str, languages: Sequence[str], split: str | None = None) -> Buil
   therefore depends on the languages, and figures are comparable for one set of languages only.
 
   Args:
-    path: folder with a SQuAD JSON file per language (`xquad.en.json`).
+    path, split: folder with a SQuAD JSON file per language; see `language_files`.
     languages: codes of the benchmark's languages.
-    split: see `benchmark_files.language_files`.
 
   Raises:
     RecordError: a language is missing, or languages have different questions (with the IDs).

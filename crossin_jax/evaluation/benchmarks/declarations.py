@@ -172,14 +172,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 class LoadedBenchmark:
-  """A benchmark with its items.
-
-  Attributes:
-    name: a key of `BENCHMARKS`.
-    declaration: its value.
-    languages: codes.
-    notes: human-readable notes of the reader.
-  """
+  """A benchmark with its items; `notes` are human-readable notes of its reader."""
 
   def __init__(
     self,
@@ -199,8 +192,7 @@ class LoadedBenchmark:
       limit: number of items to keep.
 
     Raises:
-      ValueError: an unknown name or language, malformed files, or items that lack a language (with
-        their IDs).
+      ValueError: an unknown name or language, malformed files, or items that lack a language.
     """
     if name not in BENCHMARKS:
       raise ValueError(f'no benchmark {name!r}; choose one of {", ".join(BENCHMARKS)}')

@@ -29,7 +29,7 @@ def write(
     command: the command line, for the end of the page.
   """
   values = {
-    'found': result,
+    'result': result,
     'sections': [
       _section(i, row, pair, result, examples)
       for i, (row, pair) in enumerate(zip(result['comparisons'], pairs))
@@ -47,7 +47,7 @@ def _section(i: int, row: dict, pair: Pair, result: dict, examples: int) -> dict
   chance = _chance(pair)
   rows = row['by_language'].values()
   return {
-    'own': row,
+    'comparison': row,
     'languages': {code: page.language(code) for code in row['languages']},
     'plot': Markup(plots.unique_ids(_plot(row, result, chance), f'p{i}')),
     'chance': chance,

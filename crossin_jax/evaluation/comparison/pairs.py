@@ -131,7 +131,6 @@ class Pair:
   """A benchmark by one method, restricted to what both models answered.
 
   Attributes:
-    benchmark, method: names.
     prompts: numbers of the common prompts.
     ids: language -> common IDs, in the order of A.
     a, b: the cells per prompt.
@@ -191,8 +190,8 @@ def pair_up(
   Args:
     benchmark, method: names.
     a, b: prompt -> file.
-    allow_partial: skip what only one side has, with a note, instead of raising.
-    **settings: protocol and first_line of `read_cells`.
+    allow_partial: skip what only one side has, with a note.
+    **settings: of `read_cells`.
 
   Raises:
     RecordError: nothing in common; different items or languages without `allow_partial`; an item

@@ -26,7 +26,7 @@ def write_page(
     examples: pairs shown per language, evenly spaced so that outcomes do not select them.
   """
   values = {
-    'found': result,
+    'result': result,
     'a': result['systems']['a'],
     'b': result['systems']['b'],
     'languages': list(result['median_characters']),

@@ -7,8 +7,6 @@ is a vector of item weights (how often each item is drawn) and all resamples are
 Axis letters: R resamples, N items, L languages, S seeds, F figures per item.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 import functools

@@ -7,8 +7,6 @@ Formulas: SeaEval (arXiv 2309.04766) as its scorer TiGEr-Eval computes them, see
 docs/design/methods.md#a-6-metrics. Acc is the mean over languages.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import combinations
 from math import comb
@@ -86,7 +84,7 @@ def consistency_by_item(choices: np.ndarray, s: int) -> np.ndarray:
   chose the same option". An unparsed choice agrees with nothing, not even another unparsed one.
 
   Args:
-    choices: int array [items, languages], 0..k-1, or -1 = unparsed.
+    choices: int array [items, languages].
     s: size of the groups, 2 <= s <= languages.
 
   Example (L = 4, s = 3):
@@ -143,7 +141,7 @@ def summarise(choices: np.ndarray, answers: np.ndarray, languages: Sequence[str]
   """All figures of one run under the keys of results.json.
 
   Args:
-    choices: int array [items, languages], 0..k-1, or -1 = unparsed.
+    choices: int array [items, languages].
     answers: int array [items] or [items, languages].
     languages: one code per column; keys have this order.
 

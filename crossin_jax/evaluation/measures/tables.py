@@ -4,8 +4,6 @@ A figure is a cell {"value", "low", "high"} in fractions. low and high are None 
 value is None without a figure.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

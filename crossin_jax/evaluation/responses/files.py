@@ -21,7 +21,7 @@ class Response:
   """One answer with its question.
 
   Attributes:
-    question: ID of the question, the same in all languages.
+    question: ID, the same in all languages.
     sample: number of the answer, if a prompt has several.
     language: code of the requested language.
     asked_in: code of the language of the question.
