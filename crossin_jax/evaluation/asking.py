@@ -158,7 +158,8 @@ def answer_questions(
 
   Args:
     model, params, partition: the model on its mesh.
-    questions, prompts: the items, and the template with its tokenizer.
+    questions: the items.
+    prompts: template and tokenizer.
     methods: of 'likelihood' (only for kind 'choice', otherwise skipped) and 'generate'.
     length, rows: shape of the packed batches that score choices; longer questions get longer and
       fewer rows.

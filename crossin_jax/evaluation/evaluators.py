@@ -77,7 +77,9 @@ class BenchmarkEvaluator:
 
     Args:
       benchmark: a key of `BENCHMARKS`.
-      path, languages, split: see `LoadedBenchmark`.
+      path: its file or folder.
+      languages: codes; None = all of the benchmark.
+      split: part of the file names.
       model_dir: of this run; it holds the template and the tokenizer.
       method: 'likelihood' or 'generate'; None = the first of the benchmark.
       prompt: prompt form, from 1.

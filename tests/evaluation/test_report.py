@@ -309,18 +309,20 @@ def test_text_is_escaped(tmp_path):
     (
       -0.01,
       0.09,
-      'x2x does not differ significantly from Base in accuracy (difference 4.1 points, 95 % interval \u22121.0 '
-      'to 9.0).',
+      'x2x does not differ significantly from Base in accuracy (difference 4.1 points, 95 % '
+      'interval \u22121.0 to 9.0).',
     ),
     (
       0.0,
       0.09,
-      'x2x does not differ significantly from Base in accuracy (difference 4.1 points, 95 % interval 0.0 to 9.0).',
+      'x2x does not differ significantly from Base in accuracy (difference 4.1 points, 95 % '
+      'interval 0.0 to 9.0).',
     ),
     (
       0.0004,
       0.09,
-      'x2x does not differ significantly from Base in accuracy (difference 4.1 points, 95 % interval 0.0 to 9.0).',
+      'x2x does not differ significantly from Base in accuracy (difference 4.1 points, 95 % '
+      'interval 0.0 to 9.0).',
     ),
   ],
 )

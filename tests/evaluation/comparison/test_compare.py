@@ -272,9 +272,15 @@ def test_nothing_there(tmp_path):
 def test_open_answers(tmp_path, capsys):
   for name, right in (('a', 10), ('b', 30)):
     rows = [
-      {'id': str(i), 'language': l, 'answers': [str(i)], 'prediction': f'Jibu ni {i if i < right else i + 1}.'}
-      for i in range(40) for l in ('en', 'sw')
-    ]  # fmt: skip
+      {
+        'id': str(i),
+        'language': l,
+        'answers': [str(i)],
+        'prediction': f'Jibu ni {i if i < right else i + 1}.',
+      }
+      for i in range(40)
+      for l in ('en', 'sw')
+    ]
     (tmp_path / name / 'predictions').mkdir(parents=True)
     (tmp_path / name / 'predictions' / 'mgsm.generate.jsonl').write_text(
       '\n'.join(map(json.dumps, rows)), encoding='utf-8'

@@ -77,8 +77,9 @@ def files(tmp_path):
 
 
 def flags(files, url, out, *more):
-  return ['judge', *map(str, files), '--endpoint', url, '--judge_model', 'gpt-4', '--output_dir', str(out),
-          '--gin.Endpoint.backoff_seconds=0.01', *more]  # fmt: skip
+  settings = ['--judge_model', 'gpt-4', '--gin.Endpoint.backoff_seconds=0.01']
+  where = ['--endpoint', url, '--output_dir', str(out)]
+  return ['judge', *map(str, files), *where, *settings, *more]
 
 
 # Rubbish is drawn by how often a request was made before, which a kill or a busy machine changes:

@@ -53,7 +53,10 @@ def test_duplicated_share_counts_what_stood_before(words):
 
 
 def test_code_does_not_decide_the_language():
-  code = '```python\nfor line in open("the file of the names"):\n  print("this is the line that was read", line)\n```'
+  code = (
+    '```python\nfor line in open("the file of the names"):\n'
+    '  print("this is the line that was read", line)\n```'
+  )
   assert language_of(f'{SWAHILI}\n{code * 5}') == 'sw'
   assert language_of('```\nprint(1)\n```') == ''
   assert language_of('42') == ''
@@ -154,9 +157,13 @@ def test_ask_then_generate_then_responses(tmp_path, capsys):
   assert json.loads(capsys.readouterr().out)['questions'] == 30
   rows = read_rows(asked)  # what `crossin generate --input` reads
   assert rows[:2] == [
-    {'id': '0/en', 'question': '0', 'language': 'sw', 'asked_in': 'en', 'category': 'sky', 'instruction': 'What is rain number 0? Answer in Swahili.'},
-    {'id': '0/sw', 'question': '0', 'language': 'sw', 'asked_in': 'sw', 'category': 'sky', 'instruction': 'Mvua 0 ni nini?'},
-  ]  # fmt: skip
+    {'id': f'0/{asked_in}', 'question': '0', 'language': 'sw', 'asked_in': asked_in}
+    | {'category': 'sky', 'instruction': instruction}
+    for asked_in, instruction in (
+      ('en', 'What is rain number 0? Answer in Swahili.'),
+      ('sw', 'Mvua 0 ni nini?'),
+    )
+  ]
   assert len({row['id'] for row in rows}) == 60
   # `crossin generate` keeps the id alone.
   answers = _write(
