@@ -1,7 +1,7 @@
-"""The languages of both methods: codes, English names, direction of writing.
+"""Languages of both methods: codes, English names and writing direction.
 
-METHODS: CrossIn trains and tests en, zh, vi, es; X-Instruction the ten others; ar, el, ru, ko ...
-occur in the benchmarks.
+CrossIn trains and tests en, zh, vi, es (docs/design/methods.md#a-2-data-sources); X-Instruction the
+ten others (docs/design/methods.md#b-2-languages-and-data); ar, el, ru, ko ... occur in benchmarks.
 """
 
 import difflib
@@ -19,12 +19,12 @@ _CODES = {name.lower(): code for code, name in ENGLISH_NAMES.items()}
 
 
 def code_of(language: str) -> str:
-  """The code of a language given as code or English name, in any case.
+  """The code of a language given as a code or an English name, in any case.
 
       code_of('Vietnamese') == code_of('vi') == 'vi'
 
   Raises:
-    ValueError: the language is not in the table; the message names the nearest entries.
+    ValueError: an unknown language; the message suggests similar entries.
   """
   key = language.strip().lower()
   if key in ENGLISH_NAMES:
@@ -32,8 +32,8 @@ def code_of(language: str) -> str:
   if key in _CODES:
     return _CODES[key]
   near = difflib.get_close_matches(key, [*ENGLISH_NAMES, *_CODES], n=3)
-  hint = f'; did you mean {" or ".join(near)}?' if near else ''
+  hint = f'; did you mean {" or ".join(near)}?' if near else '.'
   raise ValueError(
     f'unknown language {language!r}{hint} Known codes: {", ".join(ENGLISH_NAMES)} '
-    '(crossin_jax/languages.py holds the table)'
+    '(see crossin_jax/languages.py)'
   )

@@ -1,4 +1,4 @@
-"""Language identification: the NTREX table, its confusable neighbours, and texts that are no text."""
+"""Language identification: the NTREX table, confusable languages, and text without language."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Questions to a model: what it finds likeliest, and what it writes."""
+"""Answers of a model to questions: the most likely option, and generated text."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from crossin_jax.evaluation.results import METHODS
 
 @dataclass
 class Answers:
-  """What a model answered by one method.
+  """Answers of a model by one method.
 
   Attributes:
     texts: [item][language]; by likelihood the text of the choice.
@@ -30,28 +30,29 @@ class Answers:
   texts: list[list[str]]
   losses: list[list[np.ndarray]] | None = None
 
+  def chosen(self) -> np.ndarray:
+    """Choices of the lowest loss, int64 [items, languages]."""
+    # Not from the texts: two options may have the same text.
+    return np.array([[int(np.argmin(losses)) for losses in item] for item in self.losses], np.int64)
+
   def normalised(self, questions: Questions) -> np.ndarray:
-    """Choices by loss per character of the option, int64 [items, languages] (lm-evaluation-harness'
-    acc_norm).
-    """
-    by_length = lambda losses, row: int(
-      np.argmin(losses / [len(choice) for choice in row['choices']])
-    )
-    pairs = zip(self.losses, questions.rows)
-    return np.array(
-      [[by_length(l, row) for l, row in zip(losses, rows)] for losses, rows in pairs], np.int64
-    )
+    """Choices by loss per character (acc_norm of lm-evaluation-harness); shape as `chosen`."""
+    per_character = [
+      [losses / [len(choice) for choice in row['choices']] for losses, row in zip(*item)]
+      for item in zip(self.losses, questions.rows)
+    ]
+    return Answers([], per_character).chosen()
 
 
 def pair_tokens(
   vocabulary: Vocabulary, context: str, continuation: str
 ) -> tuple[list[int], list[int]]:
-  """Ids of a text and of what is scored behind it, divided as lm-evaluation-harness does.
+  """IDs of a context and of its continuation, split as in lm-evaluation-harness.
 
-  Both are tokenised together, because a word may be cut otherwise at its beginning; white space at
-  the end of the context belongs to the continuation.
+  The two are tokenised as one text, because the first word of the continuation may be split
+  differently without context. White space at the end of the context moves to the continuation.
 
-      ('Answer: ', '7') -> ids of 'Answer:', and of ' 7' as it stands behind it
+      ('Answer: ', '7') -> IDs of 'Answer:', and of ' 7' in that context
   """
   stripped = context.rstrip()
   if not stripped:
@@ -61,7 +62,7 @@ def pair_tokens(
 
 
 def _plain_text(row: dict, prompts: Prompts) -> str | None:
-  """The prompt of a row that is not rendered with a template."""
+  """The prompt of a row that needs no template; None for a row that does."""
   return row.get('prompt', row.get('raw') if prompts.untaught else None)
 
 
@@ -75,31 +76,35 @@ def choose_by_likelihood(
   length: int,
   rows: int,
 ) -> list[list[np.ndarray]]:
-  """Loss of every choice in nats, [item][language][option]; behind a template the stop token is
-  included.
+  """Loss of every choice in nats, [item][language][option].
 
-  Raises:
-    ValueError: a prompt with its choice is longer than `length`.
+  With a template the loss includes the stop token. Rows get longer and fewer if a prompt with its
+  choice is longer than `length`.
   """
   prefixes, options, vocabulary = [], [], prompts.vocabulary
   for row in (row for item in questions.rows for row in item):
     if (text := _plain_text(row, prompts)) is not None:
-      pairs = [
-        pair_tokens(vocabulary, text, choice) for choice in row.get('continuations', row['choices'])
-      ]
+      continuations = row.get('continuations', row['choices'])
+      pairs = [pair_tokens(vocabulary, text, continuation) for continuation in continuations]
       prefixes.append(pairs[0][0])
       options.append([continuation for _, continuation in pairs])
     else:
       prefixes.append(prompts.tokens(row))
       options.append([[*vocabulary.encode(choice), prompts.stop_id] for choice in row['choices']])
-  longest = max(len(prefix) + max(map(len, own)) for prefix, own in zip(prefixes, options))
+  longest = max(len(prefix) + max(map(len, ids)) for prefix, ids in zip(prefixes, options))
+  packed = max(length, longest)
   losses = iter(
     continuation_losses(
-      model, params, partition, prefixes, options,
-      bos_id=vocabulary.bos_id, length=max(length, longest),
-      rows=max(1, rows * length // max(length, longest)),
+      model,
+      params,
+      partition,
+      prefixes,
+      options,
+      bos_id=vocabulary.bos_id,
+      length=packed,
+      rows=max(1, rows * length // packed),
     )
-  )  # fmt: skip
+  )
   return [[next(losses) for _ in item] for item in questions.rows]
 
 
@@ -120,18 +125,20 @@ def generate_answers(
     text = _plain_text(row, prompts)
     return prompts.tokens(row) if text is None else vocabulary.encode(text)
 
-  sampling = Sampling(
-    max_new_tokens=questions.max_new_tokens or max_new_tokens, stop=questions.stop
-  )
   generate = Generator(
-      model, params, partition, bos_id=vocabulary.bos_id, stop_ids=(prompts.stop_id,),
-      sampling=sampling, decode=vocabulary.decode, rows=rows,
-  )  # fmt: skip
-  texts = iter(
-    answer.text
-    for answer in generate([Prompt(tokens(row)) for item in questions.rows for row in item])
+    model,
+    params,
+    partition,
+    bos_id=vocabulary.bos_id,
+    stop_ids=(prompts.stop_id,),
+    sampling=Sampling(
+      max_new_tokens=questions.max_new_tokens or max_new_tokens, stop=questions.stop
+    ),
+    decode=vocabulary.decode,
+    rows=rows,
   )
-  return [[next(texts) for _ in item] for item in questions.rows]
+  answers = iter(generate([Prompt(tokens(row)) for item in questions.rows for row in item]))
+  return [[next(answers).text for _ in item] for item in questions.rows]
 
 
 @gin.configurable
@@ -153,41 +160,33 @@ def answer_questions(
     model, params, partition: the model on its mesh.
     questions: the items.
     prompts: template and tokenizer.
-    methods: of 'likelihood' (kind 'choice' only, left out of others) and 'generate'.
-    length, rows: shape of the packed batches that score choices; longer questions get longer rows
-      and fewer of them.
-    max_new_tokens: most tokens of a generated answer, unless the questions say.
-
-  Returns:
-    method -> Answers.
+    methods: of 'likelihood' (only for kind 'choice', otherwise skipped) and 'generate'.
+    length, rows: shape of the packed batches that score choices; longer questions get longer and
+      fewer rows.
+    max_new_tokens: maximum length of a generated answer, unless the questions set it.
 
   Raises:
     ValueError: an unknown method.
   """
-  results = {}
+  results, model_and_prompts = {}, (model, params, partition, questions, prompts)
   for method in methods:
     if method not in METHODS:
       raise ValueError(f'method {method!r} is not one of {METHODS}')
     if method == 'generate':
-      results[method] = Answers(
-        generate_answers(
-          model, params, partition, questions, prompts, max_new_tokens=max_new_tokens, rows=rows * 4
-        )
-      )
+      texts = generate_answers(*model_and_prompts, max_new_tokens=max_new_tokens, rows=rows * 4)
+      results[method] = Answers(texts)
     elif questions.kind == 'choice':
-      losses = choose_by_likelihood(
-        model, params, partition, questions, prompts, length=length, rows=rows
-      )
-      texts = [
-        [row['choices'][int(np.argmin(found))] for row, found in zip(item, own)]
-        for item, own in zip(questions.rows, losses)
+      answers = Answers([], choose_by_likelihood(*model_and_prompts, length=length, rows=rows))
+      answers.texts = [
+        [row['choices'][chosen] for row, chosen in zip(*item)]
+        for item in zip(questions.rows, answers.chosen())
       ]
-      results[method] = Answers(texts, losses)
+      results[method] = answers
   return results
 
 
 def choice_predictions(questions: Questions, answers: Answers) -> Predictions:
-  """What was answered, as a file of predictions holds it."""
+  """The answers in the form of a prediction file."""
   return Predictions(
     questions.ids, questions.languages, questions.choices, questions.answers, answers.texts
   )
@@ -196,21 +195,17 @@ def choice_predictions(questions: Questions, answers: Answers) -> Predictions:
 def choice_summary(questions: Questions, answers: Answers) -> tuple[dict, np.ndarray]:
   """Figures under the keys of results.json, and the choices, int64 [items, languages].
 
-  By likelihood 'accuracy_norm' and 'accuracy_norm_by_language' are those of the loss per character.
+  By likelihood, 'accuracy_norm' and 'accuracy_norm_by_language' are by loss per character.
   """
+  summarise = lambda chosen_NL: consistency.summarise(
+    chosen_NL, questions.answers, questions.languages
+  )
   if answers.losses is None:
     chosen_NL = choice_predictions(questions, answers).extract('strict', prompt=questions.prompt)
-    return consistency.summarise(chosen_NL, questions.answers, questions.languages), chosen_NL
-  # Not from the texts: two options may read the same.
-  chosen_NL = np.array(
-    [[int(np.argmin(losses)) for losses in item] for item in answers.losses], np.int64
-  )
-  summary = consistency.summarise(chosen_NL, questions.answers, questions.languages)
-  by_length = consistency.summarise(
-    answers.normalised(questions), questions.answers, questions.languages
-  )
-  further = {
-    'accuracy_norm': by_length['accuracy'],
-    'accuracy_norm_by_language': by_length['accuracy_by_language'],
-  }
-  return summary | further, chosen_NL
+    return summarise(chosen_NL), chosen_NL
+  chosen_NL = answers.chosen()
+  normalised = summarise(answers.normalised(questions))
+  return summarise(chosen_NL) | {
+    'accuracy_norm': normalised['accuracy'],
+    'accuracy_norm_by_language': normalised['accuracy_by_language'],
+  }, chosen_NL

@@ -31,48 +31,53 @@ from crossin_jax.storage import mirror
 from crossin_jax.storage.files import write_json
 from crossin_jax.workflow import command_line
 
-MARKERS = ('results.json', 'figures.json')  # the last to reach a remote output directory
+MARKERS = ('results.json', 'figures.json')  # uploaded last to a remote output directory
 
 
-class _Asked:
-  """One benchmark or question file under all its prompts."""
+class _Task:
+  """A benchmark or question file with all its prompt forms."""
 
   def __init__(
-    self,
-    name: str,
-    prompts: list[list[Questions]],
-    methods: Sequence[str],
-    notes: Sequence[str] = (),
+    self, name: str, forms: list[list[Questions]], methods: Sequence[str], notes: Sequence[str] = ()
   ):
-    """Args:
-    name: for figures and files.
-    prompts: for each form the `Questions`: one, or one a language where they are not parallel.
-    methods: how it may be answered.
-    notes: for people.
-    """
-    self.name, self.prompts, self.methods, self.notes = name, prompts, methods, notes
-    first = prompts[0]
-    self.kind, self.items = first[0].kind, max(len(questions.ids) for questions in first)
-    self.languages = [language for questions in first for language in questions.languages]
+    """Takes per prompt form its `Questions`: one, or one per language if not parallel."""
+    self.name, self.forms, self.methods, self.notes = name, forms, methods, notes
+    self.kind, self.items = forms[0][0].kind, max(len(questions.ids) for questions in forms[0])
+    self.languages = [language for questions in forms[0] for language in questions.languages]
 
   def answer(self, ask, method: str, predictions_dir: str) -> tuple[dict, str, list[np.ndarray]]:
-    """Asks, writes the predictions and gives (summary, protocol, choices of each prompt)."""
-    summaries, chosen, protocol = [], [], 'strict'
-    for forms in self.prompts:
-      answers = [ask(questions, method) for questions in forms]
-      form = f'.p{forms[0].prompt}' if len(self.prompts) > 1 else ''
-      path = os.path.join(predictions_dir, f'{self.name.replace("/", ".")}{form}.{method}.jsonl')
+    """Asks, writes the predictions, returns (summary, protocol, choices of each prompt form)."""
+    summaries, choices, protocol = [], [], 'strict'
+    for form in self.forms:
+      answers = [ask(questions, method) for questions in form]
+      suffix = f'.p{form[0].prompt}' if len(self.forms) > 1 else ''
+      path = os.path.join(predictions_dir, f'{self.name.replace("/", ".")}{suffix}.{method}.jsonl')
       if self.kind == 'choice':
-        write_predictions(path, choice_predictions(forms[0], answers[0]))
-        summary, chosen_NL = choice_summary(forms[0], answers[0])
-        chosen.append(chosen_NL)
+        write_predictions(path, choice_predictions(form[0], answers[0]))
+        summary, chosen_NL = choice_summary(form[0], answers[0])
+        choices.append(chosen_NL)
       else:
         protocol = open_answers.PROTOCOLS[self.name]
-        found = open_answers.of_questions(forms, [own.texts for own in answers])
-        open_answers.write_predictions(path, found)
-        summary = open_answers.summarise(found, protocol)
+        predictions = open_answers.of_questions(form, [one.texts for one in answers])
+        open_answers.write_predictions(path, predictions)
+        summary = open_answers.summarise(predictions, protocol)
       summaries.append(summary)
-    return summaries[0] if len(summaries) == 1 else median_summary(summaries), protocol, chosen
+    summary = summaries[0] if len(summaries) == 1 else median_summary(summaries)
+    return summary, protocol, choices
+
+
+def _tasks(question_files, benchmarks, languages, prompt_forms, split, limit) -> list[_Task]:
+  tasks = []
+  for file in question_files:
+    questions = read_questions(file, limit)
+    tasks.append(_Task(questions.name, [[questions]], METHODS))
+  for name, path in benchmarks:
+    loaded = LoadedBenchmark(name, path, languages, split, limit)
+    available = range(1, len(loaded.declaration.prompts) + 1)
+    numbers = [number for number in prompt_forms or available if number <= available[-1]] or [1]
+    forms = [loaded.questions(number) for number in numbers]
+    tasks.append(_Task(name, forms, loaded.declaration.methods, loaded.notes))
+  return tasks
 
 
 @gin.configurable
@@ -94,81 +99,66 @@ def evaluate(
 ) -> tuple[list[dict], dict]:
   """Answers benchmarks and question files with a checkpoint and runs evaluators on it.
 
-  Writes predictions/*.jsonl, results.json and a page for each benchmark where there are questions,
-  and figures.json.
+  Writes figures.json and, for questions, predictions/*.jsonl, results.json and a page for each
+  benchmark.
 
   Args:
     checkpoint: a MODEL_DIR or one of its checkpoints, or a Hugging Face directory.
     question_files: see `questions.read_questions`.
-    output_dir: where results go, on this machine.
-    variant, seed: written into the results.
-    benchmarks: (name of `BENCHMARKS`, file or folder) of each.
+    output_dir: local directory of the results.
+    variant, seed: copied to the results.
+    benchmarks: (key of `BENCHMARKS`, file or folder) of each.
     languages, split, limit: see `LoadedBenchmark`.
-    prompt_forms: which forms of a benchmark's prompt, from 1; None = all.
-    methods: of 'likelihood' and 'generate'; None = what `answer_questions.methods` says.
+    prompt_forms: numbers of the prompt forms, from 1; None = all.
+    methods: of 'likelihood' and 'generate'; None = `answer_questions.methods`.
     model: the model of the checkpoint.
     evaluators: as in training, for instance `HeldoutLoss`.
     partitioner: mesh and axis rules.
 
   Returns:
-    The runs of results.json, and the evaluators' figures.
+    The runs of results.json, and the figures of the evaluators.
   """
-  asked = [
-    _Asked((q := read_questions(file, limit)).name, [[q]], METHODS) for file in question_files
-  ]
-  for name, path in benchmarks:
-    loaded = LoadedBenchmark(name, path, languages, split, limit)
-    forms = prompt_forms or range(1, len(loaded.declaration.prompts) + 1)
-    forms = [number for number in forms if number <= len(loaded.declaration.prompts)] or [1]
-    asked.append(
-      _Asked(
-        name,
-        [loaded.questions(number) for number in forms],
-        loaded.declaration.methods,
-        loaded.notes,
-      )
-    )
+  tasks = _tasks(question_files, benchmarks, languages, prompt_forms, split, limit)
   source = SavedModel.open(checkpoint)
-  prompts = source.prompts if asked else None
+  prompts = source.prompts if tasks else None
   partition, runs = partitioner(), []
   partition.suit(model, training=False)
   with partition.activate():
     params = source.params(model, partition)
 
     def ask(questions: Questions, method: str) -> Answers:
-      return answer_questions(model, params, partition, questions, prompts, methods=(method,))[
-        method
-      ]
+      answers = answer_questions(model, params, partition, questions, prompts, methods=(method,))
+      return answers[method]
 
-    for one in asked:
-      print(
-        f'evaluate {variant}: {one.items} items in {", ".join(one.languages)} ({one.name})',
-        file=sys.stderr,
-      )
-      for note in one.notes:
-        print(f'  {note}', file=sys.stderr)
+    for task in tasks:
+      _log(f'evaluate {variant}: {task.items} items in {", ".join(task.languages)} ({task.name})')
+      for note in task.notes:
+        _log(f'  {note}')
       wanted = methods or config.bound('answer_questions.methods') or METHODS
-      used = [method for method in one.methods if method in wanted]
+      used = [method for method in task.methods if method in wanted]
       if not used:
-        print(
-          f'  not asked: {one.name} is answered by {", ".join(one.methods)} only', file=sys.stderr
-        )
-      choices = {}
+        _log(f'  not asked: {task.name} supports {", ".join(task.methods)} only')
+      by_method = {}
       for method in used:
-        summary, protocol, chosen = one.answer(ask, method, os.path.join(output_dir, 'predictions'))
-        accuracies = [own['accuracy'] for own in summary.get('by_prompt', [summary])]
+        predictions_dir = os.path.join(output_dir, 'predictions')
+        summary, protocol, choices = task.answer(ask, method, predictions_dir)
+        accuracies = [one['accuracy'] for one in summary.get('by_prompt', [summary])]
         runs.append(
           build_run(
-            summary, variant=variant, seed=seed, benchmark=one.name, protocol=protocol,
+            summary,
+            variant=variant,
+            seed=seed,
+            benchmark=task.name,
+            protocol=protocol,
             method=method,
             prompt_accuracies=accuracies,
           )
-        )  # fmt: skip
-        _warn_of_constant_answers(one, chosen, method)
-        if chosen:
-          choices[variant, seed or 0, 'untagged', method] = chosen[len(chosen) // 2]
-      if choices and len(one.languages) > 1:
-        _write_page(output_dir, one, choices, variant, alone=len(asked) == 1)
+        )
+        _warn_of_constant_answers(task, choices, method)
+        if choices:
+          by_method[variant, seed or 0, 'untagged', method] = choices[len(choices) // 2]
+      if by_method and len(task.languages) > 1:
+        _write_page(output_dir, task, by_method, variant, alone=len(tasks) == 1)
     figures = {
       name: value for evaluator in evaluators for name, value in evaluator(model, params, partition)
     }
@@ -178,53 +168,60 @@ def evaluate(
   return runs, figures
 
 
-def _warn_of_constant_answers(one: _Asked, chosen: Sequence[np.ndarray], method: str) -> None:
-  for forms, chosen_NL in zip(one.prompts, chosen):
-    if warning := consistency.constant_answer_warning(chosen_NL, forms[0].answers):
-      print(
-        f'warning: {one.name} by {method}, prompt {forms[0].prompt}: {warning}', file=sys.stderr
-      )
+def _log(text: str) -> None:
+  print(text, file=sys.stderr)
 
 
-def _write_page(output_dir: str, one: _Asked, choices: dict, variant: str, alone: bool) -> None:
-  """report.html, or report.NAME.html where there are several benchmarks."""
-  questions = one.prompts[len(one.prompts) // 2][0]
-  asked_text = lambda row: (
-    row['prompt']
-    if 'prompt' in row
-    else '\n'.join(filter(None, (row['instruction'], row['input'])))
-  )
+def _warn_of_constant_answers(task: _Task, choices: Sequence[np.ndarray], method: str) -> None:
+  for form, chosen_NL in zip(task.forms, choices):
+    if warning := consistency.constant_answer_warning(chosen_NL, form[0].answers):
+      _log(f'warning: {task.name} by {method}, prompt {form[0].prompt}: {warning}')
+
+
+def _write_page(output_dir: str, task: _Task, choices: dict, variant: str, alone: bool) -> None:
+  """Writes report.html, or report.NAME.html if there are several benchmarks."""
+  questions = task.forms[len(task.forms) // 2][0]
+
+  def text(row: dict) -> str:
+    return row.get('prompt') or '\n'.join(
+      row[key] for key in ('instruction', 'input') if row.get(key)
+    )
+
   page = report.Report(
-    title=f'{variant} on {one.name}',
+    title=f'{variant} on {task.name}',
     languages=questions.languages,
     arms=[report.Arm(variant)],
     answers=questions.answers,
     choices=choices,
     items=[
-      report.Item(id_, {row['language']: asked_text(row) for row in item}, {row['language']: row['choices'] for row in item})
+      report.Item(
+        id_,
+        {row['language']: text(row) for row in item},
+        {row['language']: row['choices'] for row in item},
+      )
       for id_, item in zip(questions.ids, questions.rows)
     ],
-    benchmark=one.name,
-    prompts=len(one.prompts),
+    benchmark=task.name,
+    prompts=len(task.forms),
     options=max(len(row['choices']) for item in questions.rows for row in item),
     command='crossin ' + ' '.join(sys.argv[1:]),
     method=next(iter(choices))[3],
-  )  # fmt: skip
-  name = 'report.html' if alone else f'report.{one.name.replace("/", ".")}.html'
+  )
+  name = 'report.html' if alone else f'report.{task.name.replace("/", ".")}.html'
   report.write_report(os.path.join(output_dir, name), page)
 
 
-def _of_kind(evaluators, kind: str) -> tuple:
-  """Those of a tuple of gin references that make a given class."""
-  return tuple(e for e in evaluators or () if e.selector.split('.')[-1] == kind)
+def _of_class(evaluators, name: str) -> tuple:
+  """The gin references of a tuple that construct a given class."""
+  return tuple(e for e in evaluators or () if e.selector.split('.')[-1] == name)
 
 
 def _named_paths(values: Sequence[str]) -> list[tuple[str, str]]:
-  """('cross_mmlu', 'data/mmlu.json') of 'cross_mmlu=data/mmlu.json'."""
+  """'cross_mmlu=data/mmlu.json' -> ('cross_mmlu', 'data/mmlu.json')."""
   pairs = []
   for value in values:
-    name, equals, path = value.partition('=')
-    if not equals or name not in BENCHMARKS or not path:
+    name, _, path = value.partition('=')
+    if name not in BENCHMARKS or not path:
       raise config.ConfigError(
         f'--benchmark {value!r}: write NAME=PATH, NAME one of {", ".join(BENCHMARKS)}'
       )
@@ -236,50 +233,40 @@ def _split(text: str | None, kind=str) -> list | None:
   return [kind(part.strip()) for part in text.split(',')] if text else None
 
 
-def main(argv: list[str]) -> int:
-  """The command line of `crossin evaluate`."""
+def _parser() -> command_line.Parser:
   parser = command_line.Parser(
     'evaluate',
-    'Answer benchmarks with a checkpoint, by likelihood and by greedy generation; held-out loss.',
+    'Answer benchmarks with a checkpoint, by likelihood and by greedy generation, and compute '
+    'held-out loss.',
     'crossin evaluate --checkpoint runs/a --benchmark cross_mmlu=data/cross_mmlu.json --benchmark '
     'xcopa=data/xcopa --languages en,zh,vi --output_dir runs/a/eval',
     gin=True,
     processes=True,
   )
-  parser.add_argument(
+  add = parser.add_argument
+  add(
     '--checkpoint',
     required=True,
     help='a MODEL_DIR, checkpoint_<step> (its config.gin is read first) or Hugging Face directory',
   )
-  parser.add_argument(
-    '--benchmark',
-    action='append',
-    default=[],
-    metavar='NAME=PATH',
-    help=f'may be repeated; {", ".join(BENCHMARKS)}',
-  )
-  parser.add_argument(
-    '--questions', action='append', default=[], help='question file (JSONL); may be repeated'
-  )
-  parser.add_argument(
-    '--languages', help='codes, e.g. en,zh,vi,es (default: all that a benchmark has)'
-  )
-  parser.add_argument(
-    '--prompts', help="forms of a benchmark's prompt, e.g. 1,2 (default: all; figures are medians)"
-  )
-  parser.add_argument(
-    '--methods', help='likelihood,generate (default: both, where a benchmark has both)'
-  )
-  parser.add_argument(
-    '--split', help="part of the files' names that chooses, where there are several, e.g. test"
-  )
-  parser.add_argument('--limit', type=int, help='first so many items of each')
-  parser.add_argument(
-    '--output_dir', required=True, help='for results.json, predictions/ and the pages'
-  )
-  parser.add_argument('--variant', help='name in results.json (default: name of the MODEL_DIR)')
-  parser.add_argument('--seed', type=int, help='seed of the run, for results.json')
-  args = parser.parse_args(argv)
+  several = {'action': 'append', 'default': []}
+  names = ', '.join(BENCHMARKS)
+  add('--benchmark', metavar='NAME=PATH', help=f'can be repeated; {names}', **several)
+  add('--questions', help='question file (JSONL); can be repeated', **several)
+  add('--languages', help='codes, e.g. en,zh,vi,es (default: all of a benchmark)')
+  add('--prompts', help="a benchmark's prompt forms, e.g. 1,2 (default: all; figures are medians)")
+  add('--methods', help='likelihood,generate (default: both, if a benchmark has both)')
+  add('--split', help='part of the file names that selects one of several splits, e.g. test')
+  add('--limit', type=int, help='number of items to ask of each')
+  add('--output_dir', required=True, help='for results.json, predictions/ and the pages')
+  add('--variant', help='name in results.json (default: name of the MODEL_DIR)')
+  add('--seed', type=int, help='seed of the run, for results.json')
+  return parser
+
+
+def main(argv: list[str]) -> int:
+  """The command line of `crossin evaluate`."""
+  args = _parser().parse_args(argv)
   benchmarks, languages = _named_paths(args.benchmark), _split(args.languages)
   methods = _split(args.methods)
   if unknown := set(methods or ()) - set(METHODS):
@@ -288,47 +275,52 @@ def main(argv: list[str]) -> int:
     )
   source = SavedModel.open(args.checkpoint)
   source.parse(args)
-  # Questions of the run's own loop are asked again only where named: they may be the same file.
-  heldout = config.resolve(_of_kind(config.bound('train.evaluators'), 'HeldoutLoss'))
+  # The questions of the training loop are not asked: --questions may name the same file.
+  heldout = config.resolve(_of_class(config.bound('train.evaluators'), 'HeldoutLoss'))
   distributed.initialize(args)
   variant = args.variant or source.name
   with contextlib.ExitStack() as stack:
-    # All processes come to the same figures; those of the others are thrown away.
+    # All processes compute the same figures; only those of the first one are kept.
     chief = jax.process_index() == 0
-    if not chief:
-      output_dir = stack.enter_context(tempfile.TemporaryDirectory())
-    else:
+    if chief:
       output_dir = stack.enter_context(mirror.written(args.output_dir, MARKERS)).path
+    else:
+      output_dir = stack.enter_context(tempfile.TemporaryDirectory())
     runs, figures = evaluate(
-      args.checkpoint, args.questions, output_dir, variant, args.seed, benchmarks, languages,
-      _split(args.prompts, int), args.split, args.limit, methods,
-      model=config.resolve(config.bound('train.model')), evaluators=heldout,
-    )  # fmt: skip
+      args.checkpoint,
+      args.questions,
+      output_dir,
+      variant,
+      args.seed,
+      benchmarks,
+      languages,
+      _split(args.prompts, int),
+      args.split,
+      args.limit,
+      methods,
+      model=config.resolve(config.bound('train.model')),
+      evaluators=heldout,
+    )
   if not chief:
     return 0
   for name, value in figures.items():
-    print(f'{name}: {value}', file=sys.stderr)
+    _log(f'{name}: {value}')
   for run in runs:
-    print(_sentence(run), file=sys.stderr)
+    _log(_sentence(run))
   return command_line.finish(args, {'runs': runs, 'figures': figures})
 
 
 def _sentence(run: dict) -> str:
-  """A run in a line."""
+  """A run in one line."""
   by_language = ' '.join(
     f'{language} {value:.3f}' for language, value in run['accuracy_by_language'].items()
   )
-  third = '3' if '3' in run['ac3'] else max(run['ac3'], default=None)
-  more = (
-    f', C_{third} {run["consistency"][third]:.3f}, AC3_{third} {run["ac3"][third]:.3f}'
-    if third
-    else ''
-  )
-  more += f', F1 {run["f1"]:.3f}' if 'f1' in run else ''
+  text = f'{run["benchmark"]} by {run["method"]}: accuracy {run["accuracy"]:.3f} ({by_language})'
+  if s := '3' if '3' in run['ac3'] else max(run['ac3'], default=None):
+    text += f', C_{s} {run["consistency"][s]:.3f}, AC3_{s} {run["ac3"][s]:.3f}'
+  if 'f1' in run:
+    text += f', F1 {run["f1"]:.3f}'
   spread = run['prompts']
   if spread['min'] < spread['max']:
-    more += f', over prompts {spread["min"]:.3f} to {spread["max"]:.3f}'
-  return (
-    f'{run["benchmark"]} by {run["method"]}: accuracy {run["accuracy"]:.3f} ({by_language}){more}, '
-    f'unparsed {run["unparsed_rate"]:.3f}'
-  )
+    text += f', over prompts {spread["min"]:.3f} to {spread["max"]:.3f}'
+  return f'{text}, unparsed {run["unparsed_rate"]:.3f}'

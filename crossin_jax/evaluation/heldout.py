@@ -26,30 +26,32 @@ class HeldoutLoss:
     name: str = 'heldout',
     by_pair: bool = False,
   ):
-    """Args:
-    data_dir, mixture: what `crossin prepare` wrote.
-    length, rows: shape of the packed batches.
-    examples_per_task: most validation rows of each task.
-    name: prefix of the figures.
-    by_pair: also the loss of each mode and pair of languages, 'x2x en>vi'; a figure for each of
-      them in every line.
+    """Stores the settings; the first call opens the mixture.
+
+    Args:
+      data_dir, mixture: output of `crossin prepare`.
+      length, rows: shape of the packed batches.
+      examples_per_task: maximum number of validation rows per task.
+      name: prefix of the figures.
+      by_pair: also report the loss of each mode and language pair, 'x2x en>vi'.
     """
     self._by_pair = by_pair
     self._open = functools.cache(lambda: PreparedMixture(data_dir, mixture, 'validation'))
     self._length, self._rows, self._most, self.name = length, rows, examples_per_task, name
 
   def __call__(self, model, params, partition):
-    """Yields ('eval/NAME/loss', nats per token), ('eval/NAME/loss_by_language', {language: loss})
-    and perhaps '.../loss_by_pair'.
+    """Yields 'eval/NAME/loss' in nats per token and 'eval/NAME/loss_by_language'.
+
+    With `by_pair` also '.../loss_by_pair'.
     """
     mixture = self._open()
     sequences, languages, pairs = [], [], []
     for task in mixture.tasks:
       info = task.info
-      for index in range(min(task.examples, self._most)):
-        sequences.append(task.split.example(index))
-        languages.append(info['target_language'])
-        pairs.append(f'{info["mode"]} {info["source_language"]}>{info["target_language"]}')
+      count = min(task.examples, self._most)
+      sequences += [task.split.example(index) for index in range(count)]
+      languages += [info['target_language']] * count
+      pairs += [f'{info["mode"]} {info["source_language"]}>{info["target_language"]}'] * count
     losses = sequence_losses(
       model,
       params,
@@ -62,11 +64,12 @@ class HeldoutLoss:
     weights = [float(weights.sum()) for _, weights in sequences]
 
     def means(groups: list[str]) -> dict[str, float]:
-      found = {}
-      for group in sorted(set(groups)):
-        mine = [i for i, one in enumerate(groups) if one == group]
-        found[group] = float(sum(losses[i] for i in mine) / sum(weights[i] for i in mine))
-      return found
+      result = {}
+      for name in sorted(set(groups)):
+        members = [i for i, group in enumerate(groups) if group == name]
+        total = sum(losses[i] for i in members)
+        result[name] = float(total / sum(weights[i] for i in members))
+      return result
 
     yield f'eval/{self.name}/loss', float(losses.sum() / sum(weights))
     yield f'eval/{self.name}/loss_by_language', means(languages)

@@ -1,6 +1,7 @@
-"""Questions that are parallel across languages, ready to be put to a model, and files of them."""
+"""Questions that are parallel across languages, and question files."""
 
 from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass
 import os
 
@@ -8,29 +9,30 @@ import numpy as np
 
 from crossin_jax.storage.records import RecordError, read_records
 
-# 'choice': one of given options; 'number': a number is read from the text; 'spans': a text is
-# compared with accepted ones.
+# 'choice': one of the given options; 'number': a number in the text; 'spans': a text to compare
+# with accepted ones.
 KINDS = ('choice', 'number', 'spans')
 
 
 @dataclass
 class Questions:
-  """The items of a benchmark under one prompt.
+  """The items of a benchmark under one prompt form.
 
-  A row is a dict. What the model is asked stands in 'prompt', which is taken as it is, or in
-  'instruction' and 'input', rendered with the template of the model; 'raw' stands for those where a
-  model has no template. Kind 'choice' has 'choices' (texts, as saved), 'answer' (index) and perhaps
-  'continuations' (what likelihood compares behind the prompt; default: the choices). The other
-  kinds have 'answers', the accepted texts.
+  A row is a dict. The prompt is in 'prompt', used unchanged, or in 'instruction' and 'input',
+  rendered with the chat template of the model; a model without template uses 'raw' instead. Kind
+  'choice' has 'choices' (texts, as saved), 'answer' (index) and optionally 'continuations' (the
+  texts that likelihood scores after the prompt; default: the choices). The other kinds have
+  'answers', the accepted texts.
 
   Attributes:
     name: for figures, 'cross_mmlu' or 'questions/tagged'.
-    ids: [items]; languages: codes.
+    ids: one per item.
+    languages: codes.
     rows: [item][language].
-    kind: of KINDS.
+    kind: one of KINDS.
     prompt: number of the prompt form, from 1.
-    stop: texts that end a generated answer.
-    max_new_tokens: most tokens of a generated answer; None = the caller's.
+    stop: strings that end a generated answer.
+    max_new_tokens: maximum length of a generated answer; None = the caller's.
   """
 
   name: str
@@ -44,7 +46,7 @@ class Questions:
 
   @property
   def answers(self) -> np.ndarray:
-    """Index of the right choice, int64 [items, languages]."""
+    """Index of the correct choice, int64 [items, languages]."""
     return np.array([[row['answer'] for row in item] for item in self.rows], np.int64)
 
   @property
@@ -53,26 +55,24 @@ class Questions:
     return [[row['choices'] for row in item] for item in self.rows]
 
   def take(self, items: Sequence[int]) -> 'Questions':
-    """These items alone."""
-    fields = {
-      name: getattr(self, name)
-      for name in ('name', 'languages', 'kind', 'prompt', 'stop', 'max_new_tokens')
-    }
-    return Questions(ids=[self.ids[i] for i in items], rows=[self.rows[i] for i in items], **fields)
+    """The questions of some items."""
+    return dataclasses.replace(
+      self, ids=[self.ids[i] for i in items], rows=[self.rows[i] for i in items]
+    )
 
 
 def read_questions(path: str, limit: int | None = None) -> Questions:
-  """The items of a question file.
+  """Reads a question file.
 
   Args:
     path: JSONL, a line per item and language: id, language, instruction, input, choices (texts,
-      parallel across languages), answer (index). Its name without folder and `.jsonl` is the
-      questions' name, the part after the first dot the form (`questions.tagged.jsonl` is
-      'questions/tagged').
-    limit: first so many items only.
+      parallel across languages), answer (index). The file name without `.jsonl` is the name of the
+      questions; the part after its first dot is the form: `questions.tagged.jsonl` is
+      'questions/tagged'.
+    limit: number of items to keep.
 
   Raises:
-    ValueError: names file, line and field of a malformed row, or the item that lacks a language.
+    ValueError: a malformed row (file, line and field), or an item that lacks a language.
   """
   items: dict[str, dict[str, dict]] = {}
   for where, record in read_records(path):
@@ -89,23 +89,17 @@ def read_questions(path: str, limit: int | None = None) -> Questions:
       )
   ids = list(items)[:limit]
   name = os.path.basename(path).removesuffix('.jsonl').replace('.', '/', 1)
-  return Questions(
-    name, ids, languages, [[items[id_][language] for language in languages] for id_ in ids]
-  )
+  rows = [[items[id_][language] for language in languages] for id_ in ids]
+  return Questions(name, ids, languages, rows)
 
 
 def _checked(row: dict, where: str) -> dict:
-  for field, kind in (
-    ('id', str),
-    ('language', str),
-    ('instruction', str),
-    ('choices', list),
-    ('answer', int),
-  ):
+  strings = dict.fromkeys(('id', 'language', 'instruction'), str)
+  for field, kind in {**strings, 'choices': list, 'answer': int}.items():
     if not isinstance(row.get(field), kind):
       raise RecordError(f'{where}: field {field!r} must be a {kind.__name__}')
   if not 0 <= row['answer'] < len(row['choices']) or len(row['choices']) < 2:
     raise RecordError(
-      f'{where}: answer {row["answer"]} is no index into {len(row["choices"])} choices'
+      f'{where}: answer {row["answer"]} is not an index into {len(row["choices"])} choices'
     )
   return {'input': '', **row}

@@ -1,10 +1,8 @@
-"""results.json: what a run of a benchmark gave, in one schema for every command.
+"""results.json: figures of benchmark runs, in one schema for every command.
 
-`{"runs": [run, ...]}`, a run being one model, one seed, one benchmark, one protocol and one method.
-All figures are fractions between 0 and 1.
+The file is `{"runs": [run, ...]}`. A run is one model, one seed, one benchmark, one protocol and
+one method. All figures are fractions between 0 and 1.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -18,11 +16,8 @@ from crossin_jax.storage import files
 METHODS = ('generate', 'likelihood')
 _FRACTIONS = ('accuracy', 'unparsed_rate')
 _MAPS = ('accuracy_by_language', 'consistency', 'ac3', 'pairwise_consistency')
-KEYS = (
-    "variant", "seed", "benchmark", "protocol", "method", "accuracy", "accuracy_by_language",
-    "consistency", "ac3",
-    "pairwise_consistency", "unparsed_rate", "items", "prompts",
-)  # fmt: skip
+_FIGURES = ('accuracy', *_MAPS, 'unparsed_rate', 'items')
+KEYS = ('variant', 'seed', 'benchmark', 'protocol', 'method', *_FIGURES, 'prompts')
 
 
 def build_run(
@@ -38,64 +33,61 @@ def build_run(
   """One entry of "runs", validated.
 
   Args:
-    summary: what `consistency.summarise` returns; further figures in it are kept.
+    summary: result of `consistency.summarise`; further figures are kept.
     variant: the model or arm, e.g. 'x2x'.
-    seed: seed of the training run; None for a model that was not trained here.
+    seed: seed of the training run; None for a model of other origin.
     benchmark: name of the task, e.g. 'cross_mmlu', or 'world/untagged' with the prompt form after
       the slash.
-    protocol: 'strict' or 'seaeval'; for the likelihood method, where nothing is extracted,
-      'strict'.
+    protocol: 'strict' or 'seaeval'; 'strict' for the likelihood method, which extracts nothing.
     method: 'generate' (text, then extraction) or 'likelihood' (the most probable option).
-    prompt_accuracies: accuracy under each prompt form that was tried; None = the one of `summary`.
+    prompt_accuracies: accuracy under each prompt form; None = the one of `summary`.
   """
   accuracies = [summary['accuracy']] if prompt_accuracies is None else list(prompt_accuracies)
   if not accuracies:
     raise ValueError(
       'prompt_accuracies is empty; pass one accuracy per prompt form, or None for a single prompt'
     )
-  further = {key: summary[key] for key in summary if key not in KEYS}
   run = {
     'variant': variant,
     'seed': seed,
     'benchmark': benchmark,
     'protocol': protocol,
     'method': method,
-    **{key: summary[key] for key in (*_FRACTIONS[:1], *_MAPS, *_FRACTIONS[1:], 'items')},
-    'prompts': {
-      'median': float(statistics.median(accuracies)),
-      'min': float(min(accuracies)),
-      'max': float(max(accuracies)),
-    },
-    **further,
+    **{key: summary[key] for key in _FIGURES},
+    'prompts': _spread(accuracies),
+    **{key: summary[key] for key in summary if key not in KEYS},
   }
   validate_run(run)
   return run
 
 
-def median_summary(summaries: Sequence[Mapping]) -> dict:
-  """The median of every figure over prompts (METHODS.md C10), as one summary.
+def _median(values: Iterable[float]) -> float:
+  return float(statistics.median(values))
 
-  The median of AC3 is not AC3 of the medians. Of two prompts the median is their mean.
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+  return {'median': _median(values), 'min': float(min(values)), 'max': float(max(values))}
+
+
+def median_summary(summaries: Sequence[Mapping]) -> dict:
+  """The median of every figure over prompts (docs/design/methods.md#c-10), as one summary.
+
+  The median of AC3 is not AC3 of the medians. The median of two prompts is their mean.
 
   Returns:
     The summary, with 'prompt_figures': {"accuracy": {"median", "min", "max"}, "consistency_2": ...,
-      "ac3_2": ...,
-    "unparsed_rate": ...} and 'by_prompt': the single summaries.
+    "ac3_2": ..., "unparsed_rate": ...} and 'by_prompt': the single summaries.
   """
-  median = lambda values: float(statistics.median(values))
   combined, spread = {'items': summaries[0]['items']}, {}
   for key in summaries[0].keys() - {'items'}:
     if isinstance(summaries[0][key], Mapping):
       values = {f'{key}_{name}': [s[key][name] for s in summaries] for name in summaries[0][key]}
-      combined[key] = {name: median(values[f'{key}_{name}']) for name in summaries[0][key]}
+      combined[key] = {name: _median(values[f'{key}_{name}']) for name in summaries[0][key]}
     else:
       values = {key: [summary[key] for summary in summaries]}
-      combined[key] = median(values[key])
+      combined[key] = _median(values[key])
     if key in ('accuracy', 'consistency', 'ac3', 'unparsed_rate', 'f1'):
-      spread |= {
-        name: {'median': median(own), 'min': min(own), 'max': max(own)}
-        for name, own in values.items()
-      }
+      spread |= {name: _spread(by_prompt) for name, by_prompt in values.items()}
   return combined | {
     'prompt_figures': dict(sorted(spread.items())),
     'by_prompt': [dict(s) for s in summaries],
@@ -103,68 +95,62 @@ def median_summary(summaries: Sequence[Mapping]) -> dict:
 
 
 def validate_run(run: Mapping, where: str = 'run') -> None:
-  """Raises ValueError naming `where`, the key, what was found and what was expected, if `run`
-  breaks the schema.
+  """Checks the schema of a run; further keys are allowed.
 
-  Keys beyond the schema are allowed, so that a command may add a note.
+  Raises:
+    ValueError: names `where`, the key, what was found and what was expected.
   """
 
-  def fail(text: str) -> None:
-    raise ValueError(f'{where}: {text}')
+  def check(ok: bool, text: str) -> None:
+    if not ok:
+      raise ValueError(f'{where}: {text}')
 
-  if not isinstance(run, Mapping):
-    fail(f'expected an object, found {type(run).__name__}')
+  check(isinstance(run, Mapping), f'expected an object, found {type(run).__name__}')
   missing = [key for key in KEYS if key not in run]
-  if missing:
-    fail(f'lacks {", ".join(missing)}')
+  check(not missing, f'lacks {", ".join(missing)}')
   for key in ('variant', 'benchmark', 'protocol'):
-    if not isinstance(run[key], str) or not run[key]:
-      fail(f"'{key}' must be a non-empty text, found {run[key]!r}")
-  if run['seed'] is not None and (
-    isinstance(run['seed'], bool) or not isinstance(run['seed'], int)
-  ):
-    fail(f"'seed' must be an integer or null, found {run['seed']!r}")
-  if run['method'] not in METHODS:
-    fail(f"'method' must be {' or '.join(METHODS)}, found {run['method']!r}")
-  if isinstance(run['items'], bool) or not isinstance(run['items'], int) or run['items'] < 1:
-    fail(f"'items' must be a count of at least 1, found {run['items']!r}")
-  for key in _FRACTIONS:
-    _check_fraction(run[key], key, fail)
+    ok = isinstance(run[key], str) and run[key]
+    check(ok, f"'{key}' must be a non-empty string, found {run[key]!r}")
+  ok = run['seed'] is None or _is_int(run['seed'])
+  check(ok, f"'seed' must be an integer or null, found {run['seed']!r}")
+  ok = run['method'] in METHODS
+  check(ok, f"'method' must be {' or '.join(METHODS)}, found {run['method']!r}")
+  ok = _is_int(run['items']) and run['items'] >= 1
+  check(ok, f"'items' must be a count of at least 1, found {run['items']!r}")
+  fractions = {key: run[key] for key in _FRACTIONS}
   for key in (*_MAPS, 'prompts'):
-    if not isinstance(run[key], Mapping):
-      fail(f"'{key}' must be an object, found {type(run[key]).__name__}")
-    for name, value in run[key].items():
-      _check_fraction(value, f'{key}.{name}', fail)
+    ok = isinstance(run[key], Mapping)
+    check(ok, f"'{key}' must be an object, found {type(run[key]).__name__}")
+    fractions |= {f'{key}.{name}': value for name, value in run[key].items()}
+  for key, value in fractions.items():
+    ok = not isinstance(value, bool) and isinstance(value, (int, float)) and 0.0 <= value <= 1.0
+    check(ok, f"'{key}' must be a fraction between 0 and 1, found {value!r}")
   languages = list(run['accuracy_by_language'])
-  if not languages:
-    fail("'accuracy_by_language' is empty")
-  sizes = [str(s) for s in range(2, len(languages) + 1)]
-  # Open answers (spans) are not comparable across languages: their runs have no consistency at all.
-  if not any(run[key] for key in ('consistency', 'ac3', 'pairwise_consistency')):
-    sizes = []
+  check(languages, "'accuracy_by_language' is empty")
+  # The spans of open answers are not comparable across languages: they have no consistency.
+  comparable = any(run[key] for key in ('consistency', 'ac3', 'pairwise_consistency'))
+  sizes = [str(s) for s in range(2, len(languages) + 1)] if comparable else []
   for key in ('consistency', 'ac3'):
-    if sorted(run[key]) != sorted(sizes):
-      fail(
-        f"'{key}' must have the keys {', '.join(sizes)} for {len(languages)} languages, found "
-        f'{", ".join(run[key])}'
-      )
-  wanted = {frozenset(pair) for pair in combinations(languages, 2)} if sizes else set()
-  found = {frozenset(name.split(',')) for name in run['pairwise_consistency']}
-  if found != wanted:
-    fail(f"'pairwise_consistency' must name each pair of {', '.join(languages)} once, as 'en,zh'")
-  if sorted(run['prompts']) != ['max', 'median', 'min']:
-    fail(f"'prompts' must have the keys median, min, max, found {', '.join(run['prompts'])}")
+    check(
+      sorted(run[key]) == sorted(sizes),
+      f"'{key}' must have the keys {', '.join(sizes)} for {len(languages)} languages, found "
+      f'{", ".join(run[key])}',
+    )
+  check(
+    {frozenset(name.split(',')) for name in run['pairwise_consistency']}
+    == {frozenset(pair) for pair in combinations(languages if sizes else (), 2)},
+    f"'pairwise_consistency' must name each pair of {', '.join(languages)} once, as 'en,zh'",
+  )
+  ok = sorted(run['prompts']) == ['max', 'median', 'min']
+  check(ok, f"'prompts' must have the keys median, min, max, found {', '.join(run['prompts'])}")
 
 
-def _check_fraction(value: object, key: str, fail) -> None:
-  if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-    fail(f"'{key}' must be a fraction between 0 and 1, found {value!r}")
+def _is_int(value: object) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)
 
 
 def write_results(path: str | os.PathLike, runs: Iterable[Mapping]) -> None:
-  """Writes {"runs": [...]} after checking every run. The file appears by rename: whole, or not at
-  all.
-  """
+  """Validates the runs and writes {"runs": [...]} atomically."""
   runs = list(runs)
   for i, run in enumerate(runs):
     validate_run(run, f'runs[{i}]')
@@ -172,7 +158,11 @@ def write_results(path: str | os.PathLike, runs: Iterable[Mapping]) -> None:
 
 
 def read_results(path: str | os.PathLike) -> list[dict]:
-  """The runs of a results.json. Raises ValueError naming the file and the run where it is damaged."""
+  """The validated runs of a results.json.
+
+  Raises:
+    ValueError: names the file and the malformed run.
+  """
   try:
     content = json.loads(Path(path).read_text(encoding='utf-8'))
   except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -1,6 +1,6 @@
-"""What all pages share: Jinja with the style sheet, the words for languages, figures as text."""
+"""Rendering of the HTML pages: Jinja with the shared style sheet, filters and language names."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import os
 from pathlib import Path
 import re
@@ -12,13 +12,13 @@ TEMPLATES = Path(__file__).parent / 'templates'
 
 
 def write(path: str | os.PathLike, template: str, values: Mapping, **filters) -> None:
-  """Renders a template into a file that appears by rename.
+  """Renders a template into a file, atomically.
 
   Args:
     path: the page.
-    template: name of a file of `TEMPLATES`; it may include "style.css.j2".
-    values: what the template names; one that it names and does not find here is an error.
-    **filters: more filters besides `percent`, `points` and `sub`.
+    template: name of a file in `TEMPLATES`; it may include "style.css.j2".
+    values: variables of the template; a missing one is an error.
+    **filters: filters in addition to `percent`, `points` and `sub`.
   """
   from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -34,23 +34,26 @@ def write(path: str | os.PathLike, template: str, values: Mapping, **filters) ->
 
 
 def language(code: str) -> dict:
-  """{'code', 'name' (English), 'own' (in the language itself), 'dir' ('ltr' or 'rtl')}."""
+  """{'code', 'name' (English), 'native' (name in the language itself), 'dir' ('ltr' or 'rtl')}."""
   from babel import Locale, UnknownLocaleError
 
   try:
     locale = Locale.parse(code, sep='-')
-    own, direction = locale.languages.get(code, code), locale.text_direction
+    native, direction = locale.languages.get(code, code), locale.text_direction
   except (UnknownLocaleError, ValueError):
-    own, direction = code, 'ltr'
-  return {'code': code, 'name': words.language_name(code), 'own': own, 'dir': direction}
+    native, direction = code, 'ltr'
+  return {'code': code, 'name': words.language_name(code), 'native': native, 'dir': direction}
 
 
 def sub(text: str):
-  """'AC3_3' and 'C_2' with their index set low, and no line break before a per cent sign."""
+  """'AC3_3' and 'C_2' with a subscript, and a no-break space before a per cent sign."""
   from markupsafe import Markup, escape
 
-  return Markup(
-    re.sub(
-      r'\b(AC3|C)_(\d+)', r'\1<sub>\2</sub>', str(escape(text)).replace(' %', '\N{NO-BREAK SPACE}%')
-    )
-  )
+  text = str(escape(text)).replace(' %', '\N{NO-BREAK SPACE}%')
+  return Markup(re.sub(r'\b(AC3|C)_(\d+)', r'\1<sub>\2</sub>', text))
+
+
+def evenly_spaced(elements: Sequence, count: int) -> list:
+  """At most `count` elements, evenly spaced over the sequence."""
+  count = min(count, len(elements))
+  return [elements[int((k + 0.5) * len(elements) / count)] for k in range(count)]

@@ -1,21 +1,20 @@
-"""How figures, languages and durations are written on pages."""
-
-from __future__ import annotations
+"""Formats of figures, languages and durations on pages."""
 
 from crossin_jax.languages import ENGLISH_NAMES
+
+_NONE = '\N{EM DASH}'
 
 
 def duration(seconds: float | None) -> str:
   if seconds is None:
-    return '\N{EM DASH}'
+    return _NONE
   minutes, rest = divmod(round(seconds), 60)
-  return (
-    f'{minutes // 60} h {minutes % 60:02d} min' if minutes >= 60 else f'{minutes} min {rest:02d} s'
-  )
+  hours = minutes // 60
+  return f'{hours} h {minutes % 60:02d} min' if hours else f'{minutes} min {rest:02d} s'
 
 
 def thousands(value: float | None) -> str:
-  return '\N{EM DASH}' if value is None else f'{round(value):,}'
+  return _NONE if value is None else f'{round(value):,}'
 
 
 def language_name(code: str) -> str:
@@ -23,12 +22,17 @@ def language_name(code: str) -> str:
 
 
 def percent(value: float | None) -> str:
-  return '\N{EM DASH}' if value is None else f'{100 * value:.1f}'
+  return _NONE if value is None else f'{100 * value:.1f}'
 
 
 def points(value: float | None) -> str:
-  """Signed percentage points with a true minus sign; a rounded zero carries no sign."""
+  """Signed percentage points with a true minus sign; a rounded zero has no sign."""
   if value is None:
-    return '\N{EM DASH}'
+    return _NONE
   rounded = round(100 * value, 1)
   return '0.0' if rounded == 0 else f'{rounded:+.1f}'.replace('-', '\N{MINUS SIGN}')
+
+
+def shortened(text: str, most: int) -> str:
+  """The text, or its beginning with an ellipsis: at most `most` characters."""
+  return text if len(text) <= most else text[: most - 1] + '\N{HORIZONTAL ELLIPSIS}'

@@ -61,11 +61,15 @@ def write_json(path: str | os.PathLike, value, **options) -> None:
 
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable) -> int:
-  """Writes a line of JSON for each row; returns how many there are."""
-  count = 0
+  """Writes a line of JSON for each row, here or on gs://; returns how many there are."""
+  lines, count = (json.dumps(row, ensure_ascii=False) + '\n' for row in rows), 0
+  if remote.is_remote(os.fspath(path)):
+    lines = list(lines)
+    write_text(path, ''.join(lines))
+    return len(lines)
   with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
-    for row in rows:
-      file.write(json.dumps(row, ensure_ascii=False) + '\n')
+    for line in lines:
+      file.write(line)
       count += 1
   return count
 

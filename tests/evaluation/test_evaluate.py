@@ -163,9 +163,8 @@ def test_open_answers_and_several_benchmarks(hf, files, tmp_path, capsys):
     and runs['mgsm']['items'] == 4
     and runs['xnli']['method'] == 'likelihood'
   )
-  assert cli.main(
-    ['score', '--task', 'mgsm', '--predictions', str(tmp_path / 'predictions' / 'mgsm.generate.jsonl'), '--json']
-  ) == 0  # fmt: skip
+  saved = str(tmp_path / 'predictions' / 'mgsm.generate.jsonl')
+  assert cli.main(['score', '--task', 'mgsm', '--predictions', saved, '--json']) == 0
   assert (
     json.loads(capsys.readouterr().out.splitlines()[-1])['accuracy'] == runs['mgsm']['accuracy']
   )

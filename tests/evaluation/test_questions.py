@@ -158,7 +158,7 @@ def test_likelihood_chooses_the_most_probable_option_with_its_stop_token(
   'change, message',
   [
     (lambda rows: rows[1].pop('choices'), r"line 2: field 'choices' must be a list"),
-    (lambda rows: rows[2].update(answer=4), r'line 3: answer 4 is no index into 4 choices'),
+    (lambda rows: rows[2].update(answer=4), r'line 3: answer 4 is not an index into 4 choices'),
     (lambda rows: rows[2].update(answer='B'), r"line 3: field 'answer' must be a int"),
     (lambda rows: rows.pop(3), r"item 'q1' has no question in zh"),
     (lambda rows: rows.clear(), r'holds no question'),

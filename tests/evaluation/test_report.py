@@ -195,7 +195,7 @@ def test_five_arms_in_four_languages(tmp_path):
     page,
   )
   # only reference arms are compared against
-  assert 'x2x + Trans cannot be told from x2x' not in page
+  assert 'x2x + Trans does not differ significantly from x2x' not in page
   assert '20 min 34 s' in page and '3,072,000' in page
   assert 'viewport' in page and 'prefers-color-scheme: dark' in page and '@media print' in page
 
@@ -234,7 +234,10 @@ def test_no_claim_when_the_interval_includes_zero(tmp_path):
   }
   page = render(tmp_path, report)
   assert 'a real gain' not in page and 'a real loss' not in page
-  assert 'cannot be told from Base' in page and 'No comparison on this page shows a gain.' in page
+  assert (
+    'does not differ significantly from Base' in page
+    and 'No comparison on this page shows a gain.' in page
+  )
   assert 'class="v gain"' not in page and 'class="v loss"' not in page
 
 
@@ -243,7 +246,7 @@ def test_runs_alone_give_figures_without_intervals_or_claims(tmp_path):
   report.choices = {}
   page = render(tmp_path, report)
   assert (
-    'no figure has an interval and no gain is claimed' in page and 'nothing can be claimed' in page
+    'no figure has an interval and no gain is claimed' in page and 'no claim is possible' in page
   )
   assert 'a real' not in page and 'class="v gain"' not in page
   assert re.search(r'<span class="v">\d\d\.\d</span></td>', page)
@@ -306,18 +309,20 @@ def test_text_is_escaped(tmp_path):
     (
       -0.01,
       0.09,
-      'x2x cannot be told from Base in accuracy (difference 4.1 points, 95 % interval \u22121.0 '
-      'to 9.0).',
+      'x2x does not differ significantly from Base in accuracy (difference 4.1 points, 95 % '
+      'interval \u22121.0 to 9.0).',
     ),
     (
       0.0,
       0.09,
-      'x2x cannot be told from Base in accuracy (difference 4.1 points, 95 % interval 0.0 to 9.0).',
+      'x2x does not differ significantly from Base in accuracy (difference 4.1 points, 95 % '
+      'interval 0.0 to 9.0).',
     ),
     (
       0.0004,
       0.09,
-      'x2x cannot be told from Base in accuracy (difference 4.1 points, 95 % interval 0.0 to 9.0).',
+      'x2x does not differ significantly from Base in accuracy (difference 4.1 points, 95 % '
+      'interval 0.0 to 9.0).',
     ),
   ],
 )

@@ -1,17 +1,14 @@
-"""Answers that are no option: numbers read from a text (MGSM) and spans compared by F1 and exact
-match (XQuAD, MLQA).
+"""Open answers: numbers extracted from text (MGSM), and spans scored by F1 and exact match.
 
 F1 and exact match are SQuAD v1.1's (Rajpurkar et al. 2016, arXiv 1606.05250) under the name
 'squad', which XQuAD uses in all languages, and MLQA's (Lewis et al. 2020, arXiv 1910.07475) under
-'mlqa': its punctuation is Unicode's, articles are those of the language, and Chinese is compared
-character by character.
+'mlqa': Unicode punctuation, the articles of each language, and Chinese by character.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 import functools
-import json
 import os
 import re
 import string
@@ -20,12 +17,13 @@ import unicodedata
 
 import numpy as np
 
+from crossin_jax.evaluation import record_fields
 from crossin_jax.evaluation.measures import consistency
 from crossin_jax.languages import code_of
-from crossin_jax.storage.files import write_text
-from crossin_jax.storage.records import RecordError, read_records
+from crossin_jax.storage.files import write_jsonl
+from crossin_jax.storage.records import RecordError
 
-# benchmark -> how its answers are read or compared
+# benchmark -> protocol that reads or compares its answers
 PROTOCOLS = {'mgsm': 'number', 'xquad': 'squad', 'mlqa': 'mlqa'}
 _NUMBER = re.compile(r'-?[$0-9.,]{2,}|-?[0-9]+')
 _ENGLISH_ARTICLES = re.compile(r'\b(?:a|an|the)\b')
@@ -39,72 +37,67 @@ _MLQA_ARTICLES = {
 
 
 def extracted_number(text: str) -> str:
-  """The last number of a text as plain digits, '' if there is none.
+  """The last number of a text as plain digits; '' without one.
 
   'She makes $1,800.50 a day.' -> '1800.50'      '16 - 3 = 13' -> '13'
   """
-  found = _NUMBER.findall(text)
-  digits = found[-1] if found else ''
-  digits = digits.replace('$', '').replace(',', '').rstrip('.')
+  matches = _NUMBER.findall(text)
+  digits = matches[-1].replace('$', '').replace(',', '').rstrip('.') if matches else ''
   return digits if any(map(str.isdigit, digits)) else ''
 
 
-def same_number(found: str, wanted: str) -> bool:
-  """Whether two numbers are equal in value: '18.00' is '18'."""
+def same_number(one: str, other: str) -> bool:
+  """Whether two numbers have the same value: '18.00' equals '18'."""
   try:
-    return float(found) == float(wanted)
+    return float(one) == float(other)
   except ValueError:
     return False
 
 
 @functools.cache
-def _punctuation() -> str:
-  every = (chr(i) for i in range(sys.maxunicode))
-  return ''.join(
-    c for c in every if unicodedata.category(c).startswith('P') or c in string.punctuation
+def _deletion(protocol: str) -> dict[int, None]:
+  """Translation table that deletes the punctuation of a protocol."""
+  if protocol == 'squad':
+    return str.maketrans('', '', string.punctuation)
+  unicode_punctuation = (
+    character
+    for character in map(chr, range(sys.maxunicode))
+    if unicodedata.category(character).startswith('P')
   )
-
-
-@functools.cache
-def _without(characters: str) -> dict[int, None]:
-  return str.maketrans('', '', characters)
+  return str.maketrans('', '', ''.join(unicode_punctuation) + string.punctuation)
 
 
 def normalised(text: str, protocol: str, language: str) -> list[str]:
-  """Words of an answer: lower case, without punctuation and articles.
+  """Words of an answer in lower case, without punctuation and articles.
 
   Args:
-    text: any.
+    text: the answer.
     protocol: 'squad' or 'mlqa'.
-    language: code; read by 'mlqa' only.
+    language: code; 'squad' ignores it.
   """
-  if protocol == 'squad':
-    return _ENGLISH_ARTICLES.sub(' ', text.lower().translate(_without(string.punctuation))).split()
-  text = text.lower().translate(_without(_punctuation()))
-  articles = _MLQA_ARTICLES.get(language)
+  text = text.lower().translate(_deletion(protocol))
+  articles = _ENGLISH_ARTICLES if protocol == 'squad' else _MLQA_ARTICLES.get(language)
   text = articles.sub(' ', text) if articles else text
-  if language == 'zh':
+  if protocol == 'mlqa' and language == 'zh':
     text = re.sub('([\u4e00-\u9fa5])', r' \1 ', text)
   return text.split()
 
 
 def exact_match(prediction: str, answers: Sequence[str], protocol: str, language: str) -> bool:
-  """Whether the prediction equals one of the answers after `normalised`."""
-  found = normalised(prediction, protocol, language)
-  return any(found == normalised(answer, protocol, language) for answer in answers)
+  """Whether the normalised prediction equals one of the normalised answers."""
+  words = normalised(prediction, protocol, language)
+  return any(words == normalised(answer, protocol, language) for answer in answers)
 
 
 def f1(prediction: str, answers: Sequence[str], protocol: str, language: str) -> float:
-  """Harmonic mean of precision and recall of the words, the best over the answers; 0..1."""
-  return max(
-    _f1(normalised(prediction, protocol, language), normalised(a, protocol, language))
-    for a in answers
-  )
+  """Harmonic mean of the precision and recall of words, 0..1; the maximum over the answers."""
+  words = normalised(prediction, protocol, language)
+  return max(_f1(words, normalised(answer, protocol, language)) for answer in answers)
 
 
-def _f1(found: list[str], wanted: list[str]) -> float:
-  shared = sum((Counter(found) & Counter(wanted)).values())
-  return 2 * shared / (len(found) + len(wanted)) if shared else 0.0
+def _f1(words: list[str], answer: list[str]) -> float:
+  shared = sum((Counter(words) & Counter(answer)).values())
+  return 2 * shared / (len(words) + len(answer)) if shared else 0.0
 
 
 # ---- predictions and figures ----
@@ -112,61 +105,64 @@ def _f1(found: list[str], wanted: list[str]) -> float:
 
 @dataclass
 class OpenPredictions:
-  """Texts beside the accepted ones. Languages need not have the same items.
+  """Predicted texts and accepted texts. Languages may have different items.
 
   Attributes:
-    texts: language -> id -> what the model wrote.
-    answers: language -> id -> accepted texts.
-    malformed: what is wrong with each line that was left out on request.
+    texts: language -> ID -> predicted text.
+    answers: language -> ID -> accepted texts.
+    malformed: a message for each skipped line.
   """
 
   texts: dict[str, dict[str, str]]
   answers: dict[str, dict[str, list[str]]]
   malformed: list[str] = field(default_factory=list)
 
+  def cells(self, language: str) -> list[tuple[str, list[str]]]:
+    """(predicted text, accepted texts) of each item of a language."""
+    answers = self.answers[language]
+    return [(text, answers[item_id]) for item_id, text in self.texts[language].items()]
+
 
 def read_predictions(path: str | os.PathLike, *, allow_partial: bool = False) -> OpenPredictions:
-  """A line per item and language: {"id", "language", "answers": [texts], "prediction"}; "answer"
-  for a single one.
+  """Reads a line per item and language.
+
+  {"id", "language", "answers": [strings], "prediction"}; "answer" for a single answer.
 
   Raises:
     RecordError: malformed lines, each with its number, unless `allow_partial`.
   """
-  found, malformed = OpenPredictions({}, {}), []
-  for where, record in read_records(path, malformed):
-    try:
-      language = code_of(record.get('language', ''))
-      answers = record.get('answers', [str(record['answer'])] if 'answer' in record else None)
-      if isinstance(record.get('id'), bool) or not isinstance(record.get('id'), (str, int)):
-        raise ValueError(f"'id' must be a text or a number, found {record.get('id')!r}")
-      if (
-        not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers)
-      ):
-        raise ValueError(f"'answers' must be a list of texts, found {answers!r}")
-      if not isinstance(record.get('prediction'), str):
-        raise ValueError(f"'prediction' must be a text, found {record.get('prediction')!r}")
-      if str(record['id']) in found.texts.get(language, {}):
-        raise ValueError(f'item {record["id"]!r} in {language!r} was already given')
-    except (ValueError, AttributeError) as error:
-      malformed.append(f'{where}: {error}')
-      continue
-    found.texts.setdefault(language, {})[str(record['id'])] = record['prediction']
-    found.answers.setdefault(language, {})[str(record['id'])] = answers
+  malformed: list[str] = []
+  cells = record_fields.collect(
+    path, _cell, malformed, lambda key: f'item {key[1]!r} in {key[0]!r}'
+  )
   if malformed and not allow_partial:
-    raise RecordError(
-      '\n  '.join(
-        [f'{path}: {len(malformed)} malformed lines (--allow-partial scores the rest)', *malformed]
-      )
-    )
-  if not found.texts:
-    raise RecordError(f'{path} holds no predictions that could be scored')
-  found.malformed = malformed
-  return found
+    head = f'{path}: {len(malformed)} malformed lines (--allow_partial scores the rest)'
+    raise RecordError(record_fields.message(head, malformed))
+  if not cells:
+    raise RecordError(f'{path} holds no predictions that can be scored')
+  predictions = OpenPredictions({}, {}, malformed)
+  for (language, item_id), (text, answers) in cells.items():
+    predictions.texts.setdefault(language, {})[item_id] = text
+    predictions.answers.setdefault(language, {})[item_id] = answers
+  return predictions
+
+
+def _cell(record: dict, where: str) -> tuple[tuple[str, str], tuple[str, list[str]]]:
+  language = record.get('language', '')
+  if not isinstance(language, str):
+    raise ValueError(f"'language' must be a string, found {language!r}")
+  answers = record.get('answers', [str(record['answer'])] if 'answer' in record else None)
+  if not record_fields.are_strings(answers):
+    raise ValueError(f"'answers' must be a list of strings, found {answers!r}")
+  text = record.get('prediction')
+  if not isinstance(text, str):
+    raise ValueError(f"'prediction' must be a string, found {text!r}")
+  return (code_of(language), record_fields.item_id(record)), (text, answers)
 
 
 def write_predictions(path: str | os.PathLike, predictions: OpenPredictions) -> None:
-  """Writes what `read_predictions` reads; the file appears by rename."""
-  lines = [
+  """Writes the format of `read_predictions`, atomically."""
+  rows = (
     {
       'id': item_id,
       'language': language,
@@ -175,104 +171,99 @@ def write_predictions(path: str | os.PathLike, predictions: OpenPredictions) -> 
     }
     for language, texts in predictions.texts.items()
     for item_id, text in texts.items()
-  ]
-  write_text(path, ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines))
+  )
+  write_jsonl(path, rows)
 
 
 def summarise(predictions: OpenPredictions, protocol: str) -> dict:
-  """Figures as `consistency.summarise` has them, accuracy being exact match, with 'f1' and
-  'f1_by_language' for spans.
+  """Figures under the keys of `consistency.summarise`; accuracy is exact match.
 
-  Numbers are comparable across languages: where all languages have the same items, consistency is
-  that of the numbers. Spans are not, and have none.
+  Spans also have 'f1' and 'f1_by_language'. Numbers are comparable across languages: if all
+  languages have the same items, consistency is that of the numbers. Spans have no consistency.
 
   Args:
-    predictions: texts and accepted texts.
+    predictions: predicted and accepted texts.
     protocol: 'number', 'squad' or 'mlqa'.
   """
-  languages = list(predictions.texts)
-  cells = lambda language: [
-    (text, predictions.answers[language][item_id])
-    for item_id, text in predictions.texts[language].items()
-  ]
-  items = max(len(texts) for texts in predictions.texts.values())
-  empty = {'consistency': {}, 'ac3': {}, 'pairwise_consistency': {}}
-  if protocol != 'number':
-    mean = lambda measure: {
-      l: float(np.mean([measure(text, answers, protocol, l) for text, answers in cells(l)]))
-      for l in languages
-    }
-    matches, scores = mean(exact_match), mean(f1)
-    silent = [not text.strip() for language in languages for text, _ in cells(language)]
+  items = {tuple(sorted(texts)) for texts in predictions.texts.values()}
+  if protocol == 'number' and len(items) == 1:
+    return _summarise_parallel_numbers(predictions)
+
+  def mean(measure) -> dict[str, float]:
     return {
-      'accuracy': float(np.mean(list(matches.values()))), 'accuracy_by_language': matches, **empty,
-      'unparsed_rate': float(np.mean(silent)), 'items': items,
-      'f1': float(np.mean(list(scores.values()))), 'f1_by_language': scores,
-    }  # fmt: skip
-  same_items = len({tuple(sorted(texts)) for texts in predictions.texts.values()}) == 1
-  if same_items:
-    ids = list(predictions.texts[languages[0]])
-    chosen_NL, answers_NL = np.full((2, len(ids), len(languages)), consistency.UNPARSED)
-    for i, item_id in enumerate(ids):
-      values: dict[float, int] = {}  # value -> index: equal numbers are one option
-      for j, language in enumerate(languages):
-        answers_NL[i, j] = values.setdefault(
-          float(predictions.answers[language][item_id][0]), len(values)
-        )
-        if number := _value(predictions.texts[language][item_id]):
-          chosen_NL[i, j] = values.setdefault(float(number), len(values))
-    return consistency.summarise(chosen_NL, answers_NL, languages)
-  right = {
-    l: [same_number(_value(text), answers[0]) for text, answers in cells(l)] for l in languages
-  }
-  by_language = {language: float(np.mean(own)) for language, own in right.items()}
-  unparsed = [not _value(text) for language in languages for text, _ in cells(language)]
+      language: float(np.mean([measure(*cell, language) for cell in predictions.cells(language)]))
+      for language in predictions.texts
+    }
+
+  further = {}
+  if protocol == 'number':
+    accuracy = mean(lambda text, answers, _: same_number(_value(text), answers[0]))
+    parsed = _value
+  else:
+    accuracy = mean(lambda text, answers, language: exact_match(text, answers, protocol, language))
+    scores = mean(lambda text, answers, language: f1(text, answers, protocol, language))
+    further = {'f1': float(np.mean(list(scores.values()))), 'f1_by_language': scores}
+    parsed = str.strip
+  unparsed = [not parsed(text) for texts in predictions.texts.values() for text in texts.values()]
   return {
-    'accuracy': float(np.mean(list(by_language.values()))), 'accuracy_by_language': by_language,
-    **empty,
-    'unparsed_rate': float(np.mean(unparsed)), 'items': items,
-  }  # fmt: skip
+    'accuracy': float(np.mean(list(accuracy.values()))),
+    'accuracy_by_language': accuracy,
+    'consistency': {},
+    'ac3': {},
+    'pairwise_consistency': {},
+    'unparsed_rate': float(np.mean(unparsed)),
+    'items': max(map(len, predictions.texts.values())),
+    **further,
+  }
+
+
+def _summarise_parallel_numbers(predictions: OpenPredictions) -> dict:
+  """Figures of numbers, where the distinct values of an item are its options."""
+  languages = list(predictions.texts)
+  ids = list(predictions.texts[languages[0]])
+  chosen_NL, answers_NL = np.full((2, len(ids), len(languages)), consistency.UNPARSED)
+  for i, item_id in enumerate(ids):
+    options: dict[float, int] = {}  # value -> index
+    for j, language in enumerate(languages):
+      answer = float(predictions.answers[language][item_id][0])
+      answers_NL[i, j] = options.setdefault(answer, len(options))
+      if number := _value(predictions.texts[language][item_id]):
+        chosen_NL[i, j] = options.setdefault(float(number), len(options))
+  return consistency.summarise(chosen_NL, answers_NL, languages)
 
 
 def _value(text: str) -> str:
-  """The extracted number if it is one: '1.2.3' is none."""
+  """The extracted number, '' if it is not a valid one such as '1.2.3'."""
   number = extracted_number(text)
-  try:
-    float(number)
-  except ValueError:
-    return ''
-  return number
+  return number if same_number(number, number) else ''
 
 
 def of_questions(questions: Sequence, texts: Sequence[Sequence[Sequence[str]]]) -> OpenPredictions:
-  """Predictions of `Questions` of an open kind, with what was written for each,
-  [questions][item][language].
-  """
-  found = OpenPredictions({}, {})
-  for asked, written in zip(questions, texts):
+  """Predictions of open `Questions` from generated texts, [questions][item][language]."""
+  predictions = OpenPredictions({}, {})
+  for asked, generated in zip(questions, texts):
     for j, language in enumerate(asked.languages):
-      found.texts[language] = {item_id: own[j] for item_id, own in zip(asked.ids, written)}
-      found.answers[language] = {
+      predictions.texts[language] = {
+        item_id: by_language[j] for item_id, by_language in zip(asked.ids, generated)
+      }
+      predictions.answers[language] = {
         item_id: row[j]['answers'] for item_id, row in zip(asked.ids, asked.rows)
       }
-  return found
+  return predictions
 
 
 def benchmark_protocol(name: str) -> str | None:
-  """How answers of a benchmark are compared; None for one of options."""
+  """Protocol of an open benchmark; None for a benchmark with options."""
   return PROTOCOLS.get(name.split('/')[0])
 
 
 def table(run: Mapping) -> list[str]:
-  """Lines for people."""
-  shown = run.get('f1_by_language', {})
-  lines = [
-    f'  {language:<8}{100 * value:7.1f} %'
-    + (f'    F1 {100 * shown[language]:6.1f}' if shown else '')
+  """Accuracy and F1 by language, one line each."""
+  rows = [
+    (language, value, run.get('f1_by_language', {}).get(language))
     for language, value in run['accuracy_by_language'].items()
   ]
   return [
-    *lines,
-    f'  {"mean":<8}{100 * run["accuracy"]:7.1f} %'
-    + (f'    F1 {100 * run["f1"]:6.1f}' if shown else ''),
+    f'  {name:<8}{100 * accuracy:7.1f} %' + (f'    F1 {100 * f1:6.1f}' if f1 is not None else '')
+    for name, accuracy, f1 in [*rows, ('mean', run['accuracy'], run.get('f1'))]
   ]

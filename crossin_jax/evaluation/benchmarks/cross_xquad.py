@@ -1,16 +1,14 @@
-"""`crossin build-cross-xquad`: Cross-XQuAD rebuilt from XQuAD (METHODS.md C12), four options a
-question.
+"""`crossin build-cross-xquad`: rebuilds Cross-XQuAD from XQuAD (docs/design/methods.md#c-12).
 
-The wrong options of a question are right answers of other questions on the same paragraph, where
-these are too few on the same article. They are chosen once, by id, so the options say the same in
-every language and stand in the same order.
+A question has four options. The wrong ones are correct answers to other questions on the same
+paragraph or, if these are too few, on the same article. The choice is by ID, once for all
+languages, so options are parallel and in the same order.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 import hashlib
-import json
 import os
 import sys
 import unicodedata
@@ -31,9 +29,9 @@ class Built:
 
   Attributes:
     records: SeaEval's record per item.
-    dropped: (id, reason) of questions that could not be used.
-    letters: how often each letter is right.
-    from_article: wrong options that had to be taken from another paragraph of the article.
+    dropped: (ID, reason) of unusable questions.
+    letters: how often each letter is correct.
+    from_article: number of wrong options from another paragraph of the article.
   """
 
   records: list[dict]
@@ -43,20 +41,18 @@ class Built:
 
 
 def build(path: str, languages: Sequence[str], split: str | None = None) -> Built:
-  """The benchmark from a folder of XQuAD files.
+  """Builds the benchmark from a folder of XQuAD files.
 
-  An option is refused if it, compared without case, punctuation and spaces, is part of another
-  option or the other way round in any of the languages: "308" beside "308 points" would make two
-  right answers. Options chosen with other languages may therefore differ: figures are comparable
-  for one set of languages.
+  Two options are never used together if, without case, punctuation and spaces, one contains the
+  other in any of the languages: "308" and "308 points" would both be correct. The choice of options
+  therefore depends on the languages, and figures are comparable for one set of languages only.
 
   Args:
-    path: folder with a SQuAD JSON file a language (`xquad.en.json`).
-    languages: codes, those of the benchmark.
-    split: see `benchmark_files.language_files`.
+    path, split: folder with a SQuAD JSON file per language; see `language_files`.
+    languages: codes of the benchmark's languages.
 
   Raises:
-    RecordError: a language is missing, or a question is not there in every language (with the ids).
+    RecordError: a language is missing, or languages have different questions (with the IDs).
   """
   items = benchmark_files.read_squad(path, languages, split)
   first = items.fields[items.languages[0]]
@@ -65,52 +61,62 @@ def build(path: str, languages: Sequence[str], split: str | None = None) -> Buil
       raise RecordError(
         f'{path}: {len(unequal)} questions are not in both {items.languages[0]} and {language} '
         f'({", ".join(unequal[:5])}{" ..." if len(unequal) > 5 else ""}); XQuAD is parallel: '
-        'download both files anew'
+        'download both files again'
       )
-  answer = lambda item_id, language: items.fields[language][item_id]['answers'][0].strip()
+  answers = {
+    item_id: [items.fields[language][item_id]['answers'][0].strip() for language in languages]
+    for item_id in first
+  }
+  apart = lambda one, other: all(map(_apart, answers[one], answers[other]))
   built = Built([], [], dict.fromkeys(LETTERS[:OPTIONS], 0), 0)
-  for item_id, own in first.items():
-    near = [
-      other for other in first if other != item_id and first[other]['paragraph'] == own['paragraph']
-    ]
-    far = [
-      other for other in first
-      if first[other]['article'] == own['article'] and first[other]['paragraph'] != own['paragraph']
-    ]  # fmt: skip
-    chosen = [item_id]
-    for other in sorted(near, key=lambda x: _hash(item_id, x)) + sorted(
-      far, key=lambda x: _hash(item_id, x)
-    ):
-      if len(chosen) < OPTIONS and all(
-        _apart(answer(other, language), answer(taken, language))
-        for language in languages
-        for taken in chosen
-      ):
-        chosen.append(other)
-        built.from_article += other in far
-    if not all(answer(item_id, language) for language in languages):
+  for item_id in first:
+    options, from_article = _options(item_id, first, apart)
+    built.from_article += from_article
+    if not all(answers[item_id]):
       built.dropped.append((item_id, 'empty answer'))
       continue
-    if len(chosen) < OPTIONS:
-      built.dropped.append(
-        (item_id, f'only {len(chosen) - 1} distinct answers of other questions in the article')
-      )
+    if len(options) < OPTIONS:
+      reason = f'only {len(options) - 1} distinct answers of other questions in the article'
+      built.dropped.append((item_id, reason))
       continue
-    order = sorted(chosen, key=lambda x: _hash('order', item_id, x))
-    right = order.index(item_id)
+    options.sort(key=lambda option: _hash('order', item_id, option))
+    right = options.index(item_id)
     built.letters[LETTERS[right]] += 1
     record: dict = {'id': item_id}
-    for language in languages:
-      choices = [f'({letter}) {answer(other, language)}' for letter, other in zip(LETTERS, order)]
+    for i, language in enumerate(languages):
+      choices = [f'({letter}) {answers[o][i]}' for letter, o in zip(LETTERS, options)]
       fields = items.fields[language][item_id]
       record[ENGLISH_NAMES[language]] = {
-        'context': fields['context'], 'question': fields['question'], 'choices': choices,
-        'answer': choices[right]
-      }  # fmt: skip
+        'context': fields['context'],
+        'question': fields['question'],
+        'choices': choices,
+        'answer': choices[right],
+      }
     built.records.append(record)
   if not built.records:
     raise RecordError(f'{path}: no question has {OPTIONS - 1} wrong options')
   return built
+
+
+def _options(
+  item_id: str, items: Mapping[str, dict], apart: Callable[[str, str], bool]
+) -> tuple[list[str], int]:
+  """IDs whose answers are the options, the item first; and how many are of other paragraphs."""
+  item = items[item_id]
+  near, far = [], []
+  for other, fields in items.items():
+    if fields['paragraph'] == item['paragraph']:
+      near.append(other)
+    elif fields['article'] == item['article']:
+      far.append(other)
+  near.remove(item_id)
+  options, from_article = [item_id], 0
+  for group in (near, far):
+    for other in sorted(group, key=lambda x: _hash(item_id, x)):
+      if len(options) < OPTIONS and all(apart(other, option) for option in options):
+        options.append(other)
+        from_article += group is far
+  return options, from_article
 
 
 def _apart(one: str, other: str) -> bool:
@@ -127,43 +133,34 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin build-cross-xquad`."""
   parser = command_line.Parser(
     'build-cross-xquad',
-    'Cross-XQuAD rebuilt from XQuAD: four options a question, parallel in all languages.',
+    'Rebuild Cross-XQuAD from XQuAD: four options per question, parallel in all languages.',
     'crossin build-cross-xquad --xquad_dir data/xquad --languages en,zh,vi,es --output '
     'cross_xquad.json',
   )
-  parser.add_argument('--xquad_dir', required=True, help='folder of xquad.<language>.json')
-  parser.add_argument(
-    '--languages',
-    default='en,zh,vi,es',
-    help="codes, any of XQuAD's (default: CrossIn's, en,zh,vi,es)",
-  )
-  parser.add_argument(
-    '--output', default='cross_xquad.json', help="file to write, in SeaEval's format"
-  )
-  parser.add_argument(
-    '--split', help="part of the files' names that chooses, where a language has several"
-  )
+  add = parser.add_argument
+  add('--xquad_dir', required=True, help='folder of xquad.<language>.json')
+  add('--languages', default='en,zh,vi,es', help='codes of XQuAD; the default is that of CrossIn')
+  add('--output', default='cross_xquad.json', help="file to write, in SeaEval's format")
+  add('--split', help='part of the file names that selects one of several splits')
   args = parser.parse_args(argv)
-  built = build(
-    args.xquad_dir, [code_of(language) for language in args.languages.split(',')], args.split
-  )
+  languages = [code_of(language) for language in args.languages.split(',')]
+  built = build(args.xquad_dir, languages, args.split)
   write_json(args.output, built.records)
-  reasons = Counter(reason for _, reason in built.dropped)
-  say = lambda text: print(text, file=sys.stderr)
-  say(f'{len(built.records)} items in {args.languages} -> {os.path.abspath(args.output)}')
-  say('right answers: ' + ', '.join(f'{letter} {count}' for letter, count in built.letters.items()))
-  say(
+  items = len(built.records)
+  lines = [
+    f'{items} items in {args.languages} -> {os.path.abspath(args.output)}',
+    'correct letters: ' + ', '.join(f'{letter} {n}' for letter, n in built.letters.items()),
     f'wrong options from another paragraph of the article: {built.from_article} of '
-    f'{(OPTIONS - 1) * len(built.records)}'
-  )
-  for reason, count in reasons.most_common():
-    say(
-      f'dropped, {reason}: {count} ({", ".join([i for i, r in built.dropped if r == reason][:5])})'
-    )
-  if args.json:
-    counts = {
-      'items': len(built.records), 'letters': built.letters, 'from_article': built.from_article,
-      'dropped': [{'id': item_id, 'reason': reason} for item_id, reason in built.dropped],
-    }  # fmt: skip
-    print(json.dumps(counts, ensure_ascii=False))
-  return 0
+    f'{(OPTIONS - 1) * items}',
+  ]
+  for reason, count in Counter(reason for _, reason in built.dropped).most_common():
+    ids = [item_id for item_id, other in built.dropped if other == reason]
+    lines.append(f'dropped, {reason}: {count} ({", ".join(ids[:5])})')
+  print('\n'.join(lines), file=sys.stderr)
+  counts = {
+    'items': items,
+    'letters': built.letters,
+    'from_article': built.from_article,
+    'dropped': [{'id': item_id, 'reason': reason} for item_id, reason in built.dropped],
+  }
+  return command_line.finish(args, counts)

@@ -1,12 +1,10 @@
-"""`crossin compare`: two models on the same items, what differs and which differences are real.
+"""`crossin compare`: two models on the same items, and which differences are real.
 
-Every difference is B minus A and paired: both answered the same items. Where a benchmark was asked
-under several prompts, the figures are means over the prompts that both have, and intervals cover
-items and prompts.
+Every difference is B minus A and paired: both models answered the same items. For a benchmark with
+several prompts, figures are means over the common prompts, and intervals cover items and prompts.
 """
 
 from collections.abc import Sequence
-import json
 import os
 from pathlib import Path
 import re
@@ -17,7 +15,7 @@ from crossin_jax.evaluation.answers import extraction
 from crossin_jax.evaluation.comparison.differences import LEVEL, compare_pair, flipped, sentences
 from crossin_jax.evaluation.comparison.pairs import Pair, pair_up, prediction_files
 from crossin_jax.storage import mirror, remote
-from crossin_jax.storage.files import write_text
+from crossin_jax.storage.files import write_json
 from crossin_jax.storage.records import RecordError
 from crossin_jax.workflow import command_line
 
@@ -25,31 +23,29 @@ from crossin_jax.workflow import command_line
 
 
 def _names(paths: tuple[str, str], given: str | None) -> tuple[str, str]:
+  """Names of A and B: given, or the variants of results.json, or parts of the paths."""
   if given:
     names = [name.strip() for name in given.split(',')]
     if len(names) != 2 or not all(names) or names[0] == names[1]:
       raise ValueError(f'--names {given!r}: give two different names, as base,tuned')
     return names[0], names[1]
-  variants = []
-  for path in paths:
-    file = os.path.join(path, 'results.json')
-    variants.append(
-      {run['variant'] for run in results.read_results(file)} if os.path.isfile(file) else set()
-    )
-  if all(len(own) == 1 for own in variants) and variants[0] != variants[1]:
+  files = [os.path.join(path, 'results.json') for path in paths]
+  variants = [
+    {run['variant'] for run in results.read_results(file)} if os.path.isfile(file) else set()
+    for file in files
+  ]
+  if all(len(names) == 1 for names in variants) and variants[0] != variants[1]:
     return variants[0].pop(), variants[1].pop()
-  parts = [Path(os.path.abspath(path)).parts for path in paths]
-  depth = next(
-    (i for i, (x, y) in enumerate(zip(reversed(parts[0]), reversed(parts[1]))) if x != y), None
-  )
-  if depth is None:
-    return 'A', 'B'
-  first, second = (re.sub(r'\.jsonl?(\.gz)?$', '', own[-1 - depth]) for own in parts)
-  return (first, second) if first != second else ('A', 'B')
+  parts = [reversed(Path(os.path.abspath(path)).parts) for path in paths]
+  for pair in zip(*parts):
+    if pair[0] != pair[1]:
+      first, second = (re.sub(r'\.jsonl?(\.gz)?$', '', part) for part in pair)
+      return (first, second) if first != second else ('A', 'B')
+  return 'A', 'B'
 
 
-def _here(path: str) -> str:
-  """The results on this machine: of a remote directory only what is compared is copied."""
+def _download(path: str) -> str:
+  """Local path of the results; of a remote directory, downloads only what is compared."""
   if not remote.is_remote(path) or remote.exists(path):
     return remote.fetched(path)
   remote.fetched(f'{path.rstrip("/")}/predictions')
@@ -67,21 +63,22 @@ def compare(
   """Compares two results directories or two files.
 
   Returns:
-    The object of compare.json, but for "flipped", and the pairs behind its "comparisons".
+    The object of compare.json without "flipped", and the pairs of its "comparisons".
   """
   first, second = (prediction_files(path) for path in paths)
   if not any(os.path.isdir(path) for path in paths) and first.keys() != second.keys():
-    second = {
-      next(iter(first)): next(iter(second.values()))
-    }  # two files are meant to be compared, whatever their names
+    # two files are to be compared, whatever their names are
+    second = {next(iter(first)): next(iter(second.values()))}
   keys = [key for key in first if key in second]
-  only = [
+  only_a, only_b = (
     [f'{name} by {method}' for name, method in one if (name, method) not in other]
     for one, other in ((first, second), (second, first))
-  ]
+  )
   if not keys:
-    raise RecordError(f'{paths[0]} and {paths[1]} have no benchmark in common '
-                      f'({", ".join(only[0])} against {", ".join(only[1])})')  # fmt: skip
+    raise RecordError(
+      f'{paths[0]} and {paths[1]} have no benchmark in common ({", ".join(only_a)} against '
+      f'{", ".join(only_b)})'
+    )
   pairs = [
     pair_up(*key, first[key], second[key], allow_partial=allow_partial, **settings) for key in keys
   ]
@@ -91,66 +88,51 @@ def compare(
     'protocol': settings.get('protocol', 'strict'),
     'level': LEVEL,
     'resamples': resamples,
-    'only_in_a': only[0],
-    'only_in_b': only[1],
+    'only_in_a': only_a,
+    'only_in_b': only_b,
     'comparisons': [compare_pair(pair, names, resamples) for pair in pairs],
   }, pairs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """`crossin compare`. Exit status: 0 done, 1 failed, 2 usage."""
+  """`crossin compare`."""
   parser = command_line.Parser(
     'compare',
-    'Two models on the same items: paired intervals of B minus A, by language too, and which are '
-    'real.',
+    'Compare two models on the same items: paired intervals of B minus A, also by language, and '
+    'which differences are real.',
     'crossin compare runs/base/eval runs/x2x/eval --names base,x2x --output_dir compared',
   )
-  parser.add_argument('a', help='--output_dir of `crossin evaluate`, or a file of predictions')
-  parser.add_argument('b', help='the other one; differences are B minus A')
-  parser.add_argument(
-    '--names', help='of both, as base,x2x (default: the variants of results.json)'
-  )
-  parser.add_argument('--output_dir', help='for compare.html and compare.json')
-  parser.add_argument(
-    '--protocol',
-    choices=extraction.PROTOCOLS,
-    default='strict',
-    help='how options are read (default: strict)',
-  )
-  parser.add_argument(
-    '--first_line',
-    '--first-line',
-    action='store_true',
-    help='cut predictions at their first newline (few-shot runs)',
-  )
-  parser.add_argument(
-    '--flips', type=int, default=60, help='changed items listed of each benchmark'
-  )
-  parser.add_argument('--examples', type=int, default=2, help='items shown in every language')
-  parser.add_argument('--resamples', type=int, default=2000, help='of the bootstrap')
-  parser.add_argument(
-    '--allow-partial', '--allow_partial', action='store_true', help='compare what both sides have'
-  )
+  add = parser.add_argument
+  add('a', help='--output_dir of `crossin evaluate`, or a file of predictions')
+  add('b', help='the other one; differences are B minus A')
+  add('--names', help='of both, as base,x2x (default: the variants of results.json)')
+  add('--output_dir', help='for compare.html and compare.json')
+  add('--protocol', choices=extraction.PROTOCOLS, default='strict', help='extraction of the option')
+  add('--first_line', action='store_true', help='cut predictions at the first newline (few-shot)')
+  add('--flips', type=int, default=60, help='changed items listed per benchmark')
+  add('--examples', type=int, default=2, help='items shown in every language')
+  add('--resamples', type=int, default=2000, help='of the bootstrap')
+  add('--allow_partial', action='store_true', help='compare only what both sides have')
   options = parser.parse_args(argv)
-  paths = _here(options.a), _here(options.b)
-  names = _names(paths, options.names)
-  found, pairs = compare(
-    paths, names, allow_partial=options.allow_partial, resamples=options.resamples,
-    protocol=options.protocol, first_line=options.first_line,
-  )  # fmt: skip
-  for own, pair in zip(found['comparisons'], pairs):
-    own['flipped'] = flipped(pair, options.flips)
-  for text in sentences(found):
-    print(text, file=sys.stderr)
+  paths = _download(options.a), _download(options.b)
+  result, pairs = compare(
+    paths,
+    _names(paths, options.names),
+    allow_partial=options.allow_partial,
+    resamples=options.resamples,
+    protocol=options.protocol,
+    first_line=options.first_line,
+  )
+  for row, pair in zip(result['comparisons'], pairs):
+    row['flipped'] = flipped(pair, options.flips)
+  print('\n'.join(sentences(result)), file=sys.stderr)
   if options.output_dir:
     from crossin_jax.evaluation.comparison import page as compare_page
 
     command = 'crossin compare ' + ' '.join(sys.argv[2:] if argv is None else argv)
     with mirror.written(options.output_dir) as files:
-      text = json.dumps(found, ensure_ascii=False, indent=1)
-      write_text(os.path.join(files.path, 'compare.json'), f'{text}\n')
-      compare_page.write(
-        os.path.join(files.path, 'compare.html'), found, pairs, options.examples, command
-      )
-    print(f'{os.path.join(options.output_dir, "compare.html")}', file=sys.stderr)
-  return command_line.finish(options, found)
+      write_json(os.path.join(files.path, 'compare.json'), result)
+      path = os.path.join(files.path, 'compare.html')
+      compare_page.write(path, result, pairs, options.examples, command)
+    print(os.path.join(options.output_dir, 'compare.html'), file=sys.stderr)
+  return command_line.finish(options, result)

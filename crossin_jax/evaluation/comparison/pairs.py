@@ -1,4 +1,4 @@
-"""What two models answered to the same items: their files of predictions, paired.
+"""Predictions of two models on the same items, paired.
 
 Axis letters: N items, L languages.
 """
@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 
-from crossin_jax.evaluation import results
+from crossin_jax.evaluation import record_fields, results
 from crossin_jax.evaluation.answers import open_answers
 from crossin_jax.evaluation.answers.predictions import read_predictions
 from crossin_jax.evaluation.measures import consistency
@@ -22,14 +22,14 @@ from crossin_jax.storage.records import RecordError
 
 @dataclass(frozen=True)
 class Cell:
-  """What one model answered to one item in one language.
+  """The answer of one model to one item in one language.
 
   Attributes:
-    right: whether it is right.
-    choice: index of the chosen option, -1 = unparsed; None where answers are no options.
-    text: what the model wrote.
-    options: texts of the options, () where answers are none.
-    answers: index of the right option, or the accepted texts.
+    right: whether it is correct.
+    choice: index of the chosen option, -1 = unparsed; None for an open answer.
+    text: the predicted text.
+    options: texts of the options, () for an open answer.
+    answers: index of the correct option, or the accepted texts.
   """
 
   right: bool
@@ -39,7 +39,7 @@ class Cell:
   answers: int | tuple[str, ...]
 
 
-Cells = dict[str, dict[str, Cell]]  # language -> id -> cell
+Cells = dict[str, dict[str, Cell]]  # language -> ID -> cell
 
 
 def prediction_files(path: str) -> dict[tuple[str, str], dict[int, str]]:
@@ -48,14 +48,11 @@ def prediction_files(path: str) -> dict[tuple[str, str], dict[int, str]]:
   'predictions/cross_mmlu.p2.generate.jsonl' is prompt 2 of ('cross_mmlu', 'generate').
 
   Raises:
-    RecordError: nothing is there.
+    RecordError: there is no file.
   """
   if os.path.isdir(path):
-    paths = sorted(
-      str(p)
-      for p in Path(path, 'predictions').glob('*.jsonl*')
-      if re.search(r'\.jsonl(\.gz)?$', p.name)
-    )
+    paths = sorted(str(p) for p in Path(path, 'predictions').glob('*.jsonl*'))
+    paths = [p for p in paths if re.search(r'\.jsonl(\.gz)?$', p)]
     if not paths:
       raise RecordError(
         f'{path} holds no predictions/*.jsonl; give an --output_dir of `crossin evaluate`, or two '
@@ -67,43 +64,57 @@ def prediction_files(path: str) -> dict[tuple[str, str], dict[int, str]]:
     raise RecordError(
       f'{path} does not exist; give an --output_dir of `crossin evaluate`, or a file of predictions'
     )
-  found: dict[tuple[str, str], dict[int, str]] = {}
-  for one in paths:
-    stem = re.sub(r'\.jsonl(\.gz)?$|\.json(\.gz)?$', '', os.path.basename(one))
+  files: dict[tuple[str, str], dict[int, str]] = {}
+  for file in paths:
+    stem = re.sub(r'\.jsonl?(\.gz)?$', '', os.path.basename(file))
     name, _, method = stem.rpartition('.')
     if not name or method not in results.METHODS:
       name, method = stem, 'generate'
     match = re.fullmatch(r'(.+)\.p(\d+)', name)
     name, prompt = (match[1], int(match[2])) if match else (name, 1)
-    found.setdefault((name, method), {})[prompt] = one
-  return found
+    files.setdefault((name, method), {})[prompt] = file
+  return files
 
 
 def read_cells(
-  path: str, benchmark: str, *, protocol: str = 'strict', first_line: bool = False,
-  allow_partial: bool = False, prompt: int = 1
-) -> Cells:  # fmt: skip
-  """The answers of a file, whichever kind the benchmark is."""
-  open_protocol = open_answers.benchmark_protocol(benchmark)
-  if open_protocol:
-    found = open_answers.read_predictions(path, allow_partial=allow_partial)
+  path: str,
+  benchmark: str,
+  *,
+  protocol: str = 'strict',
+  first_line: bool = False,
+  allow_partial: bool = False,
+  prompt: int = 1,
+) -> Cells:
+  """The answers of a file, with options or open."""
+  if open_protocol := open_answers.benchmark_protocol(benchmark):
+    opened = open_answers.read_predictions(path, allow_partial=allow_partial)
+
+    def open_cell(language: str, id_: str, text: str) -> Cell:
+      answers = opened.answers[language][id_]
+      right = _is_right(text, answers, open_protocol, language)
+      return Cell(right, None, text, (), tuple(answers))
+
     return {
-      language: {
-        id_: Cell(_is_right(text, found.answers[language][id_], open_protocol, language), None, text, (), tuple(found.answers[language][id_]))
-        for id_, text in texts.items()
-      }
-      for language, texts in found.texts.items()
-    }  # fmt: skip
-  found = read_predictions(path, allow_partial=allow_partial)
-  chosen_NL = found.extract(protocol, first_line=first_line, prompt=prompt)
-  right_NL = consistency.correctness(chosen_NL, found.answers)
-  return {
-    language: {
-      id_: Cell(bool(right_NL[i, j]), int(chosen_NL[i, j]), found.texts[i][j], tuple(found.choices[i][j]), int(found.answers[i, j]))
-      for i, id_ in enumerate(found.ids)
+      language: {id_: open_cell(language, id_, text) for id_, text in texts.items()}
+      for language, texts in opened.texts.items()
     }
-    for j, language in enumerate(found.languages)
-  }  # fmt: skip
+  read = read_predictions(path, allow_partial=allow_partial)
+  chosen_NL = read.extract(protocol, first_line=first_line, prompt=prompt)
+  right_NL = consistency.correctness(chosen_NL, read.answers)
+
+  def cell(i: int, j: int) -> Cell:
+    return Cell(
+      bool(right_NL[i, j]),
+      int(chosen_NL[i, j]),
+      read.texts[i][j],
+      tuple(read.choices[i][j]),
+      int(read.answers[i, j]),
+    )
+
+  return {
+    language: {id_: cell(i, j) for i, id_ in enumerate(read.ids)}
+    for j, language in enumerate(read.languages)
+  }
 
 
 def _is_right(text: str, answers: Sequence[str], protocol: str, language: str) -> bool:
@@ -117,14 +128,13 @@ def _is_right(text: str, answers: Sequence[str], protocol: str, language: str) -
 
 @dataclass
 class Pair:
-  """A benchmark by one method, answered by both; only what both have.
+  """A benchmark by one method, restricted to what both models answered.
 
   Attributes:
-    benchmark, method: which.
-    prompts: numbers of the prompts that both were asked under.
-    ids: language -> ids that both answered in it, in the order of A.
-    a, b: per prompt the cells.
-    notes: what was left out, for people.
+    prompts: numbers of the common prompts.
+    ids: language -> common IDs, in the order of A.
+    a, b: the cells per prompt.
+    notes: human-readable notes on what was skipped.
   """
 
   benchmark: str
@@ -137,14 +147,18 @@ class Pair:
 
   @property
   def shared(self) -> list[str]:
-    """Ids in every language."""
-    every = [set(own) for own in self.ids.values()]
-    return [id_ for id_ in next(iter(self.ids.values())) if all(id_ in own for own in every)]
+    """IDs in every language."""
+    sets = [set(ids) for ids in self.ids.values()]
+    return [id_ for id_ in next(iter(self.ids.values())) if all(id_ in ids for ids in sets)]
 
   @property
   def has_options(self) -> bool:
-    """Whether answers are options, so that languages may agree."""
+    """Whether answers are options, so that consistency is defined."""
     return next(iter(next(iter(self.a[0].values())).values())).choice is not None
+
+  def answers(self) -> np.ndarray:
+    """Index of the correct option, int64 [shared, languages]."""
+    return np.array([[self.a[0][l][id_].answers for l in self.ids] for id_ in self.shared])
 
   def right(
     self, side: list[Cells], languages: Sequence[str], ids: Sequence[str]
@@ -174,74 +188,65 @@ def pair_up(
   """Reads both sides and keeps what both have.
 
   Args:
-    benchmark, method: which.
+    benchmark, method: names.
     a, b: prompt -> file.
-    allow_partial: leave out what only one side has, and name it, instead of refusing.
-    **settings: protocol and first_line of `read_cells`.
+    allow_partial: skip what only one side has, with a note.
+    **settings: of `read_cells`.
 
   Raises:
     RecordError: nothing in common; different items or languages without `allow_partial`; an item
-      that asks for another answer on the other side.
+      with other options or another answer on the other side.
   """
-  prompts = sorted(set(a) & set(b)) or None
-  if prompts is None and len(a) == len(b) == 1:
+  label = f'{benchmark} by {method}'
+  prompts = sorted(set(a) & set(b))
+  if not prompts and len(a) == len(b) == 1:
     a, b, prompts = {1: next(iter(a.values()))}, {1: next(iter(b.values()))}, [1]
   if not prompts:
-    raise RecordError(
-      f'{benchmark} by {method}: no prompt in common ({_named(a)} against {_named(b)})'
-    )
+    first, second = (', '.join(f'p{prompt}' for prompt in sorted(side)) for side in (a, b))
+    raise RecordError(f'{label}: no prompt in common ({first} against {second})')
   notes = []
-  if set(a) != set(b):
-    notes.append(
-      f'prompts {", ".join(map(str, sorted(set(a) ^ set(b))))} are on one side only and were left '
-      'out'
+  if single := sorted(set(a) ^ set(b)):
+    notes.append(f'skipped prompts {", ".join(map(str, single))}, which are on one side only')
+  first, second = (
+    [
+      read_cells(side[p], benchmark, prompt=p, allow_partial=allow_partial, **settings)
+      for p in prompts
+    ]
+    for side in (a, b)
+  )
+  ids, problems = _common_ids(first + second)
+  if problems and not allow_partial:
+    head = (
+      f'{label}: the sides answered different items; compare what both have with --allow_partial'
     )
-  read = lambda side: [
-    read_cells(side[p], benchmark, prompt=p, allow_partial=allow_partial, **settings)
-    for p in prompts
-  ]
-  first, second = read(a), read(b)
+    raise RecordError(record_fields.message(head, problems))
+  ids = {language: common for language, common in ids.items() if common}
+  if not ids:
+    raise RecordError(f'{label}: no item in common, these are not the same questions')
+  for cells in first + second:
+    for language, common in ids.items():
+      for id_ in common:
+        one, other = first[0][language][id_], cells[language][id_]
+        if (one.options, one.answers) != (other.options, other.answers):
+          raise RecordError(
+            f'{label}: item {id_!r} in {language} has other options or another answer on the other '
+            'side; these are different versions of the benchmark'
+          )
+  notes += [f'skipped, {text}' for text in problems]
+  return Pair(benchmark, method, prompts, ids, first, second, notes)
+
+
+def _common_ids(sides: list[Cells]) -> tuple[dict[str, list[str]], list[str]]:
+  """language -> IDs that all sides have, and messages about the others."""
   problems = []
-  languages = [l for l in first[0] if all(l in cells for cells in first + second)]
-  if single := sorted({l for cells in first + second for l in cells if l not in languages}):
+  languages = [l for l in sides[0] if all(l in cells for cells in sides)]
+  if single := sorted({l for cells in sides for l in cells if l not in languages}):
     problems.append(f'languages on one side only: {", ".join(single)}')
   ids = {}
   for language in languages:
-    ids[language] = [
-      id_ for id_ in first[0][language] if all(id_ in cells[language] for cells in first + second)
-    ]
-    if lacking := sorted(
-      {id_ for cells in first + second for id_ in cells[language]} - set(ids[language])
-    ):
+    by_side = [cells[language] for cells in sides]
+    ids[language] = [id_ for id_ in by_side[0] if all(id_ in cells for cells in by_side)]
+    if lacking := sorted(set().union(*by_side) - set(ids[language])):
       shown = ', '.join(lacking[:5]) + (', ...' if len(lacking) > 5 else '')
       problems.append(f'{language}: {len(lacking)} items on one side only ({shown})')
-  if problems and not allow_partial:
-    raise RecordError('\n  '.join([f'{benchmark} by {method}: the sides answered different items; '
-                                   'compare what both have with --allow-partial',
-                                   *problems]))  # fmt: skip
-  if not any(ids.values()):
-    raise RecordError(
-      f'{benchmark} by {method}: no item in common, these are not the same questions'
-    )
-  ids = {language: own for language, own in ids.items() if own}
-  for cells in first + second:
-    for language, own in ids.items():
-      for id_ in own:
-        one, other = first[0][language][id_], cells[language][id_]
-        if (one.options, one.answers) != (other.options, other.answers):
-          raise RecordError(f'{benchmark} by {method}: item {id_!r} in {language} has other '
-                            'options or another answer on the other side; these are different '
-                            'versions of the benchmark')  # fmt: skip
-  return Pair(
-    benchmark,
-    method,
-    prompts,
-    ids,
-    first,
-    second,
-    notes + [f'left out, {text}' for text in problems],
-  )
-
-
-def _named(side: dict[int, str]) -> str:
-  return ', '.join(f'p{prompt}' for prompt in sorted(side))
+  return ids, problems

@@ -1,20 +1,18 @@
-"""`crossin contamination`: texts of a benchmark that stand in training data too, by language, with
-the rows.
+"""`crossin contamination`: benchmark texts that also occur in training data, by language.
 
-Texts are compared by their words: NFKC, lower case, without punctuation, apostrophes, direction
-marks and spaces. Where words are not divided by spaces every character is a word of less weight:
-two of Chinese or Japanese, four of Thai, Lao, Burmese or Khmer count as one. With n = 13 (GPT-3's
-rule, arXiv 2005.14165, appendix C) a text of a benchmark is found
+The comparison is by words: NFKC, lower case, without punctuation, apostrophes, direction marks and
+spaces. In scripts without spaces every character is a word of less weight: two of Chinese or
+Japanese, four of Thai, Lao, Burmese or Khmer count as one. With n = 13 (GPT-3's rule, arXiv
+2005.14165, appendix C) a benchmark text matches
 
-  * from 13 words on, by any 13 words in a row that it shares with a training text;
-  * from 8 to 12 words, if all of it stands in a training text;
-  * from 4 to 7 words, if a field or a line of a training row is that text and nothing else;
-  * below, never: 'Paris' is in every corpus.
+  * from 13 words on, if it shares any 13 consecutive words with a training text;
+  * from 8 to 12 words, if a training text contains all of it;
+  * from 4 to 7 words, if it equals a field or a line of a training row;
+  * below 4 words, never: 'Paris' is in every corpus.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-import json
 import os
 import sys
 import time
@@ -30,207 +28,191 @@ from crossin_jax.evaluation.contamination.word_windows import (
   weight_of,
   words,
 )
-from crossin_jax.storage.files import write_json, write_text
+from crossin_jax.pages.words import shortened
+from crossin_jax.storage.files import write_json, write_jsonl
 from crossin_jax.storage.records import RecordError
 from crossin_jax.workflow import command_line
 
-KINDS = ('same', 'contained', 'n-gram')  # the most telling first
-LEAST_WORDS = 4  # of a text that is looked for at all
-WHOLE = (8, 13)  # of n words: the share from which all of a shorter text must be found
-_BATCH = 1 << 16  # characters of training text that are looked up together
+KINDS = ('same', 'contained', 'n-gram')  # the strongest evidence first
+LEAST_WORDS = 4  # of a text that is searched for
+WHOLE = (8, 13)  # share of n words from which a training text must contain a shorter text
+_BATCH = 1 << 16  # characters of training text per search
 
 
 # ---- the benchmark ----
 
 
-@dataclass
-class Match:
-  """A training row that holds a text of a benchmark.
-
-  Attributes:
-    kind: of `KINDS`. source, row, field: where in the training data.
-    text: the shared words.
-    covered: share of the benchmark's text that this row holds, 0..1.
-  """
-
-  kind: str
-  source: str
-  row: str
-  field: str
-  text: str
-  covered: float
+def _rank(match: dict) -> tuple[int, float]:
+  """Sort key: the strongest evidence first."""
+  return KINDS.index(match['kind']), -match['covered']
 
 
 @dataclass
 class _Text:
-  """A distinct text of the benchmarks."""
+  """A distinct text of the benchmarks.
+
+  Attributes:
+    words: normalised.
+    owners: (index of the item, name of the field).
+    windows: number of n-grams; 0 = a training text must contain all of it.
+    rows: number of matching training rows.
+    matches: the strongest of them, as in matches.jsonl.
+    best: the strongest kind.
+  """
 
   words: tuple[str, ...]
-  owners: list[tuple[int, str]] = field(default_factory=list)  # (item, name of the field)
-  windows: int = 0  # n-grams in it; 0 = all of it must be found
-  rows: int = 0  # training rows that hold something of it
-  matches: list[Match] = field(default_factory=list)  # the first few of them
-  best: str = ''  # of KINDS
+  owners: list[tuple[int, str]] = field(default_factory=list)
+  windows: int = 0
+  rows: int = 0
+  matches: list[dict] = field(default_factory=list)
+  best: str = ''
 
 
 class Benchmarks:
-  """Texts of benchmarks, ready to be looked for.
+  """An index of benchmark texts.
 
   Attributes:
     n: words of an n-gram.
-    items: (benchmark, id, language) of each.
-    texts: distinct texts with the items that they belong to.
+    items: (benchmark, ID, language) of each item.
+    texts: distinct texts with the items that have them.
   """
 
   def __init__(
     self, files: Iterable[tuple[str, Iterable[Field]]], n: int = 13, rows_shown: int = 3
   ):
-    """Reads all.
+    """Reads and indexes the texts.
 
     Args:
       files: (name of the benchmark, its fields).
-      n: words of an n-gram; texts between n * 8 / 13 and n words must be found whole.
-      rows_shown: training rows kept of each text.
+      n: words of an n-gram. Texts of n * 8 / 13 to n words must be contained completely.
+      rows_shown: training rows kept per text.
 
     Raises:
-      RecordError: there is no text that is long enough.
+      RecordError: no text is long enough.
     """
     if n < 2:
       raise ValueError(f'n = {n}: an n-gram has at least two words')
     self.n, self.rows_shown = n, rows_shown
-    self._full, self._part = n * WORD, -(-n * WORD * WHOLE[0] // WHOLE[1])
     self.items: list[tuple[str, str, str]] = []
     self.texts: list[_Text] = []
-    numbers: dict[tuple, int] = {}
-    known: dict[tuple[str, ...], _Text] = {}
+    items: dict[tuple, int] = {}
+    texts: dict[tuple[str, ...], _Text] = {}
     for benchmark, fields in files:
       for one in fields:
-        key = (benchmark, one.item, one.language)
-        item = numbers.setdefault(key, len(numbers))
-        if item == len(self.items):
-          self.items.append(key)
-        found = tuple(words(one.text))
-        if sum(map(weight_of, found)) < min(LEAST_WORDS, n) * WORD:
+        item = items.setdefault((benchmark, one.item, one.language), len(items))
+        tokens = tuple(words(one.text))
+        if sum(map(weight_of, tokens)) < min(LEAST_WORDS, n) * WORD:
           continue
-        if found not in known:
-          known[found] = _Text(found)
-          self.texts.append(known[found])
-        if (item, one.name) not in known[found].owners:
-          known[found].owners.append((item, one.name))
+        owners = texts.setdefault(tokens, _Text(tokens)).owners
+        if (item, one.name) not in owners:
+          owners.append((item, one.name))
+    self.items, self.texts = list(items), list(texts.values())
     if not self.texts:
       raise RecordError(
-        f'the benchmarks hold no text of {LEAST_WORDS} words or more; nothing can be looked for'
+        f'the benchmarks hold no text of {LEAST_WORDS} words or more; there is nothing to search '
+        'for'
       )
     self._index()
 
   def _index(self) -> None:
     self._same: dict[str, list[int]] = {}
-    full, part = {}, {}
+    full, part = {}, {}  # hash -> (text, position of the window)
+    full_weight, part_weight = self.n * WORD, -(-self.n * WORD * WHOLE[0] // WHOLE[1])
     for t, text in enumerate(self.texts):
       self._same.setdefault(''.join(text.words), []).append(t)
       windows = Windows(text.words, np.zeros(len(text.words), np.int64))
-      starts, _, hashes = windows.of(self._full)
+      starts, _, hashes = windows.of(full_weight)
       text.windows = len(starts)
-      for start, own in zip(starts.tolist(), hashes.tolist()):
-        full.setdefault(own, []).append((t, start))
+      for start, key in zip(starts.tolist(), hashes.tolist()):
+        full.setdefault(key, []).append((t, start))
       if not text.windows:
-        starts, _, hashes = windows.of(self._part)
+        starts, _, hashes = windows.of(part_weight)
         if len(starts):
           part.setdefault(int(hashes[0]), []).append((t, 0))
     self._tables = [
-      (weight, places, np.array(sorted(places), np.uint64))
-      for weight, places in ((self._full, full), (self._part, part))
+      (weight, positions, np.array(sorted(positions), np.uint64))
+      for weight, positions in ((full_weight, full), (part_weight, part))
+      if positions
     ]
 
-  def look_for(self, source: str, fields: Iterable[Field]) -> Iterator[int]:
-    """Looks through training fields; yields the number of words of each batch.
-
-    Args:
-      source: name of the training data, for the matches.
-      fields: a stream; some 64 KiB of it are in memory at a time.
-    """
+  def search(self, source: str, fields: Iterable[Field]) -> Iterator[int]:
+    """Searches a stream of training fields in batches of 64 KiB; yields their numbers of words."""
     batch, size = [], 0
     for one in fields:
       batch.append(one)
       size += len(one.text)
       if size >= _BATCH:
-        yield self._scan(source, batch)
+        yield self._search_batch(source, batch)
         batch, size = [], 0
     if batch:
-      yield self._scan(source, batch)
+      yield self._search_batch(source, batch)
 
-  def _scan(self, source: str, batch: list[Field]) -> int:
-    """Looks through some fields; the number of their words."""
+  def _search_batch(self, source: str, batch: list[Field]) -> int:
+    """Searches some fields; returns the number of their words."""
     tokens: list[str] = []
     text_of: list[int] = []
     same: dict[int, set[int]] = {}  # field -> texts
     for i, one in enumerate(batch):
-      own = words(one.text)
-      tokens += own
-      text_of += [i] * len(own)
+      field_tokens = words(one.text)
+      tokens += field_tokens
+      text_of += [i] * len(field_tokens)
       lines = one.text.split('\n')
-      for candidate in [own] if len(lines) == 1 else [own, *map(words, lines)]:
-        if found := self._same.get(''.join(candidate)):
-          same.setdefault(i, set()).update(found)
+      for candidate in [field_tokens, *(map(words, lines) if len(lines) > 1 else ())]:
+        if texts := self._same.get(''.join(candidate)):
+          same.setdefault(i, set()).update(texts)
     for i, texts in same.items():
       for t in texts:
         self._add(t, 'same', source, batch[i], joined(self.texts[t].words), 1.0)
-    if not tokens:
-      return 0
-    windows = Windows(tokens, np.array(text_of, np.int64))
-    for weight, places, table in self._tables:
-      if len(table):
-        self._find(source, batch, tokens, text_of, windows.of(weight), places, table, same)
+    if tokens:
+      windows = Windows(tokens, np.array(text_of, np.int64))
+      for weight, positions, table in self._tables:
+        shared = self._shared(tokens, text_of, windows.of(weight), positions, table)
+        for (i, t), runs in shared.items():
+          if t not in same.get(i, ()):
+            self._add_shared(t, source, batch[i], runs)
     return len(tokens)
 
-  def _find(self, source, batch, tokens, text_of, found, places, table, same) -> None:
-    starts, ends, hashes = found
-    where = np.minimum(np.searchsorted(table, hashes), len(table) - 1)
-    hit = table[where] == hashes
-    shared: dict[
-      tuple[int, int], dict[int, tuple[int, int]]
-    ] = {}  # (field, text) -> place in the text -> run of tokens
-    for start, end, own in zip(starts[hit].tolist(), ends[hit].tolist(), hashes[hit].tolist()):
-      for t, place in places[own]:
+  def _shared(self, tokens, text_of, windows, positions, table) -> dict:
+    """(field, text) -> {position in the text: length of the shared run}."""
+    starts, ends, hashes = windows
+    nearest = np.minimum(np.searchsorted(table, hashes), len(table) - 1)
+    hit = table[nearest] == hashes
+    shared: dict[tuple[int, int], dict[int, int]] = {}
+    for start, end, key in zip(starts[hit].tolist(), ends[hit].tolist(), hashes[hit].tolist()):
+      for t, position in positions[key]:
         text = self.texts[t]
-        length = len(text.words) if not text.windows else end - start
+        length = end - start if text.windows else len(text.words)
         if text_of[min(start + length, len(text_of)) - 1] != text_of[start]:
           continue
-        if tuple(tokens[start : start + length]) == text.words[place : place + length]:
-          shared.setdefault((text_of[start], t), {})[place] = (start, start + length)
-    for (i, t), runs in shared.items():
-      if t in same.get(i, ()):
-        continue
-      text = self.texts[t]
-      covered = np.zeros(len(text.words), bool)
-      for place, (start, end) in runs.items():
-        covered[place : place + end - start] = True
-      kind = 'contained' if covered.all() else 'n-gram'
-      edges = np.flatnonzero(np.diff(np.concatenate([[0], covered.view(np.int8), [0]])))
-      longest = max(zip(edges[::2], edges[1::2]), key=lambda run: run[1] - run[0])
-      self._add(
-        t,
-        kind,
-        source,
-        batch[i],
-        joined(text.words[longest[0] : longest[1]]),
-        float(covered.mean()),
-      )
+        if tuple(tokens[start : start + length]) == text.words[position : position + length]:
+          shared.setdefault((text_of[start], t), {})[position] = length
+    return shared
+
+  def _add_shared(self, t: int, source: str, row: Field, runs: dict[int, int]) -> None:
+    text = self.texts[t]
+    covered = np.zeros(len(text.words), bool)
+    for position, length in runs.items():
+      covered[position : position + length] = True
+    kind = 'contained' if covered.all() else 'n-gram'
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], covered.view(np.int8), [0]])))
+    start, end = max(zip(edges[::2], edges[1::2]), key=lambda run: run[1] - run[0])
+    self._add(t, kind, source, row, joined(text.words[start:end]), float(covered.mean()))
 
   def _add(self, t: int, kind: str, source: str, row: Field, shared: str, covered: float) -> None:
     text = self.texts[t]
     text.rows += 1
     text.best = min(text.best or kind, kind, key=KINDS.index)
-    text.matches.append(Match(kind, source, row.item, row.name, shared, covered))
-    text.matches.sort(key=lambda match: (KINDS.index(match.kind), -match.covered))
+    match = {'kind': kind, 'covered': covered, 'rows': 0, 'source': source, 'row': row.item}
+    text.matches.append(match | {'training_field': row.name, 'text': shared})
+    text.matches.sort(key=_rank)
     del text.matches[self.rows_shown :]
 
   def summary(self) -> tuple[list[dict], list[dict]]:
-    """What was found.
+    """Counts by benchmark and language, and the matches.
 
     Returns:
       Rows {'benchmark', 'language', 'items', 'found', 'share', 'same', 'contained', 'n-gram',
-      'fields': {name: items}}: an item counts under the most telling kind of its texts; and the
+      'fields': {name: items}}, where an item counts under the strongest kind of its texts; and
       matches {'benchmark', 'item', 'language', 'field', 'kind', 'covered', 'rows', 'source', 'row',
       'training_field', 'text'}.
     """
@@ -242,26 +224,12 @@ class Benchmarks:
         best[item] = min(best.get(item, text.best), text.best, key=KINDS.index)
         fields[item, name] = None
         benchmark, id_, language = self.items[item]
-        matches += [
-          {
-            'benchmark': benchmark, 'item': id_, 'language': language, 'field': name,
-            'kind': match.kind,
-            'covered': match.covered, 'rows': text.rows, 'source': match.source, 'row': match.row,
-            'training_field': match.field, 'text': match.text,
-          }
-          for match in text.matches
-        ]  # fmt: skip
+        owner = {'benchmark': benchmark, 'item': id_, 'language': language, 'field': name}
+        matches += [owner | match | {'rows': text.rows} for match in text.matches]
     rows: dict[tuple[str, str], dict] = {}
     for item, (benchmark, _, language) in enumerate(self.items):
-      empty = {
-        'benchmark': benchmark,
-        'language': language,
-        'items': 0,
-        'found': 0,
-        'share': 0.0,
-        **dict.fromkeys(KINDS, 0),
-        'fields': {},
-      }
+      empty = {'benchmark': benchmark, 'language': language, 'items': 0, 'found': 0, 'share': 0.0}
+      empty |= dict.fromkeys(KINDS, 0) | {'fields': {}}
       row = rows.setdefault((benchmark, language), empty)
       row['items'] += 1
       if item in best:
@@ -278,9 +246,7 @@ class Benchmarks:
 
 
 def mixture_fields(data_dir: str, name: str) -> Iterator[tuple[str, Iterator[Field]]]:
-  """(task, its examples as texts) of a mixture that `crossin prepare` wrote: what the tokens say,
-  prompt and response.
-  """
+  """(task, its examples) of a mixture from `crossin prepare`, as decoded prompt and response."""
   from crossin_jax.data.prepared import PreparedMixture
   from crossin_jax.data.vocabulary import Vocabulary
 
@@ -291,18 +257,17 @@ def mixture_fields(data_dir: str, name: str) -> Iterator[tuple[str, Iterator[Fie
   def examples(task) -> Iterator[Field]:
     language = task.info.get('target_language') or text_fields.UNKNOWN
     for index in range(task.examples):
-      yield Field(
-        task.split.id(index), language, 'example', vocabulary.decode(task.split.example(index)[0])
-      )
+      text = vocabulary.decode(task.split.example(index)[0])
+      yield Field(task.split.id(index), language, 'example', text)
 
   for task in mixture.tasks:
     yield task.split.name, examples(task)
 
 
-def look_through(benchmarks: Benchmarks, sources: Iterable[tuple[str, Iterable[Field]]]) -> dict:
-  """Streams all training data past the benchmarks. Returns {'sources', 'rows', 'words'}."""
+def search_all(benchmarks: Benchmarks, sources: Iterable[tuple[str, Iterable[Field]]]) -> dict:
+  """Searches all training data as a stream. Returns {'sources', 'rows', 'words'}."""
   names, rows, read = [], 0, 0
-  started = told = time.monotonic()
+  started = reported = time.monotonic()
 
   def counted(fields: Iterable[Field]) -> Iterator[Field]:
     nonlocal rows
@@ -314,14 +279,12 @@ def look_through(benchmarks: Benchmarks, sources: Iterable[tuple[str, Iterable[F
 
   for name, fields in sources:
     names.append(name)
-    for count in benchmarks.look_for(name, counted(fields)):
+    for count in benchmarks.search(name, counted(fields)):
       read += count
-      if (now := time.monotonic()) - told > 10:
-        told = now
-        print(
-          f'{name}: {rows:,} rows, {read:,} words, {rows / (now - started):,.0f} rows/s',
-          file=sys.stderr,
-        )
+      if (now := time.monotonic()) - reported > 10:
+        reported = now
+        rate = rows / (now - started)
+        print(f'{name}: {rows:,} rows, {read:,} words, {rate:,.0f} rows/s', file=sys.stderr)
   return {'sources': names, 'rows': rows, 'words': read}
 
 
@@ -329,91 +292,75 @@ def look_through(benchmarks: Benchmarks, sources: Iterable[tuple[str, Iterable[F
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """`crossin contamination`. Exit status: 0 done (whatever was found), 1 failed, 2 usage."""
+  """`crossin contamination`."""
   parser = command_line.Parser(
     'contamination',
-    'Texts of benchmarks that stand in training data too: n-grams and whole normalised texts, by '
-    'language.',
+    'Find benchmark texts that also occur in training data, by n-grams and complete normalised '
+    'texts, by language.',
     'crossin contamination --data_dir prepared --mixture alpaca.base_x2x.3000.en_zh_vi_es.default '
     '--benchmark cross_mmlu.json xquad.zh.json --output_dir overlap; or --mixture_rows rows.jsonl '
     'more.json instead of --data_dir and --mixture',
   )
-  parser.add_argument(
-    '--mixture_rows',
-    nargs='+',
-    default=[],
-    metavar='FILE',
-    help='training rows: JSON, JSONL, Parquet, CSV',
-  )
-  parser.add_argument('--data_dir', help='--output_dir of `crossin prepare`')
-  parser.add_argument('--mixture', help='name of a mixture prepared there')
-  parser.add_argument(
-    '--benchmark',
-    nargs='+',
-    required=True,
-    metavar='FILE',
-    help='JSON, JSONL, SQuAD, CSV or TSV; .gz too',
-  )
-  parser.add_argument('--output_dir', help='for contamination.json and matches.jsonl')
-  parser.add_argument('--n', type=int, default=13, help='words of an n-gram')
-  parser.add_argument('--shown', type=int, default=10, help='matches shown here')
-  parser.add_argument(
-    '--rows_shown', type=int, default=3, help='training rows written of each text'
-  )
+  add = parser.add_argument
+  files = {'nargs': '+', 'metavar': 'FILE'}
+  add('--mixture_rows', default=[], help='training rows: JSON, JSONL, Parquet, CSV', **files)
+  add('--data_dir', help='--output_dir of `crossin prepare`')
+  add('--mixture', help='name of a prepared mixture')
+  add('--benchmark', required=True, help='JSON, JSONL, SQuAD, CSV or TSV; also .gz', **files)
+  add('--output_dir', help='for contamination.json and matches.jsonl')
+  add('--n', type=int, default=13, help='words of an n-gram')
+  add('--shown', type=int, default=10, help='matches to print')
+  add('--rows_shown', type=int, default=3, help='training rows to write per text')
   options = parser.parse_args(argv)
-  if bool(options.mixture_rows) == bool(options.mixture) or bool(options.mixture) != bool(
-    options.data_dir
-  ):
+  prepared = bool(options.mixture)
+  if bool(options.mixture_rows) == prepared or prepared != bool(options.data_dir):
     parser.error('give the training data as --mixture_rows FILE..., or as --data_dir D --mixture M')
   for path in [*options.mixture_rows, *options.benchmark]:
     if not os.path.isfile(path):
       raise RecordError(f'{path} is not a file')
-  named = [
+  fields = [
     (os.path.basename(path), text_fields.benchmark_fields(path)) for path in options.benchmark
   ]
-  benchmarks = Benchmarks(named, options.n, options.rows_shown)
-  if options.mixture:
+  benchmarks = Benchmarks(fields, options.n, options.rows_shown)
+  if prepared:
     sources = mixture_fields(options.data_dir, options.mixture)
   else:
     sources = (
       (os.path.basename(path), text_fields.training_fields(path)) for path in options.mixture_rows
     )
-  training = look_through(benchmarks, sources)
+  training = search_all(benchmarks, sources)
   rows, matches = benchmarks.summary()
-  found = {'n': options.n, 'training': training, 'benchmarks': rows, 'matches': len(matches)}
-  print('\n'.join(_lines(found, matches, options.shown)), file=sys.stderr)
+  report = {'n': options.n, 'training': training, 'benchmarks': rows, 'matches': len(matches)}
+  print('\n'.join(_lines(report, matches, options.shown)), file=sys.stderr)
   if options.output_dir:
-    write_json(os.path.join(options.output_dir, 'contamination.json'), found)
-    text = ''.join(json.dumps(match, ensure_ascii=False) + '\n' for match in matches)
-    write_text(os.path.join(options.output_dir, 'matches.jsonl'), text)
-  return command_line.finish(options, found)
+    write_json(os.path.join(options.output_dir, 'contamination.json'), report)
+    write_jsonl(os.path.join(options.output_dir, 'matches.jsonl'), matches)
+  return command_line.finish(options, report)
 
 
-def _lines(found: dict, matches: list[dict], shown: int) -> list[str]:
-  training = found['training']
+def _lines(report: dict, matches: list[dict], shown: int) -> list[str]:
+  """The table and the first matches for the terminal."""
+  training = report['training']
+  width = max(len(row['benchmark']) for row in report['benchmarks'])
   lines = [
     f'{training["rows"]:,} training rows, {training["words"]:,} words, from '
-    f'{", ".join(training["sources"])}'
+    f'{", ".join(training["sources"])}',
+    f'{"benchmark":<{width}}  {"language":<10}{"items":>7}{"found":>7}{"share":>9}{"same":>7}'
+    f'{"contained":>11}{"n-gram":>8}  in fields',
   ]
-  width = max(len(row['benchmark']) for row in found['benchmarks'])
-  lines.append(
-    f'{"benchmark":<{width}}  '
-    f'{"language":<10}{"items":>7}{"found":>7}{"share":>9}{"same":>7}{"contained":>11}{"n-gram":>8}  in fields'
-  )
-  for row in found['benchmarks']:
+  for row in report['benchmarks']:
     fields = ', '.join(f'{name} {count}' for name, count in row['fields'].items())
     lines.append(
-      f'{row["benchmark"]:<{width}}  '
-      f'{row["language"]:<10}{row["items"]:>7}{row["found"]:>7}{100 * row["share"]:>7.1f} %'
-      f'{row["same"]:>7}{row["contained"]:>11}{row["n-gram"]:>8}  {fields}'
+      f'{row["benchmark"]:<{width}}  {row["language"]:<10}{row["items"]:>7}{row["found"]:>7}'
+      f'{100 * row["share"]:>7.1f} %{row["same"]:>7}{row["contained"]:>11}{row["n-gram"]:>8}  '
+      f'{fields}'
     )
-  for match in sorted(matches, key=lambda match: (KINDS.index(match['kind']), -match['covered']))[
-    :shown
-  ]:
-    text = match['text'] if len(match['text']) <= 110 else match['text'][:109] + '…'
-    lines.append(f'{match["benchmark"]} {match["item"]} ({match["language"]}, {match["field"]}), '
-                 f'{match["kind"]}, in {match["source"]} {match["row"]} '
-                 f'({match["training_field"]}): {text}')  # fmt: skip
+  for match in sorted(matches, key=_rank)[:shown]:
+    lines.append(
+      f'{match["benchmark"]} {match["item"]} ({match["language"]}, {match["field"]}), '
+      f'{match["kind"]}, in {match["source"]} {match["row"]} ({match["training_field"]}): '
+      f'{shortened(match["text"], 110)}'
+    )
   if len(matches) > shown:
     lines.append(
       f'... and {len(matches) - shown:,} more matches; --output_dir writes them all to '

@@ -1,6 +1,4 @@
-"""Texts out of files of any layout: the fields of a benchmark's items, and of training rows as a
-stream.
-"""
+"""Texts of files in any layout: fields of benchmark items, and of training rows as a stream."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,17 +10,11 @@ import re
 from crossin_jax.languages import code_of
 from crossin_jax.storage.records import RecordError, read_records, read_text
 
-UNKNOWN = 'unknown'  # language of an item that neither its fields nor its file's name tell
+UNKNOWN = 'unknown'  # language of an item without one in its fields or the file name
 _ID_FIELDS = ('id', 'question_id', 'idx')
+# names of string fields that hold no text
 _NO_TEXT = {
-  *_ID_FIELDS,
-  'language',
-  'lang',
-  'label',
-  'category',
-  'source',
-  'split',
-  'version',
+  *(*_ID_FIELDS, 'language', 'lang', 'label', 'category', 'source', 'split', 'version'),
   'answer_letter',
 }
 _CHUNK = 1 << 20
@@ -30,13 +22,13 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Field:
-  """A text with where it stands.
+  """A text with its position.
 
   Attributes:
-    item: id of the item or row.
+    item: ID of the item or row.
     language: code, or `UNKNOWN`.
-    name: of the field, 'context' or 'choices'.
-    text: as it is.
+    name: of the field, e.g. 'context' or 'choices'.
+    text: unchanged.
   """
 
   item: str
@@ -46,13 +38,14 @@ class Field:
 
 
 def benchmark_fields(path: str) -> Iterator[Field]:
-  """Every text of a benchmark file: JSON, JSON Lines (also SeaEval's record per item), SQuAD's
-  JSON, CSV, TSV, .gz of them.
+  """Every text of a benchmark file.
 
-  TSV files need no line with names: their columns are numbered.
+  Args:
+    path: JSON, JSON Lines (also SeaEval's record per item), SQuAD's JSON, CSV or TSV, also .gz. TSV
+      files have no header; their columns are numbered.
 
   Raises:
-    RecordError: what cannot be read, with file and line.
+    RecordError: a malformed file, with the line.
   """
   language = _language_of_name(path)
   suffix = os.path.splitext(path.removesuffix('.gz'))[1]
@@ -61,34 +54,31 @@ def benchmark_fields(path: str) -> Iterator[Field]:
       for column, value in enumerate(line.rstrip('\r').split('\t'), 1):
         if value.strip():
           yield Field(f'line {number}', language, f'column {column}', value)
-    return
-  if suffix == '.json' and (squad := _squad(path)) is not None:
-    for paragraph in (paragraph for article in squad for paragraph in article['paragraphs']):
+  elif suffix == '.json' and (articles := _squad(path)) is not None:
+    for paragraph in (paragraph for article in articles for paragraph in article['paragraphs']):
       for question in paragraph['qas']:
         id_ = str(question.get('id'))
         yield Field(id_, language, 'context', paragraph['context'])
         yield Field(id_, language, 'question', question['question'])
         for answer in question.get('answers', []):
           yield Field(id_, language, 'answers', answer['text'])
-    return
-  for where, record in read_records(path):
-    yield from record_fields(record, where.rsplit(', ', 1)[1], language)
+  else:
+    for where, record in read_records(path):
+      yield from record_fields(record, where.rsplit(', ', 1)[1], language)
 
 
 def record_fields(record: dict, where: str, language: str = UNKNOWN) -> Iterator[Field]:
-  """Texts of a record; a key that is a language holds what is in that language.
+  """Texts of a record; the value of a key that is a language is in that language.
 
   {'id': 7, 'English': {'question': 'Why?', 'choices': ['a', 'b']}} ->
-    Field('7', 'en', 'question', 'Why?'), Field('7', 'en', 'choices', 'a'), Field('7', 'en',
-    'choices', 'b')
+    Field('7', 'en', 'question', 'Why?'), Field('7', 'en', 'choices', 'a'),
+    Field('7', 'en', 'choices', 'b')
   """
-  id_ = next(
-    (str(record[field]) for field in _ID_FIELDS if isinstance(record.get(field), (str, int))), where
-  )
-  own = record.get('language', record.get('lang'))
-  if isinstance(own, str):
-    language = _code(own) or language
-  yield from _texts(record, id_, language, '')
+  ids = (record[name] for name in _ID_FIELDS if isinstance(record.get(name), (str, int)))
+  code = record.get('language', record.get('lang'))
+  if isinstance(code, str):
+    language = _code(code) or language
+  yield from _texts(record, str(next(ids, where)), language, '')
 
 
 def _texts(value, id_: str, language: str, name: str) -> Iterator[Field]:
@@ -96,14 +86,14 @@ def _texts(value, id_: str, language: str, name: str) -> Iterator[Field]:
     if value.strip():
       yield Field(id_, language, name or 'text', value)
   elif isinstance(value, list):
-    for one in value:
-      yield from _texts(one, id_, language, name)
+    for element in value:
+      yield from _texts(element, id_, language, name)
   elif isinstance(value, dict):
-    for key, one in value.items():
-      if isinstance(one, (dict, list)) and (code := _code(key)):
-        yield from _texts(one, id_, code, name)
-      elif not (isinstance(one, str) and key in _NO_TEXT):
-        yield from _texts(one, id_, language, key)
+    for key, element in value.items():
+      if isinstance(element, (dict, list)) and (code := _code(key)):
+        yield from _texts(element, id_, code, name)
+      elif not (isinstance(element, str) and key in _NO_TEXT):
+        yield from _texts(element, id_, language, key)
 
 
 def _code(name: str) -> str | None:
@@ -114,7 +104,7 @@ def _code(name: str) -> str | None:
 
 
 def _language_of_name(path: str) -> str:
-  """'mgsm_sw.tsv' -> 'sw', 'xquad.zh.json' -> 'zh'; the last part of the name that is a code."""
+  """The last part of a file name that is a code: 'mgsm_sw.tsv' -> 'sw', 'xquad.zh.json' -> 'zh'."""
   for part in reversed(re.split(r'[._-]', os.path.basename(path).removesuffix('.gz'))):
     if len(part) in (2, 3) and (code := _code(part)):
       return code
@@ -122,37 +112,32 @@ def _language_of_name(path: str) -> str:
 
 
 def _squad(path: str) -> list | None:
+  """The articles of a SQuAD file; None for another layout."""
   text = read_text(path)
-  if not text.lstrip().startswith('{'):
-    return None
   try:
-    found = json.loads(text)
-  except json.JSONDecodeError:
-    return None  # JSON Lines under another name; what is wrong with it is said where lines are read
-  articles = found.get('data') if isinstance(found, dict) else None
-  return (
-    articles
-    if isinstance(articles, list) and all('paragraphs' in article for article in articles)
-    else None
-  )
+    content = json.loads(text) if text.lstrip().startswith('{') else None
+  except json.JSONDecodeError:  # JSON Lines named .json; its reader reports what is malformed
+    return None
+  articles = content.get('data') if isinstance(content, dict) else None
+  is_squad = isinstance(articles, list) and all('paragraphs' in article for article in articles)
+  return articles if is_squad else None
 
 
 def training_fields(path: str) -> Iterator[Field]:
-  """Every text of training rows, one row in memory at a time: JSON list, JSON Lines, Parquet, CSV,
-  TSV, .gz of the first two.
+  """Every text of training rows, with one row in memory at a time.
+
+  Args:
+    path: JSON list, JSON Lines (both also .gz), Parquet, CSV or TSV.
 
   Raises:
-    RecordError: what cannot be read, with file and line or row.
+    RecordError: a malformed file, with the line or row.
   """
   suffix = os.path.splitext(path.removesuffix('.gz'))[1]
   if suffix == '.parquet':
     import pyarrow.parquet
 
-    rows = (
-      row
-      for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024)
-      for row in batch.to_pylist()
-    )
+    batches = pyarrow.parquet.ParquetFile(path).iter_batches(1024)
+    rows = (row for batch in batches for row in batch.to_pylist())
     records = ((f'row {number}', row) for number, row in enumerate(rows, 1))
   elif suffix in ('.csv', '.tsv'):
     records = ((where.rsplit(', ', 1)[1], row) for where, row in read_records(path))
@@ -164,7 +149,10 @@ def training_fields(path: str) -> Iterator[Field]:
 
 
 def _streamed(path: str) -> Iterator[tuple[str, dict]]:
-  """(place, record) of JSON Lines or of a JSON list."""
+  """(position, record) of JSON Lines or of a JSON list.
+
+  NB: not `read_records`, which holds the file in memory: training data may be larger than that.
+  """
   with open(path, 'rb') as raw:
     packed = raw.read(2) == b'\x1f\x8b'
   with (gzip.open if packed else open)(path, 'rt', encoding='utf-8-sig') as file:
@@ -172,51 +160,45 @@ def _streamed(path: str) -> Iterator[tuple[str, dict]]:
       first = file.read(1)
       while first.isspace():
         first = file.read(1)
-      yield from _list_elements(path, file) if first == '[' else _lines(path, file, first)
+      elements = _list_elements(path, file) if first == '[' else _lines(path, file, first)
+      for where, record in elements:
+        if isinstance(record, str):
+          record = {'text': record}
+        if not isinstance(record, dict):
+          raise RecordError(
+            f'{path}, {where}: expected a JSON object or a string, found {type(record).__name__}'
+          )
+        yield where, record
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
       raise RecordError(
         f'{path} cannot be read as UTF-8 text ({error}); convert or copy the file again'
       ) from None
 
 
-def _lines(path: str, file, first: str) -> Iterator[tuple[str, dict]]:
+def _lines(path: str, file, first: str) -> Iterator[tuple[str, object]]:
   for number, line in enumerate(file, 1):
     line, first = first + line, ''
     if not line.strip():
       continue
     try:
-      record = json.loads(line)
+      yield f'line {number}', json.loads(line)
     except json.JSONDecodeError as error:
       raise RecordError(f'{path}, line {number}: not valid JSON ({error.msg})') from None
-    yield f'line {number}', _object(record, f'{path}, line {number}')
 
 
-def _list_elements(path: str, file) -> Iterator[tuple[str, dict]]:
-  decoder, buffer, number, ended = json.JSONDecoder(), '', 0, False
-  while True:
-    buffer = buffer.lstrip(' \t\r\n,')
-    if buffer.startswith(']'):
-      return
+def _list_elements(path: str, file) -> Iterator[tuple[str, object]]:
+  decoder, buffer, number, ended = json.JSONDecoder(), '', 1, False
+  while not (buffer := buffer.lstrip(' \t\r\n,')).startswith(']'):
     try:
-      record, end = decoder.raw_decode(buffer)
+      element, end = decoder.raw_decode(buffer)
     except json.JSONDecodeError as error:
       if ended:
         raise RecordError(
-          f'{path}, row {number + 1}: not valid JSON ({error.msg}), or the file is cut off'
+          f'{path}, row {number}: not valid JSON ({error.msg}), or the file is cut off'
         ) from None
-      # NB: twice as much each time, or a row of 100 MB would be parsed a hundred times from its
-      # beginning
+      # NB: doubling, or a row of 100 MB would be parsed a hundred times from its beginning
       more = file.read(max(_CHUNK, len(buffer)))
       ended, buffer = not more, buffer + more
       continue
-    number += 1
-    yield f'row {number}', _object(record, f'{path}, row {number}')
-    buffer = buffer[end:]
-
-
-def _object(record, where: str) -> dict:
-  if isinstance(record, str):
-    return {'text': record}
-  if not isinstance(record, dict):
-    raise RecordError(f'{where}: expected a JSON object or a text, found {type(record).__name__}')
-  return record
+    yield f'row {number}', element
+    number, buffer = number + 1, buffer[end:]

@@ -1,6 +1,4 @@
-"""judge.html: verdicts with their intervals and pairs to look at, on one page that needs nothing
-else.
-"""
+"""judge.html: verdicts with their intervals and example pairs, on one self-contained page."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -14,27 +12,25 @@ LONGEST_SHOWN = 1200  # characters of a text
 
 def write_page(
   path: str | os.PathLike,
-  found: Mapping,
+  result: Mapping,
   pairs: Sequence[Pair],
   judgements: Mapping[str, Sequence[Judgement]],
   examples: int = 3,
 ) -> None:
-  """Writes the page; it appears by rename.
+  """Writes the page atomically.
 
   Args:
-    path: of the page.
-    found: what judge.json holds.
-    pairs: judged ones and others.
-    judgements: model -> judgements, parallel to the pairs.
-    examples: pairs shown for each language, at even distances: not chosen by outcome.
+    path: the page.
+    result: the object of judge.json.
+    pairs, judgements: all pairs, and model -> judgements parallel to them.
+    examples: pairs shown per language, evenly spaced so that outcomes do not select them.
   """
   values = {
-    'found': found,
-    'a': found['systems']['a'],
-    'b': found['systems']['b'],
-    'languages': list(found['median_characters']),
+    'result': result,
+    'a': result['systems']['a'],
+    'b': result['systems']['b'],
+    'languages': list(result['median_characters']),
     'examples': _examples(pairs, judgements, examples),
-    'forms': len({pair.asked_in for pair in pairs} - {None}) > 0,
   }
   direction = lambda code: 'rtl' if code in RIGHT_TO_LEFT else 'ltr'
   page.write(
@@ -45,19 +41,20 @@ def write_page(
 def _shown(text: str) -> str:
   if len(text) <= LONGEST_SHOWN:
     return text
-  return f'{text[:LONGEST_SHOWN].rstrip()} \N{HORIZONTAL ELLIPSIS} ({len(text) - LONGEST_SHOWN:,} characters more)'
+  more = f'({len(text) - LONGEST_SHOWN:,} characters more)'
+  return f'{text[:LONGEST_SHOWN].rstrip()} \N{HORIZONTAL ELLIPSIS} {more}'
 
 
 def _examples(
   pairs: Sequence[Pair], judgements: Mapping[str, Sequence[Judgement]], count: int
 ) -> dict[str, list[dict]]:
-  """Language -> pairs with what each judge said."""
-  found: dict[str, list[dict]] = {}
-  for language in sorted({pair.language for pair in pairs}):
-    places = [i for i, pair in enumerate(pairs) if pair.language == language]
-    n = min(count, len(places))
-    for k in range(n):
-      i = places[int((k + 0.5) * len(places) / n)]
-      said = [{'model': model, 'judgement': judgements[model][i]} for model in judgements]
-      found.setdefault(language, []).append({'pair': pairs[i], 'said': said})
-  return found
+  """Language -> pairs with their judgements."""
+  return {
+    language: [
+      {'pair': pairs[i], 'judgements': [(model, judgements[model][i]) for model in judgements]}
+      for i in page.evenly_spaced(
+        [i for i, pair in enumerate(pairs) if pair.language == language], count
+      )
+    ]
+    for language in (sorted({pair.language for pair in pairs}) if count else ())
+  }

@@ -1,12 +1,11 @@
-"""What judgements of pairs of answers say: win rates, bias towards a place, agreement of judges,
-each with its interval.
+"""Statistics of pairwise judgements: win rates, position bias and agreement of judges.
 
-Both orders of a pair are judged. A system's score is the sum over both orders; the higher one wins,
-equal ones tie; the win rate is (wins + ties / 2) / judged pairs. A pair without both scores in both
-orders is unjudged: counted, never scored. (METHODS.md C21)
+Each pair is judged in both orders. The score of a system is the sum over both orders; the higher
+score wins, equal scores tie. The win rate is (wins + ties / 2) / judged pairs. A pair without both
+scores in both orders is unjudged: it is counted, but not scored (docs/design/methods.md#c-21).
 
-Intervals are of a bootstrap over questions: pairs with one id, in several languages or forms, are
-drawn together.
+Intervals come from a bootstrap over questions: the pairs of one ID, in several languages or forms,
+are drawn together.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ OUTCOMES = ('win', 'tie', 'loss')
 POINTS = {'win': 1.0, 'tie': 0.5, 'loss': 0.0}
 ENGLISH = 'en'
 LEVEL = 0.95
-_CELLS = 1 << 22  # of a matrix of weights that is in memory at a time
+_CELLS = 1 << 22  # maximum number of bootstrap weights in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Pair:
   Attributes:
     id: of the question; the same in all languages.
     language: code of the language of the answers.
-    asked_in: code of the language of the question; None = not said, that of the answers.
+    asked_in: code of the language of the question; None = unknown, that of the answers.
     category: '' if there is none.
   """
 
@@ -49,7 +48,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-  """What one judge said of one pair.
+  """Scores of one pair by one judge.
 
   Attributes:
     ab: (score1, score2) with A's answer first; or NO_REPLY, NO_SCORES.
@@ -61,7 +60,7 @@ class Judgement:
 
   @property
   def unjudged(self) -> str | None:
-    """NO_REPLY, NO_SCORES, or None for a pair that is judged."""
+    """NO_REPLY or NO_SCORES; None for a judged pair."""
     missing = [scores for scores in (self.ab, self.ba) if isinstance(scores, str)]
     return None if not missing else NO_REPLY if NO_REPLY in missing else NO_SCORES
 
@@ -85,14 +84,13 @@ class Judgement:
 def resampled_sums(values_IK: np.ndarray, resamples: int, seed: int) -> np.ndarray:
   """Sums over items drawn with replacement, float64 [resamples, K], from values [items, K]."""
   items = len(values_IK)
-  generator, step, found = np.random.default_rng(seed), max(1, _CELLS // items), []
+  generator, step, sums = np.random.default_rng(seed), max(1, _CELLS // items), []
   for start in range(0, resamples, step):
     rows = min(step, resamples - start)
     drawn_RI = generator.integers(items, size=(rows, items)) + items * np.arange(rows)[:, None]
-    found.append(
-      np.bincount(drawn_RI.ravel(), minlength=rows * items).reshape(rows, items) @ values_IK
-    )
-  return np.concatenate(found)
+    counts = np.bincount(drawn_RI.ravel(), minlength=rows * items)
+    sums.append(counts.reshape(rows, items) @ values_IK)
+  return np.concatenate(sums)
 
 
 def interval(
@@ -102,24 +100,23 @@ def interval(
   resamples: int,
   seed: int,
 ) -> Interval | None:
-  """Interval of a statistic of sums.
+  """Bootstrap interval of a statistic of sums.
 
   Args:
-    ids: of the questions, one a row; rows with one id are drawn together.
+    ids: question ID of each row; rows with one ID are drawn together.
     values: [rows, K].
     statistic: sums [..., K] -> [...]; NaN where it is undefined.
-    resamples, seed: equal ones give equal intervals.
+    resamples, seed: number of draws and their seed.
 
   Returns:
-    None where a bootstrap can say nothing: fewer than two questions, or the statistic is the same
-      in every resample.
+    None for fewer than two questions, or a statistic that is constant over the resamples.
   """
   if not len(ids):
     return None
-  names, places = np.unique(np.asarray(ids), return_inverse=True)
+  names, positions = np.unique(np.asarray(ids), return_inverse=True)
   values = np.asarray(values, np.float64)
   sums_IK = np.zeros((len(names), values.shape[1]))
-  np.add.at(sums_IK, places, values)
+  np.add.at(sums_IK, positions, values)
   with np.errstate(invalid='ignore', divide='ignore'):
     estimate = float(statistic(sums_IK.sum(axis=0)))
     drawn = statistic(resampled_sums(sums_IK, resamples, seed))
@@ -130,16 +127,19 @@ def interval(
   return Interval(estimate, float(low), float(high), LEVEL, len(names), 1, resamples)
 
 
+def _ends(interval: Interval | None) -> dict:
+  return {'low': interval.low if interval else None, 'high': interval.high if interval else None}
+
+
 def mean(sums: np.ndarray) -> np.ndarray:
-  """From sums of (value, 1)."""
+  """Mean from sums of (value, 1)."""
   return sums[..., 0] / sums[..., 1]
 
 
 def kappa(table: np.ndarray) -> np.ndarray:
-  """Cohen's kappa (1960, doi:10.1177/001316446002000104) of tables [..., 9], 3 x 3 counts of two
-  judges' verdicts.
+  """Cohen's kappa (1960, doi:10.1177/001316446002000104) of tables [..., 9].
 
-  NaN where chance alone agrees always.
+  A table holds 3 x 3 counts of two judges' verdicts. NaN where agreement by chance is certain.
   """
   table = np.asarray(table, np.float64).reshape(*np.shape(table)[:-1], 3, 3)
   total = table.sum(axis=(-2, -1))
@@ -157,17 +157,13 @@ def judge_figures(
   resamples: int = 2000,
   seed: int = 0,
 ) -> dict:
-  """Everything about one judge's verdicts.
-
-  Args:
-    pairs, judgements: parallel.
-    names: of A and B.
+  """All figures of one judge.
 
   Returns:
     {'overall': row, 'by_language': {code: row}, 'by_category', 'by_asked_in', 'position',
     'asked_in_output_language', 'sentence'}; a row is {'pairs', 'judged', 'unjudged': {reason: n},
-    'wins', 'ties', 'losses', 'win_rate', 'low', 'high', 'score_a', 'score_b'}, fractions, scores 0
-    to 10, None where there is none.
+    'wins', 'ties', 'losses', 'win_rate', 'low', 'high', 'score_a', 'score_b'}, with fractions and
+    scores 0 to 10, None where undefined.
   """
   both = list(zip(pairs, judgements, strict=True))
 
@@ -193,54 +189,48 @@ def _row(both: Sequence[tuple[Pair, Judgement]], resamples: int, seed: int) -> d
   judged = [(pair, judgement) for pair, judgement in both if not judgement.unjudged]
   outcomes = [judgement.verdict for _, judgement in judged]
   worth = [POINTS[outcome] for outcome in outcomes]
-  found = interval(
-    [pair.id for pair, _ in judged], [(value, 1) for value in worth], mean, resamples, seed
-  )
+  ids = [pair.id for pair, _ in judged]
+  span = interval(ids, [(value, 1) for value in worth], mean, resamples, seed)
   scores = np.array([judgement.scores for _, judgement in judged]).reshape(-1, 2) / 2
   reasons = [judgement.unjudged for _, judgement in both]
   return {
     'pairs': len(both),
     'judged': len(judged),
     'unjudged': {reason: reasons.count(reason) for reason in (NO_REPLY, NO_SCORES)},
-    **{
-      name: outcomes.count(outcome) for name, outcome in zip(('wins', 'ties', 'losses'), OUTCOMES)
-    },
+    'wins': outcomes.count('win'),
+    'ties': outcomes.count('tie'),
+    'losses': outcomes.count('loss'),
     'win_rate': float(np.mean(worth)) if worth else None,
-    'low': found.low if found else None,
-    'high': found.high if found else None,
+    **_ends(span),
     'score_a': float(scores[:, 0].mean()) if worth else None,
     'score_b': float(scores[:, 1].mean()) if worth else None,
   }
 
 
 def position(both: Sequence[tuple[Pair, Judgement]], resamples: int, seed: int) -> dict:
-  """How often the answer shown first got the higher score. Both answers are first once, so without
-  bias it is half.
+  """How often the answer shown first gets the higher score: half the time without position bias.
 
   Returns:
     {'first', 'second', 'equal': numbers of replies; 'first_rate': first / (first + second), 'low',
-    'high'; 'same_winner': share of pairs in which both orders agree}.
+    'high'; 'same_winner': share of pairs whose orders agree}.
   """
   ids, values, same = [], [], []
   for pair, judgement in both:
     if judgement.unjudged:
       continue
-    (ab1, ab2), (ba1, ba2) = judgement.ab, judgement.ba
+    signs = [int(np.sign(first - second)) for first, second in (judgement.ab, judgement.ba)]
     ids.append(pair.id)
-    values.append(
-      ((ab1 > ab2) + (ba1 > ba2), (ab1 < ab2) + (ba1 < ba2), (ab1 == ab2) + (ba1 == ba2))
-    )
-    same.append(np.sign(ab1 - ab2) == np.sign(ba2 - ba1))
+    values.append([signs.count(sign) for sign in (1, -1, 0)])
+    same.append(signs[0] == -signs[1])
   first, second, equal = (int(n) for n in np.sum(values, axis=0)) if values else (0, 0, 0)
   rate = lambda sums: sums[..., 0] / (sums[..., 0] + sums[..., 1])
-  found = interval(ids, values, rate, resamples, seed) if values else None
+  span = interval(ids, values, rate, resamples, seed)
   return {
     'first': first,
     'second': second,
     'equal': equal,
     'first_rate': first / (first + second) if first + second else None,
-    'low': found.low if found else None,
-    'high': found.high if found else None,
+    **_ends(span),
     'same_winner': float(np.mean(same)) if same else None,
   }
 
@@ -248,11 +238,10 @@ def position(both: Sequence[tuple[Pair, Judgement]], resamples: int, seed: int) 
 def asked_in_output_language(
   both: Sequence[tuple[Pair, Judgement]], names: tuple[str, str], resamples: int, seed: int
 ) -> list[dict]:
-  """Win rate where the question came in the language of the answer minus where the same question
-  came in English.
+  """Win rate of questions asked in the language of the answer minus that of English questions.
 
-  By language, paired by id, and over all languages together if there are several; a difference is
-  called real only if its 95 % interval excludes zero.
+  There is a row per language, paired by ID, and one over all languages if there are several. A
+  difference is called real only if its 95 % interval excludes zero.
   """
   worth = {
     (pair.language, pair.asked_in, pair.id): POINTS[judgement.verdict]
@@ -262,49 +251,48 @@ def asked_in_output_language(
   rows = {}
   for language, asked_in, id_ in worth:
     if asked_in == language and (language, ENGLISH, id_) in worth:
-      rows.setdefault(language, []).append(
-        (id_, worth[language, language, id_], worth[language, ENGLISH, id_])
-      )
+      values = (id_, worth[language, language, id_], worth[language, ENGLISH, id_])
+      rows.setdefault(language, []).append(values)
   groups = sorted(rows.items())
   if len(groups) > 1:
-    groups.append((None, [row for _, rows_ in groups for row in rows_]))
-  found = []
+    groups.append((None, [row for _, group in groups for row in group]))
+  results = []
   for language, group in groups:
     ids, native, english = zip(*group)
-    difference = interval(ids, [(a - b, 1) for a, b in zip(native, english)], mean, resamples, seed)
+    span = interval(ids, [(a - b, 1) for a, b in zip(native, english)], mean, resamples, seed)
     estimate = float(np.mean(native) - np.mean(english))
-    found.append(
-      {
-        'language': language,
-        'questions': len(group),
-        'native': float(np.mean(native)),
-        'english': float(np.mean(english)),
-        'difference': estimate,
-        'low': difference.low if difference else None,
-        'high': difference.high if difference else None,
-        'verdict': verdict(difference),
-        'sentence': _asked_sentence(language, names, difference, estimate, len(group)),
-      }
-    )
-  return found
+    row = {'language': language, 'questions': len(group)}
+    row |= {'native': float(np.mean(native)), 'english': float(np.mean(english))}
+    row |= {'difference': estimate, **_ends(span), 'verdict': verdict(span)}
+    row['sentence'] = _asked_sentence(language, names, span, estimate, len(group))
+    results.append(row)
+  return results
 
 
 def _asked_sentence(
   language: str | None, names, difference: Interval | None, estimate: float, n: int
 ) -> str:
-  own = language_name(language) if language else 'the output language'
+  target = language_name(language) if language else 'the output language'
   a, b = names
-  size = f'{abs(100 * estimate):.1f} points'
   count = f'{n:,} question{"" if n == 1 else "s"}'
   if difference is None:
-    return f'Asked in {own} instead of English: {points(estimate)} points of win rate of {a} against {b}, without an interval ({count}): nothing can be claimed.'
+    return (
+      f'Asked in {target} instead of English: {points(estimate)} points of win rate of {a} against '
+      f'{b}, without an interval ({count}): no claim is possible.'
+    )
   low, high = points(difference.low), points(difference.high)
   span = f'95 % interval {low} to {high}, {count}'
   outcome = verdict(difference)
   if outcome == 'none':
-    return f'Whether {a} is asked in {own} or in English makes no difference that can be told: {points(estimate)} points of win rate against {b} ({span}).'
-  side = 'higher' if outcome == 'gain' else 'lower'
-  return f'Asked in {own}, the win rate of {a} against {b} is {size} {side} than asked in English ({span}): a real difference.'
+    return (
+      f'Asking {a} in {target} or in English makes no significant difference: {points(estimate)} '
+      f'points of win rate against {b} ({span}).'
+    )
+  size = f'{abs(100 * estimate):.1f} points {"higher" if outcome == "gain" else "lower"}'
+  return (
+    f'Asked in {target}, the win rate of {a} against {b} is {size} than asked in English ({span}): '
+    'a real difference.'
+  )
 
 
 def _sentence(row: dict, names: tuple[str, str]) -> str:
@@ -313,14 +301,12 @@ def _sentence(row: dict, names: tuple[str, str]) -> str:
     return f'No pair of {a} and {b} was judged.'
   rate = f'{a} has a win rate of {100 * row["win_rate"]:.1f} % against {b}'
   if row['low'] is None:
-    return f'{rate}, without an interval ({row["judged"]} pairs): nothing can be claimed.'
+    return f'{rate}, without an interval ({row["judged"]} pairs): no claim is possible.'
   low, high = round(100 * row['low'], 1), round(100 * row['high'], 1)
-  span = f'95 % interval {low} to {high}'
-  if low > 50:
-    return f'{rate} ({span}): {a} is better, in the eyes of this judge.'
-  if high < 50:
-    return f'{rate} ({span}): {b} is better, in the eyes of this judge.'
-  return f'{rate} ({span}): which of the two is better cannot be told.'
+  rate += f' (95 % interval {low} to {high})'
+  if low > 50 or high < 50:
+    return f'{rate}: {a if low > 50 else b} is better according to this judge.'
+  return f'{rate}: no significant difference.'
 
 
 def agreement(
@@ -329,10 +315,11 @@ def agreement(
   resamples: int = 2000,
   seed: int = 0,
 ) -> list[dict]:
-  """Of every two judges, over the pairs that both judged: share of equal verdicts and Cohen's
-  kappa, with intervals.
+  """Share of equal verdicts and Cohen's kappa of every two judges, with intervals.
+
+  Both are over the pairs that both judges judged.
   """
-  found = []
+  results = []
   for one, two in itertools.combinations(judgements, 2):
     ids, cells = [], []
     for pair, x, y in zip(pairs, judgements[one], judgements[two], strict=True):
@@ -345,14 +332,9 @@ def agreement(
       with np.errstate(invalid='ignore'):
         value = float(statistic(table.sum(axis=0))) if cells else float('nan')
       span = interval(ids, table, statistic, resamples, seed)
-      ends = (span.low, span.high) if span else (None, None)
-      figures[name] = {
-        'value': value if np.isfinite(value) else None,
-        'low': ends[0],
-        'high': ends[1],
-      }
-    found.append({'judges': [one, two], 'pairs': len(cells), **figures})
-  return found
+      figures[name] = {'value': value if np.isfinite(value) else None, **_ends(span)}
+    results.append({'judges': [one, two], 'pairs': len(cells), **figures})
+  return results
 
 
 def _equal(table: np.ndarray) -> np.ndarray:

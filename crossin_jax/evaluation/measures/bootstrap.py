@@ -1,14 +1,11 @@
-"""Confidence intervals of accuracy, consistency and AC3 by a bootstrap over items and seeds, paired
-for two arms.
+"""Bootstrap confidence intervals of accuracy, consistency and AC3 over items and seeds.
 
-Every statistic here is a function of means over items, so one resample is a vector of item weights
-(how often each item was drawn) and all resamples are one matrix product: 2,000 resamples of 500
-items x 4 languages x 3 seeds take milliseconds.
+Differences of two arms are paired. Every statistic is a function of means over items, so a resample
+is a vector of item weights (how often each item is drawn) and all resamples are one matrix product:
+2,000 resamples of 500 items x 4 languages x 3 seeds take milliseconds.
 
-Axis letters: R resamples, N items, L languages, S seeds, F per-item figures.
+Axis letters: R resamples, N items, L languages, S seeds, F figures per item.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,23 +20,34 @@ STATISTICS = ('accuracy', 'consistency', 'ac3')
 
 @dataclass(frozen=True)
 class Interval:
-  """A figure with its interval; fractions 0..1 (differences -1..1)."""
+  """A figure with its interval, as fractions 0..1 (differences -1..1).
 
-  estimate: float  # mean over seeds of the statistic on all items
-  low: float  # lower end of the interval
-  high: float  # upper end
-  level: float  # coverage aimed at, 0.95
+  Attributes:
+    estimate: mean over seeds of the statistic on all items.
+    low, high: ends of the interval.
+    level: nominal coverage, 0.95.
+    items, seeds, resamples: numbers.
+    share_above_zero: of the resamples; only for a difference.
+    note: what the interval covers.
+  """
+
+  estimate: float
+  low: float
+  high: float
+  level: float
   items: int
   seeds: int
   resamples: int
-  share_above_zero: float | None = None  # of the resamples; only for a difference
-  note: str = ''  # what the interval covers and what it does not
+  share_above_zero: float | None = None
+  note: str = ''
+
+  def cell(self) -> dict:
+    """{'value', 'low', 'high'}, as in JSON files and tables."""
+    return {'value': self.estimate, 'low': self.low, 'high': self.high}
 
   @property
   def excludes_zero(self) -> bool:
-    """Does the interval lie wholly on one side of zero? Only then may a difference be called a gain
-    or a loss.
-    """
+    """Whether the interval is on one side of zero: the condition for a gain or a loss."""
     return self.low > 0.0 or self.high < 0.0
 
 
@@ -54,47 +62,39 @@ def interval(
   seed: int = 0,
   level: float = 0.95,
 ) -> Interval:
-  """Interval of one arm's statistic.
+  """Interval of the statistic of one arm.
 
   Items are drawn with replacement, the same draw for all seeds, since seeds answer the same items.
   Of S seeds, S - 1 are drawn with replacement, which makes the variance of the mean over seeds
-  unbiased (Rao and Wu 1988, JASA 83:231; a plain draw of S out of S is too narrow by the factor (S
-  - 1) / S, half the variance with two seeds). With one seed only items are drawn, and `note` says
-    so.
+  unbiased (Rao and Wu 1988, JASA 83:231; a draw of S is too narrow by the factor (S - 1) / S, half
+  the variance with two seeds). With one seed only items are drawn, as `note` says.
 
   Args:
     choices_by_seed: per seed an int array [items, languages] of options (-1 = unparsed); or, with
       answers None, a bool array [items, languages] of correctness (accuracy only).
-    answers: int array [items] or [items, languages], or None. Or a list of such arrays, one a seed:
-      each seed answered items of its own (as many), which are then drawn for each seed by itself.
-      What chance did to the items is then counted twice, in
-      them and in the seeds: with five seeds intervals cover 93 to 99 % instead of 95 (seeds alone
-        would cover 83 to 88).
-    statistic: 'accuracy' (mean over the languages in `columns`), 'consistency' (C_s) or 'ac3'
-      (AC3_s) of them.
-    columns: the languages to use, as column numbers; None = all.
+    answers: int array [items] or [items, languages], or None. A list of such arrays means that
+      each seed answered other items (equally many), which are drawn for each seed separately.
+      Variation of the items then counts twice: with five seeds intervals cover 93 to 99 % instead
+      of 95 (seeds alone would cover 83 to 88).
+    statistic: 'accuracy', 'consistency' (C_s) or 'ac3' (AC3_s), of the languages in `columns`.
+    columns: column numbers; None = all.
     s: group size of C_s and AC3_s.
-    resamples, seed: number of draws and their seed; equal arguments give equal intervals.
+    resamples, seed: number of draws and their seed.
     level: 0.95 gives the 2.5 and 97.5 percentiles.
 
   Raises:
     ValueError: no seeds, unequal shapes, or fewer than s languages.
 
   Example:
-    >>> choices = np.tile([0, 1], 50)[:, None]                      # 100 items, one language, right half the time
+    >>> choices = np.tile([0, 1], 50)[:, None]  # 100 items, one language, half of them correct
     >>> x = interval([choices], np.zeros(100, int))
     >>> x.estimate, round(x.low, 2), round(x.high, 2), x.seeds
     (0.5, 0.4, 0.6, 1)
   """
   figures_SNF = np.stack(_figures(choices_by_seed, answers, statistic, columns, s))
-  means_RSF, chosen_RS = _resample(
-    figures_SNF, resamples, seed, own=isinstance(answers, (list, tuple))
-  )
-  values_RS = _value(means_RSF, statistic)
-  estimate = float(_value(figures_SNF.mean(axis=1), statistic).mean())
-  return _interval(
-    estimate, _over_seeds(values_RS, chosen_RS), figures_SNF.shape, resamples, level, share=False
-  )
+  value = functools.partial(_value, statistic=statistic)
+  estimate = float(value(figures_SNF.mean(axis=1)).mean())
+  return _interval(estimate, figures_SNF, value, answers, resamples, seed, level, share=False)
 
 
 def difference(
@@ -109,18 +109,16 @@ def difference(
   seed: int = 0,
   level: float = 0.95,
 ) -> Interval:
-  """Interval of first minus second, paired: both arms answered the same items, under the same seeds
-  in the same order.
+  """Paired interval of first minus second: the same items under the same seeds in the same order.
 
-  Each resample draws one set of items and seeds and uses it for both arms, so what is hard for both
-  cancels. Arguments as in `interval`; `share_above_zero` of the result is the share of resamples in
-  which first is better (ties count half).
+  Each resample draws one set of items and seeds for both arms, so common difficulty cancels.
+  Arguments as in `interval`. `share_above_zero` is the share of resamples in which first is better;
+  ties count half.
   """
   if len(first_by_seed) != len(second_by_seed):
     raise ValueError(
       f'{len(first_by_seed)} seeds against {len(second_by_seed)}: a paired difference needs the '
-      'same seeds in both arms; '
-      'pass only the seeds that both have'
+      'same seeds in both arms; pass only the seeds that both have'
     )
   first_SNF = np.stack(_figures(first_by_seed, answers, statistic, columns, s))
   second_SNF = np.stack(_figures(second_by_seed, answers, statistic, columns, s))
@@ -129,19 +127,14 @@ def difference(
       f'the arms answered different items: {first_SNF.shape[1]} against {second_SNF.shape[1]}'
     )
   figures = first_SNF.shape[2]
+
+  def value(means: np.ndarray) -> np.ndarray:
+    return _value(means[..., :figures], statistic) - _value(means[..., figures:], statistic)
+
+  one_SF, two_SF = first_SNF.mean(axis=1), second_SNF.mean(axis=1)
+  estimate = float((_value(one_SF, statistic) - _value(two_SF, statistic)).mean())
   both_SNF = np.concatenate([first_SNF, second_SNF], axis=2)
-  means_RSF, chosen_RS = _resample(
-    both_SNF, resamples, seed, own=isinstance(answers, (list, tuple))
-  )
-  values_RS = _value(means_RSF[..., :figures], statistic) - _value(
-    means_RSF[..., figures:], statistic
-  )
-  estimate = float(
-    (_value(first_SNF.mean(axis=1), statistic) - _value(second_SNF.mean(axis=1), statistic)).mean()
-  )
-  return _interval(
-    estimate, _over_seeds(values_RS, chosen_RS), first_SNF.shape, resamples, level, share=True
-  )
+  return _interval(estimate, both_SNF, value, answers, resamples, seed, level, share=True)
 
 
 def _figures(
@@ -151,14 +144,14 @@ def _figures(
   columns: Sequence[int] | None,
   s: int,
 ) -> list[np.ndarray]:
-  """Per seed the per-item figures [items, figures] whose means the statistic is made of."""
+  """Per seed the figures [items, figures] whose means determine the statistic."""
   if statistic not in STATISTICS:
     raise ValueError(f'unknown statistic {statistic!r}; choose one of {", ".join(STATISTICS)}')
   if len(choices_by_seed) == 0:
     raise ValueError('no seeds given: the interval needs at least one run')
   if answers is None and statistic != 'accuracy':
     raise ValueError(
-      f'{statistic} is made of choices: pass the choices and the answers, not correctness'
+      f'{statistic} is a statistic of choices: pass choices and answers, not correctness'
     )
   shapes = {np.shape(choices) for choices in choices_by_seed}
   if len(shapes) != 1:
@@ -167,13 +160,13 @@ def _figures(
     answers = [answers] * len(choices_by_seed)
   elif len(answers) != len(choices_by_seed):
     raise ValueError(f'answers of {len(answers)} seeds for choices of {len(choices_by_seed)}')
+  picked = slice(None) if columns is None else list(columns)
   figures = []
   for choices, right in zip(choices_by_seed, answers):
     choices_NL = np.asarray(choices)
     right_NL = (
       choices_NL.astype(bool) if right is None else consistency.correctness(choices_NL, right)
     )
-    picked = slice(None) if columns is None else list(columns)
     parts = []
     if statistic in ('accuracy', 'ac3'):
       parts.append(right_NL[:, picked].mean(axis=1))
@@ -188,63 +181,60 @@ def _value(means: np.ndarray, statistic: str) -> np.ndarray:
 
 
 def _resample(
-  figures_SNF: np.ndarray, resamples: int, seed: int, own: bool
+  figures_SNF: np.ndarray, resamples: int, seed: int, separate_items: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Means of the figures over drawn items [R, S, F], and how often each seed was drawn [R, S];
-  `own`: seeds draw apart.
-  """
+  """Means over drawn items [R, S, F], and how often each seed is drawn [R, S]."""
   if resamples < 1:
     raise ValueError(f'resamples must be at least 1, got {resamples}')
   seeds, items, figures = figures_SNF.shape
-  if own:
-    means_RSF = np.stack(
-      [_item_weights(items, resamples, (seed, k)) @ part for k, part in enumerate(figures_SNF)],
-      axis=1,
-    )
+  if separate_items:
+    means = [
+      _item_weights(items, resamples, (seed, k)) @ part_NF for k, part_NF in enumerate(figures_SNF)
+    ]
+    means_RSF = np.stack(means, axis=1)
   else:
-    weights_RN = _item_weights(items, resamples, seed)
-    means_RSF = (
-      weights_RN @ figures_SNF.transpose(1, 0, 2).reshape(items, seeds * figures)
-    ).reshape(-1, seeds, figures)
-  drawn = max(seeds - 1, 1)
-  # NB: a stream of its own, so that the items drawn do not depend on the number of seeds
-  chosen_RS = np.random.default_rng([seed, 1]).multinomial(
-    drawn, np.full(seeds, 1.0 / seeds), size=resamples
+    figures_ND = figures_SNF.transpose(1, 0, 2).reshape(items, seeds * figures)
+    means_RD = _item_weights(items, resamples, seed) @ figures_ND
+    means_RSF = means_RD.reshape(-1, seeds, figures)
+  # NB: a separate stream, so that the drawn items do not depend on the number of seeds
+  drawn_RS = np.random.default_rng([seed, 1]).multinomial(
+    max(seeds - 1, 1), np.full(seeds, 1.0 / seeds), size=resamples
   )
-  return means_RSF, chosen_RS
+  return means_RSF, drawn_RS
 
 
-@functools.lru_cache(maxsize=10)  # a report asks for some hundred intervals over the same items
+@functools.lru_cache(maxsize=10)  # a report computes some hundred intervals over the same items
 def _item_weights(items: int, resamples: int, seed: int | tuple[int, int]) -> np.ndarray:
-  """How often each item was drawn, over the number of items; float64 [resamples, items]."""
+  """How often each item is drawn, over the number of items; float64 [resamples, items]."""
   drawn_RN = np.random.default_rng(seed).integers(items, size=(resamples, items))
   drawn_RN += items * np.arange(resamples)[:, None]
-  weights_RN = (
-    np.bincount(drawn_RN.ravel(), minlength=resamples * items).reshape(resamples, items) / items
-  )
+  counts = np.bincount(drawn_RN.ravel(), minlength=resamples * items)
+  weights_RN = counts.reshape(resamples, items) / items
   weights_RN.flags.writeable = False
   return weights_RN
 
 
-def _over_seeds(values_RS: np.ndarray, chosen_RS: np.ndarray) -> np.ndarray:
-  return (values_RS * chosen_RS).sum(axis=1) / chosen_RS.sum(axis=1)
-
-
 def _interval(
   estimate: float,
-  values_R: np.ndarray,
-  shape: tuple[int, ...],
+  figures_SNF: np.ndarray,
+  value,
+  answers,
   resamples: int,
+  seed: int,
   level: float,
   share: bool,
 ) -> Interval:
-  seeds, items = shape[:2]
+  """Interval of `value`, a function of means [..., F]; `share`: report the share above zero."""
+  seeds, items = figures_SNF.shape[:2]
+  separate_items = isinstance(answers, (list, tuple))
+  means_RSF, drawn_RS = _resample(figures_SNF, resamples, seed, separate_items)
+  values_R = (value(means_RSF) * drawn_RS).sum(axis=1) / drawn_RS.sum(axis=1)
   low, high = np.quantile(values_R, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
   if seeds == 1:
-    note = f'resampled over {items} items of one seed: what another seed would give is not covered'
-  elif seeds < 5:
-    note = f'resampled over {items} items and {seeds} seeds; so few seeds say little about the spread between seeds'
+    note = f'resampled over {items} items of one seed; variation between seeds is not covered'
   else:
     note = f'resampled over {items} items and {seeds} seeds'
+    if seeds < 5:
+      note += '; few seeds give a poor estimate of the variation between seeds'
   above = float((values_R > 0).mean() + 0.5 * (values_R == 0).mean()) if share else None
   return Interval(estimate, float(low), float(high), level, items, seeds, resamples, above, note)

@@ -1,14 +1,11 @@
 """Accuracy, cross-lingual consistency and AC3 of multiple-choice answers, in NumPy.
 
-Axis letters: N items, L languages, k options. A choices array holds, for every item and language,
-the index of the option that was chosen, or -1 (`UNPARSED`) where no option could be read from the
-output.
+Axis letters: N items, L languages, K options. A choices array holds, for every item and language,
+the index of the chosen option, or -1 (`UNPARSED`) if no option could be extracted.
 
-Formulas: SeaEval (arXiv 2309.04766) as computed by its scorer TiGEr-Eval, see METHODS.md A.6; Acc
-is the mean over languages.
+Formulas: SeaEval (arXiv 2309.04766) as its scorer TiGEr-Eval computes them, see
+docs/design/methods.md#a-6-metrics. Acc is the mean over languages.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -17,14 +14,14 @@ from math import comb
 import numpy as np
 
 UNPARSED = -1
-_EPSILON = 1e-10  # the scorer's own guard against 0 / 0 in AC3; part of the published figures
+_EPSILON = 1e-10  # the scorer's guard against 0 / 0 in AC3; part of the published figures
 
 
 def _check_choices(choices: np.ndarray) -> np.ndarray:
   choices_NL = np.asarray(choices)
   if choices_NL.ndim != 2:
     raise ValueError(f'choices must be an array [items, languages], got shape {choices_NL.shape}')
-  if choices_NL.shape[0] == 0 or choices_NL.shape[1] == 0:
+  if 0 in choices_NL.shape:
     raise ValueError(f'choices is empty (shape {choices_NL.shape}): there is nothing to score')
   if not np.issubdtype(choices_NL.dtype, np.integer):
     raise TypeError(
@@ -38,7 +35,7 @@ def _check_choices(choices: np.ndarray) -> np.ndarray:
 
 
 def _check_answers(answers: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-  """Answers as [items, languages] (broadcast over languages where one answer per item was given)."""
+  """Answers as [items, languages]; broadcasts answers of shape [items]."""
   answers = np.asarray(answers)
   if not np.issubdtype(answers.dtype, np.integer):
     raise TypeError(f'answers must hold integers (option index), got dtype {answers.dtype}')
@@ -54,8 +51,7 @@ def _check_answers(answers: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def correctness(choices: np.ndarray, answers: np.ndarray) -> np.ndarray:
-  """Bool array [items, languages]: was the chosen option the right one? An unparsed choice is
-  wrong.
+  """Whether the chosen option is correct, bool [items, languages]. Unparsed choices are wrong.
 
   Args:
     choices: int array [items, languages], 0..k-1, or -1 = unparsed.
@@ -66,38 +62,36 @@ def correctness(choices: np.ndarray, answers: np.ndarray) -> np.ndarray:
 
 
 def accuracy_by_language(choices: np.ndarray, answers: np.ndarray) -> np.ndarray:
-  """Share of right answers per language, float64 [languages], fractions 0..1.
+  """Share of correct answers per language, float64 [languages], 0..1.
 
   Example:
-    choices = [[0, 0, 1],     answers = [0, 2]   ->   [0.5, 0.5, 0.5]
-               [1, 2, 2]]     (language 0 is right on item 0 only, language 1 on both, ...)
-    gives [0.5, 1.0, 0.5].
+    choices = [[0, 0, 1],     answers = [0, 2]   ->   [0.5, 1.0, 0.5]
+               [1, 2, 2]]
   """
   return correctness(choices, answers).mean(axis=0)
 
 
 def accuracy(choices: np.ndarray, answers: np.ndarray) -> float:
-  """Acc: the mean over languages of the accuracy per language, a fraction 0..1."""
+  """Acc: the mean over languages of the accuracy per language, 0..1."""
   return float(accuracy_by_language(choices, answers).mean())
 
 
 def consistency_by_item(choices: np.ndarray, s: int) -> np.ndarray:
-  """Share of the size-s groups of languages that agree, per item; float64 [items], fractions 0..1.
+  """Share of the groups of s languages that agree, per item; float64 [items], 0..1.
 
   Closed form: with m_o the number of languages that chose option o, an item contributes sum_o
-  C(m_o, s) / C(L, s). It equals the average over all groups of s languages of "all chose the same
-  option", as SeaEval defines C_s, without listing the groups. An unparsed choice agrees with
-  nothing, not even with another unparsed one.
+  C(m_o, s) / C(L, s). It equals SeaEval's C_s, the average over all groups of s languages of "all
+  chose the same option". An unparsed choice agrees with nothing, not even another unparsed one.
 
   Args:
-    choices: int array [items, languages], 0..k-1, or -1 = unparsed.
+    choices: int array [items, languages].
     s: size of the groups, 2 <= s <= languages.
 
   Example (L = 4, s = 3):
-    [[1, 1, 1, 1],            4 groups of 3, all agree           -> 1.0
-     [1, 1, 1, 0],            1 of 4 groups agrees               -> 0.25
-     [1, 1, 0, 0],            none                               -> 0.0
-     [2, 2, 2, -1]]           the unparsed one breaks 3 groups   -> 0.25
+    [[1, 1, 1, 1],            4 groups of 3, all agree                -> 1.0
+     [1, 1, 1, 0],            1 of 4 groups agrees                    -> 0.25
+     [1, 1, 0, 0],            none                                    -> 0.0
+     [2, 2, 2, -1]]           the unparsed choice breaks 3 groups     -> 0.25
   """
   choices_NL = _check_choices(choices)
   languages = choices_NL.shape[1]
@@ -111,19 +105,18 @@ def consistency_by_item(choices: np.ndarray, s: int) -> np.ndarray:
 
 
 def consistency(choices: np.ndarray, s: int) -> float:
-  """C_s: `consistency_by_item` averaged over items, a fraction 0..1. Being right is not required.
+  """C_s: the mean of `consistency_by_item`, 0..1. Agreement on a wrong option counts.
 
-  Four options chosen at random give C_2 = 0.25, C_3 = 0.0625, C_4 = 0.0156.
+  Random choices among four options give C_2 = 0.25, C_3 = 0.0625, C_4 = 0.0156.
   """
   return float(consistency_by_item(choices, s).mean())
 
 
 def pairwise_consistency(choices: np.ndarray) -> np.ndarray:
-  """Share of items on which two languages chose the same option; float64 [languages, languages],
-  symmetric.
+  """Share of items on which two languages agree; symmetric float64 [languages, languages].
 
-  The diagonal is the share of parsed answers of that language (1 where everything was parsed),
-  since an unparsed choice agrees with nothing.
+  The diagonal is the share of parsed answers of a language, since an unparsed choice agrees with
+  nothing.
 
   Example:
     [[0, 0, 1],                 [[1.0, 0.5, 0.0],
@@ -137,10 +130,9 @@ def pairwise_consistency(choices: np.ndarray) -> np.ndarray:
 
 
 def ac3(accuracy: float, consistency: float) -> float:
-  """AC3 = 2 * Acc * C / (Acc + C + 1e-10): the harmonic mean of accuracy and consistency. Works on
-  arrays too.
+  """AC3 = 2 * Acc * C / (Acc + C + 1e-10), the harmonic mean; also of arrays.
 
-  Always the statistic of one run: the median of AC3 over prompts is not the AC3 of the medians.
+  AC3 is a statistic of one run: the median of AC3 over prompts is not the AC3 of the medians.
   """
   return 2.0 * accuracy * consistency / (accuracy + consistency + _EPSILON)
 
@@ -149,16 +141,14 @@ def summarise(choices: np.ndarray, answers: np.ndarray, languages: Sequence[str]
   """All figures of one run under the keys of results.json.
 
   Args:
-    choices: int array [items, languages], 0..k-1, or -1 = unparsed.
+    choices: int array [items, languages].
     answers: int array [items] or [items, languages].
-    languages: one code per column, e.g. ["en", "zh", "vi"]; their order is that of the keys.
+    languages: one code per column; keys have this order.
 
   Returns:
     {"accuracy": Acc, "accuracy_by_language": {"en": ...}, "consistency": {"2": C_2, ..., "L": C_L},
-    "ac3": {"2": ...},
-     "pairwise_consistency": {"en,zh": ...}, "unparsed_rate": share of -1, "items": N}; fractions
-     0..1. With a single
-    language the three consistency entries are empty.
+    "ac3": {"2": ...}, "pairwise_consistency": {"en,zh": ...}, "unparsed_rate": share of -1,
+    "items": N}; fractions 0..1. With one language the three consistency entries are empty.
   """
   choices_NL = _check_choices(choices)
   languages = list(languages)
@@ -172,30 +162,33 @@ def summarise(choices: np.ndarray, answers: np.ndarray, languages: Sequence[str]
   by_language_L = accuracy_by_language(choices_NL, answers)
   acc = float(by_language_L.mean())
   consistencies = {s: consistency(choices_NL, s) for s in range(2, len(languages) + 1)}
-  pairs_LL = pairwise_consistency(choices_NL)
   return {
     'accuracy': acc,
     'accuracy_by_language': {name: float(x) for name, x in zip(languages, by_language_L)},
     'consistency': {str(s): c for s, c in consistencies.items()},
     'ac3': {str(s): float(ac3(acc, c)) for s, c in consistencies.items()},
-    'pairwise_consistency': {
-      f'{languages[i]},{languages[j]}': float(pairs_LL[i, j])
-      for i, j in combinations(range(len(languages)), 2)
-    },
+    'pairwise_consistency': by_pair(pairwise_consistency(choices_NL), languages),
     'unparsed_rate': float((choices_NL == UNPARSED).mean()),
     'items': int(choices_NL.shape[0]),
   }
 
 
-def constant_answer_warning(choices: np.ndarray, answers: np.ndarray) -> str:
-  """A sentence when consistency is high only because the same option is chosen nearly always; ''
-  otherwise.
+def by_pair(matrix_LL: np.ndarray, languages: Sequence[str]) -> dict[str, float]:
+  """The upper triangle of a matrix [languages, languages] as {'en,zh': value, ...}."""
+  pairs = combinations(range(len(languages)), 2)
+  return {f'{languages[i]},{languages[j]}': float(matrix_LL[i, j]) for i, j in pairs}
 
-  A model that says "(A)" to everything is perfectly consistent and knows nothing. The test:
-  languages that answered independently, each with its own option frequencies p_l, would agree in
-  pairs with E = mean over pairs of sum_o p_l(o) p_m(o). The warning comes when C_2 is well above
-  that of uniform guessing, yet the agreement beyond E, (C_2 - E) / (1 - E) (Cohen's kappa), is
-  under 0.2.
+
+def constant_answer_warning(choices: np.ndarray, answers: np.ndarray) -> str:
+  """A warning if consistency is high only because the model nearly always picks one option.
+
+  A model that always answers "(A)" is perfectly consistent and knows nothing. Languages that answer
+  independently, each with its option frequencies p_l, agree in pairs with E = mean over pairs of
+  sum_o p_l(o) p_m(o). The warning appears if C_2 is well above that of uniform guessing, but the
+  agreement beyond E, (C_2 - E) / (1 - E) (Cohen's kappa), is under 0.2.
+
+  Returns:
+    A sentence, '' without a warning.
   """
   choices_NL = _check_choices(choices)
   answers_NL = _check_answers(answers, choices_NL.shape)
@@ -207,8 +200,7 @@ def constant_answer_warning(choices: np.ndarray, answers: np.ndarray) -> str:
     [(choices_NL == option).mean(axis=0) for option in range(options)], axis=1
   )
   expected_LL = frequency_LK @ frequency_LK.T
-  pairs = np.triu_indices(languages, 1)
-  expected = float(expected_LL[pairs].mean())
+  expected = float(expected_LL[np.triu_indices(languages, 1)].mean())
   observed = consistency(choices_NL, 2)
   beyond = (observed - expected) / (1.0 - expected) if expected < 1.0 - 1e-12 else 0.0
   if observed < 1.0 / max(options, 2) + 0.15 or beyond >= 0.2:
@@ -216,7 +208,6 @@ def constant_answer_warning(choices: np.ndarray, answers: np.ndarray) -> str:
   share = float(frequency_LK.max(axis=1).mean())
   return (
     f'consistency is high (C_2 = {observed:.2f}) because answers hardly vary: on average '
-    f"{share:.0%} of a language's answers "
-    f'are one and the same option, and option frequencies alone would give C_2 = {expected:.2f}. '
-    'Read accuracy first.'
+    f"{share:.0%} of a language's answers are the same option, and the option frequencies alone "
+    f'give C_2 = {expected:.2f}. Read accuracy first.'
   )

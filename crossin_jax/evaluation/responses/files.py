@@ -1,31 +1,29 @@
-"""Question files and response files."""
+"""Question files and response files, and `crossin ask`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-import json
 import sys
 
+from crossin_jax.evaluation import record_fields
 from crossin_jax.languages import ENGLISH_NAMES, code_of
-from crossin_jax.storage.files import write_text
-from crossin_jax.storage.records import RecordError, read_records
+from crossin_jax.storage.files import write_jsonl
+from crossin_jax.storage.records import RecordError
 from crossin_jax.workflow import command_line
 
-SHOWN = 50  # malformed lines that a message names
-_QUESTION_FIELDS, _ID_FIELDS = (
-  ('text', 'prompt', 'turns', 'instruction'),
-  ('question_id', 'id', 'idx'),
-)
+SHOWN = 50  # maximum number of malformed lines in a message
+_QUESTION_FIELDS = ('text', 'prompt', 'turns', 'instruction')
+_ID_FIELDS = ('question_id', 'id', 'idx')
 _RESPONSE_FIELDS = ('output', 'response', 'prediction', 'answer', 'text')
 
 
 @dataclass(frozen=True)
 class Response:
-  """One answer with what was asked.
+  """One answer with its question.
 
   Attributes:
-    question: id of the question, the same whichever language it was asked in.
-    sample: number of the answer where there are several to a prompt.
-    language: code of the language that was asked for.
+    question: ID, the same in all languages.
+    sample: number of the answer, if a prompt has several.
+    language: code of the requested language.
     asked_in: code of the language of the question.
     text: the answer.
     category: of the question, '' if there is none.
@@ -43,118 +41,104 @@ class Response:
 
 
 def read_question_file(path: str, problems: list[str]) -> dict[str, dict]:
-  """id -> {'text', 'category'}: records {question_id or id, text or prompt or turns or instruction,
-  category}.
+  """Questions by ID, as {'text', 'category'}.
 
-  What is wrong with a line goes to `problems`, with its number.
+  Args:
+    path: records {question_id or id, text or prompt or turns or instruction, category}.
+    problems: receives a message for each malformed line.
   """
-  questions: dict[str, dict] = {}
-  for where, record in read_records(path, problems):
-    id_ = next(
-      (record[field] for field in _ID_FIELDS if isinstance(record.get(field), (str, int))), None
-    )
-    text = next((record[field] for field in _QUESTION_FIELDS if field in record), None)
-    text = text[0] if isinstance(text, list) and text else text
-    if id_ is None:
-      problems.append(f'{where}: field "question_id" (or "id") is missing')
-    elif not isinstance(text, str) or not text.strip():
-      problems.append(
-        f'{where}: none of the fields "text", "prompt", "turns", "instruction" holds a question'
-      )
-    elif str(id_) in questions:
-      problems.append(f'{where}: question {id_} was already given')
-    else:
-      category = record.get('category')
-      questions[str(id_)] = {
-        'text': text,
-        'category': category if isinstance(category, str) else '',
-      }
-  return questions
+  return record_fields.collect(path, _question, problems, lambda id_: f'question {id_}')
+
+
+def _question(record: dict, where: str) -> tuple[str, dict]:
+  ids = (record[field] for field in _ID_FIELDS if isinstance(record.get(field), (str, int)))
+  id_ = next(ids, None)
+  if id_ is None:
+    raise ValueError("field 'question_id' (or 'id') is missing")
+  text = record_fields.first_of(record, _QUESTION_FIELDS)
+  text = text[0] if isinstance(text, list) and text else text
+  if not isinstance(text, str) or not text.strip():
+    raise ValueError(f'none of the fields {", ".join(_QUESTION_FIELDS)} holds a question')
+  category = record.get('category')
+  return str(id_), {'text': text, 'category': category if isinstance(category, str) else ''}
 
 
 def asked_rows(english: dict[str, dict], native: dict[str, dict], language: str) -> list[dict]:
-  """The prompts of both forms, of the questions that both have.
+  """The prompts of both forms of the questions that both files have.
 
   {'7': {'text': 'What is rain?', ...}}, {'7': {'text': 'Mvua ni nini?', ...}}, 'sw' ->
     [{'id': '7/en', 'question': '7', 'language': 'sw', 'asked_in': 'en', 'category': '',
-    'instruction': 'What is rain? Answer in Swahili.'},
+      'instruction': 'What is rain? Answer in Swahili.'},
      {'id': '7/sw', 'question': '7', 'language': 'sw', 'asked_in': 'sw', 'category': '',
-     'instruction': 'Mvua ni nini?'}]
+      'instruction': 'Mvua ni nini?'}]
   """
   rows = []
   for id_, question in english.items():
     if id_ not in native:
       continue
-    category = question['category'] or native[id_]['category']
     in_english = f'{question["text"].rstrip()} Answer in {ENGLISH_NAMES[language]}.'
     for asked_in, text in (('en', in_english), (language, native[id_]['text'])):
       rows.append(
-        {'id': f'{id_}/{asked_in}', 'question': id_, 'language': language, 'asked_in': asked_in, 'category': category, 'instruction': text}
-      )  # fmt: skip
+        {
+          'id': f'{id_}/{asked_in}',
+          'question': id_,
+          'language': language,
+          'asked_in': asked_in,
+          'category': question['category'] or native[id_]['category'],
+          'instruction': text,
+        }
+      )
   return rows
 
 
 def read_responses(path: str, prompts: str | None = None) -> list[Response]:
-  """The rows of `crossin generate`, joined by id with the prompts it was given.
+  """The rows of `crossin generate`, joined by ID with its prompts.
 
   Args:
-    path: JSONL, {"id", "output"}; "language", "asked_in", "category" if the file has them.
-    prompts: what `crossin ask` wrote; None = all is in `path`.
+    path: JSONL, {"id", "output"} and perhaps "language", "asked_in", "category".
+    prompts: the output of `crossin ask`; None = `path` is complete.
 
   Raises:
     RecordError: the first `SHOWN` malformed lines, with their numbers.
   """
   problems: list[str] = []
-  asked: dict[str, dict] = {}
-  for where, record in read_records(prompts, problems) if prompts else ():
-    if str(record.get('id')) in asked:
-      problems.append(f'{where}: id {record["id"]!r} was already given')
-    asked[str(record.get('id'))] = record
-  found, seen = [], set()
-  for where, record in read_records(path, problems):
-    try:
-      if prompts and str(record.get('id')) not in asked:
-        raise ValueError(f'id {record.get("id")!r} is not in {prompts}')
-      response = _response({**asked.get(str(record.get('id')), {}), **record})
-      if (
-        key := (response.question, response.sample, response.language, response.asked_in)
-      ) in seen:
-        raise ValueError(
-          f'question {key[0]!r} in {key[2]!r} asked in {key[3]!r} was already answered; keep one '
-          'of them'
-        )
-    except ValueError as error:
-      problems.append(f'{where}: {error}')
-      continue
-    seen.add(key)
-    found.append(response)
+  id_of = lambda record: str(record.get('id'))
+  asked = {}
+  if prompts:
+    by_id = lambda record, where: (id_of(record), record)
+    asked = record_fields.collect(prompts, by_id, problems, lambda id_: f'id {id_!r}')
+
+  def parse(record: dict, where: str) -> tuple[tuple, Response]:
+    if prompts and id_of(record) not in asked:
+      raise ValueError(f'id {record.get("id")!r} is not in {prompts}')
+    response = _response({**asked.get(id_of(record), {}), **record})
+    return ((response.question, response.sample, response.language, response.asked_in), response)
+
+  name = lambda key: f'the answer to question {key[0]!r} in {key[2]!r} asked in {key[3]!r}'
+  responses = record_fields.collect(path, parse, problems, name)
   if problems:
-    more = [f'and {len(problems) - SHOWN} more'] if len(problems) > SHOWN else []
-    raise RecordError(
-      '\n  '.join([f'{path}: {len(problems)} malformed lines', *problems[:SHOWN], *more])
-    )
-  if not found:
+    head = f'{path}: {len(problems)} malformed lines'
+    raise RecordError(record_fields.message(head, problems, SHOWN))
+  if not responses:
     raise RecordError(f'{path} holds no response')
-  return found
+  return list(responses.values())
 
 
 def _response(record: dict) -> Response:
   if not isinstance(record.get('language'), str):
     raise ValueError(
-      'field "language" is missing: which language was the answer asked for in? Give the prompts '
-      'with --questions, '
-      'as `crossin ask` wrote them'
+      "field 'language' (of the requested answer) is missing; give the prompts of `crossin ask` "
+      'with --questions'
     )
-  text = next((record[field] for field in _RESPONSE_FIELDS if field in record), None)
+  text = record_fields.first_of(record, _RESPONSE_FIELDS)
   if not isinstance(text, str):
-    raise ValueError(f'none of the fields {", ".join(_RESPONSE_FIELDS)} holds a text')
-  if isinstance(record.get('id'), bool) or not isinstance(record.get('id'), (str, int)):
-    raise ValueError(f'"id" must be a text or a number, found {record.get("id")!r}')
+    raise ValueError(f'none of the fields {", ".join(_RESPONSE_FIELDS)} holds a string')
+  id_ = record_fields.item_id(record)
   if not isinstance(sample := record.get('sample', 0), int):
-    raise ValueError(f'"sample" must be a number, found {sample!r}')
+    raise ValueError(f"'sample' must be a number, found {sample!r}")
   language = code_of(record['language'])
   asked_in = code_of(record['asked_in']) if record.get('asked_in') else language
-  question = str(record.get('question', str(record['id']).removesuffix(f'/{asked_in}')))
+  question = str(record.get('question', id_.removesuffix(f'/{asked_in}')))
   return Response(question, sample, language, asked_in, text, str(record.get('category') or ''))
 
 
@@ -162,35 +146,29 @@ def _response(record: dict) -> Response:
 
 
 def ask_main(argv: Sequence[str] | None = None) -> int:
-  """`crossin ask`. Exit status: 0 done, 1 failed, 2 usage."""
+  """`crossin ask`."""
   parser = command_line.Parser(
     'ask',
-    'Prompts for the same questions asked in English ("Answer in Urdu.") and in the language of '
+    'Write prompts for the same questions in English ("Answer in Urdu.") and in the language of '
     'the answer.',
     'crossin ask --questions vicuna80.en.jsonl --questions_native vicuna80.ur.jsonl --language ur '
     '--output asked.jsonl; then crossin generate --input asked.jsonl --output answers.jsonl; then '
     'crossin responses answers.jsonl --questions asked.jsonl',
   )
-  parser.add_argument(
-    '--questions', required=True, help='English questions, JSONL: {question_id, text, category}'
+  add = parser.add_argument
+  add('--questions', required=True, help='English questions, JSONL: {question_id, text, category}')
+  add('--questions_native', required=True, help='the same questions, by ID, in --language')
+  add('--language', required=True, help='code of the language of the answers, e.g. ur')
+  add('--output', required=True, help='JSONL for `crossin generate --input`')
+  add(
+    '--allow_partial',
+    action='store_true',
+    help='skip malformed lines and questions that one of the files lacks',
   )
-  parser.add_argument(
-    '--questions_native', required=True, help='the same questions, by id, in the language'
-  )
-  parser.add_argument(
-    '--language', required=True, help='code of the language of the answers, e.g. ur'
-  )
-  parser.add_argument('--output', required=True, help='JSONL for `crossin generate --input`')
-  parser.add_argument(
-    '--allow-partial', '--allow_partial', action='store_true',
-    help='leave out malformed lines and questions that one of the files lacks, instead of refusing',
-  )  # fmt: skip
   options = parser.parse_args(argv)
   language = code_of(options.language)
   if language == 'en':
-    raise ValueError(
-      '--language is that of the answers; English questions are asked for anyway, choose another'
-    )
+    raise ValueError('--language en: English questions are always included; choose another')
   problems: list[str] = []
   english = read_question_file(options.questions, problems)
   native = read_question_file(options.questions_native, problems)
@@ -200,29 +178,24 @@ def ask_main(argv: Sequence[str] | None = None) -> int:
   ):
     if lacking := [id_ for id_ in questions if id_ not in others]:
       problems.append(
-        f'{path} lacks {len(lacking)} questions that the other file has: {", ".join(lacking)}'
+        f'{path} lacks {len(lacking)} questions of the other file: {", ".join(lacking)}'
       )
   if problems and not options.allow_partial:
     raise RecordError(
-      '\n  '.join(['mend these, or leave them out with --allow-partial:', *problems])
+      record_fields.message('fix these, or skip them with --allow_partial:', problems)
     )
   rows = asked_rows(english, native, language)
   if not rows:
     raise RecordError(
-      f'{options.questions} and {options.questions_native} have no question id in common'
+      f'{options.questions} and {options.questions_native} have no question ID in common'
     )
   for problem in problems:
-    print(f'left out: {problem}', file=sys.stderr)
-  write_text(options.output, ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
-  found = {
-    'output': options.output,
-    'questions': len(rows) // 2,
-    'rows': len(rows),
-    'problems': problems,
-  }
+    print(f'skipped: {problem}', file=sys.stderr)
+  write_jsonl(options.output, rows)
+  counts = {'questions': len(rows) // 2, 'rows': len(rows), 'problems': problems}
   print(
-    f'{options.output}: {found["questions"]} questions, each in English and '
+    f'{options.output}: {counts["questions"]} questions, each in English and '
     f'{ENGLISH_NAMES[language]}',
     file=sys.stderr,
   )
-  return command_line.finish(options, found)
+  return command_line.finish(options, {'output': options.output, **counts})

@@ -414,7 +414,7 @@ def _overlap(benchmarks: Sequence, streams: Sequence[tuple[str, Iterator[Field]]
     (os.path.basename(path), text_fields.benchmark_fields(os.fspath(path))) for path in benchmarks
   ]
   looked_for = contamination.Benchmarks(named)
-  contamination.look_through(looked_for, streams)
+  contamination.search_all(looked_for, streams)
   rows, matches = looked_for.summary()
   return {
     'n': looked_for.n,

@@ -114,7 +114,7 @@ def test_unequal_languages_are_named_and_can_be_left_out(tmp_path):
     tmp_path / 'p.jsonl', [line('1'), line('1', 'zh'), line('2'), line('3'), line('3', 'zh')]
   )
   with pytest.raises(
-    predictions.PredictionError, match="item '2' has no prediction in zh.*--allow-partial"
+    predictions.PredictionError, match="item '2' has no prediction in zh.*--allow_partial"
   ):
     predictions.read_predictions(path)
   partial = predictions.read_predictions(path, allow_partial=True)
@@ -138,8 +138,8 @@ def test_every_malformed_line_is_named_and_the_rest_scored_on_request(tmp_path, 
   partial = predictions.read_predictions(path, allow_partial=True)
   assert partial.ids == ['1', '3'] and len(partial.malformed) == 4
   assert cli.main(['score', '--task', 't', '--predictions', str(path)]) == 1
-  assert cli.main(['score', '--task', 't', '--predictions', str(path), '--allow-partial']) == 0
-  assert capsys.readouterr().err.count('left out:') == 4
+  assert cli.main(['score', '--task', 't', '--predictions', str(path), '--allow_partial']) == 0
+  assert capsys.readouterr().err.count('skipped:') == 4
 
 
 def test_damaged_files(tmp_path):

@@ -11,12 +11,10 @@ import numpy as np
 import pytest
 
 from crossin_jax.evaluation.benchmarks import files as benchmark_files
-from crossin_jax.evaluation.benchmarks.declarations import (
-  BENCHMARKS,
-  SEAEVAL_PROMPTS,
-  LoadedBenchmark,
-)
+from crossin_jax.evaluation.benchmarks.declarations import BENCHMARKS, LoadedBenchmark
 from crossin_jax.storage.records import RecordError
+
+SEAEVAL_PROMPTS = BENCHMARKS['cross_mmlu'].prompts
 
 
 def _write(path, rows):
@@ -84,7 +82,7 @@ def _row(name, fields, language):
   return BENCHMARKS[name].prompts[0](fields, language)
 
 
-@pytest.mark.parametrize('language', sorted(BENCHMARKS['xcopa'].spoken - {'en'}))
+@pytest.mark.parametrize('language', sorted(BENCHMARKS['xcopa'].prompt_languages - {'en'}))
 @pytest.mark.parametrize('question', ['cause', 'effect'])
 def test_xcopa_as_the_harness(harness, language, question):
   doc = {
@@ -97,14 +95,14 @@ def test_xcopa_as_the_harness(harness, language, question):
   assert (row['prompt'], row['continuations']) == harness(f'xcopa/default_{language}.yaml', doc)
 
 
-@pytest.mark.parametrize('language', sorted(BENCHMARKS['xnli'].spoken))
+@pytest.mark.parametrize('language', sorted(BENCHMARKS['xnli'].prompt_languages))
 def test_xnli_as_the_harness(harness, language):
   doc = {'premise': 'It "rains" today', 'hypothesis': "it's wet."}
   row = _row('xnli', doc | {'answer': 0}, language)
   assert (row['prompt'], row['continuations']) == harness(f'xnli/xnli_{language}.yaml', doc)
 
 
-@pytest.mark.parametrize('language', sorted(BENCHMARKS['pawsx'].spoken))
+@pytest.mark.parametrize('language', sorted(BENCHMARKS['pawsx'].prompt_languages))
 def test_pawsx_as_the_harness(harness, language):
   raw = {'sentence1': 'He did n\'t ( ever ) say , " no " .', 'sentence2': 'She said so .'}
   doc = dict(raw)
@@ -148,14 +146,14 @@ def test_story_cloze_and_belebele_as_the_harness(harness):
   )
 
 
-@pytest.mark.parametrize('language', sorted(BENCHMARKS['mgsm'].spoken))
+@pytest.mark.parametrize('language', sorted(BENCHMARKS['mgsm'].prompt_languages))
 def test_mgsm_as_the_harness(harness, language):
   row = _row('mgsm', {'question': 'How many?', 'answers': ['3']}, language)
   doc = {'question': 'How many?', 'answer': None, 'answer_number': 3}
   assert (row['prompt'], None) == harness(f'mgsm/direct/mgsm_direct_{language}.yaml', doc)
 
 
-@pytest.mark.parametrize('language', sorted(BENCHMARKS['xquad'].spoken))
+@pytest.mark.parametrize('language', sorted(BENCHMARKS['xquad'].prompt_languages))
 def test_xquad_and_mlqa_as_the_harness(harness, language):
   doc = {'context': 'A {{text}}.', 'question': 'What?', 'answers': ['A']}
   assert (_row('xquad', doc, language)['prompt'], None) == harness(
@@ -302,10 +300,10 @@ def _seaeval_item(item_id, languages=('English', 'Chinese'), **change):
     ([_seaeval_item('1'), _seaeval_item('2', ('English',))], r"1 items have no zh \('2'\)"),
     ([_seaeval_item('1', answer='(C) z')], "line 1, English: the answer '\\(C\\) z' is not "
                                            "exactly one of"),
-    ([_seaeval_item('1', question=3)], "line 1, English: field 'question' must be a text"),
-    ([_seaeval_item('1'), _seaeval_item('1')], "line 2, English: item '1' was already given"),
+    ([_seaeval_item('1', question=3)], "line 1, English: field 'question' must be a string"),
+    ([_seaeval_item('1'), _seaeval_item('1')], "line 2, English: item '1' is given twice"),
     ([_seaeval_item('1', ('Klingon',))], "unknown language 'Klingon'"),
-    ([_seaeval_item(None)], "'id' must be a text or a number"),
+    ([_seaeval_item(None)], "'id' must be a string or a number"),
     ([{'id': '1', 'English': _seaeval_item('1')['English'],
        'Chinese': _seaeval_item('1', answer='(A) x')['English']}], 'options must be parallel'),
     ([], 'holds no item'),

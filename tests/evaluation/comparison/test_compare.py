@@ -233,12 +233,12 @@ def test_different_items_are_refused_or_cut(tmp_path, capsys):
   with pytest.raises(RecordError) as error:
     compare.main([a, b])
   for part in (
-    '--allow-partial',
+    '--allow_partial',
     'languages on one side only: sw',
     'en: 6 items on one side only (item-97',
   ):
     assert part in str(error.value)
-  (own,) = _run(capsys, a, b, '--allow-partial')['comparisons']
+  (own,) = _run(capsys, a, b, '--allow_partial')['comparisons']
   assert (
     own['items'] == 97
     and own['languages'] == ['en', 'ur', 'ta']
@@ -252,7 +252,7 @@ def test_another_version_of_the_benchmark_is_refused(tmp_path):
   changed.choices[5][1] = changed.choices[5][1][::-1]
   b = _directory(tmp_path / 'b', {'x.generate.jsonl': changed})
   with pytest.raises(RecordError, match="item 'item-5' in ur has other options"):
-    compare.main([a, b, '--allow-partial'])
+    compare.main([a, b, '--allow_partial'])
 
 
 @pytest.mark.parametrize('names', ['one', 'a,a', 'a,b,c', ','])
@@ -272,9 +272,15 @@ def test_nothing_there(tmp_path):
 def test_open_answers(tmp_path, capsys):
   for name, right in (('a', 10), ('b', 30)):
     rows = [
-      {'id': str(i), 'language': l, 'answers': [str(i)], 'prediction': f'Jibu ni {i if i < right else i + 1}.'}
-      for i in range(40) for l in ('en', 'sw')
-    ]  # fmt: skip
+      {
+        'id': str(i),
+        'language': l,
+        'answers': [str(i)],
+        'prediction': f'Jibu ni {i if i < right else i + 1}.',
+      }
+      for i in range(40)
+      for l in ('en', 'sw')
+    ]
     (tmp_path / name / 'predictions').mkdir(parents=True)
     (tmp_path / name / 'predictions' / 'mgsm.generate.jsonl').write_text(
       '\n'.join(map(json.dumps, rows)), encoding='utf-8'

@@ -18,7 +18,10 @@ from crossin_jax.evaluation.contamination.text_fields import (
 )
 from crossin_jax.storage.records import RecordError
 
-LONG = 'The lighthouse keeper of the northern island wrote down every ship that passed, with the hour and the colour of its flag.'
+LONG = (
+  'The lighthouse keeper of the northern island wrote down every ship that passed, with the hour '
+  'and the colour of its flag.'
+)
 SHORT = 'Which river flows through the old town of Porvoo?'  # 9 words
 TINY = 'Who painted the ceiling?'  # 4 words
 CHINESE = (
@@ -26,7 +29,10 @@ CHINESE = (
 )
 THAI = 'ผู้ดูแลประภาคารบนเกาะทางเหนือจดชื่อเรือทุกลำที่แล่นผ่านพร้อมทั้งเวลาและสีของธงจนถึงวันที่เขาเกษียณ'
 HINDI = 'उत्तरी द्वीप के प्रकाशस्तंभ का रखवाला हर गुजरने वाले जहाज का नाम, समय और उसके झंडे का रंग लिख लेता था।'
-FILLER = 'Cooks in the harbour start their work long before sunrise and rest after the last guest has paid.'
+FILLER = (
+  'Cooks in the harbour start their work long before sunrise and rest after the last guest has '
+  'paid.'
+)
 
 
 def _look(benchmark: list[str], training: list[str], n: int = 13) -> list[dict]:
@@ -34,7 +40,7 @@ def _look(benchmark: list[str], training: list[str], n: int = 13) -> list[dict]:
   found = Benchmarks(
     [('bench', [Field(str(i), 'en', 'question', text) for i, text in enumerate(benchmark)])], n
   )
-  for _ in found.look_for(
+  for _ in found.search(
     'rows', [Field(str(i), 'en', 'input', text) for i, text in enumerate(training)]
   ):
     pass

@@ -53,7 +53,10 @@ def test_duplicated_share_counts_what_stood_before(words):
 
 
 def test_code_does_not_decide_the_language():
-  code = '```python\nfor line in open("the file of the names"):\n  print("this is the line that was read", line)\n```'
+  code = (
+    '```python\nfor line in open("the file of the names"):\n'
+    '  print("this is the line that was read", line)\n```'
+  )
   assert language_of(f'{SWAHILI}\n{code * 5}') == 'sw'
   assert language_of('```\nprint(1)\n```') == ''
   assert language_of('42') == ''
@@ -93,7 +96,7 @@ def test_the_same_is_no_difference_and_pairs_are_paired():
   _, (claim,) = measure(_responses([SWAHILI, ENGLISH] * 20, [ENGLISH, SWAHILI] * 20))
   assert (
     claim.difference.low < 0 < claim.difference.high
-    and 'no difference that can be told' in claim.sentence
+    and 'no significant difference' in claim.sentence
   )
 
 
@@ -154,9 +157,13 @@ def test_ask_then_generate_then_responses(tmp_path, capsys):
   assert json.loads(capsys.readouterr().out)['questions'] == 30
   rows = read_rows(asked)  # what `crossin generate --input` reads
   assert rows[:2] == [
-    {'id': '0/en', 'question': '0', 'language': 'sw', 'asked_in': 'en', 'category': 'sky', 'instruction': 'What is rain number 0? Answer in Swahili.'},
-    {'id': '0/sw', 'question': '0', 'language': 'sw', 'asked_in': 'sw', 'category': 'sky', 'instruction': 'Mvua 0 ni nini?'},
-  ]  # fmt: skip
+    {'id': f'0/{asked_in}', 'question': '0', 'language': 'sw', 'asked_in': asked_in}
+    | {'category': 'sky', 'instruction': instruction}
+    for asked_in, instruction in (
+      ('en', 'What is rain number 0? Answer in Swahili.'),
+      ('sw', 'Mvua 0 ni nini?'),
+    )
+  ]
   assert len({row['id'] for row in rows}) == 60
   # `crossin generate` keeps the id alone.
   answers = _write(
@@ -178,7 +185,7 @@ def test_ask_then_generate_then_responses(tmp_path, capsys):
     ('sw', 1.0),
   ]
   assert found['claims'][0]['real'] and found['claims'][0]['sentence'] in printed.err
-  with pytest.raises(RecordError, match='Give the prompts with --questions'):
+  with pytest.raises(RecordError, match='give the prompts of `crossin ask` with --questions'):
     responses.main([answers])
 
 
@@ -202,13 +209,13 @@ def test_unequal_rows_are_named(tmp_path, capsys):
     response_files.ask_main(flags)
   for part in (
     'sw.jsonl, line 2: not valid JSON',
-    'lacks 2 questions that the other file has: b, c',
-    'has: d',
-    '--allow-partial',
+    'lacks 2 questions of the other file: b, c',
+    'of the other file: d',
+    '--allow_partial',
   ):
     assert part in str(error.value)
   assert not (tmp_path / 'asked.jsonl').exists()
-  assert response_files.ask_main([*flags, '--allow-partial']) == 0
+  assert response_files.ask_main([*flags, '--allow_partial']) == 0
   assert [row['id'] for row in read_rows(str(tmp_path / 'asked.jsonl'))] == ['a/en', 'a/sw']
   assert 'line 2' in capsys.readouterr().err
 
@@ -235,11 +242,11 @@ def test_real_question_files(shared_data, tmp_path):
   ('rows', 'message'),
   [
     (['{"id": 1'], 'line 1: not valid JSON'),
-    ([{'id': '1', 'language': 'sw', 'output': 3}], 'holds a text'),
+    ([{'id': '1', 'language': 'sw', 'output': 3}], 'holds a string'),
     ([{'id': '1', 'language': 'klingon', 'output': 'x'}], 'unknown language'),
     (
       [{'id': '1', 'language': 'sw', 'output': 'x'}] * 2,
-      'line 2: question .* was already answered',
+      'line 2: the answer to question .* was already given in .*line 1',
     ),
     ([], 'holds no response'),
   ],
