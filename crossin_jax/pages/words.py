@@ -32,3 +32,15 @@ def points(value: float | None) -> str:
     return '\N{EM DASH}'
   rounded = round(100 * value, 1)
   return '0.0' if rounded == 0 else f'{rounded:+.1f}'.replace('-', '\N{MINUS SIGN}')
+
+
+_FIGURE_TITLES = {
+  'accuracy_en': 'accuracy, English',
+  'accuracy_elsewhere': 'accuracy, other languages',
+  'heldout_loss': 'held-out loss',
+}
+
+
+def figure_title(figure: str) -> str:
+  """'ac3_3' -> 'AC3_3', 'consistency_3' -> 'C_3', the others in words."""
+  return _FIGURE_TITLES.get(figure, figure.replace('consistency', 'C').replace('ac3', 'AC3'))

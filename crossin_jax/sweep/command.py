@@ -15,7 +15,6 @@ import shlex
 import sys
 
 from crossin_jax import config
-from crossin_jax.mixing_laws import fit
 from crossin_jax.sweep.points import Settings, bound_names, make_points
 from crossin_jax.sweep.running import Sweep, exclusive
 from crossin_jax.workflow import command_line
@@ -78,10 +77,16 @@ def main(argv: list[str]) -> int:
     '--remote_dir', help='gs://BUCKET/FOLDER, which takes the place of --output_dir on TPUs'
   )
   parser.add_argument('--dry_run', action='store_true', help='print every command, and do nothing')
-  fit.add_flags(parser)
-  args = parser.parse_args(argv)
+  parser.add_argument(
+    '--fit', action='store_true', help='alias of `crossin fit OUTPUT_DIR`, whose flags it takes'
+  )
+  args, others = parser.parse_known_args(argv)
   if args.fit:
-    return fit.run(args)
+    from crossin_jax.mixing_laws import fit
+
+    return fit.main([args.output_dir, *(['--json'] if args.json else []), *others])
+  if others:
+    parser.error(f'unrecognized arguments: {" ".join(others)}')
   if not args.gin_file:
     parser.error(
       'give the sweep by --gin_file, for instance gin_configs/ablations/world_volume.gin'

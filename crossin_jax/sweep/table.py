@@ -9,7 +9,7 @@ import numpy as np
 from crossin_jax.config import ConfigError
 from crossin_jax.evaluation.answers.predictions import Predictions, read_predictions
 from crossin_jax.evaluation.measures import bootstrap
-from crossin_jax.evaluation.measures.consistency import ac3
+from crossin_jax.evaluation.measures.chance import chance_figures
 from crossin_jax.storage.files import write_bytes, write_json, write_text
 from crossin_jax.sweep.plot import plot
 from crossin_jax.sweep.points import question_name
@@ -178,18 +178,6 @@ def point_figures(result: dict, benchmark: str | None, method: str) -> dict[str,
   if LOSS in result['heldout']:
     figures['heldout_loss'] = result['heldout'][LOSS]
   return figures
-
-
-def chance_figures(answered: Predictions) -> dict[str, float]:
-  """What choosing at random would give: with k options accuracy is 1 / k and C_s is k ** (1 - s)."""
-  counts = np.array([len(item[0]) for item in answered.choices], float)
-  size = min(3, len(answered.languages))
-  accuracy, agreement = float(np.mean(1 / counts)), float(np.mean(counts ** (1 - size)))
-  figures = {'accuracy_en': accuracy, 'accuracy_elsewhere': accuracy}
-  return figures | {
-    f'consistency_{size}': agreement,
-    f'ac3_{size}': float(ac3(accuracy, agreement)),
-  }
 
 
 def _cells(table: Sequence[dict]) -> tuple[list[str], list[list[str]]]:

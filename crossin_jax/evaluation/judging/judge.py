@@ -18,7 +18,7 @@ import numpy as np
 
 from crossin_jax import config
 from crossin_jax.endpoint import flags as endpoint_flags
-from crossin_jax.endpoint.client import Endpoint, Request, stoppable
+from crossin_jax.endpoint.client import Endpoint, Request
 from crossin_jax.evaluation.judging import page as judge_page
 from crossin_jax.evaluation.judging import verdicts
 from crossin_jax.evaluation.judging.verdicts import NO_REPLY, NO_SCORES, Judgement, Pair
@@ -349,27 +349,13 @@ def main(argv: list[str]) -> int:
     for pair in pairs
     for order in ORDERS
   ]
-  with stoppable() as check, endpoint_flags.from_flags(args, models, args.output_dir) as endpoint:
-    estimate = endpoint.estimate(requests)
-    print(f'{len(pairs):,} pairs, both orders, {len(models)} judge(s): {estimate}', file=sys.stderr)
-    endpoint.check_budget(estimate)
+  what = f'{len(pairs):,} pairs, both orders, {len(models)} judge(s)'
+  with endpoint_flags.session(args, models, args.output_dir, requests, what) as session:
     if args.dry_run:
-      return _done(
-        args,
-        {
-          'status': 0,
-          'pairs': len(pairs),
-          'left_out': left_out,
-          'requests': estimate.requests,
-          'cached': estimate.cached,
-          'usd': estimate.usd,
-        },
-      )
-    try:
-      judgements = ask(requests, endpoint, len(pairs), models, check)
-    finally:
-      print(endpoint_flags.told(endpoint), file=sys.stderr)
-    used = endpoint.counts()
+      counts = {'pairs': len(pairs), 'left_out': left_out}
+      return _done(args, {'status': 0, **counts, **session.dry_run()})
+    judgements = ask(requests, session.endpoint, len(pairs), models, session.check)
+    used = session.endpoint.counts()
   found = {**figures(pairs, judgements, names, args.resamples, args.seed), 'left_out': left_out}
   directory = Path(args.output_dir)
   write_text(directory / 'judgements.jsonl', _lines(pairs, judgements))
