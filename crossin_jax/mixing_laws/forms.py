@@ -29,12 +29,14 @@ class Form:
     curve: (theta [B, P], x [N, D], chance) -> values [B, N], derivatives [B, N, P].
     starts: (x, y [N], weights [N], chance) -> starting points of the fit, [S, P].
     bounds: x -> lower and upper bounds of theta.
+    linear: in theta; the start is then the least-squares fit.
   """
 
   size: Callable[[int], int]
   curve: Callable
   starts: Callable
   bounds: Callable = _unbounded
+  linear: bool = False
 
   def value(self, theta: np.ndarray, x: np.ndarray, chance: float) -> np.ndarray:
     return self.curve(theta, x, chance)[0]
@@ -90,10 +92,11 @@ def robust(form: Form, x, y, weights, chance, spent: int = 0, near=None) -> np.n
   starts = form.starts(x[used], y[used], weights[used], chance)
   if near is not None:
     starts = [near, starts[0]]
-  theta = minimise(form, x, y, weights, chance, starts=starts)
+  theta = starts[-1] if form.linear else minimise(form, x, y, weights, chance, starts=starts)
   residuals = (np.sqrt(weights) * (y - form.value(theta[None], x, chance)[0]))[used]
   bend = BEND * robust_scale(residuals, theta.size + spent)
-  return minimise(form, x, y, weights, chance, bend=bend, starts=[theta, starts[-1]])
+  starts = [theta] if form.linear or near is not None else [theta, starts[0]]
+  return minimise(form, x, y, weights, chance, bend=bend, starts=starts)
 
 
 def robust_scale(residuals: np.ndarray, parameters: int) -> float:
@@ -186,7 +189,7 @@ def _polynomial(terms: Callable) -> Form:
     return theta @ columns.T, np.broadcast_to(columns, (len(theta), *columns.shape))
 
   starts = lambda x, y, weights, chance: _regress(terms(x), y, weights)[None]
-  return Form(lambda d: terms(np.zeros((1, d))).shape[1], curve, starts)
+  return Form(lambda d: terms(np.zeros((1, d))).shape[1], curve, starts, linear=True)
 
 
 def _squares(x: np.ndarray) -> np.ndarray:

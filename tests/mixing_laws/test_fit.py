@@ -191,9 +191,9 @@ def test_a_macro_that_tokens_depend_on_still_makes_other_tokens(tmp_path):
     "A.b = %X\nMixtureSettings.shares = {\n'base': %Y}\nMixtureSettings.epochs = %X"
   ) == {'Y'}
   assert (
-    sweep_points.told({'a': 1, 'b': 0.25}, ({'a': 1, 'b': 0.5}, {'a': 1, 'b': 0.25})) == 'b 0.25'
+    sweep_points.in_words({'a': 1, 'b': 0.25}, ({'a': 1, 'b': 0.5}, {'a': 1, 'b': 0.25})) == 'b 0.25'
   )
-  assert sweep_points.told({'a': 1}, ({'a': 1},)) == 'a 1' and sweep_points.told(3, ()) == '3'
+  assert sweep_points.in_words({'a': 1}, ({'a': 1},)) == 'a 1' and sweep_points.in_words(3, ()) == '3'
 
 
 # ---- the fit of a sweep ----

@@ -261,7 +261,7 @@ def test_figures_that_do_not_change_or_are_not_there():
   flat = one(shares, Figure(np.full(16, 2.5)))
   assert (
     flat.form == 'constant'
-    and flat.predict(rows[0]) == 2.5
+    and flat.predict(rows[0]) == pytest.approx(2.5, rel=1e-12)
     and np.ptp(flat.predict(rows, True)) == 0
   )
   values = losses(rows, [2.0, -2.5, 0.5])

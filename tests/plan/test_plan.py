@@ -236,7 +236,7 @@ def test_gpus_are_planned_by_formula(capsys):
   assert [row['rank'] for row in found['ranking']] == ['best', 'next smaller', 'second best']
   assert found['ranking'][1]['chips'] == 4
   _, seen = crossin_plan(capsys, '--topology=h100:8', '--decode')
-  assert 'only where one is' in seen and 'for TPUs only' in seen
+  assert 'only on a GPU' in seen and 'for TPUs only' in seen
 
 
 def test_two_slices_by_formula(by_hand):
