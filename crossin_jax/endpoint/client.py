@@ -183,10 +183,8 @@ class Endpoint:
     self._concurrency, self._retries, self._garbage_retries = concurrency, retries, garbage_retries
     self._parameters, self._tokens = parameters or {}, tokens
     self._backoff, self._drain = backoff_seconds, drain_seconds
-    self._ledger, self._pace = (
-      Ledger(price_in, price_out, budget, budget_requests),
-      Pace(requests_per_minute),
-    )
+    self._ledger = Ledger(price_in, price_out, budget, budget_requests)
+    self._pace = Pace(requests_per_minute)
     self._cache = ReplyCache(cache_dir)
 
   def __enter__(self) -> 'Endpoint':
@@ -212,14 +210,10 @@ class Endpoint:
 
   def key(self, request: Request, attempt: int = 0) -> str:
     """Cache key: SHA-256 of model, messages, parameters, number of sample and attempt."""
-    content = [
-      self._model(request),
-      [dict(m) for m in request.messages],
-      self._sent_parameters(request, attempt),
-    ]
-    return hashlib.sha256(
-      json.dumps([*content, request.sample, attempt], sort_keys=True).encode()
-    ).hexdigest()
+    messages = [dict(message) for message in request.messages]
+    parameters = self._sent_parameters(request, attempt)
+    content = [self._model(request), messages, parameters, request.sample, attempt]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
   def estimate(self, requests: Sequence[Request]) -> Estimate:
     """Estimates the cost of requests without sending any."""
@@ -273,12 +267,52 @@ class Endpoint:
     groups: dict[str, list[int]] = {}
     for index, request in enumerate(requests):
       groups.setdefault(self.key(request), []).append(index)
-    jobs, jobs_lock = iter(groups.values()), threading.Lock()
+    left, failure, in_a_row, replied = len(groups), None, 0, False
+    with (
+      self._bar(progress, left) as bar,
+      self._sending(requests, list(groups.values()), accept) as outcomes,
+    ):
+      while left and failure is None:
+        check()
+        try:
+          indices, outcome = outcomes.get(timeout=0.1)
+        except queue.Empty:
+          continue
+        left -= 1
+        if isinstance(outcome, BaseException):
+          failure = outcome
+          break
+        self._show(bar)
+        yield from _copies(indices, outcome)
+        if outcome.text is None:
+          in_a_row += 1
+        else:
+          replied, in_a_row = True, in_a_row if outcome.cached else 0
+        if in_a_row >= max(8, self._concurrency) or (in_a_row and not left and not replied):
+          failure = EndpointError(
+            f'{in_a_row} requests in a row got no reply from {self._transport.url}, the last one '
+            f'because: {outcome.error}. Received replies are stored; once that is fixed, start '
+            'the same command again'
+          )
+    while failure is not None and not outcomes.empty():
+      indices, outcome = outcomes.get()
+      if isinstance(outcome, Reply):
+        yield from _copies(indices, outcome)
+    if failure is not None:
+      raise failure
+
+  @contextlib.contextmanager
+  def _sending(self, requests: Sequence[Request], groups: Sequence[list[int]], accept):
+    """Sends the first request of each group in threads; waits for sent requests at the end.
+
+    Yields a queue of (group, Reply or exception).
+    """
+    jobs, lock = iter(groups), threading.Lock()
     outcomes, stop = queue.SimpleQueue(), threading.Event()
 
     def work():
       while not stop.is_set():
-        with jobs_lock:
+        with lock:
           indices = next(jobs, None)
         if indices is None:
           return
@@ -292,45 +326,16 @@ class Endpoint:
 
     names = [f'endpoint-{i}' for i in range(min(self._concurrency, len(groups)))]
     workers = [threading.Thread(target=work, daemon=True, name=name) for name in names]
-    left, failure, in_a_row, replied = len(groups), None, 0, False
-    with self._bar(progress, len(groups)) as bar:
-      try:
-        for worker in workers:
-          worker.start()
-        while left and failure is None:
-          check()
-          try:
-            indices, outcome = outcomes.get(timeout=0.1)
-          except queue.Empty:
-            continue
-          left -= 1
-          if isinstance(outcome, BaseException):
-            failure = outcome
-            break
-          self._show(bar)
-          yield from _copies(indices, outcome)
-          if outcome.text is None:
-            in_a_row += 1
-          else:
-            replied, in_a_row = True, in_a_row if outcome.cached else 0
-          if in_a_row >= max(8, self._concurrency) or (in_a_row and not left and not replied):
-            failure = EndpointError(
-              f'{in_a_row} requests in a row got no reply from {self._transport.url}, the last one '
-              f'because: {outcome.error}. Received replies are stored; once that is fixed, start '
-              'the same command again'
-            )
-      finally:
-        stop.set()
-        until = time.monotonic() + self._drain
-        for worker in workers:
-          if worker.is_alive():
-            worker.join(max(0.0, until - time.monotonic()))
-    while failure is not None and not outcomes.empty():
-      indices, outcome = outcomes.get()
-      if isinstance(outcome, Reply):
-        yield from _copies(indices, outcome)
-    if failure is not None:
-      raise failure
+    try:
+      for worker in workers:
+        worker.start()
+      yield outcomes
+    finally:
+      stop.set()
+      until = time.monotonic() + self._drain
+      for worker in workers:
+        if worker.is_alive():
+          worker.join(max(0.0, until - time.monotonic()))
 
   def _begin(self, requests: Sequence[Request]) -> None:
     for request in requests:

@@ -133,15 +133,7 @@ def as_text(trial: Trial, price: float | None = None) -> str:
     f'          HBM       {_seconds(bound.memory)}: {trial.figures.memory_bytes / 1e9:,.1f} GB a '
     f'chip at {kind.bandwidth / 1e9:,.0f} GB/s (formula)',
   ]
-  for axis in sorted({*trial.sent, *trial.figures.sent}):
-    compiled, formula = trial.sent.get(axis, 0.0), trial.figures.sent.get(axis, 0.0)
-    if max(compiled, formula) < 1e6:
-      continue  # sums of losses and norms
-    seconds = bound.network if axis == BETWEEN_SLICES else bound.links.get(axis, 0.0)
-    sizes = f'{formula / 1e9:,.2f} GB a chip (formula)'
-    if trial.compiled and trial.compiled.collectives:
-      sizes = f'{compiled / 1e9:,.2f} GB a chip (formula: {formula / 1e9:,.2f})'
-    lines.append(f'          {axis:<9} {_seconds(seconds)}: {sizes}')
+  lines += _traffic(trial)
   if price is not None:
     lines.append(
       f'cost      at least ${_dollars(trial, price):,.4f} per million tokens at ${price:g} a chip '
@@ -155,6 +147,21 @@ def as_text(trial: Trial, price: float | None = None) -> str:
   if trial.compiled:
     lines.append(f'compiled  in {trial.compiled.seconds:.0f} s')
   return '\n'.join(lines)
+
+
+def _traffic(trial: Trial) -> list[str]:
+  """A line for each mesh axis with traffic."""
+  lines, bound = [], trial.bound
+  for axis in sorted({*trial.sent, *trial.figures.sent}):
+    compiled, formula = trial.sent.get(axis, 0.0), trial.figures.sent.get(axis, 0.0)
+    if max(compiled, formula) < 1e6:
+      continue  # sums of losses and norms
+    seconds = bound.network if axis == BETWEEN_SLICES else bound.links.get(axis, 0.0)
+    sizes = f'{formula / 1e9:,.2f} GB a chip (formula)'
+    if trial.compiled and trial.compiled.collectives:
+      sizes = f'{compiled / 1e9:,.2f} GB a chip (formula: {formula / 1e9:,.2f})'
+    lines.append(f'          {axis:<9} {_seconds(seconds)}: {sizes}')
+  return lines
 
 
 def nearest_text(asked: Trial, trials: list[Trial]) -> str:

@@ -180,7 +180,7 @@ def train_step(
       take other memory.
 
   Raises:
-    ValueError: the batch does not go round the mesh. Interrupted: told to stop.
+    ValueError: the batch cannot be divided over the mesh. Interrupted: the plan was interrupted.
   """
   check_rows(setting, partition)
   started = time.monotonic()

@@ -28,11 +28,11 @@ def read_settings(args: argparse.Namespace) -> tuple[Settings, tuple[str, ...]]:
   A flag is of the sweep if it starts with 'sweep.' or if one of its gin files binds that name.
   """
   bound = set().union(*[bound_names(path, _search(args)) for path in args.gin_file])
-  own, others = [], []
+  of_sweep, others = [], []
   for flag in args.gin_bindings:
     name = flag.split('=')[0].strip()
-    (own if name in bound or name.startswith('sweep.') else others).append(flag)
-  args.gin_bindings = own
+    (of_sweep if name in bound or name.startswith('sweep.') else others).append(flag)
+  args.gin_bindings = of_sweep
   config.parse(args)
   try:
     return Settings(), tuple(others)

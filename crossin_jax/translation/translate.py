@@ -9,12 +9,15 @@ import argparse
 import collections
 from collections.abc import Callable, Sequence
 import hashlib
+import importlib
 import json
 import os
 from pathlib import Path
 import re
 import sys
 from typing import NamedTuple
+
+import gin
 
 from crossin_jax import config
 from crossin_jax.endpoint import flags as endpoint_flags
@@ -406,6 +409,8 @@ def _local(args, job: Job) -> int:
   if args.dry_run:
     counts = {'rows': len(job.rows), 'requests': len(job.items)}
     return command_line.finish(args, {'status': 0, **counts})
+  with gin.unlock_config():  # another command may have run in this process
+    importlib.import_module('crossin_jax.decoding.generate')  # registers Sampling and Generator
   source = SavedModel.open(args.checkpoint)
   model = source.module(args)
   directory = Path(args.output_dir) / 'local'
