@@ -147,7 +147,7 @@ def by_hand(monkeypatch):
 
   def train_step(setting, partition, topology, effort):
     state = plan_step.state_bytes(setting, partition)
-    figures = plan_search.plan_figures.figures(
+    figures = plan_search.costs.figures(
       setting, tuple(partition.mesh.shape.values()), state, topology.slices
     )
     given, temporaries = state.parameters + state.optimizer, factor[0] * figures.scratch
