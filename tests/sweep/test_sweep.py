@@ -125,7 +125,7 @@ def test_axes_replace_parts_of_the_mixture(mixture, values, expected):
 @pytest.mark.parametrize(
   'mixture, values, message',
   [
-    ('a.x2x.3000.en_zh.default', {'volume': 0}, 'volume 0 of variant x2x is nothing'),
+    ('a.x2x.3000.en_zh.default', {'volume': 0}, 'volume 0 of variant x2x has no component'),
     ('a.base_x2x.3000.en_zh.default', {'volume': 'some'}, "volume 'some' is neither"),
     ('a.base_x2x.en_zh.default', {}, 'is not source.variant'),
   ],
@@ -203,7 +203,7 @@ def test_seeds_fill_texts_and_may_be_an_axis():
   )
   points = make_points(settings(axes={'RANDOM_SEED': (7, 8)}, shares_by_variant=None))
   assert [p.seed for p in points] == [7, 8] and points[1].flags == ('--gin.RANDOM_SEED=8',)
-  with pytest.raises(config.ConfigError, match='just one where RANDOM_SEED is an axis'):
+  with pytest.raises(config.ConfigError, match='only one if RANDOM_SEED is an axis'):
     settings(axes={'RANDOM_SEED': (7, 8)}, seeds=(0, 1))
 
 
