@@ -33,8 +33,9 @@ CONSONANTS_AND_VOWELS = (  # enough of them that unrelated texts share few runs 
 )
 PROGRAM = """
 import json, sys
-from crossin_jax.evaluation import language_id
-from crossin_jax.xinstruction import filters, filtering
+from crossin_jax import language_id
+from crossin_jax.xinstruction.filtering import filters
+from crossin_jax.xinstruction.filtering import step as filtering
 # Invented words are in no language: identify as usual, then agree. Workers import this file too.
 identify = language_id.identify
 language_id.identify = lambda *arguments: (identify(*arguments), ('sw', 1.0))[1]

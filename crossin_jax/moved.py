@@ -1,128 +1,73 @@
-"""Names of modules in gin files and in MODEL_DIR/config.gin of before November 2026, and theirs
-now.
+"""Names of modules in gin files and MODEL_DIR/config.gin of before December 2026, and theirs today.
+
+Each line of the table is `folder: old ...`, with `old=new` where the file's name changed too. All
+names are below crossin_jax, except those that begin with seqio_tasks; `-` is its root.
 """
 
+import functools
 import re
 
-MODULES = {
-  'crossin_jax.checkpoints': 'crossin_jax.checkpoints.manager',
-  'crossin_jax.chunked_loss': 'crossin_jax.training.chunked_loss',
-  'crossin_jax.compiled': 'crossin_jax.training.compiled',
-  'crossin_jax.data.saved_prompts': 'crossin_jax.checkpoints.saved_prompts',
-  'crossin_jax.devices': 'crossin_jax.devices.chips',
-  'crossin_jax.digests': 'crossin_jax.checkpoints.digests',
-  'crossin_jax.distributed': 'crossin_jax.processes.distributed',
-  'crossin_jax.endpoint': 'crossin_jax.endpoint.client',
-  'crossin_jax.endpoint_flags': 'crossin_jax.endpoint.flags',
-  'crossin_jax.evaluation.benchmark_files': 'crossin_jax.evaluation.benchmarks.files',
-  'crossin_jax.evaluation.benchmarks': 'crossin_jax.evaluation.benchmarks.declarations',
-  'crossin_jax.evaluation.bootstrap': 'crossin_jax.evaluation.measures.bootstrap',
-  'crossin_jax.evaluation.compare': 'crossin_jax.evaluation.comparison.compare',
-  'crossin_jax.evaluation.compare_page': 'crossin_jax.evaluation.comparison.page',
-  'crossin_jax.evaluation.consistency': 'crossin_jax.evaluation.measures.consistency',
-  'crossin_jax.evaluation.contamination': 'crossin_jax.evaluation.contamination.contamination',
-  'crossin_jax.evaluation.cross_xquad': 'crossin_jax.evaluation.benchmarks.cross_xquad',
-  'crossin_jax.evaluation.extraction': 'crossin_jax.evaluation.answers.extraction',
-  'crossin_jax.evaluation.judge': 'crossin_jax.evaluation.judging.judge',
-  'crossin_jax.evaluation.judge_page': 'crossin_jax.evaluation.judging.page',
-  'crossin_jax.evaluation.language_id': 'crossin_jax.language_id',
-  'crossin_jax.evaluation.open_answers': 'crossin_jax.evaluation.answers.open_answers',
-  'crossin_jax.evaluation.pages': 'crossin_jax.pages.page',
-  'crossin_jax.evaluation.pairs': 'crossin_jax.evaluation.comparison.pairs',
-  'crossin_jax.evaluation.plots': 'crossin_jax.pages.plots',
-  'crossin_jax.evaluation.predictions': 'crossin_jax.evaluation.answers.predictions',
-  'crossin_jax.evaluation.records': 'crossin_jax.storage.records',
-  'crossin_jax.evaluation.responses': 'crossin_jax.evaluation.responses.measure',
-  'crossin_jax.evaluation.tables': 'crossin_jax.evaluation.measures.tables',
-  'crossin_jax.evaluation.text_fields': 'crossin_jax.evaluation.contamination.text_fields',
-  'crossin_jax.evaluation.verdicts': 'crossin_jax.evaluation.judging.verdicts',
-  'crossin_jax.evaluation.word_windows': 'crossin_jax.evaluation.contamination.word_windows',
-  'crossin_jax.flops': 'crossin_jax.devices.flops',
-  'crossin_jax.interruption': 'crossin_jax.processes.interruption',
-  'crossin_jax.jobs': 'crossin_jax.workflow.jobs',
-  'crossin_jax.launchers': 'crossin_jax.workflow.launchers',
-  'crossin_jax.ledger': 'crossin_jax.endpoint.ledger',
-  'crossin_jax.losses': 'crossin_jax.training.losses',
-  'crossin_jax.meshes': 'crossin_jax.devices.meshes',
-  'crossin_jax.metrics': 'crossin_jax.training.metrics',
-  'crossin_jax.mirror': 'crossin_jax.storage.mirror',
-  'crossin_jax.mixing_forms': 'crossin_jax.mixing_laws.forms',
-  'crossin_jax.mixing_law': 'crossin_jax.mixing_laws.law',
-  'crossin_jax.mixing_proposal': 'crossin_jax.mixing_laws.proposal',
-  'crossin_jax.models.architectures': 'crossin_jax.models.huggingface.families',
-  'crossin_jax.models.attention': 'crossin_jax.models.attention.attention',
-  'crossin_jax.models.attention_blockwise': 'crossin_jax.models.attention.blockwise',
-  'crossin_jax.models.attention_cudnn': 'crossin_jax.models.attention.cudnn',
-  'crossin_jax.models.attention_mask': 'crossin_jax.models.attention.mask',
-  'crossin_jax.models.attention_shards': 'crossin_jax.models.attention.shards',
-  'crossin_jax.models.attention_splash': 'crossin_jax.models.attention.splash',
-  'crossin_jax.models.attention_xla': 'crossin_jax.models.attention.xla',
-  'crossin_jax.models.conversion': 'crossin_jax.checkpoints.conversion',
-  'crossin_jax.models.huggingface': 'crossin_jax.models.huggingface.weights',
-  'crossin_jax.models.peft': 'crossin_jax.models.huggingface.peft',
-  'crossin_jax.nonfinite': 'crossin_jax.training.nonfinite',
-  'crossin_jax.object_store': 'crossin_jax.storage.gcs',
-  'crossin_jax.optimizers': 'crossin_jax.training.optimizers',
-  'crossin_jax.pace': 'crossin_jax.endpoint.pace',
-  'crossin_jax.partitioning': 'crossin_jax.devices.partitioning',
-  'crossin_jax.plan': 'crossin_jax.plan.command',
-  'crossin_jax.plan_collectives': 'crossin_jax.plan.collectives',
-  'crossin_jax.plan_figures': 'crossin_jax.plan.costs',
-  'crossin_jax.plan_report': 'crossin_jax.plan.report',
-  'crossin_jax.plan_search': 'crossin_jax.plan.search',
-  'crossin_jax.plan_step': 'crossin_jax.plan.step',
-  'crossin_jax.plan_topology': 'crossin_jax.plan.topology',
-  'crossin_jax.quickstart': 'crossin_jax.quickstart.quickstart',
-  'crossin_jax.remote': 'crossin_jax.storage.remote',
-  'crossin_jax.reply_cache': 'crossin_jax.endpoint.replies',
-  'crossin_jax.roll_call': 'crossin_jax.processes.roll_call',
-  'crossin_jax.run_directory': 'crossin_jax.checkpoints.run_directory',
-  'crossin_jax.sweep': 'crossin_jax.sweep.command',
-  'crossin_jax.sweep_fit': 'crossin_jax.mixing_laws.fit',
-  'crossin_jax.sweep_fit_page': 'crossin_jax.mixing_laws.page',
-  'crossin_jax.sweep_fit_points': 'crossin_jax.mixing_laws.points',
-  'crossin_jax.sweep_fit_words': 'crossin_jax.mixing_laws.words',
-  'crossin_jax.sweep_points': 'crossin_jax.sweep.points',
-  'crossin_jax.sweep_table': 'crossin_jax.sweep.table',
-  'crossin_jax.train_state': 'crossin_jax.training.state',
-  'crossin_jax.translate': 'crossin_jax.translation.translate',
-  'crossin_jax.translate_masks': 'crossin_jax.translation.masks',
-  'crossin_jax.transport': 'crossin_jax.endpoint.transport',
-  'crossin_jax.xinstruction.candidates': 'crossin_jax.xinstruction.steps.candidates',
-  'crossin_jax.xinstruction.characters': 'crossin_jax.xinstruction.filtering.characters',
-  'crossin_jax.xinstruction.distill': 'crossin_jax.xinstruction.baselines.distill',
-  'crossin_jax.xinstruction.diversification': 'crossin_jax.xinstruction.diversity.diversification',
-  'crossin_jax.xinstruction.documents': 'crossin_jax.xinstruction.filtering.documents',
-  'crossin_jax.xinstruction.duplicates': 'crossin_jax.xinstruction.filtering.duplicates',
-  'crossin_jax.xinstruction.embeddings': 'crossin_jax.xinstruction.diversity.embeddings',
-  'crossin_jax.xinstruction.export': 'crossin_jax.xinstruction.steps.export',
-  'crossin_jax.xinstruction.filtering': 'crossin_jax.xinstruction.filtering.step',
-  'crossin_jax.xinstruction.filters': 'crossin_jax.xinstruction.filtering.filters',
-  'crossin_jax.xinstruction.handed_on': 'crossin_jax.xinstruction.forwarding',
-  'crossin_jax.xinstruction.parts': 'crossin_jax.xinstruction.filtering.parts',
-  'crossin_jax.xinstruction.quickstart': 'crossin_jax.xinstruction.quickstart.quickstart',
-  'crossin_jax.xinstruction.quickstart_page': 'crossin_jax.xinstruction.quickstart.page',
-  'crossin_jax.xinstruction.quickstart_results': 'crossin_jax.xinstruction.quickstart.results',
-  'crossin_jax.xinstruction.rounds': 'crossin_jax.xinstruction.steps.rounds',
-  'crossin_jax.xinstruction.seed': 'crossin_jax.xinstruction.steps.seed',
-  'crossin_jax.xinstruction.statistics': 'crossin_jax.xinstruction.statistics.statistics',
-  'crossin_jax.xinstruction.statistics_page': 'crossin_jax.xinstruction.statistics.page',
-  'crossin_jax.xinstruction.steps': 'crossin_jax.workflow.steps',
-  'crossin_jax.xinstruction.translated': 'crossin_jax.xinstruction.baselines.translated',
-  'crossin_jax.xinstruction.verbs': 'crossin_jax.xinstruction.statistics.verbs',
-  'seqio_tasks.json_rows': 'crossin_jax.data.json_lists',
-  'seqio_tasks.readers': 'crossin_jax.data.readers',
-  'seqio_tasks.source_errors': 'crossin_jax.data.source_errors',
-  'seqio_tasks.world': 'crossin_jax.world.world',
-  'seqio_tasks.world_documents': 'crossin_jax.world.documents',
-  'seqio_tasks.world_sources': 'crossin_jax.world.sources',
-}
+_TABLE = """
+-: evaluation.language_id
+checkpoints: checkpoints=manager data.saved_prompts digests models.conversion run_directory
+data: seqio_tasks.json_rows=json_lists seqio_tasks.readers seqio_tasks.source_errors
+devices: devices=chips flops meshes partitioning
+endpoint: endpoint=client endpoint_flags=flags ledger pace reply_cache=replies transport
+evaluation.answers: evaluation.extraction evaluation.open_answers evaluation.predictions
+evaluation.benchmarks: evaluation.benchmark_files=files evaluation.benchmarks=declarations
+    evaluation.cross_xquad
+evaluation.comparison: evaluation.compare evaluation.compare_page=page evaluation.pairs
+evaluation.contamination: evaluation.contamination evaluation.text_fields evaluation.word_windows
+evaluation.judging: evaluation.judge evaluation.judge_page=page evaluation.verdicts
+evaluation.measures: evaluation.bootstrap evaluation.consistency evaluation.tables
+evaluation.responses: evaluation.responses=measure
+mixing_laws: mixing_forms=forms mixing_law=law mixing_proposal=proposal sweep_fit=fit
+    sweep_fit_page=page sweep_fit_points=points sweep_fit_words=words
+models.attention: models.attention models.attention_blockwise=blockwise
+    models.attention_cudnn=cudnn models.attention_mask=mask models.attention_shards=shards
+    models.attention_splash=splash models.attention_xla=xla
+models.huggingface: models.architectures=families models.huggingface=weights models.peft
+pages: evaluation.pages=page evaluation.plots
+plan: plan=command plan_collectives=collectives plan_figures=costs plan_report=report
+    plan_search=search plan_step=step plan_topology=topology
+processes: distributed interruption roll_call
+quickstart: quickstart
+storage: evaluation.records mirror object_store=gcs remote
+sweep: sweep=command sweep_points=points sweep_table=table
+training: chunked_loss compiled losses metrics nonfinite optimizers train_state=state
+translation: translate translate_masks=masks
+workflow: jobs launchers xinstruction.steps
+world: seqio_tasks.world seqio_tasks.world_documents=documents seqio_tasks.world_sources=sources
+xinstruction: xinstruction.handed_on=forwarding
+xinstruction.baselines: xinstruction.distill
+xinstruction.diversity: xinstruction.diversification xinstruction.embeddings
+xinstruction.filtering: xinstruction.characters xinstruction.documents xinstruction.duplicates
+    xinstruction.filtering=step xinstruction.filters xinstruction.parts
+xinstruction.quickstart: xinstruction.quickstart xinstruction.quickstart_page=page
+    xinstruction.quickstart_results=results
+xinstruction.statistics: xinstruction.statistics xinstruction.statistics_page=page
+    xinstruction.verbs
+xinstruction.steps: xinstruction.candidates xinstruction.export xinstruction.rounds
+    xinstruction.seed
+"""
 _IMPORT = re.compile(r'^(\s*import\s+)([\w.]+)', re.MULTILINE)
 
 
+@functools.cache
+def modules() -> dict[str, str]:
+  """Old name -> name today."""
+  names = {}
+  for folder, olds in re.findall(r'^(\S+): (.*(?:\n    .*)*)', _TABLE, re.MULTILINE):
+    for entry in olds.split():
+      old, _, new = entry.partition('=')
+      full = old if old.startswith('seqio_tasks.') else f'crossin_jax.{old}'
+      names[full] = f'crossin_jax.{folder}.{new or old.split(".")[-1]}'.replace('.-.', '.')
+  return names
+
+
 def renamed(text: str) -> str:
-  """A gin text with today's module names in its imports.
+  """A gin text with the module names of today in its imports.
 
   renamed('import crossin_jax.optimizers') == 'import crossin_jax.training.optimizers'
   """
-  return _IMPORT.sub(lambda match: match[1] + MODULES.get(match[2], match[2]), text)
+  return _IMPORT.sub(lambda match: match[1] + modules().get(match[2], match[2]), text)

@@ -18,6 +18,7 @@ from crossin_jax import config
 from crossin_jax.models import lora, rotary
 from crossin_jax.models.attention.attention import attention, cached_attention
 from crossin_jax.models.attention.blockwise import KEPT
+from crossin_jax.models.cache import KVCache
 from crossin_jax.models.decoder_config import ACTIVATIONS, DecoderConfig
 from crossin_jax.models.head import Head, product
 
@@ -27,7 +28,7 @@ with_sharding_constraint = nn_partitioning.with_sharding_constraint
 
 @flax.struct.dataclass
 class Tokens:
-  """What every layer needs to know of the tokens.
+  """What every layer needs to know about the tokens.
 
   Attributes:
     segments_BL: int, 0 = padding; None = every row is one segment.
@@ -47,7 +48,7 @@ class Tokens:
 
 
 class Dense(nn.Module):
-  """A matrix product; the kernel is [inputs, features]. With `lora`, an adapter beside it."""
+  """A matrix product with kernel [inputs, features], plus a LoRA adapter where `lora` has one."""
 
   features: int
   axes: tuple[str, str]
@@ -86,9 +87,7 @@ class Dense(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """x / sqrt(mean(x^2) + epsilon) * (scale + offset), computed in at least f32 (Zhang and Sennrich
-  2019).
-  """
+  """x / sqrt(mean(x^2) + epsilon) * (scale + offset), in at least f32 (Zhang and Sennrich 2019)."""
 
   config: DecoderConfig
   axis: str = 'embed'
@@ -129,105 +128,39 @@ class SelfAttention(nn.Module):
     k_BLKD = project('key', config.num_kv_heads, 'key_norm')
     v_BLKD = project('value', config.num_kv_heads)
 
-    # Cache in T5X's layout: [B, K, D, slots], and an index that is scalar until prefill makes it
-    # [B]. A local layer has `window` slots at most, and position p lies in slot p mod slots.
-    index_B, rope = None, tokens.rope
+    rope, appending = tokens.rope[self.kind], False
     if decode or prefill:
-      ready = self.has_variable('cache', 'cached_key')
-      slots = length if window is None else min(length, window)
-      shape = (batch, config.num_kv_heads, config.head_dim, slots)
-      cached_key = self.variable('cache', 'cached_key', jnp.zeros, shape, jnp.dtype(config.dtype))
-      cached_value = self.variable(
-        'cache', 'cached_value', jnp.zeros, shape, jnp.dtype(config.dtype)
-      )
-      cache_index = self.variable('cache', 'cache_index', lambda: jnp.zeros((), jnp.int32))
-      if ready and decode:
-        index_B = jnp.broadcast_to(cache_index.value, (batch,))
-        q_index_BL = index_B[:, None] + jnp.arange(length)
-        rope = {self.kind: rotary.tables(config, self.kind, q_index_BL)}
+      cache = KVCache(self, k_BLKD.shape, window, jnp.dtype(config.dtype))
+      appending = decode and cache.exists
+    if appending:
+      q_index_BL = cache.positions(length)
+      rope = rotary.tables(config, self.kind, q_index_BL)
+    constrain = lambda x: with_sharding_constraint(x, ('batch', 'length', 'heads', 'kv'))
+    q_BLHD, k_BLKD = (
+      constrain(rotary.rotate(q_BLHD, *rope)),
+      constrain(rotary.rotate(k_BLKD, *rope)),
+    )
+    v_BLKD = constrain(v_BLKD)
 
-    q_BLHD = with_sharding_constraint(
-      rotary.rotate(q_BLHD, *rope[self.kind]), ('batch', 'length', 'heads', 'kv')
-    )
-    k_BLKD = with_sharding_constraint(
-      rotary.rotate(k_BLKD, *rope[self.kind]), ('batch', 'length', 'heads', 'kv')
-    )
-    v_BLKD = with_sharding_constraint(v_BLKD, ('batch', 'length', 'heads', 'kv'))
     options = {'window': window, 'scale': config.query_scale, 'softcap': config.attention_softcap}
-    if index_B is not None:
-      k_BKDL, v_BKDL = k_BLKD.transpose(0, 2, 3, 1), v_BLKD.transpose(0, 2, 3, 1)
-      slots = cached_key.value.shape[-1]
-      if length > 1 and window is not None:
-        # Several tokens may push out of the ring what the first of them still sees: old slots and
-        # new tokens side by side.
-        k_index_BS = jnp.concatenate([_held(index_B - 1, slots), q_index_BL], axis=1)
-        side_by_side = lambda cache, new: jnp.concatenate([cache.value, new], axis=-1)
-        keys, values = side_by_side(cached_key, k_BKDL), side_by_side(cached_value, v_BKDL)
-      cached_key.value = _write(cached_key.value, k_BKDL, index_B, window is not None)
-      cached_value.value = _write(cached_value.value, v_BKDL, index_B, window is not None)
-      cache_index.value = index_B + length
-      if length == 1 or window is None:
-        keys, values = cached_key.value, cached_value.value
-        k_index_BS = jnp.arange(slots)[None] if window is None else _held(index_B, slots)
+    if appending:
+      keys, values, k_index_BS = cache.append(k_BLKD, v_BLKD)
       out_BLHD = cached_attention(
         q_BLHD, keys, values, q_index_BT=q_index_BL, k_index_BS=k_index_BS, **options
       )
     else:
       if prefill:
-        lengths_B = jnp.asarray(tokens.prefill_lengths_B, jnp.int32)
-        fill = lambda new_BLKD, slots: _fill(new_BLKD.transpose(0, 2, 3, 1), lengths_B, slots)
-        cached_key.value = fill(k_BLKD, cached_key.value.shape[-1])
-        cached_value.value = fill(v_BLKD, cached_value.value.shape[-1])
-        cache_index.value = lengths_B
+        cache.fill(k_BLKD, v_BLKD, jnp.asarray(tokens.prefill_lengths_B, jnp.int32))
       out_BLHD = attention(
-        q_BLHD,
-        k_BLKD,
-        v_BLKD,
-        q_segments_BT=tokens.segments_BL,
-        k_segments_BS=tokens.segments_BL,
-        prefix_BS=tokens.prefix_BL,
-        branches_BS=tokens.branches_BL,
-        positions_BS=tokens.positions_BL,
-        implementation=config.attention,
-        **options,
-      )
+        q_BLHD, k_BLKD, v_BLKD, q_segments_BT=tokens.segments_BL,
+        k_segments_BS=tokens.segments_BL, prefix_BS=tokens.prefix_BL,
+        branches_BS=tokens.branches_BL, positions_BS=tokens.positions_BL,
+        implementation=config.attention, **options,
+      )  # fmt: skip
     out_BLE = out_BLHD.reshape(batch, length, config.num_heads * config.head_dim)
-    dense = Dense(
-      config.embed_dim, ('joined_kv', 'embed'), config, config.attention_bias == 'all', name='out'
-    )
+    bias = config.attention_bias == 'all'
+    dense = Dense(config.embed_dim, ('joined_kv', 'embed'), config, bias, name='out')
     return dense(out_BLE, deterministic)
-
-
-def _held(last_B: jax.Array, slots: int) -> jax.Array:
-  """Position that each slot of a ring holds once `last_B` was written; negative = none yet. int [B,
-  slots].
-
-  last = 5, 4 slots: slots hold 4, 5, 2, 3.
-  """
-  return last_B[:, None] - (last_B[:, None] - jnp.arange(slots)) % slots
-
-
-def _write(cache_BKDS: jax.Array, new_BKDL: jax.Array, index_B: jax.Array, ring: bool) -> jax.Array:
-  """The cache with new tokens from position index_B on; a ring keeps the last of them where they do
-  not all fit.
-  """
-  slots, length = cache_BKDS.shape[-1], new_BKDL.shape[-1]
-  if ring and length > 1:
-    new_BKDL = new_BKDL[..., -slots:]
-    first_B = index_B + max(0, length - slots)
-    at_BL = (first_B[:, None] + jnp.arange(new_BKDL.shape[-1])) % slots
-    return jax.vmap(lambda cache, new, at: cache.at[:, :, at].set(new))(cache_BKDS, new_BKDL, at_BL)
-  write = lambda cache, new, i: jax.lax.dynamic_update_slice(cache, new, (0, 0, i))
-  return jax.vmap(write)(cache_BKDS, new_BKDL, index_B % slots if ring else index_B)
-
-
-def _fill(new_BKDL: jax.Array, lengths_B: jax.Array, slots: int) -> jax.Array:
-  """The cache of right-padded prompts: as they are, or the last `slots` tokens of each in a ring."""
-  length = new_BKDL.shape[-1]
-  if length <= slots:
-    return jnp.pad(new_BKDL, ((0, 0), (0, 0), (0, 0), (0, slots - length)))
-  at_BS = jnp.clip(_held(lengths_B - 1, slots), 0)
-  return jnp.take_along_axis(new_BKDL, at_BS[:, None, None], axis=-1)
 
 
 class GatedMLP(nn.Module):
@@ -247,9 +180,7 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-  """One layer: attention and MLP, normalised before or after or both, each added to the residual
-  stream.
-  """
+  """One layer: attention and MLP with norms before, after or both, each added to the residual."""
 
   config: DecoderConfig
   kind: str
@@ -283,7 +214,7 @@ def remat_block(policy: str):
     return Block
   policies, keep = jax.checkpoint_policies, None
   if policy == 'minimal':
-    # Attention in blocks and splash are no products that the first policy knows.
+    # The first policy does not cover blockwise and splash attention.
     keep = policies.save_from_both_policies(
       policies.checkpoint_dots_with_no_batch_dims, policies.save_only_these_names(KEPT)
     )
@@ -292,7 +223,7 @@ def remat_block(policy: str):
 
 
 class Turn(nn.Module):
-  """One turn of a pattern of several layers."""
+  """The layers of one period of `layer_pattern`."""
 
   config: DecoderConfig
 
@@ -305,9 +236,7 @@ class Turn(nn.Module):
 
 
 class DecoderStack(nn.Module):
-  """Embedding, blocks, final norm; then logits, or with `split` the hidden states and the head that
-  makes them logits.
-  """
+  """Embedding, blocks and final norm; then logits, or with `split` the hidden states and the head."""
 
   config: DecoderConfig
 
@@ -343,8 +272,7 @@ class DecoderStack(nn.Module):
     block, period = remat_block(config.remat), len(config.layer_pattern)
     turns = config.num_layers // period if config.scan_layers else 0
     if turns:
-      # The cache is stacked along axis 0 too, so its batch axis is 1: T5X reads `scan_layers` for
-      # that.
+      # The cache is stacked along axis 0 too, so its batch axis is 1, as T5X infers from scan_layers.
       layers = nn_partitioning.scan_with_axes(
         block if period == 1 else Turn,
         variable_axes={'params': 0, 'cache': 0},
@@ -412,25 +340,23 @@ class Decoder(nn.Module):
 
     Args:
       decoder_input_tokens: int [B, L], the targets shifted right within their segment, BOS first.
-      decoder_target_tokens: int [B, L]; not read (padding is known from segment ids and causality,
-        because id 0 may be a real token), but part of the signature.
+      decoder_target_tokens: int [B, L]; ignored: part of T5X's signature. Padding is known from
+        segment ids, because id 0 may be a real token.
       decoder_segment_ids: int [B, L], 0 = padding; None = every row is one segment.
       decoder_positions: int [B, L], position within the segment; None = arange(L).
-      decoder_causal_attention: int [B, L], 1 on prompts that are read in both directions; None =
+      decoder_causal_attention: int [B, L], 1 on prompts with bidirectional attention; None =
         causal.
       enable_dropout: whether dropout acts; needs the 'dropout' rng if its rate is above 0.
-      decode: without a cache: makes one with room for L tokens; with one: takes L tokens a row
-        (usually 1), which stand behind those before and must fit. On local layers, padding behind a
-        row's last token pushes older ones out of its ring, so several tokens may only be followed
-        by more where they were all real.
-      max_decode_length: not read, the cache knows its length.
-      prefill: fills the cache from whole prompts, right-padded.
+      decode: without a cache: creates one with room for L tokens. With one: appends L tokens per
+        row, usually 1, which must fit. On local layers padding pushes older tokens out of the ring,
+        so several tokens may be followed by more only where none of them was padding.
+      max_decode_length: ignored; the cache has its length.
+      prefill: fills the cache from complete, right-padded prompts.
       prefill_lengths: int [B], real tokens of each prompt (BOS counted).
-      decoder_branches: int [B, L], 0 = trunk of the segment, n = its n-th ending, which sees the
-        trunk and itself; None = no branches. `decoder_positions` are required then: every ending
-        goes on where the trunk ends.
-      decoder_logit_places: int [B, M], array places whose logits are wanted; None = all. The head
-        is computed there only.
+      decoder_branches: int [B, L], 0 = trunk of the segment, n = its n-th branch, which sees the
+        trunk and itself; None = no branches. With branches `decoder_positions` are required: every
+        branch continues at the end of the trunk.
+      decoder_logit_places: int [B, M], columns whose logits are computed; None = all.
 
     Returns:
       float [B, L or M, V], at least f32; V is vocab_size rounded up to vocab_multiple.
@@ -471,11 +397,9 @@ class Decoder(nn.Module):
     *,
     enable_dropout: bool = True,
   ) -> tuple[jax.Array, Head]:
-    """Hidden states [B, L, E] behind the final norm, and the head: `head.logits(hidden)` is what a
-    call returns.
+    """Hidden states [B, L, E] after the final norm, and the head that makes them logits.
 
-    For a loss that never holds the logits of the whole batch; called with `model.apply(...,
-    method='hidden')`. Arguments as in a call.
+    For a loss that never holds all logits: `model.apply(..., method='hidden')`.
     """
     tokens, positions = self._tokens(
       decoder_input_tokens, decoder_segment_ids, decoder_positions, decoder_causal_attention
@@ -487,7 +411,7 @@ class Decoder(nn.Module):
   def _tokens(
     self, inputs_BL, segments_BL, positions_BL, prefix_BL, prefill_lengths_B=None, branches_BL=None
   ):
-    """What the layers are told of the tokens, and the positions [B, L]."""
+    """`Tokens` for the layers, without rotary tables, and the positions [B, L]."""
     if branches_BL is not None and positions_BL is None:
       raise ValueError('decoder_branches needs decoder_positions')
     of_branches = None if branches_BL is None else positions_BL
@@ -499,16 +423,16 @@ class Decoder(nn.Module):
 
 
 def unrolled(model: Decoder, params: Any) -> tuple[Decoder, Any]:
-  """The same model for decoding: layer by layer, parameters in the arithmetic's dtype.
+  """The same model for decoding: layers unrolled, parameters in the compute dtype.
 
-  A scan copies the whole cache at every step, and a cast would be repeated at every step.
+  A scan would copy the full cache at every step, and casts would be repeated.
 
   Args:
     model: a Decoder; anything else is returned as it is.
     params: its parameters, in their shards.
 
   Returns:
-    A model without scan and its parameters, each layer's in shards like those it came from.
+    A model without scan, and its parameters with unchanged shardings.
   """
   config = getattr(model, 'config', None)
   if not isinstance(config, DecoderConfig):

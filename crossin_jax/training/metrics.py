@@ -74,6 +74,26 @@ class Period:
     self.sums = sums
 
 
+def line(sums: dict, table, learning_rate: float, seconds: float) -> dict:
+  """One line of metrics.jsonl from the sums of a period."""
+  mean = sums['loss'] / sums['weight'] if sums['weight'] else float('nan')
+  by_source, by_language = table.means(sums['loss_by_task'], sums['weight_by_task'])
+  return {
+    'loss': mean,
+    'loss_tokens': sums['weight'],
+    'tokens': sums['tokens'],
+    'gradient_norm': sums['gradient_norm'],
+    'learning_rate': learning_rate,
+    'skipped_steps': sums['skipped'],
+    'seconds_per_step': seconds / max(1, sums['steps']),
+    'tokens_per_second': sums['tokens'] / seconds if seconds else None,
+    'loss_tokens_per_second': sums['weight'] / seconds if seconds else None,
+    'mfu': None,
+    'loss_by_source': by_source,
+    'loss_by_language': by_language,
+  }
+
+
 class MetricsWriter:
   """Appends lines to MODEL_DIR/metrics.jsonl and scalars to MODEL_DIR/tensorboard (host 0 only).
 

@@ -197,17 +197,17 @@ COMMANDS = (
 )  # fmt: skip
 # Commands beside the steps -> module.
 OTHERS = {
-  'chunks': 'chunk_worker',
-  'translated': 'baselines.translated',
-  'distill': 'baselines.distill',
-  'quickstart': 'quickstart.quickstart',
+  'chunks': 'crossin_jax.xinstruction.chunk_worker',
+  'translated': 'seqio_tasks.translated',
+  'distill': 'crossin_jax.xinstruction.baselines.distill',
+  'quickstart': 'crossin_jax.xinstruction.quickstart.quickstart',
 }
 
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin xinstruction`."""
   if argv and argv[0] in OTHERS:
-    return importlib.import_module(f'crossin_jax.xinstruction.{OTHERS[argv[0]]}').main(argv[1:])
+    return importlib.import_module(OTHERS[argv[0]]).main(argv[1:])
   parser = command_line.Parser(
     'xinstruction',
     'Instruction data from natural text: run = all steps; a step alone; status = what is done, '

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 
-from crossin_jax.languages import ENGLISH_NAMES
+from crossin_jax.languages import ENGLISH_NAMES, code_of
 from crossin_jax.storage.files import write_text
 from crossin_jax.storage.records import read_records
 
@@ -69,3 +69,25 @@ def fraction(*parts: str) -> float:
   """A number in [0, 1) that depends on the texts alone: draws that order and hosts cannot change."""
   digest = hashlib.sha256('\x1f'.join(parts).encode('utf-8', 'surrogatepass')).digest()
   return int.from_bytes(digest[:8], 'big') / 2**64
+
+
+def checked_languages(text: str) -> list[str]:
+  """Codes of languages separated by commas; ValueError for English, in which the instructions are."""
+  languages = list(dict.fromkeys(code_of(language) for language in text.split(',')))
+  if 'en' in languages:
+    raise ValueError(
+      "--languages names 'en'; the instructions are English by themselves, name the languages of "
+      'the responses'
+    )
+  return languages
+
+
+def checked_output(stem: str, languages: Sequence[str], inputs: Sequence[str]) -> str:
+  """The stem in full; ValueError where a file of it would overwrite an input."""
+  stem = os.path.abspath(stem)
+  for path in (f'{stem}_{language}.json' for language in languages):
+    if any(
+      os.path.exists(one) and os.path.exists(path) and os.path.samefile(one, path) for one in inputs
+    ):
+      raise ValueError(f'{path} is an input and would be overwritten; choose another --output')
+  return stem

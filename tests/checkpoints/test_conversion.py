@@ -445,8 +445,8 @@ def test_parse_errors_name_the_model_dir(tmp_path):
 LOAD = """
 import json, sys, threading, time
 import jax
-from crossin_jax import train_state
-from crossin_jax.models import architectures, huggingface
+from crossin_jax.training import state as train_state
+from crossin_jax.models.huggingface import families as architectures, weights as huggingface
 from crossin_jax.models.decoder import Decoder
 from crossin_jax.devices.partitioning import Partitioner
 

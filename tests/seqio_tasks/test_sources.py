@@ -405,7 +405,8 @@ def test_broken_json(tmp_path):
   whole = json.dumps([row(), row(), row()], indent=0)
   message = error(one(tmp_path / 'a.json', whole[: whole.rindex('output') + 10]))
   assert (
-    'a.json: not valid JSON at line 12 column' in message and 'Whole rows before it: 2' in message
+    'a.json: not valid JSON at line 12 column' in message
+    and 'Complete rows before it: 2' in message
   )
   message = error(one(tmp_path / 'a.jsonl', json.dumps(row()) + '\n\n' + json.dumps(row())[:20]))
   assert 'a.jsonl, row 1 (line 3): not valid JSON at column' in message and 'cut off' in message

@@ -20,7 +20,6 @@ from crossin_jax.storage.files import write_json
 from crossin_jax.translation import translate
 from crossin_jax.workflow import command_line
 from crossin_jax.xinstruction import rows as rows_lib
-from crossin_jax.xinstruction.baselines.translated import checked_languages, checked_output
 
 PARAMETERS = {'temperature': 0.7, 'top_p': 1, 'max_tokens': 2048}  # as published
 PROMPT = """Given an instruction in English, please generate a response in {language}.
@@ -134,8 +133,8 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin xinstruction distill`."""
   args = _parser().parse_args(argv)
   config.parse(args)
-  languages = checked_languages(args.languages)
-  args.output = checked_output(args.output, languages, [args.input])
+  languages = rows_lib.checked_languages(args.languages)
+  args.output = rows_lib.checked_output(args.output, languages, [args.input])
   read = translate.read(args.input)
   asked = [(row.id or str(row.number), rows_lib.joined(*row.texts[:2])) for row in read]
   places = [(language, number) for language in languages for number in range(len(asked))]

@@ -222,8 +222,9 @@ def test_native_texts(shared_data, tmp_path):
 
 PROGRAM = """
 import sys
-from crossin_jax import interruption
-from crossin_jax.xinstruction import filtering, filters
+from crossin_jax.errors import Interrupted
+from crossin_jax.xinstruction.filtering import filters
+from crossin_jax.xinstruction.filtering import step as filtering
 if __name__ == '__main__':
   try:
     filtering.run_filter('sw', sys.argv[1], sys.argv[2], filters.Filters(least_confidence=0.0), chunk=8, workers=int(sys.argv[3]))
@@ -289,9 +290,9 @@ def test_killed_between_renames(tmp_path, failing, monkeypatch):
         os, 'rename', lambda *paths: real(*paths) if not calls and not calls.append(1) else 1 / 0
       )
     else:
-      real, calls = filtering.results.write_bytes, []
+      real, calls = filtering.write_bytes, []
       patch.setattr(
-        filtering.results,
+        filtering,
         'write_bytes',
         lambda *a: real(*a) if len(calls) < 2 and not calls.append(1) else 1 / 0,
       )

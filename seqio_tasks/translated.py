@@ -5,13 +5,12 @@ The instruction of a row is the English one, its response that of the language, 
 X-Instruction set: so both are trained on and asked in one form.
 """
 
-from collections.abc import Iterator, Sequence
-import os
+from collections.abc import Iterator
 import sys
 
-from crossin_jax.languages import code_of
 from crossin_jax.workflow import command_line
 from crossin_jax.xinstruction import rows as rows_lib
+from seqio_tasks.sources import ParallelFiles
 
 
 def rows(
@@ -29,8 +28,6 @@ def rows(
   Raises:
     ValueError: a missing or malformed file.
   """
-  from seqio_tasks.sources import ParallelFiles
-
   source, styled = ParallelFiles(stem, ('en', language)), rows_lib.STYLES[style]
   aside: dict[str, int] = {}
   for (_, reason), count in source.set_aside().items():
@@ -50,28 +47,6 @@ def rows(
       }
 
   return made(), aside
-
-
-def checked_languages(text: str) -> list[str]:
-  """Codes of languages separated by commas; ValueError for English, in which the instructions are."""
-  languages = list(dict.fromkeys(code_of(language) for language in text.split(',')))
-  if 'en' in languages:
-    raise ValueError(
-      "--languages names 'en'; the instructions are English by themselves, name the languages of "
-      'the responses'
-    )
-  return languages
-
-
-def checked_output(stem: str, languages: Sequence[str], inputs: Sequence[str]) -> str:
-  """The stem in full; ValueError where a file of it would overwrite an input."""
-  stem = os.path.abspath(stem)
-  for path in (f'{stem}_{language}.json' for language in languages):
-    if any(
-      os.path.exists(one) and os.path.exists(path) and os.path.samefile(one, path) for one in inputs
-    ):
-      raise ValueError(f'{path} is an input and would be overwritten; choose another --output')
-  return stem
 
 
 def main(argv: list[str]) -> int:
@@ -95,10 +70,10 @@ def main(argv: list[str]) -> int:
     '--style', choices=rows_lib.STYLES, default='assistant', help='of the prompt (assistant)'
   )
   args = parser.parse_args(argv)
-  languages, counts, aside = checked_languages(args.languages), {}, {}
+  languages, counts, aside = rows_lib.checked_languages(args.languages), {}, {}
   from crossin_jax.data.readers import find_files
 
-  stem = checked_output(
+  stem = rows_lib.checked_output(
     args.output, languages, list(find_files(args.rows, ('en', *languages)).values())
   )
   for language in languages:
