@@ -95,6 +95,11 @@ COMMANDS = {
     'main',
     'ablations over gin values: one table and one plot',
   ),
+  'fit': (
+    'crossin_jax.mixing_laws.fit',
+    'main',
+    'laws of the shares of a sweep, and the best shares',
+  ),
 }
 
 
