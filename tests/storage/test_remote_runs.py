@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 
+from checkpoints import test_checkpoints as small
 from conftest import REPOSITORY, init_params, tiny_config
 import fake_gcs
 from fake_gcs import put_folder
@@ -15,7 +16,6 @@ import jax
 from many_processes import Processes, said
 import numpy as np
 import pytest
-import test_checkpoints as small
 
 from crossin_jax import cli
 from crossin_jax.checkpoints import digests as digests_lib
