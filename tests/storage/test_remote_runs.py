@@ -288,17 +288,23 @@ def test_answers_end_where_the_lock_is_lost_and_are_called_by_their_url(gcs, imp
 
   url = 'gs://bucket/out.jsonl'
   with (
-    generate._local(url) as (path, check),
+    generate._local_output(url) as (path, check),
     generate._journal_on_chief(path, url, lambda: {'a': 1}) as journal,
   ):
     journal.append({'index': 0})
     check()
   with pytest.raises(
-    JournalError, match=f'^{url} was begun .*delete {url} and {url}.run.json to begin anew$'
+    JournalError, match=f'^{url} was started .*delete {url} and {url}.run.json to restart$'
   ):
-    with generate._local(url) as (path, _), generate._journal_on_chief(path, url, lambda: {'a': 2}):
+    with (
+      generate._local_output(url) as (path, _),
+      generate._journal_on_chief(path, url, lambda: {'a': 2}),
+    ):
       pass
-  with pytest.raises(lease.InUse, match='was taken over'), generate._local(url) as (path, check):
+  with (
+    pytest.raises(lease.InUse, match='was taken over'),
+    generate._local_output(url) as (path, check),
+  ):
     gcs.put('out.jsonl.lock', json.dumps({'token': 'x', 'holder': 'process 7 on far'}).encode())
     until = time.monotonic() + 20
     while time.monotonic() < until:
