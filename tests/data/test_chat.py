@@ -111,7 +111,7 @@ def test_tokens_equal_transformers(byte_level, name, in_config):
     ("{% for m in messages %}{{ m['content'] }}{% endfor %}", 'never end'),
     ("{% for m in messages %}{{ m['role'] + ':' + m['content'] + '</s>' }}{% endfor %}", 'these must be the same'),
     ("{% for m in messages %}{{ m['content'] + '##' }}{% endfor %}", 'no special token'),
-    ('{% for %}', 'no valid Jinja'),
+    ('{% for %}', 'not valid Jinja'),
     ("{{ raise_exception('no thanks') }}", 'refuses the conversation: no thanks'),
     ("{{ ''.__class__.__mro__ }}", 'cannot be rendered'),
     (None, 'no chat template beside'),

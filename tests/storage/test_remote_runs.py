@@ -562,7 +562,7 @@ def test_generate_in_the_store_goes_on_where_it_was(gcs, model_dir, tmp_path, ca
     lines[:2]
   )
   assert cli.main([*remotely, '--gin.Sampling.max_new_tokens=9']) == 1
-  assert 'was begun with other settings' in capsys.readouterr().err
+  assert 'was started with other settings' in capsys.readouterr().err
 
 
 @pytest.mark.slow
