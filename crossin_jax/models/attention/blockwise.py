@@ -1,13 +1,12 @@
-"""Attention in blocks of queries and keys with an online softmax, in plain XLA: never holds T x S,
-forward or backward.
+"""Attention in blocks of queries and keys with an online softmax, in plain XLA.
 
-The recipe is FlashAttention-2's (Dao 2023): the backward pass computes the weights again from the
-logits' log-sum-exp. All pairs of blocks of which something can be seen stand in one list, and one
-loop goes through it, so compile time does not grow with length. Pairs that share no segment in any
-row are passed over while it runs.
+It never stores T x S logits, forward or backward. The algorithm is FlashAttention-2 (Dao 2023): the
+backward pass recomputes the weights from the log-sum-exp of the logits. One loop runs over a list
+of all pairs of blocks that the mask allows, so compile time does not grow with length. It skips
+pairs that share no segment in any row.
 
-Letters: B batch, T query length, S key length, H query heads, K key/value heads (H = G K), D size
-of a head, N blocks of queries, M blocks of keys, Q = G x queries of a block, P pairs of blocks.
+Letters: B batch, T query length, S key length, H query heads, K key/value heads (H = G K), D head
+size, N blocks of queries, M blocks of keys, Q = G x queries of a block, P pairs of blocks.
 """
 
 import functools
@@ -20,9 +19,9 @@ import numpy as np
 from crossin_jax.models.attention import shards as attention_shards
 from crossin_jax.models.attention.mask import Mask
 
-BLOCKS = {'cpu': 256}  # queries, and keys, of a block by platform: what fits the cache
-BLOCK = 512  # elsewhere
-KEPT = 'attention'  # the name by which a remat policy keeps the output and its log-sum-exp
+BLOCKS = {'cpu': 256}  # platform -> queries, and keys, of a block, to fit the cache
+BLOCK = 512  # on other platforms
+KEPT = 'attention'  # the name of output and log-sum-exp in remat policies
 
 
 def attend(
@@ -38,7 +37,7 @@ def attend(
   """See `attention.attention`; any mask and any lengths.
 
   Args:
-    block: queries, and keys, that are looked at together; None = what suits the machine.
+    block: queries, and keys, of a block; None = the platform's default.
   """
   block = block or BLOCKS.get(attention_shards.platform(), BLOCK)
   batch, queries, heads, size = q_BTHD.shape
@@ -48,7 +47,7 @@ def attend(
   group = heads // key_heads
 
   def cut(x, length):
-    """[B, L, ...] as [blocks, B, ...], the last one filled up."""
+    """[B, L, ...] as [blocks, B, ...], padded."""
     blocks = -(-x.shape[1] // length)
     x = jnp.pad(x, [(0, 0), (0, blocks * length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
     return x.reshape(batch, blocks, length, *x.shape[2:]).swapaxes(0, 1)
@@ -61,17 +60,9 @@ def attend(
   pairs_P2 = _pairs(queries, keys, rows, columns, mask)
   widest = max(blocks * rows, k_MBKCD.shape[0] * columns)
   padded = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, widest - x.shape[1]))), mask)
+  shared_P = _shared(padded, pairs_P2, rows, columns)
   out_NBKQD = _blocks(
-    q_NBKQD,
-    k_MBKCD,
-    v_MBKCD,
-    padded,
-    _shared(padded, pairs_P2, rows, columns),
-    pairs_P2,
-    softcap,
-    rows,
-    columns,
-    keys,
+    q_NBKQD, k_MBKCD, v_MBKCD, padded, shared_P, pairs_P2, softcap, rows, columns, keys
   )
   out = out_NBKQD.reshape(blocks, batch, key_heads, group, rows, size).transpose(1, 0, 4, 2, 3, 5)
   return out.reshape(batch, blocks * rows, heads, size)[:, :queries]
@@ -80,7 +71,7 @@ def attend(
 def _pairs(
   queries: int, keys: int, rows: int, columns: int, mask: Mask
 ) -> tuple[tuple[int, int], ...]:
-  """Blocks (of queries, of keys) of which causality and the window let something be seen.
+  """Pairs of blocks (of queries, of keys) that causality and the window allow.
 
   queries = keys = 6, blocks of 2, window 3: (0, 0) (1, 0) (1, 1) (2, 1) (2, 2)
   """
@@ -98,26 +89,24 @@ def _pairs(
 
 
 def _shared(mask: Mask, pairs_P2, rows: int, columns: int) -> jax.Array | None:
-  """Whether some row of the batch may have a segment in both blocks of a pair: bool [P]; None = no
-  segments.
+  """Whether any row of the batch may have a segment in both blocks of a pair: bool [P].
 
-  From the lowest and highest id of a block, so it may say yes too often, never no.
+  None without segments. The test compares the lowest and highest ids of the blocks, so it has false
+  positives, but no false negatives.
   """
   if mask.q_segments_BT is None:
     return None
 
   def ends(segments_BL, length):
-    # Padding stands behind the last segment.
+    # Padding is behind the last segment.
     ids_BL = jnp.where(segments_BL == 0, jnp.iinfo(segments_BL.dtype).max, segments_BL)
     blocks = -(-ids_BL.shape[1] // length)
     ids_BL = jnp.pad(ids_BL, ((0, 0), (0, blocks * length - ids_BL.shape[1])), mode='edge')
     ids_BNL = ids_BL.reshape(len(ids_BL), blocks, length)
     return ids_BNL.min(axis=-1), ids_BNL.max(axis=-1)
 
-  (q_low, q_high), (k_low, k_high) = (
-    ends(mask.q_segments_BT, rows),
-    ends(mask.k_segments_BS, columns),
-  )
+  q_low, q_high = ends(mask.q_segments_BT, rows)
+  k_low, k_high = ends(mask.k_segments_BS, columns)
   i, j = np.array(pairs_P2).T
   return ((q_low[:, i] <= k_high[:, j]) & (k_low[:, j] <= q_high[:, i])).any(axis=0)
 
@@ -130,7 +119,7 @@ def _blocks(q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, pairs_P2, softcap, rows, 
 
 
 def _logits(q_BKQD, k_BKCD, mask, i, j, softcap, rows, columns, keys):
-  """Logits of a pair of blocks, capped, and which of them count: bool [B or 1, 1, 1, R, C]."""
+  """Capped logits of a pair of blocks, and their mask: bool [B or 1, 1, 1, R, C]."""
   accumulate = jnp.promote_types(q_BKQD.dtype, jnp.float32)
   logits_BKQC = jnp.einsum('bkqd,bkcd->bkqc', q_BKQD, k_BKCD, preferred_element_type=accumulate)
   if softcap is not None:
@@ -142,16 +131,14 @@ def _logits(q_BKQD, k_BKCD, mask, i, j, softcap, rows, columns, keys):
 
 
 def _where(seen, x_BKQC, other):
-  """x where it is seen; the queries of a group share what they see."""
+  """x where the mask allows it, else `other`; the queries of a group share the mask."""
   batch, key_heads, _, columns = x_BKQC.shape
   x = jnp.where(seen, x_BKQC.reshape(batch, key_heads, -1, *seen.shape[-2:]), other)
   return x.reshape(x_BKQC.shape)
 
 
 def _loop(step, carry, pairs_P2, shared_P, read, write):
-  """carry after every pair; `step` works on what `read` takes of it, and is passed over where no
-  segment is shared.
-  """
+  """Applies `step` to the part of carry selected by `read`, for each pair with a shared segment."""
 
   def body(carry, pair):
     i, j, shared = pair
@@ -163,9 +150,8 @@ def _loop(step, carry, pairs_P2, shared_P, read, write):
     return write(carry, part, i, j), None
 
   i, j = np.array(pairs_P2, np.int32).T
-  return jax.lax.scan(body, carry, (i, j, np.ones(len(i), bool) if shared_P is None else shared_P))[
-    0
-  ]
+  pairs = (i, j, np.ones(len(i), bool) if shared_P is None else shared_P)
+  return jax.lax.scan(body, carry, pairs)[0]
 
 
 def _at(x, i):
@@ -199,7 +185,7 @@ def _forward(q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, pairs_P2, softcap, rows,
     return sum_BKQD * shrink_BKQ[..., None] + more_BKQD, new_BKQ, total_BKQ
 
   empty_NBKQ = jnp.zeros(q_NBKQD.shape[:-1], accumulate)
-  # The lowest finite number, not -inf: nothing seen yet must not become inf - inf.
+  # The lowest finite number, not -inf, to avoid inf - inf before the first key.
   start = (jnp.zeros(q_NBKQD.shape, accumulate), empty_NBKQ + jnp.finfo(accumulate).min, empty_NBKQ)
   read = lambda carry, i, j: tuple(_at(x, i) for x in carry)
   write = lambda carry, part, i, j: tuple(_put(x, new, i) for x, new in zip(carry, part))
@@ -235,11 +221,9 @@ def _backward(pairs_P2, softcap, rows, columns, keys, kept, out_gradient_NBKQD):
     return dq_BKQD, dk_BKCD, dv_BKCD
 
   start = tuple(jnp.zeros(x.shape, accumulate) for x in (q_NBKQD, k_MBKCD, v_MBKCD))
-  read = lambda carry, i, j: (_at(carry[0], i), _at(carry[1], j), _at(carry[2], j))
-  write = lambda carry, part, i, j: (
-    _put(carry[0], part[0], i),
-    _put(carry[1], part[1], j),
-    _put(carry[2], part[2], j),
+  read = lambda carry, i, j: tuple(_at(x, at) for x, at in zip(carry, (i, j, j)))
+  write = lambda carry, part, i, j: tuple(
+    _put(x, new, at) for x, new, at in zip(carry, part, (i, j, j))
   )
   gradients = _loop(step, start, pairs_P2, shared_P, read, write)
   return *(d.astype(x.dtype) for d, x in zip(gradients, (q_NBKQD, k_MBKCD, v_MBKCD))), None, None

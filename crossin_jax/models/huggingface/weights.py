@@ -73,7 +73,7 @@ def tensor_leaves(
     del leaves['lm_head.weight']
   exists = _exists(config)
   for i in range(config.num_layers):
-    place, index = config.place(i)
+    place, index = config.layer_path(i)
     for name, paths in FAMILIES[model_type].tensors.items():
       if all(exists(path) for path in paths):
         leaves[f'model.layers.{i}.{name}'] = tuple((f'{place}/{path}', index) for path in paths)
