@@ -274,7 +274,8 @@ class DecoderStack(nn.Module):
     block, period = remat_block(config.remat), len(config.layer_pattern)
     turns = config.num_layers // period if config.scan_layers else 0
     if turns:
-      # The cache is stacked along axis 0 too, so its batch axis is 1: T5X infers it from scan_layers.
+      # The cache is stacked along axis 0 too: its batch axis is 1, which T5X infers from
+      # scan_layers.
       layers = nn_partitioning.scan_with_axes(
         block if period == 1 else Turn,
         variable_axes={'params': 0, 'cache': 0},
