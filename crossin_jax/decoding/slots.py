@@ -1,5 +1,4 @@
-"""Device state and compiled programs of text generation: a fixed number of rows, each at its own
-position.
+"""Device state and compiled programs of text generation, in a batch of a fixed number of rows.
 
 Letters: R rows of the decode batch, P rows of a prefill, L bucket of prompt lengths, C capacity,
 N tokens of a chunk.

@@ -10,6 +10,7 @@ size, N blocks of queries, M blocks of keys, Q = G x queries of a block, P pairs
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -57,15 +58,23 @@ def attend(
   q_NBKQD = q_NBRHD.reshape(blocks, batch, rows, key_heads, group, size).transpose(0, 1, 3, 4, 2, 5)
   q_NBKQD = q_NBKQD.reshape(blocks, batch, key_heads, group * rows, size)
   k_MBKCD, v_MBKCD = (cut(x, columns).transpose(0, 1, 3, 2, 4) for x in (k_BSKD, v_BSKD))
-  pairs_P2 = _pairs(queries, keys, rows, columns, mask)
+  blocking = _Blocking(_pairs(queries, keys, rows, columns, mask), rows, columns, keys, softcap)
   widest = max(blocks * rows, k_MBKCD.shape[0] * columns)
   padded = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, widest - x.shape[1]))), mask)
-  shared_P = _shared(padded, pairs_P2, rows, columns)
-  out_NBKQD = _blocks(
-    q_NBKQD, k_MBKCD, v_MBKCD, padded, shared_P, pairs_P2, softcap, rows, columns, keys
-  )
+  shared_P = _shared(padded, blocking.pairs_P2, rows, columns)
+  out_NBKQD = _blocks(q_NBKQD, k_MBKCD, v_MBKCD, padded, shared_P, blocking)
   out = out_NBKQD.reshape(blocks, batch, key_heads, group, rows, size).transpose(1, 0, 4, 2, 3, 5)
   return out.reshape(batch, blocks * rows, heads, size)[:, :queries]
+
+
+class _Blocking(NamedTuple):
+  """Static settings: pairs of blocks, queries and keys of a block, all keys, softcap."""
+
+  pairs_P2: tuple[tuple[int, int], ...]
+  rows: int
+  columns: int
+  keys: int
+  softcap: float | None
 
 
 def _pairs(
@@ -111,17 +120,16 @@ def _shared(mask: Mask, pairs_P2, rows: int, columns: int) -> jax.Array | None:
   return ((q_low[:, i] <= k_high[:, j]) & (k_low[:, j] <= q_high[:, i])).any(axis=0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8, 9))
-def _blocks(q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, pairs_P2, softcap, rows, columns, keys):
-  return _forward(
-    q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, pairs_P2, softcap, rows, columns, keys
-  )[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _blocks(q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, blocking: _Blocking):
+  return _forward(q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, blocking)[0]
 
 
-def _logits(q_BKQD, k_BKCD, mask, i, j, softcap, rows, columns, keys):
+def _logits(q_BKQD, k_BKCD, mask, i, j, blocking: _Blocking):
   """Capped logits of a pair of blocks, and their mask: bool [B or 1, 1, 1, R, C]."""
   accumulate = jnp.promote_types(q_BKQD.dtype, jnp.float32)
   logits_BKQC = jnp.einsum('bkqd,bkcd->bkqc', q_BKQD, k_BKCD, preferred_element_type=accumulate)
+  _, rows, columns, keys, softcap = blocking
   if softcap is not None:
     logits_BKQC = softcap * jnp.tanh(logits_BKQC / softcap)
   seen_BRC = mask.seen(i * rows, rows, j * columns, columns)
@@ -162,14 +170,12 @@ def _put(x, part, i):
   return jax.lax.dynamic_update_index_in_dim(x, part, i, 0)
 
 
-def _forward(q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, pairs_P2, softcap, rows, columns, keys):
+def _forward(q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, blocking: _Blocking):
   accumulate = jnp.promote_types(q_NBKQD.dtype, jnp.float32)
 
   def step(part, i, j):
     sum_BKQD, highest_BKQ, total_BKQ = part
-    logits_BKQC, seen = _logits(
-      _at(q_NBKQD, i), _at(k_MBKCD, j), mask, i, j, softcap, rows, columns, keys
-    )
+    logits_BKQC, seen = _logits(_at(q_NBKQD, i), _at(k_MBKCD, j), mask, i, j, blocking)
     logits_BKQC = _where(seen, logits_BKQC, -jnp.inf)
     new_BKQ = jnp.maximum(highest_BKQ, logits_BKQC.max(axis=-1))
     weights_BKQC = jnp.exp(logits_BKQC - new_BKQ[..., None])
@@ -189,14 +195,14 @@ def _forward(q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, pairs_P2, softcap, rows,
   start = (jnp.zeros(q_NBKQD.shape, accumulate), empty_NBKQ + jnp.finfo(accumulate).min, empty_NBKQ)
   read = lambda carry, i, j: tuple(_at(x, i) for x in carry)
   write = lambda carry, part, i, j: tuple(_put(x, new, i) for x, new in zip(carry, part))
-  sum_NBKQD, highest_NBKQ, total_NBKQ = _loop(step, start, pairs_P2, shared_P, read, write)
+  sum_NBKQD, highest_NBKQ, total_NBKQ = _loop(step, start, blocking.pairs_P2, shared_P, read, write)
   total_NBKQ = jnp.where(total_NBKQ == 0, 1, total_NBKQ)  # a query that sees nothing
   out_NBKQD = checkpoint_name((sum_NBKQD / total_NBKQ[..., None]).astype(v_MBKCD.dtype), KEPT)
   log_sum_NBKQ = checkpoint_name(highest_NBKQ + jnp.log(total_NBKQ), KEPT)
   return out_NBKQD, (q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, out_NBKQD, log_sum_NBKQ)
 
 
-def _backward(pairs_P2, softcap, rows, columns, keys, kept, out_gradient_NBKQD):
+def _backward(blocking: _Blocking, kept, out_gradient_NBKQD):
   q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, out_NBKQD, log_sum_NBKQ = kept
   accumulate = log_sum_NBKQ.dtype
   wide = lambda x: x.astype(accumulate)
@@ -207,14 +213,14 @@ def _backward(pairs_P2, softcap, rows, columns, keys, kept, out_gradient_NBKQD):
     dq_BKQD, dk_BKCD, dv_BKCD = part
     q_BKQD, k_BKCD, v_BKCD = _at(q_NBKQD, i), _at(k_MBKCD, j), _at(v_MBKCD, j)
     d_out_BKQD = _at(out_gradient_NBKQD, i)
-    logits_BKQC, seen = _logits(q_BKQD, k_BKCD, mask, i, j, softcap, rows, columns, keys)
+    logits_BKQC, seen = _logits(q_BKQD, k_BKCD, mask, i, j, blocking)
     weights_BKQC = _where(seen, jnp.exp(logits_BKQC - _at(log_sum_NBKQ, i)[..., None]), 0)
     product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
     dv_BKCD += product('bkqc,bkqd->bkcd', weights_BKQC.astype(v_BKCD.dtype), d_out_BKQD)
     d_weights_BKQC = product('bkqd,bkcd->bkqc', d_out_BKQD, v_BKCD)
     d_logits_BKQC = weights_BKQC * (d_weights_BKQC - _at(common_NBKQ, i)[..., None])
-    if softcap is not None:
-      d_logits_BKQC *= 1 - (logits_BKQC / softcap) ** 2
+    if blocking.softcap is not None:
+      d_logits_BKQC *= 1 - (logits_BKQC / blocking.softcap) ** 2
     d_logits_BKQC = d_logits_BKQC.astype(q_BKQD.dtype)
     dq_BKQD += product('bkqc,bkcd->bkqd', d_logits_BKQC, k_BKCD)
     dk_BKCD += product('bkqc,bkqd->bkcd', d_logits_BKQC, q_BKQD)
@@ -225,7 +231,7 @@ def _backward(pairs_P2, softcap, rows, columns, keys, kept, out_gradient_NBKQD):
   write = lambda carry, part, i, j: tuple(
     _put(x, new, at) for x, new, at in zip(carry, part, (i, j, j))
   )
-  gradients = _loop(step, start, pairs_P2, shared_P, read, write)
+  gradients = _loop(step, start, blocking.pairs_P2, shared_P, read, write)
   return *(d.astype(x.dtype) for d, x in zip(gradients, (q_NBKQD, k_MBKCD, v_MBKCD))), None, None
 
 
