@@ -56,7 +56,7 @@ def one_message(found, *parts, status=1):
     ({'schedule.paek': 1.0}, ("parameter named 'paek'", 'Nearest known: peak'), 2),
     ({'BATCH_SIZE': 'eight'}, ("train.batch_size = 'eight' is a str, it must be int",), 2),
     ({'BATCH_SIZE': 5}, ('batch_size = 5', 'use a multiple of 2'), 1),
-    ({'LENGTH': 16}, ('holds an example of', 'rows have 16'), 1),
+    ({'LENGTH': 16}, ('has an example of', 'rows have 16'), 1),
     ({'DecoderConfig.vocab_size': 100}, ('the model has 100 ids', 'vocab_size'), 1),
     (
       {'MIXTURE_OR_TASK_NAME': 'world.base.all.en_zh.every'},

@@ -107,10 +107,10 @@ def test_tokens_equal_transformers(byte_level, name, in_config):
 
 @pytest.mark.parametrize('template, message', [
     ("{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor "
-     "%}</s>", 'nothing would be trained'),
-    ("{% for m in messages %}{{ m['content'] }}{% endfor %}", 'never end'),
-    ("{% for m in messages %}{{ m['role'] + ':' + m['content'] + '</s>' }}{% endfor %}", 'these must be the same'),
-    ("{% for m in messages %}{{ m['content'] + '##' }}{% endfor %}", 'no special token'),
+     "%}</s>", 'no token would be trained'),
+    ("{% for m in messages %}{{ m['content'] }}{% endfor %}", 'would not end'),
+    ("{% for m in messages %}{{ m['role'] + ':' + m['content'] + '</s>' }}{% endfor %}", 'these must be equal'),
+    ("{% for m in messages %}{{ m['content'] + '##' }}{% endfor %}", 'is not a special token'),
     ('{% for %}', 'not valid Jinja'),
     ("{{ raise_exception('no thanks') }}", 'refuses the conversation: no thanks'),
     ("{{ ''.__class__.__mro__ }}", 'cannot be rendered'),
