@@ -83,7 +83,7 @@ def test_wrong_settings_of_train(tiny_prepared, tmp_path, change, parts, status)
 
 def test_missing_gin_file_and_missing_setting():
   one_message(
-    crossin('train', '--gin_file=nowhere.gin'), "gin file 'nowhere.gin' is not there", status=2
+    crossin('train', '--gin_file=nowhere.gin'), "gin file 'nowhere.gin' does not exist", status=2
   )
   one_message(
     crossin('train', '--gin_file=gin_configs/runs/world_tune.gin'),

@@ -157,7 +157,7 @@ class World:
     test_entities: territories that only the test asks about; a multiple of 12 makes every value
       equally frequent.
     shared_relations: told in every language. Eight of ten, because names of one thing come to mean
-      the same to a model only where much is told of it in all languages (docs/evidence.md).
+      the same to a model only where much is told of it in all languages (docs/evidence/setting.md).
     tested_relations: told in English only; the test asks about them.
     english_phrasings: statements per fact in English, 1 to 6.
     other_phrasings: statements per fact in each other language, 1 to 4.
