@@ -84,7 +84,7 @@ COMMANDS = {
     'main',
     'build an instruction set from natural text, step by step',
   ),
-  'bench': ('crossin_jax.bench', 'main', 'measure throughput of training, decoding or data loading'),
+  'bench': ('crossin_jax.bench', 'main', 'measure throughput: training, decoding, data loading'),
   'plan': (
     'crossin_jax.plan.command',
     'main',

@@ -128,12 +128,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the gin flags; `rewrite` turns `--gin.NAME=VALUE` into `--gin_bindings`."""
   group = parser.add_argument_group('configuration')
   group.add_argument(
-    '--gin_file', action='append', default=[], help='gin file; may be repeated, later files override earlier ones'
+    '--gin_file', action='append', default=[], help='gin file; may be repeated, the last one wins'
   )
   group.add_argument(
-    '--gin_search_paths',
-    default='',
-    help='comma-separated folders to search for gin files',
+    '--gin_search_paths', default='', help='comma-separated folders to search for gin files'
   )
   group.add_argument(
     '--gin_bindings', action='append', default=[], metavar='BINDING', help="'NAME = VALUE'"

@@ -3,19 +3,25 @@
 import collections
 import concurrent.futures
 import contextlib
-import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import sys
 import time
 
 import numpy as np
 
 from crossin_jax import config
+from crossin_jax.data import prepared
 from crossin_jax.data.mixture_name import MixtureName
-from crossin_jax.data.prepared import FORMAT, PreparedDataError, safe_file_name, write_part
+from crossin_jax.data.prepared import (
+  FORMAT,
+  PreparedDataError,
+  safe_file_name,
+  write_manifest,
+  write_mixture,
+  write_part,
+)
 from crossin_jax.data.prompts import CHAT, Rejected, stop_id
 from crossin_jax.progress import Progress
 from crossin_jax.storage import mirror, remote
@@ -36,23 +42,22 @@ def prepare(
 ) -> dict:
   """Writes the token files of a Mixture's Tasks, and the Mixture.
 
-  Tasks that are there already are kept if they are what would be written; a started one goes on
-  where it stopped.
+  Existing Tasks are kept if they are up to date; an incomplete one is continued.
 
   Args:
     mixture: name as in `mixtures.MixtureName`.
-    output_dir: D of `data.prepared`; of a remote one what is written is pushed every 30 s,
-      manifests after their parts.
+    output_dir: D of `data.prepared`; files of a remote one are pushed every 30 s, manifests after
+      their parts.
     settings: sources, vocabulary, template, rates.
     workers: processes; None = all cores this process may use.
-    overwrite: write stale Tasks anew instead of refusing them.
+    overwrite: write stale Tasks again instead of raising an error.
 
   Returns:
     {'mixture', 'tasks': number, 'examples', 'tokens', 'loss_tokens', 'dropped': {...}, 'seconds',
-    'tokenised': number of Tasks that were not there}.
+    'tokenised': number of Tasks that were written}.
 
   Raises:
-    PreparedDataError: a Task is there with other settings; names the differences and the remedy.
+    PreparedDataError: a Task exists with other settings; names the differences and the remedy.
     ValueError: see `mixture_entries`.
   """
   started = time.monotonic()
@@ -104,7 +109,7 @@ def _written(output_dir: str, specs: dict[str, TaskSpec]):
 def _write(
   files: mirror.Folder, mixture: str, name: MixtureName, entries, settings, workers, overwrite
 ):
-  """Writes what is not there; returns the Tasks that were not, and all manifests."""
+  """Writes what is missing; returns the written Tasks and all manifests."""
   output_dir, specs = files.path, {entry.task.name: entry.task for entry in entries}
   todo = {}
   for task, spec in specs.items():
@@ -113,46 +118,26 @@ def _write(
   try:
     _tokenise(todo, files, settings.max_length, workers or len(os.sched_getaffinity(0)))
     manifests = {task: _read_manifest(files, task) for task in specs}
-    vocabulary = settings.vocabulary
-    suffix = '.json' if vocabulary.path.endswith('.json') else '.model'
-    vocabulary_file = os.path.join('vocabularies', vocabulary.digest[:16] + suffix)
-    _copy(vocabulary.path, os.path.join(output_dir, vocabulary_file))
-    write_json(
-      os.path.join(output_dir, 'mixtures', f'{mixture}.json'),
+    tasks = [
       {
-        'format': FORMAT,
-        'name': mixture,
-        'tasks': [
-          {
-            'task': entry.task.name,
-            'component': entry.task.component,
-            'rate': entry.rate,
-            'volume': entry.volume,
-            'fingerprint': manifests[entry.task.name]['fingerprint'],
-          }
-          for entry in entries
-        ],
-        'rates': settings.rates,
-        'max_length': settings.max_length,
-        'languages': list(name.languages),
-        'prompts': {
-          'template': settings.template,
-          'tags': settings.preset(name.preset).tags,
-          'chat_template': vocabulary.chat if settings.template == CHAT else None,
-          'stop_id': stop_id(vocabulary, settings.template),
-        },
-        'vocabulary': {
-          'file': vocabulary_file,
-          'digest': vocabulary.digest,
-          'size': vocabulary.size,
-          'bos_id': vocabulary.bos_id,
-          'eos_id': vocabulary.eos_id,
-          # By name, because the files that told them stay behind.
-          'bos_token': vocabulary.token_text(vocabulary.bos_id),
-          'eos_token': vocabulary.token_text(vocabulary.eos_id),
-        },
-      },
-    )
+        'task': entry.task.name,
+        'component': entry.task.component,
+        'rate': entry.rate,
+        'volume': entry.volume,
+        'fingerprint': manifests[entry.task.name]['fingerprint'],
+      }
+      for entry in entries
+    ]
+    prompts = {
+      'template': settings.template,
+      'tags': settings.preset(name.preset).tags,
+      'chat_template': settings.vocabulary.chat if settings.template == CHAT else None,
+      'stop_id': stop_id(settings.vocabulary, settings.template),
+    }
+    write_mixture(
+      output_dir, mixture, tasks, settings.vocabulary, rates=settings.rates,
+      max_length=settings.max_length, languages=list(name.languages), prompts=prompts,
+    )  # fmt: skip
   except remote.RemoteError:
     raise
   except OSError as error:
@@ -163,7 +148,7 @@ def _write(
     )
     raise PreparedDataError(
       f'cannot write in {output_dir} ({error.strerror or error}). Make room there, or {other}; '
-      'parts that are finished are kept'
+      'finished parts are kept'
     ) from error
   return todo, manifests
 
@@ -173,29 +158,25 @@ def _is_prepared(files: mirror.Folder, spec: TaskSpec, max_length: int, overwrit
   if manifest is None:
     return False
   wanted = spec.fingerprint_parts(max_length)
-  if manifest.get('format') == FORMAT and manifest['fingerprint'] == _fingerprint(wanted):
+  if manifest.get('format') == FORMAT and manifest['fingerprint'] == prepared.fingerprint(wanted):
     return True
   if overwrite:
     return False
-  found = manifest.get('fingerprint_parts', {})
+  saved = manifest.get('fingerprint_parts', {})
   differences = [
-    f'{key} was {_short(found.get(key))}, now {_short(wanted[key])}'
+    f'{key} was {_short(saved.get(key))}, now {_short(wanted[key])}'
     for key in wanted
-    if found.get(key) != wanted[key]
+    if saved.get(key) != wanted[key]
   ] or ['written by another version']
   raise PreparedDataError(
     f'{os.path.join(files.url, "tasks", spec.name)} is stale: {"; ".join(differences)}. '
-    'Give --overwrite to write it anew, or another --output_dir'
+    'Give --overwrite to write it again, or another --output_dir'
   )
 
 
 def _short(value) -> str:
   text = str(value)
   return text if len(text) <= 60 else text[:28] + ' ... ' + text[-28:]
-
-
-def _fingerprint(parts: dict) -> str:
-  return hashlib.sha256(json.dumps([FORMAT, parts], sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _read_manifest(files: mirror.Folder, task: str) -> dict | None:
@@ -214,15 +195,15 @@ def _read_manifest(files: mirror.Folder, task: str) -> dict | None:
 def _tokenise(
   specs: dict[str, TaskSpec], files: mirror.Folder, max_length: int, workers: int
 ) -> None:
-  """All parts of all Tasks, then their manifests."""
+  """Writes all parts of all Tasks, then their manifests."""
   jobs, parts, output_dir = [], {}, files.path
   for task, spec in specs.items():
     directory = os.path.join(output_dir, 'tasks', task)
     os.makedirs(directory, exist_ok=True)
-    fingerprint = _fingerprint(spec.fingerprint_parts(max_length))
+    fingerprint = prepared.fingerprint(spec.fingerprint_parts(max_length))
     manifest = os.path.join(directory, 'manifest.json')
     if os.path.exists(manifest):
-      os.unlink(manifest)  # --overwrite: from here on the Task is unfinished
+      os.unlink(manifest)  # --overwrite: the Task is incomplete from here on
     for split in ('train', 'validation'):
       parts[task, split] = []
       count = len(spec.items(split))
@@ -231,7 +212,7 @@ def _tokenise(
         parts[task, split].append(base)
         if not _finished(base, fingerprint):
           jobs.append((task, split, start, min(start + PART, count), base, fingerprint))
-  files.push()  # no manifest is there while its parts change
+  files.push()  # a manifest must not exist while its parts change
   if jobs:
     _run_jobs(jobs, specs, max_length, workers)
   for task, spec in specs.items():
@@ -253,21 +234,10 @@ def _tokenise(
           for key in ('dropped', 'shortened')
         },
       }
-    fingerprint_parts = spec.fingerprint_parts(max_length)
-    set_aside = {
-      f'{language}: {reason}': n for (language, reason), n in spec.source.set_aside().items()
-    }
-    write_json(
-      os.path.join(output_dir, 'tasks', task, 'manifest.json'),
-      {
-        'format': FORMAT,
-        'fingerprint': _fingerprint(fingerprint_parts),
-        'fingerprint_parts': fingerprint_parts,
-        'task': spec.info,
-        'splits': splits,
-        'source_rows_set_aside': set_aside,
-      },
-    )
+    skipped = {f'{language}: {why}': n for (language, why), n in spec.source.set_aside().items()}
+    directory = os.path.join(output_dir, 'tasks', task)
+    parts_of = spec.fingerprint_parts(max_length)
+    write_manifest(directory, parts_of, spec.info, splits, source_rows_set_aside=skipped)
     for split in splits:
       for base in parts[task, split]:
         os.unlink(f'{base}.json')
@@ -286,13 +256,13 @@ def _run_jobs(jobs, specs, max_length, workers) -> None:
   progress.show(0)
   done = 0
   if workers == 1 or sum(job[3] - job[2] for job in jobs) < 2 * PART:
-    # Starting processes costs more than so little work.
+    # Starting processes costs more than this work.
     for job in jobs:
       done += _tokenise_part(specs[job[0]], job, max_length)
       progress.show(done)
     return
-  # A forked worker shares the rows that are read here; but a process with the threads of JAX,
-  # TensorFlow or gcsfs must not fork, and then each worker reads them anew.
+  # A forked worker shares the rows that this process read. A process with the threads of JAX,
+  # TensorFlow or gcsfs must not fork; its workers read the rows again.
   threaded = {'jax', 'tensorflow', 'gcsfs'} & sys.modules.keys()
   context = multiprocessing.get_context('spawn' if threaded else 'fork')
   with concurrent.futures.ProcessPoolExecutor(
@@ -350,14 +320,6 @@ def _tokenise_part(spec: TaskSpec, job, max_length: int) -> int:
     },
   )
   return end - start
-
-
-def _copy(source: str, target: str) -> None:
-  if os.path.exists(target):
-    return
-  os.makedirs(os.path.dirname(target), exist_ok=True)
-  shutil.copyfile(source, f'{target}.writing')
-  os.replace(f'{target}.writing', target)
 
 
 def main(argv: list[str]) -> int:

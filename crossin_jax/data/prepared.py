@@ -8,8 +8,11 @@ D/vocabularies/<digest>.<suffix>        the tokenizer
 
 import dataclasses
 import functools
+import hashlib
+import json
 import os
 import re
+import shutil
 import warnings
 
 import numpy as np
@@ -55,6 +58,62 @@ def write_part(path: str, examples) -> None:
   with files.replacing(path) as temporary:
     with pa.OSFile(temporary, 'wb') as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
       writer.write_batch(batch)
+
+
+def fingerprint(parts: dict) -> str:
+  """Of everything that the tokens of a Task depend on."""
+  return hashlib.sha256(json.dumps([FORMAT, parts], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def write_manifest(directory: str, parts: dict, task: dict, splits: dict, **more) -> dict:
+  """Writes D/tasks/<task>/manifest.json, which makes the Task complete; returns it.
+
+  Args:
+    directory: D/tasks/<task>.
+    parts: what the tokens depend on, see `fingerprint`.
+    task: {'name', 'source', 'component', 'mode', 'source_language', 'target_language'}.
+    splits: split -> {'parts': [{'file', 'examples', 'tokens', 'loss_tokens'}], counts}.
+    **more: further keys.
+  """
+  manifest = {
+    'format': FORMAT,
+    'fingerprint': fingerprint(parts),
+    'fingerprint_parts': parts,
+    'task': task,
+    'splits': splits,
+    **more,
+  }
+  files.write_json(os.path.join(directory, 'manifest.json'), manifest)
+  return manifest
+
+
+def write_mixture(directory: str, name: str, tasks: list[dict], vocabulary, **more) -> None:
+  """Writes D/mixtures/<name>.json, and copies the tokenizer to D/vocabularies.
+
+  Args:
+    directory: D.
+    name: of the mixture.
+    tasks: [{'task', 'component', 'rate', 'volume', 'fingerprint'}].
+    vocabulary: a `Vocabulary`.
+    **more: 'rates', 'max_length', 'languages', 'prompts'.
+  """
+  suffix = '.json' if vocabulary.path.endswith('.json') else '.model'
+  file = os.path.join('vocabularies', vocabulary.digest[:16] + suffix)
+  if not os.path.exists(copy := os.path.join(directory, file)):
+    with files.replacing(copy) as temporary:
+      shutil.copyfile(vocabulary.path, temporary)
+  description = {
+    'file': file,
+    'digest': vocabulary.digest,
+    'size': vocabulary.size,
+    'bos_id': vocabulary.bos_id,
+    'eos_id': vocabulary.eos_id,
+    # By name, because the files beside the tokenizer that name them are not copied.
+    'bos_token': vocabulary.token_text(vocabulary.bos_id),
+    'eos_token': vocabulary.token_text(vocabulary.eos_id),
+  }
+  mixture = {'format': FORMAT, 'name': name, 'tasks': tasks, **more, 'vocabulary': description}
+  files.write_json(os.path.join(directory, 'mixtures', f'{name}.json'), mixture)
 
 
 class TaskSplit:

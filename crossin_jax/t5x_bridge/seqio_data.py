@@ -3,23 +3,27 @@
     python -m crossin_jax.t5x_bridge.seqio_data --mixture my_mixture --module my_tasks --output_dir
     prepared --max_length 2048
 
-Needs no T5X. Mixtures of this project are better prepared by `crossin prepare`, which is faster and
-keeps languages apart.
+It does not need T5X. Prepare this project's own mixtures with `crossin prepare`, which is faster
+and keeps languages apart.
 """
 
 import hashlib
 import importlib
-import json
 import os
-import shutil
 import sys
 
 import numpy as np
 
-from crossin_jax.data.prepared import FORMAT, PreparedDataError, safe_file_name, write_part
+from crossin_jax.data.prepared import (
+  PreparedDataError,
+  safe_file_name,
+  write_manifest,
+  write_mixture,
+  write_part,
+)
 from crossin_jax.data.vocabulary import Vocabulary
 from crossin_jax.progress import Progress
-from crossin_jax.storage.files import read_json, write_json
+from crossin_jax.storage.files import read_json
 from crossin_jax.workflow import command_line
 
 PART = 8192  # examples in one file
@@ -32,8 +36,8 @@ def prepare(
   """Writes one epoch of every Task of a SeqIO Mixture, unshuffled, and the Mixture with its rates.
 
   A Task has `targets`, and `inputs` (the prompt, not trained) or `loss_weights`, or neither (all is
-  trained). What its preprocessors append, the stop token for instance, is kept as it is. Examples
-  longer than max_length are left out and counted.
+  trained). What its preprocessors append, such as a stop token, is kept. Examples longer than
+  max_length are skipped and counted.
 
   Args:
     mixture: name of a registered Task or Mixture.
@@ -52,70 +56,30 @@ def prepare(
   import seqio
 
   try:
-    found = seqio.get_mixture_or_task(mixture)
+    registered = seqio.get_mixture_or_task(mixture)
   except ValueError as error:
     raise PreparedDataError(
       f'{error}. Give --module, the Python module that registers {mixture}'
     ) from None
-  tasks = seqio.get_subtasks(found)
-  rates = [
-    float(found.get_rate(task)) if isinstance(found, seqio.Mixture) else 1.0 for task in tasks
-  ]
-  vocabulary = vocabulary or _vocabulary_of(found.output_features['targets'].vocabulary)
-  file = os.path.join(
-    'vocabularies',
-    vocabulary.digest[:16] + ('.json' if vocabulary.path.endswith('.json') else '.model'),
-  )
-  os.makedirs(os.path.join(output_dir, 'vocabularies'), exist_ok=True)
-  shutil.copyfile(vocabulary.path, os.path.join(output_dir, f'{file}.writing'))
-  os.replace(os.path.join(output_dir, f'{file}.writing'), os.path.join(output_dir, file))
-
+  tasks = seqio.get_subtasks(registered)
+  is_mixture = isinstance(registered, seqio.Mixture)
+  rates = [float(registered.get_rate(task)) if is_mixture else 1.0 for task in tasks]
+  vocabulary = vocabulary or _vocabulary_of(registered.output_features['targets'].vocabulary)
   entries, totals = [], {'examples': 0, 'tokens': 0, 'dropped': 0}
   for task, rate in zip(tasks, rates):
     name = _file_name(task.name)
     manifest = _write_task(task, name, output_dir, max_length, vocabulary)
-    entries.append(
-      {
-        'task': name,
-        'component': 'seqio',
-        'rate': rate,
-        'volume': None,
-        'fingerprint': manifest['fingerprint'],
-      }
-    )
+    entry = {'task': name, 'component': 'seqio', 'rate': rate / sum(rates), 'volume': None}
+    entries.append(entry | {'fingerprint': manifest['fingerprint']})
     for split in manifest['splits'].values():
       totals['examples'] += split['examples']
       totals['tokens'] += split['tokens']
       totals['dropped'] += split['dropped']['longer than max_length']
-  total = sum(rates)
-  for entry in entries:
-    entry['rate'] /= total
-  write_json(
-    os.path.join(output_dir, 'mixtures', f'{_file_name(mixture)}.json'),
-    {
-      'format': FORMAT,
-      'name': _file_name(mixture),
-      'tasks': entries,
-      'rates': 'seqio',
-      'max_length': max_length,
-      'languages': [],
-      'prompts': {
-        'template': 'plain',
-        'tags': False,
-        'chat_template': None,
-        'stop_id': vocabulary.eos_id,
-      },
-      'vocabulary': {
-        'file': file,
-        'digest': vocabulary.digest,
-        'size': vocabulary.size,
-        'bos_id': vocabulary.bos_id,
-        'eos_id': vocabulary.eos_id,
-        'bos_token': vocabulary.token_text(vocabulary.bos_id),
-        'eos_token': vocabulary.token_text(vocabulary.eos_id),
-      },
-    },
-  )
+  prompts = {'template': 'plain', 'tags': False, 'chat_template': None}
+  write_mixture(
+    output_dir, _file_name(mixture), entries, vocabulary, rates='seqio', max_length=max_length,
+    languages=[], prompts=prompts | {'stop_id': vocabulary.eos_id},
+  )  # fmt: skip
   return {'mixture': _file_name(mixture), **totals}
 
 
@@ -126,9 +90,9 @@ def _file_name(name: str) -> str:
 
 def _vocabulary_of(vocabulary) -> Vocabulary:
   """The tokenizer file behind a SeqIO vocabulary."""
-  own = getattr(vocabulary, '_vocabulary', None)
-  if isinstance(own, Vocabulary):
-    return own
+  wrapped = getattr(vocabulary, '_vocabulary', None)
+  if isinstance(wrapped, Vocabulary):
+    return wrapped
   path = getattr(vocabulary, 'sentencepiece_model_file', None) or getattr(
     vocabulary, '_sentencepiece_model_file', None
   )
@@ -149,77 +113,59 @@ def _write_task(task, name: str, output_dir: str, max_length: int, vocabulary: V
       raise PreparedDataError(
         f'{directory} was written by `crossin prepare`; give another --output_dir'
       )
-    os.unlink(manifest)  # from here on the Task is unfinished
+    os.unlink(manifest)  # the Task is incomplete from here on
   os.makedirs(directory, exist_ok=True)
-  splits, digest = {}, hashlib.sha256()
-  for split in SPLITS:
-    if split not in task.splits:
-      continue
-    parts, part, dropped, progress = (
-      [],
-      [],
-      0,
-      Progress(task.num_input_examples(split) or 0, f'{task.name} {split}: examples'),
-    )
-
-    def flush(split=split, parts=parts):
-      file = f'{split}-{len(parts):05d}.arrow'
-      write_part(os.path.join(directory, file), part)
-      parts.append(
-        {
-          'file': file,
-          'examples': len(part),
-          'tokens': int(sum(len(tokens) for _, _, tokens, _ in part)),
-          'loss_tokens': float(sum(weights.sum() for *_, weights in part)),
-        }
-      )
-      part.clear()
-
-    # More room than max_length, or SeqIO would cut over-long examples without a word.
-    lengths = {
-      key: max_length + 1
-      for key in ('inputs', 'targets', 'loss_weights')
-      if key in task.output_features
-    }
-    examples = task.get_dataset(
-      sequence_length=lengths, split=split, shuffle=False, num_epochs=1
-    ).as_numpy_iterator()
-    for rank, example in enumerate(examples):
-      tokens, weights = _tokens(task.name, rank, example, vocabulary)
-      progress.show(rank + 1)
-      if len(tokens) > max_length:
-        dropped += 1
-        continue
-      digest.update(tokens.tobytes() + weights.tobytes())
-      part.append((_id(example, f'{split}/{rank}'), rank, tokens, weights))
-      if len(part) == PART:
-        flush()
-    if part or not parts:
-      flush()
-    count = lambda key, parts=parts: sum(record[key] for record in parts)
-    splits[split] = {
-      'parts': parts,
-      **{key: count(key) for key in ('examples', 'tokens', 'loss_tokens')},
-      'dropped': {'longer than max_length': dropped},
-    }
+  digest = hashlib.sha256()
+  splits = {
+    split: _write_split(task, split, directory, max_length, vocabulary, digest)
+    for split in SPLITS
+    if split in task.splits
+  }
   parts = {
     'seqio task': task.name,
     'max_length': max_length,
     'vocabulary': vocabulary.digest,
     'examples': digest.hexdigest(),
   }
-  value = {
-    'format': FORMAT,
-    'fingerprint': hashlib.sha256(json.dumps([FORMAT, parts], sort_keys=True).encode()).hexdigest()[:32],
-    'fingerprint_parts': parts,
-    'task': {
-      'name': name, 'source': name, 'component': 'seqio', 'mode': 'seqio', 'source_language': 'und',
-      'target_language': 'und',
-    },
-    'splits': splits,
-  }  # fmt: skip
-  write_json(manifest, value)
-  return value
+  info = {'name': name, 'source': name, 'component': 'seqio', 'mode': 'seqio'}
+  languages = {'source_language': 'und', 'target_language': 'und'}
+  return write_manifest(directory, parts, info | languages, splits)
+
+
+def _write_split(task, split: str, directory: str, max_length: int, vocabulary, digest) -> dict:
+  """Writes the Arrow files of a split, updates the digest with its tokens; returns its counts."""
+  parts, part, dropped = [], [], 0
+  progress = Progress(task.num_input_examples(split) or 0, f'{task.name} {split}: examples')
+
+  def flush():
+    file = f'{split}-{len(parts):05d}.arrow'
+    write_part(os.path.join(directory, file), part)
+    tokens = int(sum(len(tokens) for _, _, tokens, _ in part))
+    loss_tokens = float(sum(weights.sum() for *_, weights in part))
+    counts = {'examples': len(part), 'tokens': tokens, 'loss_tokens': loss_tokens}
+    parts.append({'file': file, **counts})
+    part.clear()
+
+  # Longer than max_length, because SeqIO cuts over-long examples without a message.
+  features = [key for key in ('inputs', 'targets', 'loss_weights') if key in task.output_features]
+  lengths = dict.fromkeys(features, max_length + 1)
+  dataset = task.get_dataset(sequence_length=lengths, split=split, shuffle=False, num_epochs=1)
+  for rank, example in enumerate(dataset.as_numpy_iterator()):
+    tokens, weights = _tokens(task.name, rank, example, vocabulary)
+    progress.show(rank + 1)
+    if len(tokens) > max_length:
+      dropped += 1
+      continue
+    digest.update(tokens.tobytes() + weights.tobytes())
+    part.append((_id(example, f'{split}/{rank}'), rank, tokens, weights))
+    if len(part) == PART:
+      flush()
+  if part or not parts:
+    flush()
+  totals = {
+    key: sum(record[key] for record in parts) for key in ('examples', 'tokens', 'loss_tokens')
+  }
+  return {'parts': parts, **totals, 'dropped': {'longer than max_length': dropped}}
 
 
 def _tokens(
