@@ -296,7 +296,7 @@ class World:
 
   @functools.cached_property
   def questions(self) -> tuple[Question, ...]:
-    """Test questions: every tested fact of every test entity, with three other values as options."""
+    """Test questions: every tested fact of every test entity, with three other values."""
     questions = []
     for fact in self.facts:
       if fact.group == 'test' and fact.relation in self.tested_relations:
