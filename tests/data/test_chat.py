@@ -162,9 +162,8 @@ def test_what_training_used_is_used_again(byte_level, tiny_settings, tmp_path):
     workers=1,
   )
   prepared = PreparedMixture(str(tmp_path / 'data'), mixture)
-  run_directory.describe(str(tmp_path / 'run'), prepared) if os.makedirs(
-    tmp_path / 'run'
-  ) is None else None
+  os.makedirs(tmp_path / 'run')
+  run_directory.describe(str(tmp_path / 'run'), prepared, '')
   os.unlink(vocabulary.path)
   prompts = Prompts(str(tmp_path / 'run'))
   assert prompts.template == 'chat' and prompts.stop_id == SPECIALS.index('<|im_end|>')
