@@ -3,19 +3,24 @@
 import collections
 import concurrent.futures
 import contextlib
-import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import sys
 import time
 
 import numpy as np
 
 from crossin_jax import config
+from crossin_jax.data import prepared
 from crossin_jax.data.mixture_name import MixtureName
-from crossin_jax.data.prepared import FORMAT, PreparedDataError, safe_file_name, write_part
+from crossin_jax.data.prepared import (
+  FORMAT,
+  PreparedDataError,
+  fingerprint,
+  safe_file_name,
+  write_part,
+)  # fmt: skip
 from crossin_jax.data.prompts import CHAT, Rejected, stop_id
 from crossin_jax.progress import Progress
 from crossin_jax.storage import mirror, remote
@@ -36,23 +41,22 @@ def prepare(
 ) -> dict:
   """Writes the token files of a Mixture's Tasks, and the Mixture.
 
-  Tasks that are there already are kept if they are what would be written; a started one goes on
-  where it stopped.
+  Existing Tasks with the same settings are kept; an unfinished Task is continued.
 
   Args:
     mixture: name as in `mixtures.MixtureName`.
-    output_dir: D of `data.prepared`; of a remote one what is written is pushed every 30 s,
-      manifests after their parts.
+    output_dir: D of `data.prepared`; a remote one is pushed to every 30 s, manifests after their
+      parts.
     settings: sources, vocabulary, template, rates.
     workers: processes; None = all cores this process may use.
-    overwrite: write stale Tasks anew instead of refusing them.
+    overwrite: rewrite stale Tasks instead of raising an error.
 
   Returns:
     {'mixture', 'tasks': number, 'examples', 'tokens', 'loss_tokens', 'dropped': {...}, 'seconds',
-    'tokenised': number of Tasks that were not there}.
+    'tokenised': number of new Tasks}.
 
   Raises:
-    PreparedDataError: a Task is there with other settings; names the differences and the remedy.
+    PreparedDataError: a Task exists with other settings; names the differences and the remedy.
     ValueError: see `mixture_entries`.
   """
   started = time.monotonic()
@@ -81,8 +85,10 @@ def prepare(
 
 
 def _written(output_dir: str, specs: dict[str, TaskSpec]):
-  """The folder to write in; of a remote one the Mirror, with the manifests of finished Tasks and
-  all of those that were begun.
+  """The folder to write in.
+
+  For a remote folder this is a Mirror with the manifests of finished Tasks and all files of
+  unfinished ones.
   """
   if not remote.is_remote(output_dir):
     return contextlib.nullcontext(mirror.Folder(output_dir))
@@ -104,68 +110,51 @@ def _written(output_dir: str, specs: dict[str, TaskSpec]):
 def _write(
   files: mirror.Folder, mixture: str, name: MixtureName, entries, settings, workers, overwrite
 ):
-  """Writes what is not there; returns the Tasks that were not, and all manifests."""
-  output_dir, specs = files.path, {entry.task.name: entry.task for entry in entries}
-  todo = {}
-  for task, spec in specs.items():
-    if not _is_prepared(files, spec, settings.max_length, overwrite):
-      todo[task] = spec
+  """Writes what is missing; returns the Tasks that were missing, and all manifests."""
+  specs = {entry.task.name: entry.task for entry in entries}
+  todo = {
+    task: spec
+    for task, spec in specs.items()
+    if not _is_prepared(files, spec, settings.max_length, overwrite)
+  }
   try:
     _tokenise(todo, files, settings.max_length, workers or len(os.sched_getaffinity(0)))
     manifests = {task: _read_manifest(files, task) for task in specs}
-    vocabulary = settings.vocabulary
-    suffix = '.json' if vocabulary.path.endswith('.json') else '.model'
-    vocabulary_file = os.path.join('vocabularies', vocabulary.digest[:16] + suffix)
-    _copy(vocabulary.path, os.path.join(output_dir, vocabulary_file))
-    write_json(
-      os.path.join(output_dir, 'mixtures', f'{mixture}.json'),
-      {
-        'format': FORMAT,
-        'name': mixture,
-        'tasks': [
-          {
-            'task': entry.task.name,
-            'component': entry.task.component,
-            'rate': entry.rate,
-            'volume': entry.volume,
-            'fingerprint': manifests[entry.task.name]['fingerprint'],
-          }
-          for entry in entries
-        ],
-        'rates': settings.rates,
-        'max_length': settings.max_length,
-        'languages': list(name.languages),
-        'prompts': {
-          'template': settings.template,
-          'tags': settings.preset(name.preset).tags,
-          'chat_template': vocabulary.chat if settings.template == CHAT else None,
-          'stop_id': stop_id(vocabulary, settings.template),
-        },
-        'vocabulary': {
-          'file': vocabulary_file,
-          'digest': vocabulary.digest,
-          'size': vocabulary.size,
-          'bos_id': vocabulary.bos_id,
-          'eos_id': vocabulary.eos_id,
-          # By name, because the files that told them stay behind.
-          'bos_token': vocabulary.token_text(vocabulary.bos_id),
-          'eos_token': vocabulary.token_text(vocabulary.eos_id),
-        },
-      },
-    )
+    _write_mixture(files.path, mixture, name, entries, settings, manifests)
   except remote.RemoteError:
     raise
   except OSError as error:
     other = (
       'give another --output_dir'
-      if output_dir == files.url
+      if files.path == files.url
       else 'set CROSSIN_CACHE to a folder on another disk'
     )
     raise PreparedDataError(
-      f'cannot write in {output_dir} ({error.strerror or error}). Make room there, or {other}; '
+      f'cannot write in {files.path} ({error.strerror or error}). Make room there, or {other}; '
       'parts that are finished are kept'
     ) from error
   return todo, manifests
+
+
+def _write_mixture(directory: str, mixture: str, name: MixtureName, entries, settings, manifests):
+  vocabulary, template = settings.vocabulary, settings.template
+  tasks = [
+    {
+      'task': entry.task.name, 'component': entry.task.component, 'rate': entry.rate,
+      'volume': entry.volume, 'fingerprint': manifests[entry.task.name]['fingerprint'],
+    }
+    for entry in entries
+  ]  # fmt: skip
+  prompts = {
+    'template': template,
+    'tags': settings.preset(name.preset).tags,
+    'chat_template': vocabulary.chat if template == CHAT else None,
+    'stop_id': stop_id(vocabulary, template),
+  }
+  prepared.write_mixture(
+    directory, mixture, tasks, vocabulary, rates=settings.rates, max_length=settings.max_length,
+    languages=list(name.languages), prompts=prompts,
+  )  # fmt: skip
 
 
 def _is_prepared(files: mirror.Folder, spec: TaskSpec, max_length: int, overwrite: bool) -> bool:
@@ -173,7 +162,7 @@ def _is_prepared(files: mirror.Folder, spec: TaskSpec, max_length: int, overwrit
   if manifest is None:
     return False
   wanted = spec.fingerprint_parts(max_length)
-  if manifest.get('format') == FORMAT and manifest['fingerprint'] == _fingerprint(wanted):
+  if manifest.get('format') == FORMAT and manifest['fingerprint'] == fingerprint(wanted):
     return True
   if overwrite:
     return False
@@ -194,10 +183,6 @@ def _short(value) -> str:
   return text if len(text) <= 60 else text[:28] + ' ... ' + text[-28:]
 
 
-def _fingerprint(parts: dict) -> str:
-  return hashlib.sha256(json.dumps([FORMAT, parts], sort_keys=True).encode()).hexdigest()[:32]
-
-
 def _read_manifest(files: mirror.Folder, task: str) -> dict | None:
   try:
     with open(os.path.join(files.path, 'tasks', task, 'manifest.json'), encoding='utf-8') as f:
@@ -214,24 +199,24 @@ def _read_manifest(files: mirror.Folder, task: str) -> dict | None:
 def _tokenise(
   specs: dict[str, TaskSpec], files: mirror.Folder, max_length: int, workers: int
 ) -> None:
-  """All parts of all Tasks, then their manifests."""
+  """Writes all parts of all Tasks, then their manifests."""
   jobs, parts, output_dir = [], {}, files.path
   for task, spec in specs.items():
     directory = os.path.join(output_dir, 'tasks', task)
     os.makedirs(directory, exist_ok=True)
-    fingerprint = _fingerprint(spec.fingerprint_parts(max_length))
+    digest = fingerprint(spec.fingerprint_parts(max_length))
     manifest = os.path.join(directory, 'manifest.json')
     if os.path.exists(manifest):
-      os.unlink(manifest)  # --overwrite: from here on the Task is unfinished
+      os.unlink(manifest)  # --overwrite: the Task is unfinished from here on
     for split in ('train', 'validation'):
       parts[task, split] = []
       count = len(spec.items(split))
       for start in range(0, count, PART):
         base = os.path.join(directory, f'{split}-{start // PART:05d}')
         parts[task, split].append(base)
-        if not _finished(base, fingerprint):
-          jobs.append((task, split, start, min(start + PART, count), base, fingerprint))
-  files.push()  # no manifest is there while its parts change
+        if not _finished(base, digest):
+          jobs.append((task, split, start, min(start + PART, count), base, digest))
+  files.push()  # the manifest must be absent while its parts change
   if jobs:
     _run_jobs(jobs, specs, max_length, workers)
   for task, spec in specs.items():
@@ -253,30 +238,22 @@ def _tokenise(
           for key in ('dropped', 'shortened')
         },
       }
-    fingerprint_parts = spec.fingerprint_parts(max_length)
     set_aside = {
       f'{language}: {reason}': n for (language, reason), n in spec.source.set_aside().items()
     }
-    write_json(
-      os.path.join(output_dir, 'tasks', task, 'manifest.json'),
-      {
-        'format': FORMAT,
-        'fingerprint': _fingerprint(fingerprint_parts),
-        'fingerprint_parts': fingerprint_parts,
-        'task': spec.info,
-        'splits': splits,
-        'source_rows_set_aside': set_aside,
-      },
-    )
+    prepared.write_manifest(
+      output_dir, task, spec.fingerprint_parts(max_length), spec.info, splits,
+      source_rows_set_aside=set_aside,
+    )  # fmt: skip
     for split in splits:
       for base in parts[task, split]:
         os.unlink(f'{base}.json')
 
 
-def _finished(base: str, fingerprint: str) -> bool:
+def _finished(base: str, digest: str) -> bool:
   try:
     with open(f'{base}.json', encoding='utf-8') as f:
-      return json.load(f)['fingerprint'] == fingerprint and os.path.exists(f'{base}.arrow')
+      return json.load(f)['fingerprint'] == digest and os.path.exists(f'{base}.arrow')
   except (OSError, ValueError, KeyError):
     return False
 
@@ -286,13 +263,13 @@ def _run_jobs(jobs, specs, max_length, workers) -> None:
   progress.show(0)
   done = 0
   if workers == 1 or sum(job[3] - job[2] for job in jobs) < 2 * PART:
-    # Starting processes costs more than so little work.
+    # Starting processes takes longer than this little work.
     for job in jobs:
       done += _tokenise_part(specs[job[0]], job, max_length)
       progress.show(done)
     return
-  # A forked worker shares the rows that are read here; but a process with the threads of JAX,
-  # TensorFlow or gcsfs must not fork, and then each worker reads them anew.
+  # A forked worker shares the rows read in this process. A process with the threads of JAX,
+  # TensorFlow or gcsfs must not fork, so there each worker reads the rows again.
   threaded = {'jax', 'tensorflow', 'gcsfs'} & sys.modules.keys()
   context = multiprocessing.get_context('spawn' if threaded else 'fork')
   with concurrent.futures.ProcessPoolExecutor(
@@ -322,8 +299,8 @@ def _job(job) -> int:
 
 
 def _tokenise_part(spec: TaskSpec, job, max_length: int) -> int:
-  """Writes one part and its record; returns how many items it covered."""
-  _, split, start, end, base, fingerprint = job
+  """Writes one part and its record; returns the number of items it covers."""
+  _, split, start, end, base, digest = job
   examples, dropped, shortened = [], collections.Counter(), collections.Counter()
   for rank, row in spec.items(split)[start:end].tolist():
     fields = spec.fields(row)
@@ -339,7 +316,7 @@ def _tokenise_part(spec: TaskSpec, job, max_length: int) -> int:
   write_json(
     f'{base}.json',
     {
-      'fingerprint': fingerprint,
+      'fingerprint': digest,
       'file': os.path.basename(base) + '.arrow',
       'rows': end - start,
       'examples': len(examples),
@@ -350,14 +327,6 @@ def _tokenise_part(spec: TaskSpec, job, max_length: int) -> int:
     },
   )
   return end - start
-
-
-def _copy(source: str, target: str) -> None:
-  if os.path.exists(target):
-    return
-  os.makedirs(os.path.dirname(target), exist_ok=True)
-  shutil.copyfile(source, f'{target}.writing')
-  os.replace(f'{target}.writing', target)
 
 
 def main(argv: list[str]) -> int:

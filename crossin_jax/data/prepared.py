@@ -8,8 +8,11 @@ D/vocabularies/<digest>.<suffix>        the tokenizer that made the tokens
 
 import dataclasses
 import functools
+import hashlib
+import json
 import os
 import re
+import shutil
 import warnings
 
 import numpy as np
@@ -57,6 +60,73 @@ def write_part(path: str, examples) -> None:
   with files.replacing(path) as temporary:
     with pa.OSFile(temporary, 'wb') as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
       writer.write_batch(batch)
+
+
+def fingerprint(parts: dict) -> str:
+  """Hash of the format and of everything that the examples of a Task depend on."""
+  return hashlib.sha256(json.dumps([FORMAT, parts], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def write_manifest(
+  directory: str, task: str, parts: dict, info: dict, splits: dict, **extra
+) -> dict:
+  """Writes and returns the manifest of a finished Task.
+
+  Args:
+    directory: D.
+    task: name of the Task.
+    parts: see `fingerprint`.
+    info: 'source', 'mode', 'source_language', 'target_language' and such.
+    splits: 'train' and 'validation' -> parts and counts.
+    **extra: further keys.
+  """
+  manifest = {
+    'format': FORMAT, 'fingerprint': fingerprint(parts), 'fingerprint_parts': parts, 'task': info,
+    'splits': splits, **extra,
+  }  # fmt: skip
+  files.write_json(os.path.join(directory, 'tasks', task, 'manifest.json'), manifest)
+  return manifest
+
+
+def copy_vocabulary(directory: str, vocabulary) -> dict:
+  """Copies a tokenizer file into D/vocabularies; returns its description in a mixture's JSON."""
+  suffix = '.json' if vocabulary.path.endswith('.json') else '.model'
+  file = os.path.join('vocabularies', vocabulary.digest[:16] + suffix)
+  path = os.path.join(directory, file)
+  if not os.path.exists(path):
+    with files.replacing(path) as temporary:
+      shutil.copyfile(vocabulary.path, temporary)
+  return {
+    'file': file, 'digest': vocabulary.digest, 'size': vocabulary.size,
+    'bos_id': vocabulary.bos_id, 'eos_id': vocabulary.eos_id,
+    # By name, because the files that define them are not copied.
+    'bos_token': vocabulary.token_text(vocabulary.bos_id),
+    'eos_token': vocabulary.token_text(vocabulary.eos_id),
+  }  # fmt: skip
+
+
+def write_mixture(
+  directory: str, name: str, tasks: list[dict], vocabulary, *, rates, max_length: int,
+  languages: list[str], prompts: dict,
+) -> None:  # fmt: skip
+  """Writes a mixture and the tokenizer of its tokens.
+
+  Args:
+    directory: D.
+    name: of the mixture.
+    tasks: {'task', 'component', 'rate', 'volume', 'fingerprint'} of each Task.
+    vocabulary: the `Vocabulary`.
+    rates: how the rates were computed.
+    max_length: most tokens of an example.
+    languages: codes.
+    prompts: 'template', 'tags', 'chat_template', 'stop_id'.
+  """
+  description = {
+    'format': FORMAT, 'name': name, 'tasks': tasks, 'rates': rates, 'max_length': max_length,
+    'languages': languages, 'prompts': prompts,
+    'vocabulary': copy_vocabulary(directory, vocabulary),
+  }  # fmt: skip
+  files.write_json(os.path.join(directory, 'mixtures', f'{name}.json'), description)
 
 
 class TaskSplit:

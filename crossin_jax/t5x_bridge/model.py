@@ -28,7 +28,7 @@ def t5x_model(
   temperature: float = 0.0,
   top_k: int = 0,
 ):
-  """A `t5x.models.DecoderOnlyModel` that keeps this project's loss weights and its tokens of id 0.
+  """A `t5x.models.DecoderOnlyModel` with fractional loss weights and real tokens of id 0.
 
   Args:
     module: `models.decoder.Decoder`, or any with its call signature.
@@ -42,7 +42,7 @@ def t5x_model(
     top_k: tokens sampled among; 0 = all.
 
   Raises:
-    ValueError: adapters on a quantised base: T5X holds parameters as they are.
+    ValueError: adapters on a quantised base, which T5X cannot store.
   """
   adapters = lora.of_model(module)
   if adapters is not None and adapters.base_dtype in lora.QUANTISED:
@@ -65,8 +65,9 @@ def prepared_vocabulary(data_dir: str, mixture: str) -> Vocabulary:
 
 
 def prompt_lengths(causal_BL: jax.Array) -> jax.Array:
-  """Tokens of each prompt without BOS; int [B]. T5X counts ids other than 0 instead, and loses real
-  ones.
+  """Tokens of each prompt without BOS; int [B].
+
+  T5X counts ids other than 0 instead and misses real tokens of id 0.
 
   `decoder_causal_attention` has a one for BOS and each token of the prompt: 1 1 1 0 0 is a prompt
   of two.
@@ -75,14 +76,14 @@ def prompt_lengths(causal_BL: jax.Array) -> jax.Array:
 
 
 def ended(tokens: jax.Array, prompt_lengths_B: jax.Array, stop_id: int, eos_id: int) -> jax.Array:
-  """Predictions without the zeros that T5X writes behind their end, where 0 may be a real token.
+  """Replaces the zeros that T5X writes after the end of a prediction, where 0 may be a real token.
 
       prompt of 2, stop 9, eos 3:  tokens 0 7 9 0 0 0  ->  0 7 3 3 3 3
       no stop within length 6:     tokens 4 0 5 8 0 0  ->  4 0 5 8 3 3
 
   Args:
-    tokens: int [B, ..., L], what follows the prompt, from the left; the last `prompt_lengths`
-      places hold nothing.
+    tokens: int [B, ..., L], the tokens after the prompt; the last `prompt_lengths` positions
+      are unused.
     prompt_lengths_B: int [B].
     stop_id: ends a prediction.
     eos_id: written from there on.
@@ -93,10 +94,45 @@ def ended(tokens: jax.Array, prompt_lengths_B: jax.Array, stop_id: int, eos_id: 
   return jnp.where(over, eos_id, tokens)
 
 
+def _metrics(batch, loss_BL) -> dict:
+  """The metrics of a batch, from its token losses [B, L]."""
+  import clu.metrics
+  from t5x import metrics
+
+  weights_BL = batch['decoder_loss_weights'].astype(loss_BL.dtype)
+  total = jnp.where(weights_BL != 0, loss_BL * weights_BL, 0).sum()
+  mean = clu.metrics.Average(total=total, count=weights_BL.sum())
+  rows, size = jnp.asarray(loss_BL.shape[0]), jnp.asarray(loss_BL.size)
+  tokens = jnp.sum(batch['decoder_segment_ids'] > 0)
+  return {
+    'loss': mean,
+    'loss_per_nonpadding_target_token': mean,
+    'loss_tokens': metrics.Sum.from_model_output(weights_BL.sum()),
+    'tokens': metrics.Sum.from_model_output(tokens),
+    'non_padding_fraction/decoder': clu.metrics.Average(total=tokens, count=size),
+    'timing/seqs_per_second': metrics.TimeRate.from_model_output(numerator=rows),
+    'timing/target_tokens_per_second': metrics.TimeRate.from_model_output(numerator=size),
+    'timing/steps_per_second': metrics.StepsPerTime.from_model_output(),
+    'timing/seconds': metrics.Time(),
+  }
+
+
+def _prefilled(module, params, inputs, causal_BL, lengths_B):
+  """The KV cache after the prompts of `lengths_B` tokens have been read."""
+  apply, ones = functools.partial(module.apply, mutable=['cache']), jnp.ones_like(inputs)
+  _, empty = apply({'params': params}, ones, ones, enable_dropout=False, decode=True)
+  _, filled = apply(
+    {'params': params, 'cache': empty['cache']}, inputs, inputs,
+    decoder_causal_attention=causal_BL, enable_dropout=False, prefill=True,
+    prefill_lengths=lengths_B,
+  )  # fmt: skip
+  return filled['cache']
+
+
 @functools.cache
 def _model_class():
   import clu.metrics
-  from t5x import decoding, metrics, models
+  from t5x import decoding, models
 
   from seqio_tasks.feature_converter import AnyTaskFeatureConverter
   from seqio_tasks.vocabularies import SeqioVocabulary
@@ -120,7 +156,7 @@ def _model_class():
       self._stop_id = vocabulary.eos_id if stop_id is None else stop_id
 
     def get_initial_variables(self, rng, input_shapes, input_types=None):
-      """As T5X's, also where it is told no types, as by t5x.eval."""
+      """As in T5X, but also without types, which t5x.eval does not pass."""
       del input_types
       return super().get_initial_variables(rng, input_shapes, {'decoder_input_tokens': jnp.int32})
 
@@ -134,13 +170,13 @@ def _model_class():
       objective, loss_BL = losses.cross_entropy(
         self.module, params, batch, self._z_loss, dropout_rng
       )
-      return objective, self._metrics(batch, loss_BL)
+      return objective, _metrics(batch, loss_BL)
 
     def eval_fn(self, params, batch):
-      """As `loss_fn`, and the accuracy, for which the logits of the batch are held whole."""
+      """As `loss_fn`, with the accuracy, which needs the logits of the complete batch."""
       logits_BLV = self._compute_logits(params, batch)
       loss_BL, _ = losses.token_losses(logits_BLV, batch['decoder_target_tokens'])
-      found = self._metrics(batch, loss_BL)
+      found = _metrics(batch, loss_BL)
       found['accuracy'] = clu.metrics.Accuracy.from_model_output(
         logits=logits_BLV,
         labels=batch['decoder_target_tokens'],
@@ -148,52 +184,15 @@ def _model_class():
       )
       return found['loss'].compute(), found
 
-    def _metrics(self, batch, loss_BL):
-      weights_BL = batch['decoder_loss_weights'].astype(loss_BL.dtype)
-      total = jnp.where(weights_BL != 0, loss_BL * weights_BL, 0).sum()
-      mean = clu.metrics.Average(total=total, count=weights_BL.sum())
-      rows, tokens = loss_BL.shape[0], jnp.sum(batch['decoder_segment_ids'] > 0)
-      return {
-        'loss': mean,
-        'loss_per_nonpadding_target_token': mean,
-        'loss_tokens': metrics.Sum.from_model_output(weights_BL.sum()),
-        'tokens': metrics.Sum.from_model_output(tokens),
-        'non_padding_fraction/decoder': clu.metrics.Average(
-          total=tokens, count=jnp.asarray(loss_BL.size)
-        ),
-        'timing/seqs_per_second': metrics.TimeRate.from_model_output(numerator=jnp.asarray(rows)),
-        'timing/target_tokens_per_second': metrics.TimeRate.from_model_output(
-          numerator=jnp.asarray(loss_BL.size)
-        ),
-        'timing/steps_per_second': metrics.StepsPerTime.from_model_output(),
-        'timing/seconds': metrics.Time(),
-      }
-
     def _compute_kv_cache(self, params, inputs, causal_attention_mask):
       lengths_B = prompt_lengths(causal_attention_mask)
-      ones = jnp.ones_like(inputs)
-      _, made = self.module.apply(
-        {'params': params}, ones, ones, enable_dropout=False, decode=True, mutable=['cache']
-      )
-      _, filled = self.module.apply(
-        {'params': params, 'cache': made['cache']},
-        inputs,
-        inputs,
-        decoder_causal_attention=self._get_decoder_causal_attention(
-          {'decoder_causal_attention': causal_attention_mask}
-        ),
-        enable_dropout=False,
-        prefill=True,
-        prefill_lengths=lengths_B,
-        mutable=['cache'],
-      )
-      return filled['cache'], lengths_B
+      batch = {'decoder_causal_attention': causal_attention_mask}
+      causal_BL = self._get_decoder_causal_attention(batch)
+      return _prefilled(self.module, params, inputs, causal_BL, lengths_B), lengths_B
 
     def predict_batch_with_aux(self, params, batch, rng=None, *, decoder_params=None, **options):
-      """Predictions [B, L]: from the first token behind the prompt, the stop token and all behind
-      it being eos.
-      """
-      # T5X takes an eos of id 0 for none
+      """Predictions [B, L] after the prompt; the stop token and all after it are eos."""
+      # T5X ignores an eos of id 0.
       decoder_params = {'eos_id': self._stop_id, **(decoder_params or {})}
       tokens, aux = super().predict_batch_with_aux(
         params, batch, rng, decoder_params=decoder_params, **options

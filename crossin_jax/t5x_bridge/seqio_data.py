@@ -1,39 +1,39 @@
-"""Any registered SeqIO Task or Mixture as prepared token files, for `crossin train` to train on.
+"""Writes any registered SeqIO Task or Mixture as prepared token files for `crossin train`.
 
-    python -m crossin_jax.t5x_bridge.seqio_data --mixture my_mixture --module my_tasks --output_dir
-    prepared --max_length 2048
+    python -m crossin_jax.t5x_bridge.seqio_data --mixture my_mixture --module my_tasks
+        --output_dir prepared --max_length 2048
 
-Needs no T5X. Mixtures of this project are better prepared by `crossin prepare`, which is faster and
-keeps languages apart.
+It does not need T5X. For mixtures of this project use `crossin prepare`, which is faster and keeps
+languages separate.
 """
 
 import hashlib
 import importlib
-import json
 import os
-import shutil
 import sys
 
 import numpy as np
 
-from crossin_jax.data.prepared import FORMAT, PreparedDataError, safe_file_name, write_part
+from crossin_jax.data import prepared
+from crossin_jax.data.prepared import PreparedDataError, safe_file_name, write_part
 from crossin_jax.data.vocabulary import Vocabulary
 from crossin_jax.progress import Progress
-from crossin_jax.storage.files import read_json, write_json
+from crossin_jax.storage.files import read_json
 from crossin_jax.workflow import command_line
 
 PART = 8192  # examples in one file
 SPLITS = ('train', 'validation')
+_TOO_LONG = 'longer than max_length'
 
 
 def prepare(
   mixture: str, output_dir: str, max_length: int, vocabulary: Vocabulary | None = None
 ) -> dict:
-  """Writes one epoch of every Task of a SeqIO Mixture, unshuffled, and the Mixture with its rates.
+  """Writes one unshuffled epoch of every Task of a SeqIO Mixture, and the Mixture with its rates.
 
-  A Task has `targets`, and `inputs` (the prompt, not trained) or `loss_weights`, or neither (all is
-  trained). What its preprocessors append, the stop token for instance, is kept as it is. Examples
-  longer than max_length are left out and counted.
+  A Task has `targets`, and `inputs` (the prompt, not trained) or `loss_weights`, or neither (all
+  tokens are trained). Tokens that its preprocessors append, such as the stop token, are kept.
+  Examples longer than max_length are dropped and counted.
 
   Args:
     mixture: name of a registered Task or Mixture.
@@ -62,61 +62,25 @@ def prepare(
     float(found.get_rate(task)) if isinstance(found, seqio.Mixture) else 1.0 for task in tasks
   ]
   vocabulary = vocabulary or _vocabulary_of(found.output_features['targets'].vocabulary)
-  file = os.path.join(
-    'vocabularies',
-    vocabulary.digest[:16] + ('.json' if vocabulary.path.endswith('.json') else '.model'),
-  )
-  os.makedirs(os.path.join(output_dir, 'vocabularies'), exist_ok=True)
-  shutil.copyfile(vocabulary.path, os.path.join(output_dir, f'{file}.writing'))
-  os.replace(os.path.join(output_dir, f'{file}.writing'), os.path.join(output_dir, file))
-
-  entries, totals = [], {'examples': 0, 'tokens': 0, 'dropped': 0}
+  entries, totals, name = [], {'examples': 0, 'tokens': 0, 'dropped': 0}, _file_name(mixture)
   for task, rate in zip(tasks, rates):
-    name = _file_name(task.name)
-    manifest = _write_task(task, name, output_dir, max_length, vocabulary)
-    entries.append(
-      {
-        'task': name,
-        'component': 'seqio',
-        'rate': rate,
-        'volume': None,
-        'fingerprint': manifest['fingerprint'],
-      }
-    )
+    manifest = _write_task(task, output_dir, max_length, vocabulary)
+    entries.append({
+      'task': manifest['task']['name'], 'component': 'seqio', 'rate': rate / sum(rates),
+      'volume': None, 'fingerprint': manifest['fingerprint'],
+    })  # fmt: skip
     for split in manifest['splits'].values():
       totals['examples'] += split['examples']
       totals['tokens'] += split['tokens']
-      totals['dropped'] += split['dropped']['longer than max_length']
-  total = sum(rates)
-  for entry in entries:
-    entry['rate'] /= total
-  write_json(
-    os.path.join(output_dir, 'mixtures', f'{_file_name(mixture)}.json'),
-    {
-      'format': FORMAT,
-      'name': _file_name(mixture),
-      'tasks': entries,
-      'rates': 'seqio',
-      'max_length': max_length,
-      'languages': [],
-      'prompts': {
-        'template': 'plain',
-        'tags': False,
-        'chat_template': None,
-        'stop_id': vocabulary.eos_id,
-      },
-      'vocabulary': {
-        'file': file,
-        'digest': vocabulary.digest,
-        'size': vocabulary.size,
-        'bos_id': vocabulary.bos_id,
-        'eos_id': vocabulary.eos_id,
-        'bos_token': vocabulary.token_text(vocabulary.bos_id),
-        'eos_token': vocabulary.token_text(vocabulary.eos_id),
-      },
-    },
-  )
-  return {'mixture': _file_name(mixture), **totals}
+      totals['dropped'] += split['dropped'][_TOO_LONG]
+  prompts = {
+    'template': 'plain', 'tags': False, 'chat_template': None, 'stop_id': vocabulary.eos_id,
+  }  # fmt: skip
+  prepared.write_mixture(
+    output_dir, name, entries, vocabulary, rates='seqio', max_length=max_length, languages=[],
+    prompts=prompts,
+  )  # fmt: skip
+  return {'mixture': name, **totals}
 
 
 def _file_name(name: str) -> str:
@@ -141,7 +105,9 @@ def _vocabulary_of(vocabulary) -> Vocabulary:
   )
 
 
-def _write_task(task, name: str, output_dir: str, max_length: int, vocabulary: Vocabulary) -> dict:
+def _write_task(task, output_dir: str, max_length: int, vocabulary: Vocabulary) -> dict:
+  """Writes the parts and the manifest of a Task; returns the manifest."""
+  name = _file_name(task.name)
   directory = os.path.join(output_dir, 'tasks', name)
   manifest = os.path.join(directory, 'manifest.json')
   if os.path.exists(manifest):
@@ -149,77 +115,64 @@ def _write_task(task, name: str, output_dir: str, max_length: int, vocabulary: V
       raise PreparedDataError(
         f'{directory} was written by `crossin prepare`; give another --output_dir'
       )
-    os.unlink(manifest)  # from here on the Task is unfinished
+    os.unlink(manifest)  # the Task is unfinished from here on
   os.makedirs(directory, exist_ok=True)
-  splits, digest = {}, hashlib.sha256()
-  for split in SPLITS:
-    if split not in task.splits:
-      continue
-    parts, part, dropped, progress = (
-      [],
-      [],
-      0,
-      Progress(task.num_input_examples(split) or 0, f'{task.name} {split}: examples'),
-    )
-
-    def flush(split=split, parts=parts):
-      file = f'{split}-{len(parts):05d}.arrow'
-      write_part(os.path.join(directory, file), part)
-      parts.append(
-        {
-          'file': file,
-          'examples': len(part),
-          'tokens': int(sum(len(tokens) for _, _, tokens, _ in part)),
-          'loss_tokens': float(sum(weights.sum() for *_, weights in part)),
-        }
-      )
-      part.clear()
-
-    # More room than max_length, or SeqIO would cut over-long examples without a word.
-    lengths = {
-      key: max_length + 1
-      for key in ('inputs', 'targets', 'loss_weights')
-      if key in task.output_features
-    }
-    examples = task.get_dataset(
-      sequence_length=lengths, split=split, shuffle=False, num_epochs=1
-    ).as_numpy_iterator()
-    for rank, example in enumerate(examples):
-      tokens, weights = _tokens(task.name, rank, example, vocabulary)
-      progress.show(rank + 1)
-      if len(tokens) > max_length:
-        dropped += 1
-        continue
-      digest.update(tokens.tobytes() + weights.tobytes())
-      part.append((_id(example, f'{split}/{rank}'), rank, tokens, weights))
-      if len(part) == PART:
-        flush()
-    if part or not parts:
-      flush()
-    count = lambda key, parts=parts: sum(record[key] for record in parts)
-    splits[split] = {
-      'parts': parts,
-      **{key: count(key) for key in ('examples', 'tokens', 'loss_tokens')},
-      'dropped': {'longer than max_length': dropped},
-    }
-  parts = {
-    'seqio task': task.name,
-    'max_length': max_length,
-    'vocabulary': vocabulary.digest,
-    'examples': digest.hexdigest(),
+  digest = hashlib.sha256()
+  splits = {
+    split: _write_split(task, split, directory, max_length, vocabulary, digest)
+    for split in SPLITS
+    if split in task.splits
   }
-  value = {
-    'format': FORMAT,
-    'fingerprint': hashlib.sha256(json.dumps([FORMAT, parts], sort_keys=True).encode()).hexdigest()[:32],
-    'fingerprint_parts': parts,
-    'task': {
-      'name': name, 'source': name, 'component': 'seqio', 'mode': 'seqio', 'source_language': 'und',
-      'target_language': 'und',
-    },
-    'splits': splits,
+  parts = {
+    'seqio task': task.name, 'max_length': max_length, 'vocabulary': vocabulary.digest,
+    'examples': digest.hexdigest(),
   }  # fmt: skip
-  write_json(manifest, value)
-  return value
+  info = {
+    'name': name, 'source': name, 'component': 'seqio', 'mode': 'seqio', 'source_language': 'und',
+    'target_language': 'und',
+  }  # fmt: skip
+  return prepared.write_manifest(output_dir, name, parts, info, splits)
+
+
+def _write_split(
+  task, split: str, directory: str, max_length: int, vocabulary: Vocabulary, digest
+) -> dict:
+  """Writes the parts of a split and adds its examples to the digest; returns its counts."""
+  records, part, dropped = [], [], 0
+  progress = Progress(task.num_input_examples(split) or 0, f'{task.name} {split}: examples')
+
+  def flush():
+    file = f'{split}-{len(records):05d}.arrow'
+    write_part(os.path.join(directory, file), part)
+    records.append({
+      'file': file, 'examples': len(part),
+      'tokens': int(sum(len(tokens) for _, _, tokens, _ in part)),
+      'loss_tokens': float(sum(weights.sum() for *_, weights in part)),
+    })  # fmt: skip
+    part.clear()
+
+  # With a length of max_length, SeqIO would truncate longer examples silently.
+  features = ('inputs', 'targets', 'loss_weights')
+  lengths = {key: max_length + 1 for key in features if key in task.output_features}
+  examples = task.get_dataset(sequence_length=lengths, split=split, shuffle=False, num_epochs=1)
+  for rank, example in enumerate(examples.as_numpy_iterator()):
+    tokens, weights = _tokens(task.name, rank, example, vocabulary)
+    progress.show(rank + 1)
+    if len(tokens) > max_length:
+      dropped += 1
+      continue
+    digest.update(tokens.tobytes() + weights.tobytes())
+    part.append((_id(example, f'{split}/{rank}'), rank, tokens, weights))
+    if len(part) == PART:
+      flush()
+  if part or not records:
+    flush()
+  totals = ('examples', 'tokens', 'loss_tokens')
+  return {
+    'parts': records,
+    **{key: sum(record[key] for record in records) for key in totals},
+    'dropped': {_TOO_LONG: dropped},
+  }
 
 
 def _tokens(
