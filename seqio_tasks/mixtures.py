@@ -169,7 +169,7 @@ def _component(component, name, settings, preset):
 
 
 def _weights(entries, name, settings) -> list[float]:
-  """Unnormalised rates. METHODS A.3 mixes by counts; temperature as in mT5, rate ~ count ** (1 /
+  """Unnormalised rates. docs/design/methods.md#a-3-data-composition mixes by counts; temperature as in mT5, rate ~ count ** (1 /
   T).
   """
   counts = [float(entry.examples) for entry in entries]

@@ -1,8 +1,8 @@
-"""`crossin xinstruction chunks`: a model over chunk files, one output file for each input file.
+"""`crossin xinstruction chunks`: runs a model over chunk files, one output file per input file.
 
-Any number of hosts may share the files of a folder: worker i of n takes every n-th, and what is
-there is not done again. A chunk is always computed alone, in fixed shapes, so who computes it
-changes nothing.
+Any number of hosts can share the files of a folder: worker i of n takes every n-th file and skips
+existing outputs. Each chunk is computed separately in fixed shapes, so the result does not depend
+on the worker.
 """
 
 import os
@@ -79,7 +79,7 @@ class ChunkWorker:
         prompts = [
           self._tokens(instruction, row['output']) for instruction, row in zip(asked, rows)
         ]
-        # One pass a sample: the levels are branches of the same prompt.
+        # One pass per sample: the levels are branches of the same prompt.
         losses = continuation_losses(
             self._model, self._params, self._partition, prompts, [self._levels] * len(rows),
             bos_id=self._prompts.vocabulary.bos_id, length=self._prompt_tokens + 64,
@@ -96,7 +96,7 @@ class ChunkWorker:
       return [{'id': row['id'], made: answer.text.strip()} for row, answer in zip(rows, answers)]
 
   def _tokens(self, instruction: str, context: str = '') -> list[int]:
-    """The prompt; of the context, or without one of the instruction, as much as fits."""
+    """The prompt; the context, or without one the instruction, is truncated to fit."""
     make = lambda cut: self._prompts.tokens(
       {'instruction': instruction, 'input': cut} if context else {'instruction': cut, 'input': ''}
     )
@@ -120,7 +120,7 @@ def run(
   output_dir: str,
   share: tuple[int, int] = (0, 1),
 ) -> bool:
-  """Does the missing chunks of this worker's share; False when told to stop.
+  """Computes the missing chunks of this worker's share; returns False when interrupted.
 
   Args:
     checkpoint, model, kind: see `ChunkWorker`.
@@ -151,7 +151,7 @@ def run(
         progress.show(len(mine) - len(todo) + number + 1, f'{rate:.1f} rows/s')
   except Interrupted:
     print(
-      'told to stop: finished chunks are kept; start the same command again to go on',
+      'interrupted; finished chunks are kept, start the same command again to continue',
       file=sys.stderr,
     )
     return False

@@ -1,5 +1,6 @@
-"""The rater's three levels (METHODS C16): rows to learn them from, and the expected level from
-probabilities.
+"""The three levels of the rater: its training rows, and expected levels from probabilities.
+
+See docs/design/methods.md#c-16.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,7 @@ def rating_rows(
   responses: Mapping[str, str],
   flaws: Sequence[str] = FLAWS,
 ) -> list[dict]:
-  """Rows of template 'xrate' that teach the levels (METHODS C16, B.4: level 1 = mismatched or
-  corrupted).
+  """Training rows of template 'xrate' (docs/design/methods.md#c-16, #b-4-refinement).
 
       level 3  seed instruction, its own response
       level 2  seed instruction, the current model's response
@@ -31,8 +31,8 @@ def rating_rows(
                'cut'       the response, broken off behind a third to five sixths of it
                'joined'    the response and the second half of another row's
 
-  The instruction carries "Answer in Swahili.", or nobody could tell that a text is in the wrong
-  language.
+  The instruction ends with "Answer in Swahili.", because otherwise a wrong language would be
+  undetectable.
 
   Args:
     seed: language -> rows {"id", "instruction", "output"}.
@@ -80,7 +80,7 @@ def rating_rows(
 def _spoiled(
   flaw: str, id_: str, text: str, other: str, language: str, foreign: Sequence[Sequence[Mapping]]
 ) -> str:
-  """A response spoiled; '' if it is too short to be."""
+  """A spoiled response; '' if the response is too short."""
   if flaw == 'language':
     rows = foreign[int(fraction('foreign', id_, language) * len(foreign))]
     # parallel seeds: the right answer in the wrong language
@@ -93,8 +93,7 @@ def _spoiled(
 
 
 def expected_level(log_probabilities_N3: np.ndarray) -> np.ndarray:
-  """Sum of level times probability, the probabilities of the three levels being made to sum to 1;
-  float64 [N], 1 to 3.
+  """Expected level, float64 [N] from 1 to 3; the probabilities are normalised to sum to 1.
 
   [log 0.1, log 0.1, log 0.2] -> 1 * 0.25 + 2 * 0.25 + 3 * 0.5 = 2.25
   """
@@ -105,8 +104,9 @@ def expected_level(log_probabilities_N3: np.ndarray) -> np.ndarray:
 def kept(
   scores: np.ndarray, ids: Sequence[str], keep_fraction: float, least_level: float
 ) -> np.ndarray:
-  """Indices of the best candidates (METHODS C17): the top fraction, if their level is high enough;
-  ties by a hash of the id.
+  """Indices of the top fraction of the candidates whose level is high enough.
+
+  Ties are ordered by a hash of the id (docs/design/methods.md#c-17).
   """
   order = sorted(range(len(ids)), key=lambda i: (-scores[i], fraction('kept', ids[i])))
   best = order[: int(len(order) * keep_fraction + 0.5)]

@@ -1,13 +1,13 @@
-"""`crossin xinstruction`: from raw text in a language to an instruction set and a model tuned on
-it.
+"""`crossin xinstruction`: from raw text to an instruction set and a model tuned on it.
 
-    filter ── generate ── pairs ─┬─ rate.0 ── keep.0 ── train-response.1 ── ... ── keep.N ── diversify ── export ── train
-    seed ── train-generator      │                                                                     └── statistics
-         └─ train-response.0 ── respond.0 ── train-rater.0
+    filter, train-generator -> generate -> pairs
+    seed -> train-generator, train-response.0 -> respond.0 -> train-rater.0
+    pairs, train-rater.0 -> rate.0 -> keep.0 -> train-response.1 -> ... -> keep.N
+    keep.N -> diversify -> export -> train, statistics
 
-An endpoint as generator takes the place of train-generator, as rater that of train-response,
-respond and train-rater. METHODS.md B says what is known of the published steps, C13 to C20 what is
-decided here.
+With an endpoint as generator there is no train-generator step; with one as rater there are no
+train-response, respond and train-rater steps. docs/design/methods.md#b-x-instruction describes the
+published steps, docs/design/methods.md#c-13 and the following the decisions of this project.
 """
 
 from collections.abc import Callable
@@ -52,92 +52,97 @@ class Pipeline:
 
 
 def in_order(run: Run) -> list[Step]:
-  """All steps: what each does, needs, and depends on beside that."""
+  """All steps, with what each needs and what its output depends on."""
   s = run.settings
-  own_generator, own_rater = s.generator == 'model', s.rater == 'model'
-  if not own_rater and s.rounds > 1:
+  if s.rater == 'endpoint' and s.rounds > 1:
     print(
       f'the rater is fixed and would say the same again: one round of rating, not {s.rounds}',
       file=sys.stderr,
     )
-
-  def step(
-    name: str, function: Callable, needs=(), settings: dict | None = None, *numbers: int
-  ) -> Step:
-    return Step(name, functools.partial(function, run, *numbers), needs, settings)
-
-  def trained(kind: str) -> dict:
-    model = {
-      'model_gin': [_lines(path) for path in s.model_gin],
-      'values': s.values | s.kind_values.get(kind, {}),
-      'recipe': _recipe(kind),
-    }
-    return (
-      model
-      | {'max_length': s.max_length, 'vocabulary': s.vocabulary}
-      | run.handed_on.counted('prepare', 'train')
-    )
-
-  answered = run.handed_on.counted('chunks')
-  documents = {
-    'files': candidates.document_stamps(run),
-    'chunk': s.chunk,
-    'filters': _filter_settings(run),
-  }
-  tokens = {'instruction_tokens': s.instruction_tokens}
-  steps = [
-    step('filter', candidates.filter_documents, (), documents),
-    step('seed', seed.draw, (), {'seed': seed.stamps(s), 'seed_pairs': s.seed_pairs}),
-  ]
-  if own_generator:
-    steps.append(
-      step('train-generator', candidates.train_generator, ('seed',), trained('generator'))
-    )
-    steps.append(
-      step('generate', candidates.generate, ('filter', 'train-generator'), tokens | answered)
-    )
-  else:
-    steps.append(
-      step('generate', candidates.generate, ('filter',), tokens | run.teacher.made_from('write'))
-    )
-  steps.append(step('pairs', candidates.pair, ('generate',)))
-
-  unless_settled = rounds_lib.unless_settled
-  responses, flaws = (
-    {'response_tokens': s.response_tokens},
-    {'flaws': s.flaws, 'rater_from': s.rater_from},
-  )
-  for i in range(run.rounds):
-    if own_rater:
-      kept = (f'keep.{i - 1}',) if i else ()
-      raters = tuple(filter(None, [rounds_lib.rater_before(s, i)]))
-      steps += [
-        step(f'train-response.{i}', unless_settled(rounds_lib.train_response), ('seed', *kept), trained('response'), i),
-        step(f'respond.{i}', unless_settled(rounds_lib.respond), ('seed', f'train-response.{i}'), responses | answered, i),
-        step(f'train-rater.{i}', unless_settled(rounds_lib.train_rater), ('seed', f'respond.{i}', *raters), trained('rater') | flaws, i),
-        step(f'rate.{i}', unless_settled(rounds_lib.rate), ('pairs', f'train-rater.{i}'), answered, i),
-      ]  # fmt: skip
-    else:
-      steps.append(step(f'rate.{i}', rounds_lib.rate, ('pairs',), run.teacher.made_from('rate'), i))
-    best = {'keep_fraction': s.keep_fraction, 'least_level': s.least_level, 'settled': s.settled}
-    steps.append(step(f'keep.{i}', rounds_lib.keep, ('pairs', f'rate.{i}'), best, i))
-
   spread = {'wanted': s.wanted, 'diversification': _diversification_settings()}
+  steps = _candidate_steps(run)
+  for i in range(run.rounds):
+    steps += _round_steps(run, i)
   return steps + [
-    step('diversify', export.diversify, (f'keep.{run.rounds - 1}',), spread),
-    step('export', export.export, ('seed', 'diversify')),
-    step('train', export.train, ('seed', 'export'), trained('response')),
-    step('statistics', export.write_statistics, ('export',), export.benchmark_stamps(s)),
+    _step(run, 'diversify', export.diversify, (f'keep.{run.rounds - 1}',), spread),
+    _step(run, 'export', export.export, ('seed', 'diversify')),
+    _step(run, 'train', export.train, ('seed', 'export'), _trained(run, 'response')),
+    _step(run, 'statistics', export.write_statistics, ('export',), export.benchmark_stamps(s)),
+  ]
+
+
+def _step(
+  run: Run, name: str, function: Callable, needs=(), settings: dict | None = None, *numbers: int
+) -> Step:
+  return Step(name, functools.partial(function, run, *numbers), needs, settings)
+
+
+def _trained(run: Run, kind: str) -> dict:
+  """What a model depends on besides its rows."""
+  s = run.settings
+  return {
+    'model_gin': [_lines(path) for path in s.model_gin],
+    'values': s.values | s.kind_values.get(kind, {}), 'recipe': _recipe(kind),
+    'max_length': s.max_length, 'vocabulary': s.vocabulary,
+  } | run.handed_on.counted('prepare', 'train')  # fmt: skip
+
+
+def _candidate_steps(run: Run) -> list[Step]:
+  """The steps from documents and seed to candidates."""
+  s = run.settings
+  documents = {
+    'files': candidates.document_stamps(run), 'chunk': s.chunk, 'filters': _filter_settings(run),
+  }  # fmt: skip
+  steps = [
+    _step(run, 'filter', candidates.filter_documents, (), documents),
+    _step(run, 'seed', seed.draw, (), {'seed': seed.stamps(s), 'seed_pairs': s.seed_pairs}),
+  ]
+  needs, tokens = ('filter',), {'instruction_tokens': s.instruction_tokens}
+  if s.generator == 'model':
+    train = candidates.train_generator
+    steps.append(_step(run, 'train-generator', train, ('seed',), _trained(run, 'generator')))
+    needs, made_from = ('filter', 'train-generator'), run.handed_on.counted('chunks')
+  else:
+    made_from = run.teacher.made_from('write')
+  return steps + [
+    _step(run, 'generate', candidates.generate, needs, tokens | made_from),
+    _step(run, 'pairs', candidates.pair, ('generate',)),
+  ]
+
+
+def _round_steps(run: Run, i: int) -> list[Step]:
+  """The steps of round i."""
+  s, answered = run.settings, run.handed_on.counted('chunks')
+  best = {'keep_fraction': s.keep_fraction, 'least_level': s.least_level, 'settled': s.settled}
+  keep = _step(run, f'keep.{i}', rounds_lib.keep, ('pairs', f'rate.{i}'), best, i)
+  if s.rater == 'endpoint':
+    made_from = run.teacher.made_from('rate')
+    return [_step(run, f'rate.{i}', rounds_lib.rate, ('pairs',), made_from, i), keep]
+  kept = (f'keep.{i - 1}',) if i else ()
+  raters = tuple(filter(None, [rounds_lib.rater_before(s, i)]))
+  responses = {'response_tokens': s.response_tokens} | answered
+  rater = _trained(run, 'rater') | {'flaws': s.flaws, 'rater_from': s.rater_from}
+
+  def step(name, function, needs, settings):
+    function = rounds_lib.unless_settled(function)
+    return _step(run, f'{name}.{i}', function, needs, settings, i)
+
+  return [
+    step('train-response', rounds_lib.train_response, ('seed', *kept), _trained(run, 'response')),
+    step('respond', rounds_lib.respond, ('seed', f'train-response.{i}'), responses),
+    step('train-rater', rounds_lib.train_rater, ('seed', f'respond.{i}', *raters), rater),
+    step('rate', rounds_lib.rate, ('pairs', f'train-rater.{i}'), answered),
+    keep,
   ]
 
 
 def _recipe(kind: str) -> list[str]:
-  """The run file of a kind of model: another recipe is another model."""
+  """The lines of the run file of a kind of model."""
   return _lines(f'gin_configs/xinstruction/{kind}.gin')
 
 
 def _lines(path: str) -> list[str]:
-  """What a gin file says, without comments; of this project if there is none of that name."""
+  """Lines of a gin file without comments; a missing path is relative to the repository."""
   with open(
     path if os.path.isfile(path) else os.path.join(config.REPOSITORY, path), encoding='utf-8'
   ) as f:
@@ -163,7 +168,7 @@ def _diversification_settings() -> dict:
 
 
 def _names(pipeline: Pipeline, command: str) -> list[str] | None:
-  """Steps of a command: all, one, or all rounds of one."""
+  """Names of the steps of a command; None = all."""
   every = list(pipeline.steps.steps)
   if command == 'run':
     return None
@@ -224,7 +229,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     '--redo',
     action='store_true',
-    help='run stale steps again; what was there is renamed, not deleted',
+    help='run stale steps again; their old folders are renamed, not deleted',
   )
   args = parser.parse_args(argv)
   forwarding.make_known()
@@ -232,8 +237,8 @@ def main(argv: list[str]) -> int:
   pipeline = Pipeline(args.output_dir, XInstruction(), HandedOn.from_gin())
   if args.command == 'status':
     states = {name: pipeline.steps.state(name) for name in pipeline.steps.steps}
-    for name, (state, told) in states.items():
-      print(f'{name:<18} {state}{f" ({told})" if told else ""}', file=sys.stderr)
+    for name, (state, reason) in states.items():
+      print(f'{name:<18} {state}{f" ({reason})" if reason else ""}', file=sys.stderr)
     return command_line.finish(args, {name: state for name, (state, _) in states.items()})
   with pipeline.jobs.stopping_on_signals():
     done = pipeline.steps.run(_names(pipeline, args.command), args.redo)

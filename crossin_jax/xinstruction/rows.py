@@ -31,9 +31,7 @@ def read_language(folder: str, language: str) -> Iterator[dict]:
 
 
 def write(path: str, rows: Iterable[Mapping]) -> int:
-  """Writes JSON Lines, or a list if the name ends in .json; the file appears by rename. Returns the
-  number of rows.
-  """
+  """Writes JSON Lines, or a list if the name ends in .json, atomically; returns the row count."""
   lines = [json.dumps(row, ensure_ascii=False) for row in rows]
   os.makedirs(os.path.dirname(path), exist_ok=True)
   text = (
@@ -46,12 +44,12 @@ def write(path: str, rows: Iterable[Mapping]) -> int:
 
 
 def plain(instruction: str, language: str) -> str:
-  """METHODS B.6: the prompt form of rows that come from natural text."""
+  """Prompt of rows from natural text (docs/design/methods.md#b-6-prompts)."""
   return f'{instruction} Answer in {ENGLISH_NAMES[language]}.'
 
 
 def assistant(instruction: str, language: str) -> str:
-  """METHODS B.6: the prompt form of seed rows, and of inference."""
+  """Prompt of seed rows and of inference (docs/design/methods.md#b-6-prompts)."""
   return f'{instruction} Answer in {ENGLISH_NAMES[language]} and the style of an AI assistant.'
 
 
@@ -59,20 +57,18 @@ STYLES = {'assistant': assistant, 'plain': plain, 'none': lambda instruction, la
 
 
 def joined(instruction: str, input: str | None) -> str:
-  """joined('Sum up. ', 'A text.') == 'Sum up.\\nA text.': the rows of X-Instruction have no input
-  of their own.
-  """
+  """joined('Sum up. ', 'A text.') == 'Sum up.\\nA text.'"""
   return '\n'.join(filter(None, (instruction.strip(), str(input or '').strip())))
 
 
 def fraction(*parts: str) -> float:
-  """A number in [0, 1) that depends on the texts alone: draws that order and hosts cannot change."""
+  """A number in [0, 1) from a hash of the texts, independent of order and host."""
   digest = hashlib.sha256('\x1f'.join(parts).encode('utf-8', 'surrogatepass')).digest()
   return int.from_bytes(digest[:8], 'big') / 2**64
 
 
 def checked_languages(text: str) -> list[str]:
-  """Codes of languages separated by commas; ValueError for English, in which the instructions are."""
+  """Codes of comma-separated languages; raises ValueError for English."""
   languages = list(dict.fromkeys(code_of(language) for language in text.split(',')))
   if 'en' in languages:
     raise ValueError(
@@ -83,7 +79,7 @@ def checked_languages(text: str) -> list[str]:
 
 
 def checked_output(stem: str, languages: Sequence[str], inputs: Sequence[str]) -> str:
-  """The stem in full; ValueError where a file of it would overwrite an input."""
+  """The absolute stem; raises ValueError if one of its files would overwrite an input."""
   stem = os.path.abspath(stem)
   for path in (f'{stem}_{language}.json' for language in languages):
     if any(

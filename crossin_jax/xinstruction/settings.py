@@ -1,4 +1,4 @@
-"""What X-Instruction builds from what."""
+"""Settings of `crossin xinstruction`."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from crossin_jax.xinstruction.levels import FLAWS
 @config.configurable(commands=())
 @dataclasses.dataclass(frozen=True)
 class XInstruction:
-  """What is built from what.
+  """Settings of a run.
 
   Attributes:
     languages: codes of the output languages.
@@ -25,22 +25,23 @@ class XInstruction:
     vocabulary: tokenizer file.
     model_gin: gin files that make the model and load its weights, a tuple; see `values`.
     values: gin values for every training run: {'HF_DIR': ..., 'INITIAL_CHECKPOINT_PATH': ...}.
-    kind_values: more of them for one kind of model: {'generator' | 'rater' | 'response': {'train.epochs': 3.0}}.
-    seed_pairs: most seed pairs of a language (METHODS C13).
+    kind_values: further values for one kind of model: {'generator' | 'rater' | 'response':
+      {'train.epochs': 3.0}}.
+    seed_pairs: most seed pairs of a language (docs/design/methods.md#c-13).
     generator: who writes the instruction of a text: 'model' = one trained on the seed, 'endpoint' =
       the `Teacher`.
     rater: who rates the candidates: 'model' = one trained on the levels of C16, 'endpoint' = the
       `Teacher`.
-    rounds: of rating and keeping, at least 1 (C17). A rater that does not learn would say the same
-      again: with an endpoint there is one round.
+    rounds: of rating and keeping, at least 1 (docs/design/methods.md#c-17). With an endpoint there
+      is one round, because its ratings would not change.
     keep_fraction: share of the candidates that is kept at most; least_level: expected level that
       they must reach.
     flaws: ways of spoiling seed responses for the rater to learn from, of levels.FLAWS: 'language',
       'cut', 'joined'; () = none.
-    rater_from: what the rater of a round is tuned from: 'base', the model that all begin from
-      (C16), or 'before', the rater of the round before.
+    rater_from: what the rater of a round is tuned from: 'base', the base model
+      (docs/design/methods.md#c-16), or 'before', the rater of the previous round.
     settled: the rounds end early when less than this share of the kept set changes.
-    wanted: samples of a language in the export (B.5).
+    wanted: samples of a language in the export (docs/design/methods.md#b-5-diversification).
     chunk: documents in a file that is generated for and rated as one.
     instruction_tokens, response_tokens: most new tokens of a generated instruction and response.
     max_length: most tokens of a training example.

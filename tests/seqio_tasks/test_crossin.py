@@ -256,7 +256,7 @@ def test_rates_by_hand(tiny_vocabulary):
 
 
 def test_volumes_of_the_paper(tiny_vocabulary):
-  """METHODS A.3: Base + n per mode pooled over languages."""
+  """docs/design/methods.md#a-3-data-composition: Base + n per mode pooled over languages."""
   found = entries(
     'rows.base_en2x_trans.600.en_zh_vi_es.default', settings(tiny_vocabulary, validation_rows=0)
   )

@@ -1,8 +1,7 @@
-"""`crossin xinstruction distill`: the baseline of a strong teacher, which answers English
-instructions in the language.
+"""`crossin xinstruction distill`: a teacher answers English instructions in the output languages.
 
-What is asked, and how it is sampled, is what X-Instruction's released code asks of ChatGPT
-(METHODS.md B.8), without the system message that it sends by mistake.
+Prompt and sampling follow the released code of X-Instruction for ChatGPT
+(docs/design/methods.md#b-8-evaluation), without the system message that it sends by mistake.
 """
 
 import argparse
@@ -30,7 +29,7 @@ Instruction: {instruction}
 
 
 def request(instruction: str, language: str) -> Request:
-  """What the teacher is asked; an empty answer, or one that was cut off, is asked for again."""
+  """The request to the teacher; an empty or truncated answer is requested again."""
   content = PROMPT.format(language=ENGLISH_NAMES[language], instruction=instruction)
   expected = min(PARAMETERS['max_tokens'], 200 + rough_tokens(instruction))
   return Request(
@@ -50,8 +49,7 @@ def outcome(reply) -> tuple[str | None, str]:
 
 
 def write(args, languages: Sequence[str], asked: Sequence[tuple[str, str]], found: dict) -> dict:
-  """Writes the files of all languages, what was set aside, and, last, the manifest, which it
-  returns.
+  """Writes the files of all languages, the skipped rows and the manifest; returns the manifest.
 
   Args:
     args: of the command line.
@@ -62,7 +60,7 @@ def write(args, languages: Sequence[str], asked: Sequence[tuple[str, str]], foun
   stem, style, counts, records = args.output, rows_lib.STYLES[args.style], {}, []
   manifest_path = f'{stem}_distill.json'
   if os.path.exists(manifest_path):
-    # while the files below are of two runs, nothing says that they belong together
+    # Without a manifest, files of two runs cannot be taken for one result.
     os.unlink(manifest_path)
   for language in languages:
     rows = []

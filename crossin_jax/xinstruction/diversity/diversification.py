@@ -1,10 +1,9 @@
-"""Which instructions to keep: like ones are clustered, and every cluster gives equally many, its
-best first.
+"""Selects instructions: clusters them, then takes equally many from each cluster, the best first.
 
-METHODS B.5 and C18: instructions of one language are embedded, clustered by mini-batch k-means, and
-taken in equal quota. Plain k-means spends most clusters on what is frequent and lumps the rest
-together, so that equal quota may reach fewer topics than chance does; `Diversification.balance` is
-what this project does about it.
+The instructions of one language are embedded, clustered by mini-batch k-means and taken in equal
+quotas (docs/design/methods.md#b-5-diversification, docs/design/methods.md#c-18). Plain k-means
+spends most clusters on frequent topics, so equal quotas can reach fewer topics than a random
+choice; `Diversification.balance` corrects this.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 import hashlib
 import math
 import unicodedata
+import warnings
 
 import numpy as np
 
@@ -19,23 +19,22 @@ from crossin_jax import config
 from crossin_jax.xinstruction.diversity import embeddings
 
 MOST_CLUSTERS, ROWS_PER_CLUSTER = 1000, 32
-_NEIGHBOURS = 2000  # points at random that a density is estimated from
+_NEIGHBOURS = 2000  # random points from which a density is estimated
 _BATCH = 16_384
 
 
 @config.configurable(commands=())
 @dataclass(frozen=True)
 class Diversification:
-  """How instructions are clustered.
+  """Settings of the clustering of instructions.
 
   Attributes:
-    clusters: number of clusters; None = a cluster for every 32 distinct instructions, at least 1
-      and at most 1,000.
+    clusters: number of clusters; None = one for every 32 distinct instructions, from 1 to 1,000.
     batch_size: instructions in a step of mini-batch k-means.
-    starts: random beginnings of k-means that are tried on a part of the data; the best goes on.
-    balance: how far k-means is kept from spending its clusters on what is frequent: an instruction
-      counts as its density to the power -balance. 1 = topics count alike, 0 = plain k-means,
-      instructions count alike.
+    starts: random initialisations of k-means that are tried on a part of the data; the best one is
+      used.
+    balance: weight of an instruction = its density to the power -balance. 1 = topics count alike;
+      0 = plain k-means, instructions count alike.
     seed: of k-means and of the order among equal scores.
   """
 
@@ -54,15 +53,14 @@ class Diversification:
       raise ValueError(f'Diversification.balance = {self.balance}: must be from 0 to 1')
 
   def clusters_of(self, distinct: int) -> int:
-    """Number of clusters for so many distinct instructions; never more than there are."""
+    """Number of clusters for this many distinct instructions, at most one for each."""
     if self.clusters is None:
       return max(1, min(MOST_CLUSTERS, distinct // ROWS_PER_CLUSTER))
     return max(1, min(self.clusters, distinct))
 
 
 def normalised(instruction: str) -> str:
-  """What makes two instructions the same: letters and words, not case, spaces or the marks around
-  them.
+  """Removes differences of case, spaces and surrounding punctuation.
 
   '  Write a Poem! ' and 'write a poem' -> 'write a poem'
   """
@@ -83,24 +81,24 @@ def diversify(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Chooses rows of one language.
 
-  The clusters give equally many; what a small one lacks is passed on to the others. Within a
-  cluster the higher score comes first, equal scores in the order of a hash. A second row with the
-  same instruction (see `normalised`) is taken only when all distinct instructions are. Neither the
-  choice nor the clusters depend on the order of the rows or the number of cores.
+  The clusters have equal quotas; what a small cluster lacks is distributed over the others. Within
+  a cluster the higher score comes first, and equal scores are ordered by a hash. A second row with
+  the same instruction (see `normalised`) is taken only after all distinct instructions. The result
+  does not depend on the order of the rows or the number of cores.
 
   Args:
     rows: {"instruction", "output", "score"}; a missing score counts as the lowest.
-    wanted: how many.
+    wanted: number of rows to choose.
     settings: None = `Diversification()`, from gin.
     vectors: float [rows, D] to cluster; None = `embeddings.embed` of the normalised instructions.
 
   Returns:
-    (indices of the chosen rows, ascending, min(wanted, rows) of them; cluster of each row, 0 = the
-    one with most instructions).
+    (indices of the min(wanted, rows) chosen rows, ascending; cluster of each row, 0 = the one with
+    most instructions).
 
   Raises:
-    ValueError: a row without an instruction, a score that is no number, vectors of another number
-      of rows.
+    ValueError: a row without an instruction, a score that is not a number, or a wrong number of
+      vectors.
   """
   settings = settings or Diversification()
   if wanted < 0:
@@ -112,7 +110,7 @@ def diversify(
   if not texts:
     return np.zeros(0, np.int64), np.zeros(0, np.int64)
   identities = [_identity(row, settings.seed) for row in rows]
-  rank = np.empty(len(rows), np.int64)  # place in the order of hashes
+  rank = np.empty(len(rows), np.int64)  # position in the order of the hashes
   rank[sorted(range(len(rows)), key=identities.__getitem__)] = np.arange(len(rows))
   distinct, first, inverse = np.unique(
     np.array(texts, object), return_index=True, return_inverse=True
@@ -120,76 +118,76 @@ def diversify(
   if vectors is None:
     points = embeddings.embed(distinct.tolist())
   else:
-    # Which of several rows with one instruction lends its vector must not depend on their order
-    # either.
+    # Of several rows with one instruction, the one with the smallest hash provides the vector.
     for i in np.argsort(-rank):
       first[inverse[i]] = i
     points = np.asarray(vectors, np.float32)[first]
   labels = cluster(points, settings.clusters_of(len(distinct)), settings)[inverse]
+  return np.flatnonzero(_selected(labels, inverse, scores, rank, min(wanted, len(rows)))), labels
 
+
+def _selected(labels, inverse, scores, rank, wanted: int) -> np.ndarray:
+  """bool [rows]: the rows within the quotas of their clusters."""
   best = np.lexsort((rank, -scores))
-  repeat = _occurrence(inverse[best])  # 0 = the best row with its instruction, 1 = the second ...
-  levels = np.empty(len(rows), np.int64)
-  levels[best] = repeat
-  # All distinct instructions first; only the rest of the quota is repeats.
-  originals = levels == 0
-  queue = np.lexsort((rank, -scores, levels))
+  repeats = np.empty(len(rank), np.int64)  # 0 = the best row with its instruction, 1 = the second
+  repeats[best] = _occurrence(inverse[best])
+  queue = np.lexsort((rank, -scores, repeats))
   sizes = np.bincount(labels)
-  counts = np.bincount(labels[originals], minlength=len(sizes))
+  counts = np.bincount(labels[repeats == 0], minlength=len(sizes))
   next_best = _next_best(labels, queue)
+  # First all distinct instructions, then repeated ones.
   quotas = _quotas(np.zeros_like(counts), counts, min(wanted, int(counts.sum())), next_best)
-  quotas = _quotas(quotas, sizes, min(wanted, len(rows)), next_best)
-  within = np.empty(len(rows), np.int64)
+  quotas = _quotas(quotas, sizes, wanted, next_best)
+  within = np.empty(len(rank), np.int64)
   within[queue] = _occurrence(labels[queue])
-  return np.flatnonzero(within < quotas[labels]), labels
+  return within < quotas[labels]
 
 
 def cluster(
   points: np.ndarray, clusters: int, settings: Diversification | None = None
 ) -> np.ndarray:
-  """Mini-batch k-means of vectors [N, D]: label of each, int [N]; 0 is the largest cluster. Empty
-  clusters have no number.
+  """Mini-batch k-means of vectors [N, D].
+
+  Returns:
+    The label of each vector, int [N]; 0 is the largest cluster, and empty clusters get no label.
   """
   settings = settings or Diversification()
   clusters = min(clusters, len(points))
   if clusters <= 1:
     return np.zeros(len(points), np.int64)
-  import warnings
-
   kmeans = embeddings.sklearn('sklearn.cluster').MiniBatchKMeans(
-    clusters,
-    batch_size=settings.batch_size,
-    n_init=settings.starts,
-    random_state=settings.seed,
+    clusters, batch_size=settings.batch_size, n_init=settings.starts, random_state=settings.seed,
     compute_labels=False,
-  )
+  )  # fmt: skip
   with embeddings.single_thread(), warnings.catch_warnings():
-    # that fewer points than clusters are distinct, which is no fault
+    # scikit-learn warns when there are fewer distinct points than clusters, which is legal here.
     warnings.simplefilter('ignore')
     kmeans.fit(points, sample_weight=_density(points, settings.seed) ** -settings.balance)
-    labels = np.concatenate(
-      [kmeans.predict(points[i : i + _BATCH]) for i in range(0, len(points), _BATCH)]
-    )
-  found, first, inverse, sizes = np.unique(
+    labels = _in_batches(kmeans.predict, points)
+  labels, first, inverse, sizes = np.unique(
     labels, return_index=True, return_inverse=True, return_counts=True
   )
-  number = np.empty(len(found), np.int64)
-  number[np.lexsort((first, -sizes))] = np.arange(len(found))
+  number = np.empty(len(labels), np.int64)
+  number[np.lexsort((first, -sizes))] = np.arange(len(labels))
   return number[inverse]
 
 
+def _in_batches(function, points: np.ndarray) -> np.ndarray:
+  return np.concatenate([function(points[i : i + _BATCH]) for i in range(0, len(points), _BATCH)])
+
+
 def _density(points: np.ndarray, seed: int) -> np.ndarray:
-  """How much stands near each point, float32 [N], 1 on average: mean fourth power of its cosine
-  with some of the others.
+  """Density around each point: mean fourth power of its cosine with a sample of the points.
+
+  Returns:
+    float32 [N] with mean 1.
   """
   others = points
   if len(points) > _NEIGHBOURS:
     others = points[np.random.default_rng(seed).choice(len(points), _NEIGHBOURS, replace=False)]
   near = lambda batch: (np.maximum(batch @ others.T, 0) ** 4).mean(1)
-  found = np.concatenate(
-    [near(points[i : i + _BATCH]) for i in range(0, len(points), _BATCH)]
-  ) + 1 / len(others)
-  return found / found.mean()
+  density = _in_batches(near, points) + 1 / len(others)
+  return density / density.mean()
 
 
 def coverage(
@@ -201,16 +199,15 @@ def coverage(
   clusters: int | None = None,
   seeds: Sequence[int] = tuple(range(10)),
 ) -> dict:
-  """How widely a choice is spread, against random choices of the same size.
+  """Compares the spread of a choice with random choices of the same size.
 
-  Measured in an embedding that was not used for choosing. Clusters are made there twice: with
-  `Diversification.balance` 1, where they stand for topics, and by plain k-means, where they stand
-  for rows: those hit say how much of what is frequent was kept, and a choice that evens out topics
-  hits fewer of them than chance does.
+  The embedding is not the one that was used for choosing. It is clustered twice: with
+  `Diversification.balance` 1, where clusters represent topics, and by plain k-means, where they
+  represent rows. A choice that balances topics hits fewer plain clusters than a random choice.
 
   Args:
     instructions: of all rows.
-    chosen: indices of the rows that were chosen.
+    chosen: indices of the chosen rows.
     method: of `embeddings.embed`.
     vectors: float [rows, D] of unit length to measure in; None = `embeddings.embed` of the
       normalised instructions by `method`.
@@ -231,38 +228,37 @@ def coverage(
     np.array(texts, object), return_index=True, return_inverse=True
   )
   clusters = clusters or max(1, min(MOST_CLUSTERS, len(chosen), len(distinct) // 4))
-  partition = lambda balance: cluster(vectors[first], clusters, Diversification(balance=balance))[
-    inverse
-  ]
-  labels, plain = (partition(balance) if texts else np.zeros(0, np.int64) for balance in (1.0, 0.0))
-  # random choices do not depend on the order of the rows
+
+  def partition(balance):
+    if not texts:
+      return np.zeros(0, np.int64)
+    return cluster(vectors[first], clusters, Diversification(balance=balance))[inverse]
+
+  labels, plain = partition(1.0), partition(0.0)
+  # In this order, random choices do not depend on the order of the rows.
   canonical = np.argsort(inverse, kind='stable')
   measures = {
-    'clusters_hit': lambda places: len(np.unique(labels[places])),
-    'plain_clusters_hit': lambda places: len(np.unique(plain[places])),
-    'mean_distance': lambda places: _mean_distance(vectors[places]),
+    'clusters_hit': lambda rows: len(np.unique(labels[rows])),
+    'plain_clusters_hit': lambda rows: len(np.unique(plain[rows])),
+    'mean_distance': lambda rows: _mean_distance(vectors[rows]),
   }
-  draws = [
-    canonical[np.random.default_rng(s).choice(len(texts), len(chosen), replace=False)]
-    for s in seeds
-  ]
-  found = {
-    'rows': len(texts),
-    'chosen': len(chosen),
-    'method': method,
+  draw = lambda seed: np.random.default_rng(seed).choice(len(texts), len(chosen), replace=False)
+  draws = [canonical[draw(seed)] for seed in seeds]
+  report = {
+    'rows': len(texts), 'chosen': len(chosen), 'method': method,
     'clusters': int(labels.max(initial=-1)) + 1,
     'plain_clusters': int(plain.max(initial=-1)) + 1,
-  }
+  }  # fmt: skip
   for name, measure in measures.items():
-    own, others = float(measure(chosen)), [float(measure(draw)) for draw in draws]
-    found[name] = {
-      'chosen': own,
+    value, others = float(measure(chosen)), [float(measure(draw)) for draw in draws]
+    report[name] = {
+      'chosen': value,
       'random': float(np.mean(others)),
       'sd': float(np.std(others, ddof=1)) if len(others) > 1 else 0.0,
       'randoms': others,
-      'above': float(np.mean([own > other for other in others])),
+      'above': float(np.mean([value > other for other in others])),
     }
-  return found
+  return report
 
 
 # ---- details ----
@@ -285,57 +281,49 @@ def _score(row: Mapping, i: int) -> float:
 
 
 def _identity(row: Mapping, seed: int) -> bytes:
-  """A hash of what a row is, wherever it stands."""
-  parts = [
-    str(seed),
-    *(str(row.get(field, '')) for field in ('id', 'instruction', 'output', 'language', 'source')),
-  ]
-  return hashlib.blake2b(
-    '\x1f'.join(parts).encode('utf-8', 'surrogatepass'), digest_size=16
-  ).digest()
+  """A hash of the content of a row."""
+  fields = ('id', 'instruction', 'output', 'language', 'source')
+  text = '\x1f'.join([str(seed), *(str(row.get(field, '')) for field in fields)])
+  return hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=16).digest()
 
 
 def _occurrence(values: np.ndarray) -> np.ndarray:
-  """How often each value stood before: [4, 4, 7, 4] -> [0, 1, 0, 2]."""
+  """Number of earlier occurrences of each value: [4, 4, 7, 4] -> [0, 1, 0, 2]."""
   order = np.argsort(values, kind='stable')
   ordered = values[order]
-  starts = (
-    np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(values) else np.zeros(0, int)
-  )
-  found = np.empty(len(values), np.int64)
-  found[order] = np.arange(len(values)) - np.repeat(starts, np.diff(np.r_[starts, len(values)]))
-  return found
+  starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]][: len(values)])
+  counts = np.empty(len(values), np.int64)
+  counts[order] = np.arange(len(values)) - np.repeat(starts, np.diff(np.r_[starts, len(values)]))
+  return counts
 
 
 def _next_best(labels: np.ndarray, queue: np.ndarray):
-  """A function (clusters, rows taken of each) -> place in the queue of the next row of each, the
-  lower the better.
-  """
+  """A function (clusters, rows taken of each) -> queue position of the next row of each cluster."""
   order = queue[np.argsort(labels[queue], kind='stable')]
   starts = np.r_[0, np.cumsum(np.bincount(labels))]
-  place = np.empty(len(queue), np.int64)
-  place[queue] = np.arange(len(queue))
-  return lambda clusters, taken: place[order[starts[clusters] + taken]]
+  position = np.empty(len(queue), np.int64)
+  position[queue] = np.arange(len(queue))
+  return lambda clusters, taken: position[order[starts[clusters] + taken]]
 
 
 def _quotas(quotas: np.ndarray, sizes: np.ndarray, wanted: int, next_best) -> np.ndarray:
-  """Quotas raised to `wanted` together, by equal shares as far as each cluster has rows, in rounds.
+  """Raises the quotas in equal shares until their sum is `wanted`, limited by the cluster sizes.
 
-  quotas [0, 0, 0], sizes [10, 1, 4], 9 wanted: 3 each; the second has 1, its 2 go to the others:
-  [4, 1, 4].
+  quotas [0, 0, 0], sizes [10, 1, 4], 9 wanted -> [4, 1, 4]: the second cluster has only 1 row, so
+  its other 2 go to the first and the third.
   """
   quotas = quotas.copy()
   while (left := wanted - int(quotas.sum())) > 0:
     open_ = np.flatnonzero(quotas < sizes)
     if share := left // len(open_):
       quotas[open_] += np.minimum(share, sizes[open_] - quotas[open_])
-    else:  # fewer rows than clusters: to those whose next row is the best
+    else:  # fewer rows than clusters: the clusters with the best next rows get them
       quotas[open_[np.argsort(next_best(open_, quotas[open_]))[:left]]] += 1
   return quotas
 
 
 def _mean_distance(vectors: np.ndarray) -> float:
-  """Mean cosine distance of all pairs, without making the pairs; 0 where there is none."""
+  """Mean cosine distance over all pairs; 0 for fewer than two vectors."""
   n = len(vectors)
   if n < 2:
     return 0.0

@@ -1,9 +1,8 @@
-"""Documents out of files: JSON Lines, Parquet and plain text, also gzipped, as a stream; what is no
-document is counted.
+"""Streams documents from JSON Lines, Parquet and plain text files, also gzipped.
 
-A file is read in blocks of about 1 MiB of whole records, which are decoded elsewhere, in any
-process. A document without an id of its own is called 'file:place', the place being the line on
-which it begins, or the row of a Parquet file, counted from 1.
+A file is read in blocks of complete records of about 1 MiB, which any process can decode. A
+document without an id gets the id 'file:position': the line on which it begins, or the row of a
+Parquet file, counted from 1. Records that are not documents are counted.
 """
 
 from collections import Counter
@@ -18,7 +17,7 @@ import zlib
 
 from crossin_jax import config
 
-# reason -> why a record of a file is no document
+# reason -> why a record of a file is not a document
 REFUSALS = {
   'too_large': 'the record is longer than Reading.most_bytes',
   'invalid_json': 'a line that is not valid JSON, or neither object nor text',
@@ -26,12 +25,8 @@ REFUSALS = {
   'invalid_utf8': 'bytes that are not UTF-8',
 }
 KINDS = {
-  '.jsonl': 'json',
-  '.ndjson': 'json',
-  '.json': 'json',
-  '.parquet': 'parquet',
-  '.txt': 'text',
-}
+  '.jsonl': 'json', '.ndjson': 'json', '.json': 'json', '.parquet': 'parquet', '.txt': 'text',
+}  # fmt: skip
 _BLOCK = 1 << 20  # bytes
 _ROWS = 256  # of a Parquet file in a block
 _ESCAPED = re.compile('[\udc80-\udcff]')
@@ -47,12 +42,11 @@ class Reading:
   """How files hold documents.
 
   Attributes:
-    field: of a JSON object or a Parquet row that holds the text: a name.
-    id_field: of one that holds its id, a text of up to 200 characters or an integer; a document
-      without one is named by its place.
-    text_files: documents of a .txt file are 'paragraphs' (divided by empty lines) or 'lines'.
-    most_bytes: of a record; longer ones are counted and skipped without being read whole. From 1
-      on.
+    field: name of the JSON field or Parquet column with the text.
+    id_field: name of the field or column with the id, a text of up to 200 characters or an integer.
+    text_files: documents of a .txt file: 'paragraphs' (separated by empty lines) or 'lines'.
+    most_bytes: longest record, from 1 on; longer ones are counted and skipped without being read
+      completely.
   """
 
   field: str = 'text'
@@ -71,12 +65,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Document:
-  """A text with its name.
+  """A text with its id.
 
   Attributes:
-    id: its own, or 'file:place'.
-    text: as it stands in the file; may hold anything but bytes that are not UTF-8.
-    source: the file's path, from the folder that all files share.
+    id: from the record, or 'file:position'.
+    text: unchanged from the file, valid UTF-8.
+    source: path of the file, relative to the folder that all files share.
   """
 
   id: str
@@ -86,11 +80,12 @@ class Document:
 
 @dataclass(frozen=True)
 class Block:
-  """Whole records of one file.
+  """Complete records of one file.
 
   Attributes:
-    source: of the file. kind: 'json', 'parquet' (an Arrow stream) or 'text'.
-    first: place of the first record.
+    source: of the file.
+    kind: 'json', 'parquet' (an Arrow stream) or 'text'.
+    first: position of the first record.
     content: the records.
   """
 
@@ -101,52 +96,48 @@ class Block:
 
 
 def find_files(paths: str | Sequence[str]) -> dict[str, str]:
-  """source -> path of each file, sorted by source; files in folders are found at any depth, hidden
-  ones are not.
+  """Finds files; folders are searched at any depth, hidden files and folders are skipped.
 
   Args:
     paths: files, folders and globs ('texts/**/*.jsonl.gz').
 
+  Returns:
+    source -> path of each file, sorted by path.
+
   Raises:
-    FileNotFoundError: one of them names nothing.
+    FileNotFoundError: an element of `paths` matches no file.
   """
-  found: dict[str, None] = {}
+  files: dict[str, None] = {}
   for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
     path = os.fspath(path)
     if os.path.isfile(path):
-      own = [path]
+      names = [path]
     elif os.path.isdir(path):
-      own = [
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(path)
-        for name in names
-        if not name.startswith('.')
-      ]
-      own = [
-        name
-        for name in own
-        if not any(part.startswith('.') for part in os.path.relpath(name, path).split(os.sep))
-      ]
+      names = [os.path.join(folder, name) for folder, _, own in os.walk(path) for name in own]
+      hidden = lambda name: any(
+        part.startswith('.') for part in os.path.relpath(name, path).split(os.sep)
+      )
+      names = [name for name in names if not hidden(name)]
     else:
-      own = [name for name in glob.glob(path, recursive=True) if os.path.isfile(name)]
-    if not own:
+      names = [name for name in glob.glob(path, recursive=True) if os.path.isfile(name)]
+    if not names:
       raise FileNotFoundError(
         f'{path}: no such file, and no folder or pattern with files; give texts as .jsonl, '
         '.parquet or .txt'
       )
-    found.update(dict.fromkeys(os.path.realpath(name) for name in own))
-  shared = os.path.commonpath([os.path.dirname(name) for name in found])
-  return {_UNPRINTABLE.sub('?', os.path.relpath(name, shared)): name for name in sorted(found)}
+    files.update(dict.fromkeys(map(os.path.realpath, names)))
+  shared = os.path.commonpath([os.path.dirname(name) for name in files])
+  return {_UNPRINTABLE.sub('?', os.path.relpath(name, shared)): name for name in sorted(files)}
 
 
 class Reader:
-  """Reads files as blocks, and keeps account of what could not be read.
+  """Reads files as blocks and records what could not be read.
 
   Attributes:
     files: source -> path.
-    problems: source -> what is wrong with a file; what stood before the damage was read.
-    refused: reason of `REFUSALS` -> records that no block holds.
-    bytes_read: of the files as they lie on disk.
+    problems: source -> what is wrong with a file; what precedes the damage is read.
+    refused: reason of `REFUSALS` -> records that are in no block.
+    bytes_read: of the files on disk.
     bytes_total: of all files.
   """
 
@@ -157,6 +148,7 @@ class Reader:
     self.bytes_read, self.bytes_total = 0, sum(map(_size, files.values()))
 
   def blocks(self) -> Iterator[Block]:
+    """The blocks of all files, in order."""
     done = 0
     for source, path in self.files.items():
       self.bytes_read = done
@@ -166,7 +158,7 @@ class Reader:
           yield block
       except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         self.problems[source] = (
-          f'the gzip stream is damaged or cut off ({error}); what stood before was read'
+          f'the gzip stream is damaged or cut off ({error}); what precedes the damage was read'
         )
       except (OSError, ValueError) as error:
         self.problems[source] = str(error)
@@ -189,21 +181,17 @@ class Reader:
         yield raw.tell(), Block(source, kind, first, content)
 
   def _records(self, file, paragraphs: bool) -> Iterator[tuple[int, bytes]]:
-    """(line, content) of whole records."""
+    """(line, content) of complete records."""
     line, rest, skipping = 1, b'', False
     while chunk := file.read(_BLOCK):
       rest += chunk
       end = _last_end(rest, paragraphs)
       if skipping and (start := _first_end(rest, paragraphs)):
-        line, rest, end, skipping = (
-          line + rest.count(b'\n', 0, start),
-          rest[start:],
-          end - start,
-          False,
-        )
+        line, rest, end = line + rest.count(b'\n', 0, start), rest[start:], end - start
+        skipping = False
       if skipping or (not end and len(rest) > self._reading.most_bytes):
         self.refused['too_large'] += not skipping
-        # NB: an empty last line may be half of what divides two paragraphs
+        # NB: an empty last line may be half of the separator of two paragraphs.
         keep = rest.rfind(b'\n')
         keep = keep if keep >= 0 and not rest[keep:].strip() else len(rest)
         line, rest, skipping = line + rest.count(b'\n', 0, keep), rest[keep:], True
@@ -224,13 +212,9 @@ class Reader:
           f'no column {self._reading.field!r} (columns: {", ".join(names)}); set '
           '--gin.Reading.field'
         )
-      columns = [
-        name
-        for name in dict.fromkeys((self._reading.field, self._reading.id_field))
-        if name in names
-      ]
+      wanted = dict.fromkeys((self._reading.field, self._reading.id_field))
       rows = 0
-      for batch in file.iter_batches(_ROWS, columns=columns):
+      for batch in file.iter_batches(_ROWS, columns=[name for name in wanted if name in names]):
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, batch.schema) as writer:
           writer.write_batch(batch)
@@ -242,8 +226,9 @@ class Reader:
 def read_documents(
   paths: str | Sequence[str], reading: Reading, tally: Counter[str]
 ) -> Iterator[Document]:
-  """All documents of some files. `tally` takes 'read' and the reasons of `REFUSALS`; files with
-  problems are passed over.
+  """All documents of some files; unreadable files are skipped.
+
+  `tally` counts 'read' and the reasons of `REFUSALS`.
   """
   reader = Reader(find_files(paths), reading)
   for block in reader.blocks():
@@ -253,14 +238,13 @@ def read_documents(
 
 
 def decode(block: Block, reading: Reading, tally: Counter[str]) -> Iterator[Document]:
-  """Documents of a block.
+  """The documents of a block.
 
-  Args:
-    tally: takes 'read' for every record, a reason of `REFUSALS` for each that is none,
-      'invalid_bytes' for each byte in the latter that is not UTF-8.
+  `tally` counts 'read' for every record, a reason of `REFUSALS` for each that is not a document,
+  and 'invalid_bytes' for each byte that is not UTF-8.
   """
   records = _rows(block, reading) if block.kind == 'parquet' else _pieces(block, reading)
-  for place, raw, own_id in records:
+  for position, raw, id_ in records:
     tally['read'] += 1
     if raw is not None and len(raw) > reading.most_bytes:
       tally['too_large'] += 1
@@ -276,25 +260,24 @@ def decode(block: Block, reading: Reading, tally: Counter[str]) -> Iterator[Docu
         record = json.loads(text)
       except (ValueError, RecursionError):
         record = None
-      if not isinstance(record, (dict, str)):
+      if isinstance(record, dict):
+        text, id_ = record.get(reading.field), record.get(reading.id_field)
+      elif isinstance(record, str):
+        text, id_ = record, None
+      else:
         tally['invalid_json'] += 1
         continue
-      text, own_id = (
-        (record, None)
-        if isinstance(record, str)
-        else (record.get(reading.field), record.get(reading.id_field))
-      )
     if not isinstance(text, str) or not text.strip():
       tally['no_text'] += 1
       continue
-    yield Document(_id(own_id) or f'{block.source}:{place}', text, block.source)
+    yield Document(_id(id_) or f'{block.source}:{position}', text, block.source)
 
 
 def _pieces(block: Block, reading: Reading) -> Iterator[tuple[int, bytes, None]]:
   """(line, record, None) of lines or paragraphs."""
   content = block.content.removeprefix(b'\xef\xbb\xbf') if block.first == 1 else block.content
   if block.kind == 'json' or reading.text_files == 'lines':
-    pieces = ((number, line) for number, line in enumerate(content.split(b'\n'), block.first))
+    pieces = enumerate(content.split(b'\n'), block.first)
   else:
     pieces = _paragraphs(content, block.first)
   for line, piece in pieces:
@@ -315,21 +298,19 @@ def _rows(block: Block, reading: Reading) -> Iterator[tuple[int, bytes | None, o
 
   table = pa.ipc.open_stream(block.content).read_all()
   column = table[reading.field]
+  nothing = [None] * len(table)
   try:
     if pa.types.is_dictionary(column.type):
       column = column.cast(column.type.value_type)
-    # NB: as bytes, because a Parquet file may hold texts that are not UTF-8, and those have no str
+    # NB: as bytes, because texts of a Parquet file that are not UTF-8 cannot become str.
     texts = column.cast(pa.large_binary()).to_pylist()
   except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-    texts = [None] * len(table)
+    texts = nothing
   try:
-    ids = (
-      table[reading.id_field].to_pylist()
-      if reading.id_field in table.column_names
-      else [None] * len(table)
-    )
+    has_ids = reading.id_field in table.column_names
+    ids = table[reading.id_field].to_pylist() if has_ids else nothing
   except UnicodeDecodeError:
-    ids = [None] * len(table)
+    ids = nothing
   yield from zip(range(block.first, block.first + len(texts)), texts, ids)
 
 
@@ -344,7 +325,7 @@ def _id(value: object) -> str | None:
 
 
 def _last_end(content: bytes, paragraphs: bool) -> int:
-  """Where the last record ends that is surely whole; 0 if none is."""
+  """End of the last record that is certainly complete; 0 if there is none."""
   end = content.rfind(b'\n')
   while paragraphs and end >= 0:
     before = content.rfind(b'\n', 0, end)
@@ -355,7 +336,7 @@ def _last_end(content: bytes, paragraphs: bool) -> int:
 
 
 def _first_end(content: bytes, paragraphs: bool) -> int:
-  """Where the first record ends; 0 if it goes on."""
+  """End of the first record; 0 if it is incomplete."""
   if not paragraphs:
     return content.find(b'\n') + 1
   match = _EMPTY_LINES.search(content)

@@ -1,7 +1,6 @@
-"""Which documents are good enough to become responses, and their text as it is kept (METHODS.md
-C14).
+"""Filters that decide which documents can become responses, and the cleaning of their text.
 
-What a kept text looks like: Unicode NFC; HTML entities resolved; lines end in one newline
+See docs/design/methods.md#c-14. A kept text has the following form: Unicode NFC; HTML entities resolved; lines end in one newline
 character, with at most one empty line between them; single spaces within. Gone are control
 characters, marks of direction (the display of Urdu beside Latin words may change, its letters do
 not), soft hyphens, zero-width spaces, byte order marks, private-use and interlinear characters, and
@@ -96,8 +95,8 @@ class Filters:
       more in as many.
     long: 'drop' what is longer, or 'cut' it at the last end of a sentence within most_characters
       (Thai, Lao, Burmese, Khmer: at the last space); what has none is dropped.
-    least_confidence: of the language, 0..1; 0 = the language is not looked at.
-    language_bytes: of UTF-8 at the beginning, from which the language is told; 1 or more.
+    least_confidence: of the language, 0..1; 0 = the language is not identified.
+    language_bytes: UTF-8 bytes at the beginning from which the language is identified; 1 or more.
     least_letters: share of letters and their marks among all that is not a space, 0..1; 0 = any.
     most_repeated_lines: share of the characters that stand in lines that stood before, 0..1; 1 =
       any.
@@ -162,7 +161,7 @@ class Filters:
 
 
 def check_language(language: str, filters: Filters) -> None:
-  """Raises ValueError if documents in this language cannot be told from others."""
+  """Raises ValueError if this language cannot be identified."""
   if filters.least_confidence > 0 and language not in language_id.CANDIDATES:
     raise ValueError(
       f'language identification does not know {language!r} (it knows '
@@ -172,16 +171,16 @@ def check_language(language: str, filters: Filters) -> None:
 
 
 def clean(text: str, language: str, filters: Filters) -> tuple[str, str | None]:
-  """The text as it is kept, and None; or '' and the reason from `REASONS` why it is dropped.
+  """(cleaned text, None), or ('', reason from `REASONS`) if the document is dropped.
 
       clean('<p>Habari</p>', 'sw', Filters()) -> ('', 'html')
 
-  Cleaning what was kept changes nothing.
+  Cleaning is idempotent.
   """
   if len(text) > 16 * filters.most_characters:
     if filters.long == 'drop':
       return '', 'too_long'
-    text = text[: 16 * filters.most_characters]  # longer ones are not worth normalising whole
+    text = text[: 16 * filters.most_characters]  # a longer text is not normalised completely
   unusual = _unusual(text)
   if unusual and _DAMAGED.search(text):
     return '', 'encoding'
@@ -214,8 +213,8 @@ def why_dropped(text: str, language: str, filters: Filters) -> str | None:
 
 
 def normalise(text: str) -> str:
-  """The text as the docstring of this module says. Normalising again changes nothing."""
-  for _ in range(8):  # NB: what goes may leave a new entity behind, or letters that now compose
+  """The text in the form that the docstring of this module describes; idempotent."""
+  for _ in range(8):  # NB: a removal may create a new entity, or letters that now compose
     before, text = text, _normalised(text)
     if text == before:
       break
@@ -237,7 +236,7 @@ def _normalised(text: str) -> str:
 
 
 def _unusual(text: str) -> bool:
-  """Whether the slow patterns must be tried; most texts hold nothing of the kind."""
+  """Whether the slow patterns must be tried, which most texts do not need."""
   return bool(_unusual_codes()[np.minimum(characters.codes(text), 0x10000)].any())
 
 

@@ -1,6 +1,4 @@
-"""What passed the filters of single documents, block by block: computed in this process, in
-several, or by Apache Beam.
-"""
+"""Filters single documents block by block, in this process, in several, or in Apache Beam."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -98,7 +96,7 @@ def local_parts(
 
   Args:
     settings: language, filters, reading. workers: processes.
-    check: raises if this process was told to stop.
+    check: raises if this process was interrupted.
   """
   if workers <= 1:
     for block in blocks:
@@ -124,9 +122,9 @@ def _result(block: documents.Block, future, check) -> Part:
   try:
     return future.result()
   except concurrent.futures.process.BrokenProcessPool as error:
-    check()  # NB: who tells a whole process group to stop kills the workers first
+    check()  # NB: a signal to the process group kills the workers first
     raise ValueError(
-      f'a worker process was killed at or after {block.source}, place {block.first}; if memory '
+      f'a worker process was killed at or after {block.source}, position {block.first}; if memory '
       'ran out, use fewer workers'
     ) from error
 
@@ -137,13 +135,13 @@ _settings: tuple | None = None
 def _start_worker(*settings) -> None:
   global _settings  # set once per worker process
   _settings = settings
-  # the terminal tells all processes; the first one decides
+  # The terminal signals all processes; the main process handles it.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
 
   def leave_with_parent():
     parent.join()
-    # NB: killed with -9, the parent tells nobody, and the pool would wait for its queue for ever
+    # NB: after SIGKILL of the parent, the pool would wait for its queue for ever.
     os._exit(1)
 
   threading.Thread(target=leave_with_parent, daemon=True).start()

@@ -1,11 +1,10 @@
-"""The `filter` step: files of raw text in, kept documents of one language out, in files of a fixed
-number.
+"""The `filter` step: reads files of raw text and writes the kept documents of one language.
 
-Blocks of records are decoded, cleaned and sketched by worker processes; this process keeps the rows
-in an unnamed file and the sketches (about 450 bytes a document that passed) in memory, finds
-duplicates among all, then lines that many documents share, and writes what is left in the order of
-a hash of the texts. The output is a function of the set of documents: not of the order, the files
-or the processes that they came by.
+Worker processes decode, clean and sketch blocks of records. This process keeps the rows in an
+unnamed file and the sketches (about 450 bytes per document) in memory. It finds duplicates among
+all documents, then lines that many documents share, and writes the remaining documents in the
+order of a hash of their texts. The output depends on the set of documents only, not on their
+order, files or processes.
 """
 
 from collections import Counter
@@ -80,7 +79,7 @@ def run_filter(
 
   Raises:
     FileNotFoundError, ValueError: nothing to read, or no record with the text's field.
-    Interrupted: told to stop by SIGTERM or SIGINT; nothing has changed.
+    Interrupted: by SIGTERM or SIGINT; nothing has changed.
   """
   from crossin_jax.processes import interruption  # NB: imports JAX, which workers do without
 
@@ -101,8 +100,8 @@ def run_filter(
   )
   if old.exists() and not final.exists():
     os.rename(old, final)  # killed between the two renames below
-  for left_behind in (staging, old, exchange):
-    shutil.rmtree(left_behind, ignore_errors=True)
+  for leftover in (staging, old, exchange):
+    shutil.rmtree(leftover, ignore_errors=True)
   started = time.monotonic()
   reader = Reader(files, reading)
   if workers is None:
@@ -147,13 +146,13 @@ def run_filter(
   return counts
 
 
-# ---- all documents together ----
+# ---- all documents ----
 
 
 def _gather(
   parts: Iterator[Part], spool, reader: Reader, language: str, check, progress: bool
 ) -> tuple[Counter, list[Part]]:
-  """Rows go to the spool, their ends become places in it; everything else stays in memory."""
+  """Moves the rows to the spool; their ends become positions in it."""
   import tqdm
 
   tally, gathered, written = Counter(), [], 0

@@ -1,13 +1,11 @@
-"""What an instruction set is like: lengths beside the published ones, what is asked for, topics,
-rounds, fidelity, overlap.
+"""Statistics of an instruction set: lengths, requests, topics, rounds, fidelity and overlap.
 
-Rows are read once and not kept: what a figure needs of them is. Samples are those with the least
-hash, so they depend on the seed and the rows, not on their order.
+The rows are read once and not kept in memory. Samples are the rows with the smallest hashes, so
+they depend on the seed and the rows but not on the order of the rows.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 import hashlib
 import heapq
 import math
@@ -25,89 +23,76 @@ from crossin_jax.storage.records import RecordError, read_records
 from crossin_jax.xinstruction.diversity import diversification, embeddings
 from crossin_jax.xinstruction.statistics import verbs
 
-# Characters of the 32,000 X-Instruction samples of each language, (mean, sd) of the instructions
-# and of the responses, as the authors give them in their repository (ZNLP/X-Instruction; METHODS
-# B.2).
+# Characters of the 32,000 published X-Instruction samples of each language: (mean, sd) of the
+# instructions and of the responses (docs/design/methods.md#b-2-languages-and-data).
 PUBLISHED = {
     'fi': ((100.7, 81.1), (1026.9, 552.8)), 'id': ((101.0, 86.0), (1008.9, 542.1)),
-    'th': ((102.4, 85.0), (987.5, 545.0)),
-    'tr': ((103.7, 87.5), (1057.9, 534.1)), 'vi': ((101.0, 86.0), (1120.4, 561.1)),
-    'bn': ((111.9, 87.2), (1243.4, 518.7)),
+    'th': ((102.4, 85.0), (987.5, 545.0)), 'tr': ((103.7, 87.5), (1057.9, 534.1)),
+    'vi': ((101.0, 86.0), (1120.4, 561.1)), 'bn': ((111.9, 87.2), (1243.4, 518.7)),
     'hi': ((96.6, 79.9), (1284.9, 506.2)), 'sw': ((100.0, 85.3), (1210.6, 524.0)),
-    'ta': ((99.0, 84.8), (1259.0, 497.8)),
-    'ur': ((107.6, 87.4), (1246.9, 508.8)),
+    'ta': ((99.0, 84.8), (1259.0, 497.8)), 'ur': ((107.6, 87.4), (1246.9, 508.8)),
 }  # fmt: skip
 PUBLISHED_SOURCE = 'ZNLP/X-Instruction (arXiv 2405.19744)'
-TOPICS = 8  # groups of the cluster map: as many as there are colours
+TOPICS = 8  # groups of the cluster map, one for each colour
 SCORE_BINS = 20  # of a histogram over the levels 1 to 3
+_KINDS = ('verb', 'question', 'other')
+_SIDES = ('instruction', 'output')
 _WORD = re.compile(r"[^\W\d_]{3,}(?:'[a-z]+)?")
 
 
-@dataclass
 class _Sample:
-  """The rows with the least hashes of a stream."""
+  """The rows of a stream with the smallest hashes."""
 
-  size: int
-  seed: int
-  heap: list = field(default_factory=list)  # (-hash, number, row), the greatest hash first
-  seen: int = 0
+  def __init__(self, size: int):
+    self._size, self._count, self._heap = size, 0, []  # (-hash, number, row), largest hash first
 
   def add(self, digest: bytes, row) -> None:
-    self.seen += 1
-    key = -int.from_bytes(digest, 'big')
-    if len(self.heap) < self.size:
-      heapq.heappush(self.heap, (key, self.seen, row))
-    elif self.heap and key > self.heap[0][0]:
-      heapq.heapreplace(self.heap, (key, self.seen, row))
+    self._count += 1
+    entry = (-int.from_bytes(digest, 'big'), self._count, row)
+    if len(self._heap) < self._size:
+      heapq.heappush(self._heap, entry)
+    elif self._heap and entry[0] > self._heap[0][0]:
+      heapq.heapreplace(self._heap, entry)
 
   def rows(self) -> list:
-    return [row for _, _, row in sorted(self.heap, key=lambda item: (-item[0], item[1]))]
+    return [row for _, _, row in sorted(self._heap, key=lambda entry: (-entry[0], entry[1]))]
 
 
-class _Lengths:
-  """Mean, standard deviation, median and ends of many lengths."""
-
-  def __init__(self):
-    self.counts: Counter[int] = Counter()
-
-  def summary(self) -> dict | None:
-    if not self.counts:
-      return None
-    values = np.array(sorted(self.counts))
-    weights = np.array([self.counts[value] for value in values.tolist()])
-    mean = float(np.average(values, weights=weights))
-    variance = float(np.average((values - mean) ** 2, weights=weights))
-    median = values[np.searchsorted(np.cumsum(weights), (weights.sum() + 1) // 2)]
-    return {
-      'mean': mean,
-      'sd': math.sqrt(variance),
-      'median': int(median),
-      'min': int(values[0]),
-      'max': int(values[-1]),
-    }
+def _length_summary(counts: Counter[int]) -> dict | None:
+  """Mean, standard deviation, median, minimum and maximum of lengths."""
+  if not counts:
+    return None
+  values = np.array(sorted(counts))
+  weights = np.array([counts[value] for value in values.tolist()])
+  mean = float(np.average(values, weights=weights))
+  variance = float(np.average((values - mean) ** 2, weights=weights))
+  median = values[np.searchsorted(np.cumsum(weights), (weights.sum() + 1) // 2)]
+  return {
+    'mean': mean, 'sd': math.sqrt(variance), 'median': int(median), 'min': int(values[0]),
+    'max': int(values[-1]),
+  }  # fmt: skip
 
 
 class _Tally:
-  """What is counted of one language."""
+  """Counts and samples of one language."""
 
   def __init__(self, code: str, seed: int, fidelity_rows: int, map_rows: int, samples: int):
     self.code, self.seed, self.rows = code, seed, 0
-    self.lengths = {'instruction': _Lengths(), 'output': _Lengths()}
+    self.lengths = {side: Counter() for side in _SIDES}
     self.sources: Counter[str] = Counter()
     self.distinct: set[bytes] = set()
     self.kinds: Counter[str] = Counter()
     self.verbs: Counter[tuple[str, str]] = Counter()
     self.scores = np.zeros(SCORE_BINS, np.int64)
     self.scored, self.score_sum, self.clusters = 0, 0.0, set()
-    self.responses = _Sample(fidelity_rows, seed)
-    self.instructions = _Sample(map_rows, seed)
-    self.shown = _Sample(samples, seed)
+    self.responses, self.instructions = _Sample(fidelity_rows), _Sample(map_rows)
+    self.shown = _Sample(samples)
 
   def add(self, row: Mapping, where: str) -> None:
-    instruction, output = (_text(row, name, where) for name in ('instruction', 'output'))
+    instruction, output = (_text(row, name, where) for name in _SIDES)
     self.rows += 1
-    self.lengths['instruction'].counts[len(instruction)] += 1
-    self.lengths['output'].counts[len(output)] += 1
+    self.lengths['instruction'][len(instruction)] += 1
+    self.lengths['output'][len(output)] += 1
     self.sources[str(row.get('source') or '')] += 1
     self.distinct.add(_digest('', diversification.normalised(instruction)))
     kind = verbs.kind(instruction)
@@ -129,15 +114,11 @@ class _Tally:
     return {
       'rows': self.rows,
       'distinct_instructions': len(self.distinct),
-      'instruction': self.lengths['instruction'].summary(),
-      'output': self.lengths['output'].summary(),
+      **{side: _length_summary(counts) for side, counts in self.lengths.items()},
       'published': published
-      and {
-        name: dict(zip(('mean', 'sd'), pair))
-        for name, pair in zip(('instruction', 'output'), published)
-      },
+      and {side: dict(zip(('mean', 'sd'), pair)) for side, pair in zip(_SIDES, published)},
       'sources': dict(self.sources.most_common()),
-      'kinds': {name: self.kinds[name] for name in ('verb', 'question', 'other')},
+      'kinds': {name: self.kinds[name] for name in _KINDS},
       'clusters': len(self.clusters) or None,
       'score': {'mean': self.score_sum / self.scored, 'rows': self.scored} if self.scored else None,
       **_responses(self.code, self.responses.rows()),
@@ -155,57 +136,50 @@ def statistics(
   fidelity_rows: int = 2000,
   map_points: int = 3000,
 ) -> dict:
-  """Everything that the page shows, ready for JSON.
+  """Computes the figures of the statistics page, ready for JSON.
 
   Args:
     rows_by_language: code or name of a language -> its rows {"instruction" (English), "output",
-      "source", "score"}, or a file of them (JSON Lines or a JSON list, .gz too). "source", "score"
-      and "cluster" may be absent.
+      "source", "score", "cluster"}, or a JSON Lines or JSON list file of them (.gz too). The last
+      three fields are optional.
     rounds: language -> [{"round": 1, "candidates": n, "kept": n, "score_histogram": counts over
-      equal parts of 1..3, or {"edges": [...], "counts": [...]}}]; the histogram may be absent.
-    benchmarks: files that are looked for in the rows, see `crossin contamination`.
-    coverage: language -> what `diversification.coverage` returned.
+      equal parts of 1..3, or {"edges": [...], "counts": [...]}}]; the histogram is optional.
+    benchmarks: files whose texts are searched in the rows, see `crossin contamination`.
+    coverage: language -> a result of `diversification.coverage`.
     seed: of all samples and of the cluster map.
-    samples: rows shown of each language.
-    fidelity_rows: responses of each language whose language is told; a millisecond each.
+    samples: rows shown for each language.
+    fidelity_rows: responses of each language whose language is identified, about 1 ms each.
     map_points: instructions in the cluster map, over all languages.
 
   Returns:
-    See the keys below; shares are fractions 0..1, lengths are characters.
+    The keys below. Shares are fractions 0..1, lengths are characters.
 
   Raises:
-    ValueError: a malformed row (file, line and field), an unreadable benchmark, a round without its
+    ValueError: a malformed row (file, line and field), an unreadable benchmark, or a round without
       counts.
   """
   sets = {_code(language): rows for language, rows in rows_by_language.items()}
   if len(sets) < len(rows_by_language):
     raise ValueError(f'a language is given twice: {", ".join(rows_by_language)}')
   if not sets:
-    raise ValueError('there is no language to measure; give rows for one at least')
+    raise ValueError('there is no language to measure; give the rows of at least one')
   per_language = -(-map_points // len(sets))
   tallies = {code: _Tally(code, seed, fidelity_rows, per_language, samples) for code in sets}
-  streams = [(code, _fields(tallies[code], rows)) for code, rows in sets.items()]
-  overlap = _overlap(benchmarks, streams)
-  by_language = {code: tally.summary() for code, tally in tallies.items()}
-  instructions = [
-    (code, text) for code, tally in tallies.items() for text in tally.instructions.rows()
-  ][:map_points]
+  overlap = _overlap(benchmarks, [(code, _fields(tallies[code], sets[code])) for code in sets])
+  instructions = [(c, text) for c, tally in tallies.items() for text in tally.instructions.rows()]
+  by_code = lambda mapping: (
+    (_code(language), value) for language, value in (mapping or {}).items()
+  )
   return {
     'rows': sum(tally.rows for tally in tallies.values()),
     'seed': seed,
-    'by_language': by_language,
+    'by_language': {code: tally.summary() for code, tally in tallies.items()},
     'published_source': PUBLISHED_SOURCE,
     'verbs': _verbs(tallies.values()),
-    'map': _map(instructions, seed),
-    'rounds': {
-      _code(language): _rounds(_code(language), own) for language, own in (rounds or {}).items()
-    },
-    'scores': {
-      code: _histogram(tally.scores.tolist(), code)
-      for code, tally in tallies.items()
-      if tally.scored
-    },
-    'coverage': {_code(language): dict(own) for language, own in (coverage or {}).items()},
+    'map': _map(instructions[:map_points], seed),
+    'rounds': {code: _rounds(code, value) for code, value in by_code(rounds)},
+    'scores': {c: _histogram(t.scores.tolist(), c) for c, t in tallies.items() if t.scored},
+    'coverage': {code: dict(value) for code, value in by_code(coverage)},
     'overlap': overlap,
     'samples': {code: tally.shown.rows() for code, tally in tallies.items()},
   }
@@ -215,7 +189,7 @@ def statistics(
 
 
 def _fields(tally: _Tally, rows) -> Iterator[Field]:
-  """Counts the rows and yields their texts, for the benchmarks to be looked for."""
+  """Counts the rows and yields their texts, in which the benchmarks are searched."""
   if isinstance(rows, (str, os.PathLike)):
     located = read_records(rows)
   else:
@@ -224,16 +198,16 @@ def _fields(tally: _Tally, rows) -> Iterator[Field]:
     if not isinstance(row, Mapping):
       raise RecordError(f'{where}: expected an object, found {type(row).__name__}')
     tally.add(row, where)
-    yield Field(f'row {number}', tally.code, 'instruction', row['instruction'])
-    yield Field(f'row {number}', tally.code, 'output', row['output'])
+    for side in _SIDES:
+      yield Field(f'row {number}', tally.code, side, row[side])
 
 
 def _text(row: Mapping, name: str, where: str) -> str:
   value = row.get(name)
   if not isinstance(value, str):
-    found = 'is missing' if name not in row else f'is a {type(value).__name__}, it must be a text'
+    problem = 'is missing' if name not in row else f'is a {type(value).__name__}, it must be a text'
     raise RecordError(
-      f'{where}: field "{name}" {found}; X-Instruction rows have "instruction" and "output"'
+      f'{where}: field "{name}" {problem}; X-Instruction rows have "instruction" and "output"'
     )
   return value
 
@@ -250,18 +224,14 @@ def _score(row: Mapping, where: str) -> float | None:
 
 
 def _code(language: str) -> str:
-  """The code of a known language; any other name as it is."""
-  return (
-    code_of(language)
-    if language.lower() in {*ENGLISH_NAMES, *map(str.lower, ENGLISH_NAMES.values())}
-    else language
-  )
+  """The code of a known language; any other name unchanged."""
+  known = {*ENGLISH_NAMES, *map(str.lower, ENGLISH_NAMES.values())}
+  return code_of(language) if language.lower() in known else language
 
 
 def _digest(*parts: str) -> bytes:
-  return hashlib.blake2b(
-    '\x1f'.join(parts).encode('utf-8', 'surrogatepass'), digest_size=8
-  ).digest()
+  content = '\x1f'.join(parts).encode('utf-8', 'surrogatepass')
+  return hashlib.blake2b(content, digest_size=8).digest()
 
 
 # ---- figures ----
@@ -278,46 +248,41 @@ def _responses(code: str, texts: Sequence[str]) -> dict:
   }
   if code not in language_id.CANDIDATES:
     return {'fidelity': None, 'repetition': repetition}
-  found = Counter(measure.language_of(text) for text in texts)
-  test = embeddings.sklearn('scipy.stats').binomtest(found[code], len(texts))
+  counts = Counter(measure.language_of(text) for text in texts)
+  test = embeddings.sklearn('scipy.stats').binomtest(counts[code], len(texts))
   low, high = test.proportion_ci(method='wilson')
-  others = {name or 'none': count for name, count in found.most_common() if name != code}
   fidelity = {
-    'share': found[code] / len(texts), 'low': float(low), 'high': float(high), 'rows': len(texts),
-    'others': others,
+    'share': counts[code] / len(texts), 'low': float(low), 'high': float(high), 'rows': len(texts),
+    'others': {name or 'none': count for name, count in counts.most_common() if name != code},
   }  # fmt: skip
   return {'fidelity': fidelity, 'repetition': repetition}
 
 
+def _ranked(counts: Mapping, n: int) -> list[tuple]:
+  return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:n]
+
+
 def _verbs(tallies: Iterable[_Tally], top: int = 20, objects: int = 5) -> dict:
-  pairs, kinds = Counter(), Counter()
+  pairs, kinds, counts = Counter(), Counter(), Counter()
   for tally in tallies:
     pairs.update(tally.verbs)
     kinds.update(tally.kinds)
-  counts: Counter[str] = Counter()
-  of_verb: dict[str, Counter[str]] = {}
+  objects_of: dict[str, Counter[str]] = {}
   for (verb, noun), count in pairs.items():
     counts[verb] += count
     if noun:
-      of_verb.setdefault(verb, Counter())[noun] += count
-  ranked = lambda counter, n: sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:n]
+      objects_of.setdefault(verb, Counter())[noun] += count
+  nouns = lambda verb: [list(pair) for pair in _ranked(objects_of.get(verb, {}), objects)]
   return {
-    'kinds': {name: kinds[name] for name in ('verb', 'question', 'other')},
+    'kinds': {name: kinds[name] for name in _KINDS},
     'top': [
-      {
-        'verb': verb,
-        'count': count,
-        'objects': [list(pair) for pair in ranked(of_verb.get(verb, {}), objects)],
-      }
-      for verb, count in ranked(counts, top)
+      {'verb': verb, 'count': count, 'objects': nouns(verb)} for verb, count in _ranked(counts, top)
     ],
   }
 
 
 def _map(instructions: Sequence[tuple[str, str]], seed: int) -> dict | None:
-  """Instructions in two dimensions, with the groups that they form and the words that tell a group
-  from the rest.
-  """
+  """Instructions in two dimensions, their clusters, and the typical words of each cluster."""
   texts = [diversification.normalised(text) for _, text in instructions]
   if len(set(texts)) < 3:
     return None
@@ -328,46 +293,39 @@ def _map(instructions: Sequence[tuple[str, str]], seed: int) -> dict | None:
   with embeddings.single_thread():
     values, directions = np.linalg.eigh(centred.T @ centred)
   axes = directions[:, ::-1][:, :2]
-  # a sign that does not depend on the library
+  # This fixes the sign, which differs between libraries.
   axes *= np.where(axes[np.abs(axes).argmax(0), [0, 1]] < 0, -1, 1)
-  plane = centred @ axes
   words = [set(_WORD.findall(text)) for text in texts]
-  everywhere = Counter(word for own in words for word in own)
-  groups = []
+  totals, groups = Counter(word for group in words for word in group), []
   for group in range(labels.max() + 1):
-    own = np.flatnonzero(labels == group)
-    here = Counter(word for i in own for word in words[i])
-    groups.append({'size': len(own), 'words': _typical(here, len(own), everywhere, len(texts))})
+    members = np.flatnonzero(labels == group)
+    counts = Counter(word for i in members for word in words[i])
+    typical = _typical(counts, len(members), totals, len(texts))
+    groups.append({'size': len(members), 'words': typical})
   return {
     'method': 'TF-IDF of words, truncated SVD, two main directions',
     'explained': [float(value) for value in values[::-1][:2] / max(values.sum(), 1e-12)],
     'groups': groups,
     'points': [
       [round(float(x), 3), round(float(y), 3), int(label), code]
-      for (x, y), label, (code, _) in zip(plane, labels, instructions)
+      for (x, y), label, (code, _) in zip(centred @ axes, labels, instructions)
     ],
   }
 
 
-def _typical(
-  here: Counter, size: int, everywhere: Counter, total: int, count: int = 5
-) -> list[str]:
-  """Words that stand in many texts of a group and in few of the others."""
+def _typical(counts: Counter, size: int, totals: Counter, total: int, n: int = 5) -> list[str]:
+  """Words that are frequent in the texts of a cluster and rare in the other texts."""
   stop = embeddings.sklearn('sklearn.feature_extraction.text').ENGLISH_STOP_WORDS
   weight = {
-    word: n / size * math.log((n / size) / (everywhere[word] / total))
-    for word, n in here.items()
+    word: count / size * math.log((count / size) / (totals[word] / total))
+    for word, count in counts.items()
     if word not in stop
   }
-  return [
-    word
-    for word, value in sorted(weight.items(), key=lambda item: (-item[1], item[0]))[:count]
-    if value > 0
-  ]
+  return [word for word, value in _ranked(weight, n) if value > 0]
 
 
 def _rounds(language: str, rounds: Sequence[Mapping]) -> list[dict]:
-  found = []
+  checked = []
   for number, one in enumerate(rounds, 1):
     where = f'round {one.get("round", number)} of {language}'
     candidates, kept = (one.get(name) for name in ('candidates', 'kept'))
@@ -376,20 +334,16 @@ def _rounds(language: str, rounds: Sequence[Mapping]) -> list[dict]:
         f'{where}: "candidates" = {candidates!r} and "kept" = {kept!r} must be counts, the second '
         'no larger'
       )
-    found.append({
-      'round': one.get('round', number),
-      'candidates': candidates,
-      'kept': kept,
+    checked.append({
+      'round': one.get('round', number), 'candidates': candidates, 'kept': kept,
       'share': kept / candidates if candidates else None,
       'histogram': _histogram(one.get('score_histogram'), where),
     })  # fmt: skip
-  return found
+  return checked
 
 
 def _histogram(value, where: str) -> dict | None:
-  """{'edges', 'counts'} of counts over equal parts of the levels 1 to 3, or of what has both
-  already.
-  """
+  """{'edges', 'counts'}; counts alone are over equal parts of the levels 1 to 3."""
   if value is None:
     return None
   if not isinstance(value, Mapping):
@@ -404,21 +358,17 @@ def _histogram(value, where: str) -> dict | None:
 
 
 def _overlap(benchmarks: Sequence, streams: Sequence[tuple[str, Iterator[Field]]]) -> dict | None:
-  """Reads all rows; with benchmarks, looks for their texts on the way."""
+  """Reads all rows and searches them for the texts of the benchmarks, if there are any."""
   if not benchmarks:
     for _, fields in streams:
       for _ in fields:
         pass
     return None
-  named = [
-    (os.path.basename(path), text_fields.benchmark_fields(os.fspath(path))) for path in benchmarks
-  ]
-  looked_for = contamination.Benchmarks(named)
-  contamination.search_all(looked_for, streams)
-  rows, matches = looked_for.summary()
+  searched = contamination.Benchmarks(
+    [(os.path.basename(path), text_fields.benchmark_fields(os.fspath(path))) for path in benchmarks]
+  )
+  contamination.search_all(searched, streams)
+  rows, matches = searched.summary()
   return {
-    'n': looked_for.n,
-    'benchmarks': rows,
-    'matches': matches[:20],
-    'matches_found': len(matches),
-  }
+    'n': searched.n, 'benchmarks': rows, 'matches': matches[:20], 'matches_found': len(matches),
+  }  # fmt: skip

@@ -1,5 +1,6 @@
-"""Steps of a round of refinement (METHODS C16, C17): a response model, its responses, a rater, its
-ratings, what is kept.
+"""Steps of a refinement round: response model, responses, rater, ratings, kept candidates.
+
+See docs/design/methods.md#c-16 and docs/design/methods.md#c-17.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ TEACHER_TOKENS = 256  # of a rating, as of the judge's
 
 
 def train_response(run: Run, i: int, folder: str) -> Mapping:
-  """A response model on the seed and what the round before has kept."""
+  """Tunes a response model on the seed and the rows kept in the previous round."""
 
   def rows(language):
     own = [
@@ -34,7 +35,7 @@ def train_response(run: Run, i: int, folder: str) -> Mapping:
 
 
 def respond(run: Run, i: int, folder: str) -> Mapping:
-  """What that model answers to the seed's instructions: level 2."""
+  """Answers the instructions of the seed with that model: the examples of level 2."""
   asked, chunk = os.path.join(folder, 'asked'), run.settings.chunk
   for language in run.settings.languages:
     rows = [
@@ -51,7 +52,7 @@ def respond(run: Run, i: int, folder: str) -> Mapping:
 
 
 def train_rater(run: Run, i: int, folder: str) -> Mapping:
-  """A rater on the three levels."""
+  """Tunes a rater on the three levels."""
 
   def rows(language):
     answers = os.path.join(run.folder(f'respond.{i}'), 'answers')
@@ -63,12 +64,12 @@ def train_rater(run: Run, i: int, folder: str) -> Mapping:
 
 
 def rater_before(settings: XInstruction, i: int) -> str | None:
-  """The step whose rater that of round i goes on from; None = it begins from the base model."""
+  """The step whose rater is tuned further in round i; None = the base model is tuned."""
   return f'train-rater.{i - 1}' if i and settings.rater_from == 'before' else None
 
 
 def rate(run: Run, i: int, folder: str) -> Mapping:
-  """The expected level of every candidate; a teacher that names none leaves it unrated."""
+  """Rates every candidate; one for which a teacher names no level stays unrated."""
   asked = {}
   if run.settings.rater == 'endpoint':
     asked = run.teach('rate', run.folder('pairs'), folder, TEACHER_TOKENS)
@@ -86,7 +87,7 @@ def rate(run: Run, i: int, folder: str) -> Mapping:
 
 
 def keep(run: Run, i: int, folder: str) -> Mapping:
-  """The best of the candidates."""
+  """Keeps the best candidates."""
   s = run.settings
   if settled(run, i):
     return _kept_before(run, i, folder)
@@ -120,15 +121,18 @@ def _scores(run: Run, folder: str, language: str) -> dict[str, float]:
 
 
 def settled(run: Run, i: int) -> bool:
-  """Whether the round before round i changed so little that there is no other (METHODS C17)."""
+  """Whether the kept set changed so little before round i that the rounds end here.
+
+  See docs/design/methods.md#c-17.
+  """
   before = run.steps.manifest(f'keep.{i - 1}') if i else None
   return before is not None and before['counts'].get('changed', 1.0) < run.settings.settled
 
 
 def unless_settled(step: Callable[[Run, int, str], Mapping]) -> Callable[[Run, int, str], Mapping]:
-  """The step, or nothing where the rounds have settled."""
-  told = lambda i: {'settled': f'round {i - 1} changed the kept set too little'}
-  return lambda run, i, folder: told(i) if settled(run, i) else step(run, i, folder)
+  """The step, skipped once the rounds have settled."""
+  counts = lambda i: {'settled': f'round {i - 1} changed the kept set too little'}
+  return lambda run, i, folder: counts(i) if settled(run, i) else step(run, i, folder)
 
 
 def _kept_before(run: Run, i: int, folder: str) -> Mapping:
