@@ -61,9 +61,8 @@ class Dense(nn.Module):
     fan_in = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
     shape = (x.shape[-1], self.features)
     kernel = param_with_axes('kernel', fan_in, shape, param_dtype, axes=self.axes)
-    y = product(
-      x, lora.dequantised(kernel, dtype)
-    )  # the frozen kernel of a LoRA run may be quantised
+    # The frozen kernel of a LoRA run may be quantised.
+    y = product(x, lora.dequantised(kernel, dtype))
     if self.bias:
       bias = param_with_axes(
         'bias', nn.initializers.zeros, (self.features,), param_dtype, axes=self.axes[1:]

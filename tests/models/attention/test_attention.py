@@ -394,7 +394,7 @@ def test_auto_on_a_cpu_is_the_reference_for_short_rows():
 @pytest.mark.parametrize('platform, change, words', [
     ('tpu', {}, None),
     ('tpu', {'window': 5, 'softcap': 2.0}, None),
-    ('tpu', {'prefix_BS': 1}, 'both directions'),
+    ('tpu', {'prefix_BS': 1}, 'bidirectional prompts'),
     ('tpu', {'branches_BS': 1}, 'branches'),
     ('tpu', {'keys': 2048}, 'as many queries as keys'),
     ('tpu', {'dtype': jnp.float16}, 'bfloat16 or float32'),
@@ -404,12 +404,12 @@ def test_auto_on_a_cpu_is_the_reference_for_short_rows():
     ('gpu', {'window': 5, 'q_segments_BT': 1}, 'no window in packed rows'),
     ('gpu', {'softcap': 2.0}, 'no soft cap'),
     ('gpu', {'dtype': jnp.float32}, 'set DecoderConfig.dtype'),
-    ('gpu', {'size': 65}, 'multiple of 8'),
+    ('gpu', {'size': 65}, 'multiples of 8'),
     ('gpu', {'branches_BS': 1}, 'branches'),
 ])  # fmt: skip
 def test_auto_says_once_why_not(monkeypatch, platform, change, words):
   FakeGpu(monkeypatch)
-  attention_lib._say.cache_clear()
+  attention_lib._warn_once.cache_clear()
   kernel = {'tpu': 'splash', 'gpu': 'cudnn'}[platform]
   with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter('always')
@@ -421,7 +421,7 @@ def test_auto_says_once_why_not(monkeypatch, platform, change, words):
 
 
 def test_old_gpus(monkeypatch):
-  attention_lib._say.cache_clear()
+  attention_lib._warn_once.cache_clear()
   FakeGpu(monkeypatch, capability=(8, 0))
   assert pick('auto', 'gpu') == 'cudnn'
   with pytest.warns(match='packed rows from Hopper on'):
@@ -438,7 +438,7 @@ def test_old_gpus(monkeypatch):
   'implementation, words', [('splash', 'a kernel for TPUs, and this is a cpu'), ('cudnn', 'NVIDIA')]
 )
 def test_a_model_with_a_back_end_that_is_not_there_runs(implementation, words):
-  attention_lib._say.cache_clear()
+  attention_lib._warn_once.cache_clear()
   tokens = np.arange(12).reshape(2, 6)
   models = [Decoder(tiny_config(attention=name)) for name in ('xla', implementation)]
   params = init_params(models[0])
