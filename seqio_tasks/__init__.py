@@ -4,7 +4,8 @@ Importing the package loads none of them; `register` (which does) is to be calle
 parsed:
 
     import seqio_tasks
-    mixture = seqio_tasks.register('alpaca.base_x2x.3000.en_zh_vi_es.default')   # then seqio.get_mixture_or_task
+    mixture = seqio_tasks.register('alpaca.base_x2x.3000.en_zh_vi_es.default')
+    seqio.get_mixture_or_task(mixture)
 """
 
 

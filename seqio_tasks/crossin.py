@@ -28,8 +28,7 @@ from crossin_jax.languages import ENGLISH_NAMES
 @config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
 class Preset:
-  """How examples are drawn and cut: docs/design/methods.md#c-decisions, this project's default and the released
-  code.
+  """How examples are drawn and truncated (docs/design/methods.md#c-decisions).
 
   Attributes:
     name: goes into the names of Tasks and Mixtures.

@@ -169,8 +169,8 @@ def _component(component, name, settings, preset):
 
 
 def _weights(entries, name, settings) -> list[float]:
-  """Unnormalised rates. docs/design/methods.md#a-3-data-composition mixes by counts; temperature as in mT5, rate ~ count ** (1 /
-  T).
+  """Unnormalised rates: counts (docs/design/methods.md#a-3-data-composition), or as in mT5
+  rate ~ count ** (1 / T).
   """
   counts = [float(entry.examples) for entry in entries]
   if settings.rates == 'counts':

@@ -322,7 +322,10 @@ def _by_language(
     number, field = incomplete
     hint = ''
     if field == 'language' and len(languages) > 1:
-      hint = ", or give the stem of one file per language as path ('/data/alpaca' for /data/alpaca_en.json)"
+      hint = (
+        ", or give the stem of one file per language as path ('/data/alpaca' for "
+        '/data/alpaca_en.json)'
+      )
     raise SourceError(
       f'{file}, row {number} (counted from 0): field {field!r} is missing, and one file with '
       'several '

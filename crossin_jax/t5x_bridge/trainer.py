@@ -1,4 +1,4 @@
-"""T5X's Trainer with this project's loss: one numerator over one denominator, microbatches or not."""
+"""The Trainer of T5X with one loss numerator and denominator over all microbatches."""
 
 from collections.abc import Callable
 import functools
@@ -41,7 +41,7 @@ def _trainer_class():
     _sought = False
 
     def train(self, batch_iter, num_steps, start_step=None):
-      """As T5X's; before the first step our own stream is set to that step, whatever was peeked at."""
+      """As in T5X, but sets the position of this project's stream before the first step."""
       if not self._sought:
         self._sought = True
         seek(batch_iter, int(self.train_state.step if start_step is None else start_step))

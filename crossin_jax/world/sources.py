@@ -16,7 +16,7 @@ from crossin_jax.world.world import World
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-  """What both sources share: rows per language made by `_make`, identified by the world's settings."""
+  """Base of both sources: `_make` creates the rows of a language."""
 
   @functools.cached_property
   def _rows(self) -> dict[str, list[dict[str, str]]]:

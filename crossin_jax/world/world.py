@@ -215,7 +215,7 @@ class World:
       )
 
   def _random(self, *purpose) -> random.Random:
-    """A generator of its own for each purpose, so that one setting does not shift another's draws."""
+    """A separate generator for each purpose, so that settings do not affect other draws."""
     return random.Random('/'.join(map(str, (self.seed, *purpose))))
 
   @functools.cached_property
@@ -296,7 +296,7 @@ class World:
 
   @functools.cached_property
   def questions(self) -> tuple[Question, ...]:
-    """Test questions: every tested fact of every test entity, with three other values of its kind."""
+    """Test questions: every tested fact of every test entity, with three distractors."""
     questions = []
     for fact in self.facts:
       if fact.group == 'test' and fact.relation in self.tested_relations:

@@ -1,4 +1,4 @@
-"""What each character is, as tables over code points, so that whole texts are looked at by NumPy."""
+"""Classes of characters as tables over code points, for NumPy."""
 
 import functools
 import unicodedata

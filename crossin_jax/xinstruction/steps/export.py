@@ -15,8 +15,10 @@ MIXTURE = """# The mixture of this instruction set and its seed, written by `cro
 #
 #   crossin prepare --gin_file={path} --mixture {mixture} --output_dir prepared
 #
-# Component `rows` has the plain prompt, `seed` the assistant-style one. Beside them, for comparison, `translated` and `distilled`:
-# --gin.TRANSLATED="'stem'" of `crossin xinstruction translated`, --gin.DISTILLED="'stem'" of `crossin xinstruction distill`.
+# Component `rows` has the plain prompt, `seed` the assistant-style one. Beside them, for comparison, \
+`translated` and `distilled`:
+# --gin.TRANSLATED="'stem'" of `crossin xinstruction translated`, \
+--gin.DISTILLED="'stem'" of `crossin xinstruction distill`.
 # With SeqIO: parse this file, then seqio_tasks.register('{mixture}').
 include 'gin_configs/mixtures/xinstruction.gin'
 
