@@ -59,15 +59,16 @@ _LEVEL = re.compile(r'<level>\s*([0-9]+)\s*</level>', re.IGNORECASE)
 
 
 class Kind(NamedTuple):
-  """What a teacher can do with the rows of a chunk.
+  """One kind of request to a teacher.
 
   Attributes:
-    prompt: with places for language, instruction and text.
-    text: field of the row that is shown as text.
-    field: that it fills.
-    read: reply -> its value, None if there is none in it.
-    nothing: the value where no reply had one. unusable: how that is called.
-    tokens: expected of a reply, for estimates.
+    prompt: template with language, instruction and text.
+    text: field of the row that becomes the text.
+    field: field of the output.
+    read: reply -> value, or None.
+    nothing: value of a row without a usable reply.
+    unusable: reason of such a row.
+    tokens: expected tokens of a reply, for estimates.
   """
 
   prompt: str
@@ -129,7 +130,7 @@ class Teacher:
         'a teacher takes the parameters of its requests from Teacher.parameters; put there what '
         'Endpoint.parameters says'
       )
-    # a URL that cannot be right, or holds a secret, is written nowhere
+    # raises for an invalid URL or one with a secret before it is written to a manifest
     Transport(self.url, '', 1.0).close()
 
   def made_from(self, kind: str) -> dict:
@@ -210,7 +211,7 @@ class Teacher:
       rows += len(requests)
       if chunk.finished:
         done += len(requests)
-        # Only what is cached: nothing is sent, and its price is in the books again.
+        # Only cached requests: nothing is sent, and their cost is counted again.
         requests = [
           dataclasses.replace(r, accept=None) for r in requests if endpoint.estimate([r]).cached
         ]
@@ -255,7 +256,7 @@ class _Chunk:
     return [self._request(row) for row in rows]
 
   def _request(self, row: Mapping) -> Request:
-    # A text must not end its block, nor bring an instruction or a level of its own.
+    # A text must not close its block or contain an instruction or level tag.
     shown = {
       name: _TAGS.sub(r'[\1]', str(row.get(name, ''))) for name in ('instruction', self._kind.text)
     }

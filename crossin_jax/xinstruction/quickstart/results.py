@@ -185,7 +185,7 @@ def findings(found: dict) -> list[str]:
       if gain['low'] > 0
       else 'worse'
       if gain['high'] < 0
-      else 'neither better nor worse, as far as can be intro,'
+      else 'neither better nor worse, as far as can be told,'
     )
     sentences.append(
       f'{intro}The kept set is {verdict} than a random one of its size '

@@ -1,4 +1,4 @@
-"""statistics.html: an instruction set to judge by eye, on one page that needs nothing else."""
+"""Writes statistics.html, a self-contained page about an instruction set."""
 
 from collections.abc import Mapping
 import json
@@ -66,14 +66,12 @@ def write_page(path: str | os.PathLike, found: Mapping, title: str = 'Instructio
 
 
 def _printable(text: str) -> str:
-  """Without what UTF-8 cannot hold: halves of surrogate pairs."""
+  """Replaces halves of surrogate pairs, which UTF-8 cannot encode."""
   return text.encode('utf-8', 'replace').decode()
 
 
 def _shown(text: str) -> str:
-  """As much of a text as fits, without control characters and marks that would turn the page
-  around.
-  """
+  """The shortened text without control characters and direction marks."""
   text = text.strip()
   short = text[:LONGEST_SHOWN]
   if len(text) > LONGEST_SHOWN:
@@ -82,7 +80,7 @@ def _shown(text: str) -> str:
 
 
 def _findings(found: Mapping) -> list[str]:
-  """What catches the eye, in plain sentences."""
+  """Notable findings as sentences."""
   said, name = [], words.language_name
   own = found['by_language']
   rows = [one['rows'] for one in own.values()]
@@ -152,7 +150,7 @@ def _map(found: Mapping | None) -> dict | None:
 
 
 def _acceptance(rounds: Mapping) -> dict | None:
-  """Table of the rounds: languages down, rounds across."""
+  """Table of the rounds: one row per language, one column per round."""
   if not any(rounds.values()):
     return None
   numbers = sorted({one['round'] for own in rounds.values() for one in own})
@@ -166,7 +164,7 @@ def _acceptance(rounds: Mapping) -> dict | None:
 
 
 def _histograms(found: Mapping) -> str:
-  """Score histograms, a panel per language: those of the rounds, else those of the rows."""
+  """Score histograms of the rounds, or of the rows, one panel per language."""
   panels = {}
   for code in found['by_language']:
     histograms = [

@@ -1,4 +1,4 @@
-"""Seed pairs: English instruction and native response, from the files that the user gives."""
+"""Seed pairs of English instruction and native response, from the user's files."""
 
 from collections.abc import Iterator, Mapping
 import os
@@ -10,7 +10,7 @@ from crossin_jax.xinstruction.settings import XInstruction
 
 
 def files(settings: XInstruction, language: str) -> list[str]:
-  """[file of the instructions, file of the responses], the same where they stand together."""
+  """[file of the instructions, file of the responses], which can be the same file."""
   wanted, stem = ['en', language] if settings.seed_is_parallel else [language], settings.seed
   found = []
   for code in wanted:
@@ -65,7 +65,7 @@ def rows(settings: XInstruction, language: str) -> Iterator[dict]:
 
 
 def stamps(settings: XInstruction) -> dict[str, list]:
-  """What changes when a file does."""
+  """Stamps of the seed files: path, size and time."""
   return {
     language: [file_stamp(path) for path in files(settings, language)]
     for language in settings.languages
@@ -73,7 +73,7 @@ def stamps(settings: XInstruction) -> dict[str, list]:
 
 
 def draw(run: Run, folder: str) -> Mapping:
-  """The step: as many pairs of each language as are wanted, drawn by their place in the file."""
+  """Draws the wanted number of pairs of each language by a hash of their row numbers."""
   counts = {}
   for language in run.settings.languages:
     found = list(rows(run.settings, language))
