@@ -69,7 +69,7 @@ def random_weights(rng, kv_heads: int) -> dict:
 
 
 def theirs(weights: dict, prompts, kv_heads: int, threads: int):
-  """A function (new tokens) that generates with transformers; it returns int [PROMPTS, new tokens]."""
+  """A function (new tokens) -> int [PROMPTS, new tokens], by transformers."""
   import torch
   import transformers
 

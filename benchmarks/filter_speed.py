@@ -40,7 +40,8 @@ from crossin_jax.xinstruction.filtering import step as filtering
 identify = language_id.identify
 language_id.identify = lambda *arguments: (identify(*arguments), ('sw', 1.0))[1]
 if __name__ == '__main__':
-  counts = filtering.run_filter('sw', sys.argv[1], sys.argv[2], filters.Filters(), workers=int(sys.argv[3]))
+  source, output, workers = sys.argv[1:]
+  counts = filtering.run_filter('sw', source, output, filters.Filters(), workers=int(workers))
   print(json.dumps(counts))
 """
 

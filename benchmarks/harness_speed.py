@@ -94,7 +94,9 @@ def main() -> int:
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     harness = lm_eval.models.huggingface.HFLM(
-      pretrained=transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval(),
+      pretrained=transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32
+      ).eval(),
       tokenizer=tokenizer, batch_size=args.batch_size, add_bos_token=True, device='cpu',
     )  # fmt: skip
 

@@ -53,7 +53,7 @@ def setting_of(model: str, tuning: str, rows: int):
 
 
 def smallest(model: str, kind: str, tuning: str, by_formula: bool = False) -> dict:
-  """The smallest slice on which the step fits, compiled (or not), and the seconds that this took."""
+  """The smallest slice on which the step fits, its plan, and the seconds that this took."""
   started = time.monotonic()
   setting, partitioner = setting_of(model, tuning, ROWS)
   planner = plan_search.Planner(partitioner)

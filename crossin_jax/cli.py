@@ -1,4 +1,4 @@
-"""`crossin <command>`: each command is the `main` of the module that owns the noun."""
+"""`crossin <command>`: every command and the function that runs it."""
 
 import importlib
 import json
@@ -14,7 +14,7 @@ COMMANDS = {
   'quickstart': (
     'crossin_jax.quickstart.quickstart',
     'main',
-    'the main job on the embedded world: five arms and a report',
+    'the method on an invented world: five ways of tuning, one report',
   ),
   'prepare': ('seqio_tasks.prepare', 'main', 'tokenise the tasks of a mixture'),
   'inspect': (
@@ -26,12 +26,12 @@ COMMANDS = {
   'import-hf': (
     'crossin_jax.checkpoints.conversion',
     'import_main',
-    'a Hugging Face directory as a checkpoint',
+    'convert a Hugging Face directory to a checkpoint',
   ),
   'export-hf': (
     'crossin_jax.checkpoints.conversion',
     'export_main',
-    'a checkpoint as a directory for transformers, PEFT or T5X',
+    'convert a checkpoint for transformers, PEFT or T5X',
   ),
   'evaluate': (
     'crossin_jax.evaluation.evaluate',
@@ -41,7 +41,7 @@ COMMANDS = {
   'build-cross-xquad': (
     'crossin_jax.evaluation.benchmarks.cross_xquad',
     'main',
-    'Cross-XQuAD from XQuAD, for any of its languages',
+    'build Cross-XQuAD from XQuAD, for any of its languages',
   ),
   'generate': (
     'crossin_jax.decoding.generate',
@@ -52,56 +52,59 @@ COMMANDS = {
   'compare': (
     'crossin_jax.evaluation.comparison.compare',
     'main',
-    'two models side by side: which differences are real',
+    'compare two models: which differences are significant',
   ),
   'contamination': (
     'crossin_jax.evaluation.contamination.contamination',
     'main',
-    'what a training mixture shares with benchmarks',
+    'find benchmark texts in a training mixture',
   ),
   'ask': (
     'crossin_jax.evaluation.responses.files',
     'ask_main',
-    'open questions asked in English and in the output language',
+    'write prompts for open questions, in English and in the output language',
   ),
   'responses': (
     'crossin_jax.evaluation.responses.measure',
     'main',
-    'language, repetition and length of open answers',
+    'measure language, repetition and length of open answers',
   ),
   'judge': (
     'crossin_jax.evaluation.judging.judge',
     'main',
-    'two systems judged pair by pair through an endpoint',
+    'compare two systems with a judge model behind an endpoint',
   ),
   'translate': (
     'crossin_jax.translation.translate',
     'main',
-    'aligned rows from English ones, through an endpoint or a model',
+    'translate English rows with an endpoint or a model',
   ),
   'xinstruction': (
     'crossin_jax.xinstruction.pipeline',
     'main',
-    'an instruction set from natural text, step by step',
+    'build an instruction set from natural text, step by step',
   ),
-  'bench': ('crossin_jax.bench', 'main', 'measured throughput: train, decode or data'),
+  'bench': ('crossin_jax.bench', 'main', 'measure throughput: training, decoding, data loading'),
   'plan': (
     'crossin_jax.plan.command',
     'main',
-    'memory, time and cost of a run on a slice that is not there',
+    'compile for a TPU slice without renting it: memory, time, cost',
   ),
   'sweep': (
     'crossin_jax.sweep.command',
     'main',
-    'ablations over gin values: one table and one plot',
+    'run ablations over gin values: one table, one plot',
+  ),
+  'fit': (
+    'crossin_jax.mixing_laws.fit',
+    'main',
+    'laws of the shares of a sweep, and the best shares',
   ),
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs a command; prints for people on stderr. Exit status: 0 done, 1 failed, 2 usage, 75 restart
-  me.
-  """
+  """Runs a command and returns its exit status, see `processes.exit_status`."""
   argv = list(sys.argv[1:] if argv is None else argv)
   if not argv or argv[0] in ('-h', '--help'):
     print(_help(), file=sys.stdout if argv else sys.stderr)
@@ -126,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
   from crossin_jax import config
   from crossin_jax.storage import remote
 
-  # Orbax and JAX tell of their inner life on this channel; ours is warnings and stderr.
+  # Orbax and JAX log internals here; this project uses warnings and stderr.
   logging.set_verbosity(logging.ERROR)
   warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
   warnings.filterwarnings('ignore', category=DeprecationWarning)

@@ -25,7 +25,7 @@ from crossin_jax.storage import remote
 
 
 class ConfigError(CrossinError, ValueError):
-  """A gin file, name or value that is wrong; the message says where and what was meant."""
+  """A wrong gin file, name or value; the message says where, with the nearest known names."""
 
   exit_status = 2
 
@@ -125,15 +125,13 @@ def resolve(value):
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Adds the gin flags; `--gin.NAME=VALUE` is read by `parse` from what argparse leaves over."""
+  """Adds the gin flags; `rewrite` turns `--gin.NAME=VALUE` into `--gin_bindings`."""
   group = parser.add_argument_group('configuration')
   group.add_argument(
-    '--gin_file', action='append', default=[], help='a gin file; may be repeated, later ones win'
+    '--gin_file', action='append', default=[], help='gin file; may be repeated, the last one wins'
   )
   group.add_argument(
-    '--gin_search_paths',
-    default='',
-    help='comma-separated folders in which gin files are looked for',
+    '--gin_search_paths', default='', help='comma-separated folders to search for gin files'
   )
   group.add_argument(
     '--gin_bindings', action='append', default=[], metavar='BINDING', help="'NAME = VALUE'"
@@ -158,7 +156,7 @@ def rewrite(argv: list[str]) -> list[str]:
 
 
 def parse(args: argparse.Namespace) -> None:
-  """Parses gin files and bindings, replacing what was parsed before.
+  """Parses gin files and bindings; earlier bindings are cleared.
 
   Raises:
     ConfigError: a missing file, an unknown name (with the nearest known), a value that gin cannot
@@ -172,7 +170,7 @@ def parse(args: argparse.Namespace) -> None:
   for path in args.gin_file:
     if not any(os.path.isfile(os.path.join(folder, path)) for folder in ('', *paths, REPOSITORY)):
       raise ConfigError(
-        f'gin file {path!r} is not there (looked in: current folder, '
+        f'gin file {path!r} does not exist (searched: current folder, '
         f'{", ".join([*paths, REPOSITORY])})'
       )
   use_file_reader()
@@ -190,7 +188,7 @@ def parse(args: argparse.Namespace) -> None:
   except tokenize.TokenError as error:  # gin does not say in which file
     where = ', '.join([*args.gin_file, *args.gin_bindings])
     raise ConfigError(
-      f'a bracket or a quotation mark is not closed in one of: {where} ({error})'
+      f'an unclosed bracket or quotation mark in one of: {where} ({error})'
     ) from error
   finally:
     logging.disable(logging.NOTSET)
@@ -209,10 +207,10 @@ def _open_renamed(path: str) -> io.StringIO:
 
 
 def _check_types() -> None:
-  """Compares every bound value with the annotation of its parameter; gin itself takes anything.
+  """Compares every bound value with the annotation of its parameter; gin accepts anything.
 
   Raises:
-    ConfigError: names the parameter, the value and the type wanted.
+    ConfigError: names the parameter, the value and the expected type.
   """
   for (_, selector), parameters in gin.config._CONFIG.items():
     entry = gin.config._REGISTRY.get(selector)
@@ -240,7 +238,7 @@ _UNKNOWN = object()
 
 
 def _macro_value(reference):
-  """The literal behind `%NAME`, or _UNKNOWN for anything that only exists when it is called."""
+  """The literal behind `%NAME`; _UNKNOWN for references to configurables."""
   for _ in range(10):
     if not isinstance(reference, gin.config.ConfigurableReference):
       return reference
@@ -254,7 +252,7 @@ def _macro_value(reference):
 
 
 def _fits(value, annotation) -> bool:
-  """Whether a literal is of an annotated type, as far as plain types go."""
+  """Whether a literal has the annotated type; only plain types are checked."""
   if value is _UNKNOWN or annotation is typing.Any:
     return True
   arguments = typing.get_args(annotation)

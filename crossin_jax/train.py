@@ -126,7 +126,8 @@ def train(
       state, run = _begin(model, optimizer, partition, stream, source, checkpoints, new_stream)
       step = int(state.step)
       if jax.process_index() == 0:
-        run_directory.describe(files.path, prepared, initial_checkpoint)
+        config = gin.operative_config_str()
+        run_directory.describe(files.path, prepared, config, initial_checkpoint)
         files.push()  # evaluators read it on all hosts
       books = Bookkeeping(
         run, files, tasks, step, total_steps, os.path.basename(os.path.normpath(model_dir)),

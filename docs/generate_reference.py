@@ -33,7 +33,8 @@ def commands() -> str:
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
       getattr(importlib.import_module(module), function)(['--help'])
     text = printed.getvalue().strip()
-    page += f'\n## crossin {name} {{ #{name} }}\n\n{what[:1].upper()}{what[1:]}.\n\n```text\n{text}\n```\n'
+    page += f'\n## crossin {name} {{ #{name} }}\n\n{what[:1].upper()}{what[1:]}.\n\n'
+    page += f'```text\n{text}\n```\n'
   return page
 
 
@@ -80,7 +81,8 @@ def settings() -> str:
     'configurable. '
   )
   page += 'Set one with `--gin.NAME=VALUE`, for instance `--gin.schedule.peak=1e-4`.\n\n'
-  page += f'## Macros of a run {{ #macros }}\n\nFrom `gin_configs/runs/defaults.gin`.\n\n{TABLE.replace("parameter", "macro")}'
+  page += '## Macros of a run { #macros }\n\nFrom `gin_configs/runs/defaults.gin`.\n\n'
+  page += TABLE.replace('parameter', 'macro')
   defaults = (REPOSITORY / 'gin_configs/runs/defaults.gin').read_text(encoding='utf-8')
   for name, value, comment in re.findall(r'(?m)^([A-Z_]+) = (.*?)[ ]*(?:#[ ]*(.*))?$', defaults):
     page += (
@@ -96,7 +98,8 @@ def settings() -> str:
     summary, texts = doc.split('\n\n')[0].replace('\n', ' '), described(doc)
     page += f'\n## {name} {{ #{name.lower().replace("_", "-")} }}\n\n{_escape(summary)}\n\n{TABLE}'
     for parameter in parameters_of(found):
-      page += f'| `{parameter.name}` | {_default(parameter.default)} | {_escape(texts.get(parameter.name, ""))} |\n'
+      meaning = _escape(texts.get(parameter.name, ''))
+      page += f'| `{parameter.name}` | {_default(parameter.default)} | {meaning} |\n'
   return page
 
 

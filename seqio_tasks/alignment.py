@@ -125,7 +125,7 @@ _OF_THE_ROW = [FAULTS.index('empty_response'), FAULTS.index('too_long')]
 def _by_id(
   columns: Mapping[str, Column],
 ) -> tuple[dict[str, np.ndarray], dict[tuple[str, str], int]]:
-  """Indices of the rows that all languages share, and the counts of the other rows."""
+  """Rows that all languages have, in the order of the first; the other rows are counted."""
   orders = {}  # language -> places sorted by id digest
   for language, column in columns.items():
     orders[language] = np.argsort(column.id_digests, kind='stable')

@@ -28,7 +28,9 @@ from crossin_jax.languages import ENGLISH_NAMES
 @config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
 class Preset:
-  """How examples are drawn and truncated (docs/design/methods.md#c-decisions).
+  """How examples are drawn and cut: this project's default, or as the released code does.
+
+  See docs/design/methods.md#c-decisions.
 
   Attributes:
     name: goes into the names of Tasks and Mixtures.

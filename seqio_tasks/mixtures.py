@@ -167,8 +167,9 @@ def _component(component, name, settings, preset):
 
 
 def _weights(entries, name, settings) -> list[float]:
-  """Unnormalised rates: counts (docs/design/methods.md#a-3-data-composition), or as in mT5
-  rate ~ count ** (1 / T).
+  """Unnormalised rates: by counts, or with a temperature T as in mT5, count ** (1 / T).
+
+  See docs/design/methods.md#a-3-data-composition.
   """
   counts = [float(entry.examples) for entry in entries]
   if settings.rates == 'counts':

@@ -17,10 +17,11 @@ from crossin_jax.data.mixture_name import MixtureName
 from crossin_jax.data.prepared import (
   FORMAT,
   PreparedDataError,
-  fingerprint,
   safe_file_name,
+  write_manifest,
+  write_mixture,
   write_part,
-)  # fmt: skip
+)
 from crossin_jax.data.prompts import CHAT, Rejected, stop_id
 from crossin_jax.progress import Progress
 from crossin_jax.storage import mirror, remote
@@ -41,19 +42,19 @@ def prepare(
 ) -> dict:
   """Writes the token files of a Mixture's Tasks, and the Mixture.
 
-  Existing Tasks with the same settings are kept; an unfinished Task is continued.
+  Existing Tasks are kept if they are up to date; an incomplete one is continued.
 
   Args:
     mixture: name as in `mixtures.MixtureName`.
-    output_dir: D of `data.prepared`; a remote one is pushed to every 30 s, manifests after their
-      parts.
+    output_dir: D of `data.prepared`; files of a remote one are pushed every 30 s, manifests after
+      their parts.
     settings: sources, vocabulary, template, rates.
     workers: processes; None = all cores this process may use.
-    overwrite: rewrite stale Tasks instead of raising an error.
+    overwrite: write stale Tasks again instead of raising an error.
 
   Returns:
     {'mixture', 'tasks': number, 'examples', 'tokens', 'loss_tokens', 'dropped': {...}, 'seconds',
-    'tokenised': number of new Tasks}.
+    'tokenised': number of Tasks that were written}.
 
   Raises:
     PreparedDataError: a Task exists with other settings; names the differences and the remedy.
@@ -85,10 +86,8 @@ def prepare(
 
 
 def _written(output_dir: str, specs: dict[str, TaskSpec]):
-  """The folder to write in.
-
-  For a remote folder this is a Mirror with the manifests of finished Tasks and all files of
-  unfinished ones.
+  """The folder to write in; of a remote one the Mirror, with the manifests of finished Tasks and
+  all of those that were begun.
   """
   if not remote.is_remote(output_dir):
     return contextlib.nullcontext(mirror.Folder(output_dir))
@@ -110,51 +109,48 @@ def _written(output_dir: str, specs: dict[str, TaskSpec]):
 def _write(
   files: mirror.Folder, mixture: str, name: MixtureName, entries, settings, workers, overwrite
 ):
-  """Writes what is missing; returns the Tasks that were missing, and all manifests."""
-  specs = {entry.task.name: entry.task for entry in entries}
-  todo = {
-    task: spec
-    for task, spec in specs.items()
-    if not _is_prepared(files, spec, settings.max_length, overwrite)
-  }
+  """Writes what is missing; returns the written Tasks and all manifests."""
+  output_dir, specs = files.path, {entry.task.name: entry.task for entry in entries}
+  todo = {}
+  for task, spec in specs.items():
+    if not _is_prepared(files, spec, settings.max_length, overwrite):
+      todo[task] = spec
   try:
     _tokenise(todo, files, settings.max_length, workers or len(os.sched_getaffinity(0)))
     manifests = {task: _read_manifest(files, task) for task in specs}
-    _write_mixture(files.path, mixture, name, entries, settings, manifests)
+    tasks = [
+      {
+        'task': entry.task.name,
+        'component': entry.task.component,
+        'rate': entry.rate,
+        'volume': entry.volume,
+        'fingerprint': manifests[entry.task.name]['fingerprint'],
+      }
+      for entry in entries
+    ]
+    prompts = {
+      'template': settings.template,
+      'tags': settings.preset(name.preset).tags,
+      'chat_template': settings.vocabulary.chat if settings.template == CHAT else None,
+      'stop_id': stop_id(settings.vocabulary, settings.template),
+    }
+    write_mixture(
+      output_dir, mixture, tasks, settings.vocabulary, rates=settings.rates,
+      max_length=settings.max_length, languages=list(name.languages), prompts=prompts,
+    )  # fmt: skip
   except remote.RemoteError:
     raise
   except OSError as error:
     other = (
       'give another --output_dir'
-      if files.path == files.url
+      if output_dir == files.url
       else 'set CROSSIN_CACHE to a folder on another disk'
     )
     raise PreparedDataError(
-      f'cannot write in {files.path} ({error.strerror or error}). Make room there, or {other}; '
-      'parts that are finished are kept'
+      f'cannot write in {output_dir} ({error.strerror or error}). Make room there, or {other}; '
+      'finished parts are kept'
     ) from error
   return todo, manifests
-
-
-def _write_mixture(directory: str, mixture: str, name: MixtureName, entries, settings, manifests):
-  vocabulary, template = settings.vocabulary, settings.template
-  tasks = [
-    {
-      'task': entry.task.name, 'component': entry.task.component, 'rate': entry.rate,
-      'volume': entry.volume, 'fingerprint': manifests[entry.task.name]['fingerprint'],
-    }
-    for entry in entries
-  ]  # fmt: skip
-  prompts = {
-    'template': template,
-    'tags': settings.preset(name.preset).tags,
-    'chat_template': vocabulary.chat if template == CHAT else None,
-    'stop_id': stop_id(vocabulary, template),
-  }
-  prepared.write_mixture(
-    directory, mixture, tasks, vocabulary, rates=settings.rates, max_length=settings.max_length,
-    languages=list(name.languages), prompts=prompts,
-  )  # fmt: skip
 
 
 def _is_prepared(files: mirror.Folder, spec: TaskSpec, max_length: int, overwrite: bool) -> bool:
@@ -162,19 +158,19 @@ def _is_prepared(files: mirror.Folder, spec: TaskSpec, max_length: int, overwrit
   if manifest is None:
     return False
   wanted = spec.fingerprint_parts(max_length)
-  if manifest.get('format') == FORMAT and manifest['fingerprint'] == fingerprint(wanted):
+  if manifest.get('format') == FORMAT and manifest['fingerprint'] == prepared.fingerprint(wanted):
     return True
   if overwrite:
     return False
-  found = manifest.get('fingerprint_parts', {})
+  saved = manifest.get('fingerprint_parts', {})
   differences = [
-    f'{key} was {_short(found.get(key))}, now {_short(wanted[key])}'
+    f'{key} was {_short(saved.get(key))}, now {_short(wanted[key])}'
     for key in wanted
-    if found.get(key) != wanted[key]
+    if saved.get(key) != wanted[key]
   ] or ['written by another version']
   raise PreparedDataError(
     f'{os.path.join(files.url, "tasks", spec.name)} is stale: {"; ".join(differences)}. '
-    'Give --overwrite to write it anew, or another --output_dir'
+    'Give --overwrite to write it again, or another --output_dir'
   )
 
 
@@ -204,19 +200,19 @@ def _tokenise(
   for task, spec in specs.items():
     directory = os.path.join(output_dir, 'tasks', task)
     os.makedirs(directory, exist_ok=True)
-    digest = fingerprint(spec.fingerprint_parts(max_length))
+    fingerprint = prepared.fingerprint(spec.fingerprint_parts(max_length))
     manifest = os.path.join(directory, 'manifest.json')
     if os.path.exists(manifest):
-      os.unlink(manifest)  # --overwrite: the Task is unfinished from here on
+      os.unlink(manifest)  # --overwrite: the Task is incomplete from here on
     for split in ('train', 'validation'):
       parts[task, split] = []
       count = len(spec.items(split))
       for start in range(0, count, PART):
         base = os.path.join(directory, f'{split}-{start // PART:05d}')
         parts[task, split].append(base)
-        if not _finished(base, digest):
-          jobs.append((task, split, start, min(start + PART, count), base, digest))
-  files.push()  # the manifest must be absent while its parts change
+        if not _finished(base, fingerprint):
+          jobs.append((task, split, start, min(start + PART, count), base, fingerprint))
+  files.push()  # a manifest must not exist while its parts change
   if jobs:
     _run_jobs(jobs, specs, max_length, workers)
   for task, spec in specs.items():
@@ -238,22 +234,19 @@ def _tokenise(
           for key in ('dropped', 'shortened')
         },
       }
-    set_aside = {
-      f'{language}: {reason}': n for (language, reason), n in spec.source.set_aside().items()
-    }
-    prepared.write_manifest(
-      output_dir, task, spec.fingerprint_parts(max_length), spec.info, splits,
-      source_rows_set_aside=set_aside,
-    )  # fmt: skip
+    skipped = {f'{language}: {why}': n for (language, why), n in spec.source.set_aside().items()}
+    directory = os.path.join(output_dir, 'tasks', task)
+    parts_of = spec.fingerprint_parts(max_length)
+    write_manifest(directory, parts_of, spec.info, splits, source_rows_set_aside=skipped)
     for split in splits:
       for base in parts[task, split]:
         os.unlink(f'{base}.json')
 
 
-def _finished(base: str, digest: str) -> bool:
+def _finished(base: str, fingerprint: str) -> bool:
   try:
     with open(f'{base}.json', encoding='utf-8') as f:
-      return json.load(f)['fingerprint'] == digest and os.path.exists(f'{base}.arrow')
+      return json.load(f)['fingerprint'] == fingerprint and os.path.exists(f'{base}.arrow')
   except (OSError, ValueError, KeyError):
     return False
 
@@ -263,13 +256,13 @@ def _run_jobs(jobs, specs, max_length, workers) -> None:
   progress.show(0)
   done = 0
   if workers == 1 or sum(job[3] - job[2] for job in jobs) < 2 * PART:
-    # Starting processes takes longer than this little work.
+    # Starting processes costs more than this work.
     for job in jobs:
       done += _tokenise_part(specs[job[0]], job, max_length)
       progress.show(done)
     return
-  # A forked worker shares the rows read in this process. A process with the threads of JAX,
-  # TensorFlow or gcsfs must not fork, so there each worker reads the rows again.
+  # A forked worker shares the rows that this process read. A process with the threads of JAX,
+  # TensorFlow or gcsfs must not fork; its workers read the rows again.
   threaded = {'jax', 'tensorflow', 'gcsfs'} & sys.modules.keys()
   context = multiprocessing.get_context('spawn' if threaded else 'fork')
   with concurrent.futures.ProcessPoolExecutor(
@@ -299,8 +292,8 @@ def _job(job) -> int:
 
 
 def _tokenise_part(spec: TaskSpec, job, max_length: int) -> int:
-  """Writes one part and its record; returns the number of items it covers."""
-  _, split, start, end, base, digest = job
+  """Writes one part and its record; returns how many items it covered."""
+  _, split, start, end, base, fingerprint = job
   examples, dropped, shortened = [], collections.Counter(), collections.Counter()
   for rank, row in spec.items(split)[start:end].tolist():
     fields = spec.fields(row)
@@ -316,7 +309,7 @@ def _tokenise_part(spec: TaskSpec, job, max_length: int) -> int:
   write_json(
     f'{base}.json',
     {
-      'fingerprint': digest,
+      'fingerprint': fingerprint,
       'file': os.path.basename(base) + '.arrow',
       'rows': end - start,
       'examples': len(examples),

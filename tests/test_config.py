@@ -51,7 +51,7 @@ def test_an_unknown_name_is_an_error_with_the_nearest(binding, near):
 
 
 def test_a_missing_file_names_where_it_was_looked_for(tmp_path):
-  with pytest.raises(config.ConfigError, match=f"'nothing.gin' is not there .*{tmp_path}"):
+  with pytest.raises(config.ConfigError, match=f"'nothing.gin' does not exist .*{tmp_path}"):
     parse('--gin_file=nothing.gin', f'--gin_search_paths={tmp_path}')
 
 

@@ -157,5 +157,5 @@ def test_quantised_matrices_take_their_bits():
       leaf.size * (4 if 'int4' in str(leaf.dtype) else leaf.dtype.itemsize * 8) for leaf in leaves
     )
     assert size / kernel.size < bits
-    again = lora.whole(found['mlp']['kernel'], jnp.float32)
+    again = lora.dequantised(found['mlp']['kernel'], jnp.float32)
     assert np.abs(again - kernel.astype(jnp.float32)).mean() < error

@@ -160,7 +160,12 @@ class World(quickstart.Quickstart):
         Step('translator', self._train_translator, ('pipeline',), pick('translator_steps')),
         Step('translate', self._translate, ('translator',)),
         Step('spread', self._spread, ('pipeline',), spread),
-        *[Step(step_of(arm), functools.partial(self._train_arm, arm), (made[arm],), pick('set_steps')) for arm in ARMS],
+        *[
+          Step(
+            step_of(arm), functools.partial(self._train_arm, arm), (made[arm],), pick('set_steps')
+          )
+          for arm in ARMS
+        ],
         Step('ask', self._ask, tuple(map(step_of, ARMS)), pick('asked')),
         Step('told', self._tell, ('ask',)),
     ])  # fmt: skip
@@ -189,7 +194,8 @@ class World(quickstart.Quickstart):
     """The base model, tuned to say in the language what the seed's facts say in English."""
     english, native = 'en', self.documents.statement
     rows = lambda language: [
-      {'id': f'{fact_id(fact)}.{k}', 'instruction': rows_lib.plain(native(fact, english, k), language),
+      {'id': f'{fact_id(fact)}.{k}',
+       'instruction': rows_lib.plain(native(fact, english, k), language),
        'output': native(fact, language, k)}
       for fact in self.documents.facts('seed')
       for k in range(self.world.other_phrasings)
@@ -352,7 +358,8 @@ class World(quickstart.Quickstart):
   def _respond(self, log: str, step: str, asked: str, output_dir: str) -> None:
     self.jobs.run(
       log,
-      ['xinstruction', 'chunks', '--kind', 'respond', '--checkpoint', os.path.join(self.out, step, 'model'),
+      ['xinstruction', 'chunks', '--kind', 'respond',
+       '--checkpoint', os.path.join(self.out, step, 'model'),
        '--input', asked, '--output', output_dir],
       {'ChunkWorker.prompt_tokens': quickstart.LENGTH, 'Sampling.max_new_tokens': 48},
       all_cores=True,
@@ -375,7 +382,9 @@ class World(quickstart.Quickstart):
       'heard': heard,
       'arms': {arm: {'rows': own['rows'], 'steps': own['steps']} for arm, own in counts.items()} | {
         SEED_ARM: {'rows': first['counts']['rows'], 'steps': None}},
-      'refinement': [results.refinement(self.documents, run, i) for i in range(self.settings.rounds)],
+      'refinement': [
+        results.refinement(self.documents, run, i) for i in range(self.settings.rounds)
+      ],
       'translations': self.steps.manifest('translate')['counts']['heard'],
       'spread': self.steps.manifest('spread')['counts']['by_language'],
     }  # fmt: skip

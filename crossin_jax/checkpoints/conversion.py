@@ -261,7 +261,8 @@ def export_main(argv: list[str]) -> int:
       shard_gigabytes=args.shard_gigabytes,
   )  # fmt: skip
   print(
-    f'{result["output_dir"]}: {result["format"]}, {result["dtype"]}, {result["bytes"] / 1e9:.2f} GB',
+    f'{result["output_dir"]}: {result["format"]}, {result["dtype"]}, '
+    f'{result["bytes"] / 1e9:.2f} GB',
     file=sys.stderr,
   )
   return command_line.finish(args, result)

@@ -5,7 +5,6 @@ import errno
 import os
 import shutil
 
-import gin
 import jax
 
 from crossin_jax.checkpoints.saved_model import COMPANIONS, SavedModel
@@ -77,9 +76,9 @@ def _remote_files(model_dir: str):
 
 
 def describe(
-  model_dir: str, prepared: PreparedMixture, initial_checkpoint: str | None = None
+  model_dir: str, prepared: PreparedMixture, config: str, initial_checkpoint: str | None = None
 ) -> None:
-  """Writes config.gin (the operative configuration), prompts.json and the tokenizer into MODEL_DIR.
+  """Writes config.gin (the gin text `config`), prompts.json and the tokenizer into MODEL_DIR.
 
   Inference uses the last two to prompt the model as in training. If the parameters came from a
   Hugging Face directory, its configuration and tokenizer are copied to MODEL_DIR/huggingface for
@@ -87,7 +86,7 @@ def describe(
   """
   if initial_checkpoint and (source := SavedModel.open(initial_checkpoint).companions):
     weights.copy_companions(source, os.path.join(model_dir, COMPANIONS))
-  write_text(os.path.join(model_dir, 'config.gin'), gin.operative_config_str())
+  write_text(os.path.join(model_dir, 'config.gin'), config)
   vocabulary = prepared.description['vocabulary']
   copy = os.path.basename(vocabulary['file'])
   shutil.copyfile(prepared.vocabulary_path, os.path.join(model_dir, copy))

@@ -1,40 +1,35 @@
-"""Chat templates as transformers has them: Jinja text beside a tokenizer, rendered in a sandbox."""
+"""Chat templates of transformers: Jinja text beside a tokenizer, rendered in a sandbox."""
 
 import functools
 import json
-import os
+from pathlib import Path
 
 from crossin_jax.errors import CrossinError
 
-# Stands for the response while the template shows what it puts around one.
+# A placeholder for the response, to find what the template puts around one.
 _MARK = '\x02response\x03'
 
 
 class ChatTemplateError(CrossinError, ValueError):
-  """A chat template that is missing, broken or shows no response; the message says which and what
-  to do.
-  """
+  """A chat template that is missing, broken or unsuitable; the message has the remedy."""
 
 
 def find(tokenizer_path: str) -> str | None:
-  """Text of the chat template that lies beside a tokenizer file, or None.
+  """The chat template beside a tokenizer file, or None.
 
-  `chat_template.jinja` is looked for first, then `chat_template` in `tokenizer_config.json` (where
-  several are named: the one called default).
+  This is `chat_template.jinja`, or else `chat_template` in `tokenizer_config.json` (if that is a
+  list, the one named default).
   """
-  folder = os.path.dirname(tokenizer_path)
-  jinja = os.path.join(folder, 'chat_template.jinja')
-  if os.path.isfile(jinja):
-    with open(jinja, encoding='utf-8') as f:
-      return f.read()
-  configuration = os.path.join(folder, 'tokenizer_config.json')
-  if not os.path.isfile(configuration):
+  folder = Path(tokenizer_path).parent
+  jinja, configuration = folder / 'chat_template.jinja', folder / 'tokenizer_config.json'
+  if jinja.is_file():
+    return jinja.read_text(encoding='utf-8')
+  if not configuration.is_file():
     return None
-  with open(configuration, encoding='utf-8') as f:
-    found = json.load(f).get('chat_template')
-  if isinstance(found, list):
-    found = {entry['name']: entry['template'] for entry in found}.get('default')
-  return found
+  template = json.loads(configuration.read_text(encoding='utf-8')).get('chat_template')
+  if isinstance(template, list):
+    template = {entry['name']: entry['template'] for entry in template}.get('default')
+  return template
 
 
 @functools.lru_cache(maxsize=16)
@@ -45,7 +40,7 @@ def _compiled(text: str):
   def refuse(message):
     raise ChatTemplateError(f'the chat template refuses the conversation: {message}')
 
-  # The settings that templates are written for.
+  # The settings of transformers.
   environment = sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols']
   )
@@ -56,22 +51,22 @@ def _compiled(text: str):
   try:
     return environment.from_string(text)
   except jinja2.TemplateError as error:
-    raise ChatTemplateError(f'the chat template is no valid Jinja ({error})') from None
+    raise ChatTemplateError(f'the chat template is not valid Jinja ({error})') from None
 
 
 def render(
   text: str, messages: list[dict[str, str]], add_generation_prompt: bool = False, **tokens: str
 ) -> str:
-  """A conversation as text.
+  """Renders a conversation.
 
   Args:
     text: the template.
     messages: {'role': 'user' or 'assistant', 'content': text}.
-    add_generation_prompt: end with what comes before a response.
-    **tokens: `bos_token` and `eos_token`, which templates write out.
+    add_generation_prompt: end with the text before a response.
+    **tokens: `bos_token` and `eos_token`.
 
   Raises:
-    ChatTemplateError: the template is broken or refuses.
+    ChatTemplateError: the template is broken or refuses the conversation.
   """
   import jinja2
 
@@ -84,32 +79,31 @@ def render(
 
 
 def prompt(text: str, user: str, **tokens: str) -> str:
-  """Everything before the response to one message of the user."""
+  """The text before the response to one user message."""
   return render(text, [{'role': 'user', 'content': user}], add_generation_prompt=True, **tokens)
 
 
 @functools.lru_cache(maxsize=16)
 def after_response(text: str, bos_token: str, eos_token: str) -> str:
-  """What the template puts after a response: the text whose beginning is the stop token.
+  """The text after a response; it starts with the stop token.
 
   Raises:
-    ChatTemplateError: the response does not appear, or nothing follows it, so that no token could
-      be trained or none would end it.
+    ChatTemplateError: the template omits the response, writes nothing after it, or has different
+      text before it in training and at inference.
   """
   tokens = {'bos_token': bos_token, 'eos_token': eos_token}
   turns = [{'role': 'user', 'content': 'question'}, {'role': 'assistant', 'content': _MARK}]
-  whole = render(text, turns, **tokens)
-  before, mark, after = whole.partition(_MARK)
+  before, mark, after = render(text, turns, **tokens).partition(_MARK)
   if not mark:
-    raise ChatTemplateError('the chat template leaves the response out; nothing would be trained')
+    raise ChatTemplateError('the chat template omits the response; no token would be trained')
   if not after.strip():
     raise ChatTemplateError(
-      'the chat template writes no stop token after a response; it would never end'
+      'the chat template writes no stop token after a response; generation would not end'
     )
   asked = prompt(text, 'question', **tokens)
   if asked.rstrip() != before.rstrip():
     raise ChatTemplateError(
-      f'the chat template asks with {asked[-40:]!r} and trains after {before[-40:]!r}; these must '
-      'be the same'
+      f'the chat template prompts with {asked[-40:]!r} and trains after {before[-40:]!r}; these '
+      'must be equal'
     )
   return after

@@ -1,11 +1,11 @@
-"""`crossin inspect`: what a prepared mixture holds and what training will see of it."""
+"""`crossin inspect`: counts of a prepared mixture and of its training batches, and examples."""
 
 import sys
 
 import numpy as np
 
 from crossin_jax import config
-from crossin_jax.data.prepared import PreparedMixture
+from crossin_jax.data.prepared import MixtureTask, PreparedMixture
 from crossin_jax.data.stream import BatchStream
 from crossin_jax.data.vocabulary import Vocabulary
 from crossin_jax.workflow import command_line
@@ -19,44 +19,37 @@ def inspect(
   seed: int = 0,
   steps: int | None = None,
 ) -> dict:
-  """Figures of a mixture, and of the first `steps` batches of its stream.
+  """Counts of a mixture, and of the first `steps` batches of its stream.
 
   Args:
-    mixture: what to look at.
+    mixture: to inspect.
     batch_size, length, seed: of the stream.
-    steps: batches to read; None = as many as 16,384 examples fill.
+    steps: batches to read; None = those of one window of examples.
 
   Returns:
     {'mixture', 'tasks': [{'task', 'examples', 'rate', 'share_examples', 'share_tokens',
     'share_loss_tokens', 'epochs_per_1000_steps', 'length': {'mean', 'median', 'p95', 'max'},
     'dropped', 'shortened', 'set_aside'}], 'components': {name: {'rate', 'share_examples',
     'share_loss_tokens'}}, 'steps', 'packing_utilisation', 'examples_per_row',
-    'dropped_by_packing'}; shares are fractions of what the batches read hold.
+    'dropped_by_packing'}; shares are fractions of the batches read.
   """
   stream = BatchStream(mixture, batch_size=batch_size, length=length, seed=seed)
   steps = steps or max(1, stream.rows_per_window // batch_size)
   count = len(mixture.tasks)
   tokens, loss_tokens, examples = np.zeros(count), np.zeros(count), np.zeros(count)
-  used = rows = 0
+  used = 0
   for step in range(steps):
     batch = stream.batch(step)
     real = batch['decoder_segment_ids'] > 0
     used += int(real.sum())
-    rows += batch_size
-    tasks = batch['decoder_task_ids']
+    tasks, weights = batch['decoder_task_ids'], batch['decoder_loss_weights']
     tokens += np.bincount(tasks[real], minlength=count)
-    loss_tokens += np.bincount(
-      tasks[real], weights=batch['decoder_loss_weights'][real], minlength=count
-    )
+    loss_tokens += np.bincount(tasks[real], weights=weights[real], minlength=count)
     examples += np.bincount(tasks[real & (batch['decoder_positions'] == 0)], minlength=count)
-  components = {entry['task']: entry['component'] for entry in mixture.description['tasks']}
-  result_tasks, result_components = [], {}
   total_rate = sum(task.rate for task in mixture.tasks)
   per_1000 = stream.epochs(1000)
-  for t, task in enumerate(mixture.tasks):
-    lengths = task.split.lengths[: task.examples]
-    manifest = task.split.manifest
-    row = {
+  rows = [
+    {
       'task': task.split.name,
       'examples': task.examples,
       'rate': task.rate / total_rate,
@@ -64,39 +57,50 @@ def inspect(
       'share_tokens': float(tokens[t] / tokens.sum()),
       'share_loss_tokens': float(loss_tokens[t] / loss_tokens.sum()),
       'epochs_per_1000_steps': per_1000[task.split.name],
-      'length': {
-        'mean': float(lengths.mean()),
-        'median': float(np.median(lengths)),
-        'p95': float(np.percentile(lengths, 95)),
-        'max': int(lengths.max()),
-      },
-      'dropped': manifest['splits']['train']['dropped'],
-      'shortened': manifest['splits']['train']['shortened'],
-      'set_aside': manifest['source_rows_set_aside'],
+      **_static_counts(task),
     }
-    result_tasks.append(row)
-    component = result_components.setdefault(
-      components[task.split.name], {'rate': 0.0, 'share_examples': 0.0, 'share_loss_tokens': 0.0}
+    for t, task in enumerate(mixture.tasks)
+  ]
+  component_of = {entry['task']: entry['component'] for entry in mixture.description['tasks']}
+  components = {}
+  for row in rows:
+    sums = components.setdefault(
+      component_of[row['task']], {'rate': 0.0, 'share_examples': 0.0, 'share_loss_tokens': 0.0}
     )
-    for key in component:
-      component[key] += row[key]
+    for key in sums:
+      sums[key] += row[key]
   return {
     'mixture': mixture.name,
-    'tasks': result_tasks,
-    'components': result_components,
+    'tasks': rows,
+    'components': components,
     'steps': steps,
-    'packing_utilisation': used / (rows * length),
-    'examples_per_row': float(examples.sum() / rows),
+    'packing_utilisation': used / (steps * batch_size * length),
+    'examples_per_row': float(examples.sum() / (steps * batch_size)),
     'dropped_by_packing': stream.dropped,
+  }
+
+
+def _static_counts(task: MixtureTask) -> dict:
+  lengths, manifest = task.split.lengths[: task.examples], task.split.manifest
+  return {
+    'length': {
+      'mean': float(lengths.mean()),
+      'median': float(np.median(lengths)),
+      'p95': float(np.percentile(lengths, 95)),
+      'max': int(lengths.max()),
+    },
+    'dropped': manifest['splits']['train']['dropped'],
+    'shortened': manifest['splits']['train']['shortened'],
+    'set_aside': manifest['source_rows_set_aside'],
   }
 
 
 def marked(
   vocabulary: Vocabulary, tokens, loss_weights, colour: bool, stop_id: int | None = None
 ) -> str:
-  """An example as text with its trained part marked: underlined and green, or between ⟦ and ⟧.
+  """An example as text, its trained part underlined and green or between ⟦ and ⟧.
 
-  The text is decoded run by run, so what is shown is what the ids say, not what the row said.
+  Decodes the ids of each part, so the text is what the model sees, not what the row has.
   """
   pieces = []
   trained = np.asarray(loss_weights) > 0
@@ -109,6 +113,40 @@ def marked(
       text = f'\033[4;32m{text}\033[0m' if colour else f'⟦{text}⟧'
     pieces.append(text)
   return ''.join(pieces)
+
+
+def table(report: dict) -> str:
+  """The report of `inspect` as text."""
+  width = max(len(row['task']) for row in report['tasks'])
+  head = ('examples', 'rate', 'examples', 'tokens', 'trained', 'epochs', 'length', 'p95', 'max')
+  lines = [
+    f'{"":{width}}{"":>10}{"":>9}{"share realised in":>27}{"per 1000":>10}',
+    f'{"task":{width}}' + ''.join(f'{h:>{w}}' for h, w in zip(head, (10, 9, 9, 9, 9, 10, 8, 7, 7))),
+  ]
+  for row in report['tasks']:
+    shares = ''.join(
+      f'{row[k]:>9.4f}' for k in ('rate', 'share_examples', 'share_tokens', 'share_loss_tokens')
+    )
+    length = row['length']
+    lines.append(
+      f'{row["task"]:{width}}{row["examples"]:>10,}{shares}{row["epochs_per_1000_steps"]:>10.2f}'
+      f'{length["mean"]:>8.0f}{length["p95"]:>7.0f}{length["max"]:>7,}'
+    )
+    for key, name in (('dropped', 'dropped'), ('shortened', 'shortened'), ('set_aside', 'skipped')):
+      if row[key]:
+        reasons = ', '.join(f'{count:,} {reason}' for reason, count in row[key].items())
+        lines.append(f'{"":{width}}  {name}: {reasons}')
+  lines += [
+    f'component {name}: rate {sums["rate"]:.4f}, {sums["share_examples"]:.4f} of examples, '
+    f'{sums["share_loss_tokens"]:.4f} of trained tokens'
+    for name, sums in report['components'].items()
+  ]
+  lines.append(
+    f'packing: {report["packing_utilisation"]:.2%} of positions used, '
+    f'{report["examples_per_row"]:.1f} examples a row, '
+    f'{report["dropped_by_packing"]} examples found no room'
+  )
+  return '\n'.join(lines)
 
 
 def main(argv: list[str]) -> int:
@@ -133,58 +171,21 @@ def main(argv: list[str]) -> int:
   args = parser.parse_args(argv)
   config.parse(args)
   mixture = PreparedMixture(args.data_dir, args.mixture)
-  found = inspect(
+  report = inspect(
     mixture, batch_size=args.batch_size, length=args.length, seed=args.seed, steps=args.steps
   )
-  out = sys.stderr
-  print(
-    f'{found["mixture"]}: {found["steps"]} batches of {args.batch_size} x {args.length}', file=out
-  )
-  width = max(len(row['task']) for row in found['tasks'])
-  head = ('examples', 'rate', 'examples', 'tokens', 'trained', 'epochs', 'length', 'p95', 'max')
-  print(f'{"":{width}}{"":>10}{"":>9}{"share realised in":>27}{"per 1000":>10}', file=out)
-  print(
-    f'{"task":{width}}' + ''.join(f'{h:>{w}}' for h, w in zip(head, (10, 9, 9, 9, 9, 10, 8, 7, 7))),
-    file=out,
-  )
-  for row in found['tasks']:
-    cells = f'{row["examples"]:>10,}' + ''.join(
-      f'{row[k]:>9.4f}' for k in ('rate', 'share_examples', 'share_tokens', 'share_loss_tokens')
-    )
-    cells += f'{row["epochs_per_1000_steps"]:>10.2f}'
-    cells += f'{row["length"]["mean"]:>8.0f}{row["length"]["p95"]:>7.0f}{row["length"]["max"]:>7,}'
-    print(f'{row["task"]:{width}}{cells}', file=out)
-    for what in ('dropped', 'shortened', 'set_aside'):
-      if row[what]:
-        told = ', '.join(f'{count:,} {reason}' for reason, count in row[what].items())
-        print(f'{"":{width}}  {what.replace("_", " ")}: {told}', file=out)
-  for name, component in found['components'].items():
-    print(
-      f'component {name}: rate {component["rate"]:.4f}, {component["share_examples"]:.4f} of '
-      'examples, '
-      f'{component["share_loss_tokens"]:.4f} of trained tokens',
-      file=out,
-    )
-  print(
-    f'packing: {found["packing_utilisation"]:.2%} of positions used, '
-    f'{found["examples_per_row"]:.1f} examples a row, '
-    f'{found["dropped_by_packing"]} examples found no room',
-    file=out,
-  )
+  show = lambda text: print(text, file=sys.stderr)
+  show(f'{report["mixture"]}: {report["steps"]} batches of {args.batch_size} x {args.length}')
+  show(table(report))
   words = mixture.description['vocabulary']
   vocabulary = Vocabulary(mixture.vocabulary_path, words['bos_token'], words['eos_token'])
+  stop_id, colour = mixture.description['prompts'].get('stop_id'), sys.stderr.isatty()
   for task in mixture.tasks:
     for index in range(min(args.examples, task.examples)):
       tokens, weights = task.split.example(index)
-      print(
+      show(
         f'\n--- {task.split.name}, row {task.split.id(index)}: {len(tokens)} tokens, '
-        f'{weights.sum():g} trained',
-        file=out,
+        f'{weights.sum():g} trained'
       )
-      print(
-        marked(
-          vocabulary, tokens, weights, out.isatty(), mixture.description['prompts'].get('stop_id')
-        ),
-        file=out,
-      )
-  return command_line.finish(args, found)
+      show(marked(vocabulary, tokens, weights, colour, stop_id))
+  return command_line.finish(args, report)

@@ -1,4 +1,4 @@
-"""The objects of a JSON list or of JSON lines, one at a time."""
+"""Streams the objects of a JSON list or of JSON lines."""
 
 from collections.abc import Iterator
 import gzip
@@ -6,10 +6,10 @@ import json
 import re
 from typing import Any
 
-from crossin_jax.data.source_errors import SourceError, at, found
+from crossin_jax.data.source_errors import SourceError, at, describe
 
 _BOM = b'\xef\xbb\xbf'
-# Half a surrogate pair, as an escape. ijson reads it as '?', Python's json as it stands.
+# An escaped lone surrogate. ijson reads it as '?', Python's json keeps it.
 _LONE = re.compile(
   rb'\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])'
   rb'|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]'
@@ -18,12 +18,12 @@ _REMEDY = 'fix it, or copy the file again if it is cut off'
 
 
 def read_json(path: str) -> Iterator[tuple[None, Any]]:
-  """(None, object) for each item of the list in a file, streamed.
+  """Streams (None, object) for each item of the list in a file.
 
-  Only where the file is malformed is it read a second time, all at once, to name the place.
+  Reads a malformed file a second time, all at once, to locate the error.
 
   Raises:
-    SourceError: no list, or not valid JSON or UTF-8; with the number of complete rows before it.
+    SourceError: no list, or not valid JSON or UTF-8; with the number of complete rows before.
     OSError, EOFError, zlib.error: from the file system and the decompressor.
   """
   import ijson
@@ -79,7 +79,7 @@ def read_jsonl(path: str) -> Iterator[tuple[int, Any]]:
 
 
 class _LoneSurrogate(Exception):
-  """A file with half a surrogate pair in it."""
+  """A file with a lone surrogate."""
 
 
 class _Scanned:
@@ -92,12 +92,12 @@ class _Scanned:
     if size == 0:  # ijson asks whether the file is binary
       return b''
     block = self._file.read(size)
-    # An escape may be cut by the end of the block: 12 bytes wait for the next one.
+    # The end of a block may cut an escape: keep 12 bytes for the next one.
     content = self._next + block
     keep = 12 if block else 0
     content, self._next = content[: len(content) - keep], content[len(content) - keep :]
-    seen = self._before + content + self._next
-    if (b'\\ud' in seen or b'\\uD' in seen) and _LONE.search(seen):
+    window = self._before + content + self._next
+    if (b'\\ud' in window or b'\\uD' in window) and _LONE.search(window):
       raise _LoneSurrogate
     self._before = content[-6:]
     return content or (self.read(size) if block else b'')
@@ -111,7 +111,7 @@ def _first_character(file, path: str) -> bytes:
 
 
 def _rest(path: str, rows: int, reason: str) -> list:
-  """The items from number `rows` on that only Python's json reads (NaN); else the error."""
+  """The items from number `rows` on if Python's json can read them (NaN); else the error."""
   try:
     return _load(path, rows)[rows:]
   except (json.JSONDecodeError, RecursionError) as error:
@@ -125,7 +125,7 @@ def _rest(path: str, rows: int, reason: str) -> list:
 
 
 def _load(path: str, rows: int | None = None) -> Any:
-  """All of a file; `rows` complete rows are known to be good."""
+  """The value of a file, of which `rows` complete rows are known to be valid."""
   with _open(path) as file:
     content = file.read()
   try:
@@ -138,9 +138,9 @@ def _load(path: str, rows: int | None = None) -> Any:
 
 
 def _no_list(path: str) -> SourceError:
-  """The error for a file whose first character is no bracket."""
+  """The error for a file that does not start with a bracket."""
   try:
-    value = found(_load(path))
+    value = describe(_load(path))
   except SourceError as error:
     return error
   except (ValueError, RecursionError) as error:

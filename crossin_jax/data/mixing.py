@@ -1,10 +1,9 @@
-"""Which example of which task stands at each place of a mixture, as a pure function of the place.
+"""The task and example at each position of a mixture, as a pure function of the position.
 
-Order of tasks: at every prefix of n examples each task has floor(n r) or ceil(n r) of them, r being
-its rate. That is the single-machine case of proportionate-fair scheduling (Baruah et al. 1996): the
-k-th example of a task must stand in the slots floor(k / r) to ceil((k + 1) / r) - 1, and serving
-the earliest deadline among the released ones meets every window. Order of rows: a keyed permutation
-per epoch.
+Order of tasks: any prefix of n examples has floor(n r) or ceil(n r) of a task with rate r. This is
+proportionate-fair scheduling on one machine (Baruah et al. 1996): the k-th example of a task must
+be in slots floor(k / r) to ceil((k + 1) / r) - 1, and serving the earliest deadline among the
+released examples meets every window. Order of rows: a keyed permutation for each epoch.
 """
 
 import functools
@@ -13,7 +12,7 @@ import heapq
 
 import numpy as np
 
-_ONE = 1 << 40  # rates are integers in units of 1 / _ONE, so that windows are exact at any place
+_ONE = 1 << 40  # rates are integers in units of 1 / _ONE, so that windows are exact at any position
 
 
 def integer_rates(rates) -> tuple[int, ...]:
@@ -28,64 +27,63 @@ def integer_rates(rates) -> tuple[int, ...]:
   if not rates or any(not np.isfinite(rate) or rate < 0 for rate in rates) or sum(rates) <= 0:
     raise ValueError(f'mixture rates {rates} must be finite, not negative, and not all zero')
   exact = [rate / sum(rates) * _ONE for rate in rates]
-  whole = [int(value) for value in exact]
-  order = sorted(range(len(exact)), key=lambda i: (whole[i] - exact[i], i))
+  floors = [int(value) for value in exact]
+  order = sorted(range(len(exact)), key=lambda i: (floors[i] - exact[i], i))
   order = [i for i in order if rates[i] > 0]
-  for i in range(_ONE - sum(whole)):
-    whole[order[i % len(order)]] += 1
-  return tuple(whole)
+  for i in range(_ONE - sum(floors)):
+    floors[order[i % len(order)]] += 1
+  return tuple(floors)
 
 
 class TaskOrder:
-  """Tasks of the places of a mixture, block by block, each block reached without those before it.
+  """The tasks at the positions of a mixture, in blocks with random access.
 
-  There is one schedule, earliest deadline first from place 0, ties by task. How many examples of
-  each task it has served by any place follows from the rates alone (`_border`), so a block begins
-  there.
+  The schedule serves the earliest deadline first from position 0, ties by task. `_border` computes
+  from the rates how many examples of each task it serves before a block.
   """
 
   def __init__(self, rates, block_size: int):
-    """Rates are any non-negative weights [tasks]; block_size is in examples."""
+    """`rates` are any non-negative weights [tasks]; `block_size` is in examples."""
     self.rates = integer_rates(rates)
     self.block_size = block_size
     self._border = functools.lru_cache(maxsize=8)(self._border)
 
   def block(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tasks and ordinals of the places index * block_size to (index + 1) * block_size - 1.
+    """Tasks and ordinals at positions index * block_size to (index + 1) * block_size - 1.
 
     Returns:
-      tasks int32 [block_size]; ordinals int64 [block_size], which example of its task (counted over
-      the whole stream, epochs included) stands there.
+      int32 [block_size], tasks; int64 [block_size], number of each example within its task, counted
+      over the complete stream, epochs included.
     """
     start = index * self.block_size
     before = self._border(start)
     tasks = self._schedule(start, before)
     ordinals = np.empty(self.block_size, np.int64)
     for task, count in enumerate(before):
-      places = np.flatnonzero(tasks == task)
-      ordinals[places] = count + np.arange(len(places))
+      of_task = np.flatnonzero(tasks == task)
+      ordinals[of_task] = count + np.arange(len(of_task))
     return tasks, ordinals
 
-  def _border(self, place: int) -> tuple[int, ...]:
-    """How many examples of each task the schedule has served before `place`.
+  def _border(self, position: int) -> tuple[int, ...]:
+    """How many examples of each task the schedule serves before `position`.
 
     The set served by a schedule of fixed priorities is the greedy basis of a matroid: a set of
-    released examples can be served if for every earlier place s at most place - s of them are
-    released at s or later. Examples whose deadline has come are all in it. Besides them each task
-    has at most one that is released and not yet due, its candidate; those are taken in order of
-    their deadlines unless, for some s, they would leave more to the places from s on than fits
-    there (`_must_be_older`).
+    released examples can be served if, for every s < position, at most position - s of them are
+    released at s or later. All examples whose deadline has passed are in it. Each task has at most
+    one more example that is released but not yet due, its candidate. Candidates are chosen in order
+    of their deadlines, unless for some s more examples would be released from s on than there are
+    positions (`_must_be_older`).
     """
-    counts = [place * rate // _ONE for rate in self.rates]
+    counts = [position * rate // _ONE for rate in self.rates]
     candidates = sorted(
       (self._deadline(task, counts[task]), task, self._release(task, counts[task]))
       for task, rate in enumerate(self.rates)
-      if place * rate % _ONE
+      if position * rate % _ONE
     )
-    extras = place - sum(counts)
-    # After each release but the last: (how many candidates released later may be chosen, place of
+    extras = position - sum(counts)
+    # For each release but the last: (how many candidates released later may be chosen, position of
     # the next release, candidates released by then, whether the number is exact). It starts as a
-    # lower bound that costs nothing.
+    # cheap lower bound.
     releases = sorted({release for *_, release in candidates})
     caps = {}
     for low, high in zip(releases, releases[1:]):
@@ -114,25 +112,21 @@ class TaskOrder:
     return tuple(counts)
 
   def _must_be_older(self, low: int, high: int, older: list[int]) -> int:
-    """The most candidates, over places s from low to high - 1, that must be served before s and be
-    among `older`.
+    """The maximum, over positions s in [low, high), of candidates in `older` served before s.
 
-    At s the schedule has served one more than the whole part for as many tasks as the fractions of
-    s * rate sum to; those that are not among `older` can take one each if their fraction is not
-    zero.
+    Before s, the fractions of s * rate sum to the number of tasks that have been served once more
+    than floor(s * rate). Each task outside `older` can be one of them if its fraction is not zero.
     """
     rates = np.array(self.rates, np.uint64)
     others = np.ones(len(rates), bool)
     others[older] = False
     most = 0
     for first in range(low, high, 1 << 16):
-      places = np.arange(first, min(high, first + (1 << 16)), dtype=np.uint64)
+      positions = np.arange(first, min(high, first + (1 << 16)), dtype=np.uint64)
       # Modulo 2**40 in 64 bits: the product may wrap, its low bits stay exact.
-      fractions = places[:, None] * rates & np.uint64(_ONE - 1)
-      served = fractions.sum(axis=1) >> np.uint64(40)
-      most = max(
-        most, int((served.astype(np.int64) - (fractions[:, others] > 0).sum(axis=1)).max())
-      )
+      fractions = positions[:, None] * rates & np.uint64(_ONE - 1)
+      served = (fractions.sum(axis=1) >> np.uint64(40)).astype(np.int64)
+      most = max(most, int((served - (fractions[:, others] > 0).sum(axis=1)).max()))
     return most
 
   def _release(self, task: int, ordinal: int) -> int:
@@ -144,11 +138,8 @@ class TaskOrder:
   def _schedule(self, start: int, before: tuple[int, ...]) -> np.ndarray:
     """Earliest deadline first over one block."""
     counts = list(before)
-    waiting = [
-      (self._release(t, counts[t]), self._deadline(t, counts[t]), t)
-      for t, r in enumerate(self.rates)
-      if r
-    ]
+    entry = lambda t: (self._release(t, counts[t]), self._deadline(t, counts[t]), t)
+    waiting = [entry(t) for t, rate in enumerate(self.rates) if rate]
     heapq.heapify(waiting)
     ready = []
     tasks = np.empty(self.block_size, np.int32)
@@ -156,30 +147,28 @@ class TaskOrder:
       while waiting and waiting[0][0] <= start + i:
         _, deadline, task = heapq.heappop(waiting)
         heapq.heappush(ready, (deadline, task))
-      # rates sum to one: by every place more examples are released than places passed
+      # The rates sum to one, so more examples are released than positions passed.
       _, task = heapq.heappop(ready)
       tasks[i] = task
       counts[task] += 1
-      heapq.heappush(
-        waiting, (self._release(task, counts[task]), self._deadline(task, counts[task]), task)
-      )
+      heapq.heappush(waiting, entry(task))
     return tasks
 
 
 def fold(*parts) -> int:
-  """A 64-bit key from any printable parts; the same on every machine and Python."""
+  """A 64-bit key from the `repr` of the parts, the same on every machine and Python version."""
   return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), 'little')
 
 
 def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
-  """A keyed permutation of range(size), evaluated at `index` in constant memory.
+  """A keyed permutation of range(size), evaluated at `index` without a table.
 
-  Four rounds of a Feistel network over the next even number of bits, walked until the value falls
-  below size (Black and Rogaway 2002), so a source of any size needs no table.
+  Four rounds of a Feistel network over the next even number of bits, repeated until the value is
+  below size (Black and Rogaway 2002).
 
   Args:
     index: int64 [n], values in [0, size).
-    size: number of things permuted, at least 1.
+    size: at least 1.
     key: 64-bit key.
 
   Returns:
@@ -205,7 +194,7 @@ def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-  """The finaliser of splitmix64: every input bit reaches every output bit."""
+  """The finaliser of splitmix64: every input bit affects every output bit."""
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return x ^ (x >> np.uint64(31))

@@ -5,7 +5,7 @@ import re
 
 from crossin_jax.languages import code_of
 
-# Mode -> what stands on its two sides. METHODS A.3.
+# Mode -> its instruction and response: docs/design/methods.md#a-3-data-composition.
 MODES = {
   'base': 'English instruction, English response; no tag',
   'mono': 'instruction and response in the same language, not English; no tag',
@@ -15,7 +15,7 @@ MODES = {
   'trans': 'translate the instruction text from x into English; no tag',
   'text': 'running text, every token trained',
 }
-CROSSIN_MODES = ('mono', 'en2x', 'x2en', 'x2x', 'trans')  # those a volume limits
+CROSSIN_MODES = ('mono', 'en2x', 'x2en', 'x2x', 'trans')  # those that a volume limits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class MixtureName:
 
   @classmethod
   def parse(cls, name: str) -> 'MixtureName':
-    """The inverse of str(); ValueError says what is wrong with a name."""
+    """The inverse of str(); raises ValueError for a malformed name."""
     parts = name.split('.')
     if len(parts) != 5 or not all(re.fullmatch(r'\w+', part) for part in parts):
       raise ValueError(

@@ -1,4 +1,4 @@
-"""Packing examples into rows, decided from their lengths alone."""
+"""Packs examples into rows, by their lengths."""
 
 import numpy as np
 
@@ -10,13 +10,13 @@ def first_fit(lengths, capacity: int, room: np.ndarray) -> np.ndarray:
 
   Args:
     lengths: int [items], each at least 1.
-    capacity: size of an empty bin; a longer item fits nowhere.
-    room: int [bins], room left in each bin; changed in place.
+    capacity: size of an empty bin; longer items fit in none.
+    room: int [bins], space left in each bin; updated in place.
 
   Returns:
-    int32 [items], bin of each item, -1 = no bin had room.
+    int32 [items], bin of each item; -1 = none had room.
   """
-  # A tree of maxima over the bins: the first bin with room is found by going down from the root.
+  # A tree of maxima over the bins; a descent from the root finds the first bin with room.
   leaves = 1 << max(0, int(len(room) - 1).bit_length())
   tree = [0] * (2 * leaves)
   tree[leaves : leaves + len(room)] = [int(r) for r in room]
@@ -45,16 +45,16 @@ def first_fit(lengths, capacity: int, room: np.ndarray) -> np.ndarray:
 
 
 def rows_for(lengths: np.ndarray, capacity: int) -> int:
-  """How many rows of a window hold its examples, and all but a few of another window's like it.
+  """How many rows to use for each window, given the examples of the first one.
 
-  The rows that first-fit needs for these lengths, and three standard deviations of the difference
-  between the token sums of two such windows more.
+  First-fit's rows for these lengths, plus three standard deviations of the difference between the
+  token sums of two such windows.
 
   Args:
     lengths: int [examples of one window].
     capacity: tokens in a row.
   """
-  # first-fit leaves at most one row under half full
+  # first-fit leaves at most one row less than half full
   most = int(np.ceil(2 * lengths.sum() / capacity)) + 2
   room = np.full(most, capacity)
   bins = first_fit(lengths, capacity, room)
@@ -64,18 +64,18 @@ def rows_for(lengths: np.ndarray, capacity: int) -> int:
 
 
 def spread_empty_rows(bins: np.ndarray, rows: int) -> np.ndarray:
-  """Places for the bins of a window that keep their order and spread the unused ones evenly.
+  """Reorders the bins of a window to spread the empty ones evenly among the others.
 
-  Empty rows at the end of each window would make its last batches empty.
+  Otherwise the last batches of each window would be empty. Used bins keep their order.
 
-      bins used 0, 1, 2 of 4 rows: the empty one comes to stand among them, not last
+      bins 0, 1, 2 of 4 are used: the empty one moves between them
 
   Args:
     bins: int [items], bin of each item or -1.
     rows: number of bins.
 
   Returns:
-    int [rows], new place of each bin.
+    int [rows], new position of each bin.
   """
   used = np.zeros(rows, bool)
   used[bins[bins >= 0]] = True
@@ -84,6 +84,6 @@ def spread_empty_rows(bins: np.ndarray, rows: int) -> np.ndarray:
     count = int(group.sum())
     if count:
       key[group] = (np.arange(count) + 0.5) / count
-  place = np.empty(rows, np.int64)
-  place[np.argsort(key, kind='stable')] = np.arange(rows)
-  return place
+  position = np.empty(rows, np.int64)
+  position[np.argsort(key, kind='stable')] = np.arange(rows)
+  return position

@@ -1,9 +1,9 @@
-"""Prepared token files: what `crossin prepare` writes and training reads.
+"""Prepared token files, which `crossin prepare` writes and training reads.
 
-D/tasks/<task>/manifest.json            fingerprint, counts, what was dropped and why
+D/tasks/<task>/manifest.json            fingerprint, counts, dropped rows by reason
 D/tasks/<task>/<split>-00000.arrow      id, rank, tokens, loss_weights; one record batch a file
 D/mixtures/<mixture>.json               tasks with rate and volume, max_length, prompts, vocabulary
-D/vocabularies/<digest>.<suffix>        the tokenizer that made the tokens
+D/vocabularies/<digest>.<suffix>        the tokenizer
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ import pyarrow as pa
 from crossin_jax.errors import CrossinError
 from crossin_jax.storage import files, remote
 
-FORMAT = 1  # raise when the files change their meaning: older ones are then refused
+FORMAT = 1  # increase when the files change their meaning; readers refuse other formats
 SCHEMA = pa.schema(
   [
     ('id', pa.string()),
-    ('rank', pa.int64()),  # place of the item in the Task's hash order, dropped ones counted
+    ('rank', pa.int64()),  # position in the Task's hash order, including dropped items
     ('tokens', pa.list_(pa.int32())),
     ('loss_weights', pa.list_(pa.float32())),
   ]
@@ -33,9 +33,7 @@ SCHEMA = pa.schema(
 
 
 class PreparedDataError(CrossinError, ValueError):
-  """Prepared files that are missing, stale or not what the run asks for; the message names the
-  remedy.
-  """
+  """Prepared files that are missing, stale or unsuitable; the message has the remedy."""
 
 
 def _read_json(path: str, remedy: str) -> dict:
@@ -63,70 +61,59 @@ def write_part(path: str, examples) -> None:
 
 
 def fingerprint(parts: dict) -> str:
-  """Hash of the format and of everything that the examples of a Task depend on."""
+  """Of everything that the tokens of a Task depend on."""
   return hashlib.sha256(json.dumps([FORMAT, parts], sort_keys=True).encode()).hexdigest()[:32]
 
 
-def write_manifest(
-  directory: str, task: str, parts: dict, info: dict, splits: dict, **extra
-) -> dict:
-  """Writes and returns the manifest of a finished Task.
+def write_manifest(directory: str, parts: dict, task: dict, splits: dict, **more) -> dict:
+  """Writes D/tasks/<task>/manifest.json, which makes the Task complete; returns it.
 
   Args:
-    directory: D.
-    task: name of the Task.
-    parts: see `fingerprint`.
-    info: 'source', 'mode', 'source_language', 'target_language' and such.
-    splits: 'train' and 'validation' -> parts and counts.
-    **extra: further keys.
+    directory: D/tasks/<task>.
+    parts: what the tokens depend on, see `fingerprint`.
+    task: {'name', 'source', 'component', 'mode', 'source_language', 'target_language'}.
+    splits: split -> {'parts': [{'file', 'examples', 'tokens', 'loss_tokens'}], counts}.
+    **more: further keys.
   """
   manifest = {
-    'format': FORMAT, 'fingerprint': fingerprint(parts), 'fingerprint_parts': parts, 'task': info,
-    'splits': splits, **extra,
-  }  # fmt: skip
-  files.write_json(os.path.join(directory, 'tasks', task, 'manifest.json'), manifest)
+    'format': FORMAT,
+    'fingerprint': fingerprint(parts),
+    'fingerprint_parts': parts,
+    'task': task,
+    'splits': splits,
+    **more,
+  }
+  files.write_json(os.path.join(directory, 'manifest.json'), manifest)
   return manifest
 
 
-def copy_vocabulary(directory: str, vocabulary) -> dict:
-  """Copies a tokenizer file into D/vocabularies; returns its description in a mixture's JSON."""
-  suffix = '.json' if vocabulary.path.endswith('.json') else '.model'
-  file = os.path.join('vocabularies', vocabulary.digest[:16] + suffix)
-  path = os.path.join(directory, file)
-  if not os.path.exists(path):
-    with files.replacing(path) as temporary:
-      shutil.copyfile(vocabulary.path, temporary)
-  return {
-    'file': file, 'digest': vocabulary.digest, 'size': vocabulary.size,
-    'bos_id': vocabulary.bos_id, 'eos_id': vocabulary.eos_id,
-    # By name, because the files that define them are not copied.
-    'bos_token': vocabulary.token_text(vocabulary.bos_id),
-    'eos_token': vocabulary.token_text(vocabulary.eos_id),
-  }  # fmt: skip
-
-
-def write_mixture(
-  directory: str, name: str, tasks: list[dict], vocabulary, *, rates, max_length: int,
-  languages: list[str], prompts: dict,
-) -> None:  # fmt: skip
-  """Writes a mixture and the tokenizer of its tokens.
+def write_mixture(directory: str, name: str, tasks: list[dict], vocabulary, **more) -> None:
+  """Writes D/mixtures/<name>.json, and copies the tokenizer to D/vocabularies.
 
   Args:
     directory: D.
     name: of the mixture.
-    tasks: {'task', 'component', 'rate', 'volume', 'fingerprint'} of each Task.
-    vocabulary: the `Vocabulary`.
-    rates: how the rates were computed.
-    max_length: most tokens of an example.
-    languages: codes.
-    prompts: 'template', 'tags', 'chat_template', 'stop_id'.
+    tasks: [{'task', 'component', 'rate', 'volume', 'fingerprint'}].
+    vocabulary: a `Vocabulary`.
+    **more: 'rates', 'max_length', 'languages', 'prompts'.
   """
+  suffix = '.json' if vocabulary.path.endswith('.json') else '.model'
+  file = os.path.join('vocabularies', vocabulary.digest[:16] + suffix)
+  if not os.path.exists(copy := os.path.join(directory, file)):
+    with files.replacing(copy) as temporary:
+      shutil.copyfile(vocabulary.path, temporary)
   description = {
-    'format': FORMAT, 'name': name, 'tasks': tasks, 'rates': rates, 'max_length': max_length,
-    'languages': languages, 'prompts': prompts,
-    'vocabulary': copy_vocabulary(directory, vocabulary),
-  }  # fmt: skip
-  files.write_json(os.path.join(directory, 'mixtures', f'{name}.json'), description)
+    'file': file,
+    'digest': vocabulary.digest,
+    'size': vocabulary.size,
+    'bos_id': vocabulary.bos_id,
+    'eos_id': vocabulary.eos_id,
+    # By name, because the files beside the tokenizer that name them are not copied.
+    'bos_token': vocabulary.token_text(vocabulary.bos_id),
+    'eos_token': vocabulary.token_text(vocabulary.eos_id),
+  }
+  mixture = {'format': FORMAT, 'name': name, 'tasks': tasks, **more, 'vocabulary': description}
+  files.write_json(os.path.join(directory, 'mixtures', f'{name}.json'), mixture)
 
 
 class TaskSplit:
@@ -134,15 +121,17 @@ class TaskSplit:
 
   Attributes:
     name: the Task's name.
-    ranks: int64 [examples], place of each in the Task's hash order.
+    ranks: int64 [examples], position of each in the Task's hash order.
     lengths: int32 [examples], tokens of each.
     loss_tokens: float64, sum of all loss weights.
   """
 
   def __init__(self, directory: str, name: str, split: str, here: str | None = None):
     """Args:
-    directory: D. name: of the Task. split: 'train' or 'validation'.
-    here: its copy on this machine, where D is remote.
+    directory: D.
+    name: of the Task.
+    split: 'train' or 'validation'.
+    here: the local copy of a remote D.
     """
     self.name, self.directory = name, os.path.join(here or directory, 'tasks', name)
     remedy = f'run `crossin prepare` for the mixture again with --output_dir {directory}'
@@ -152,7 +141,7 @@ class TaskSplit:
         f'{self.directory} has format {self.manifest.get("format")}, this version reads {FORMAT}; '
         f'{remedy} --overwrite'
       )
-    parts = self.manifest['splits'].get(split, {'parts': []})['parts']
+    parts = _parts(self.manifest, split)
     self._batches, lengths, ranks = [], [], []
     for part in parts:
       path = os.path.join(self.directory, part['file'])
@@ -165,7 +154,7 @@ class TaskSplit:
           f'{path} holds {batch.num_rows} examples, its manifest says {part["examples"]}; '
           f'{remedy} --overwrite'
         )
-      # NumPy views on the mapped file: nothing is copied until a row is asked for.
+      # NumPy views on the mapped file, without copies.
       tokens, weights = batch.column('tokens'), batch.column('loss_weights')
       offsets = tokens.offsets.to_numpy()
       self._batches.append(
@@ -182,7 +171,7 @@ class TaskSplit:
     return len(self.lengths)
 
   def first(self, volume: int | None) -> int:
-    """How many examples the first `volume` items of the hash order left; None = all."""
+    """Number of examples among the first `volume` items of the hash order; None = all."""
     return len(self) if volume is None else int(np.searchsorted(self.ranks, volume))
 
   def example(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -193,7 +182,7 @@ class TaskSplit:
     return tokens[start:end], weights[start:end]
 
   def id(self, index: int) -> str:
-    """The id of the row that an example was made from."""
+    """The id of the example's row."""
     part, row = self._locate(index)
     return self._batches[part][0][row].as_py()
 
@@ -204,7 +193,7 @@ class TaskSplit:
 
 @dataclasses.dataclass(frozen=True)
 class MixtureTask:
-  """One task of a mixture: which, how often, how much of it."""
+  """One task of a mixture, its rate and its number of examples."""
 
   split: TaskSplit
   rate: float
@@ -217,13 +206,12 @@ class MixtureTask:
 
 
 class PreparedMixture:
-  """A mixture as `crossin prepare` wrote it.
+  """A mixture written by `crossin prepare`.
 
   Attributes:
     description: the mixture's JSON.
-    tasks: its tasks, those with no example or no rate left out.
-    directory: where it was prepared. Of a remote one, what this mixture needs of it is copied to
-      this machine.
+    tasks: its tasks, without those that have no example or a rate of 0.
+    directory: where it was prepared. The required files of a remote one are copied to this machine.
   """
 
   def __init__(self, directory: str, name: str, split: str = 'train'):
@@ -247,7 +235,7 @@ class PreparedMixture:
       elif split == 'train':
         why = 'its rate is 0' if count else 'it has no example'
         warnings.warn(
-          f'mixture {name}: task {entry["task"]} is left out, {why}; the other rates keep their '
+          f'mixture {name}: task {entry["task"]} is skipped, {why}; the other rates keep their '
           'proportions'
         )
     if not self.tasks:
@@ -264,39 +252,38 @@ class PreparedMixture:
 
   @property
   def vocabulary_size(self) -> int:
-    """Number of ids in the tokenizer that made the tokens."""
+    """Number of ids of the tokenizer."""
     return int(self.description['vocabulary']['size'])
 
   @property
   def vocabulary_path(self) -> str:
-    """The copy of the tokenizer beside the tokens, on this machine."""
+    """The local path of the copy of the tokenizer beside the tokens."""
     return remote.fetched(os.path.join(self.directory, self.description['vocabulary']['file']))
 
 
 def _fetched(directory: str, description: dict, split: str) -> str:
-  """Where manifests and Arrow files of a mixture lie on this machine; what is remote is copied,
-  many files at a time.
-  """
+  """The local directory of manifests and Arrow files of a mixture; downloads remote ones."""
   if not remote.is_remote(directory):
     return directory
   manifests = [f'tasks/{entry["task"]}/manifest.json' for entry in description['tasks']]
   here = remote.fetched(directory, manifests)
-  parts = []
-  for manifest in manifests:
-    found = _read_json(
-      os.path.join(here, manifest), f'run `crossin prepare` again with --output_dir {directory}'
-    )
-    parts += [
-      f'{os.path.dirname(manifest)}/{part["file"]}'
-      for part in found['splits'].get(split, {'parts': []})['parts']
-    ]
+  remedy = f'run `crossin prepare` again with --output_dir {directory}'
+  parts = [
+    f'{os.path.dirname(manifest)}/{part["file"]}'
+    for manifest in manifests
+    for part in _parts(_read_json(os.path.join(here, manifest), remedy), split)
+  ]
   return remote.fetched(directory, parts)
 
 
+def _parts(manifest: dict, split: str) -> list[dict]:
+  return manifest['splits'].get(split, {'parts': []})['parts']
+
+
 def safe_file_name(name: str) -> str:
-  """Raises ValueError for a task or mixture name that could leave its folder."""
+  """Returns a task or mixture name; raises ValueError if it could leave its folder."""
   if not re.fullmatch(r'[\w.:+-]+', name) or name.startswith('.'):
     raise ValueError(
-      f'{name!r} is no legal task or mixture name: letters, digits and . : + - _ only'
+      f'{name!r} is not a valid task or mixture name: letters, digits and . : + - _ only'
     )
   return name

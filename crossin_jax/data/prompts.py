@@ -1,6 +1,4 @@
-"""Prompts: from an instruction row to tokens with explicit loss weights, in training and at
-inference alike.
-"""
+"""Prompts: from an instruction row to tokens and loss weights, for training and inference."""
 
 import dataclasses
 
@@ -10,16 +8,22 @@ from crossin_jax.data.vocabulary import Vocabulary
 
 _ALPACA = 'Below is an instruction that describes a task'
 _ALPACA_WITH_INPUT = ', paired with an input that provides further context'
-_CL_BOOST_WITH_INPUT = ' in one or more languages, paired with an input in one or more language that provides further context'
-_REQUEST = '. Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n'
+_CL_BOOST_WITH_INPUT = (
+  ' in one or more languages, paired with an input in one or more language that provides further '
+  'context'
+)
+_REQUEST = (
+  '. Write a response that appropriately completes the request.\n\n### Instruction:\n'
+  '{instruction}\n\n'
+)
 _XINS = (
   'Below is a text that describes a candidate output. Write an English instruction that can take '
   'the given text as an '
   'appropriate answer.\n\n### Text:\n{instruction}\n\n### English Instruction:'
 )
 _LLAMA = '[INST] <<SYS>>\nYou are a helpful assistant.\n<</SYS>>\n\n{instruction}\n{input}[/INST]'
-# Template -> (with input, without input). METHODS A.4: the released prompts end in "\n " after
-# "Response:", because the slot behind it is left empty.
+# Template -> (with input, without input). The released prompts end in "\n " after "Response:",
+# because the slot behind it is empty: docs/design/methods.md#a-4-prompt-text-and-tags.
 TEMPLATES = {
   'alpaca': (
     _ALPACA + _ALPACA_WITH_INPUT + _REQUEST + '### Input:\n{input}\n\n### Response:\n ',
@@ -31,16 +35,16 @@ TEMPLATES = {
   ),
   'llama': (_LLAMA, _LLAMA.replace('\n{input}', '\n')),
   'gemma': ('{instruction}\n{input}\n', '{instruction}\n'),
-  # X-Instruction (METHODS B.3, B.6). The instruction already says "Answer in Urdu.", or more in the
-  # assistant style.
+  # X-Instruction: docs/design/methods.md#b-3-generation, docs/design/methods.md#b-6-prompts. The
+  # instruction itself says "Answer in Urdu.", or more in the assistant style.
   'xinstruction': (
     _ALPACA + _REQUEST.replace('{instruction}', '{instruction}\n{input} ') + '### Response:',
     _ALPACA + _REQUEST.replace('{instruction}', '{instruction} ') + '### Response:',
   ),
-  # Text -> English instruction: the text stands in the instruction field.
+  # Text -> English instruction: the text is in the instruction field.
   'xins': (_XINS.replace('{instruction}', '{instruction}\n{input}'), _XINS),
-  # Instruction and, as input, response -> level 1, 2 or 3 (wording of this project; the published
-  # one is unknown).
+  # Instruction and, as input, response -> level 1, 2 or 3. This project's wording; the published
+  # one is unknown.
   'xrate': (
     'Below are an English instruction and a text that may answer it. Rate the text: 3 answers the '
     'instruction well, 2 has '
@@ -49,11 +53,10 @@ TEMPLATES = {
     'Below is an English instruction without any text to answer it.\n\n### '
     'Instruction:\n{instruction}\n\n### Level:',
   ),
-  # Nothing but the fields: for running text, where all fields but the output are empty, the prompt
-  # is empty too.
+  # The fields only. Running text has only an output, so its prompt is empty.
   'plain': ('{instruction}\n{input}\n', '{instruction}\n'),
 }
-# The template that the tokenizer brings along (data/chat.py).
+# The chat template of the tokenizer (data/chat.py).
 CHAT = 'chat'
 
 
@@ -62,9 +65,9 @@ class Example:
   """One rendered example.
 
   Attributes:
-    tokens: int32 [length], prompt, response and stop token; no BOS (it is the first decoder input).
-    loss_weights: float32 [length], what each token counts in the loss: 0 on the prompt.
-    shortened: '' or the field that had to be cut to fit: 'input', 'output' or 'input+output'.
+    tokens: int32 [length], prompt, response and stop token, without BOS.
+    loss_weights: float32 [length], weight of each token in the loss: 0 on the prompt.
+    shortened: fields that were cut to fit: '', 'input', 'output' or 'input+output'.
   """
 
   tokens: np.ndarray
@@ -81,31 +84,28 @@ class Rejected(ValueError):
 
 
 def check_template(name: str) -> str:
-  """Returns the name; raises ValueError with the legal ones if it is unknown."""
+  """Returns the name; raises ValueError if it is unknown."""
   if name not in TEMPLATES and name != CHAT:
     raise ValueError(f'template {name!r} is not one of {", ".join((*TEMPLATES, CHAT))}')
   return name
 
 
 def describe_template(vocabulary: Vocabulary, name: str) -> str:
-  """The whole text of a template, for fingerprints."""
+  """The full text of a template, for fingerprints."""
   return f'{name}: {vocabulary.chat if name == CHAT else TEMPLATES[check_template(name)]!r}'
 
 
 def stop_id(vocabulary: Vocabulary, template: str) -> int:
-  """The token that ends a response: the tokenizer's stop token, or what the chat template writes
-  there.
-  """
+  """The token that ends a response: the tokenizer's stop token, or the chat template's."""
   return vocabulary.chat_stop_id if template == CHAT else vocabulary.eos_id
 
 
 def prompt_tokens(
   vocabulary: Vocabulary, template: str, instruction: str, input: str = '', tag: str = ''
 ) -> list[int]:
-  """Ids of the prompt of one row, in training and at inference alike; without BOS."""
+  """Ids of the prompt of one row, without BOS, for training and inference."""
   if template == CHAT:
-    # its last newline is the template's business
-    user = render_prompt('plain', instruction, input, tag)[:-1]
+    user = render_prompt('plain', instruction, input, tag)[:-1]  # without the last newline
     return vocabulary.chat_prompt(user) if user else []
   return _encode(vocabulary, render_prompt(template, instruction, input, tag))
 
@@ -119,7 +119,7 @@ def render_prompt(template: str, instruction: str, input: str = '', tag: str = '
     template: one of TEMPLATES.
     instruction: with input and tag empty too, the row is running text and the prompt is ''.
     input: further context; may be empty.
-    tag: language tag, put on its own line at the end of the input; a tagged row never has an empty
+    tag: language tag, appended to the input on a separate line, so that a tagged row always has an
       input.
   """
   if tag:
@@ -127,8 +127,8 @@ def render_prompt(template: str, instruction: str, input: str = '', tag: str = '
   if not instruction and not input:
     return ''
   with_input, without_input = TEMPLATES[check_template(template)]
-  # replace, not format: braces in a row are text. The input goes last, so that a '{input}' inside
-  # an instruction is not taken for the slot.
+  # NB: not str.format, because braces in a row are text; and the input last, because an instruction
+  # may contain '{input}'.
   text = with_input if input else without_input
   before, after = text.split('{instruction}')
   return before.replace('{input}', input) + instruction + after.replace('{input}', input)
@@ -139,16 +139,16 @@ def render_example(
 ) -> Example:
   """Tokens and loss weights of one row.
 
-  Prompt and response are tokenised apart, as the released code does, so that the border between
-  them never moves. A row that is too long loses the end of its input first (instruction and tag
-  stay), then the end of its response together with the stop token.
+  Tokenises prompt and response separately, as the released code does, so that the border between
+  them is fixed. A row that is too long loses the end of its input first, but neither instruction
+  nor tag, then the end of its response with the stop token.
 
   Args:
     vocabulary: the tokenizer.
     template: one of TEMPLATES, or 'chat'.
     row: 'instruction', 'input', 'output'.
     tag: language tag or ''.
-    max_length: most tokens of the example; None = no limit.
+    max_length: maximum tokens of the example; None = no limit.
 
   Raises:
     Rejected: 'empty_response' or 'prompt_too_long'.
@@ -181,9 +181,7 @@ def _encode(vocabulary: Vocabulary, text: str) -> list[int]:
 
 
 def _shorten_input(prompt_of, input: str, room: int) -> list[int]:
-  """The prompt with the longest beginning of the input that fits in `room` tokens, or with none of
-  it.
-  """
+  """The prompt with the longest prefix of the input that fits in `room` tokens, or with none."""
   low, high = 0, len(input)  # prompt_of(input[:low]) fits, or low is 0
   while low < high:
     middle = (low + high + 1) // 2

@@ -1,4 +1,4 @@
-"""SourceError, and the phrases that its messages share: where it was, what was found."""
+"""SourceError, and the parts of its messages: the position in a file and the value there."""
 
 import contextlib
 import gzip
@@ -10,15 +10,11 @@ from crossin_jax.errors import CrossinError
 
 
 class SourceError(CrossinError, ValueError):
-  """Instruction rows that cannot be read; the message names file, row, field, what was found and
-  the remedy.
-  """
+  """Invalid instruction rows; the message names file, row, field, value and remedy."""
 
 
 def at(path: str, number: int, line: int | None) -> str:
-  """at('a.jsonl', 1, 3) == 'a.jsonl, row 1 (line 3)'; without a line 'a.json, row 1 (counted from
-  0)'.
-  """
+  """The position of a row: at('a.jsonl', 1, 3) == 'a.jsonl, row 1 (line 3)'."""
   return f'{path}, row {number} ' + ('(counted from 0)' if line is None else f'(line {line})')
 
 
@@ -27,21 +23,19 @@ def first_line(error: Exception) -> str:
   return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def found(value: Any) -> str:
-  """A value as messages show it: found(3) == 'int 3', found(None) == 'null'; long ones are
-  shortened.
-  """
+def describe(value: Any) -> str:
+  """A value in messages, shortened: describe(3) == 'int 3', describe(None) == 'null'."""
   return 'null' if value is None else f'{type(value).__name__} {reprlib.repr(value)}'
 
 
 @contextlib.contextmanager
 def naming(path: str):
-  """Errors of the file system and of the decompressor become a SourceError with the file's name."""
+  """Turns errors of the file system and the decompressor into a SourceError that names the file."""
   try:
     yield
   except gzip.BadGzipFile as error:
-    remedy = 'copy it again, or take .gz off its name if it is plain'
-    raise SourceError(f'{path}: not a whole gzip file ({error}); {remedy}') from None
+    remedy = 'copy it again, or remove .gz from its name if it is not compressed'
+    raise SourceError(f'{path}: not a complete gzip file ({error}); {remedy}') from None
   except EOFError:
     raise SourceError(f'{path}: the gzip file is cut off before its end; copy it again') from None
   except zlib.error as error:

@@ -1,4 +1,4 @@
-"""Packed batches of a prepared mixture; batch n is a pure function of (settings, n)."""
+"""Packed batches of a prepared mixture. Batch n is a pure function of (settings, n)."""
 
 import collections
 import concurrent.futures
@@ -13,8 +13,7 @@ import numpy as np
 from crossin_jax.data import mixing, packing
 from crossin_jax.data.prepared import PreparedDataError, PreparedMixture
 
-# DESIGN names of SeqIO and T5X, and which task each token came from, for losses by source and
-# language.
+# Names of SeqIO and T5X, and the task of each token, for losses by source and language.
 FEATURES = {
   'decoder_input_tokens': np.int32,
   'decoder_target_tokens': np.int32,
@@ -26,29 +25,32 @@ FEATURES = {
 
 
 def empty_rows(rows: int, length: int) -> dict[str, np.ndarray]:
-  """A batch of nothing but padding: every feature zero, [rows, length]."""
+  """A batch of padding: every feature zero, [rows, length]."""
   return {name: np.zeros((rows, length), dtype) for name, dtype in FEATURES.items()}
 
 
 def write_segment(batch, row, start, segment, tokens, loss_weights, bos_id, task) -> None:
   """Writes one example into a row of a batch, in place.
 
-      tokens 7 8 2 at start 0, BOS 1:  targets 7 8 2   inputs 1 7 8   positions 0 1 2   segments 1 1 1
+      tokens 7 8 2, start 0, BOS 1:  targets 7 8 2  inputs 1 7 8  positions 0 1 2  segments 1 1 1
 
   Args:
     batch: dict of FEATURES, [rows, length] each.
-    row, start: where it begins; segment: its id in the row, from 1.
-    tokens: int [n]; loss_weights: float [n]; bos_id: first input; task: index for
-      `decoder_task_ids`.
+    row, start: position of its first token.
+    segment: its id in the row, from 1.
+    tokens: int [n].
+    loss_weights: float [n].
+    bos_id: first input.
+    task: index for `decoder_task_ids`.
   """
-  place = slice(start, start + len(tokens))
-  batch['decoder_target_tokens'][row, place] = tokens
+  span = slice(start, start + len(tokens))
+  batch['decoder_target_tokens'][row, span] = tokens
   batch['decoder_input_tokens'][row, start] = bos_id
   batch['decoder_input_tokens'][row, start + 1 : start + len(tokens)] = tokens[:-1]
-  batch['decoder_loss_weights'][row, place] = loss_weights
-  batch['decoder_segment_ids'][row, place] = segment
-  batch['decoder_positions'][row, place] = np.arange(len(tokens))
-  batch['decoder_task_ids'][row, place] = task
+  batch['decoder_loss_weights'][row, span] = loss_weights
+  batch['decoder_segment_ids'][row, span] = segment
+  batch['decoder_positions'][row, span] = np.arange(len(tokens))
+  batch['decoder_task_ids'][row, span] = task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Window:
   """The packing of one window of the mixture.
 
   Attributes:
-    rows: per row the examples (task, index in the task) in the order they stand there.
-    dropped: how many examples found no room in this window nor in the next.
+    rows: for each row its examples (task, index in the task), in order.
+    dropped: number of examples that fit neither into this window nor the next.
   """
 
   rows: list[list[tuple[int, int]]]
@@ -68,10 +70,10 @@ class Window:
 class BatchStream:
   """Batches of packed rows.
 
-  The stream of examples is cut into windows of `window` examples. Each window is packed, first fit,
-  into the same number of rows, so that the window of any row is known without reading what comes
-  before. What does not fit is offered to the next window once that has packed its own; what does
-  not fit there either is dropped and counted.
+  The stream of examples is cut into windows of `window` examples. First-fit packs each window into
+  the same number of rows, so that the window of a row follows from its number. The next window
+  takes examples that do not fit, after its own; those that do not fit there either are dropped and
+  counted.
 
   Attributes:
     rows_per_window: rows of each window.
@@ -87,40 +89,33 @@ class BatchStream:
     window: int = 16_384,
   ):
     """Args:
-    mixture: what to read.
+    mixture: to read.
     batch_size: rows of the global batch.
     length: tokens in a row.
-    seed: of the order of rows; not of which rows belong to a volume.
-    window: examples that are packed together; larger packs tighter and takes longer to reach.
+    seed: of the order of rows; has no effect on which rows belong to a volume.
+    window: examples that are packed together; larger windows pack tighter and take longer to start.
     """
     longest = max(int(task.split.lengths[: task.examples].max()) for task in mixture.tasks)
     if longest > length:
       raise ValueError(
         f'mixture {mixture.name} was prepared with max_length {mixture.description["max_length"]} '
-        'and holds an '
-        f'example of {longest} tokens, rows have {length}; raise the row length or prepare with a '
-        'smaller max_length'
+        f'and has an example of {longest} tokens, rows have {length}; increase the row length or '
+        'prepare with a smaller max_length'
       )
-    self.mixture, self.batch_size, self.length, self.seed, self.window_size = (
-      mixture,
-      batch_size,
-      length,
-      seed,
-      window,
-    )
+    self.mixture, self.batch_size, self.length = mixture, batch_size, length
+    self.seed, self.window_size = seed, window
     self._order = mixing.TaskOrder([task.rate for task in mixture.tasks], window)
     self._keys = [mixing.fold(seed, task.split.name) for task in mixture.tasks]
-    # Rows per window follow from the first window alone: all windows are alike up to chance.
+    # The first window sets the rows of each window: windows differ only by chance.
     lengths = self._lengths(*self._examples(0))
     self.rows_per_window = packing.rows_for(lengths, length)
-    # window -> examples dropped; a window may be packed again after it has left the cache
-    self._dropped = {}
-    self._own = functools.lru_cache(maxsize=3)(self._own)
+    self._dropped = {}  # window -> examples; a window may be packed again after cache eviction
+    self._packed = functools.lru_cache(maxsize=3)(self._packed)
     self._window = functools.lru_cache(maxsize=2)(self._window)
 
   @property
   def settings(self) -> dict:
-    """What the batches depend on, as JSON; two streams with equal settings give equal batches."""
+    """What the batches depend on, as JSON: streams with equal settings give equal batches."""
     return {
       'mixture': self.mixture.name,
       'tasks': [
@@ -141,14 +136,13 @@ class BatchStream:
 
   @property
   def dropped(self) -> int:
-    """Examples dropped in the windows seen so far."""
+    """Examples dropped in the windows packed so far."""
     return sum(self._dropped.values())
 
   def steps_for_epochs(self, epochs: float, until: str = 'all') -> int:
-    """Batches after which every task ('all') or some task ('first') has been read `epochs` times;
-    at least 1.
+    """Batches until every task ('all') or one ('first') is read `epochs` times; at least 1.
 
-    A pure function of the settings, so all hosts stop together.
+    A pure function of the settings, so all hosts stop at the same step.
     """
     if until not in ('all', 'first') or epochs <= 0:
       raise ValueError(
@@ -160,42 +154,36 @@ class BatchStream:
     return max(1, int(np.ceil(epochs / slowest - 1e-9)))
 
   def batch(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
-    """Features of batch `step` (from 0), [rows, length] each; `rows` selects some of the global
-    batch.
-    """
+    """Features of batch `step` (from 0), [rows, length] each, for `rows` of the global batch."""
     wanted = range(self.batch_size)[rows]
     batch = empty_rows(len(wanted), self.length)
     for i, row in enumerate(wanted):
       start = 0
       for segment, (task, index) in enumerate(self._row(step * self.batch_size + row), start=1):
-        tokens, weights = self.mixture.tasks[task].split.example(index)
+        split = self.mixture.tasks[task].split
+        tokens, weights = split.example(index)
         if tokens.max() >= self.mixture.vocabulary_size or tokens.min() < 0:
           raise PreparedDataError(
-            f'task {self.mixture.tasks[task].split.name}, row '
-            f'{self.mixture.tasks[task].split.id(index)} holds id '
-            f'{tokens.max()}, the vocabulary has {self.mixture.vocabulary_size}; prepare it again '
-            'with --overwrite'
+            f'task {split.name}, row {split.id(index)} has id {tokens.max()}, the vocabulary has '
+            f'{self.mixture.vocabulary_size}; prepare it again with --overwrite'
           )
         write_segment(batch, i, start, segment, tokens, weights, self.mixture.bos_id, task)
         start += len(tokens)
     return batch
 
   def examples(self, step: int) -> list[list[tuple[str, str]]]:
-    """(task, id) of every example of batch `step`, row by row: to name a bad one."""
-    first = step * self.batch_size
+    """(task, id) of every example of batch `step`, row by row, for error messages."""
+    first, splits = step * self.batch_size, [task.split for task in self.mixture.tasks]
     return [
-      [
-        (self.mixture.tasks[task].split.name, self.mixture.tasks[task].split.id(index))
-        for task, index in self._row(row)
-      ]
+      [(splits[task].name, splits[task].id(index)) for task, index in self._row(row)]
       for row in range(first, first + self.batch_size)
     ]
 
   def epochs(self, step: int) -> dict[str, float]:
     """How often each task has been read by the start of batch `step`."""
-    seen = step * self.batch_size / self.rows_per_window * self.window_size
+    examples = step * self.batch_size / self.rows_per_window * self.window_size
     return {
-      task.split.name: seen * rate / sum(self._order.rates) / task.examples
+      task.split.name: examples * rate / sum(self._order.rates) / task.examples
       for task, rate in zip(self.mixture.tasks, self._order.rates)
     }
 
@@ -208,11 +196,11 @@ class BatchStream:
     indices = np.empty(len(tasks), np.int64)
     for t, task in enumerate(self.mixture.tasks):
       of_task = np.flatnonzero(tasks == t)
-      epochs, places = np.divmod(ordinals[of_task], task.examples)
+      epochs, positions = np.divmod(ordinals[of_task], task.examples)
       for epoch in np.unique(epochs):
         of_epoch = epochs == epoch
         key = mixing.fold(self._keys[t], int(epoch))
-        indices[of_task[of_epoch]] = mixing.permute(places[of_epoch], task.examples, key)
+        indices[of_task[of_epoch]] = mixing.permute(positions[of_epoch], task.examples, key)
     return tasks, indices
 
   def _lengths(self, tasks, indices) -> np.ndarray:
@@ -221,8 +209,8 @@ class BatchStream:
       lengths[tasks == t] = task.split.lengths[indices[tasks == t]]
     return lengths
 
-  def _own(self, window: int):
-    """A window packed with its own examples alone: a function of the window only."""
+  def _packed(self, window: int):
+    """A window packed without the examples that the window before leaves."""
     tasks, indices = self._examples(window)
     lengths = self._lengths(tasks, indices)
     room = np.full(self.rows_per_window, self.length)
@@ -230,29 +218,31 @@ class BatchStream:
     return tasks, indices, lengths, bins, room
 
   def _window(self, window: int) -> Window:
-    tasks, indices, _, bins, room = self._own(window)
-    place = packing.spread_empty_rows(bins, self.rows_per_window)
+    tasks, indices, _, bins, room = self._packed(window)
+    position = packing.spread_empty_rows(bins, self.rows_per_window)
     rows = [[] for _ in range(self.rows_per_window)]
-    for task, index, bin_ in zip(tasks.tolist(), indices.tolist(), bins.tolist()):
-      if bin_ >= 0:
-        rows[place[bin_]].append((task, index))
+
+    def append(tasks, indices, bins):
+      for task, index, bin_ in zip(tasks.tolist(), indices.tolist(), bins.tolist()):
+        if bin_ >= 0:
+          rows[position[bin_]].append((task, index))
+
+    append(tasks, indices, bins)
     dropped = 0
     if window:
-      tasks, indices, lengths, bins, _ = self._own(window - 1)
+      tasks, indices, lengths, bins, _ = self._packed(window - 1)
       late = np.flatnonzero(bins < 0)
       bins = packing.first_fit(lengths[late], self.length, room.copy())
-      for task, index, bin_ in zip(tasks[late].tolist(), indices[late].tolist(), bins.tolist()):
-        if bin_ >= 0:
-          rows[place[bin_]].append((task, index))
+      append(tasks[late], indices[late], bins)
       dropped = int((bins < 0).sum())
     self._dropped[window] = dropped
     return Window(rows, dropped)
 
 
 class Loader:
-  """Global arrays of a BatchStream, made ahead of time in a thread.
+  """Global arrays of a BatchStream, prefetched in a thread.
 
-  Each host fills only the rows of its own devices.
+  Each host fills only the rows of its local devices.
   """
 
   def __init__(
@@ -262,7 +252,7 @@ class Loader:
     stream: the batches.
     sharding: of a [batch, length] array.
     first_step: step of the first batch.
-    prefetch: batches made ahead.
+    prefetch: number of batches.
     """
     self._stream, self._sharding = stream, sharding
     self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='loader')
@@ -272,7 +262,7 @@ class Loader:
     self._next = first_step + prefetch
 
   def peek(self) -> dict[str, jax.Array]:
-    """The next batch, which stays the next: to compile with."""
+    """The next batch, without advancing."""
     return self._ahead[0].result()
 
   def __next__(self) -> dict[str, jax.Array]:
@@ -286,17 +276,17 @@ class Loader:
     )
 
   def close(self) -> None:
-    """Stops the thread; batches made ahead are thrown away."""
+    """Stops the thread and discards prefetched batches."""
     self._executor.shutdown(wait=True, cancel_futures=True)
 
 
 def put_batch(
   make, step: int, shape: tuple[int, int], sharding: jax.sharding.Sharding
 ) -> dict[str, jax.Array]:
-  """A global batch from `make(step, rows) -> features of those rows`, each host making only its own
-  rows.
+  """A global batch from `make(step, rows) -> features of those rows`.
 
-  `shape` is that of most features; others may have another length.
+  Each host makes only its local rows. `shape` applies to most features; others may have another
+  length.
   """
   spans = {
     index[0].indices(shape[0])[:2]
@@ -321,15 +311,15 @@ def fingerprint(settings: dict) -> str:
 
 
 def check_resume(saved: dict, now: dict, new_stream: bool = False) -> None:
-  """Refuses to go on with other data than a run began with.
+  """Checks that a resumed run has the data it started with.
 
   Args:
     saved: `BatchStream.settings` in the checkpoint.
     now: those of this run.
-    new_stream: go on all the same.
+    new_stream: accept changes.
 
   Raises:
-    ValueError: names what changed, from what to what.
+    ValueError: names each change with the values before and after.
   """
   if saved == now or new_stream:
     return
@@ -337,10 +327,8 @@ def check_resume(saved: dict, now: dict, new_stream: bool = False) -> None:
   def flat(settings):
     values = {key: value for key, value in settings.items() if key != 'tasks'}
     for task in settings['tasks']:
-      values |= {f'{key} of task {task["task"]}': task[key] for key in ('rate', 'examples')}
-      values |= {
-        f'{key} of task {task["task"]}': value for key, value in task.get('made from', {}).items()
-      }
+      parts = {key: task[key] for key in ('rate', 'examples')} | task.get('made from', {})
+      values |= {f'{key} of task {task["task"]}': value for key, value in parts.items()}
     return values
 
   short = lambda value: (
@@ -354,6 +342,5 @@ def check_resume(saved: dict, now: dict, new_stream: bool = False) -> None:
   more = f'; and {len(changed) - 6} more' if len(changed) > 6 else ''
   raise ValueError(
     f'the data of this run have changed since its checkpoint: {differences}{more}. Undo the '
-    'change, use another '
-    'MODEL_DIR, or go on with a new stream on purpose: --gin.train.new_stream=True'
+    'change, use another MODEL_DIR, or continue with a new stream: --gin.train.new_stream=True'
   )

@@ -10,23 +10,23 @@ import shutil
 
 from crossin_jax import config
 from crossin_jax.data import chat
-from crossin_jax.storage import remote
+from crossin_jax.storage import files, remote
 
-# what is read in the folder of a tokenizer too
+# Other files read from the folder of a tokenizer.
 BESIDE = ('chat_template.jinja', 'tokenizer_config.json')
 
 
 @config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-  """Text to ids and back. Pickles as its path, so that worker processes can open their own.
+  """Text to ids and back. Pickles as its path, so that worker processes open the file again.
 
   Attributes:
     path: a SentencePiece model (`*.model`) or a tokenizers file (`*.json`).
-    bos_token: begins every sequence; None = what the file (or `tokenizer_config.json` beside it)
-      says, else the stop token.
-    eos_token: the stop token, trained at the end of every response; None = what the file says.
-    chat_template: Jinja text for prompts of the template 'chat'; None = what lies beside the file.
+    bos_token: first token of every sequence; None = that of the file (or of `tokenizer_config.json`
+      beside it), else the stop token.
+    eos_token: the stop token, trained at the end of every response; None = that of the file.
+    chat_template: Jinja text for prompts of the template 'chat'; None = that beside the file.
   """
 
   path: str
@@ -73,7 +73,7 @@ class Vocabulary:
 
   @functools.cached_property
   def bos_id(self) -> int:
-    """Id that the decoder reads first; the stop token where the tokenizer has no BOS (Qwen)."""
+    """Id of the first decoder input; the stop token if the tokenizer has no BOS (Qwen)."""
     try:
       return self._special('bos_token', self.bos_token)
     except ValueError:
@@ -97,30 +97,24 @@ class Vocabulary:
     return text
 
   def chat_prompt(self, user: str) -> list[int]:
-    """Ids before the response to a message of the user, without BOS: it is the first decoder input
-    already.
-    """
+    """Ids before the response to a user message, without BOS, which the decoder input adds."""
     ids = self.encode_with_specials(chat.prompt(self.chat, user, **self._special_texts))
-    return (
-      ids[1:]
-      if ids and ids[0] == self.bos_id and self._backend.special('bos_token') is not None
-      else ids
-    )
+    has_bos = ids[:1] == [self.bos_id] and self._backend.special('bos_token') is not None
+    return ids[1:] if has_bos else ids
 
   @functools.cached_property
   def chat_stop_id(self) -> int:
     """The token that ends a response in the chat template.
 
     Raises:
-      ChatTemplateError: the template writes no special token there.
+      ChatTemplateError: no special token follows the response.
     """
     after = chat.after_response(self.chat, **self._special_texts)
     first = self.encode_with_specials(after.lstrip())[0]
     if first not in self._backend.specials.values():
       raise chat.ChatTemplateError(
-        f'the chat template ends a response with {after!r}, which is no special token of '
-        f'{self.path}; generation could '
-        'not stop there'
+        f'the chat template ends a response with {after!r}, which is not a special token of '
+        f'{self.path}; generation could not stop there'
       )
     return first
 
@@ -132,34 +126,34 @@ class Vocabulary:
     }
 
   def encode_with_specials(self, text: str) -> list[int]:
-    """Ids of a text in which special tokens are written out (`<|im_start|>`)."""
+    """Ids of a text that may contain special tokens (`<|im_start|>`)."""
     return self._backend.encode_with_specials(text)
 
   def _special(self, kind: str, token: str | None) -> int:
     if token is None:
       index = self._backend.special(kind)
       if index is None:
-        raise ValueError(
-          f'{self.path} does not say which token is its {kind}; set Vocabulary.{kind}'
-        )
+        raise ValueError(f'{self.path} does not name its {kind}; set Vocabulary.{kind}')
       return index
     index = self._backend.id_of(token)
     if index is None:
-      raise ValueError(f'Vocabulary.{kind} = {token!r} is no token of {self.path}')
+      raise ValueError(f'Vocabulary.{kind} = {token!r} is not a token of {self.path}')
     return index
 
   def token_text(self, index: int) -> str:
-    """A special token as it is written out."""
+    """The text of a special token."""
     return self._backend.text_of(index)
 
   def save_for_transformers(self, directory: str) -> None:
-    """Writes the tokenizer so that transformers' AutoTokenizer reads it."""
-    name = 'tokenizer.json' if self.path.endswith('.json') else 'tokenizer.model'
+    """Writes the tokenizer in the format of transformers' AutoTokenizer."""
+    name, kind = (
+      ('tokenizer.json', 'PreTrainedTokenizerFast')
+      if self.path.endswith('.json')
+      else ('tokenizer.model', 'LlamaTokenizer')
+    )
     shutil.copyfile(self.path, os.path.join(directory, name))
     settings = {
-      'tokenizer_class': 'PreTrainedTokenizerFast'
-      if name == 'tokenizer.json'
-      else 'LlamaTokenizer',
+      'tokenizer_class': kind,
       'bos_token': self.token_text(self.bos_id),
       'eos_token': self.token_text(self.eos_id),
       'add_bos_token': True,
@@ -168,8 +162,7 @@ class Vocabulary:
     }
     if chat_template := self.chat_template or chat.find(self.path):
       settings['chat_template'] = chat_template
-    with open(os.path.join(directory, 'tokenizer_config.json'), 'w', encoding='utf-8') as f:
-      json.dump(settings, f, ensure_ascii=False, indent=1)
+    files.write_json(os.path.join(directory, 'tokenizer_config.json'), settings)
 
   def encode(self, text: str) -> list[int]:
     """Ids of a text, without BOS or stop token."""
@@ -180,7 +173,7 @@ class Vocabulary:
     return self._backend.encode_batch(texts)
 
   def decode(self, ids) -> str:
-    """The text of ids; special tokens and ids outside the vocabulary are left out."""
+    """The text of ids, without special tokens and ids outside the vocabulary."""
     drop = {self.bos_id, self.eos_id}
     return self._backend.decode(
       [int(i) for i in ids if 0 <= int(i) < self.size and int(i) not in drop]
@@ -203,11 +196,9 @@ class _SentencePiece:
         f'{path} is not a SentencePiece model ({error}); a tokenizers file must end in .json'
       ) from None
     self.size = self.processor.vocab_size()
-
-    count = range(self.size)
     kinds = (self.processor.IsControl, getattr(self.processor, 'is_user_defined', lambda i: False))
     self.specials = {
-      self.processor.IdToPiece(i): i for i in count if any(kind(i) for kind in kinds)
+      self.processor.IdToPiece(i): i for i in range(self.size) if any(kind(i) for kind in kinds)
     }
 
   def text_of(self, index):
@@ -216,15 +207,12 @@ class _SentencePiece:
   def encode_with_specials(self, text):
     if not self.specials:
       return self.encode(text)
-    parts = re.split(
-      '(' + '|'.join(map(re.escape, sorted(self.specials, key=len, reverse=True))) + ')', text
-    )
-    return [
-      i
-      for part in parts
-      if part
-      for i in ([self.specials[part]] if part in self.specials else self.encode(part))
-    ]
+    longest_first = sorted(self.specials, key=len, reverse=True)
+    ids = []
+    for part in re.split(f'({"|".join(map(re.escape, longest_first))})', text):
+      if part:
+        ids += [self.specials[part]] if part in self.specials else self.encode(part)
+    return ids
 
   def special(self, kind):
     index = self.processor.bos_id() if kind == 'bos_token' else self.processor.eos_id()
@@ -263,7 +251,6 @@ class _Tokenizers:
     if os.path.isfile(config):
       with open(config, encoding='utf-8') as f:
         self.config = json.load(f)
-
     added = self.tokenizer.get_added_tokens_decoder()
     self.specials = {token.content: i for i, token in added.items()}
 
@@ -291,6 +278,5 @@ class _Tokenizers:
     return self.tokenizer.decode(ids, skip_special_tokens=True)
 
   def piece(self, index):
-    # A byte-level token may hold half a character; decoding shows it as U+FFFD, which is what it
-    # is.
+    # A byte-level token may be part of a character, which decodes to U+FFFD.
     return self.tokenizer.decode([index], skip_special_tokens=False)

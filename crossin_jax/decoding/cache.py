@@ -1,8 +1,8 @@
-"""The KV cache as a tree: its shapes, its shards, its growth, and rows that move in and out of it.
+"""The KV cache as a tree: its shapes, its shardings, and functions that resize, fill and select it.
 
-Leaves are T5X's: cached_key and cached_value [..., B, K, D, S], cache_index [..., B]; `...` is a
-layer axis where layers are scanned. A layer with a window has fewer slots S than the others, and
-position p lies in slot p mod S.
+Leaves are those of T5X: cached_key and cached_value [..., B, K, D, S], cache_index [..., B]. `...`
+is a layer axis where layers are scanned. A layer with a window has fewer slots S than the others;
+it stores position p in slot p mod S.
 """
 
 import functools
@@ -10,15 +10,12 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-import numpy as np
 
 from crossin_jax.devices.partitioning import Partitioner
 
 
 def bucket(n: int) -> int:
-  """The least of 16, 24, 32, 48, 64, 96, 128 ... that is at least n: few shapes, at most half too
-  large.
-  """
+  """The smallest of 16, 24, 32, 48, 64, 96, 128 ... that is at least n, to compile few shapes."""
   power = 16
   while power < n:
     power *= 2
@@ -27,32 +24,24 @@ def bucket(n: int) -> int:
 
 @functools.lru_cache(maxsize=64)
 def shapes(model, rows: int, capacity: int):
-  """The cache tree of `rows` rows with room for `capacity` tokens, as shapes; cache_index has an
-  entry for each row.
-  """
+  """Shapes of a cache for `rows` rows of `capacity` tokens, with a cache_index for each row."""
   tokens = jax.ShapeDtypeStruct((rows, capacity), jnp.int32)
   create = lambda tokens: model.init(
     jax.random.key(0), tokens, tokens, enable_dropout=False, decode=True
   )['cache']  # fmt: skip
-  tree = jax.eval_shape(create, tokens)
   with_rows = lambda path, leaf: jax.ShapeDtypeStruct(
-    (*leaf.shape, rows) if path[-1].key == 'cache_index' else leaf.shape, leaf.dtype
+    (*leaf.shape, rows) if _is_index(path) else leaf.shape, leaf.dtype
   )
-  return jax.tree_util.tree_map_with_path(with_rows, tree)
+  return jax.tree_util.tree_map_with_path(with_rows, jax.eval_shape(create, tokens))
 
 
 def shardings(partition: Partitioner, tree):
-  """Rows over data and fsdp, heads over tensor where it divides them."""
+  """Shards rows over data and fsdp, and heads over tensor where its size divides them."""
 
   def of_leaf(path, leaf):
-    axes = ('batch',) if path[-1].key == 'cache_index' else ('batch', 'heads', 'kv', 'length')
+    axes = ('batch',) if _is_index(path) else ('batch', 'heads', 'kv', 'length')
     spec = [*[None] * (leaf.ndim - len(axes)), *partition.sharding(axes).spec]
-    spec += [None] * (leaf.ndim - len(spec))
-    for i, axis in enumerate(spec):
-      parts = axis if isinstance(axis, tuple) else (axis,) if axis else ()
-      if leaf.shape[i] % int(np.prod([partition.mesh.shape[part] for part in parts])):
-        spec[i] = None
-    return NamedSharding(partition.mesh, PartitionSpec(*spec))
+    return NamedSharding(partition.mesh, PartitionSpec(*partition.divisible(spec, leaf.shape)))
 
   return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
@@ -62,10 +51,11 @@ def zeros(tree):
   return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
 
 
-def resized(cache, tree):
-  """The cache with the slots of `tree`; what is cut off must hold nothing that is still needed.
+def resize(cache, tree):
+  """Pads or cuts the cache to the slots of `tree`.
 
-  Right for rings too: a ring shorter than its window has never turned.
+  No slot that is cut off may hold an entry that is still needed. This works for layers with a
+  window too: as long as there are fewer slots than the window, no position has wrapped around.
   """
 
   def of_leaf(leaf, shape):
@@ -75,22 +65,29 @@ def resized(cache, tree):
   return jax.tree.map(of_leaf, cache, tree)
 
 
-def inserted(cache, new, rows: jax.Array):
-  """The cache with row i of `new`, which has at most as many slots, in row rows[i]; rows out of
-  range are left out.
+def insert(cache, new, rows: jax.Array):
+  """Writes row i of `new` to row rows[i] of the cache, and drops it if rows[i] is out of range.
+
+  `new` has at most as many slots as the cache.
   """
 
-  def of_leaf(path, leaf, fresh):
-    batch = leaf.ndim - (1 if path[-1].key == 'cache_index' else 4)
-    at = (*[slice(None)] * batch, rows, *map(slice, fresh.shape[batch + 1 :]))
-    return leaf.at[at].set(fresh, mode='drop')
+  def of_leaf(path, leaf, new_leaf):
+    batch = _batch_axis(path, leaf)
+    at = (*[slice(None)] * batch, rows, *map(slice, new_leaf.shape[batch + 1 :]))
+    return leaf.at[at].set(new_leaf, mode='drop')
 
   return jax.tree_util.tree_map_with_path(of_leaf, cache, new)
 
 
-def taken(cache, rows: jax.Array):
-  """The cache of these rows alone."""
-  take = lambda path, leaf: jnp.take(
-    leaf, rows, axis=leaf.ndim - (1 if path[-1].key == 'cache_index' else 4)
-  )
-  return jax.tree_util.tree_map_with_path(take, cache)
+def take(cache, rows: jax.Array):
+  """Selects rows of the cache."""
+  of_leaf = lambda path, leaf: jnp.take(leaf, rows, axis=_batch_axis(path, leaf))
+  return jax.tree_util.tree_map_with_path(of_leaf, cache)
+
+
+def _is_index(path) -> bool:
+  return path[-1].key == 'cache_index'
+
+
+def _batch_axis(path, leaf) -> int:
+  return leaf.ndim - (1 if _is_index(path) else 4)

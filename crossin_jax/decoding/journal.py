@@ -1,6 +1,4 @@
-"""An output file that grows by a row at a time, survives a kill at any moment, and ends in the
-order of the input.
-"""
+"""An output file that grows row by row, survives a kill at any moment, and is sorted at the end."""
 
 import json
 import os
@@ -14,34 +12,37 @@ FORMAT = 1
 
 
 class JournalError(CrossinError, ValueError):
-  """An output file that this run may not go on with; the message says why and what to do."""
+  """An output file that this run may not continue; the message says why and what to do."""
 
 
 class Journal:
-  """Rows appended as they come; F.run.json beside F says what made them.
+  """A JSONL file F of finished rows; F.run.json beside it records the settings of the run.
 
   Attributes:
     path: F.
     done: (index, sample) of the rows in it.
   """
 
-  def __init__(self, path: str, made_from: dict[str, Any]):
-    """Opens F, or goes on with it: a line that a kill cut short is cut off.
+  def __init__(self, path: str, settings: dict[str, Any]):
+    """Creates F or continues it, without the incomplete last line that a kill may have left.
 
     Args:
-      path: F, JSONL; each row has 'index' and, where there are several to an index, 'sample'.
-      made_from: what the rows depend on, JSON, flat; a run that goes on must have the same.
+      path: F. Each row has 'index' and, if an index has several rows, 'sample'.
+      settings: what the rows depend on, as a flat JSON object; must be equal in every run on F.
 
     Raises:
-      JournalError: F is of another run, was not begun by one, is in use, or cannot be written.
+      JournalError: F belongs to another run or to none, is in use, or cannot be written.
     """
     self.path, self._manifest = path, f'{path}.run.json'
-    self._check(made_from)
+    self._check(settings)
     try:
       self._file = open(path, 'ab+')  # until close
     except OSError as error:
       raise JournalError(f'cannot write {path} ({error.strerror}); choose another output') from None
-    self._lock()
+    try:
+      locks.take(self._file, path)
+    except locks.InUse as error:
+      raise JournalError(f'{error} --output') from None
     self.done = set()
     self._file.seek(0)
     end = 0
@@ -49,62 +50,57 @@ class Journal:
       if not line.endswith(b'\n'):
         break
       try:
-        row = json.loads(line)
-        self.done.add((row['index'], row.get('sample', 0)))
+        self.done.add(_key(json.loads(line)))
       except (ValueError, KeyError, TypeError):
         raise JournalError(
-          f'{path}, line {number} is no row of this run; delete {path} to begin anew'
+          f'{path}, line {number} is not a row of this run; delete {path} to restart'
         ) from None
       end += len(line)
     if end < os.path.getsize(path):
       self._file.truncate(end)
     if not os.path.exists(self._manifest):
-      write_json(self._manifest, {'format': FORMAT, **made_from})
+      write_json(self._manifest, {'format': FORMAT, **settings})
 
-  def _check(self, made_from: dict[str, Any]) -> None:
+  def _check(self, settings: dict[str, Any]) -> None:
     if not os.path.exists(self._manifest):
       if os.path.exists(self.path) and os.path.getsize(self.path):
         raise JournalError(
-          f'{self.path} exists and is of no run ({self._manifest} is missing); choose another '
+          f'{self.path} exists but belongs to no run ({self._manifest} is missing); choose another '
           'output'
         )
       return
-    before = read_json(self._manifest, f'delete {self.path} and {self._manifest} to begin anew')
-    now = {'format': FORMAT, **made_from}
-    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if changed:
-      differences = '; '.join(
-        f'{name} was {before.get(name)!r}, now {now.get(name)!r}' for name in changed
-      )
+    restart = f'delete {self.path} and {self._manifest} to restart'
+    before, now = read_json(self._manifest, restart), {'format': FORMAT, **settings}
+    differences = '; '.join(
+      f'{name} was {before.get(name)!r}, now {now.get(name)!r}'
+      for name in {**before, **now}
+      if before.get(name) != now.get(name)
+    )
+    if differences:
       raise JournalError(
-        f'{self.path} was begun with other settings: {differences}. Undo the change, choose '
-        'another output, or delete '
-        f'{self.path} and {self._manifest} to begin anew'
+        f'{self.path} was started with other settings: {differences}. Undo the change, choose '
+        f'another output, or {restart}'
       )
-
-  def _lock(self) -> None:
-    try:
-      locks.take(self._file, self.path)
-    except locks.InUse as error:
-      raise JournalError(f'{error} --output') from None
 
   def append(self, row: dict) -> None:
-    """Adds a row; it is whole in the file when this returns."""
+    """Appends a row; the file has the complete line when this returns."""
     self._file.write(json.dumps(row, ensure_ascii=False).encode() + b'\n')
     self._file.flush()
-    self.done.add((row['index'], row.get('sample', 0)))
+    self.done.add(_key(row))
 
   def finish(self) -> None:
-    """Puts the rows into the order of the input; the file is replaced in one step."""
+    """Sorts the rows into the order of the input; replaces the file atomically."""
     self._file.seek(0)
     lines = self._file.readlines()
-    key = lambda line: ((row := json.loads(line))['index'], row.get('sample', 0))
-    ordered = sorted(lines, key=key)
-    if ordered == lines:
-      return
-    with replacing(self.path) as temporary, open(temporary, 'wb') as f:
-      f.writelines(ordered)
+    ordered = sorted(lines, key=lambda line: _key(json.loads(line)))
+    if ordered != lines:
+      with replacing(self.path) as temporary, open(temporary, 'wb') as f:
+        f.writelines(ordered)
 
   def close(self) -> None:
-    """Lets go of the file."""
+    """Closes the file and releases its lock."""
     self._file.close()
+
+
+def _key(row: dict) -> tuple[int, int]:
+  return row['index'], row.get('sample', 0)

@@ -1,10 +1,9 @@
-"""How the next token is chosen: penalties on what was said, filters on what may come, one draw a
-row.
+"""Choosing the next token: penalties on earlier tokens, filters, and one draw for each row.
 
-Order and meaning are those of transformers' LogitsProcessors: repetition penalty, no-repeat-n-gram,
-then only if it samples temperature, top-k, top-p, min-p.
+Order and meaning follow transformers' LogitsProcessors: repetition penalty, no-repeat-n-gram; then,
+unless greedy, temperature, top-k, top-p, min-p.
 
-Letters: R rows, V vocabulary, C places of the history.
+Letters: R rows, V vocabulary, C positions of the history.
 """
 
 import dataclasses
@@ -14,29 +13,27 @@ import jax.numpy as jnp
 
 from crossin_jax import config
 
-# a row of the vocabulary is searched in blocks: twice over few entries is cheaper than once over
-# all
+# A search over blocks, then inside of one, is cheaper than one over the full vocabulary.
 _BLOCK = 128
 
 
 @config.configurable(commands=('chunks',))
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How text is generated.
+  """Sampling settings.
 
   Attributes:
-    temperature: logits are divided by it; 0 = greedy, always the most likely token.
-    top_k: only the k most likely tokens (and those equal to the k-th); 0 = all.
-    top_p: only the most likely tokens that together have this probability, (0, 1]; 1 = all.
-    min_p: only tokens with at least this share of the most likely one's probability, [0, 1); 0 =
-      all.
-    repetition_penalty: logits of tokens in prompt or answer are divided by it if positive,
-      multiplied if negative (Keskar et al. 2019); 1 = none.
-    no_repeat_ngram_size: no n tokens in a row appear twice in prompt and answer; 0 = they may.
-    max_new_tokens: most tokens of an answer, its stop token counted.
+    temperature: divides the logits; 0 = greedy, always the most likely token.
+    top_k: keep the k most likely tokens and those equal to the k-th; 0 = all.
+    top_p: keep the most likely tokens up to this total probability, (0, 1]; 1 = all.
+    min_p: keep tokens with at least this fraction of the highest probability, [0, 1); 0 = all.
+    repetition_penalty: divides positive and multiplies negative logits of tokens in prompt or
+      answer (Keskar et al. 2019); 1 = none.
+    no_repeat_ngram_size: n-grams of this size occur only once in prompt and answer; 0 = off.
+    max_new_tokens: maximum tokens of an answer, including its stop token.
     stop: texts that end an answer; they and what follows are cut off.
-    seed: of the draws. A row's draws depend on this, its id and the place in its answer, on nothing
-      around it.
+    seed: of the draws. A draw depends on it, the id of the row, the sample and the position in the
+      answer, not on other rows.
     samples: answers to each prompt.
   """
 
@@ -63,7 +60,7 @@ class Sampling:
       'repetition_penalty': (self.repetition_penalty > 0, 'above 0'),
       'no_repeat_ngram_size': (self.no_repeat_ngram_size >= 0, 'at least 0 (0 = off)'),
       'max_new_tokens': (self.max_new_tokens >= 1, 'at least 1'),
-      'stop': (all(isinstance(s, str) and s for s in self.stop), 'texts that are not empty'),
+      'stop': (all(isinstance(s, str) and s for s in self.stop), 'non-empty strings'),
       'samples': (self.samples >= 1, 'at least 1'),
     }
     for name, (ok, wanted) in legal.items():
@@ -71,23 +68,23 @@ class Sampling:
         raise ValueError(f'Sampling.{name} = {getattr(self, name)!r} must be {wanted}')
     if self.samples > 1 and self.greedy:
       raise ValueError(
-        f'Sampling.samples = {self.samples} would be equal answers at temperature 0; set a '
-        'temperature'
+        f'Sampling.samples = {self.samples} answers would be equal at temperature 0; set '
+        'Sampling.temperature'
       )
 
   @property
   def greedy(self) -> bool:
-    """Whether nothing is drawn."""
+    """Whether tokens are chosen without a draw."""
     return self.temperature == 0
 
   @property
   def needs_history(self) -> bool:
-    """Whether the choice looks at the tokens before."""
+    """Whether a penalty reads earlier tokens."""
     return self.repetition_penalty != 1 or self.no_repeat_ngram_size > 0
 
   @property
   def compiled(self) -> 'Sampling':
-    """The part that is compiled into a program; what is equal here shares one."""
+    """The settings that are compiled into a program, the others at their defaults."""
     changes = {'max_new_tokens': 1, 'stop': (), 'seed': 0, 'samples': 1}
     if self.greedy:
       changes |= {'top_k': 0, 'top_p': 1.0, 'min_p': 0.0}
@@ -99,24 +96,24 @@ def penalised(
 ) -> jax.Array:
   """Scores after repetition penalty and no-repeat-n-gram.
 
-      history [5 7 5 _], length 3, n = 2: "5 7" stood there, so 7 is forbidden after this 5
+      history [5 7 5 _], length 3, n = 2: "5 7" occurred, so 7 is forbidden after this 5
 
   Args:
     scores_RV: float logits.
-    history_RC: int tokens of prompt (BOS counted) and answer so far, right-padded with anything.
-    lengths_R: int, how many of them are real.
-    sampling: its repetition_penalty and no_repeat_ngram_size are read.
+    history_RC: int tokens of BOS, prompt and answer so far; entries behind them are ignored.
+    lengths_R: int, number of these tokens.
+    sampling: repetition_penalty and no_repeat_ngram_size are read.
   """
   rows, vocabulary = scores_RV.shape
   capacity = history_RC.shape[1]
   row_R1 = jnp.arange(rows)[:, None]
   if sampling.repetition_penalty != 1:
     real_RC = jnp.arange(capacity)[None] < lengths_R[:, None]
-    at_RC = jnp.where(real_RC, history_RC, vocabulary)  # outside: dropped below
+    at_RC = jnp.where(real_RC, history_RC, vocabulary)  # out of range: dropped below
     old_RC = jnp.take_along_axis(scores_RV, jnp.minimum(at_RC, vocabulary - 1), axis=1)
     factor = sampling.repetition_penalty
     new_RC = jnp.where(old_RC < 0, old_RC * factor, old_RC / factor)
-    # A token that stands there twice is written twice, with one value.
+    # A token that occurs twice is written twice, with the same value.
     scores_RV = scores_RV.at[row_R1, at_RC].set(new_RC, mode='drop')
   n = sampling.no_repeat_ngram_size
   if 0 < n <= capacity:
@@ -137,7 +134,7 @@ def choose(scores_RV: jax.Array, keys_R: jax.Array | None, sampling: Sampling) -
 
   Args:
     scores_RV: float logits after penalties.
-    keys_R: a random key for each row and place; not read when greedy.
+    keys_R: a random key for each row; not read when greedy.
     sampling: temperature, top_k, top_p and min_p are read.
 
   Returns:
@@ -155,9 +152,9 @@ def choose(scores_RV: jax.Array, keys_R: jax.Array | None, sampling: Sampling) -
   if sampling.top_p == 1:
     return draw(allowed_RV, uniform(0))
 
-  # Top-p without sorting: draw from all, keep what is in the nucleus. A token that is not rules out
-  # itself and all less likely ones, so the next draw is from the rest: about as many draws as a
-  # quickselect has steps, mostly one.
+  # Top-p without sorting: draw from all tokens and accept one inside the nucleus. A token outside
+  # rules out itself and all less likely ones, so the next draw is from the rest. This takes about
+  # as many draws as quickselect takes steps, mostly one.
   def attempt(carry):
     number, _, floor_R, chosen_R = carry
     token_R = draw(jnp.where(weights_RV > floor_R[:, None], allowed_RV, 0), uniform(number))
@@ -182,9 +179,7 @@ def choose(scores_RV: jax.Array, keys_R: jax.Array | None, sampling: Sampling) -
 
 
 def weights(scores_RV: jax.Array, sampling: Sampling) -> jax.Array:
-  """Probabilities after temperature and top-k, as shares of the most likely token's (which has 1);
-  float [R, V].
-  """
+  """Probabilities after temperature and top-k, relative to the highest: float [R, V]."""
   if sampling.temperature != 1:
     scores_RV = scores_RV / sampling.temperature
   best_R1 = scores_RV.max(axis=-1, keepdims=True)
@@ -197,10 +192,9 @@ def weights(scores_RV: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def in_nucleus(weights_RV: jax.Array, token_R: jax.Array, top_p: float) -> jax.Array:
-  """Whether the tokens more likely than this one have less than top_p together; bool [R].
+  """Whether the tokens more likely than this one have a total probability below top_p: bool [R].
 
-  Of tokens equally likely at the border transformers keeps some, by the order of its sort; here all
-  are kept.
+  Of equally likely tokens at the border, transformers keeps some; this function keeps all.
   """
   weight_R1 = jnp.take_along_axis(weights_RV, token_R[:, None], axis=1)
   above_R = jnp.where(weights_RV > weight_R1, weights_RV, 0).sum(axis=-1)
@@ -208,13 +202,13 @@ def in_nucleus(weights_RV: jax.Array, token_R: jax.Array, top_p: float) -> jax.A
 
 
 def draw(weights_RV: jax.Array, uniform_R: jax.Array) -> jax.Array:
-  """A token of each row with probability in proportion to its weight; never one of weight 0.
+  """Draws a token of each row in proportion to its weight; never one of weight 0.
 
       weights [1 0 3], uniform 0.2 -> 0;  uniform 0.3 -> 2
 
   Args:
     weights_RV: float, at least one above 0 in each row.
-    uniform_R: float in [0, 1), one number a row.
+    uniform_R: float in [0, 1).
 
   Returns:
     int32 [R].
@@ -224,16 +218,15 @@ def draw(weights_RV: jax.Array, uniform_R: jax.Array) -> jax.Array:
   target_R = uniform_R * block_sums_RN.sum(axis=-1)
   block_R, rest_R = _first_above(block_sums_RN, target_R)
   inside_RB = jnp.take_along_axis(blocks_RNB, block_R[:, None, None], axis=1)[:, 0]
-  place_R, _ = _first_above(inside_RB, rest_R)
-  return (block_R * _BLOCK + place_R).astype(jnp.int32)
+  offset_R, _ = _first_above(inside_RB, rest_R)
+  return (block_R * _BLOCK + offset_R).astype(jnp.int32)
 
 
 def _first_above(weights_RN: jax.Array, target_R: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """First index whose cumulative weight exceeds the target, and what of the target is left for
-  inside of it.
+  """The first index whose cumulative weight exceeds the target, and the rest of the target in it.
 
-  Sums in another order may round to a little less than the target, and the cumulative sum need not
-  rise where weights are zero: an index without weight is never taken.
+  Rounding may leave the total just below the target, and the cumulative sum does not rise at zero
+  weights. An index of weight 0 is never returned.
   """
   cumulative_RN = jnp.cumsum(weights_RN, axis=-1)
   hit_RN = (cumulative_RN > target_R[:, None]) & (weights_RN > 0)
@@ -247,9 +240,7 @@ def _first_above(weights_RN: jax.Array, target_R: jax.Array) -> tuple[jax.Array,
 
 
 def argmax(scores_RV: jax.Array) -> jax.Array:
-  """jnp.argmax over the last axis, in blocks: XLA's own does one number at a time on a CPU. int32
-  [R].
-  """
+  """jnp.argmax over the last axis, in blocks: XLA's own is slow on CPUs. Returns int32 [R]."""
   blocks_RNB = _blocks(scores_RV, -jnp.inf)
   block_R = jnp.argmax(blocks_RNB.max(axis=-1), axis=-1)
   inside_RB = jnp.take_along_axis(blocks_RNB, block_R[:, None, None], axis=1)[:, 0]
@@ -257,7 +248,7 @@ def argmax(scores_RV: jax.Array) -> jax.Array:
 
 
 def _blocks(x_RV: jax.Array, fill: float) -> jax.Array:
-  """[R, V] as [R, blocks, _BLOCK], filled up at the end."""
+  """[R, V] as [R, blocks, _BLOCK], padded at the end with `fill`."""
   rows, vocabulary = x_RV.shape
   if missing := -vocabulary % _BLOCK:
     x_RV = jnp.pad(x_RV, ((0, 0), (0, missing)), constant_values=fill)

@@ -1,5 +1,4 @@
-"""Which prompt is in which row, as the hosts keep it: plain NumPy, the same decisions on each of
-them.
+"""Which prompt runs in which row. Each host computes the same schedule, in plain NumPy.
 
 Letters as in `crossin_jax.decoding.slots`.
 """
@@ -15,7 +14,7 @@ from crossin_jax.decoding.cache import bucket
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.slots import Arrivals, Chunk
 
-# tokens that the last rows may still generate: a smaller batch is one more program to compile
+# Shrink only if a row may still generate this many tokens: a smaller batch must be compiled.
 WORTH_SHRINKING = 32
 
 
@@ -25,9 +24,9 @@ class Prompt:
 
   Attributes:
     tokens: without BOS.
-    id: int32, what the draws are seeded by: an answer depends on it, on nothing around its row.
-    max_new_tokens: of this prompt; None = `Sampling.max_new_tokens`.
-    samples: which answers are wanted; None = all `Sampling.samples`.
+    id: int32, seeds the draws: an answer depends on it, not on the other rows of the batch.
+    max_new_tokens: None = `Sampling.max_new_tokens`.
+    samples: numbers of the wanted answers; None = all `Sampling.samples`.
   """
 
   tokens: Sequence[int]
@@ -41,11 +40,11 @@ class Generation:
   """One answer.
 
   Attributes:
-    index: place of the prompt among those given.
-    sample: which of `Sampling.samples`, from 0.
+    index: of the prompt.
+    sample: from 0.
     tokens: generated, without the stop token; up to the one that completed a stop text.
     finish_reason: 'stop' (a stop token), 'length' or 'stop_string'.
-    text: decoded, cut off before a stop text; None without a `decode`.
+    text: decoded, without a stop text; None without a `decode` function.
   """
 
   index: int
@@ -57,24 +56,29 @@ class Generation:
 
 @dataclasses.dataclass
 class _Row:
-  """A row at work."""
+  """An active row."""
 
   prompt: int
   sample: int
   limit: int
   tokens: list[int] = dataclasses.field(default_factory=list)
 
+  @property
+  def left(self) -> int:
+    """Tokens that it may still generate."""
+    return self.limit - len(self.tokens)
+
 
 @dataclasses.dataclass
 class Group:
-  """Prompts that are read together; their cache serves all samples of each.
+  """Prompts of one prefill; all samples of a prompt use its cache.
 
   Attributes:
     prompts: indices.
     rows: P, at least as many.
     length: L, bucket of their lengths.
-    waiting: (place in the group, sample) without a row yet.
-    cache: None until they are read, and after the last has got its row.
+    waiting: (position in the group, sample) without a row yet.
+    cache: None until they are prefilled.
   """
 
   prompts: list[int]
@@ -85,10 +89,10 @@ class Group:
 
 
 class Schedule:
-  """Prompts waiting, prompts read, rows at work.
+  """Pending prompts, the prefilled group and the active rows.
 
   Attributes:
-    rows: of the decode batch, now; None = free.
+    rows: the rows of the decode batch; None = free.
   """
 
   def __init__(
@@ -106,16 +110,16 @@ class Schedule:
     """Args:
     prompts: all of them.
     sampling: max_new_tokens, samples, seed and stop are read.
-    bos_id: put before each prompt.
+    bos_id: first token of each row.
     stop_ids: tokens that end an answer.
     decode: tokens to text, or None.
     rows: R.
     prefill_rows: bucket L of lengths -> P.
-    fewest_rows: the batch may shrink to this.
+    fewest_rows: minimum size of the batch.
     """
     self._prompts, self._sampling, self._decode = prompts, sampling, decode
     self._bos_id, self._stop_ids = bos_id, frozenset(stop_ids)
-    # In the cache when decoding begins: BOS and all of the prompt but its last token.
+    # Cached when decoding begins: BOS and all tokens of the prompt but the last.
     self._lengths = [len(prompt.tokens) for prompt in prompts]
     self._pending = collections.deque(sorted(range(len(prompts)), key=lambda i: -self._lengths[i]))
     self._group: Group | None = None
@@ -123,183 +127,176 @@ class Schedule:
     self.rows: list[_Row | None] = [None] * rows
 
   def unfinished(self) -> bool:
-    """Whether there is anything left to do."""
+    """Whether prompts are pending or rows active."""
     return bool(self._pending or self._group or any(self.rows))
 
-  def place(self) -> list[tuple[Group, list[tuple[int, int]]]]:
-    """Gives free rows to waiting prompts.
+  def fill_rows(self) -> list[tuple[Group, list[tuple[int, int]]]]:
+    """Assigns free rows to waiting prompts.
 
     Returns:
-      (group, [(place in the group, row)]) for each insertion, in order, at most P rows each. A
-      group whose cache is None is to be read first.
+      (group, [(position in the group, row)]) for each insertion, in order, at most P rows each.
+      Prefill a group whose cache is None first.
     """
     insertions = []
-    free = collections.deque(row for row, at_work in enumerate(self.rows) if at_work is None)
+    free = collections.deque(row for row, active in enumerate(self.rows) if active is None)
     while free and (self._group or self._next_fits(len(free))):
       if self._group is None:
         self._group = self._next_group()
-      group, places = self._group, []
-      while free and group.waiting and len(places) < group.rows:
-        (place, sample), row = group.waiting.popleft(), free.popleft()
-        prompt = self._prompts[group.prompts[place]]
-        limit = (
-          self._sampling.max_new_tokens if prompt.max_new_tokens is None else prompt.max_new_tokens
-        )
-        self.rows[row] = _Row(group.prompts[place], sample, limit)
-        places.append((place, row))
-      insertions.append((group, places))
+      group, pairs = self._group, []
+      while free and group.waiting and len(pairs) < group.rows:
+        (position, sample), row = group.waiting.popleft(), free.popleft()
+        limit = self._prompts[group.prompts[position]].max_new_tokens
+        limit = self._sampling.max_new_tokens if limit is None else limit
+        self.rows[row] = _Row(group.prompts[position], sample, limit)
+        pairs.append((position, row))
+      insertions.append((group, pairs))
       if not group.waiting:
         self._group = None
     return insertions
 
   def _next_fits(self, free: int) -> bool:
-    """Whether enough rows are free for the next group: it is read in one program of fixed size, not
-    prompt by prompt.
-    """
-    return bool(self._pending) and free >= min(len(self._pending), self._size_of_next())
+    """Whether enough rows are free for the next group: a prefill has a fixed number of rows."""
+    return bool(self._pending) and free >= min(len(self._pending), self._next_size()[0])
 
-  def _size_of_next(self) -> int:
-    return self._prefill_rows(bucket(self._lengths[self._pending[0]]))
+  def _next_size(self) -> tuple[int, int]:
+    """(P, L) of the next group."""
+    length = bucket(self._lengths[self._pending[0]])
+    return self._prefill_rows(length), length
 
   def _next_group(self) -> Group:
-    rows, length = self._size_of_next(), bucket(self._lengths[self._pending[0]])
+    rows, length = self._next_size()
     prompts = [self._pending.popleft() for _ in range(min(rows, len(self._pending)))]
-    waiting = [
-      (place, sample)
-      for place, i in enumerate(prompts)
-      for sample in self._samples(self._prompts[i])
-    ]
-    return Group(prompts, rows, length, collections.deque(waiting))
-
-  def _samples(self, prompt: Prompt) -> Sequence[int]:
-    return range(self._sampling.samples) if prompt.samples is None else prompt.samples
+    samples = lambda prompt: (
+      range(self._sampling.samples) if prompt.samples is None else prompt.samples
+    )
+    waiting = collections.deque(
+      (position, sample)
+      for position, i in enumerate(prompts)
+      for sample in samples(self._prompts[i])
+    )
+    return Group(prompts, rows, length, waiting)
 
   def prompt_tokens(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
-    """What is read of a group: tokens int32 [P, L], right-padded, and their numbers int32 [P]."""
-    tokens_PL, length_P = (
-      np.zeros((group.rows, group.length), np.int32),
-      np.zeros(group.rows, np.int32),
-    )
-    for place, i in enumerate(group.prompts):
-      length_P[place] = self._lengths[i]
-      tokens_PL[place, : self._lengths[i]] = [self._bos_id, *self._prompts[i].tokens][
-        : self._lengths[i]
-      ]
+    """Inputs of a prefill: tokens int32 [P, L], right-padded, and their numbers int32 [P]."""
+    tokens_PL = np.zeros((group.rows, group.length), np.int32)
+    length_P = np.zeros(group.rows, np.int32)
+    for position, i in enumerate(group.prompts):
+      length_P[position] = length = self._lengths[i]
+      tokens_PL[position, :length] = [self._bos_id, *self._prompts[i].tokens][:length]
     return tokens_PL, length_P
 
-  def arrivals(self, group: Group, places: list[tuple[int, int]]) -> Arrivals:
+  def arrivals(self, group: Group, pairs: list[tuple[int, int]]) -> Arrivals:
     """The arrays of one insertion."""
-    zeros = np.zeros(group.rows, np.int32)
+    zeros = lambda: np.zeros(group.rows, np.int32)
     arrivals = Arrivals(
-      source_P=zeros.copy(),
+      source_P=zeros(),
       row_P=np.full(group.rows, len(self.rows), np.int32),  # out of range
-      token_P=zeros.copy(),
-      length_P=zeros.copy(),
-      limit_P=zeros.copy(),
+      token_P=zeros(),
+      length_P=zeros(),
+      limit_P=zeros(),
       seed=np.int32(self._sampling.seed),
-      id_P=zeros.copy(),
-      sample_P=zeros.copy(),
+      id_P=zeros(),
+      sample_P=zeros(),
       history_PL=np.zeros((group.rows, group.length + 1), np.int32),
     )
-    for i, (place, row) in enumerate(places):
-      at_work = self.rows[row]
-      prompt = self._prompts[at_work.prompt]
+    for i, (position, index) in enumerate(pairs):
+      row = self.rows[index]
+      prompt = self._prompts[row.prompt]
       tokens = [self._bos_id, *prompt.tokens]
-      arrivals.source_P[i], arrivals.row_P[i] = place, row
+      arrivals.source_P[i], arrivals.row_P[i] = position, index
       arrivals.token_P[i], arrivals.length_P[i] = tokens[-1], len(tokens) - 1
-      arrivals.limit_P[i] = at_work.limit
-      arrivals.id_P[i], arrivals.sample_P[i] = prompt.id, at_work.sample
+      arrivals.limit_P[i] = row.limit
+      arrivals.id_P[i], arrivals.sample_P[i] = prompt.id, row.sample
       arrivals.history_PL[i, : len(tokens)] = tokens
     return arrivals
 
   def shrink(self) -> np.ndarray | None:
-    """The rows to go on with, int32 [R / 2 or less], when nothing waits and few are at work; None =
-    go on as it is.
+    """Halves the batch while nothing waits and few rows are active.
+
+    Returns:
+      The rows to keep, int32 [R / 2 or less]; None = the batch stays as it is.
     """
-    busy = [row for row, at_work in enumerate(self.rows) if at_work]
+    active = [i for i, row in enumerate(self.rows) if row]
     size = len(self.rows)
-    while self._may_shrink(size) and size // 2 >= len(busy):
+    while self._may_shrink(size) and size // 2 >= len(active):
       size //= 2
     if size == len(self.rows):
       return None
-    idle = [row for row, at_work in enumerate(self.rows) if not at_work]
-    kept = (busy + idle)[:size]
-    self.rows = [self.rows[row] for row in kept]
+    kept = (active + [i for i, row in enumerate(self.rows) if not row])[:size]
+    self.rows = [self.rows[i] for i in kept]
     return np.asarray(kept, np.int32)
 
   def _may_shrink(self, size: int) -> bool:
-    """Whether half of so many rows would do for what is left."""
-    left = max((row.limit - len(row.tokens) for row in self.rows if row), default=0)
-    return (
-      not self._pending
-      and not self._group
-      and left >= WORTH_SHRINKING
-      and size // 2 >= self._fewest_rows
-    )
+    """Whether half of `size` rows would suffice for the rest."""
+    left = max((row.left for row in self.rows if row), default=0)
+    idle = not self._pending and not self._group
+    return idle and left >= WORTH_SHRINKING and size // 2 >= self._fewest_rows
 
   def capacity(self, now: int, chunk: int) -> int:
-    """The capacity for the next chunk: a bucket that all rows fit in, smaller than now only if it
-    stays so for a while.
+    """The capacity for the next chunk: a bucket that all rows fit.
+
+    It is smaller than `now` only if it suffices for the chunk after the next, too.
     """
     need = lambda ahead: max(
-      self._lengths[row.prompt] + len(row.tokens) + min(ahead, row.limit - len(row.tokens))
-      for row in self.rows
-      if row
+      self._lengths[row.prompt] + len(row.tokens) + min(ahead, row.left) for row in self.rows if row
     )
     least, lasting = bucket(need(chunk)), bucket(need(2 * chunk))
     return least if least > now else min(now, lasting)
 
-  def at_work(self) -> np.ndarray:
+  def active(self) -> np.ndarray:
     """bool [R]."""
     return np.array([row is not None for row in self.rows])
 
   def steps(self, chunk: int) -> tuple[int, int]:
-    """How many tokens the next chunk may add to a row, and how few rows at work end it before."""
-    steps = min(chunk, max(row.limit - len(row.tokens) for row in self.rows if row))
+    """Maximum tokens a row of the next chunk, and the number of active rows that ends it early."""
+    steps = min(chunk, max(row.left for row in self.rows if row))
+    rows = len(self.rows)
     if self._group:
-      return steps, len(self.rows) - min(len(self._group.waiting), max(1, len(self.rows) // 8))
+      return steps, rows - min(len(self._group.waiting), max(1, rows // 8))
     if self._pending:
-      return steps, len(self.rows) - min(len(self._pending), self._size_of_next())
-    return steps, len(self.rows) // 2 if self._may_shrink(len(self.rows)) else 0
+      return steps, rows - min(len(self._pending), self._next_size()[0])
+    return steps, rows // 2 if self._may_shrink(rows) else 0
 
   def collect(self, chunk: Chunk) -> Iterator[Generation]:
-    """Takes over what a chunk has brought; rows that ended become free."""
-    for place, row in enumerate(self.rows):
+    """Adds new tokens to their rows; yields the answers that ended and frees their rows."""
+    for i, row in enumerate(self.rows):
       if row is None:
         continue
       before = len(row.tokens)
-      row.tokens += chunk.new_RN[place, : chunk.made_R[place] - before].tolist()
+      row.tokens += chunk.new_RN[i, : chunk.count_R[i] - before].tolist()
       stopped = bool(row.tokens) and row.tokens[-1] in self._stop_ids
       tokens = row.tokens[:-1] if stopped else row.tokens
-      reason = None if chunk.active_R[place] else 'stop' if stopped else 'length'
+      reason = None if chunk.active_R[i] else 'stop' if stopped else 'length'
       text = None
-      if self._sampling.stop:
-        if (found := self._stop_text(tokens, before)) is not None:
-          (tokens, text), reason = found, 'stop_string'
+      if self._sampling.stop and (cut := self._cut_at_stop_text(tokens, before)) is not None:
+        (tokens, text), reason = cut, 'stop_string'
       if reason:
-        self.rows[place] = None
+        self.rows[i] = None
         if text is None and self._decode:
           text = self._decode(tokens)
         yield Generation(row.prompt, row.sample, tokens, reason, text)
 
-  def _stop_text(self, tokens: list[int], before: int) -> tuple[list[int], str] | None:
-    """Tokens up to the one that completes a stop text, and the text before it; None if there is
-    none.
+  def _cut_at_stop_text(self, tokens: list[int], before: int) -> tuple[list[int], str] | None:
+    """Finds a stop text by bisection.
 
     Args:
       tokens: so far.
-      before: the first so many are known to hold none.
+      before: the first `before` tokens contain no stop text.
+
+    Returns:
+      Tokens up to the one that completes the stop text, and the text before it; or None.
     """
-    place = lambda text: min(
+    find = lambda text: min(
       (at for stop in self._sampling.stop if (at := text.find(stop)) >= 0), default=None
     )
-    if place(self._decode(tokens)) is None:
+    if find(self._decode(tokens)) is None:
       return None
-    low, high = before, len(tokens)  # the first `high` tokens hold one, the first `low` do not
+    low, high = before, len(tokens)  # the first `high` tokens contain one, the first `low` do not
     while high - low > 1:
       middle = (low + high) // 2
-      low, high = (
-        (low, middle) if place(self._decode(tokens[:middle])) is not None else (middle, high)
-      )
+      if find(self._decode(tokens[:middle])) is not None:
+        high = middle
+      else:
+        low = middle
     text = self._decode(tokens[:high])
-    return tokens[:high], text[: place(text)]
+    return tokens[:high], text[: find(text)]

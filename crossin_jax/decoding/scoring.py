@@ -1,6 +1,4 @@
-"""Log-likelihood of given sequences: packed, or continuations as branches of prefixes that are read
-once.
-"""
+"""Log-likelihood of given sequences: packed, or as continuations that share a prefix."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
@@ -18,22 +16,16 @@ from crossin_jax.training.losses import weighted_losses
 
 
 def sequence_losses(
-  model,
-  params,
-  partition: Partitioner,
-  sequences,
-  *,
-  bos_id: int,
-  length: int = 512,
+  model, params, partition: Partitioner, sequences, *, bos_id: int, length: int = 512,
   rows: int = 32,
-) -> np.ndarray:
-  """Sum of weighted token losses of each sequence, in nats; its negative is the log-likelihood.
+) -> np.ndarray:  # fmt: skip
+  """Sum of weighted token losses of each sequence, in nats: the negative log-likelihood.
 
   Args:
-    model: called as `Decoder` is.
+    model: has the call interface of `Decoder`.
     params: its parameters, on the mesh of `partition`.
     partition: mesh; `partition.activate()` must be in force.
-    sequences: list of (tokens int [n], weights float [n]); no BOS among the tokens.
+    sequences: list of (tokens int [n], weights float [n]), without BOS.
     bos_id: first decoder input of each.
     length: tokens in a packed row; at least the longest sequence.
     rows: rows of a batch, rounded up to a multiple of the mesh's batch parts.
@@ -49,7 +41,7 @@ def sequence_losses(
   lengths = np.array([len(tokens) for tokens, _ in sequences])
   if lengths.max() > length:
     raise ValueError(f'a sequence of {lengths.max()} tokens does not fit in rows of {length}')
-  rows = -(-rows // partition.batch_ways) * partition.batch_ways
+  rows = _full_batch(rows, partition)
   contents = _bins(lengths, length)
   losses_fn = weighted_losses(model, partition.replicated)
   totals = np.zeros(len(sequences))
@@ -64,21 +56,30 @@ def sequence_losses(
         start += len(tokens)
     return {name: values[selected] for name, values in batch.items()}
 
+  for row, losses_L in _batches(make, losses_fn, params, partition, contents, rows, length):
+    start = 0
+    for item in row:
+      totals[item] = losses_L[start : start + lengths[item]].sum()
+      start += lengths[item]
+  return totals
+
+
+def _full_batch(rows: int, partition: Partitioner) -> int:
+  return -(-rows // partition.batch_ways) * partition.batch_ways
+
+
+def _batches(make, losses_fn, params, partition: Partitioner, contents, rows: int, length: int):
+  """Computes all batches; yields (items of a packed row, float64 losses of that row)."""
   for step in range(-(-len(contents) // rows)):
     interruption.check()
     batch = put_batch(make, step, (rows, length), partition.batch_sharding)
-    weighted_BL = np.asarray(losses_fn(params, batch), np.float64)
-    for i, row in enumerate(contents[step * rows : (step + 1) * rows]):
-      start = 0
-      for item in row:
-        totals[item] = weighted_BL[i, start : start + lengths[item]].sum()
-        start += lengths[item]
-  return totals
+    losses_BL = np.asarray(losses_fn(params, batch), np.float64)
+    yield from zip(contents[step * rows : (step + 1) * rows], losses_BL)
 
 
 def _bins(lengths: np.ndarray, length: int) -> list[list[int]]:
   """Items of each packed row."""
-  # Longest first packs tightest, and nothing here depends on order.
+  # Longest first packs tightest; the order of the items has no effect on the results.
   order = np.argsort(-lengths, kind='stable')
   bins = first_fit(lengths[order], length, np.full(len(lengths), length))
   contents = [[] for _ in range(bins.max() + 1)]
@@ -88,21 +89,13 @@ def _bins(lengths: np.ndarray, length: int) -> list[list[int]]:
 
 
 def continuation_losses(
-  model,
-  params,
-  partition: Partitioner,
-  prefixes,
-  continuations,
-  *,
-  bos_id: int,
-  length: int = 512,
-  rows: int = 32,
-) -> list[np.ndarray]:
-  """Sum of token losses of each continuation of each prefix, in nats; its negative is the
-  log-likelihood.
+  model, params, partition: Partitioner, prefixes, continuations, *, bos_id: int,
+  length: int = 512, rows: int = 32,
+) -> list[np.ndarray]:  # fmt: skip
+  """Sum of token losses of each continuation of each prefix, in nats: the negative log-likelihood.
 
-  A prefix is read once: its continuations stand behind it in one row as branches that do not see
-  each other, and logits are computed for their tokens only. Equal prefixes are one.
+  Each prefix is computed once. Its continuations follow it in the same row as branches that do not
+  attend to each other; only their tokens get logits. Equal prefixes are merged.
 
   Args:
     model, params, partition: as in `sequence_losses`; the model takes `decoder_branches` and
@@ -110,8 +103,7 @@ def continuation_losses(
     prefixes: list of token lists, without BOS.
     continuations: for each prefix a list of token lists, none of them empty.
     bos_id: first decoder input.
-    length, rows: about so many tokens in a packed row, and rows of a batch. Longer ones get longer
-      rows and fewer of them.
+    length, rows: approximate size of a batch. Longer items get longer and fewer rows.
 
   Returns:
     float64 [continuations] for each prefix, the same on every host.
@@ -121,7 +113,7 @@ def continuation_losses(
   """
   for i, options in enumerate(continuations):
     if not all(len(option) for option in options):
-      raise ValueError(f'prefix {i} has an empty continuation; its likelihood is that of nothing')
+      raise ValueError(f'prefix {i} has an empty continuation; it has no tokens to score')
   unique: dict[tuple[int, ...], list[tuple[int, int]]] = {}
   for i, prefix in enumerate(prefixes):
     unique.setdefault(tuple(prefix), []).extend((i, j) for j in range(len(continuations[i])))
@@ -131,7 +123,7 @@ def continuation_losses(
     for tree in _trees(prefix, [continuations[i][j] for i, j in owners], owners, length)
   ]
   results = [np.zeros(len(options)) for options in continuations]
-  for (i, j), losses_T in _read(model, params, partition, trees, bos_id, length, rows):
+  for (i, j), losses_T in _score(model, params, partition, trees, bos_id, length, rows):
     results[i][j] = losses_T.sum()
   return results
 
@@ -143,7 +135,7 @@ class _Tree:
   Attributes:
     prefix: tokens, without BOS.
     branches: tokens of each continuation.
-    owners: what each of them is called.
+    owners: key of each continuation.
   """
 
   prefix: Sequence[int]
@@ -152,12 +144,25 @@ class _Tree:
 
   @property
   def length(self) -> int:
-    """Decoder inputs: BOS and prefix but for its last token, which begins every branch."""
-    return len(self.prefix) + sum(map(len, self.branches))
+    """Decoder inputs: BOS, the prefix without its last token, and that token before each branch."""
+    return len(self.prefix) + self.branch_tokens
+
+  @property
+  def branch_tokens(self) -> int:
+    return sum(map(len, self.branches))
+
+  def parts(self, bos_id: int) -> Iterator[tuple[int, int, list]]:
+    """(branch number, first position, decoder inputs) of the trunk, which is branch 0, and of each
+    branch.
+    """
+    *trunk, last = [bos_id, *self.prefix]
+    yield 0, 0, trunk
+    for number, branch in enumerate(self.branches, start=1):
+      yield number, len(trunk), [last, *branch[:-1]]
 
 
 def _trees(prefix, branches: list, owners: list, length: int) -> Iterator[_Tree]:
-  """One tree, or several where the continuations of a prefix make more than a row."""
+  """One tree, or several if the continuations of a prefix do not fit in a row."""
   tree = _Tree(prefix, [], [])
   for branch, owner in zip(branches, owners):
     if tree.branches and tree.length + len(branch) > length:
@@ -169,76 +174,64 @@ def _trees(prefix, branches: list, owners: list, length: int) -> Iterator[_Tree]
     yield tree
 
 
-def _read(
+def _score(
   model, params, partition: Partitioner, trees: list[_Tree], bos_id: int, length: int, rows: int
 ):
-  """Reads trees packed into rows.
+  """Computes the losses of trees packed into rows.
 
       prefix 5 6, branches 7 8 and 9:  inputs     BOS 5 | 6 7 | 6      targets  7 8 9
                                        branches    0  0 | 1 1 | 2
                                        positions   0  1 | 2 3 | 2
-
-  Args:
-    model, params, partition, bos_id, length, rows: as in `continuation_losses`.
-    trees: what is read.
 
   Yields:
     (owner, float64 losses of the branch's tokens).
   """
   if not trees:
     return
-  lengths = np.array([tree.length for tree in trees])
-  width, contents = _shape(lengths, length)
-  rows = max(1, min(rows * length // width, len(contents)))
-  rows = -(-rows // partition.batch_ways) * partition.batch_ways
-  wanted = [sum(len(branch) for tree in row for branch in trees[tree].branches) for row in contents]
-  places = -(-max(wanted) // 16) * 16  # of logits in a row
+  width, contents = _shape(np.array([tree.length for tree in trees]), length)
+  contents = [[trees[i] for i in row] for row in contents]
+  rows = _full_batch(max(1, min(rows * length // width, len(contents))), partition)
+  most = max(sum(tree.branch_tokens for tree in row) for row in contents)
+  places = -(-most // 16) * 16  # logits computed in each row
   losses_fn = _tree_losses(model, partition.replicated)
-  names = ('inputs', 'segments', 'positions', 'branches')
 
   def make(step, selected):
-    batch = {name: np.zeros((rows, width), np.int32) for name in names}
+    batch = {
+      name: np.zeros((rows, width), np.int32)
+      for name in ('inputs', 'segments', 'positions', 'branches')
+    }
     batch |= {name: np.zeros((rows, places), np.int32) for name in ('places', 'targets')}
     for i, row in enumerate(contents[step * rows : (step + 1) * rows]):
-      start = asked = 0
-      for segment, tree in enumerate((trees[t] for t in row), start=1):
-        read = [bos_id, *tree.prefix]
-        trunk = len(tree.prefix)
-        parts = [(read[:-1], 0, 0)]
-        parts += [
-          ([read[-1], *branch[:-1]], number, trunk)
-          for number, branch in enumerate(tree.branches, start=1)
-        ]
-        for inputs, number, first in parts:
-          stop = start + len(inputs)
-          batch['inputs'][i, start:stop] = inputs
-          batch['segments'][i, start:stop] = segment
-          batch['branches'][i, start:stop] = number
-          batch['positions'][i, start:stop] = np.arange(first, first + len(inputs))
+      start = scored = 0
+      for segment, tree in enumerate(row, start=1):
+        for number, first, inputs in tree.parts(bos_id):
+          count = len(inputs)
+          part = (i, slice(start, start + count))
+          batch['inputs'][part] = inputs
+          batch['segments'][part] = segment
+          batch['branches'][part] = number
+          batch['positions'][part] = np.arange(first, first + count)
           if number:
-            batch['places'][i, asked : asked + len(inputs)] = np.arange(start, stop)
-            batch['targets'][i, asked : asked + len(inputs)] = tree.branches[number - 1]
-            asked += len(inputs)
-          start = stop
+            part = (i, slice(scored, scored + count))
+            batch['places'][part] = np.arange(start, start + count)
+            batch['targets'][part] = tree.branches[number - 1]
+            scored += count
+          start += count
     return {name: values[selected] for name, values in batch.items()}
 
-  for step in range(-(-len(contents) // rows)):
-    interruption.check()
-    batch = put_batch(make, step, (rows, width), partition.batch_sharding)
-    losses_BM = np.asarray(losses_fn(params, batch), np.float64)
-    for i, row in enumerate(contents[step * rows : (step + 1) * rows]):
-      asked = 0
-      for tree in row:
-        for owner, branch in zip(trees[tree].owners, trees[tree].branches):
-          yield owner, losses_BM[i, asked : asked + len(branch)]
-          asked += len(branch)
+  for row, losses_M in _batches(make, losses_fn, params, partition, contents, rows, width):
+    start = 0
+    for tree in row:
+      for owner, branch in zip(tree.owners, tree.branches):
+        yield owner, losses_M[start : start + len(branch)]
+        start += len(branch)
 
 
 def _shape(lengths: np.ndarray, length: int) -> tuple[int, list[list[int]]]:
-  """Width of the packed rows and what stands in each: the one that wastes least, attention counted.
+  """The width and the items of packed rows with the lowest cost, attention included.
 
-  Attention over a row of n tokens costs about n / 2048 of what the matrices cost (58 M parameters
-  on a CPU; less in larger models).
+  Attention over a row of n tokens costs about n / 2048 of the matrix products (58 M parameters on
+  a CPU; less in larger models).
   """
   longest = int(lengths.max())
   widths = sorted(
@@ -253,7 +246,7 @@ def _shape(lengths: np.ndarray, length: int) -> tuple[int, list[list[int]]]:
 
 @functools.lru_cache(maxsize=8)
 def _tree_losses(model, replicated):
-  """A jitted (params, batch) -> losses [B, M], whole on every device."""
+  """A jitted (params, batch) -> losses [B, M], replicated."""
 
   def compute(params, batch):
     logits_BMV = model.apply(

@@ -1,4 +1,4 @@
-"""What accelerators have, as their makers state it: the numbers behind MFU, meshes and plans."""
+"""Published specifications of accelerators, for MFU, meshes and plans."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -13,15 +13,13 @@ class DeviceKind:
   """One kind of chip.
 
   Attributes:
-    name: what JAX's device_kind contains.
+    name: substring of JAX's device_kind.
     flops: dense bf16 FLOP/s.
     memory: bytes of HBM.
     bandwidth: bytes/s to HBM.
-    links: bytes/s that a chip can send to its neighbours (ICI, NVLink, PCIe), all links together,
-      one direction.
-    network: bytes/s that a chip can send beyond its slice (TPU) or its host (GPU), one direction.
-    usable: bytes of HBM that XLA gives to programs on a TPU, as its own messages say; None = not
-      known.
+    links: bytes/s from a chip to its neighbours (ICI, NVLink, PCIe), all links, one direction.
+    network: bytes/s from a chip beyond its slice (TPU) or its host (GPU), one direction.
+    usable: bytes of HBM that XLA gives to programs on a TPU, by its own messages; None = unknown.
   """
 
   name: str
@@ -33,11 +31,11 @@ class DeviceKind:
   usable: float | None = None
 
 
-# cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x), nvidia.com data sheets. TPU pages state ICI
-# in GB/s a chip, both directions (v5e 400, v5p 1,200, v6e 800), and the data centre's network in
-# Gbit/s a chip (v5p 50) or a pod of 256 (v5e 6,400, v6e 25,600); NVLink both directions too.
-# `network` of GPUs is a 400 (A100: 200) Gbit/s adapter each, as in DGX. The first name that a
-# device_kind contains counts.
+# Sources: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x), nvidia.com data sheets. TPU pages
+# state ICI in GB/s a chip, both directions (v5e 400, v5p 1,200, v6e 800), and the data centre's
+# network in Gbit/s a chip (v5p 50) or a pod of 256 (v5e 6,400, v6e 25,600). NVLink is stated for
+# both directions. `network` of GPUs is a 400 (A100: 200) Gbit/s adapter each, as in DGX. The first
+# name that a device_kind contains applies.
 KINDS = (
   DeviceKind('H200', 989e12, 141e9, 4.8e12, 450e9, 50e9),
   DeviceKind('H100', 989e12, 80e9, 3.35e12, 450e9, 50e9),
@@ -55,21 +53,19 @@ KINDS = (
 
 
 def kind_of(device: jax.Device) -> DeviceKind | None:
-  """What is known of a device; None of CPUs and of chips that are not in the table."""
+  """The table's entry for a device; None for CPUs and chips that are not in it."""
   return next((kind for kind in KINDS if kind.name in device.device_kind), None)
 
 
 def memory_of(device: jax.Device) -> float | None:
-  """Bytes that programs may use on a device: what it says itself, or the table; None where neither
-  knows.
-  """
+  """Bytes that programs may use on a device, by its own statistics or the table; None = unknown."""
   try:
     limit = (device.memory_stats() or {}).get('bytes_limit')
   except (RuntimeError, NotImplementedError, AttributeError, ValueError):
-    limit = None  # a device that is only described
+    limit = None  # an abstract device
   return limit or (kind.memory if (kind := kind_of(device)) else None)
 
 
 def slices_of(devices: Sequence[jax.Device]) -> int:
-  """How many TPU slices the devices belong to; 1 for all else."""
+  """The number of TPU slices; 1 for other devices."""
   return len({getattr(device, 'slice_index', 0) or 0 for device in devices})

@@ -1,4 +1,4 @@
-"""Floating-point operations of a step by formula, and what devices can do at most."""
+"""Floating-point operations of a step by formula, and the peak of devices."""
 
 import jax
 
@@ -7,15 +7,13 @@ from crossin_jax.models.decoder_config import DecoderConfig
 
 
 def peak_flops(device: jax.Device | None = None) -> float | None:
-  """bf16 FLOP/s of one device, or None where it is not known (CPUs)."""
+  """bf16 FLOP/s of one device, or None if unknown (CPUs)."""
   kind = chips.kind_of(device or jax.devices()[0])
   return kind.flops if kind else None
 
 
 def matrix_parameters(config: DecoderConfig) -> int:
-  """Parameters that every token is multiplied with: all kernels and the output head, not the
-  embedding's look-up.
-  """
+  """Parameters that multiply every token: all kernels and the output head."""
   wide, narrow = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
   layer = config.embed_dim * (2 * wide + 2 * narrow) + 3 * config.embed_dim * config.mlp_dim
   return config.num_layers * layer + config.embed_dim * config.padded_vocab_size
@@ -32,31 +30,27 @@ def adapter_parameters(config: DecoderConfig) -> int:
 
 
 def attention_flops(config: DecoderConfig, length: int) -> float:
-  """Of the forward pass, per token of a row of `length`: logits and weighted values, over the keys
-  that are seen.
-  """
+  """FLOPs of attention per token in a forward pass over a row of `length`: logits and values."""
   total = 0.0
   for layer in range(config.num_layers):
-    window = config.window_of(config.kind(layer)) or length
-    window = min(window, length)
-    # A token sees min(place + 1, window) keys.
-    seen = (window * (window + 1) / 2 + (length - window) * window) / length
-    total += 4 * config.num_heads * config.head_dim * seen
+    window = min(config.window_of(config.kind(layer)) or length, length)
+    # A token sees min(position + 1, window) keys.
+    keys = (window * (window + 1) / 2 + (length - window) * window) / length
+    total += 4 * config.num_heads * config.head_dim * keys
   return total
 
 
 def forward_flops(config: DecoderConfig, length: int) -> float:
-  """Of the forward pass, per token: 2 a parameter (multiply and add), and attention."""
-  return 2 * (matrix_parameters(config) + adapter_parameters(config)) + attention_flops(
-    config, length
-  )
+  """FLOPs of the forward pass per token: 2 a parameter (multiply and add), and attention."""
+  parameters = matrix_parameters(config) + adapter_parameters(config)
+  return 2 * parameters + attention_flops(config, length)
 
 
 def training_flops(config: DecoderConfig, length: int) -> float:
-  """Of a training step, per token, nothing counted twice for recomputation.
+  """FLOPs of a training step per token, without recomputation.
 
-  Three forward passes' worth (forward, gradients of activations, gradients of parameters: Kaplan et
-  al. 2020, section 2.1); frozen matrices have no gradients of parameters.
+  Three times a forward pass: forward, gradients of activations and of parameters (Kaplan et al.
+  2020, section 2.1). Frozen matrices have no parameter gradients.
   """
   frozen = 0 if config.lora is None else matrix_parameters(config)
   if config.lora is not None and config.lora.train_embeddings:
@@ -65,10 +59,9 @@ def training_flops(config: DecoderConfig, length: int) -> float:
 
 
 def unneeded_flops(config: DecoderConfig) -> float:
-  """Gradients towards the embeddings, per token, where these are frozen: the first layer's query,
-  key and value need none.
+  """FLOPs per token of input gradients of the first layer's query, key and value.
 
-  One loop over all layers (`scan_layers`) computes them all the same.
+  Frozen embeddings do not need them. `scan_layers` computes them nevertheless.
   """
   if config.lora is None or config.lora.train_embeddings:
     return 0.0
@@ -78,9 +71,7 @@ def unneeded_flops(config: DecoderConfig) -> float:
 
 
 def utilisation(config, length: int, tokens_per_second: float) -> float | None:
-  """MFU: the share of all devices' peak that the model's own operations took; None where something
-  is not known.
-  """
+  """MFU: the model's FLOP/s as a fraction of the peak of all devices; None if unknown."""
   peak = peak_flops()
   if peak is None or not isinstance(config, DecoderConfig):
     return None

@@ -1,4 +1,4 @@
-"""Which mesh: sizes of its axes from model and devices, and which device stands where."""
+"""The sizes of the mesh axes for a model, and the arrangement of devices in the mesh."""
 
 from collections.abc import Sequence
 import math
@@ -11,27 +11,26 @@ from crossin_jax.devices import chips, flops
 from crossin_jax.models.decoder_config import DecoderConfig
 
 AXES = ('data', 'fsdp', 'tensor')
-# Of a device's memory, what parameters, gradients and optimizer may take; the rest is for
-# activations and XLA's scratch.
+# Fraction of a device's memory for parameters, gradients and optimizer state; activations and XLA's
+# scratch space take the rest.
 STATE_SHARE = 0.5
 
 
 def state_bytes(config: DecoderConfig, training: bool) -> float:
-  """Bytes of parameters, and in training of gradients and two moments, all float32; a frozen base
-  counts as it is held.
+  """Bytes of parameters and, in training, of gradients and two moments, all float32.
+
+  Frozen parameters count in their own dtype.
   """
   parameters = flops.matrix_parameters(config) + (
     0 if config.tie_embeddings else config.padded_vocab_size * config.embed_dim
   )
   if config.lora is None:
     return parameters * (16 if training else 4)
+  trained = flops.adapter_parameters(config)
+  if config.lora.train_embeddings:
+    trained += 2 * config.padded_vocab_size * config.embed_dim
   size = {'float32': 4, 'bfloat16': 2, 'int8': 1, 'nf4': 0.5}[config.lora.base_dtype]
-  embeddings = (
-    2 * config.padded_vocab_size * config.embed_dim if config.lora.train_embeddings else 0
-  )
-  return parameters * size + (flops.adapter_parameters(config) + embeddings) * (
-    16 if training else 4
-  )
+  return parameters * size + trained * (16 if training else 4)
 
 
 def auto_shape(
@@ -43,20 +42,19 @@ def auto_shape(
   training: bool = True,
   batch_size: int | None = None,
 ) -> tuple[tuple[int, int, int], str]:
-  """Sizes of data, fsdp and tensor, and why.
+  """Sizes of data, fsdp and tensor, and the reason for them.
 
-  Parameters are cut over as few neighbours as their bytes need (`fsdp`), for every further cut
-  makes messages smaller and slower; whole copies beside each other (`data`) exchange gradients
-  alone, and are the only traffic between slices. `tensor` cuts what is left when the batch has
-  fewer rows than there are devices.
+  `fsdp` shards parameters over as few neighbours as their bytes need, because more shards make
+  messages smaller and slower. `data` replicates them; replicas exchange only gradients, the only
+  traffic between slices. `tensor` is used if the batch has fewer rows than there are devices.
 
   Args:
     config: the model.
-    count: devices, of all slices.
-    memory: bytes a device; None = not known: parameters are cut over all devices of a slice.
-    slices: that only a slow network joins.
-    training: or inference alone.
-    batch_size: rows that are computed at once; None = as many as needed.
+    count: devices of all slices.
+    memory: bytes of a device; None = unknown: shards parameters over all devices of a slice.
+    slices: groups of devices, connected by a slow network.
+    training: False for inference.
+    batch_size: rows of one step; None = any.
 
   Raises:
     ValueError: no sizes fit the batch.
@@ -73,49 +71,44 @@ def auto_shape(
       continue
     for fsdp in _divisors(a_slice // tensor):
       fits = fsdp * tensor >= least
-      # Fewest cuts of matrices first, then of parameters; what does not fit is cut as far as can
-      # be.
+      # Prefer a small tensor, then a small fsdp; a model that does not fit is sharded most.
       shapes.append(
         ((not fits, tensor, fsdp if fits else -fsdp), (count // fsdp // tensor, fsdp, tensor))
       )
   if not shapes:
     raise ValueError(
       f"mesh 'auto': a batch of {batch_size} rows cannot be divided among {count} devices; use a "
-      f'multiple of {count}, or give '
-      'Partitioner.mesh_shape'
+      f'multiple of {count}, or set Partitioner.mesh_shape'
     )
   (too_large, *_), shape = min(shapes)
-  held = f'{needed / chips.GIB:.2f} GiB of {"parameters, gradients and moments" if training else "parameters"}'
+  state = 'parameters, gradients and moments' if training else 'parameters'
+  why = f'{needed / chips.GIB:.2f} GiB of {state}'
   if memory is None:
-    why = f'{held} over all devices of a slice: how much memory one has is not known'
+    why += ' over all devices of a slice: the memory of a device is unknown'
   else:
-    each = (
-      f'{needed / (shape[1] * shape[2]) / chips.GIB:.2f} of {memory / chips.GIB:.0f} GiB a device'
-    )
-    why = f'{held}, {each}'
+    each = needed / (shape[1] * shape[2]) / chips.GIB
+    why += f', {each:.2f} of {memory / chips.GIB:.0f} GiB a device'
     if too_large:
-      why += f': more than {STATE_SHARE:.0%}, it may not fit; `crossin plan` tells'
+      why += f': more than {STATE_SHARE:.0%}, it may not fit; check with `crossin plan`'
   if shape[2] > 1:
-    why += f'; tensor {shape[2]}, for {batch_size} rows do not go round {count} devices'
+    why += f'; tensor {shape[2]}, because {batch_size} rows are too few for {count} devices'
   if slices > 1:
-    why += f'; whole copies in each of {slices} slices'
+    why += f'; a full copy in each of {slices} slices'
   return shape, why
 
 
 def arranged(devices: Sequence[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
-  """Devices in the shape of the mesh, neighbours along the later axes; slices are divided along
-  `data` alone.
+  """Devices in the shape of the mesh, neighbours along the later axes, slices along `data` only.
 
   Raises:
-    ValueError: `data` is no multiple of the number of slices.
+    ValueError: `data` is not a multiple of the number of slices.
   """
   slices = chips.slices_of(devices)
   if slices > 1:
     if shape[0] % slices:
       raise ValueError(
         f'mesh {shape}: its data axis must be a multiple of the {slices} slices; parameters are '
-        'not cut across the slow network '
-        'between them'
+        'not sharded across the slow network between them'
       )
     return mesh_utils.create_hybrid_device_mesh(
       (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices, allow_split_physical_axes=True

@@ -1,13 +1,13 @@
-"""The device mesh, and which logical axis lies on which mesh axis."""
+"""The device mesh, and the mapping of logical axes to mesh axes."""
 
 import contextlib
+import math
 import os
 
 import flax.core
 from flax.linen import partitioning as nn_partitioning
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-import numpy as np
 
 from crossin_jax import config
 from crossin_jax.devices import chips, meshes
@@ -20,26 +20,19 @@ MESH_AXES = meshes.AXES
 def standard_logical_axis_rules() -> tuple[tuple[str, object], ...]:
   """T5X's canonical logical axes on this project's mesh axes.
 
-  Parameters are cut along `embed` over `fsdp` and along heads, MLP and vocabulary over `tensor`;
-  batches over `data` and `fsdp`. A T5X rule list may be given instead: `model` is read as `tensor`.
+  Parameters are sharded along `embed` over `fsdp` and along heads, MLP and vocabulary over
+  `tensor`; batches over `data` and `fsdp`. A T5X rule list also works: `model` means `tensor`.
   """
   return (
-    ('batch', ('data', 'fsdp')),
-    ('vocab', 'tensor'),
-    ('embed', 'fsdp'),
-    ('mlp', 'tensor'),
-    ('heads', 'tensor'),
-    ('joined_kv', 'tensor'),
-    ('kv', None),
-    ('length', None),
-    ('layers', None),
-    ('embed_activation', None),
-  )
+    ('batch', ('data', 'fsdp')), ('vocab', 'tensor'), ('embed', 'fsdp'), ('mlp', 'tensor'),
+    ('heads', 'tensor'), ('joined_kv', 'tensor'), ('kv', None), ('length', None),
+    ('layers', None), ('embed_activation', None),
+  )  # fmt: skip
 
 
 @config.configurable(commands=('train', 'chunks'))
 class Partitioner:
-  """A mesh over all devices of all processes, and the shardings that follow from it.
+  """A mesh over all devices of all processes, and its shardings.
 
   Attributes:
     mesh: axes 'data', 'fsdp', 'tensor'.
@@ -48,12 +41,12 @@ class Partitioner:
 
   def __init__(self, mesh_shape=(1, -1, 1), logical_axis_rules=None, devices=None, platform=None):
     """Args:
-      mesh_shape: sizes of data, fsdp and tensor, of which one may be -1 (all devices that are
-        left); or 'auto': chosen by `suit` from model, batch and device memory, and until then
-        parameters are cut over all devices of a slice.
+      mesh_shape: sizes of data, fsdp and tensor; one may be -1 (all remaining devices). Or 'auto':
+        `suit` chooses them by model, batch and device memory; until then parameters are sharded
+        over all devices of a slice.
       logical_axis_rules: rule list; None = `standard_logical_axis_rules()`.
-      devices: which; None = all of them.
-      platform: 'cpu', 'gpu' or 'tpu' to insist on that kind; None = what JAX finds.
+      devices: None = all.
+      platform: 'cpu', 'gpu' or 'tpu' to require it; None = JAX's default.
 
     Raises:
       ValueError: no device of that platform, sizes that do not multiply to the number of devices,
@@ -64,57 +57,35 @@ class Partitioner:
     except RuntimeError as error:
       wanted = platform or os.environ.get('JAX_PLATFORMS', 'any')
       raise ValueError(
-        f'no device of the kind asked for ({wanted}): {str(error).splitlines()[0]} Install the '
-        'extra for it '
-        "(pip install 'crossin-jax[tpu]' or '[cuda]'), or unset JAX_PLATFORMS and "
-        'Partitioner.platform'
+        f'no device of platform {wanted}: {str(error).splitlines()[0]} Install its extra (pip '
+        "install 'crossin-jax[tpu]' or '[cuda]'), or unset JAX_PLATFORMS and Partitioner.platform"
       ) from None
     self._devices, self._auto = devices, mesh_shape == 'auto'
     if self._auto:
       slices = chips.slices_of(devices)
       mesh_shape = (slices, len(devices) // slices, 1)
-    shape = list(mesh_shape)
-    if (
-      len(shape) != 3
-      or shape.count(-1) > 1
-      or any(not isinstance(s, int) or s < 1 and s != -1 for s in shape)
-    ):
-      raise ValueError(
-        f'Partitioner.mesh_shape = {mesh_shape!r}: three sizes for {MESH_AXES}, one of them may '
-        "be -1; or 'auto'"
-      )
-    known = int(np.prod([s for s in shape if s > 0]))
-    if -1 in shape and len(devices) % known == 0:
-      shape[shape.index(-1)] = len(devices) // known
-    if int(np.prod(shape)) != len(devices):
-      raise ValueError(
-        f'Partitioner.mesh_shape = {tuple(mesh_shape)} does not fit {len(devices)} '
-        f'{devices[0].platform} devices; '
-        'the sizes of data, fsdp and tensor must multiply to that number'
-      )
-    self._arrange(tuple(shape))
+    self._arrange(_full_shape(mesh_shape, devices))
     self.rules = tuple(
       (name, _renamed(axis)) for name, axis in (logical_axis_rules or standard_logical_axis_rules())
     )
     for name, axis in self.rules:
-      for part in axis if isinstance(axis, tuple) else (axis,):
-        if part is not None and part not in MESH_AXES:
+      for part in _parts(axis):
+        if part not in MESH_AXES:
           raise ValueError(
             f'logical axis rule ({name!r}, {axis!r}): {part!r} is not one of {MESH_AXES} (or '
             "T5X's model)"
           )
 
   def suit(self, model, *, batch_size: int | None = None, training: bool = True) -> str | None:
-    """With mesh_shape = 'auto', chooses the mesh for a model; to be called before anything lies on
-    it.
+    """Chooses the mesh for a model if mesh_shape = 'auto'; call it before sharding any array.
 
     Args:
-      model: with a `DecoderConfig` as `config`; for others the mesh stays.
-      batch_size: rows that are computed at once, None = any.
-      training: or inference alone.
+      model: with a `DecoderConfig` as `config`; for others the mesh stays the same.
+      batch_size: rows of one step; None = any.
+      training: False for inference.
 
     Returns:
-      What was chosen and why; None where the sizes were given.
+      The choice and its reason; None if mesh_shape has sizes.
 
     Raises:
       ValueError: the batch cannot be divided among the devices.
@@ -139,51 +110,77 @@ class Partitioner:
 
   @contextlib.contextmanager
   def activate(self):
-    """Inside it, the model's sharding constraints mean this mesh and these rules."""
+    """A context in which the model's sharding constraints refer to this mesh and these rules."""
     with jax.set_mesh(self.mesh), nn_partitioning.axis_rules(self.rules):
       yield self
 
   @property
   def batch_ways(self) -> int:
-    """Into how many parts a batch is cut."""
-    rules = dict(self.rules)
-    axes = rules.get('batch') or ()
-    return int(
-      np.prod([self.mesh.shape[a] for a in (axes if isinstance(axes, tuple) else (axes,))])
-    )
+    """Number of parts of a sharded batch."""
+    return self._ways(dict(self.rules).get('batch'))
 
   @property
   def batch_sharding(self) -> NamedSharding:
-    """Of arrays [batch, length]."""
+    """Sharding of arrays [batch, length]."""
     return self.sharding(('batch', 'length'))
 
   @property
   def replicated(self) -> NamedSharding:
-    """A whole copy on every device."""
+    """A full copy on every device."""
     return NamedSharding(self.mesh, PartitionSpec())
 
   def sharding(self, logical_axes) -> NamedSharding:
-    """Of an array with these logical axes; unknown names are not cut."""
+    """Sharding of an array with these logical axes; unknown names are not sharded."""
     return NamedSharding(
       self.mesh, nn_partitioning.logical_to_mesh_axes(tuple(logical_axes), self.rules)
     )
 
-  def parameter_shardings(self, params_axes, params):
-    """Shardings of a parameter tree from its `params_axes` collection.
+  def divisible(self, spec, shape: tuple[int, ...]) -> list:
+    """The mesh axes of each dimension of `shape`; None where they do not divide its size."""
+    spec = [*spec, *[None] * (len(shape) - len(spec))]
+    return [None if size % self._ways(axis) else axis for axis, size in zip(spec, shape)]
 
-    A dimension that the mesh axis does not divide (an odd vocabulary, say) is not cut.
+  def _ways(self, axis) -> int:
+    return math.prod(self.mesh.shape[part] for part in _parts(axis))
+
+  def parameter_shardings(self, params_axes, params):
+    """Shardings of a parameter tree, from its `params_axes` collection.
+
+    A dimension that the mesh axis does not divide, such as an odd vocabulary, is not sharded.
     """
     names = flax.core.unfreeze(nn_partitioning.get_axis_names(params_axes))
-
-    def of_leaf(axes, leaf):
-      spec = list(self.sharding(axes).spec) + [None] * (len(leaf.shape) - len(axes))
-      for i, axis in enumerate(spec):
-        parts = axis if isinstance(axis, tuple) else (axis,) if axis else ()
-        if leaf.shape[i] % int(np.prod([self.mesh.shape[p] for p in parts])):
-          spec[i] = None
-      return NamedSharding(self.mesh, PartitionSpec(*spec))
-
+    of_leaf = lambda axes, leaf: NamedSharding(
+      self.mesh, PartitionSpec(*self.divisible(self.sharding(axes).spec, leaf.shape))
+    )
     return jax.tree.map(of_leaf, names, params, is_leaf=lambda x: isinstance(x, PartitionSpec))
+
+
+def _full_shape(mesh_shape, devices) -> tuple[int, int, int]:
+  """`mesh_shape` with -1 replaced; ValueError if it does not fit the devices."""
+  shape = list(mesh_shape)
+  if (
+    len(shape) != 3
+    or shape.count(-1) > 1
+    or any(not isinstance(s, int) or s < 1 and s != -1 for s in shape)
+  ):
+    raise ValueError(
+      f'Partitioner.mesh_shape = {mesh_shape!r}: three sizes for {MESH_AXES}, one of them may be '
+      "-1; or 'auto'"
+    )
+  known = math.prod(s for s in shape if s > 0)
+  if -1 in shape and len(devices) % known == 0:
+    shape[shape.index(-1)] = len(devices) // known
+  if math.prod(shape) != len(devices):
+    raise ValueError(
+      f'Partitioner.mesh_shape = {tuple(mesh_shape)} does not fit {len(devices)} '
+      f'{devices[0].platform} devices; the sizes of data, fsdp and tensor must multiply to that '
+      'number'
+    )
+  return tuple(shape)
+
+
+def _parts(axis) -> tuple[str, ...]:
+  return axis if isinstance(axis, tuple) else (axis,) if axis else ()
 
 
 def _renamed(axis):

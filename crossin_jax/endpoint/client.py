@@ -1,13 +1,12 @@
-"""A client of OpenAI-compatible chat endpoints: no reply is lost, none is paid for twice, and no
-more is spent than allowed.
+"""A client of OpenAI-compatible chat endpoints with a cache, retries and a budget.
 
-Transport is the `openai` package; when to send, send again, give up and stop is decided here.
-`crossin judge` and `crossin translate` use it, and the teacher of X-Instruction.
+The `openai` package is the transport; this module decides when to send, retry, fail and stop.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import queue
@@ -25,28 +24,26 @@ from crossin_jax.errors import CrossinError, Interrupted
 from crossin_jax.processes import interruption
 
 LONGEST_BACKOFF = 60.0  # seconds between two tries without a Retry-After
-LIMIT_RETRIES = 10  # times `retries`: being told to wait is no failure
+LIMIT_RETRIES = 10  # times `retries` for 429, which is no failure
 
 
 class EndpointError(CrossinError, ValueError):
-  """The endpoint cannot be used as it is; the message says why and what to do. Replies had so far
-  are kept.
-  """
+  """The endpoint cannot be used; the message has the remedy. Received replies are stored."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """One chat completion to ask for.
+  """One chat completion.
 
   Attributes:
     messages: [{'role': 'user', 'content': '...'}, ...].
     parameters: of the request: temperature, top_p, max_tokens ...
-    sample: number of the answer, where several to the same messages are wanted.
-    model: None = the endpoint's.
-    accept: whether a text is usable; None = what `complete` was given. Requests with equal content
-      need equal ones.
-    whole: a reply that ended for want of tokens is not usable.
-    again: parameters that change when a reply was not usable and the request is made again.
+    sample: number of the answer, if the same messages are sent several times.
+    model: None = the model of the endpoint.
+    accept: whether a text is usable; None = `accept` of `complete`. Requests with equal content
+      need equal functions.
+    complete: reject a reply that reached the token limit.
+    retry_parameters: replace parameters when the request is repeated after an unusable reply.
     expected_tokens: of the reply, for estimates; None = max_tokens, or 256 without one.
   """
 
@@ -55,24 +52,24 @@ class Request:
   sample: int = 0
   model: str | None = None
   accept: Callable[[str], bool] | None = None
-  whole: bool = False
-  again: Mapping[str, object] = dataclasses.field(default_factory=dict)
+  complete: bool = False
+  retry_parameters: Mapping[str, object] = dataclasses.field(default_factory=dict)
   expected_tokens: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-  """What came of a request.
+  """The result of a request.
 
   Attributes:
-    index: place of the request among those given.
-    text: None if it was given up on; see `error`.
+    index: of the request among those given to `complete`.
+    text: None if the request failed; see `error`.
     accepted: False if no reply was usable; `text` is then the last one.
-    attempts: replies that were looked at, unusable ones included.
-    cached: nothing had to be sent for it.
+    attempts: number of replies, including unusable ones.
+    cached: nothing was sent for it.
     usage: {'prompt_tokens', 'completion_tokens'} of all its replies.
-    finish_reason: as the server said: 'stop', 'length' ...
-    error: why it was given up on.
+    finish_reason: of the server: 'stop', 'length' ...
+    error: why it failed.
   """
 
   index: int
@@ -87,12 +84,13 @@ class Reply:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """What requests will take; tokens are a guess.
+  """Estimated cost of requests; tokens are a guess.
 
   Attributes:
-    requests: different ones. cached: those of them that have a reply.
-    prompt_tokens, completion_tokens, usd: of those without one; usd is None without prices.
-    spent: USD for the replies that are there.
+    requests: number of different requests.
+    cached: of these, the number with a stored reply.
+    prompt_tokens, completion_tokens, usd: of the others; usd is None without prices.
+    spent: USD of the stored replies.
   """
 
   requests: int
@@ -108,27 +106,24 @@ class Estimate:
       price += f' (and {self.spent:.2f} USD for what is cached)'
     return (
       f'{self.requests - self.cached:,} requests to make, {self.cached:,} of {self.requests:,} '
-      'cached; about '
-      f'{self.prompt_tokens:,} tokens to send and {self.completion_tokens:,} to receive, guessed '
-      f'from the letters; {price}'
+      f'cached; about {self.prompt_tokens:,} tokens to send and {self.completion_tokens:,} to '
+      f'receive, guessed from the characters; {price}'
     )
 
 
 class _Stopped(Exception):
-  """The call around this worker is over."""
+  """`complete` has ended."""
 
 
 def rough_tokens(text: str) -> int:
-  """A guess without a tokenizer: four ASCII characters a token, two others. Written Tamil may take
-  twice as many.
-  """
+  """Guesses four ASCII characters a token, or two others. Tamil may take twice as many tokens."""
   ascii_ = sum(map(str.isascii, text)) if not text.isascii() else len(text)
   return -(-ascii_ // 4) + -(-(len(text) - ascii_) // 2)
 
 
 @config.configurable(commands=())
 class Endpoint:
-  """A model behind a URL. Use as a context manager, or `close` it; one `complete` at a time."""
+  """A model at a URL. Use it as a context manager, with one `complete` at a time."""
 
   def __init__(
     self,
@@ -150,29 +145,29 @@ class Endpoint:
     backoff_seconds: float = 0.5,
     drain_seconds: float = 20.0,
   ):
-    """Args:
-      base_url: up to and with `/v1`.
+    """Opens the cache.
+
+    Args:
+      base_url: up to and including `/v1`.
       model: name of the model there; a `Request` may name another.
-      api_key_env: environment variable with the key; where it is not set none is sent that means
-        anything.
-      concurrency: requests under way at a time.
-      requests_per_minute: None = as many as the server takes; it is slowed down by 429 in any case.
+      api_key_env: environment variable with the key; without it a dummy is sent.
+      concurrency: requests at a time.
+      requests_per_minute: None = as many as the server accepts; 429 slows requests down anyway.
       timeout_seconds: without a byte from the server.
-      retries: times a request is repeated after a lost connection, a time-out, 408, 409, 425, 429
-        or 5xx.
-      garbage_retries: times it is repeated after a reply that was not usable.
-      cache_dir: replies are kept there and never asked for again; None = only in memory.
-      budget: most USD for the requests given to this object, replies from earlier starts included;
-        needs both prices. It may be overstepped by the one request under way.
+      retries: of a request after a lost connection, a time-out, 408, 409, 425, 429 or 5xx.
+      garbage_retries: of a request after an unusable reply.
+      cache_dir: stores replies, which are never requested again; None = in memory.
+      budget: USD limit for this object, including replies from earlier starts; needs both prices.
+        The last request may exceed it.
       price_in, price_out: USD per million tokens; a mapping gives them by model.
-      budget_requests: most requests, repeats and replies from earlier starts included.
-      parameters: put into every request; None as value takes a parameter out of it.
+      budget_requests: limit of requests, including repeats and replies from earlier starts.
+      parameters: added to every request; the value None removes one.
       tokens: counts tokens for estimates.
-      backoff_seconds: wait before the first repeat; doubled at each, with jitter, up to 60 s.
-      drain_seconds: when told to stop, how long to wait for replies under way, which are paid for.
+      backoff_seconds: wait before the first retry; it doubles each time, with jitter, up to 60 s.
+      drain_seconds: how long an interrupted call waits for replies to requests already sent.
 
     Raises:
-      ValueError: a setting out of range; a cache in use.
+      ValueError: a setting is out of range, or the cache is in use.
     """
     legal = {
       'concurrency': (concurrency >= 1, 'at least 1'),
@@ -188,10 +183,8 @@ class Endpoint:
     self._concurrency, self._retries, self._garbage_retries = concurrency, retries, garbage_retries
     self._parameters, self._tokens = parameters or {}, tokens
     self._backoff, self._drain = backoff_seconds, drain_seconds
-    self._ledger, self._pace = (
-      Ledger(price_in, price_out, budget, budget_requests),
-      Pace(requests_per_minute),
-    )
+    self._ledger = Ledger(price_in, price_out, budget, budget_requests)
+    self._pace = Pace(requests_per_minute)
     self._cache = ReplyCache(cache_dir)
 
   def __enter__(self) -> 'Endpoint':
@@ -201,56 +194,47 @@ class Endpoint:
     self.close()
 
   def close(self) -> None:
-    """Lets go of the cache and the connections."""
+    """Closes the cache and the connections."""
     self._cache.close()
     self._transport.close()
 
   def counts(self) -> dict:
-    """What this object did: requests sent, repeats among them (after errors and unusable replies),
-    unusable replies, requests answered from the cache, given up on, tokens and USD of the replies
-    received now, errors by kind.
+    """Counts of this start.
+
+    Returns:
+      {'sent', 'repeated' (of those sent, after errors and unusable replies), 'refused' (unusable
+      replies), 'cached', 'failed', 'prompt_tokens', 'completion_tokens', 'without_usage', 'usd',
+      'errors': {kind: count}}.
     """
     return self._ledger.counts()
 
   def key(self, request: Request, attempt: int = 0) -> str:
-    """What a reply is cached by: SHA-256 of model, messages, parameters, number of the sample and
-    of the attempt.
-    """
-    content = [
-      self._model(request),
-      [dict(m) for m in request.messages],
-      self._sent_parameters(request, attempt),
-    ]
-    return hashlib.sha256(
-      json.dumps([*content, request.sample, attempt], sort_keys=True).encode()
-    ).hexdigest()
+    """Cache key: SHA-256 of model, messages, parameters, number of sample and attempt."""
+    messages = [dict(message) for message in request.messages]
+    parameters = self._sent_parameters(request, attempt)
+    content = [self._model(request), messages, parameters, request.sample, attempt]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
   def estimate(self, requests: Sequence[Request]) -> Estimate:
-    """What the requests will take. Asks nobody."""
-    seen, cached, tokens_in, tokens_out, usd, spent = set(), 0, 0, 0, 0.0, 0.0
-    for request in requests:
-      key = self.key(request)
-      if key in seen:
-        continue
-      seen.add(key)
-      had = self._had(request)
-      spent += sum(self._ledger.cost(self._model(request), reply['usage']) for _, reply in had)
-      if had:
+    """Estimates the cost of requests without sending any."""
+    distinct = {self.key(request): request for request in reversed(requests)}
+    cached, tokens, usd, spent = 0, dict.fromkeys(TOKENS, 0), 0.0, 0.0
+    for request in distinct.values():
+      cost = functools.partial(self._ledger.cost, self._model(request))
+      stored = self._stored(request)
+      spent += sum(cost(reply['usage']) for _, reply in stored)
+      if stored:
         cached += 1
         continue
       usage = self._guess(request)
-      tokens_in, tokens_out = (
-        tokens_in + usage['prompt_tokens'],
-        tokens_out + usage['completion_tokens'],
-      )
-      usd += self._ledger.cost(self._model(request), usage)
-    priced = self._ledger.priced
-    return Estimate(
-      len(seen), cached, tokens_in, tokens_out, usd if priced else None, spent if priced else None
-    )
+      tokens = {name: tokens[name] + usage[name] for name in TOKENS}
+      usd += cost(usage)
+    if not self._ledger.priced:
+      usd = spent = None
+    return Estimate(len(distinct), cached, *tokens.values(), usd, spent)
 
   def check_budget(self, estimate: Estimate) -> None:
-    """Raises BudgetError where the estimate is over the budget."""
+    """Raises BudgetError if the estimate exceeds the budget."""
     self._ledger.check((estimate.usd or 0.0) + (estimate.spent or 0.0), estimate.requests)
 
   def complete(
@@ -261,41 +245,74 @@ class Endpoint:
     progress: str | None = 'endpoint',
     check: Callable[[], None] = interruption.check,
   ) -> Iterator[Reply]:
-    """Replies as they come, one for each request; requests with equal content are sent once.
+    """Yields a reply for each request as it arrives; requests with equal content are sent once.
 
-    A reply is on the disk before it is given out. One that is not accepted is asked for again, up
-    to `garbage_retries`.
+    A reply is on disk before it is yielded. An unusable one is requested again, up to
+    `garbage_retries` times.
 
     Args:
       requests: of one kind or several.
       accept: whether a text is usable; None = all are.
-      progress: label of the line on stderr; None = none.
-      check: called between replies and while waiting; what it raises ends the call. With several
-        hosts, of which only one may ask an endpoint, give another than the default, in which all
-        hosts take part.
+      progress: label of the progress bar on stderr; None = no bar.
+      check: called between replies and while waiting; an exception of it ends the call. The
+        default involves all hosts of a run; give another one if only one host calls this.
 
     Raises:
-      BudgetError: the estimate is over the budget (before anything is sent), or the budget is used
-        up.
-      EndpointError: the key is not accepted, the model is not there, or request after request
-        fails.
-      Interrupted: the run around it was told to stop.
+      BudgetError: the estimate exceeds the budget (before anything is sent), or it is used up.
+      EndpointError: the key is not accepted, the model does not exist, or all requests fail.
+      Interrupted: the run was interrupted.
     """
     requests = list(requests)
     self._begin(requests)
     groups: dict[str, list[int]] = {}
     for index, request in enumerate(requests):
       groups.setdefault(self.key(request), []).append(index)
-    jobs, jobs_lock, outcomes, stop = (
-      iter(groups.values()),
-      threading.Lock(),
-      queue.SimpleQueue(),
-      threading.Event(),
-    )
+    left, failure, in_a_row, replied = len(groups), None, 0, False
+    with (
+      self._bar(progress, left) as bar,
+      self._sending(requests, list(groups.values()), accept) as outcomes,
+    ):
+      while left and failure is None:
+        check()
+        try:
+          indices, outcome = outcomes.get(timeout=0.1)
+        except queue.Empty:
+          continue
+        left -= 1
+        if isinstance(outcome, BaseException):
+          failure = outcome
+          break
+        self._show(bar)
+        yield from _copies(indices, outcome)
+        if outcome.text is None:
+          in_a_row += 1
+        else:
+          replied, in_a_row = True, in_a_row if outcome.cached else 0
+        if in_a_row >= max(8, self._concurrency) or (in_a_row and not left and not replied):
+          failure = EndpointError(
+            f'{in_a_row} requests in a row got no reply from {self._transport.url}, the last one '
+            f'because: {outcome.error}. Received replies are stored; once that is fixed, start '
+            'the same command again'
+          )
+    while failure is not None and not outcomes.empty():
+      indices, outcome = outcomes.get()
+      if isinstance(outcome, Reply):
+        yield from _copies(indices, outcome)
+    if failure is not None:
+      raise failure
+
+  @contextlib.contextmanager
+  def _sending(self, requests: Sequence[Request], groups: Sequence[list[int]], accept):
+    """Sends the first request of each group in threads; waits for sent requests at the end.
+
+    Yields a queue of (group, Reply or exception).
+    """
+    jobs, lock = iter(groups), threading.Lock()
+    outcomes, stop = queue.SimpleQueue(), threading.Event()
 
     def work():
       while not stop.is_set():
-        with jobs_lock:
+        with lock:
           indices = next(jobs, None)
         if indices is None:
           return
@@ -303,71 +320,40 @@ class Endpoint:
           outcomes.put((indices, self._ask(requests[indices[0]], accept, stop)))
         except _Stopped:
           return
-        except BaseException as error:  # raised in the thread of the caller
+        except BaseException as error:  # raised again in the thread of the caller
           stop.set()
           outcomes.put((indices, error))
 
     names = [f'endpoint-{i}' for i in range(min(self._concurrency, len(groups)))]
     workers = [threading.Thread(target=work, daemon=True, name=name) for name in names]
-    left, failure, in_a_row, replied = len(groups), None, 0, False
-    with self._bar(progress, len(groups)) as bar:
-      try:
-        for worker in workers:
-          worker.start()
-        while left and failure is None:
-          check()
-          try:
-            indices, outcome = outcomes.get(timeout=0.1)
-          except queue.Empty:
-            continue
-          left -= 1
-          if isinstance(outcome, BaseException):
-            failure = outcome
-            break
-          self._show(bar)
-          yield from _for_each(indices, outcome)
-          replied |= outcome.text is not None
-          in_a_row = (
-            0
-            if outcome.text is not None and not outcome.cached
-            else in_a_row + (outcome.text is None)
-          )
-          if in_a_row >= max(8, self._concurrency) or (in_a_row and not left and not replied):
-            failure = EndpointError(f'{in_a_row} requests in a row brought no reply from '
-                                    f'{self._transport.url}, the last one because: '
-                                    f'{outcome.error}. What was received is kept; start the same '
-                                    'command again once that is mended')  # fmt: skip
-      finally:
-        stop.set()
-        until = time.monotonic() + self._drain
-        for worker in workers:
-          if worker.is_alive():
-            worker.join(max(0.0, until - time.monotonic()))
-    while failure is not None and not outcomes.empty():
-      indices, outcome = outcomes.get()
-      if isinstance(outcome, Reply):
-        yield from _for_each(indices, outcome)
-    if failure is not None:
-      raise failure
+    try:
+      for worker in workers:
+        worker.start()
+      yield outcomes
+    finally:
+      stop.set()
+      until = time.monotonic() + self._drain
+      for worker in workers:
+        if worker.is_alive():
+          worker.join(max(0.0, until - time.monotonic()))
 
   def _begin(self, requests: Sequence[Request]) -> None:
     for request in requests:
-      for key, reply in self._had(request):
+      for key, reply in self._stored(request):
         self._ledger.earlier(key, self._ledger.cost(self._model(request), reply['usage']))
-    coming = self.estimate(requests)
-    self._ledger.check(
-      self._ledger.spent + (coming.usd or 0.0), self._ledger.had + coming.requests - coming.cached
-    )
+    estimate, ledger = self.estimate(requests), self._ledger
+    new = estimate.requests - estimate.cached
+    ledger.check(ledger.spent + (estimate.usd or 0.0), ledger.requests + new)
 
-  def _had(self, request: Request) -> list[tuple[str, dict]]:
+  def _stored(self, request: Request) -> list[tuple[str, dict]]:
     """(key, reply) of the attempts in the cache."""
-    found = []
+    stored = []
     for attempt in range(self._garbage_retries + 1):
       key = self.key(request, attempt)
       if (reply := self._cache.get(key)) is None:
         break
-      found.append((key, reply))
-    return found
+      stored.append((key, reply))
+    return stored
 
   def _ask(self, request: Request, accept, stop: threading.Event) -> Reply:
     """All attempts at one request, from the cache or the server."""
@@ -383,7 +369,7 @@ class Endpoint:
           return Reply(-1, None, False, attempt - 1, False, usage, error=str(failure))
         sent += 1
       usage = {name: usage.get(name, 0) + reply['usage'][name] for name in TOKENS}
-      cut = request.whole and reply['finish_reason'] == 'length'
+      cut = request.complete and reply['finish_reason'] == 'length'
       accepted = not cut and (accept is None or bool(accept(reply['text'])))
       if accepted:
         break
@@ -393,9 +379,10 @@ class Endpoint:
     return Reply(-1, reply['text'], accepted, attempt, not sent, usage, reply['finish_reason'])
 
   def _send(self, request: Request, attempt: int, key: str, stop: threading.Event) -> dict:
-    """One reply from the server, on the disk when this returns; repeats what may be repeated."""
+    """One reply from the server, stored when this returns; retries errors."""
     errors = limits = 0
-    held = self._ledger.cost(self._model(request), self._guess(request))
+    model, guess = self._model(request), self._guess(request)
+    held = self._ledger.cost(model, guess)
     while True:
       if not self._pace.turn(stop) or not self._ledger.reserve(held, stop.is_set):
         raise _Stopped
@@ -403,20 +390,14 @@ class Endpoint:
         if attempt + errors + limits:
           self._ledger.count('repeated')
         started = time.monotonic()
-        reply = self._transport.post(
-          self._model(request), request.messages, self._sent_parameters(request, attempt)
-        )
+        parameters = self._sent_parameters(request, attempt)
+        reply = self._transport.post(model, request.messages, parameters)
         if reply['usage'] is None:
-          reply['usage'] = {
-            **self._guess(request),
-            'completion_tokens': self._tokens(reply['text']),
-          }
+          reply['usage'] = guess | {'completion_tokens': self._tokens(reply['text'])}
           self._ledger.count('without_usage')
         self._cache.put(key, reply)
         self._pace.speed_up()
-        self._ledger.pay(
-          key, self._ledger.cost(self._model(request), reply['usage']), reply['usage']
-        )
+        self._ledger.pay(key, self._ledger.cost(model, reply['usage']), reply['usage'])
         return reply
       except Failure as failure:
         lost = failure
@@ -428,9 +409,8 @@ class Endpoint:
       limits, errors = limits + (lost.kind == '429'), errors + (lost.kind != '429')
       if lost.fate == 'give up' or errors > self._retries or limits > LIMIT_RETRIES * self._retries:
         raise lost
-      wait = min(
-        LONGEST_BACKOFF, self._backoff * 2.0 ** min(errors + limits - 1, 30)
-      ) * random.uniform(0.5, 1.0)
+      wait = min(LONGEST_BACKOFF, self._backoff * 2.0 ** min(errors + limits - 1, 30))
+      wait *= random.uniform(0.5, 1.0)
       if lost.kind == '429':
         self._pace.slow_down(wait if lost.wait is None else lost.wait, started)
       if stop.wait(wait if lost.wait is None else lost.wait + random.uniform(0.0, 0.1)):
@@ -440,8 +420,9 @@ class Endpoint:
     return request.model or self.model
 
   def _sent_parameters(self, request: Request, attempt: int) -> dict:
-    found = {**request.parameters, **(request.again if attempt else {}), **self._parameters}
-    return {name: value for name, value in found.items() if value is not None}
+    retry = request.retry_parameters if attempt else {}
+    parameters = {**request.parameters, **retry, **self._parameters}
+    return {name: value for name, value in parameters.items() if value is not None}
 
   def _guess(self, request: Request) -> dict[str, int]:
     expected = request.expected_tokens
@@ -454,33 +435,32 @@ class Endpoint:
   def _bar(self, label: str | None, total: int):
     import tqdm
 
-    often = 0.5 if sys.stderr.isatty() else 30.0
+    interval = 0.5 if sys.stderr.isatty() else 30.0
     with tqdm.tqdm(
-      total=total, desc=label, unit='reply', mininterval=often, disable=label is None
+      total=total, desc=label, unit='reply', mininterval=interval, disable=label is None
     ) as bar:
       yield bar
 
   def _show(self, bar) -> None:
-    found = self.counts()
-    told = {name: found[name] for name in ('cached', 'repeated', 'failed') if found[name]}
-    bar.set_postfix(
-      {**told, **({'usd': f'{found["usd"]:.2f}'} if found['usd'] else {})}, refresh=False
-    )
+    counts = self.counts()
+    postfix = {name: counts[name] for name in ('cached', 'repeated', 'failed') if counts[name]}
+    if counts['usd']:
+      postfix['usd'] = f'{counts["usd"]:.2f}'
+    bar.set_postfix(postfix, refresh=False)
     bar.update()
 
 
-def _for_each(indices: Sequence[int], reply: Reply) -> Iterator[Reply]:
-  """The reply to requests of equal content, of which only the first was sent."""
+def _copies(indices: Sequence[int], reply: Reply) -> Iterator[Reply]:
+  """The reply for each request of equal content, of which only the first was sent."""
   for n, index in enumerate(indices):
     yield dataclasses.replace(reply, index=index, cached=reply.cached or n > 0)
 
 
 @contextlib.contextmanager
 def stoppable():
-  """Within it SIGTERM and SIGINT are heard; gives the `check` for `complete`.
+  """Handles SIGTERM and SIGINT; yields the `check` for `complete`.
 
-  NB: not `interruption.check`, which asks JAX: that would take the accelerator of a machine that
-  only waits for replies.
+  NB: `interruption.check` would initialise JAX, and with it the accelerator.
   """
   with interruption.StopSignal() as signal:
 

@@ -1,61 +1,49 @@
-"""Flags of the commands that ask an endpoint."""
+"""Flags of the commands that send requests to an endpoint, and the steps they share."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import dataclasses
 import json
 import os
+import sys
 
-from crossin_jax.endpoint.client import Endpoint
+from crossin_jax.endpoint.client import Endpoint, Estimate, Request, stoppable
 
 
 def add_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
-  """Flags of commands that ask an endpoint; what is not given is as gin says, or the default of
-  `Endpoint`.
-  """
-  group = parser.add_argument_group('endpoint')
-  group.add_argument(
-    '--endpoint', required=required, metavar='URL', help='for instance https://api.openai.com/v1'
-  )
-  group.add_argument(
-    '--api_key_env', metavar='NAME', help='environment variable with the key (OPENAI_API_KEY)'
-  )
-  group.add_argument(
+  """Adds the flags of an endpoint; gin or the defaults of `Endpoint` fill in the others."""
+  add = parser.add_argument_group('endpoint').add_argument
+  add('--endpoint', required=required, metavar='URL', help='such as https://api.openai.com/v1')
+  add('--api_key_env', metavar='NAME', help='environment variable with the key (OPENAI_API_KEY)')
+  add(
     '--cache_dir',
-    help='where replies are kept (OUTPUT_DIR/cache); may serve several runs, one at a time',
+    help='where replies are stored (OUTPUT_DIR/cache); several runs can use it, one at a time',
   )
-  group.add_argument('--concurrency', type=int, help='requests under way at a time (8)')
-  group.add_argument('--requests_per_minute', type=float, help='most requests in a minute')
-  group.add_argument('--timeout_seconds', type=float, help='without a byte from the server (120)')
-  group.add_argument('--retries', type=int, help='repeats after errors (8)')
-  group.add_argument(
-    '--budget',
-    type=float,
-    metavar='USD',
-    help='most USD, earlier starts included; needs both prices',
-  )
-  group.add_argument('--budget_requests', type=int, help='most requests, earlier starts included')
-  group.add_argument(
-    '--price_in', type=float, action='append', metavar='USD', help='per million tokens sent'
-  )
-  group.add_argument(
-    '--price_out', type=float, action='append', metavar='USD', help='per million tokens received'
-  )
-  group.add_argument(
+  add('--concurrency', type=int, help='requests at a time (8)')
+  add('--requests_per_minute', type=float, help='upper limit')
+  add('--timeout_seconds', type=float, help='without a byte from the server (120)')
+  add('--retries', type=int, help='repeats after errors (8)')
+  usd = {'type': float, 'metavar': 'USD'}
+  add('--budget', help='USD limit, including earlier starts; needs both prices', **usd)
+  add('--budget_requests', type=int, help='limit of requests, including earlier starts')
+  add('--price_in', action='append', help='per million tokens sent', **usd)
+  add('--price_out', action='append', help='per million tokens received', **usd)
+  add(
     '--parameter',
     action='append',
     default=[],
     metavar='NAME=JSON',
-    help='put into every request: max_completion_tokens=2000; null takes one out',
+    help='added to every request: max_completion_tokens=2000; null removes one',
   )
-  group.add_argument('--dry_run', action='store_true', help='print the estimate and stop')
+  add('--dry_run', action='store_true', help='print the estimate and stop')
 
 
 def from_flags(args: argparse.Namespace, models: Sequence[str], output_dir: str) -> Endpoint:
-  """The endpoint that the flags describe; prices are one for all models or one for each, in their
-  order.
+  """The endpoint that the flags describe; prices are for all models or one for each, in order.
 
   Raises:
-    ValueError: a flag that cannot be right.
+    ValueError: an invalid flag.
   """
   names = (
     'api_key_env',
@@ -77,37 +65,77 @@ def from_flags(args: argparse.Namespace, models: Sequence[str], output_dir: str)
         'for each'
       )
     settings[name] = prices[0] if len(prices) == 1 else dict(zip(models, prices, strict=True))
-  parameters = {}
-  for text in args.parameter:
-    name, mark, value = text.partition('=')
+  if args.parameter:
+    settings['parameters'] = dict(map(_parameter, args.parameter))
+  cache = args.cache_dir or os.path.join(output_dir, 'cache')
+  return Endpoint(args.endpoint, models[0], cache_dir=cache, **settings)
+
+
+def _parameter(text: str) -> tuple[str, object]:
+  name, mark, value = text.partition('=')
+  try:
+    if mark:
+      return name, json.loads(value)
+  except ValueError:
+    pass
+  raise ValueError(
+    f'--parameter {text!r}: write NAME=JSON, for instance max_tokens=null or '
+    'reasoning_effort=\'"low"\''
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+  """An open endpoint, the estimate of its requests, and the `check` for `Endpoint.complete`."""
+
+  endpoint: Endpoint
+  estimate: Estimate
+  check: Callable[[], None]
+
+  def dry_run(self) -> dict:
+    """What `--dry_run --json` reports."""
+    estimate = self.estimate
+    return {'requests': estimate.requests, 'cached': estimate.cached, 'usd': estimate.usd}
+
+
+@contextlib.contextmanager
+def session(
+  args: argparse.Namespace,
+  models: Sequence[str],
+  output_dir: str,
+  requests: Sequence[Request],
+  what: str = 'estimate',
+) -> Iterator[Session]:
+  """Opens the endpoint of the flags, prints the estimate, and prints a summary at the end.
+
+  Args:
+    args, models, output_dir: see `from_flags`.
+    requests: all that the command will send.
+    what: text before the estimate.
+
+  Raises:
+    BudgetError: the estimate exceeds the budget.
+  """
+  with stoppable() as check, from_flags(args, models, output_dir) as endpoint:
+    estimate = endpoint.estimate(requests)
+    print(f'{what}: {estimate}', file=sys.stderr)
+    endpoint.check_budget(estimate)
     try:
-      parameters[name] = json.loads(value)
-    except ValueError:
-      mark = ''
-    if not mark:
-      raise ValueError(
-        f'--parameter {text!r}: write NAME=JSON, for instance max_tokens=null or '
-        'reasoning_effort=\'"low"\''
-      )
-  if parameters:
-    settings['parameters'] = parameters
-  return Endpoint(
-    args.endpoint,
-    models[0],
-    cache_dir=args.cache_dir or os.path.join(output_dir, 'cache'),
-    **settings,
-  )
+      yield Session(endpoint, estimate, check)
+    finally:
+      if not args.dry_run:
+        print(summary(endpoint), file=sys.stderr)
 
 
-def told(endpoint: Endpoint) -> str:
-  """What an endpoint was asked for, in a sentence."""
-  found = endpoint.counts()
-  errors = ', '.join(f'{kind} {count}' for kind, count in found['errors'].items())
-  text = (
-    f'{found["sent"]:,} requests sent ({found["repeated"]:,} of them '
+def summary(endpoint: Endpoint) -> str:
+  """What an endpoint was sent and answered, in a sentence."""
+  counts = endpoint.counts()
+  errors = ', '.join(f'{kind} {count}' for kind, count in counts['errors'].items())
+  usd = '' if counts['usd'] is None else f', {counts["usd"]:.4f} USD'
+  return (
+    f'{counts["sent"]:,} requests sent ({counts["repeated"]:,} of them '
     f'repeats{f", after {errors}" if errors else ""}), '
-    f'{found["cached"]:,} answered from the cache, {found["refused"]:,} replies not usable, '
-    f'{found["failed"]:,} given up; '
-    f'{found["prompt_tokens"]:,} tokens in, {found["completion_tokens"]:,} out'
+    f'{counts["cached"]:,} answered from the cache, {counts["refused"]:,} unusable replies, '
+    f'{counts["failed"]:,} failed; '
+    f'{counts["prompt_tokens"]:,} tokens in, {counts["completion_tokens"]:,} out{usd}'
   )
-  return text + (f', {found["usd"]:.4f} USD' if found['usd'] is not None else '')

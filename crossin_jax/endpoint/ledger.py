@@ -1,4 +1,4 @@
-"""What requests cost and what was done for it: prices, a budget that threads share, counters."""
+"""Prices, a budget that threads share, and counters of requests."""
 
 from collections.abc import Callable, Mapping
 import threading
@@ -6,20 +6,21 @@ import threading
 from crossin_jax.errors import CrossinError
 
 TOKENS = ('prompt_tokens', 'completion_tokens')
+_KEPT = 'received replies are stored: raise it and start the same command again to continue'
 
 
 class BudgetError(CrossinError, ValueError):
-  """The budget does not allow it, or is used up; replies had so far are kept."""
+  """The budget is too small or used up; received replies are stored."""
 
   exit_status = 2
 
 
 class Ledger:
-  """Shared by the threads that send.
+  """Costs and counts. Threads may share it.
 
   Attributes:
     priced: whether both prices are known.
-    spent: USD, replies of earlier starts included.
+    spent: USD, including replies of earlier starts.
   """
 
   def __init__(
@@ -29,7 +30,7 @@ class Ledger:
     budget: float | None = None,
     budget_requests: int | None = None,
   ):
-    """See `Endpoint`. Raises ValueError: a budget without prices."""
+    """See `Endpoint`. Raises ValueError for a budget without prices."""
     self.priced = price_in is not None and price_out is not None
     if budget is not None and not self.priced:
       raise ValueError(
@@ -38,7 +39,8 @@ class Ledger:
       )
     self._prices, self._budget, self._most = (price_in, price_out), budget, budget_requests
     self._changed = threading.Condition()
-    self.spent, self._now, self._reserved, self._paid, self._earlier = 0.0, 0.0, 0.0, set(), 0
+    self.spent, self._now, self._reserved = 0.0, 0.0, 0.0
+    self._paid, self._earlier = set(), 0
     self._counts = dict.fromkeys(
       ('sent', 'repeated', 'refused', 'cached', 'failed', *TOKENS, 'without_usage'), 0
     )
@@ -55,11 +57,11 @@ class Ledger:
     return sum(price * usage[name] for price, name in zip(prices, TOKENS)) / 1e6
 
   def check(self, usd: float, requests: int) -> None:
-    """Raises BudgetError where so much in all would be over the budget."""
+    """Raises BudgetError if these totals exceed the budget."""
     if self._budget is not None and usd > self._budget:
       raise BudgetError(
         f'the estimate of {usd:.2f} USD is over the budget of {self._budget:.2f} USD; raise '
-        '--budget, or ask for less'
+        '--budget, or send fewer requests'
       )
     if self._most is not None and requests > self._most:
       raise BudgetError(
@@ -67,52 +69,49 @@ class Ledger:
       )
 
   @property
-  def had(self) -> int:
+  def requests(self) -> int:
     """Requests that count towards the limit: those sent, and replies of earlier starts."""
     return self._counts['sent'] + self._earlier
 
   def earlier(self, key: str, usd: float) -> None:
-    """A reply that was there before counts towards the budget, once."""
+    """Counts a stored reply towards the budget, once."""
     if key not in self._paid:
       self._paid.add(key)
       self._earlier += 1
       self.spent += usd
 
   def reserve(self, usd: float, stopped: Callable[[], bool]) -> bool:
-    """Waits until one request more may be sent beside those under way, and counts it; False if
-    stopped.
+    """Waits until the budget allows one more request and counts it; False if stopped.
 
     Raises:
-      BudgetError: used up.
+      BudgetError: the budget is used up.
     """
     with self._changed:
+      budget = self._budget
       while (
-        self._budget is not None
-        and self.spent < self._budget <= self.spent + self._reserved
-        and not stopped()
+        budget is not None and self.spent < budget <= self.spent + self._reserved and not stopped()
       ):
         self._changed.wait(0.2)
       if stopped():
         return False
-      go_on = 'the replies are kept: raise it and start the same command again to go on'
-      if self._budget is not None and self.spent >= self._budget:
+      if budget is not None and self.spent >= budget:
         raise BudgetError(
-          f'the budget of {self._budget:.2f} USD is used up ({self.spent:.2f} USD); {go_on}'
+          f'the budget of {budget:.2f} USD is used up ({self.spent:.2f} USD); {_KEPT}'
         )
-      if self._most is not None and self.had >= self._most:
-        raise BudgetError(f'the limit of {self._most:,} requests is reached; {go_on}')
+      if self._most is not None and self.requests >= self._most:
+        raise BudgetError(f'the limit of {self._most:,} requests is reached; {_KEPT}')
       self._reserved += usd
       self._counts['sent'] += 1
       return True
 
   def release(self, usd: float) -> None:
-    """The request that `reserve` was asked for is over."""
+    """Frees what `reserve` reserved for a request."""
     with self._changed:
       self._reserved -= usd
       self._changed.notify_all()
 
   def pay(self, key: str, usd: float, usage: Mapping[str, int]) -> None:
-    """A reply was received."""
+    """Counts a received reply."""
     with self._changed:
       self._paid.add(key)
       self.spent, self._now = self.spent + usd, self._now + usd
@@ -120,17 +119,17 @@ class Ledger:
         self._counts[name] += usage[name]
 
   def count(self, name: str) -> None:
-    """One more of a counter."""
+    """Increments a counter."""
     with self._changed:
       self._counts[name] += 1
 
   def error(self, kind: str) -> None:
-    """One more request without a reply."""
+    """Counts a request without a reply."""
     with self._changed:
       self._errors[kind] = self._errors.get(kind, 0) + 1
 
   def counts(self) -> dict:
-    """All counters, USD of what was received now (None without prices), errors by kind."""
+    """All counters, the USD of this start (None without prices), and errors by kind."""
     with self._changed:
       usd = self._now if self.priced else None
       return {**self._counts, 'usd': usd, 'errors': dict(sorted(self._errors.items()))}

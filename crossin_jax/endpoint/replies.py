@@ -1,4 +1,4 @@
-"""Paid replies on disk: complete before they are used, never requested again."""
+"""Paid replies on disk, stored before they are used and never requested again."""
 
 import contextlib
 import json
@@ -9,18 +9,18 @@ import threading
 from crossin_jax.storage import locks
 
 FILE = 'replies.sqlite'
-BEFORE = 'replies.jsonl'  # its name and format before SQLite: a line {"key", **reply} each
+BEFORE = 'replies.jsonl'  # older format: a line {"key", **reply} for each reply
 
 
 class ReplyCache:
-  """Key -> reply in `DIRECTORY/replies.sqlite`; without a directory in memory.
+  """Key -> reply in `DIRECTORY/replies.sqlite`, or in memory without a directory.
 
-  A reply is {"text", "finish_reason", "usage"}. Prompts are not stored; the key is a digest of
-  them. One process at a time; its threads may share it.
+  A reply is {"text", "finish_reason", "usage"}. The key is a digest of the prompt, which is not
+  stored. One process at a time may open it; its threads may share it.
   """
 
   def __init__(self, directory: str | os.PathLike | None):
-    """Opens or creates the database and takes over the replies of an older `replies.jsonl`.
+    """Opens or creates the database and imports the replies of an older `replies.jsonl`.
 
     Raises:
       ValueError: another process holds it, it cannot be written, or it is damaged.
@@ -43,7 +43,7 @@ class ReplyCache:
     except sqlite3.DatabaseError as error:
       self.close()
       raise ValueError(
-        f'{self.path} is damaged ({error}); move it away, and its replies are requested again'
+        f'{self.path} is damaged ({error}); move it away to request its replies again'
       ) from None
 
   def _open(self, path: str) -> None:
@@ -64,7 +64,7 @@ class ReplyCache:
           self._insert(reply.pop('key'), reply)
         except (ValueError, KeyError, AttributeError):
           raise ValueError(
-            f'{path}, line {number} is damaged; delete that line, and its reply is requested again'
+            f'{path}, line {number} is damaged; delete that line to request its reply again'
           ) from None
     os.replace(path, f'{path}.imported')
 
@@ -93,7 +93,7 @@ class ReplyCache:
     return None if row is None else json.loads(row[0])
 
   def put(self, key: str, reply: dict) -> None:
-    """Adds a reply; it is on the disk when this returns.
+    """Stores a reply; it is on disk when this returns.
 
     Raises:
       OSError: it cannot be stored.

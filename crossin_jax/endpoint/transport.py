@@ -1,4 +1,4 @@
-"""One chat completion over HTTP, by the openai package; what went wrong is told without the key."""
+"""One chat completion over HTTP by the openai package; errors never contain the key."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -9,12 +9,12 @@ import urllib.parse
 
 from crossin_jax.endpoint.pace import retry_after
 
-RETRIED = (408, 409, 425, 429)  # and all of 500 and above
-FATAL = (401, 402, 403, 404)  # every further request would meet the same
+RETRIED = (408, 409, 425, 429)  # and all from 500 on
+FATAL = (401, 402, 403, 404)  # every further request would fail too
 
 
 class Failure(Exception):
-  """A request that brought no reply.
+  """A request without a reply.
 
   Attributes:
     kind: a status, or 'connection', 'timeout', 'malformed', 'quota'.
@@ -28,10 +28,10 @@ class Failure(Exception):
 
 
 class Transport:
-  """Sends requests, each once. Its threads may share it.
+  """Sends each request once. Threads may share it.
 
   Attributes:
-    url: of the endpoint, as messages may show it.
+    url: of the endpoint, without secrets, for messages.
   """
 
   def __init__(self, base_url: str, api_key_env: str, timeout_seconds: float):
@@ -40,40 +40,30 @@ class Transport:
     self._key, self._client, self._lock = os.environ.get(api_key_env, ''), None, threading.Lock()
 
   def close(self) -> None:
-    """Lets go of the connections."""
+    """Closes the connections."""
     if self._client is not None:
       self._client.close()
 
   def post(
     self, model: str, messages: Sequence[Mapping[str, str]], parameters: Mapping[str, object]
   ) -> dict:
-    """{'text', 'finish_reason', 'usage' (None if the server did not say)}. Raises Failure."""
+    """{'text', 'finish_reason', 'usage' (None if the server omits it)}. Raises Failure."""
     openai = self._openai()
     try:
-      # Everything goes by extra_body: the package knows not every parameter that servers know.
+      # extra_body, since servers have parameters that the package does not know.
       raw = self._client.chat.completions.with_raw_response.create(
         model=model, messages=[dict(message) for message in messages], extra_body=dict(parameters)
       )
       return self._read(json.loads(raw.http_response.content))
     except openai.APIStatusError as error:
-      failure = self._of_status(error, model)
+      failure = self._status_failure(error, model)
     except openai.APIConnectionError as error:
       kind = 'timeout' if isinstance(error, openai.APITimeoutError) else 'connection'
-      failure = Failure(kind, self._said(f'{error} {error.__cause__ or ""}'))
-    except (
-      openai.OpenAIError,
-      ValueError,
-      KeyError,
-      TypeError,
-      AttributeError,
-      IndexError,
-    ) as error:
-      failure = Failure(
-        'malformed',
-        self._said(f'the reply is no chat completion ({type(error).__name__}: {error})'),
-      )
-    # NB: raised out here, or the package's own exception, which holds headers, would be attached to
-    # it
+      failure = Failure(kind, self._line(f'{error} {error.__cause__ or ""}'))
+    except (openai.OpenAIError, ValueError, LookupError, TypeError, AttributeError) as error:
+      text = f'the reply is no chat completion ({type(error).__name__}: {error})'
+      failure = Failure('malformed', self._line(text))
+    # NB: raised outside, or the exception of the package, which holds headers, would be attached.
     raise failure
 
   def _openai(self):
@@ -81,7 +71,7 @@ class Transport:
       import openai
     except ImportError:
       raise ValueError(
-        'asking an endpoint needs the openai package: pip install crossin-jax[judge]'
+        'an endpoint needs the openai package: pip install crossin-jax[judge]'
       ) from None
     with self._lock:
       if self._client is None:
@@ -100,19 +90,18 @@ class Transport:
     usage = body.get('usage') or {}
     usage = {name: usage.get(name) for name in ('prompt_tokens', 'completion_tokens')}
     return {
-      # half a surrogate pair could be written to no file
+      # Half a surrogate pair cannot be encoded.
       'text': self._without_key(text.encode('utf-8', 'replace').decode()),
       'finish_reason': choice.get('finish_reason'),
       'usage': usage if all(isinstance(value, int) for value in usage.values()) else None,
     }
 
-  def _of_status(self, error, model: str) -> Failure:
-    status, said = error.status_code, self._said(error.message)
-    kind, what = str(status), f'{self.url} answered {status}: {said}'
-    if status == 429 and 'insufficient_quota' in f'{error.code} {said}':
-      return Failure(
-        'quota', f'{what}. The account has no credit left; mend that and start again', fate='fatal'
-      )
+  def _status_failure(self, error, model: str) -> Failure:
+    status, message = error.status_code, self._line(error.message)
+    kind, what = str(status), f'{self.url} answered {status}: {message}'
+    if status == 429 and 'insufficient_quota' in f'{error.code} {message}':
+      remedy = 'The account has no credit left; add credit and start the same command again'
+      return Failure('quota', f'{what}. {remedy}', fate='fatal')
     if status in RETRIED or status >= 500:
       return Failure(kind, what, retry_after(error.response.headers))
     if status in (401, 403):
@@ -120,18 +109,17 @@ class Transport:
       remedy = f'The environment variable {self._key_env} {state}; put a valid key there'
       return Failure(kind, f'{what}. {remedy}', fate='fatal')
     if status in FATAL:
-      remedy = f'Check the URL (it ends in /v1 as a rule), the model {model!r} and the account'
+      remedy = f'Check the URL (usually it ends in /v1), the model {model!r} and the account'
       return Failure(kind, f'{what}. {remedy}', fate='fatal')
     return Failure(kind, what, fate='give up')
 
-  def _said(self, text: str) -> str:
-    """A server's words on one line, short, without the key."""
+  def _line(self, text: str) -> str:
+    """A message of a server as one short line without the key."""
     text = ' '.join(re.sub(r'[\x00-\x1f\x7f]', ' ', self._without_key(str(text))).split())
     return text if len(text) <= 300 else text[:297] + '...'
 
   def _without_key(self, text: str) -> str:
-    # Shorter ones are no secrets but words such as EMPTY that local servers are given, and replies
-    # may hold words.
+    # Shorter keys are words such as EMPTY for local servers, which replies may contain.
     return text.replace(self._key, '[key]') if len(self._key) >= 8 else text
 
 
@@ -139,7 +127,7 @@ def _checked_url(url: str) -> str:
   """The URL without its query."""
   if '@' in url:
     raise ValueError(
-      'the URL of the endpoint holds a name or password; secrets come from the environment only'
+      'the URL of the endpoint contains a name or password; pass secrets in the environment only'
     )
   parts = urllib.parse.urlsplit(url)
   if parts.scheme not in ('http', 'https') or not parts.hostname:

@@ -1,27 +1,25 @@
-"""`crossin sweep --fit`: laws of the mixture's shares from the finished points of a sweep, and the
-shares that they propose.
+"""`crossin fit OUT`: laws of the mixture's shares from the finished points of a sweep.
 
-    OUT/points/*  ->  shares and figures of every run  ->  a law per figure, checked on mixtures
-    left out  ->  fit.json, fit.html
+    OUT/points/*  ->  shares and figures of every run  ->  a law for each figure, checked on
+    mixtures left out  ->  the best shares  ->  fit.json, fit.html
 
-Nothing but OUT is read, so a sweep that is still at work can be looked at.
+It reads only OUT, so it can run while the sweep runs.
 """
 
-import argparse
 import ast
 from collections.abc import Mapping
-import json
 import os
 import sys
 
 import numpy as np
 
-from crossin_jax.mixing_laws import words as fit_words
+from crossin_jax.mixing_laws import points as points_lib
+from crossin_jax.mixing_laws import words
 from crossin_jax.mixing_laws.forms import FORMS
 from crossin_jax.mixing_laws.law import SAME, Figure, Law, Shares, default_form, fit_laws, held_out
-from crossin_jax.mixing_laws.points import read_figures, read_points
 from crossin_jax.mixing_laws.proposal import Limit, Objective, Region, propose
 from crossin_jax.storage.files import write_json
+from crossin_jax.workflow import command_line
 
 OBJECTIVES = ('loss', 'loss_elsewhere', 'accuracy', 'accuracy_elsewhere', 'consistency', 'ac3')
 
@@ -46,53 +44,46 @@ def fit(
 
   Args:
     output_dir: OUT of `crossin sweep`.
-    objective: one of `OBJECTIVES`, or a figure such as 'loss/vi'; None = 'ac3' where there are
+    objective: one of `OBJECTIVES`, or a figure such as 'loss/vi'; None = 'ac3' if there are
       questions, else 'loss'. 'loss' and 'accuracy' are means over languages, '_elsewhere' without
       English.
-    default_shares: what a gain is measured against: shares, or the name of a point; None = the mean
-      of the mixtures.
-    weights: language -> weight in that mean; a language that is not named weighs 1.
-    english_accuracy, english_loss: at least, at most so much; 'default' = as the law has it at the
-      default shares.
+    default_shares: reference of the gain: shares, or the name of a point; None = the mean of the
+      mixtures.
+    weights: language -> weight in that mean; default 1.
+    english_accuracy, english_loss: lower and upper limit; 'default' = prediction at the default
+      shares.
     bounds: component -> (lowest, highest share).
-    margin: see `mixing_proposal.Region`.
-    form: of all laws, instead of `default_form`; 'logistic' for fractions only.
+    margin: see `proposal.propose`.
+    form: of all laws, instead of `default_form`; 'logistic' only for fractions.
     questions, method: which runs of results.json; None = the first.
     resamples, seed: of the bootstrap.
 
   Returns:
-    The object of fit.json; {'asked', 'counts', 'components', 'mixtures', 'laws', 'curves',
+    The content of fit.json: {'asked', 'counts', 'components', 'mixtures', 'laws', 'curves',
     'proposal', 'warnings', 'gin'}.
 
   Raises:
-    ValueError: OUT has no finished point, or something that was asked for is not there.
+    ValueError: OUT has no finished point, or an argument names something that does not exist.
   """
-  points, counts = read_points(output_dir, questions, method)
-  shares = Shares.of(
-    [point['shares'] for point in points], seeds=[point['seed'] for point in points]
-  )
-  figures = read_figures(points, output_dir)
-  names = list(figures)
+  points, counts = points_lib.read_points(output_dir, questions, method)
+  shares = Shares.of([p['shares'] for p in points], seeds=[p['seed'] for p in points])
+  figures = points_lib.read_figures(points, output_dir)
   if form and form not in FORMS:
     raise ValueError(f'--form {form!r} is none of {", ".join(FORMS)}')
-  forms = {
-    name: form
-    for name in names
-    if form and not (form == 'logistic' and figures[name].kind == 'loss')
-  }
   if objective is None:
-    objective = 'ac3' if any(name.startswith('ac3') for name in names) else 'loss'
+    objective = 'ac3' if any(name.startswith('ac3') for name in figures) else 'loss'
   goal = _objective(objective, figures, weights or {})
   limits = []
-  for value, name, at_least in (
-    (english_accuracy, 'accuracy/en', True),
-    (english_loss, 'loss/en', False),
-  ):
-    if value is not None:
-      if name not in figures:
-        raise ValueError(f'a limit on {name} needs that figure; measured are {", ".join(names)}')
-      limits.append(Limit(name, at_least, None if value == 'default' else float(value)))
+  for value, name in ((english_accuracy, 'accuracy/en'), (english_loss, 'loss/en')):
+    if value is None:
+      continue
+    if name not in figures:
+      raise ValueError(f'a limit on {name} needs that figure; measured are {", ".join(figures)}')
+    bound = None if value == 'default' else float(value)
+    limits.append(Limit(name, name.startswith('accuracy'), bound))
   default = _default(default_shares, shares, points)
+  losses = lambda name: figures[name].kind == 'loss'
+  forms = {name: form for name in figures if form and not (form == 'logistic' and losses(name))}
   laws = fit_laws(shares, figures, forms=forms, resamples=resamples, seed=seed)
   if missing := [name for name in goal.terms if name not in laws]:
     raise ValueError(f'{", ".join(missing)} was measured at no point; choose another objective')
@@ -100,21 +91,19 @@ def fit(
   proposal = None
   if len(shares.mixtures) > 1:
     proposal = propose(laws, goal, default, bounds=bounds, limits=limits, margin=margin, seed=seed)
-  checks = {name: held_out(shares, figures[name]) for name in laws}
-  found = {
+  runs = np.bincount(shares.mixture)
+  z = shares.coordinates(default)
+  spanned = np.abs(shares.shares(z) - default).max() < 2 * SAME
+  if not isinstance(default_shares, str):
+    default_is = 'given' if default_shares else 'mean'
+  result = {
     'asked': {
       'objective': objective,
       'terms': dict(goal.terms),
       'maximise': goal.maximise,
       'default_shares': dict(zip(shares.components, default.tolist())),
-      'default_is': default_shares
-      if isinstance(default_shares, str)
-      else 'given'
-      if default_shares
-      else 'mean',
-      'default_inside': bool(
-        region.inside(shares.places(default), 1e-6) and _spanned(shares, default)
-      ),
+      'default_is': default_shares if isinstance(default_shares, str) else default_is,
+      'default_inside': bool(region.inside(z, 1e-6) and spanned),
       'bounds': {name: list(ends) for name, ends in (bounds or {}).items()},
       'margin': margin,
       'questions': points[0]['questions'],
@@ -122,37 +111,33 @@ def fit(
       'resamples': resamples,
       'seed': seed,
     },
-    'counts': counts | {'seeds': _seeds(shares)},
+    'counts': counts | {'seeds': [int(runs.min()), int(runs.max())]},
     'components': {
-      name: {
-        'low': float(column.min()),
-        'high': float(column.max()),
-        'varied': name in shares.varied,
-      }
-      for name, column in zip(shares.components, shares.mixtures.T)
+      name: {'low': float(x.min()), 'high': float(x.max()), 'varied': name in shares.varied}
+      for name, x in zip(shares.components, shares.mixtures.T)
     },
     'mixtures': _mixtures(shares, points, figures, laws),
-    'laws': [_law(name, law, figures[name], checks[name]) for name, law in laws.items()],
+    'laws': [_law_json(name, law, shares, figures[name]) for name, law in laws.items()],
     'curves': _curves(shares, laws, proposal),
     'proposal': proposal,
   }
-  found['warnings'] = fit_words.warnings(found)
-  found['gin'] = fit_words.gin_line(proposal)
-  write_json(os.path.join(output_dir, 'fit.json'), found)
-  return found
+  result['warnings'] = words.warnings(result)
+  result['gin'] = words.gin_line(proposal)
+  write_json(os.path.join(output_dir, 'fit.json'), result)
+  return result
 
 
-# ---- what was asked ----
+# ---- arguments ----
 
 
 def _objective(name: str, figures: Mapping[str, Figure], weights: Mapping[str, float]) -> Objective:
   if name in figures and name not in OBJECTIVES:
     return Objective({name: 1.0}, figures[name].kind == 'fraction')
-  stem = name.removesuffix('_elsewhere')
   if name not in OBJECTIVES:
     raise ValueError(
       f'objective {name!r} is none of {", ".join(OBJECTIVES)}, nor a figure: {", ".join(figures)}'
     )
+  stem = name.removesuffix('_elsewhere')
   if stem in ('ac3', 'consistency'):
     terms = {figure: 1.0 for figure in figures if figure.startswith(stem)}
   else:
@@ -164,8 +149,8 @@ def _objective(name: str, figures: Mapping[str, Figure], weights: Mapping[str, f
       )
     if any(not np.isfinite(w) or w < 0 for w in weights.values()):
       raise ValueError(f'weights {dict(weights)} must be finite and not negative')
-    skipped = ('en',) if name.endswith('_elsewhere') else ()
-    terms = {f'{stem}/{l}': float(weights.get(l, 1.0)) for l in languages if l not in skipped}
+    excluded = 'en' if name.endswith('_elsewhere') else None
+    terms = {f'{stem}/{l}': float(weights.get(l, 1.0)) for l in languages if l != excluded}
     terms = {figure: weight for figure, weight in terms.items() if weight}
     if not terms and name == 'loss' and 'loss' in figures:
       terms = {'loss': 1.0}
@@ -177,200 +162,170 @@ def _objective(name: str, figures: Mapping[str, Figure], weights: Mapping[str, f
   return Objective(terms, figures[next(iter(terms))].kind == 'fraction')
 
 
-def _default(wanted, shares: Shares, points: list[dict]) -> np.ndarray:
+def _default(
+  wanted: Mapping[str, float] | str | None, shares: Shares, points: list[dict]
+) -> np.ndarray:
   if wanted is None:
     return shares.centre
   if isinstance(wanted, Mapping):
     return shares.row(wanted)
-  found = [shares.mixture[i] for i, point in enumerate(points) if point['name'].startswith(wanted)]
-  exact = [
-    shares.mixture[i]
-    for i, p in enumerate(points)
-    if p['name'] == wanted or p['name'].rpartition('-')[0] == wanted
-  ]
-  found = exact or found
-  if len(set(found)) != 1:
-    known = ', '.join(point['name'] for point in points)
+  names = [point['name'] for point in points]
+  exact = [i for i, name in enumerate(names) if wanted in (name, name.rpartition('-')[0])]
+  matches = exact or [i for i, name in enumerate(names) if name.startswith(wanted)]
+  mixtures = {int(shares.mixture[i]) for i in matches}
+  if len(mixtures) != 1:
     raise ValueError(
-      f'default_shares {wanted!r} {"names several mixtures" if found else "is no point"}; the '
-      f'points are {known}'
+      f'default_shares {wanted!r} {"names several mixtures" if mixtures else "is no point"}; the '
+      f'points are {", ".join(names)}'
     )
-  return shares.mixtures[found[0]]
+  return shares.mixtures[mixtures.pop()]
 
 
-def _spanned(shares: Shares, row: np.ndarray) -> bool:
-  return bool(np.abs(shares.shares(shares.places(row)) - row).max() < 2 * SAME)
-
-
-# ---- what is shown ----
-
-
-def _seeds(shares: Shares) -> list[int]:
-  """Fewest and most runs of a mixture."""
-  each = np.bincount(shares.mixture)
-  return [int(each.min()), int(each.max())]
+# ---- results ----
 
 
 def _mixtures(
-  shares: Shares, points, figures: Mapping[str, Figure], laws: Mapping[str, Law]
+  shares: Shares, points: list[dict], figures: Mapping[str, Figure], laws: Mapping[str, Law]
 ) -> list[dict]:
   rows = []
   for m, row in enumerate(shares.mixtures):
-    mine = [i for i in range(len(points)) if shares.mixture[i] == m]
-    seen = {name: [float(v) for v in figures[name].values[mine] if np.isfinite(v)] for name in laws}
-    # As all seeds on average would have it: a mixture may lack some of them.
-    level = lambda name, i: (
-      figures[name].values[i] - laws[name].offsets.of_seed.get(points[i]['seed'], 0.0)
+    runs = [i for i in range(len(points)) if shares.mixture[i] == m]
+    observed, mean = {}, {}
+    for name, law in laws.items():
+      measured = [i for i in runs if np.isfinite(figures[name].values[i])]
+      observed[name] = [float(figures[name].values[i]) for i in measured]
+      # Without the offsets, since a mixture may lack some seeds.
+      offsets = [law.offsets.of_seed.get(points[i]['seed'], 0.0) for i in measured]
+      mean[name] = float(np.mean(np.subtract(observed[name], offsets))) if measured else None
+    rows.append(
+      {
+        'shares': dict(zip(shares.components, row.tolist())),
+        'points': [points[i]['name'] for i in runs],
+        'mixtures': sorted({points[i]['mixture'] for i in runs}),
+        'observed': observed,
+        'mean': mean,
+        'predicted': {name: float(law.predict(row)) for name, law in laws.items()},
+      }
     )
-    means = {name: [v for i in mine if np.isfinite(v := level(name, i))] for name in laws}
-    rows.append({
-      'shares': dict(zip(shares.components, row.tolist())),
-      'points': [points[i]['name'] for i in mine],
-      'mixtures': sorted({points[i]['mixture'] for i in mine}),
-      'observed': seen,
-      'mean': {name: float(np.mean(some)) if some else None for name, some in means.items()},
-      'predicted': {name: float(law.predict(row)) for name, law in laws.items()},
-    })  # fmt: skip
   return rows
 
 
-def _law(name: str, law: Law, figure: Figure, check: Mapping) -> dict:
+def _law_json(name: str, law: Law, shares: Shares, figure: Figure) -> dict:
+  finite = np.isfinite(figure.values)
   return {
-    'figure': name, 'kind': law.kind, 'chance': law.chance if law.kind == 'fraction' else None,
+    'figure': name,
+    'kind': law.kind,
+    'chance': law.chance if law.kind == 'fraction' else None,
     'form': law.form,
-    'wanted': law.wanted, 'default_form': default_form(law.kind), 'parameters': law.parameters,
+    'wanted': law.wanted,
+    'default_form': default_form(law.kind),
+    'parameters': law.parameters,
     'mixtures': law.mixtures,
-    'points': law.points, 'not_finite': int((~np.isfinite(figure.values)).sum()),
+    'points': law.points,
+    'not_finite': int((~finite).sum()),
     'noise': law.noise,
     'seed_noise': law.seed_noise,
     'seed_offsets': {str(seed): offset for seed, offset in law.offsets.of_seed.items()},
-    'seeds_apart': law.offsets.apart, 'freedom': law.freedom,
+    'seeds_apart': law.offsets.apart,
+    'freedom': law.freedom,
     'intervals': bool(len(law.replicates)),
-    'coefficients': law.coefficients(), 'held_out': check,
-    'constant': bool(np.ptp(figure.values[np.isfinite(figure.values)]) < 1e-12),
-  }  # fmt: skip
+    'coefficients': law.coefficients(),
+    'held_out': held_out(shares, figure),
+    'constant': bool(np.ptp(figure.values[finite]) < 1e-12),
+  }
 
 
 def _curves(shares: Shares, laws: Mapping[str, Law], proposal: Mapping | None) -> dict:
-  """component -> {'x', 'figures': {name: {'y', 'low', 'high'}}}: its share varied, the others' in
-  their proportions.
+  """The laws along each share, with the other shares in proportion, as far as the region extends.
 
-  Through the proposal, else through the centre, as far as the region goes. One of two components
-  mirrors the other: the later one is left out.
+  The line goes through the proposal, or through the centre if the proposal leaves less than half as
+  much room. Of two components, the later one mirrors the first and is omitted.
+
+  Returns:
+    component -> {'x', 'figures': {name: {'y', 'low', 'high'}}}.
   """
   if not len(shares.basis):
     return {}
-  region = Region(shares)
-  start = shares.centre
+  starts = [shares.centre]
   if proposal and proposal['shares']:
-    start = np.array([proposal['shares'][name] for name in shares.components])
-  curves = {}
+    starts.insert(0, np.array([proposal['shares'][name] for name in shares.components]))
   varied = [shares.components.index(name) for name in shares.varied]
+  curves = {}
   for i in varied[1:] if len(varied) == 2 else varied:
-    ways = []
-    for centre in (start, shares.centre):  # from a corner there may be no way that stays inside
-      direction = np.zeros(len(shares.components))
-      others = [j for j in varied if j != i]
-      total = centre[others].sum()
-      direction[others] = -centre[others] / total if total > 1e-9 else -1 / len(others)
-      direction[i] = 1.0
-      step = direction @ shares.basis.T / shares.scale
-      origin = shares.places(centre)
-      ways.append((origin, step, *region.line(step, origin)))
-    origin, step, low, high = (
-      ways[0] if ways[0][3] - ways[0][2] > 0.5 * (ways[1][3] - ways[1][2]) else ways[1]
-    )
-    rows = shares.shares(origin + np.linspace(low, high, 41)[:, None] * step)
+    lines = [_line(shares, start, i, varied) for start in starts]
+    rows = lines[0] if np.ptp(lines[0][:, i]) > 0.5 * np.ptp(lines[-1][:, i]) else lines[-1]
     if np.ptp(rows[:, i]) < 1e-3:
       continue
     figures = {}
     for name, law in laws.items():
-      ends = law.interval(rows)
-      low_high = (
-        {'low': ends[0].tolist(), 'high': ends[1].tolist()} if ends else {'low': None, 'high': None}
-      )
-      figures[name] = {'y': law.predict(rows).tolist()} | low_high
+      low, high = law.interval(rows) or (None, None)
+      figures[name] = {
+        'y': law.predict(rows).tolist(),
+        'low': None if low is None else low.tolist(),
+        'high': None if high is None else high.tolist(),
+      }
     curves[shares.components[i]] = {'x': rows[:, i].tolist(), 'figures': figures}
   return curves
+
+
+def _line(shares: Shares, start: np.ndarray, i: int, varied: list[int]) -> np.ndarray:
+  """Shares [41, C] through `start` along component i."""
+  others = [j for j in varied if j != i]
+  direction = np.zeros(len(shares.components))
+  total = start[others].sum()
+  direction[others] = -start[others] / total if total > 1e-9 else -1 / len(others)
+  direction[i] = 1.0
+  step, origin = direction @ shares.basis.T / shares.scale, shares.coordinates(start)
+  low, high = Region(shares).line(step, origin)
+  return shares.shares(origin + np.linspace(low, high, 41)[:, None] * step)
 
 
 # ---- the command ----
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-  """The flags of `crossin sweep --fit`."""
-  group = parser.add_argument_group(
-    'fit', 'laws of the shares from the finished points, and the best shares'
+def main(argv: list[str]) -> int:
+  """The command line of `crossin fit`."""
+  parser = command_line.Parser(
+    'fit',
+    'Fit laws of the shares to the finished points of a sweep and propose the best shares.',
+    'crossin fit runs/world_volume --objective ac3 --english_accuracy default',
   )
-  group.add_argument(
-    '--fit',
-    action='store_true',
-    help='run nothing; fit what is finished in --output_dir, write fit.json',
-  )
-  group.add_argument(
-    '--objective',
-    help=f'{", ".join(OBJECTIVES)}, or a figure such as loss/vi (default: ac3, else loss)',
-  )
-  group.add_argument(
+  add = parser.add_argument
+  add('output_dir', help='--output_dir of the sweep; fit.json and fit.html go there')
+  objectives = f'{", ".join(OBJECTIVES)}, or a figure such as loss/vi'
+  add('--objective', help=f'{objectives} (default: ac3, else loss)')
+  add(
     '--default_shares',
     metavar='SHARES',
-    help='"{\'base\': 0.5, ...}" or the name of a point (default: mean of all mixtures)',
+    help='reference of the gain: "{\'base\': 0.5, ...}" or the name of a point (default: mean of '
+    'all mixtures)',
   )
-  group.add_argument(
-    '--language_weights', metavar='WEIGHTS', help='"{\'vi\': 2}" in the mean over languages'
+  add('--language_weights', metavar='WEIGHTS', help='"{\'vi\': 2}" in the mean over languages')
+  add('--english_accuracy', metavar='X', help="lower limit, or 'default': as at default_shares")
+  add('--english_loss', metavar='X', help="upper limit in nats, or 'default'")
+  add('--share_bounds', metavar='BOUNDS', help='"{\'x2x\': (0.1, 0.4)}", inside the observed range')
+  add('--margin', type=float, default=0.0, help='outside the observed range, as a part of it')
+  add(
+    '--form', choices=sorted(FORMS), help='of all laws (default: exponential; fractions logistic)'
   )
-  group.add_argument(
-    '--english_accuracy',
-    metavar='X',
-    help="at least this fraction, or 'default': as at the default shares",
-  )
-  group.add_argument('--english_loss', metavar='X', help="at most so many nats, or 'default'")
-  group.add_argument(
-    '--share_bounds', metavar='BOUNDS', help='"{\'x2x\': (0.1, 0.4)}", within what was observed'
-  )
-  group.add_argument(
-    '--margin',
-    type=float,
-    default=0.0,
-    help='beyond what was observed, as a part (default: %(default)s)',
-  )
-  group.add_argument(
-    '--form',
-    choices=sorted(FORMS),
-    help='of all laws (default: exponential; of fractions logistic)',
-  )
-  group.add_argument(
-    '--fit_questions', metavar='NAME', help='benchmark of results.json (default: the first)'
-  )
-  group.add_argument('--fit_method', choices=('likelihood', 'generate'), default='likelihood')
-  group.add_argument(
-    '--resamples', type=int, default=400, help='of the bootstrap (default: %(default)s)'
-  )
-
-
-def run(args: argparse.Namespace) -> int:
-  """Fits as the flags say; writes fit.json and fit.html, the table to stderr, with --json fit.json
-  to stdout.
-  """
-  from crossin_jax.mixing_laws import page as fit_page
-
-  limit = lambda name: (
-    value if (value := getattr(args, name)) in (None, 'default') else _number(value, name)
-  )
+  add('--fit_questions', metavar='NAME', help='benchmark in results.json (default: the first)')
+  add('--fit_method', choices=('likelihood', 'generate'), default='likelihood', help='')
+  add('--resamples', type=int, default=400, help='of the bootstrap')
+  args = parser.parse_args(argv)
   if not 0 <= args.margin <= 1:
-    raise ValueError(f'--margin {args.margin} must lie between 0 and 1')
+    raise ValueError(f'--margin {args.margin} must be between 0 and 1')
   if args.resamples < 20:
     raise ValueError(f'--resamples {args.resamples} must be at least 20')
   default = args.default_shares
-  found = fit(
+  if default and default.lstrip().startswith('{'):
+    default = _literal(default, 'default_shares')
+  result = fit(
     args.output_dir,
     args.objective,
-    _literal(default, 'default_shares')
-    if default and default.lstrip().startswith('{')
-    else default,
+    default,
     weights=_literal(args.language_weights, 'language_weights'),
-    english_accuracy=limit('english_accuracy'),
-    english_loss=limit('english_loss'),
+    english_accuracy=_limit(args.english_accuracy, 'english_accuracy'),
+    english_loss=_limit(args.english_loss, 'english_loss'),
     bounds=_literal(args.share_bounds, 'share_bounds'),
     margin=args.margin,
     form=args.form,
@@ -378,22 +333,24 @@ def run(args: argparse.Namespace) -> int:
     method=args.fit_method,
     resamples=args.resamples,
   )
-  page = os.path.join(args.output_dir, 'fit.html')
-  fit_page.write(page, found)
-  print(f'{fit_words.terminal(found)}\nPage: {page}', file=sys.stderr)
-  if args.json:
-    print(json.dumps(found))
-  return 0
+  from crossin_jax.mixing_laws import page  # imports Jinja and Matplotlib
+
+  path = os.path.join(args.output_dir, 'fit.html')
+  page.write(path, result)
+  print(f'{words.terminal(result)}\nPage: {path}', file=sys.stderr)
+  return command_line.finish(args, result)
 
 
-def _number(text: str, flag: str) -> float:
+def _limit(text: str | None, flag: str) -> float | str | None:
+  if text in (None, 'default'):
+    return text
   try:
     return float(text)
   except ValueError:
     raise ValueError(f"--{flag} {text!r} is neither a number nor 'default'") from None
 
 
-def _literal(text: str | None, flag: str):
+def _literal(text: str | None, flag: str) -> dict | None:
   if text is None:
     return None
   try:

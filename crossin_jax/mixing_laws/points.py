@@ -1,4 +1,4 @@
-"""What a fit reads in OUT of a sweep: the shares and the figures of every finished point."""
+"""Reads OUT of a sweep: the shares and the figures of every finished point."""
 
 from collections.abc import Mapping
 import glob
@@ -8,58 +8,51 @@ import re
 import numpy as np
 
 from crossin_jax.evaluation.answers.predictions import read_predictions
+from crossin_jax.evaluation.measures.chance import chance_figures
 from crossin_jax.mixing_laws.law import Figure
 from crossin_jax.storage.files import read_json
-from crossin_jax.sweep import table as sweep_table
 
 _HELDOUT = 'eval/heldout/'
 
 
 def read_points(output_dir: str, questions: str | None, method: str) -> tuple[list[dict], dict]:
-  """Finished points that were trained and measured alike, in the order of their folders; and how
-  many are left out.
-  """
+  """Finished points that were trained and measured alike, by folder; and counts of the others."""
   folders = sorted(glob.glob(os.path.join(glob.escape(output_dir), 'points', '*', '')))
   if not folders:
     raise ValueError(
       f'{output_dir} has no points/: give the --output_dir of a `crossin sweep` that was started'
     )
-  finished, counts = (
-    [],
-    {'points': len(folders), 'unfinished': 0, 'without_mixture': 0, 'other_settings': 0},
-  )
+  finished, counts = [], {'points': len(folders), 'unfinished': 0, 'without_mixture': 0}
   for folder in folders:
-    results = sorted(
-      glob.glob(os.path.join(glob.escape(folder), 'evaluation-*', 'point.json')),
-      key=os.path.getmtime,
-    )
-    read = [_point(output_dir, path, questions, method) for path in results]
-    counts['unfinished'] += not read
-    counts['without_mixture'] += bool(read) and not any(read)
-    finished.append([one for one in read if one])
-  groups = _groups([one for measured in finished for one in measured])
+    pattern = os.path.join(glob.escape(folder), 'evaluation-*', 'point.json')
+    paths = sorted(glob.glob(pattern), key=os.path.getmtime)
+    points = [_point(output_dir, path, questions, method) for path in paths]
+    counts['unfinished'] += not points
+    counts['without_mixture'] += bool(points) and not any(points)
+    finished.append([point for point in points if point])
+  groups = _groups([point for measured in finished for point in measured])
   if not groups:
     raise ValueError(
       f'{output_dir} has {len(folders)} points, none of which is finished; start the sweep again '
       'first'
     )
-  best = max(groups, key=lambda group: (len(group), max(one['time'] for one in group)))
-  kept = {one['folder']: one for one in best}  # measured twice alike: the later one
-  counts['other_settings'] = sum(bool(measured) for measured in finished) - len(kept)
-  counts['used'] = len(kept)
-  if questions and not best[0]['questions']:
-    known = sorted({run['benchmark'] for run in best[0]['runs']})
+  largest = max(groups, key=lambda group: (len(group), max(point['time'] for point in group)))
+  used = {point['folder']: point for point in largest}  # of several measurements the latest
+  counts['other_settings'] = sum(bool(measured) for measured in finished) - len(used)
+  counts['used'] = len(used)
+  if questions and not largest[0]['questions']:
+    known = sorted({run['benchmark'] for run in largest[0]['runs']})
     raise ValueError(
       f'no run has benchmark {questions!r} by {method}; there are '
       f'{", ".join(known) or "no questions"}'
     )
-  return list(kept.values()), counts
+  return list(used.values()), counts
 
 
 def _point(output_dir: str, path: str, questions: str | None, method: str) -> dict | None:
-  """What a point.json and its mixture say; None where the mixture is not there any more."""
+  """A point.json and the shares of its mixture; None if the mixture no longer exists."""
   result = read_json(path, 'start the sweep again')
-  settings = result['settings']
+  settings, folder = result['settings'], os.path.dirname(os.path.dirname(path))
   data = os.path.join(output_dir, 'data', settings['data'])
   mixture = os.path.join(data, 'mixtures', f'{result["mixture"]}.json')
   if not os.path.exists(mixture):
@@ -73,9 +66,10 @@ def _point(output_dir: str, path: str, questions: str | None, method: str) -> di
     if run['method'] == method and questions in (None, run['benchmark'])
   ]
   tasks = os.path.join(data, 'tasks')
+  tokens = os.path.basename(os.readlink(tasks)) if os.path.islink(tasks) else None
   return {
-    'name': os.path.basename(os.path.dirname(os.path.dirname(path))),
-    'folder': os.path.dirname(os.path.dirname(path)),
+    'name': os.path.basename(folder),
+    'folder': folder,
     'path': path,
     'time': os.path.getmtime(path),
     'mixture': result['mixture'],
@@ -86,35 +80,29 @@ def _point(output_dir: str, path: str, questions: str | None, method: str) -> di
     'run': runs[0] if runs else None,
     'questions': runs[0]['benchmark'] if runs else None,
     'run_settings': settings['run'],
-    'data': [
-      settings.get('heldout'),
-      settings.get('questions'),
-      os.path.basename(os.readlink(tasks)) if os.path.islink(tasks) else None,
-    ],
+    'data': [settings.get('heldout'), settings.get('questions'), tokens],
   }
 
 
 def _groups(points: list[dict]) -> list[list[dict]]:
-  """Points that differ in their mixture and their seed alone: a law would take anything else for an
-  effect of the shares.
+  """Groups of points that differ only in mixture and seed.
 
-  Rows, held-out rows and questions are the same in a group, or each seed has its own (a world for
-  each).
+  Rows, held-out rows and questions are the same in a group, or each seed has its own.
   """
   groups: list[list[dict]] = []
-  for one in points:
-    group = next((g for g in groups if g[0]['data'] == one['data'] and _alike(g[0], one)), None)
-    if group is None:
-      groups.append([one])
+  for point in points:
+    alike = (g for g in groups if g[0]['data'] == point['data'] and _alike(g[0], point))
+    if (group := next(alike, None)) is None:
+      groups.append([point])
     else:
-      group.append(one)
+      group.append(point)
   merged: list[list[dict]] = []
   for group in sorted(groups, key=len, reverse=True):
-    seeds = {one['seed'] for one in group}
-    other = next(
-      (m for m in merged if _alike(m[0], group[0]) and not seeds & {one['seed'] for one in m}), None
+    seeds = {point['seed'] for point in group}
+    others = (
+      m for m in merged if _alike(m[0], group[0]) and not seeds & {point['seed'] for point in m}
     )
-    if other is None:
+    if (other := next(others, None)) is None:
       merged.append(group)
     else:
       other += group
@@ -122,21 +110,17 @@ def _groups(points: list[dict]) -> list[list[dict]]:
 
 
 def _rate(data: str, task: Mapping) -> float:
-  """Rate of a task, 0 where no example of it was left: training passes such a task over."""
+  """Rate of a task; 0 if it has no training example, since training skips such a task."""
   manifest = os.path.join(data, 'tasks', task['task'], 'manifest.json')
   if os.path.exists(manifest):
-    train = (
-      read_json(manifest, 'prepare the mixture again')['splits'].get('train', {}).get('parts', [])
-    )
-    if not sum(part['examples'] for part in train):
+    splits = read_json(manifest, 'prepare the mixture again')['splits']
+    if not sum(part['examples'] for part in splits.get('train', {}).get('parts', [])):
       return 0.0
   return float(task['rate'])
 
 
 def _alike(a: Mapping, b: Mapping) -> bool:
-  """Whether two points were trained alike but for mixture and seed; a text may name its seed
-  ('read.0', 'read.1').
-  """
+  """Whether two points differ only in mixture and seed; a text may name its seed ('read.0')."""
 
   def same(x, y) -> bool:
     if isinstance(x, dict) and isinstance(y, dict):
@@ -155,55 +139,52 @@ def _alike(a: Mapping, b: Mapping) -> bool:
 
 def read_figures(points: list[dict], output_dir: str) -> dict[str, Figure]:
   """name -> values at every point: 'loss', 'loss/zh', 'accuracy/zh', 'consistency_3', 'ac3_3'."""
-  values: dict[str, dict[int, float]] = {}
-
-  def put(name: str, i: int, value) -> None:
-    values.setdefault(name, {})[i] = np.nan if value is None else float(value)
-
-  items = None
-  for i, point in enumerate(points):
-    heldout = point['heldout']
-    if f'{_HELDOUT}loss' in heldout:
-      put('loss', i, heldout[f'{_HELDOUT}loss'])
-    for language, value in heldout.get(f'{_HELDOUT}loss_by_language', {}).items():
-      put(f'loss/{language}', i, value)
-    if run := point['run']:
-      items = run['items']
-      for language, value in run['accuracy_by_language'].items():
-        put(f'accuracy/{language}', i, value)
-      size = str(min(3, len(run['accuracy_by_language'])))
-      for name in ('consistency', 'ac3'):
-        if size in run[name]:
-          put(f'{name}_{size}', i, run[name][size])
-  chance = _chance(points)
-  figures = {}
-  for name in sorted(
-    values, key=lambda n: (not n.startswith('loss'), 'accuracy' not in n, 'consist' not in n)
-  ):
-    column = np.array([values[name].get(i, np.nan) for i in range(len(points))])
-    # A training that ran away has no place in a law.
-    column[~np.isfinite(column)] = np.nan
-    kind = 'loss' if name.startswith('loss') else 'fraction'
-    key = 'accuracy_elsewhere' if name.startswith('accuracy') else name
-    figures[name] = Figure(
-      column, kind, chance.get(key, 0.0), items if name.startswith('accuracy') else None
-    )
-  if not figures:
+  rows, items = [_figures(point) for point in points], None
+  for point in points:
+    items = point['run']['items'] if point['run'] else items
+  names = dict.fromkeys(name for row in rows for name in row)
+  if not names:
     raise ValueError(
       f'{output_dir}: its points have neither held-out loss nor answers; set sweep.heldout or '
       'QUESTIONS'
     )
+  order = lambda name: (not name.startswith('loss'), 'accuracy' not in name, 'consist' not in name)
+  chance, figures = _chance(points), {}
+  for name in sorted(names, key=order):
+    values = np.array([row.get(name) for row in rows], float)  # None becomes NaN
+    values[~np.isfinite(values)] = np.nan  # of runs that diverged
+    accuracy = name.startswith('accuracy')
+    figures[name] = Figure(
+      values,
+      'loss' if name.startswith('loss') else 'fraction',
+      chance.get('accuracy_elsewhere' if accuracy else name, 0.0),
+      items if accuracy else None,
+    )
+  return figures
+
+
+def _figures(point: Mapping) -> dict[str, float | None]:
+  heldout, figures = point['heldout'], {}
+  if f'{_HELDOUT}loss' in heldout:
+    figures['loss'] = heldout[f'{_HELDOUT}loss']
+  for language, value in heldout.get(f'{_HELDOUT}loss_by_language', {}).items():
+    figures[f'loss/{language}'] = value
+  if run := point['run']:
+    accuracy = run['accuracy_by_language']
+    figures |= {f'accuracy/{language}': value for language, value in accuracy.items()}
+    size = str(min(3, len(accuracy)))
+    for name in ('consistency', 'ac3'):
+      if size in run[name]:
+        figures[f'{name}_{size}'] = run[name][size]
   return figures
 
 
 def _chance(points: list[dict]) -> dict[str, float]:
-  """What guessing gives, from the options of the first file of answers that is there."""
+  """Chance levels, from the options in the first file of answers that exists."""
   for point in points:
-    if point['run']:
-      name = point['questions'].replace('/', '.', 1)
-      path = os.path.join(
-        os.path.dirname(point['path']), 'predictions', f'{name}.{point["run"]["method"]}.jsonl'
-      )
+    if run := point['run']:
+      name = f'{point["questions"].replace("/", ".", 1)}.{run["method"]}.jsonl'
+      path = os.path.join(os.path.dirname(point['path']), 'predictions', name)
       if os.path.exists(path):
-        return sweep_table.chance_figures(read_predictions(path))
+        return chance_figures(read_predictions(path))
   return {}

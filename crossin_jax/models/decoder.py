@@ -61,7 +61,9 @@ class Dense(nn.Module):
     fan_in = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
     shape = (x.shape[-1], self.features)
     kernel = param_with_axes('kernel', fan_in, shape, param_dtype, axes=self.axes)
-    y = product(x, lora.whole(kernel, dtype))  # the frozen kernel of a LoRA run may be quantised
+    y = product(
+      x, lora.dequantised(kernel, dtype)
+    )  # the frozen kernel of a LoRA run may be quantised
     if self.bias:
       bias = param_with_axes(
         'bias', nn.initializers.zeros, (self.features,), param_dtype, axes=self.axes[1:]
@@ -236,7 +238,7 @@ class Turn(nn.Module):
 
 
 class DecoderStack(nn.Module):
-  """Embedding, blocks and final norm; then logits, or with `split` the hidden states and the head."""
+  """Embedding, blocks and final norm; then logits, or with `split` hidden states and the head."""
 
   config: DecoderConfig
 
@@ -272,7 +274,8 @@ class DecoderStack(nn.Module):
     block, period = remat_block(config.remat), len(config.layer_pattern)
     turns = config.num_layers // period if config.scan_layers else 0
     if turns:
-      # The cache is stacked along axis 0 too, so its batch axis is 1, as T5X infers from scan_layers.
+      # The cache is stacked along axis 0 too: its batch axis is 1, which T5X infers from
+      # scan_layers.
       layers = nn_partitioning.scan_with_axes(
         block if period == 1 else Turn,
         variable_axes={'params': 0, 'cache': 0},
@@ -284,7 +287,7 @@ class DecoderStack(nn.Module):
       settings = (config, config.layer_pattern[0]) if period == 1 else (config,)
       x_BLE, _ = layers(*settings, name='layers')(x_BLE, *arguments)
     for i in range(turns * period, config.num_layers):
-      x_BLE, _ = block(config, config.kind(i), name=config.place(i)[0])(x_BLE, *arguments)
+      x_BLE, _ = block(config, config.kind(i), name=config.layer_path(i)[0])(x_BLE, *arguments)
     if places_BM is not None:
       x_BLE = jnp.take_along_axis(x_BLE, places_BM[..., None], axis=1)
     x_BLE = RMSNorm(config, name='final_norm')(x_BLE)
@@ -441,15 +444,17 @@ def unrolled(model: Decoder, params: Any) -> tuple[Decoder, Any]:
 
   def unstack(params):
     is_whole = lambda leaf: not isinstance(leaf, dict)
-    params = jax.tree.map(lambda leaf: lora.whole(leaf, config.dtype), params, is_leaf=is_whole)
+    params = jax.tree.map(
+      lambda leaf: lora.dequantised(leaf, config.dtype), params, is_leaf=is_whole
+    )
     stack = dict(params['decoder'])
     layers = {}
     for i in range(config.num_layers):
-      path, index = config.place(i)
+      path, index = config.layer_path(i)
       node = stack
       for key in path.split('/'):
         node = node[key]
-      layers[plain.place(i)[0]] = (
+      layers[plain.layer_path(i)[0]] = (
         node if index is None else jax.tree.map(lambda leaf: leaf[index], node)
       )
     rest = {key: value for key, value in stack.items() if not key.startswith(('layers', 'tail_'))}

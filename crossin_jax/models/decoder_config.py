@@ -1,4 +1,4 @@
-"""What one decoder is: sizes, and the declared differences between families."""
+"""The configuration of a decoder: sizes, and the differences between model families."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -36,9 +36,9 @@ class DecoderConfig:
   """Sizes and choices of one decoder.
 
   Attributes:
-    vocab_size: ids that the model knows; at least the vocabulary's size.
-    vocab_multiple: the embedding's rows are rounded up to a multiple of it (128 shards well); the
-      rows beyond vocab_size get no probability and are cut off on export.
+    vocab_size: number of ids; at least the vocabulary's size.
+    vocab_multiple: rounds the embedding's rows up to a multiple (128 shards well); rows beyond
+      vocab_size get no probability and are removed on export.
     embed_dim: E, width of the residual stream.
     num_layers: blocks.
     num_heads: H, query heads.
@@ -47,35 +47,34 @@ class DecoderConfig:
     mlp_dim: F, width of the gated MLP.
     mlp_activation: 'silu', 'gelu' (tanh approximation) or 'gelu_exact'.
     mlp_bias: biases in the MLP.
-    attention_bias: 'none', 'qkv' (Qwen2) or 'all' (with the output too).
+    attention_bias: 'none', 'qkv' (Qwen2) or 'all' (qkv and output).
     qk_norm: RMSNorm of queries and keys: 'none', 'head' (each head, Qwen3 and Gemma 3) or 'joined'
       (all heads, OLMo 2).
     query_scale: factor on the attention logits; None = head_dim ** -0.5.
-    attention_softcap: c, logits become c tanh(logits / c) (Gemma 2); None = none.
+    attention_softcap: c, logits become c tanh(logits / c) (Gemma 2); None = off.
     logit_softcap: the same on the output logits.
-    layer_pattern: kinds of the layers, repeated from the first on: 'global' sees everything before,
-      'local' the last `window` tokens.
-    window: tokens that a local layer sees, its own included.
-    rope_theta: base of the rotary wave lengths.
-    rope_local_theta: that of local layers, which then are not scaled (Gemma 3); None = as the
-      global ones.
-    rope_scaling: None or a dict as `rope_parameters` of a config.json: rope_type of 'linear',
-      'llama3', 'yarn', 'longrope' and its numbers.
-    rope_fraction: share of each head that is rotated (Phi-3: partial_rotary_factor).
+    layer_pattern: kinds of layers, repeated: 'global' attends to all earlier tokens, 'local' to the
+      last `window` tokens.
+    window: tokens that a local layer attends to, including the query's.
+    rope_theta: base of the rotary wavelengths.
+    rope_local_theta: the base of local layers, without scaling (Gemma 3); None = as in global ones.
+    rope_scaling: None, or a dict like `rope_parameters` of config.json: rope_type 'linear',
+      'llama3', 'yarn' or 'longrope', and its parameters.
+    rope_fraction: rotated fraction of each head (Phi-3: partial_rotary_factor).
     norm_placement: RMSNorm before attention and MLP ('pre'), on their output ('post', OLMo 2), or
       'both' (Gemma 2).
     norm_epsilon: added to the mean square in RMSNorm.
     norm_offset: added to the scale of every RMSNorm (Gemma stores scale - 1).
-    embedding_scale: embeddings are multiplied by sqrt(E) (Gemma).
-    tie_embeddings: logits through the transposed embedding instead of a head of their own.
+    embedding_scale: multiply embeddings by sqrt(E) (Gemma).
+    tie_embeddings: use the transposed embedding as output head.
     dropout_rate: 0 to 1, on the residual branches.
-    lora: None, or a `LoraConfig`: adapters are trained, the rest is frozen.
-    dtype: 'float32', 'bfloat16' or 'float64' for the arithmetic.
+    lora: None, or a `LoraConfig`: train adapters, freeze the rest.
+    dtype: of the arithmetic: 'float32', 'bfloat16' or 'float64'.
     param_dtype: dtype of the parameters.
     remat: 'none' keeps every activation, 'minimal' keeps the outputs of matrix products,
       'full' keeps only the input of each block.
-    scan_layers: one compiled block (one turn of the pattern) for all layers: compile time does not
-      grow with depth.
+    scan_layers: compile one block (one period of the pattern) for all layers, so that compile time
+      does not grow with depth.
     attention: 'auto', 'xla', 'blockwise', 'splash' or 'cudnn', see `attention`.
   """
 
@@ -122,7 +121,7 @@ class DecoderConfig:
     if self.head_dim is None:
       if self.embed_dim % self.num_heads:
         raise ValueError(
-          f'DecoderConfig.embed_dim = {self.embed_dim} is no multiple of num_heads = '
+          f'DecoderConfig.embed_dim = {self.embed_dim} is not a multiple of num_heads = '
           f'{self.num_heads}; set head_dim'
         )
       object.__setattr__(self, 'head_dim', self.embed_dim // self.num_heads)
@@ -134,11 +133,11 @@ class DecoderConfig:
     object.__setattr__(self, 'layer_pattern', tuple(self.layer_pattern))
     if not self.layer_pattern or not set(self.layer_pattern) <= set(LAYER_KINDS):
       raise ValueError(
-        f'DecoderConfig.layer_pattern = {self.layer_pattern!r} is not made of {LAYER_KINDS}'
+        f'DecoderConfig.layer_pattern = {self.layer_pattern!r} may only contain {LAYER_KINDS}'
       )
     if 'local' in self.layer_pattern and not self.window:
       raise ValueError('DecoderConfig.layer_pattern has local layers; set DecoderConfig.window')
-    # Hashable, because compiled functions are kept by model.
+    # Hashable, because compiled functions are cached by model.
     object.__setattr__(self, 'rope_scaling', _frozen(self.rope_scaling))
     if self.rope_scaling and dict(self.rope_scaling).get('rope_type') not in ROPE_TYPES:
       raise ValueError(
@@ -156,28 +155,26 @@ class DecoderConfig:
     return self.layer_pattern[layer % len(self.layer_pattern)]
 
   def window_of(self, kind: str) -> int | None:
-    """Tokens that a layer of this kind sees; None = all before."""
+    """Tokens that a layer of this kind attends to; None = all earlier ones."""
     return self.window if kind == 'local' else None
 
-  def place(self, layer: int) -> tuple[str, int | None]:
-    """Where a layer's parameters lie: the path below `decoder/`, and its index in the stacked
-    arrays there.
+  def layer_path(self, layer: int) -> tuple[str, int | None]:
+    """The path of a layer's parameters below `decoder/`, and its index in stacked arrays, or None.
 
-    With one turn of the pattern scanned: `layers` (a pattern of one) or `layers/block_<j>`; layers
-      behind the last whole turn
-    are `tail_<j>`. Without scan: `layers_<i>`.
+    With scan: `layers` (a pattern of one layer) or `layers/block_<j>`; layers behind the last
+    complete period are `tail_<j>`. Without scan: `layers_<i>`.
     """
     if not self.scan_layers:
       return f'layers_{layer}', None
     period = len(self.layer_pattern)
-    turn, j = divmod(layer, period)
-    if turn >= self.num_layers // period:
+    repeat, j = divmod(layer, period)
+    if repeat >= self.num_layers // period:
       return f'tail_{j}', None
-    return ('layers' if period == 1 else f'layers/block_{j}'), turn
+    return ('layers' if period == 1 else f'layers/block_{j}'), repeat
 
 
 def _frozen(value):
-  """Dicts and lists as tuples, all the way down."""
+  """Dicts and lists as nested tuples."""
   if isinstance(value, Mapping):
     return tuple(sorted((key, _frozen(item)) for key, item in value.items()))
   return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value

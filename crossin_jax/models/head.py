@@ -1,4 +1,4 @@
-"""The output head: logits from hidden states, or what a loss needs that makes them part by part.
+"""The output head: logits from hidden states, also in parts for a chunked loss.
 
 Letters: B batch, L length, E model width, V vocabulary (padded).
 """
@@ -10,14 +10,13 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class Head:
-  """What turns hidden states into logits.
+  """The parameters and settings of the output head.
 
   Attributes:
-    kernel: [E, V], or [V, E] where it is the embedding (`tied`); products are computed in the dtype
-      of the hidden states.
+    kernel: [E, V], or the embedding [V, E] if `tied`; products use the dtype of the hidden states.
     tied: whether the kernel's first axis is the vocabulary.
-    softcap: c, logits become c tanh(logits / c); None = none.
-    vocab_size: columns of logits from here on are no words: they get no probability.
+    softcap: c, logits become c tanh(logits / c); None = off.
+    vocab_size: logits from this column on are padding and get no probability.
   """
 
   kernel: jax.Array
@@ -26,7 +25,7 @@ class Head:
   vocab_size: int = flax.struct.field(pytree_node=False)
 
   def logits(self, x_BLE: jax.Array) -> jax.Array:
-    """[B, L, V], at least f32."""
+    """Logits [B, L, V], at least f32."""
     kernel_EV = (self.kernel.T if self.tied else self.kernel).astype(x_BLE.dtype)
     logits_BLV = product(
       x_BLE, kernel_EV, preferred_element_type=jnp.promote_types(x_BLE.dtype, jnp.float32)
@@ -40,9 +39,7 @@ class Head:
 
 
 def product(x: jax.Array, kernel: jax.Array, **options) -> jax.Array:
-  """x [..., E] times kernel [E, F], all tokens in one matrix: XLA's CPU backward pass takes 1.7
-  times as long over [B, L, E].
-  """
+  """x [..., E] times kernel [E, F], as one matrix: XLA's CPU backward is 1.7x slower otherwise."""
   return jnp.dot(x.reshape(-1, x.shape[-1]), kernel, **options).reshape(
     *x.shape[:-1], kernel.shape[-1]
   )

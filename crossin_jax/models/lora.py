@@ -1,4 +1,4 @@
-"""LoRA: low-rank adapters beside frozen matrices (Hu et al. 2021), and which leaves a run trains."""
+"""LoRA: low-rank adapters of frozen matrices (Hu et al. 2021), and the leaves that a run trains."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from crossin_jax import config
 
-# The matrices that may carry an adapter, by the name of their module.
+# Modules whose matrices may have an adapter.
 TARGETS = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
 QUANTISED = ('int8', 'nf4')
 BASE_DTYPES = ('float32', 'bfloat16', *QUANTISED)
@@ -19,7 +19,7 @@ TILE = 64  # inputs that share a scale in nf4, as in QLoRA (Dettmers et al. 2023
 @config.configurable(commands=('train', 'chunks'))
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """Adapters: W x becomes W x + scale B A dropout(x), with B = 0 at first.
+  """Adapters: W x becomes W x + scale B A dropout(x), with B = 0 initially.
 
   Attributes:
     rank: r, columns of A and rows of B.
@@ -27,11 +27,10 @@ class LoraConfig:
     dropout: 0 to 1, on the adapter's input.
     targets: of 'query', 'key', 'value', 'out', 'gate', 'up', 'down'.
     rs_lora: rank-stabilised scale (Kalajdzievski 2023).
-    train_embeddings: embedding and output head are trained in full as well (and tied ones stay
-      tied).
-    base_dtype: how the frozen parameters are held: 'float32', 'bfloat16', or their matrices as
-      'int8' (a scale per output) or 'nf4' (a scale per 64 inputs and output) and the rest in bf16.
-      The last two need the extra `quant`.
+    train_embeddings: train embedding and output head in full; tied ones stay tied.
+    base_dtype: of the frozen parameters: 'float32' or 'bfloat16'; or of their matrices, the rest in
+      bf16: 'int8' (a scale per output) or 'nf4' (a scale per 64 inputs and output). These two need
+      the extra `quant`.
   """
 
   rank: int = 16
@@ -57,7 +56,7 @@ class LoraConfig:
 
   @property
   def held_dtype(self) -> str:
-    """dtype of frozen leaves that are not quantised."""
+    """The dtype of frozen leaves that are not quantised."""
     return 'bfloat16' if self.base_dtype in QUANTISED else self.base_dtype
 
   @property
@@ -74,20 +73,20 @@ def is_trained(path: tuple[str, ...], lora: LoraConfig | None) -> bool:
 
 
 def split(params, lora: LoraConfig | None):
-  """(trained, frozen) parts of a parameter tree, each a tree with only its leaves; frozen is {}
-  without LoRA.
-  """
+  """(trained, frozen) parts of a parameter tree; frozen is {} without LoRA."""
   if lora is None:
     return params, {}
+  trained = lambda path: is_trained(path, lora)
+  return _select(params, trained), _select(params, lambda path: not trained(path))
+
+
+def _select(params, condition):
   flat = traverse_util.flatten_dict(params)
-  part = lambda wanted: traverse_util.unflatten_dict(
-    {k: v for k, v in flat.items() if is_trained(k, lora) == wanted}
-  )
-  return part(True), part(False)
+  return traverse_util.unflatten_dict({k: v for k, v in flat.items() if condition(k)})
 
 
 def merge(trained, frozen):
-  """The whole tree of both parts of `split`."""
+  """The full tree of both parts of `split`."""
   if not frozen:
     return trained
   return traverse_util.unflatten_dict(
@@ -97,15 +96,13 @@ def merge(trained, frozen):
 
 def without_adapters(params):
   """The tree without its adapters."""
-  flat = traverse_util.flatten_dict(params)
-  return traverse_util.unflatten_dict(
-    {k: v for k, v in flat.items() if not k[-1].startswith('lora_')}
-  )
+  return _select(params, lambda path: not path[-1].startswith('lora_'))
 
 
 def quantised(params, adapters: LoraConfig | None):
-  """The tree with the frozen matrices of its blocks as qwix.QArray, if `base_dtype` says so; leaf
-  by leaf, shardings kept.
+  """The tree with the frozen matrices as qwix.QArray if `base_dtype` asks for it.
+
+  Quantises and donates one leaf at a time; keeps shardings.
 
   Raises:
     ImportError: qwix is not installed.
@@ -135,8 +132,8 @@ def quantised(params, adapters: LoraConfig | None):
   )
 
 
-def whole(kernel, dtype):
-  """A kernel as a plain array, whether it is quantised or not."""
+def dequantised(kernel, dtype):
+  """A kernel as a plain array, dequantised if necessary."""
   if isinstance(kernel, jax.Array):
     return kernel.astype(dtype)
   import qwix
@@ -145,25 +142,23 @@ def whole(kernel, dtype):
 
 
 def of_model(model) -> LoraConfig | None:
-  """The adapters of a model, if it has any."""
+  """The adapters of a model, or None."""
   return getattr(getattr(model, 'config', None), 'lora', None)
 
 
 def folded(params, adapters: LoraConfig | None):
-  """The tree with every adapter folded into its kernel, in f32, in the kernel's dtype; shardings
-  are kept.
-  """
+  """The tree with every adapter added to its kernel in f32; keeps dtypes and shardings."""
   if adapters is None:
     return params
 
   def fold(params):
     flat = traverse_util.flatten_dict(params)
-    whole = {path: leaf for path, leaf in flat.items() if not path[-1].startswith('lora_')}
-    for path, leaf in whole.items():
+    kernels = {path: leaf for path, leaf in flat.items() if not path[-1].startswith('lora_')}
+    for path, leaf in kernels.items():
       if path[-1] == 'kernel' and (*path[:-1], 'lora_a') in flat:
         a, b = flat[*path[:-1], 'lora_a'], flat[*path[:-1], 'lora_b']
         delta = jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision='highest')
-        whole[path] = (leaf.astype(jnp.float32) + adapters.scale * delta).astype(leaf.dtype)
-    return traverse_util.unflatten_dict(whole)
+        kernels[path] = (leaf.astype(jnp.float32) + adapters.scale * delta).astype(leaf.dtype)
+    return traverse_util.unflatten_dict(kernels)
 
   return jax.jit(fold)(params)

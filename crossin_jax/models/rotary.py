@@ -1,6 +1,6 @@
-"""Rotary positions (Su et al. 2021), with the ways in which model families stretch them.
+"""Rotary position embeddings (Su et al. 2021), with the scalings of the model families.
 
-Letters: B batch, L length, H heads, D size of a head, R = half of the rotated part of a head.
+Letters: B batch, L length, H heads, D head size, R half of the rotated part of a head.
 """
 
 import math
@@ -19,12 +19,11 @@ def tables(config, kind: str, positions_BL: jax.Array) -> tuple[jax.Array, jax.A
     positions_BL: int positions within the segment, from 0.
 
   Returns:
-    Two arrays [B, L, R], f32 (f64 where the arithmetic is), multiplied by the scaling's attention
-    factor.
+    Two arrays [B, L, R], f32 (f64 with config.dtype float64), times the scaling's attention factor.
   """
   wide = jnp.promote_types(config.dtype, jnp.float32)
   inverse, factor = wavelengths(config, kind)
-  if isinstance(inverse, tuple):  # short and long (LongRoPE): the longest position of a row decides
+  if isinstance(inverse, tuple):  # LongRoPE: the last position of a row selects short or long
     short, long, limit = inverse
     far_B11 = (positions_BL.max(axis=1) >= limit)[:, None, None]
     inverse_BLR = jnp.where(far_B11, jnp.asarray(long, wide), jnp.asarray(short, wide))
@@ -35,9 +34,7 @@ def tables(config, kind: str, positions_BL: jax.Array) -> tuple[jax.Array, jax.A
 
 
 def rotate(x_BLHD: jax.Array, sin_BLR: jax.Array, cos_BLR: jax.Array) -> jax.Array:
-  """Rotates the first 2 R of each head, halves layout as in the Llama checkpoints; in the dtype of
-  x.
-  """
+  """Rotates the first 2 R of each head, in the halves layout of Llama; returns the dtype of x."""
   rotated = 2 * sin_BLR.shape[-1]
   sin, cos = sin_BLR[:, :, None], cos_BLR[:, :, None]
   first, second = jnp.split(x_BLHD[..., :rotated].astype(sin.dtype), 2, axis=-1)
@@ -48,16 +45,14 @@ def rotate(x_BLHD: jax.Array, sin_BLR: jax.Array, cos_BLR: jax.Array) -> jax.Arr
 
 
 def wavelengths(config, kind: str):
-  """Angle per position of each of the R pairs, f32 (f64 where the arithmetic is) [R], and the
-  factor on sine and cosine.
+  """Angle per position of each pair, f32 or f64 [R], and the factor on sine and cosine.
 
-  For 'longrope' the first is (short [R], long [R], the position from which long holds).
+  For 'longrope' the first is (short [R], long [R], the first position that uses long).
   """
   local = kind == 'local' and config.rope_local_theta is not None
   theta = config.rope_local_theta if local else config.rope_theta
   dim = int(config.head_dim * config.rope_fraction)
-  # f32 as in the checkpoints' own code: at position 100,000 the last bit of an exponent is an angle
-  # of 0.01.
+  # f32 as in transformers: at position 100,000 the last bit of the power is an angle of 0.01.
   wide = np.float64 if config.dtype == 'float64' else np.float32
   power = wide(theta) ** (np.arange(0, dim, 2, dtype=wide) / wide(dim))
   inverse = wide(1.0) / power
@@ -74,17 +69,16 @@ def wavelengths(config, kind: str):
     attention = scaling.get('attention_factor')
     if attention is None:
       attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    stretched = lambda by: wide(1.0) / (np.asarray(by, wide) * power)
-    return (
-      stretched(scaling['short_factor']),
-      stretched(scaling['long_factor']),
-      original,
-    ), attention
+    short, long = (
+      wide(1.0) / (np.asarray(scaling[name], wide) * power)
+      for name in ('short_factor', 'long_factor')
+    )
+    return (short, long, original), attention
   return inverse, 1.0
 
 
 def _llama3(inverse, scaling):
-  """Llama 3.1: long waves are slowed by `factor`, short ones kept, those between blended."""
+  """Llama 3.1: divides low frequencies by `factor`, keeps high ones, interpolates between."""
   factor, low, high = scaling['factor'], scaling['low_freq_factor'], scaling['high_freq_factor']
   original = scaling['original_max_position_embeddings']
   wavelength = 2 * np.pi / inverse

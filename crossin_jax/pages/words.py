@@ -36,3 +36,15 @@ def points(value: float | None) -> str:
 def shortened(text: str, most: int) -> str:
   """The text, or its beginning with an ellipsis: at most `most` characters."""
   return text if len(text) <= most else text[: most - 1] + '\N{HORIZONTAL ELLIPSIS}'
+
+
+_FIGURE_TITLES = {
+  'accuracy_en': 'accuracy, English',
+  'accuracy_elsewhere': 'accuracy, other languages',
+  'heldout_loss': 'held-out loss',
+}
+
+
+def figure_title(figure: str) -> str:
+  """'ac3_3' -> 'AC3_3', 'consistency_3' -> 'C_3', the others in words."""
+  return _FIGURE_TITLES.get(figure, figure.replace('consistency', 'C').replace('ac3', 'AC3'))

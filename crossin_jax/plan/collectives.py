@@ -1,8 +1,9 @@
-"""What the chips send to each other in a compiled step, by mesh axis: read from its HLO.
+"""Traffic between the chips in a compiled step, by mesh axis, read from its HLO.
 
-A loop's body stands once in the text and runs as often as the loop turns; libtpu writes a
-reduce-scatter as an all-reduce inside a computation that is named so; one gather that overlaps with
-several fusions is written into each; what goes between slices is a `send` to the megascale runtime.
+The body of a loop is in the text once and runs once for each iteration. libtpu writes a
+reduce-scatter as an all-reduce inside a computation of that name. A gather that overlaps with
+several fusions is written in each of them. Traffic between slices is a `send` to the megascale
+runtime.
 """
 
 import collections
@@ -19,7 +20,10 @@ SIZES = {
   'f32': 4, 'f64': 8, 'c64': 8, 'c128': 16,
 }  # fmt: skip
 BETWEEN_SLICES = 'slices'
-_OPERATIONS = 'all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast'
+_OPERATIONS = (
+  'all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|'
+  'collective-broadcast'
+)
 _OPERATION = re.compile(rf'\s({_OPERATIONS})(-start)?\(')
 _HEADER = re.compile(r'(ENTRY )?%?([\w.\-]+) \(.*\{$')
 _ARRAY = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
@@ -35,10 +39,9 @@ class Collective:
 
   Attributes:
     operation: 'all-gather', 'all-reduce', 'reduce-scatter' ...
-    axis: mesh axes that take part, joined by +; 'slices' between slices; 'unknown' where the text
-      does not say.
-    times: how often it runs in a step.
-    bytes: what a chip sends each time, by the ring algorithm.
+    axis: its mesh axes, joined by +; 'slices' between slices; 'unknown' for unknown notations.
+    times: runs in a step.
+    bytes: that a chip sends in each run, by the ring algorithm.
   """
 
   operation: str
@@ -56,60 +59,59 @@ def collectives(
     hlo: `compiled.as_text()`.
     mesh_shape: of the mesh; partition i is its i-th device.
     axes: names of the mesh axes.
-    slices: into how many slices the first axis is divided; a module of several slices is written
-      for one of them.
+    slices: number of slices, over which the first axis is divided; the module is that of one.
   """
   shape = (mesh_shape[0] // slices, *mesh_shape[1:])
   computations, entry = _computations(hlo)
   times = _times(computations, entry)
-  found = {}
+  items = {}
   for name, lines in computations.items():
     if not times.get(name):
       continue
     for line in lines:
       if item := _of_line(line, name, shape, axes, slices):
-        # What goes on beside several fusions stands in each of them, under one channel.
+        # An operation that overlaps with several fusions has the same channel in each.
         channel = re.search(r'channel_id=(\d+)', line)
-        key = (channel[1], item.operation, item.axis) if channel else len(found)
-        found.setdefault(key, dataclasses.replace(item, times=times[name]))
-  return list(found.values())
+        key = (channel[1], item.operation, item.axis) if channel else len(items)
+        items.setdefault(key, dataclasses.replace(item, times=times[name]))
+  return list(items.values())
 
 
-def bytes_by_axis(found: Sequence[Collective]) -> dict[str, float]:
+def bytes_by_axis(items: Sequence[Collective]) -> dict[str, float]:
   """Axis -> bytes that a chip sends in a step."""
   total = collections.Counter()
-  for item in found:
+  for item in items:
     total[item.axis] += item.times * item.bytes
   return dict(total)
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-  """Name -> lines of each computation, and the name of the one that is run."""
-  found, entry, current = {}, '', None
+  """Name -> lines of each computation, and the name of the entry."""
+  computations, entry, current = {}, '', None
   for line in hlo.splitlines():
     if match := _HEADER.match(line):
       entry = match[2] if match[1] else entry
-      current = found.setdefault(match[2], [])
-    elif line == '}':  # what a kernel notes of itself may have lines that begin so
+      current = computations.setdefault(match[2], [])
+    elif line == '}':  # the metadata of a kernel may have lines that start with a brace
       current = None
     elif current is not None:
       current.append(line)
-  return found, entry
+  return computations, entry
 
 
 def _times(computations: dict[str, list[str]], entry: str) -> dict[str, float]:
-  """How often each computation runs in one run of the entry."""
+  """Runs of each computation in one run of the entry."""
   calls = {name: list(_calls(lines, computations)) for name, lines in computations.items()}
-  order, seen = [], set()
+  order, visited = [], set()
 
   def visit(name):  # callees first
     stack = [(name, iter(calls.get(name, ())))]
-    seen.add(name)
+    visited.add(name)
     while stack:
       current, rest = stack[-1]
       for callee, _ in rest:
-        if callee not in seen and callee in calls:
-          seen.add(callee)
+        if callee not in visited and callee in calls:
+          visited.add(callee)
           stack.append((callee, iter(calls[callee])))
           break
       else:
@@ -125,7 +127,7 @@ def _times(computations: dict[str, list[str]], entry: str) -> dict[str, float]:
 
 
 def _calls(lines: list[str], computations: dict[str, list[str]]) -> Iterator[tuple[str, float]]:
-  """(computation, how often) for what these lines call."""
+  """(computation, number of calls) of these lines."""
   for line in lines:
     names = _CALLED.findall(line)
     for group in _CALLED_LIST.findall(line):
@@ -136,9 +138,7 @@ def _calls(lines: list[str], computations: dict[str, list[str]]) -> Iterator[tup
 
 
 def _turns(line: str, computations: dict[str, list[str]]) -> float:
-  """How often a loop turns: as XLA notes it, or the constant that its condition compares with; else
-  1.
-  """
+  """Iterations of a loop: XLA's note, or the constant in its condition, or 1."""
   if match := re.search(r'known_trip_count\W+n\W+(\d+)', line):
     return float(match[1])
   condition = re.search(r'condition=%?([\w.\-]+)', line)
@@ -155,9 +155,8 @@ def _of_line(line: str, computation: str, shape, axes, slices: int) -> Collectiv
   if '_xla_megascale_transfer_type' in line and re.search(r'\ssend\(', line):
     kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', line)[1]
     size = _bytes(line.split(' send(')[0])[0]
-    sent = {'ALL_REDUCE': 2 * (slices - 1) / slices, 'ONE_TO_ONE': 1}.get(
-      kind, (slices - 1) / slices
-    )
+    share = (slices - 1) / slices
+    sent = {'ALL_REDUCE': 2 * share, 'ONE_TO_ONE': 1}.get(kind, share)
     return Collective(kind.lower().replace('_', '-'), BETWEEN_SLICES, 0, size * sent)
   match = _OPERATION.search(line)
   if match is None or ' = ' not in line[: match.start()]:
@@ -177,18 +176,18 @@ def _of_line(line: str, computation: str, shape, axes, slices: int) -> Collectiv
   count = len(groups[0]) if groups else math.prod(shape)
   if axis is None or count == 1:
     return None
-  # Of an operation that is started and awaited, the type lists operands and results.
-  whole = max(sizes) if started and operation != 'all-reduce' else sum(sizes)
+  # The type of an asynchronous start lists operands and results.
+  full = max(sizes) if started and operation != 'all-reduce' else sum(sizes)
   if operation == 'reduce-scatter':
-    whole *= count
+    full *= count
   if operation == 'all-reduce' and 'reduce-scatter' in computation:
     operation = 'reduce-scatter'
   share = (count - 1) / count
-  return Collective(operation, axis, 0, whole * (2 * share if operation == 'all-reduce' else share))
+  return Collective(operation, axis, 0, full * (2 * share if operation == 'all-reduce' else share))
 
 
 def _bytes(text: str) -> list[float]:
-  """Bytes of each array in a type; layouts and memory spaces are passed over."""
+  """Bytes of each array in a type, without layouts and memory spaces."""
   plain = re.sub(r'\{[^{}]*\}', '', text.split(' = ', 1)[-1])
   return [
     SIZES[dtype] * math.prod(map(int, filter(None, sides.split(','))))
@@ -198,11 +197,9 @@ def _bytes(text: str) -> list[float]:
 
 
 def _groups(line: str, count: int) -> list[list[int]] | None:
-  """Groups of partitions; XLA writes them in three ways.
+  """Groups of partitions, in three notations of XLA; None for any other.
 
-      {{0,1},{2,3}}    [2,2]<=[4]    mesh['a'=2,'b'=2] {'b'}      are the same
-
-  None where the text is of a fourth.
+  {{0,1},{2,3}}    [2,2]<=[4]    mesh['a'=2,'b'=2] {'b'}      are the same
   """
   if match := re.search(
     r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? \{([^}]*)\}', line
@@ -218,13 +215,12 @@ def _groups(line: str, count: int) -> list[list[int]] | None:
 
 
 def _groups_of_mesh(sizes: str, chosen: str, order: re.Match | None = None) -> list[list[int]]:
-  """Groups along some axes of XLA's own mesh; `'a':(2)4` is a part of axis a: 4 long, behind a part
-  of 2.
+  """Groups along some axes of a mesh of XLA; `'a':(2)4` is 4 of axis a after a part of 2.
 
   Args:
-    sizes: of the axes. chosen: those along which a group lies.
-    order: the partitions in the mesh, as sides and how they are transposed; None = one after the
-      other.
+    sizes: of the axes.
+    chosen: the axes of a group.
+    order: sides and transposition of the partitions in the mesh; None = in order.
   """
   axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", sizes)}
   parts = collections.defaultdict(list)
@@ -232,12 +228,12 @@ def _groups_of_mesh(sizes: str, chosen: str, order: re.Match | None = None) -> l
     parts[name].append((int(before or 1), int(size or axes[name])))
   sides, taken = [], []
   for name, length in axes.items():
-    at = 1
+    done = 1
     for before, size in sorted(parts[name]):
-      sides += [before // at, size]
+      sides += [before // done, size]
       taken.append(len(sides) - 1)
-      at = before * size
-    sides.append(length // at)
+      done = before * size
+    sides.append(length // done)
   ids = np.arange(math.prod(sides))
   if order:
     ids = _transposed(order[1], order[2])
@@ -247,16 +243,16 @@ def _groups_of_mesh(sizes: str, chosen: str, order: re.Match | None = None) -> l
 
 
 def _transposed(sides: str, order: str | None) -> np.ndarray:
-  """0, 1, 2 ... in an array of these sides, its axes in this order."""
+  """0, 1, 2 ... as an array of these sides, transposed."""
   shape = list(map(int, sides.split(',')))
   ids = np.arange(math.prod(shape)).reshape(shape)
   return ids.transpose(list(map(int, order.split(',')))) if order else ids
 
 
 def _axis(groups: list[list[int]], shape, axes) -> str | None:
-  """The mesh axes along which the members of a group differ; None where groups have one member."""
+  """The mesh axes along which the members of a group differ; None for groups of one member."""
   if max(map(max, groups)) >= math.prod(shape):
     return 'unknown'
-  places = [np.array(np.unravel_index(group, shape)) for group in groups]
-  varying = [axis for i, axis in enumerate(axes) if any(len(set(place[i])) > 1 for place in places)]
+  indices = [np.array(np.unravel_index(group, shape)) for group in groups]
+  varying = [axis for i, axis in enumerate(axes) if any(len(set(x[i])) > 1 for x in indices)]
   return '+'.join(varying) or None

@@ -1,5 +1,5 @@
-"""`crossin plan`: what a run needs of a slice that is not there: memory, time, cost, and what to
-change where it does not fit.
+"""`crossin plan`: memory, least time and cost of a run on hardware that need not be present, and
+settings that fit if the given ones do not.
 """
 
 import argparse
@@ -19,28 +19,16 @@ from crossin_jax.processes import interruption
 from crossin_jax.training import optimizers
 from crossin_jax.workflow import command_line
 
-# What a run must be told and a plan need not (HF_DIR only if something else says what the model
-# is).
+# Values that a run needs and a plan does not (HF_DIR only if something else names the model).
 PLACEHOLDERS = {
   'MODEL_DIR': "'plan'", 'DATA_DIR': "'plan'", 'MIXTURE_OR_TASK_NAME': "'plan'",
   'TRAIN_STEPS': '1000000', 'HF_DIR': "'plan'",
 }  # fmt: skip
 SHARED = (
-  'model',
-  'optimizer',
-  'batch_size',
-  'length',
-  'microbatches',
-  'z_loss',
-  'total_steps',
+  'model', 'optimizer', 'batch_size', 'length', 'microbatches', 'z_loss', 'total_steps',
   'partitioner',
-)
-MACROS = {
-  'model': 'MODEL',
-  'batch_size': 'BATCH_SIZE',
-  'length': 'LENGTH',
-  'optimizer': 'OPTIMIZER',
-}
+)  # fmt: skip
+MACROS = {name: name.upper() for name in ('model', 'batch_size', 'length', 'optimizer')}
 
 
 @gin.configurable
@@ -54,11 +42,11 @@ def plan_settings(
   total_steps: int | None = None,
   partitioner=Partitioner,
 ) -> tuple[plan_step.Setting, type]:
-  """What `train` would be given; each value is taken from `train` where it is not set here.
+  """The settings of the planned run; the default of each is the value of `train`.
 
   Args:
-    model, optimizer, batch_size, length, microbatches, z_loss, total_steps, partitioner: as in
-    `train`.
+    model, optimizer, batch_size, length, microbatches, z_loss, total_steps, partitioner: see
+      `train`.
 
   Returns:
     (setting, partitioner).
@@ -68,20 +56,19 @@ def plan_settings(
   """
   if not isinstance(getattr(model, 'config', None), DecoderConfig):
     raise ValueError(
-      f'crossin plan knows models with a DecoderConfig; {type(model).__name__} has none'
+      f'crossin plan needs a model with a DecoderConfig; {type(model).__name__} has none'
     )
   if batch_size % microbatches:
     raise ValueError(f'batch_size = {batch_size} is no multiple of microbatches = {microbatches}')
-  # the length of the schedule changes no shape
-  made = optimizer(total_steps=total_steps or 1_000_000)
-  return plan_step.Setting(model, made, batch_size, length, microbatches, z_loss), partitioner
+  optimizer = optimizer(total_steps=total_steps or 1_000_000)  # the schedule changes no shape
+  return plan_step.Setting(model, optimizer, batch_size, length, microbatches, z_loss), partitioner
 
 
 def parse_gin(args: argparse.Namespace) -> None:
-  """Parses gin flags; what only a run needs may be missing.
+  """Parses gin flags, with placeholders for what only a run needs.
 
   Raises:
-    ConfigError: as `config.parse`, and where nothing says what the model is.
+    ConfigError: as `config.parse`, and without a model.
   """
   directory_missing = None
   for _ in range(len(PLACEHOLDERS) + 1):
@@ -93,8 +80,7 @@ def parse_gin(args: argparse.Namespace) -> None:
         raise
       args.gin_bindings.append(f'{error.missing} = {PLACEHOLDERS[error.missing]}')
       directory_missing = error if error.missing == 'HF_DIR' else directory_missing
-  # A file of gin_configs/models behind it may have named another model, and the directory is of no
-  # interest.
+  # A later file of gin_configs/models may name another model, which needs no directory.
   if directory_missing and 'from_huggingface' in str(config.bound('Decoder.config')):
     raise directory_missing
   if 'model' not in shared_settings() and config.bound('plan_settings.model') is None:
@@ -104,58 +90,52 @@ def parse_gin(args: argparse.Namespace) -> None:
 
 
 def shared_settings() -> dict:
-  """Settings of `train` that `plan_settings` takes where it has none of its own, references
-  unresolved.
-  """
-  found = {}
+  """Settings of `train` that `plan_settings` does not bind, with unresolved references."""
+  settings = {}
   for name in SHARED:
     if config.bound(f'plan_settings.{name}') is not None:
       continue
     if (value := config.bound(f'train.{name}')) is not None:
-      found[name] = value
+      settings[name] = value
     elif name in MACROS and (value := config.macro(MACROS[name])) is not None:
-      found[name] = value
-  return found
+      settings[name] = value
+  return settings
 
 
 def plan(args: argparse.Namespace, topologies: list[plan_topology.Topology]) -> dict:
-  """Makes the plan that the flags ask for, and prints it for people; returns it as JSON."""
+  """Makes and prints the plan; returns it as JSON."""
   setting, partitioner = plan_settings(**config.resolve(shared_settings()))
   planner = plan_search.Planner(partitioner, args.effort)
   price = args.price_per_chip_hour
   if args.search or args.smallest:
     if args.smallest:
-      found = plan_search.smallest(planner, setting, sorted(topologies, key=lambda t: t.chips))
-      rows = [('smallest', found, found.topology if found else topologies[-1])]
+      trial = plan_search.smallest(planner, setting, sorted(topologies, key=lambda t: t.chips))
+      rows = [('smallest', trial, trial.topology if trial else topologies[-1])]
     else:
       rows = plan_search.search(planner, setting, topologies)
     print(plan_report.search_text(rows, price), file=sys.stderr)
     first = rows[0][1]
     result = plan_report.as_json(first, price) if first else {'fits': False}
-    result['ranking'] = [
-      {
-        'rank': name,
-        **(
-          plan_report.as_json(trial, price) if trial else {'topology': topology.name, 'fits': False}
-        ),
-      }
-      for name, trial, topology in rows
-    ]
+    result['ranking'] = []
+    for name, trial, topology in rows:
+      nothing = {'topology': topology.name, 'fits': False}
+      row = plan_report.as_json(trial, price) if trial else nothing
+      result['ranking'].append({'rank': name, **row})
     return result
   asked = planner.asked(setting, topologies[0])
   if not asked.topology.compiles:
     print(
-      f'{asked.topology}: XLA compiles for GPUs only where one is; everything here is by formula',
+      f'{asked.topology}: XLA compiles for GPUs only on a GPU; all values are by formula',
       file=sys.stderr,
     )
   asked = planner.prove(asked)
   print(plan_report.as_text(asked, price), file=sys.stderr)
   result = plan_report.as_json(asked, price)
   if not asked.fits:
-    found = plan_search.nearest(planner, asked, args.proofs) if args.proofs else []
+    trials = plan_search.nearest(planner, asked, args.proofs) if args.proofs else []
     if args.proofs:
-      print(plan_report.nearest_text(asked, found), file=sys.stderr)
-    result['what_fits'] = [plan_report.as_json(trial, price) for trial in found]
+      print(plan_report.nearest_text(asked, trials), file=sys.stderr)
+    result['what_fits'] = [plan_report.as_json(trial, price) for trial in trials]
   if args.decode:
     result['decode'] = _decode(args, asked)
   return result
@@ -163,10 +143,10 @@ def plan(args: argparse.Namespace, topologies: list[plan_topology.Topology]) -> 
 
 def _decode(args: argparse.Namespace, asked: plan_search.Trial) -> dict | None:
   if not asked.topology.compiles:
-    print('decoding  is planned for TPUs only', file=sys.stderr)
+    print('decoding  plans are for TPUs only', file=sys.stderr)
     return None
   ways, rows = asked.partition.batch_ways, asked.partition.batch_ways
-  while rows < args.decode_rows:  # as Generator rounds them
+  while rows < args.decode_rows:  # as `Generator` rounds
     rows *= 2
   if rows != args.decode_rows:
     print(
@@ -187,56 +167,51 @@ def _decode(args: argparse.Namespace, asked: plan_search.Trial) -> dict | None:
 
 def parser() -> argparse.ArgumentParser:
   """The flags of `crossin plan`."""
-  found = command_line.Parser(
+  flags = command_line.Parser(
     'plan',
-    'Compile the train step of gin files for a TPU slice that is not there: memory of a chip, '
-    'least time of a step, and what to change where it does not fit. Nothing is allocated and no '
-    'data are needed.',
+    'Compile the train step of gin files for a TPU slice without having it: memory of a chip, '
+    'least time of a step, and what to change if it does not fit. It allocates nothing and needs '
+    'no data.',
     'crossin plan --topology v5e:4x4 --gin_file=gin_configs/models/llama3_8b.gin '
     '--gin_file=gin_configs/runs/defaults.gin --gin.LENGTH=4096 --price_per_chip_hour 1.20',
     gin=True,
     statuses='0 it fits, 1 it does not, 2 usage, 75 interrupted',
   )
-  found.add_argument(
+  flags.add_argument(
     '--topology',
     required=True,
     metavar='NAME[,NAME]',
     help=f'a slice, or several with --search: {plan_topology.EXAMPLES}',
   )
-  found.add_argument('--num_slices', type=int, default=1, help='so many of that slice')
-  found.add_argument('--decode', action='store_true', help='compile the decode step too')
-  found.add_argument(
+  flags.add_argument('--num_slices', type=int, default=1, help='number of these slices')
+  flags.add_argument('--decode', action='store_true', help='also compile the decode step')
+  flags.add_argument(
     '--decode_rows', type=int, default=64, help='answers at a time (Generator.rows)'
   )
-  found.add_argument(
-    '--decode_tokens', type=int, default=1024, help='tokens of prompt and answer together'
-  )
-  found.add_argument(
+  flags.add_argument('--decode_tokens', type=int, default=1024, help='tokens of prompt and answer')
+  flags.add_argument(
     '--price_per_chip_hour', type=float, help='dollars; gives the least cost of a million tokens'
   )
-  found.add_argument(
-    '--proofs',
-    type=int,
-    default=1,
-    help='how many settings that fit to look for where this one does not',
+  flags.add_argument(
+    '--proofs', type=int, default=1, help='number of settings that fit to find if this one does not'
   )
-  found.add_argument(
+  flags.add_argument(
     '--search',
     action='store_true',
     help='rank meshes, microbatches and remat; compile the best and the next smaller',
   )
-  found.add_argument(
+  flags.add_argument(
     '--smallest',
     action='store_true',
     help='the smallest of the topologies on which some setting fits',
   )
-  found.add_argument(
+  flags.add_argument(
     '--effort',
     type=float,
     default=0.0,
     help="XLA's effort for speed, -1 to 1; -1 compiles in half the time, memory may differ",
   )
-  return found
+  return flags
 
 
 def main(argv: list[str]) -> int:

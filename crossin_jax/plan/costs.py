@@ -1,11 +1,7 @@
-"""What a step costs by formula: operations, bytes to memory, bytes between chips, memory, and the
-time that no program can beat.
+"""Costs of a step by formula: operations, HBM traffic, traffic between chips, memory, least time.
 
-What the forward pass leaves for the backward pass is not guessed from the model's structure but
-read from `jax.vjp` of the real loss, traced without a device: it follows whatever attention, loss
-and recomputation the code has.
-
-Letters: d, f, t sizes of the mesh axes data, fsdp and tensor; m microbatches.
+The residuals of the forward pass are those of `jax.vjp` of the real loss, traced without a device.
+So they include the effects of attention, loss and remat as implemented.
 """
 
 import dataclasses
@@ -28,16 +24,16 @@ from crossin_jax.training import losses
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-  """Of one step; bytes and seconds are of one chip.
+  """Figures of one step; bytes are of one chip.
 
   Attributes:
-    model_flops: operations of the model, nothing counted twice; of all chips.
-    executed_flops: with what is computed again in the backward pass; of all chips.
+    model_flops: operations of the model without recomputation, of all chips.
+    executed_flops: with recomputation, of all chips.
     memory_bytes: moved to and from HBM.
     sent: mesh axis (or 'slices') -> bytes sent.
-    gradients: bytes of gradients and their sums over microbatches, at most.
-    activations: bytes of what is kept for the backward pass, and of the layer at work.
-    gathered: bytes of parameters that are whole for a moment.
+    gradients: largest size of gradients and their sums over microbatches.
+    activations: residuals for the backward pass, and the layer being computed.
+    gathered: parameters that are temporarily unsharded.
   """
 
   model_flops: float
@@ -50,13 +46,13 @@ class Figures:
 
   @property
   def scratch(self) -> float:
-    """Bytes beside what the step is given."""
+    """Bytes in addition to the arguments."""
     return self.gradients + self.activations + self.gathered
 
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-  """The least seconds of a step, if everything that can overlap does.
+  """The least seconds of a step, with perfect overlap.
 
   Attributes:
     compute, memory: seconds.
@@ -71,7 +67,7 @@ class Bound:
 
   @property
   def parts(self) -> dict[str, float]:
-    """What takes how long."""
+    """Seconds of each part."""
     return {
       'compute': self.compute,
       'HBM': self.memory,
@@ -86,14 +82,14 @@ class Bound:
 
   @property
   def binds(self) -> str:
-    """Which part that is."""
+    """Name of the longest part."""
     return max(self.parts, key=self.parts.get)
 
 
 def bound(
   figures: Figures, topology: Topology, partition: Partitioner, sent: dict[str, float] | None = None
 ) -> Bound:
-  """Seconds from the figures and what the chips can do.
+  """The least seconds of a step on some chips.
 
   Args:
     figures: of the step.
@@ -105,12 +101,9 @@ def bound(
     if axis == BETWEEN_SLICES:
       network += count / topology.kind.network
       continue
-    # Several axes at once have the links of them all.
-    speed = (
-      sum(topology.fast_bandwidth(along[part]) for part in axis.split('+') if part in along)
-      or topology.kind.links
-    )
-    links[axis] = count / min(speed, topology.kind.links)
+    # A collective over several axes uses the links of all.
+    parts = [topology.fast_bandwidth(along[part]) for part in axis.split('+') if part in along]
+    links[axis] = count / min(sum(parts) or topology.kind.links, topology.kind.links)
   return Bound(
     figures.executed_flops / (topology.chips * topology.kind.flops),
     figures.memory_bytes / topology.kind.bandwidth,
@@ -124,40 +117,39 @@ def figures(setting: Setting, mesh: tuple[int, int, int], state: State, slices: 
 
   Args:
     setting: the model must have a DecoderConfig.
-    mesh: d, f, t.
-    state: of `plan_step.state_bytes`, for this mesh.
-    slices: into how many the data axis is divided.
+    mesh: sizes of data, fsdp and tensor.
+    state: of `step.state_bytes`, for this mesh.
+    slices: number of slices, over which the data axis is divided.
   """
   config, (data, fsdp, tensor), parts = setting.model.config, mesh, setting.microbatches
   tokens, rows = setting.batch_size * setting.length, setting.batch_size // (parts * data * fsdp)
   width = jnp.dtype(config.dtype).itemsize
   matrices, trained = _matrices(config), _trained_matrices(config)
-  saved, whole_logits = saved_bytes(setting.model, setting.length, rows)
-  # Blocks' inputs are whole on every chip of `tensor`, what is inside the blocks is cut.
+  saved, full_logits = saved_bytes(setting.model, setting.length, rows)
+  # Over `tensor`, inputs of blocks are replicated and values inside blocks are sharded.
   inputs = rows * config.num_layers * setting.length * config.embed_dim * width
   kept = min(inputs, saved) + max(0.0, saved - inputs) / tensor
   internal = rows * internal_bytes(setting.model, setting.length) / tensor
   layer = internal / config.num_layers
-  # The layer at work and its gradients; and gradients of logits, where they are held whole.
-  at_work = layer * (1 if config.remat == 'none' else 2) + whole_logits / tensor
+  # The current layer and its gradients; and gradients of logits, if logits are materialised.
+  at_work = layer * (1 if config.remat == 'none' else 2) + full_logits / tensor
   model = flops.training_flops(config, setting.length) * tokens
-  again = _again(config, setting.length) + (0 if whole_logits else 2 * _head(config))
+  recomputed = _recomputed(config, setting.length) + (0 if full_logits else 2 * _head(config))
   if config.scan_layers:
-    again += flops.unneeded_flops(config)
+    recomputed += flops.unneeded_flops(config)
 
-  # HBM: matrices as they are multiplied with (forward, backward, and again), gradients of them,
-  # what is kept written and read, logits written and read, and the optimizer's state once.
+  # HBM: matrices for each pass (forward, backward, remat), their gradients, residuals and logits
+  # written and read, and the state of the optimizer once.
   passes = 3 if config.remat == 'full' else 2
   logits = rows * setting.length * config.padded_vocab_size * max(4, width) / tensor
-  work = (
-    (2 if config.remat == 'none' else 4) * internal + 2 * kept + (3 if whole_logits else 4) * logits
-  )
+  work = (2 if config.remat == 'none' else 4) * internal + 2 * kept
+  work += (3 if full_logits else 4) * logits
   memory = parts * ((passes * matrices + 2 * trained) * width / tensor + work)
   memory += 2 * (state.parameters + state.optimizer) + 2 * parts * state.trained
 
   return Figures(
     model_flops=model,
-    executed_flops=model + again * tokens,
+    executed_flops=model + recomputed * tokens,
     memory_bytes=memory,
     sent=_sent(config, mesh, parts, rows * setting.length, state.trained, slices),
     gradients=state.trained * (1 if parts == 1 else 2),
@@ -171,10 +163,10 @@ def _sent(
 ) -> dict[str, float]:
   """Bytes that a chip sends along each axis in a step, by the ring algorithm.
 
-  Matrices are gathered over fsdp for the forward and for the backward pass, and their gradients
-  scattered; gradients are summed over data; activations over tensor, twice a layer forward, twice
-  backward, once more if computed again. All in the arithmetic's dtype, and for every microbatch:
-  XLA moves none of it out of their loop.
+  fsdp gathers matrices for the forward and the backward pass and scatters their gradients. data
+  sums gradients. tensor sums activations, twice a layer in each pass, and once more with full
+  remat. All is in the dtype of the computation, and in each microbatch: XLA moves nothing out of
+  their loop.
 
   Args:
     tokens: of a microbatch on one chip.
@@ -182,42 +174,31 @@ def _sent(
   """
   data, fsdp, tensor = mesh
   width, share = jnp.dtype(config.dtype).itemsize, lambda n: (n - 1) / n
-  grown = trained_bytes * width / jnp.dtype(config.param_dtype).itemsize
-  inside = data // slices
+  gradients = trained_bytes * width / jnp.dtype(config.param_dtype).itemsize
+  matrices = 2 * _matrices(config) + _trained_matrices(config)
+  sums = (4 + (config.remat == 'full')) * config.num_layers
   sent = {
-    'data': parts * 2 * grown * share(inside),
-    'fsdp': parts
-    * (2 * _matrices(config) + _trained_matrices(config))
-    * width
-    / tensor
-    * share(fsdp),
-    'tensor': parts
-    * (4 + (config.remat == 'full'))
-    * config.num_layers
-    * 2
-    * tokens
-    * config.embed_dim
-    * width
-    * share(tensor),
-    BETWEEN_SLICES: parts * 2 * grown * share(slices),
+    'data': 2 * gradients * share(data // slices),
+    'fsdp': matrices * width / tensor * share(fsdp),
+    'tensor': sums * 2 * tokens * config.embed_dim * width * share(tensor),
+    BETWEEN_SLICES: 2 * gradients * share(slices),
   }
-  return {axis: count for axis, count in sent.items() if count}
+  return {axis: parts * count for axis, count in sent.items() if count}
 
 
-def _again(config: DecoderConfig, length: int) -> float:
-  """Operations a token that the backward pass does a second time.
+def _recomputed(config: DecoderConfig, length: int) -> float:
+  """Operations a token that remat repeats.
 
-  Of a block without a norm behind its MLP the last product is not needed again: nothing in the
-  block depends on it.
+  In a block without a norm after its MLP, nothing depends on the last product, which is not
+  repeated.
   """
   if config.remat == 'none':
     return 0.0
   attention = flops.attention_flops(config, length)
   if config.remat == 'minimal':
     return attention
-  last = (
-    config.num_layers * config.mlp_dim * config.embed_dim if config.norm_placement == 'pre' else 0
-  )
+  last = config.num_layers * config.mlp_dim * config.embed_dim
+  last = last if config.norm_placement == 'pre' else 0
   return 2 * (_matrices(config) - _head(config) - last) + attention
 
 
@@ -226,7 +207,7 @@ def _head(config: DecoderConfig) -> int:
 
 
 def _matrices(config: DecoderConfig) -> float:
-  """Elements of all matrices; an embedding that is looked up only does not travel."""
+  """Elements of all matrices, without an embedding that is only looked up."""
   return flops.matrix_parameters(config) + flops.adapter_parameters(config)
 
 
@@ -237,9 +218,7 @@ def _trained_matrices(config: DecoderConfig) -> float:
 
 
 def _gathered(config: DecoderConfig, mesh) -> float:
-  """Bytes of the largest parameters that are whole on a chip at one time: the head, or two layers
-  (the next one is fetched).
-  """
+  """Bytes of the largest unsharded parameters: the head, or two layers (the next is prefetched)."""
   if mesh[1] == 1:
     return 0.0
   layer = (flops.matrix_parameters(config) - _head(config)) / config.num_layers
@@ -248,14 +227,13 @@ def _gathered(config: DecoderConfig, mesh) -> float:
 
 @functools.lru_cache(maxsize=1024)
 def saved_bytes(model, length: int, rows: int) -> tuple[float, float]:
-  """Bytes that the forward pass leaves for the backward pass of so many rows: all of them, and
-  those of whole logits.
+  """Bytes of the residuals of some rows: all of them, and those of materialised logits.
 
-  What `jax.vjp` of the loss keeps, less what does not depend on the number of rows (parameters).
-  Logits are 0 where the loss does without them.
+  These are the residuals of `jax.vjp` that depend on the number of rows. Logits are 0 if the loss
+  does not materialise them.
   """
   kept, other = _residuals(model, length, rows), _residuals(model, length, rows + 1)
-  if len(kept) != len(other):  # the loss changed its way between the two
+  if len(kept) != len(other):  # the loss has another structure for one row more
     other = _residuals(model, length, max(1, rows - 1))
   size = lambda leaf: math.prod(leaf.shape) * leaf.dtype.itemsize
   of_rows = [leaf for leaf, same in zip(kept, other) if leaf.shape != same.shape] if rows else []
@@ -265,17 +243,17 @@ def saved_bytes(model, length: int, rows: int) -> tuple[float, float]:
 
 @functools.lru_cache(maxsize=256)
 def internal_bytes(model, length: int) -> float:
-  """Bytes that the layers of one row would leave if nothing were computed again."""
+  """Bytes of the residuals of all layers for one row without remat."""
   config = dataclasses.replace(model.config, remat='none')
   period = len(config.layer_pattern)
-  deep = lambda turns: model.clone(config=dataclasses.replace(config, num_layers=turns * period))
-  size = lambda turns: saved_bytes(deep(turns), length, 1)[0]
+  deep = lambda n: model.clone(config=dataclasses.replace(config, num_layers=n * period))
+  size = lambda n: saved_bytes(deep(n), length, 1)[0]
   return (size(2) - size(1)) * config.num_layers / period
 
 
 @functools.lru_cache(maxsize=512)
 def _residuals(model, length: int, rows: int) -> list[jax.ShapeDtypeStruct]:
-  """What `jax.vjp` of the loss keeps of so many rows, parameters included."""
+  """Residuals of `jax.vjp` of the loss for some rows, including parameters."""
   batch = {name: jax.ShapeDtypeStruct((rows, length), dtype) for name, dtype in FEATURES.items()}
   tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
   shapes = jax.eval_shape(
@@ -295,19 +273,19 @@ def _residuals(model, length: int, rows: int) -> list[jax.ShapeDtypeStruct]:
 def dollars_per_million_tokens(
   price_per_chip_hour: float, chips: int, seconds: float, tokens: float
 ) -> float:
-  """At so many seconds a step."""
+  """Cost at some seconds a step."""
   return price_per_chip_hour * chips * seconds / 3600 / tokens * 1e6
 
 
 def decode_seconds(
   config: DecoderConfig, topology: Topology, parameters: float, cache: float, rows_per_chip: float
 ) -> dict:
-  """The least seconds for one more token of every row.
+  """The least seconds for one token of every row.
 
   Args:
     config, topology: model and chips.
-    parameters, cache: bytes of a chip, all read for each token.
-    rows_per_chip: answers whose share a chip computes.
+    parameters, cache: bytes that a chip reads for each token.
+    rows_per_chip: rows over chips.
   """
   return {
     'HBM': (parameters + cache) / topology.kind.bandwidth,

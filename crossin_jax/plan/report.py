@@ -1,4 +1,4 @@
-"""A plan as text for people and as one JSON object."""
+"""A plan as text and as one JSON object."""
 
 import dataclasses
 
@@ -11,14 +11,13 @@ from crossin_jax.plan.step import Decoding
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Bytes of one chip; they add up to the peak.
+  """Bytes of one chip, which add up to the peak.
 
   Attributes:
     parameters, optimizer: exact, from shardings.
-    gradients: of what is trained, and their sums over microbatches; not more than XLA's
-      temporaries.
-    activations: the rest of the temporaries: what is kept for the backward pass, and scratch.
-    other: batch, XLA's padding, the program itself.
+    gradients: with their sums over microbatches; at most XLA's temporaries.
+    activations: the other temporaries: residuals and scratch.
+    other: batch, padding of XLA, the program.
   """
 
   parameters: float
@@ -29,7 +28,7 @@ class Memory:
 
 
 def memory_of(trial: Trial) -> Memory:
-  """The peak in parts."""
+  """The parts of the peak."""
   state, figures = trial.state, trial.figures
   if trial.compiled is None:
     activations = trial.peak - state.parameters - state.optimizer - figures.gradients - state.batch
@@ -41,7 +40,7 @@ def memory_of(trial: Trial) -> Memory:
 
 
 def as_json(trial: Trial, price: float | None = None) -> dict:
-  """The fields of a plan; bytes are of one chip where the name says so, else of the whole model."""
+  """The JSON of a plan; bytes are of the complete model unless the name says per chip."""
   bound, state, topology = trial.bound, trial.state, trial.topology
   config = trial.setting.model.config
   return {
@@ -92,7 +91,7 @@ def _dollars(trial: Trial, price: float) -> float:
 
 
 def as_text(trial: Trial, price: float | None = None) -> str:
-  """A page for people."""
+  """A human-readable page."""
   topology, setting, bound = trial.topology, trial.setting, trial.bound
   config, kind = setting.model.config, topology.kind
   data, fsdp, tensor = trial.mesh
@@ -103,7 +102,7 @@ def as_text(trial: Trial, price: float | None = None) -> str:
   lines = [
     f'{topology}: {topology.chips} chips ({topology.devices[0].device_kind}), '
     f'{_gib(topology.usable)} each for programs',
-    f'mesh      {trial.why.removeprefix("mesh ") if trial.why else f"data {data}, fsdp {fsdp}, tensor {tensor}"}',
+    f'mesh      {trial.why.removeprefix("mesh ") or f"data {data}, fsdp {fsdp}, tensor {tensor}"}',
     f'step      {setting.batch_size} rows of {setting.length:,} tokens, {parts}, remat '
     f'{config.remat}, {config.dtype}, {tuned}',
     f'memory    of a chip, {"as compiled" if trial.compiled else "by formula"}',
@@ -119,21 +118,40 @@ def as_text(trial: Trial, price: float | None = None) -> str:
     lines.append(f'          {names[name]:<24}{_gib(size):>11}')
   verdict = 'fits' if trial.fits else f'DOES NOT FIT, {_gib(trial.peak - topology.usable)} too much'
   lines.append(
-    f'          {"together":<24}{_gib(trial.peak):>11} of {_gib(topology.usable)}: {verdict}'
+    f'          {"total":<24}{_gib(trial.peak):>11} of {_gib(topology.usable)}: {verdict}'
   )
   if trial.compiled and trial.compiled.refused:
     lines.append(f'          XLA: {trial.compiled.refused}')
-  again = trial.figures.executed_flops / trial.figures.model_flops
+  factor = trial.figures.executed_flops / trial.figures.model_flops
   lines += [
     f'time      at least {_seconds(bound.seconds)} a step: {bound.binds} binds; '
     f'{trial.tokens / bound.seconds:,.0f} tokens/s, '
     f'MFU at most {trial.utilisation:.0%}',
     f'          compute   {_seconds(bound.compute)}: {trial.figures.model_flops / 1e12:,.1f} '
-    f'TFLOP of the model, times {again:.2f} for what is '
-    f'computed again, at {kind.flops / 1e12:.0f} TFLOP/s a chip',
+    f'TFLOP of the model, times {factor:.2f} for recomputation, at {kind.flops / 1e12:.0f} '
+    'TFLOP/s a chip',
     f'          HBM       {_seconds(bound.memory)}: {trial.figures.memory_bytes / 1e9:,.1f} GB a '
     f'chip at {kind.bandwidth / 1e9:,.0f} GB/s (formula)',
   ]
+  lines += _traffic(trial)
+  if price is not None:
+    lines.append(
+      f'cost      at least ${_dollars(trial, price):,.4f} per million tokens at ${price:g} a chip '
+      'and hour'
+    )
+  slower = f' (of bfloat16: the model computes in {config.dtype}, which is slower)'
+  lines.append(
+    f'assumed   arithmetic{"" if config.dtype == "bfloat16" else slower}, memory and each network '
+    'at the full speed of their specifications, all at the same time'
+  )
+  if trial.compiled:
+    lines.append(f'compiled  in {trial.compiled.seconds:.0f} s')
+  return '\n'.join(lines)
+
+
+def _traffic(trial: Trial) -> list[str]:
+  """A line for each mesh axis with traffic."""
+  lines, bound = [], trial.bound
   for axis in sorted({*trial.sent, *trial.figures.sent}):
     compiled, formula = trial.sent.get(axis, 0.0), trial.figures.sent.get(axis, 0.0)
     if max(compiled, formula) < 1e6:
@@ -143,33 +161,15 @@ def as_text(trial: Trial, price: float | None = None) -> str:
     if trial.compiled and trial.compiled.collectives:
       sizes = f'{compiled / 1e9:,.2f} GB a chip (formula: {formula / 1e9:,.2f})'
     lines.append(f'          {axis:<9} {_seconds(seconds)}: {sizes}')
-  if price is not None:
-    lines.append(
-      f'cost      at least ${_dollars(trial, price):,.4f} per million tokens at ${price:g} a chip '
-      'and hour'
-    )
-  bf16 = (
-    ''
-    if config.dtype == 'bfloat16'
-    else f' (of bfloat16: the model computes in {config.dtype}, which is slower)'
-  )
-  lines.append(
-    f'assumed   arithmetic{bf16}, memory and each network at the full speed that its maker '
-    'states, all of them at the same time'
-  )
-  if trial.compiled:
-    lines.append(f'compiled  in {trial.compiled.seconds:.0f} s')
-  return '\n'.join(lines)
+  return lines
 
 
-def nearest_text(asked: Trial, found: list[Trial]) -> str:
-  """What would fit, and what it costs."""
-  if not found:
-    return (
-      'nothing near these settings fits; a larger slice, a shorter row or a smaller model is needed'
-    )
+def nearest_text(asked: Trial, trials: list[Trial]) -> str:
+  """The settings that fit, and their costs."""
+  if not trials:
+    return 'no similar setting fits; use a larger slice, shorter rows or a smaller model'
   lines = ['what fits:']
-  for trial in found:
+  for trial in trials:
     slower = trial.bound.seconds / asked.bound.seconds
     proven = f'compiled in {trial.compiled.seconds:.0f} s' if trial.compiled else 'by formula'
     lines.append(f'  {" ".join(trial.changes)}')
@@ -183,12 +183,12 @@ def nearest_text(asked: Trial, found: list[Trial]) -> str:
 
 def _note(trial: Trial) -> str:
   if any('lora' in change for change in trial.changes):
-    return '; adapters need the model beneath: set INITIAL_CHECKPOINT_PATH'
+    return '; adapters need a base model: set INITIAL_CHECKPOINT_PATH'
   return ''
 
 
 def search_text(rows: list[tuple[str, Trial | None, object]], price: float | None) -> str:
-  """Three settings, one line each."""
+  """The settings of a search, one entry each."""
   lines = []
   for name, trial, topology in rows:
     if trial is None:
@@ -206,7 +206,7 @@ def search_text(rows: list[tuple[str, Trial | None, object]], price: float | Non
 
 
 def decode_json(trial: Trial, decoding: Decoding) -> dict:
-  """The decode step."""
+  """The JSON of the decode step."""
   seconds = _decode_seconds(trial, decoding)
   least = max(seconds.values())
   return {
@@ -225,15 +225,15 @@ def decode_json(trial: Trial, decoding: Decoding) -> dict:
 
 
 def decode_text(trial: Trial, decoding: Decoding) -> str:
-  """The decode step for people."""
-  found = decode_json(trial, decoding)
-  verdict = 'fits' if found['fits'] else 'DOES NOT FIT'
+  """The decode step, human-readable."""
+  report = decode_json(trial, decoding)
+  verdict = 'fits' if report['fits'] else 'DOES NOT FIT'
   return (
-    f'decoding  {decoding.rows} rows with room for {decoding.capacity:,} tokens: '
+    f'decoding  {decoding.rows} rows of up to {decoding.capacity:,} tokens: '
     f'{_gib(decoding.compiled.peak)} a chip '
     f'(parameters {_gib(decoding.parameters)}, cache {_gib(decoding.cache)}): {verdict}; at least '
-    f'{_seconds(found["step_seconds_bound"])} a token of every row ({found["bound_by"]} binds), '
-    f'{found["tokens_per_second_bound"]:,.0f} tokens/s; '
+    f'{_seconds(report["step_seconds_bound"])} a token of every row ({report["bound_by"]} binds), '
+    f'{report["tokens_per_second_bound"]:,.0f} tokens/s; '
     f'compiled in {decoding.compiled.seconds:.0f} s'
   )
 
@@ -241,10 +241,10 @@ def decode_text(trial: Trial, decoding: Decoding) -> str:
 def _decode_seconds(trial: Trial, decoding: Decoding) -> dict:
   data, fsdp, tensor = trial.mesh
   rows = decoding.rows / (data * fsdp * tensor)
-  # Parameters that are cut over fsdp are gathered: each chip reads what it multiplies with.
-  whole = decoding.parameters * fsdp
+  # fsdp gathers parameters: each chip reads the complete matrices.
+  parameters = decoding.parameters * fsdp
   return costs.decode_seconds(
-    trial.setting.model.config, trial.topology, whole, decoding.cache, rows
+    trial.setting.model.config, trial.topology, parameters, decoding.cache, rows
   )
 
 

@@ -1,4 +1,4 @@
-"""Settings that might do, in order: found by formula, then proven by compiling them."""
+"""Finds settings that may fit by formula, and proves them by compilation."""
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
@@ -14,22 +14,23 @@ from crossin_jax.plan.costs import Bound, Figures
 from crossin_jax.plan.step import Compiled, Setting, State
 from crossin_jax.plan.topology import Topology, smaller
 
-# Of what a program may use, up to where a formula is trusted enough to compile.
-TRUST = 0.93
-MOST_TENSOR = 8  # beyond that matrices get too thin to be worth it
-TRIES = 3  # compiles of one kind of change before the next kind
+TRUST = 0.93  # part of the usable memory up to which an estimate is worth a compilation
+MOST_TENSOR = 8  # with more, the shards of matrices get too thin
+TRIES = 3  # compilations of one kind of change before the next kind
+_FULL_REMAT = '--gin.DecoderConfig.remat="\'full\'"'
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """One setting on one topology, by formula and, if `compiled`, as XLA has it.
+  """One setting on one topology, by formula and, if `compiled`, by XLA.
 
   Attributes:
-    setting, topology: what on what. partition: the mesh.
-    why: of the mesh, if it was chosen.
+    setting, topology: what runs where.
+    partition: the mesh.
+    why: reason for the mesh, if it was chosen.
     state, figures: by formula.
-    estimate: bytes of a chip, before anything is compiled.
-    changes: gin flags that lead here from the setting asked for.
+    estimate: bytes of a chip, by formula.
+    changes: gin flags that change the given setting into this one.
   """
 
   setting: Setting
@@ -49,7 +50,7 @@ class Trial:
 
   @property
   def fits(self) -> bool:
-    """As compiled; by formula where it is not."""
+    """By compilation, or by formula without one."""
     return self.compiled.fits if self.compiled else self.estimate <= self.topology.usable
 
   @property
@@ -71,44 +72,41 @@ class Trial:
 
   @property
   def rank(self) -> tuple[float, float, int]:
-    """What trials are ordered by. A layer waits for what it sends over `tensor`, so that does not
-    overlap with its arithmetic; of equals the one with less traffic, then with fewer microbatches.
+    """Sort key: seconds, then traffic, then microbatches.
+
+    A layer waits for transfers over `tensor`, so these do not overlap with its arithmetic.
     """
-    waiting = sum(seconds for axis, seconds in self.bound.links.items() if 'tensor' in axis)
-    overlapping = dataclasses.replace(
-      self.bound, links={'rest': sum(self.bound.links.values()) - waiting}
-    )
-    return (
-      round(overlapping.seconds + waiting, 4),
-      sum(self.bound.parts.values()),
-      self.setting.microbatches,
-    )
+    links = self.bound.links
+    waiting = sum(seconds for axis, seconds in links.items() if 'tensor' in axis)
+    rest = {'rest': sum(links.values()) - waiting}
+    seconds = dataclasses.replace(self.bound, links=rest).seconds + waiting
+    return round(seconds, 4), sum(self.bound.parts.values()), self.setting.microbatches
 
   @property
   def utilisation(self) -> float:
     """MFU at the bound."""
-    return self.figures.model_flops / (
-      self.topology.chips * self.topology.kind.flops * self.bound.seconds
-    )
+    peak = self.topology.chips * self.topology.kind.flops
+    return self.figures.model_flops / (peak * self.bound.seconds)
 
   @property
   def tokens(self) -> int:
-    """Of a step."""
+    """Tokens of a step."""
     return self.setting.batch_size * self.setting.length
 
 
 class Planner:
-  """Makes trials and compiles them; what a compile says of memory corrects the formula for the
-  next.
+  """Makes and compiles trials; the memory of each compilation corrects the formula.
 
   Attributes:
-    compiled_seconds: of all compiles.
+    compiled_seconds: of all compilations.
   """
 
   def __init__(self, partitioner: Callable[..., Partitioner], effort: float = 0.0):
-    """Args:
-    partitioner: called with devices and mesh_shape.
-    effort: see `plan_step.train_step`.
+    """Creates a planner without results.
+
+    Args:
+      partitioner: called with devices and mesh_shape.
+      effort: see `step.train_step`.
     """
     self._partitioner, self._effort = partitioner, effort
     self._states, self._partitions = {}, {}
@@ -116,12 +114,12 @@ class Planner:
     self.compiled_seconds = 0.0
 
   def asked(self, setting: Setting, topology: Topology) -> Trial:
-    """The setting as it is, on the mesh that gin gives."""
+    """The given setting, on the mesh of gin."""
     try:
       partition = self._partitioner(devices=topology.devices)
     except ValueError as error:
       raise ValueError(
-        f'{str(error).splitlines()[0]}; or leave the mesh to the plan: '
+        f'{str(error).splitlines()[0]}; or let the plan choose the mesh: '
         '--gin.Partitioner.mesh_shape="\'auto\'", or --search'
       ) from None
     why = partition.suit(setting.model, batch_size=setting.batch_size // setting.microbatches)
@@ -131,7 +129,7 @@ class Planner:
   def trial(
     self, setting: Setting, topology: Topology, mesh: tuple[int, int, int], changes=()
   ) -> Trial:
-    """A setting on a mesh of these sizes."""
+    """A setting on a mesh of the given sizes."""
     key = (topology.name, topology.slices, mesh)
     if key not in self._partitions:
       self._partitions[key] = self._partitioner(devices=topology.devices, mesh_shape=mesh)
@@ -145,54 +143,44 @@ class Planner:
       self._states[key] = plan_step.state_bytes(setting, partition)
     state = self._states[key]
     figures = costs.figures(setting, mesh, state, topology.slices)
-    return Trial(
-      setting,
-      topology,
-      partition,
-      why,
-      state,
-      figures,
-      self._estimate(state, figures),
-      changes=changes,
-    )
+    estimate = self._estimate(state, figures)
+    return Trial(setting, topology, partition, why, state, figures, estimate, changes=changes)
 
   def _estimate(self, state: State, figures: Figures) -> float:
-    given = state.parameters + state.optimizer + state.batch
-    return given + figures.gradients + figures.gathered + self._correction * figures.activations
+    arguments = state.parameters + state.optimizer + state.batch
+    return arguments + figures.gradients + figures.gathered + self._correction * figures.activations
 
-  def again(self, trial: Trial) -> Trial:
-    """A trial with what has been learnt since."""
+  def updated(self, trial: Trial) -> Trial:
+    """The trial with the current correction."""
     return dataclasses.replace(trial, estimate=self._estimate(trial.state, trial.figures))
 
   def prove(self, trial: Trial) -> Trial:
-    """Compiles a trial; where XLA cannot be had, it stays as it is."""
+    """Compiles a trial, if XLA can compile for its topology."""
     if not trial.topology.compiles:
       return trial
     compiled = plan_step.train_step(trial.setting, trial.partition, trial.topology, self._effort)
     self.compiled_seconds += compiled.seconds
     if compiled.temporaries and trial.figures.activations:
       fixed = trial.figures.gradients + trial.figures.gathered
-      self._correction = min(
-        5.0, max(0.05, (compiled.temporaries - fixed) / trial.figures.activations)
-      )
+      correction = (compiled.temporaries - fixed) / trial.figures.activations
+      self._correction = min(5.0, max(0.05, correction))
     return dataclasses.replace(trial, compiled=compiled)
 
 
 def nearest(planner: Planner, asked: Trial, proofs: int = 1) -> list[Trial]:
-  """Settings that fit where `asked` does not: as few changes as will do, in the order of what they
-  cost.
+  """Settings that fit if `asked` does not, cheapest changes first and as few as possible.
 
   Args:
     planner: has compiled `asked`.
-    asked: what does not fit.
-    proofs: stop when so many fit.
+    asked: a trial that does not fit.
+    proofs: number of settings to find.
 
   Returns:
-    Trials that fit, each compiled where that can be; [] where nothing was found.
+    Trials that fit, compiled if XLA can; [] if there are none.
   """
-  found = []
+  fitting = []
   for family in (_microbatches, _remat, _mesh, _adapters, _larger):
-    if len(found) >= proofs:
+    if len(fitting) >= proofs:
       break
     tries = 0
     for setting, mesh, changes in family(asked):
@@ -207,16 +195,16 @@ def nearest(planner: Planner, asked: Trial, proofs: int = 1) -> list[Trial]:
       print(f'may fit: {" ".join(changes)}', file=sys.stderr)
       trial = planner.prove(trial)
       if trial.fits:
-        found.append(trial)
+        fitting.append(trial)
         break
       tries += 1
       if tries == TRIES:
         break
-  return found
+  return fitting
 
 
 def _divided(setting: Setting, ways: int) -> Iterator[int]:
-  """Numbers of microbatches above the present one that the batch can be cut into."""
+  """Larger numbers of microbatches that divide the batch."""
   parts = setting.microbatches * 2
   while setting.batch_size % (ways * parts) == 0:
     yield parts
@@ -225,57 +213,44 @@ def _divided(setting: Setting, ways: int) -> Iterator[int]:
 
 def _microbatches(asked: Trial):
   for parts in _divided(asked.setting, asked.partition.batch_ways):
-    yield (
-      asked.setting.replace(microbatches=parts),
-      asked.mesh,
-      (f'--gin.train.microbatches={parts}',),
-    )
+    setting = asked.setting.replace(microbatches=parts)
+    yield setting, asked.mesh, (f'--gin.train.microbatches={parts}',)
 
 
 def _remat(asked: Trial):
   if asked.setting.model.config.remat != 'full':
-    flag = '--gin.DecoderConfig.remat="\'full\'"'
-    yield asked.setting.replace(remat='full'), asked.mesh, (flag,)
+    yield asked.setting.replace(remat='full'), asked.mesh, (_FULL_REMAT,)
     for parts in _divided(asked.setting, asked.partition.batch_ways):
-      yield (
-        asked.setting.replace(parts, remat='full'),
-        asked.mesh,
-        (flag, f'--gin.train.microbatches={parts}'),
-      )
+      setting = asked.setting.replace(parts, remat='full')
+      yield setting, asked.mesh, (_FULL_REMAT, f'--gin.train.microbatches={parts}')
 
 
 def _mesh(asked: Trial):
   cut = asked.mesh[1] * asked.mesh[2]
   full = asked.setting.replace(remat='full')
-  told = (
-    () if asked.setting.model.config.remat == 'full' else ('--gin.DecoderConfig.remat="\'full\'"',)
-  )
+  remat = () if asked.setting.model.config.remat == 'full' else (_FULL_REMAT,)
   more = [
     mesh
     for mesh in meshes_for(asked.setting, asked.topology)
     if mesh[1] * mesh[2] > cut or mesh[2] > asked.mesh[2]
   ]
-  # Cut along tensor last: it sends activations.
+  # tensor last: it sends activations.
   for mesh in sorted(more, key=lambda mesh: (mesh[2], mesh[1])):
     flag = f'--gin.Partitioner.mesh_shape="{mesh}"'.replace(' ', '')
-    yield full, mesh, (flag, *told)
+    yield full, mesh, (flag, *remat)
     for parts in _divided(dataclasses.replace(full, microbatches=1), mesh[0] * mesh[1]):
-      yield full.replace(parts), mesh, (flag, *told, f'--gin.train.microbatches={parts}')
+      yield full.replace(parts), mesh, (flag, *remat, f'--gin.train.microbatches={parts}')
 
 
 def _adapters(asked: Trial):
   if asked.setting.model.config.lora is None:
     flag = '--gin.DecoderConfig.lora=@LoraConfig()'
     for remat in dict.fromkeys((asked.setting.model.config.remat, 'full')):
-      told = (
-        (flag,)
-        if remat == asked.setting.model.config.remat
-        else (flag, '--gin.DecoderConfig.remat="\'full\'"')
-      )
+      flags = (flag,) if remat == asked.setting.model.config.remat else (flag, _FULL_REMAT)
       setting = asked.setting.replace(lora=LoraConfig(), remat=remat)
-      yield setting, asked.mesh, told
+      yield setting, asked.mesh, flags
       for parts in _divided(setting, asked.partition.batch_ways):
-        yield setting.replace(parts), asked.mesh, (*told, f'--gin.train.microbatches={parts}')
+        yield setting.replace(parts), asked.mesh, (*flags, f'--gin.train.microbatches={parts}')
 
 
 def _larger(asked: Trial):
@@ -285,22 +260,19 @@ def _larger(asked: Trial):
   for chips, sides in sorted(plan_topology.GENERATIONS[kind].slices.items()):
     if chips > per_slice:
       topology = plan_topology.parse(f'{kind}:{sides}', asked.topology.slices)
-      yield (
-        asked.setting.replace(remat='full'),
-        topology,
-        (f'--topology {topology.name}', '--gin.DecoderConfig.remat="\'full\'"'),
-      )
+      changes = (f'--topology {topology.name}', _FULL_REMAT)
+      yield asked.setting.replace(remat='full'), topology, changes
 
 
 def _mesh_on(setting: Setting, topology: Topology) -> tuple[int, int, int] | None:
-  """On a larger slice: parameters cut over all of it, the rest as it comes."""
+  """The mesh of a larger slice with most of fsdp."""
   fits = meshes_for(setting, topology)
   return max(fits, key=lambda mesh: (mesh[1], -mesh[2]), default=None)
 
 
 def meshes_for(setting: Setting, topology: Topology) -> list[tuple[int, int, int]]:
-  """Sizes of data, fsdp and tensor that go round the chips, the batch and the model."""
-  config, chips, found = setting.model.config, topology.chips // topology.slices, []
+  """Sizes of data, fsdp and tensor that divide the chips, the batch and the model."""
+  config, chips, meshes = setting.model.config, topology.chips // topology.slices, []
   for tensor in range(1, min(MOST_TENSOR, chips) + 1):
     if chips % tensor or config.num_heads % tensor or config.mlp_dim % tensor:
       continue
@@ -311,15 +283,13 @@ def meshes_for(setting: Setting, topology: Topology) -> list[tuple[int, int, int
         and setting.batch_size % (mesh[0] * fsdp) == 0
         and config.embed_dim % fsdp == 0
       ):
-        found.append(mesh)
-  return found
+        meshes.append(mesh)
+  return meshes
 
 
 def ranked(planner: Planner, setting: Setting, topology: Topology) -> list[Trial]:
-  """All that seems to fit on a topology, fastest first: meshes, microbatches and recomputation, by
-  formula.
-  """
-  found = []
+  """Settings that may fit by formula, fastest first: meshes, microbatches and remat."""
+  trials = []
   for mesh in meshes_for(setting, topology):
     ways, parts = mesh[0] * mesh[1], 1
     while setting.batch_size % (ways * parts) == 0:
@@ -329,9 +299,9 @@ def ranked(planner: Planner, setting: Setting, topology: Topology) -> list[Trial
           f'--gin.train.microbatches={parts}',
           f'--gin.DecoderConfig.remat="\'{remat}\'"',
         )
-        found.append(planner.trial(setting.replace(parts, remat=remat), topology, mesh, flags))
+        trials.append(planner.trial(setting.replace(parts, remat=remat), topology, mesh, flags))
       parts *= 2
-  return _in_order([trial for trial in found if trial.estimate <= TRUST * topology.usable])
+  return _in_order([trial for trial in trials if trial.estimate <= TRUST * topology.usable])
 
 
 def _in_order(trials: list[Trial]) -> list[Trial]:
@@ -341,7 +311,7 @@ def _in_order(trials: list[Trial]) -> list[Trial]:
 def best(
   planner: Planner, setting: Setting, topology: Topology, tries: int = TRIES
 ) -> tuple[Trial | None, list[Trial]]:
-  """The fastest setting that fits, compiled; and the others that seem to fit, in order."""
+  """The fastest setting that fits, compiled; and the others that may fit, in order."""
   trials = ranked(planner, setting, topology)
   for _ in range(tries):
     if not trials:
@@ -353,7 +323,7 @@ def best(
     )
     proven = planner.prove(first)
     rest = [
-      trial for trial in map(planner.again, rest) if trial.estimate <= TRUST * topology.usable
+      trial for trial in map(planner.updated, rest) if trial.estimate <= TRUST * topology.usable
     ]
     if proven.fits:
       return proven, rest
@@ -364,11 +334,10 @@ def best(
 def search(
   planner: Planner, setting: Setting, topologies: Sequence[Topology]
 ) -> list[tuple[str, Trial | None, Topology]]:
-  """Three rows: the fastest of all, compiled; the best on the next smaller slice, compiled; the
-  second best, by formula.
+  """The fastest setting, the best on the next smaller slice, and the second best by formula.
 
   Returns:
-    (what it is, trial or None where nothing fits, topology).
+    (name of the rank, trial or None if nothing fits, topology) of each.
   """
   by_formula = []
   for topology in topologies:
@@ -394,9 +363,7 @@ def search(
 
 
 def smallest(planner: Planner, setting: Setting, topologies: Sequence[Topology]) -> Trial | None:
-  """The fastest setting on the first topology (smallest first) on which one fits, compiled; None
-  where none does.
-  """
+  """The fastest setting on the first topology on which one fits, compiled; or None."""
   for topology in topologies:
     if winner := best(planner, setting, topology)[0]:
       return winner

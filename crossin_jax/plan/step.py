@@ -1,6 +1,4 @@
-"""The real train step and decode step, compiled for chips that are not there, with nothing
-allocated.
-"""
+"""Compiles the real train step and decode step for described chips, without allocation."""
 
 import contextlib
 import dataclasses
@@ -24,7 +22,7 @@ from crossin_jax.models import lora
 from crossin_jax.models.decoder import unrolled
 from crossin_jax.plan import collectives as plan_collectives
 from crossin_jax.plan.topology import Topology
-from crossin_jax.training import compiled as interruption
+from crossin_jax.training import compiled as compilation
 from crossin_jax.training import optimizers
 from crossin_jax.training import state as train_state
 
@@ -38,9 +36,10 @@ class Setting:
   Attributes:
     model: with its DecoderConfig, if it has one.
     optimizer: transform and schedule.
-    batch_size: rows of the global batch. length: tokens a row. microbatches: parts that it is cut
-      into.
-    z_loss: as in `train`.
+    batch_size: rows of the global batch.
+    length: tokens of a row.
+    microbatches: parts of the batch.
+    z_loss: see `train`.
   """
 
   model: Any
@@ -52,21 +51,20 @@ class Setting:
 
   def replace(self, microbatches: int | None = None, **config) -> 'Setting':
     """With other microbatches, and other fields of the model's DecoderConfig."""
-    model = (
-      self.model.clone(config=dataclasses.replace(self.model.config, **config))
-      if config
-      else self.model
-    )
+    model = self.model
+    if config:
+      model = model.clone(config=dataclasses.replace(model.config, **config))
     return dataclasses.replace(self, model=model, microbatches=microbatches or self.microbatches)
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-  """Bytes that are known from shapes and shardings alone.
+  """Bytes known from shapes and shardings alone.
 
   Attributes:
-    parameters, optimizer, batch: of one chip; trained: of the parameters, those that are trained.
-    all_parameters, all_optimizer: of the whole model, once.
+    parameters, optimizer, batch: of one chip.
+    trained: of the trained parameters of one chip.
+    all_parameters, all_optimizer: of the complete model.
   """
 
   parameters: float
@@ -79,15 +77,15 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """What XLA says of a step that it compiled, or refused for want of memory. Bytes are of one chip.
+  """XLA's report of a step that it compiled, or refused for lack of memory. Bytes are of one chip.
 
   Attributes:
-    fits: whether XLA compiled it, and all of it stays under what a program may use.
-    peak: arguments, results that are new, temporaries and the program itself.
-    arguments: what the step is given, padded to XLA's tiles.
+    fits: whether XLA compiled it and its peak is within the usable memory.
+    peak: arguments, new results, temporaries and the program.
+    arguments: padded to XLA's tiles.
     temporaries: gradients, activations and scratch.
     program: machine code.
-    collectives: of one step; () where XLA refused.
+    collectives: of one step; () if XLA refused.
     seconds: tracing and compiling.
     refused: XLA's message, or ''.
   """
@@ -102,18 +100,18 @@ class Compiled:
   refused: str = ''
 
 
-def bytes_of(tree, everywhere: bool = False) -> float:
-  """Of one chip, of a tree of jax.ShapeDtypeStruct with shardings; or of the whole arrays."""
+def bytes_of(tree, full: bool = False) -> float:
+  """Bytes of a tree of jax.ShapeDtypeStruct with shardings, on one chip or of the full arrays."""
   total = 0.0
   for leaf in jax.tree.leaves(tree):
-    shape = leaf.shape if everywhere else leaf.sharding.shard_shape(leaf.shape)
+    shape = leaf.shape if full else leaf.sharding.shard_shape(leaf.shape)
     bits = 4 if leaf.dtype.name in ('int4', 'uint4') else 8 * leaf.dtype.itemsize
     total += math.prod(shape) * bits / 8
   return total
 
 
 def abstract_state(setting: Setting, partition: Partitioner) -> train_state.TrainState:
-  """The TrainState as `train` makes it, as shapes with shardings; a quantised base too."""
+  """The TrainState of `train` as shapes with shardings, also with a quantised base."""
   state = train_state.state_shardings(
     setting.model, setting.optimizer.transform, partition, setting.length
   )
@@ -122,29 +120,24 @@ def abstract_state(setting: Setting, partition: Partitioner) -> train_state.Trai
     return state
   quantised = jax.eval_shape(lambda tree: lora.quantised(tree, adapters), state.frozen)
 
-  def lie(kernel, parts):
-    def of_leaf(leaf):
-      # Scales are as the kernel with a shorter side, which may be too short to cut.
-      spec = [
-        axis
-        if axis and size % math.prod(partition.mesh.shape[a] for a in _tuple(axis)) == 0
-        else None
-        for size, axis in zip(leaf.shape, [*kernel.sharding.spec, *[None] * leaf.ndim])
-      ]
+  def shard_like(kernel, parts):
+    def shard(leaf):
+      # Scales have the shape of the kernel with one shorter side, which may not be divisible.
+      spec = []
+      for size, axis in zip(leaf.shape, [*kernel.sharding.spec, *[None] * leaf.ndim]):
+        names = axis if isinstance(axis, tuple) else (axis,)
+        divisible = axis and size % math.prod(partition.mesh.shape[name] for name in names) == 0
+        spec.append(axis if divisible else None)
       sharding = jax.sharding.NamedSharding(partition.mesh, jax.sharding.PartitionSpec(*spec))
       return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return jax.tree.map(of_leaf, parts)
+    return jax.tree.map(shard, parts)
 
-  return state.replace(frozen=jax.tree.map(lie, state.frozen, quantised))
-
-
-def _tuple(axis) -> tuple:
-  return axis if isinstance(axis, tuple) else (axis,)
+  return state.replace(frozen=jax.tree.map(shard_like, state.frozen, quantised))
 
 
 def abstract_batch(setting: Setting, partition: Partitioner) -> dict[str, jax.ShapeDtypeStruct]:
-  """The batch as the loader gives it."""
+  """A batch of the loader as shapes."""
   shape = (setting.batch_size, setting.length)
   return {
     name: jax.ShapeDtypeStruct(shape, dtype, sharding=partition.batch_sharding)
@@ -153,27 +146,26 @@ def abstract_batch(setting: Setting, partition: Partitioner) -> dict[str, jax.Sh
 
 
 def check_rows(setting: Setting, partition: Partitioner) -> None:
-  """Raises ValueError where the batch does not go round the mesh."""
+  """Raises ValueError if the batch cannot be divided over the mesh."""
   rows = partition.batch_ways * setting.microbatches
   if setting.batch_size % rows:
     raise ValueError(
       f'batch_size = {setting.batch_size} does not divide into {partition.batch_ways} parts of '
-      'the mesh '
-      f'{dict(partition.mesh.shape)} times {setting.microbatches} microbatches; use a multiple of '
-      f'{rows} (--gin.train.batch_size)'
+      f'the mesh {dict(partition.mesh.shape)} times {setting.microbatches} microbatches; use a '
+      f'multiple of {rows} (--gin.train.batch_size)'
     )
 
 
 def state_bytes(setting: Setting, partition: Partitioner) -> State:
-  """Parameters, optimizer and trained part of one chip, from shardings alone."""
+  """Bytes of the state, from shardings alone."""
   state = abstract_state(setting, partition)
   return State(
     parameters=bytes_of(state.params) + bytes_of(state.frozen),
     optimizer=bytes_of(state.opt_state),
     trained=bytes_of(state.params),
     batch=bytes_of(abstract_batch(setting, partition)),
-    all_parameters=bytes_of((state.params, state.frozen), everywhere=True),
-    all_optimizer=bytes_of(state.opt_state, everywhere=True),
+    all_parameters=bytes_of((state.params, state.frozen), full=True),
+    all_optimizer=bytes_of(state.opt_state, full=True),
   )
 
 
@@ -188,7 +180,7 @@ def train_step(
       take other memory.
 
   Raises:
-    ValueError: the batch does not go round the mesh. Interrupted: told to stop.
+    ValueError: the batch cannot be divided over the mesh. Interrupted: the plan was interrupted.
   """
   check_rows(setting, partition)
   started = time.monotonic()
@@ -211,7 +203,7 @@ def train_step(
 
 
 class _Lowered(slots_lib.Programs):
-  """Programs that are lowered instead of run."""
+  """Lowers programs instead of running them."""
 
   def _run(self, name, function, arguments, shardings, donate=()):
     return jax.jit(function, donate_argnums=donate, out_shardings=shardings).lower(*arguments)
@@ -224,7 +216,8 @@ class Decoding:
   Attributes:
     compiled: see `Compiled`.
     parameters, cache: bytes of a chip.
-    rows, capacity: answers at a time, and tokens that each has room for.
+    rows: answers at a time.
+    capacity: tokens of each, prompt and answer.
   """
 
   compiled: Compiled
@@ -244,32 +237,35 @@ def decode_step(
   sampling: Sampling | None = None,
   effort: float = 0.0,
 ) -> Decoding:
-  """Compiles the program with which `crossin_jax.decoding.slots` adds tokens to `rows` answers.
+  """Compiles the program by which `crossin_jax.decoding.slots` adds tokens to `rows` answers.
 
   Args:
     setting, partition, topology, effort: as in `train_step`.
     rows: of the decode batch; a multiple of the mesh's batch parts.
-    capacity: tokens that a row has room for, prompt and answer.
+    capacity: tokens of a row, prompt and answer.
     sampling: None = greedy.
   """
   started = time.monotonic()
-  whole = train_state.parameter_shapes(setting.model, partition)
-  box = {}
+  shapes = train_state.parameter_shapes(setting.model, partition)
+  model = None
 
   def unstack(params):
-    box['model'], plain = unrolled(setting.model, params)
-    return plain
+    nonlocal model
+    model, params = unrolled(setting.model, params)
+    return params
 
-  plain = jax.eval_shape(unstack, whole)
-  model = box['model']
-  lie = train_state.parameter_shapes(model, partition)
+  shapes = jax.eval_shape(unstack, shapes)
+  with_sharding = lambda leaf, sharding: jax.ShapeDtypeStruct(
+    leaf.shape, leaf.dtype, sharding=sharding
+  )
   params = jax.tree.map(
-    lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d.sharding), plain, lie
+    lambda leaf, like: with_sharding(leaf, like.sharding),
+    shapes,
+    train_state.parameter_shapes(model, partition),
   )
   programs = _Lowered(model, partition, sampling or Sampling(), (model.config.vocab_size,), CHUNK)
-  structure, shardings = programs._structure(rows, capacity)  # a part of it, lowered
-  lay = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-  slots = jax.tree.map(lay, structure, shardings)
+  structure, shardings = programs._structure(rows, capacity)
+  slots = jax.tree.map(with_sharding, structure, shardings)
   number = jax.ShapeDtypeStruct((), jnp.int32, sharding=partition.replicated)
   alive = jax.ShapeDtypeStruct((rows,), jnp.bool, sharding=partition.sharding(('batch',)))
   with partition.activate():
@@ -286,16 +282,16 @@ def _compiled(
 ) -> Compiled:
   options = {'exec_time_optimization_effort': float(effort)} if effort else None
   refused, program = '', None
-  with saying(f'compiling {what}'):
+  with announced(f'compiling {what}'):
     try:
-      program = interruption.in_thread(functools.partial(lowered.compile, compiler_options=options))
+      program = compilation.in_thread(functools.partial(lowered.compile, compiler_options=options))
     except jax.errors.JaxRuntimeError as error:
       refused = str(error)
       if 'RESOURCE_EXHAUSTED' not in refused:
         raise ValueError(f'XLA cannot compile {what}: {refused.splitlines()[0]}') from error
   seconds = time.monotonic() - started
   if program is None:
-    temporaries = asked_for(refused)
+    temporaries = requested_bytes(refused)
     return Compiled(
       False, given + temporaries, given, temporaries, 0.0, (), seconds, refused.splitlines()[0]
     )
@@ -304,20 +300,20 @@ def _compiled(
   code = memory.generated_code_size_in_bytes
   peak = memory.argument_size_in_bytes + fresh + memory.temp_size_in_bytes + code
   shape = tuple(partition.mesh.shape.values())
-  found = plan_collectives.collectives(program.as_text(), shape, MESH_AXES, topology.slices)
+  collectives = plan_collectives.collectives(program.as_text(), shape, MESH_AXES, topology.slices)
   return Compiled(
     peak <= topology.usable,
     peak,
     memory.argument_size_in_bytes + fresh,
     memory.temp_size_in_bytes,
     code,
-    tuple(found),
+    tuple(collectives),
     seconds,
   )
 
 
-def asked_for(message: str) -> float:
-  """Bytes of temporaries that XLA says it would have needed; 0 where its message has no number."""
+def requested_bytes(message: str) -> float:
+  """Bytes of temporaries in XLA's message about lack of memory; 0 if it has no number."""
   units = {'': 1, 'K': 1 << 10, 'M': 1 << 20, 'G': 1 << 30, 'T': 1 << 40}
   for pattern in (
     r'HLO temporaries \(([\d.]+)([KMGT]?)',
@@ -330,21 +326,19 @@ def asked_for(message: str) -> float:
 
 
 @contextlib.contextmanager
-def saying(what: str):
-  """Tells on stderr what is being done, and for how long, so that nobody takes a long compile for a
-  hang.
-  """
+def announced(what: str):
+  """Prints on stderr what runs and for how long, since a compilation may take minutes."""
   started, done = time.monotonic(), threading.Event()
   live = sys.stderr.isatty()
 
-  def tell():
+  def report():
     period = 1 if live else 30
     while not done.wait(period):
       line = f'{what}: {time.monotonic() - started:.0f} s'
       print(f'\r{line} ' if live else line, end='' if live else '\n', file=sys.stderr, flush=True)
 
   print(f'{what} ...', end='' if live else '\n', file=sys.stderr, flush=True)
-  thread = threading.Thread(target=tell, daemon=True, name='saying')
+  thread = threading.Thread(target=report, daemon=True, name='announced')
   thread.start()
   try:
     yield

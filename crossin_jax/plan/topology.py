@@ -1,4 +1,4 @@
-"""Chips that are not there: their number, how they are joined, and what a program may use of them."""
+"""Described hardware: number of chips, their links, and their usable memory."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -14,7 +14,7 @@ from crossin_jax.devices import chips as devices_lib
 from crossin_jax.devices import meshes
 
 EXAMPLES = 'v5e:4x4 or v5e-16 (16 chips), v5p:2x2x2 or v5p-16 (8 chips), v6e:8x8, v4:2x2x4, h100:8'
-# Slices that can be rented, by chips. v4 and v5p also come in other multiples of 4x4x4.
+# Slices that clouds offer, by chips. v4 and v5p also have other multiples of 4x4x4.
 FLAT = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
 CUBIC = {
   4: '2x2x1', 8: '2x2x2', 16: '2x2x4', 32: '2x4x4', 64: '4x4x4', 128: '4x4x8', 256: '4x8x8',
@@ -22,19 +22,19 @@ CUBIC = {
   2048: '8x16x16', 4096: '16x16x16',
 }  # fmt: skip
 GPUS_PER_HOST = 8
-# JAX takes that share of a GPU's memory by itself (XLA_PYTHON_CLIENT_MEM_FRACTION).
+# Share of a GPU's memory that JAX uses by default (XLA_PYTHON_CLIENT_MEM_FRACTION).
 GPU_SHARE = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-  """What slices of one kind of TPU look like.
+  """The slices of one kind of TPU.
 
   Attributes:
     slices: chips -> topology.
     largest: chips of the largest slice.
-    names_count_cores: gcloud's names (v5p-16) count two cores a chip.
-    options: for libtpu, so that it describes chips as JAX shows them.
+    names_count_cores: names of gcloud (v5p-16) count two cores for each chip.
+    options: for libtpu, so that its description matches JAX's devices.
   """
 
   slices: dict[int, str]
@@ -54,7 +54,7 @@ GPUS = ('h200', 'h100', 'a100', 'l4')
 
 @dataclasses.dataclass(frozen=True)
 class DescribedGpu:
-  """Enough of a jax.Device to lay a mesh over; XLA cannot compile for it."""
+  """Enough of a jax.Device for a mesh; XLA cannot compile for it."""
 
   id: int
   device_kind: str
@@ -64,12 +64,14 @@ class DescribedGpu:
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Attributes:
-  name: as given, of one slice.
-  slices: how many of them, joined by the data centre's network.
-  devices: of all slices, as a mesh takes them.
-  kind: what one chip has.
-  sides: chips along each side of a slice; of GPUs the hosts' size.
+  """Slices of chips.
+
+  Attributes:
+    name: of one slice.
+    slices: number of slices, connected by the data centre's network.
+    devices: of all slices, in the order of a mesh.
+    kind: data of one chip.
+    sides: chips along each side of a slice; for GPUs the number in a host.
   """
 
   name: str
@@ -80,12 +82,12 @@ class Topology:
 
   @property
   def chips(self) -> int:
-    """Of all slices."""
+    """Number of chips in all slices."""
     return len(self.devices)
 
   @property
   def compiles(self) -> bool:
-    """Whether XLA can compile for it here; for GPUs it needs a GPU."""
+    """Whether XLA can compile for it here; for a GPU it needs one."""
     return self.devices[0].platform == 'tpu'
 
   @property
@@ -101,44 +103,39 @@ class Topology:
   def fast_bandwidth(self, line: Sequence) -> float:
     """Bytes/s that a chip can send to the others of a mesh axis inside its slice.
 
-    Along one side of a slice a chip has two neighbours; without a wrap-around the ends of the line
-    have one, and they set the pace. An axis that lies over several sides uses the links of all.
+    Along one side of a slice a chip has two neighbours. Without a wrap-around the ends of the line
+    have only one, and they limit the speed. An axis over several sides uses the links of all.
 
     Args:
       line: the devices of one slice along the axis.
     """
     if not self.compiles:
       per_host = max(1, sum(device.process_index == line[0].process_index for device in line))
-      return (
-        self.kind.links
-        if per_host == len(line)
-        else min(self.kind.links, self.kind.network * per_host)
-      )
-    places = np.array([device.coords for device in line])
+      network = np.inf if per_host == len(line) else self.kind.network * per_host
+      return min(self.kind.links, network)
+    coords = np.array([device.coords for device in line])
     link, used = self.kind.links / (2 * len(self.sides)), 0
     for side, length in enumerate(self.sides):
-      if covered := len(set(places[:, side])) - 1:
+      if covered := len(set(coords[:, side])) - 1:
         used += 2 if covered + 1 == length and self._wraps(length) else 1
     return link * max(1, used)
 
   def _wraps(self, side: int) -> bool:
-    """Whether the chips along a side of that length stand in a ring."""
-    return (
-      side == 16
-      if len(self.sides) == 2
-      else side > 2 and all(length % 4 == 0 for length in self.sides)
-    )
+    """Whether the chips along a side of that length form a ring."""
+    if len(self.sides) == 2:
+      return side == 16
+    return side > 2 and all(length % 4 == 0 for length in self.sides)
 
 
 def parse(name: str, num_slices: int = 1) -> Topology:
-  """A topology by its name: `v5e:4x4`, gcloud's `v5e-16`, or `h100:8`.
+  """A topology by name: `v5e:4x4`, gcloud's `v5e-16`, or `h100:8`.
 
   Args:
     name: of one slice, or of GPUs.
-    num_slices: slices of that kind.
+    num_slices: number of slices.
 
   Raises:
-    ValueError: no such topology (with examples), or libtpu is needed and not installed.
+    ValueError: no such topology (with examples), or libtpu is not installed.
   """
   if num_slices < 1:
     raise ValueError(f'--num_slices {num_slices} must be at least 1')
@@ -163,7 +160,7 @@ def parse(name: str, num_slices: int = 1) -> Topology:
   if match[2] not in generation.slices.values() and (
     len(sides) == 2 or any(side % 4 for side in sides)
   ):
-    raise ValueError(f'--topology {name!r} is no slice that can be rented; {known}')
+    raise ValueError(f'--topology {name!r} is no slice that clouds offer; {known}')
   described = _described(f'{match[1]}:{match[2]}', sides, num_slices, generation.options)
   kind = devices_lib.kind_of(described[0])
   return Topology(f'{match[1]}:{match[2]}', num_slices, described, kind, sides)
@@ -197,9 +194,8 @@ def _gpus(kind: str, count: int, hosts: int) -> Topology:
 
 @functools.lru_cache(maxsize=32)
 def _described(text: str, sides: tuple[int, ...], num_slices: int, options: tuple) -> tuple:
-  """libtpu's devices of slices that are not there."""
-  # libtpu asks a metadata server who it is, and complains on the terminal when nobody answers. It
-  # only describes here.
+  """Devices of slices, as libtpu describes them."""
+  # Without these, libtpu queries a metadata server, and prints errors if there is none.
   for key, value in {
     'TPU_SKIP_MDS_QUERY': '1',
     'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
@@ -223,7 +219,7 @@ def _described(text: str, sides: tuple[int, ...], num_slices: int, options: tupl
 
 
 def smaller(topology: Topology) -> Topology | None:
-  """The next smaller slice of the same kind, as many of them; None where there is none."""
+  """The same number of the next smaller slices, or None."""
   if not topology.compiles:
     each = topology.chips // 2
     return parse(f'{topology.name.split(":")[0]}:{each}') if each else None
@@ -233,14 +229,12 @@ def smaller(topology: Topology) -> Topology | None:
 
 
 def all_smaller_first(kind: str) -> list[str]:
-  """Topologies of a kind of TPU that can be rented, smallest first."""
+  """Topologies of a kind of TPU, smallest first."""
   return [f'{kind}:{sides}' for _, sides in sorted(GENERATIONS[kind].slices.items())]
 
 
 def without_accelerator() -> None:
-  """Keeps JAX off any accelerator of this machine: a plan computes nothing, and must not take a
-  chip from a run.
-  """
+  """Keeps JAX off the accelerators of this machine, which a run may be using."""
   jax.config.update('jax_platforms', 'cpu')
 
 
@@ -248,9 +242,9 @@ def lines(mesh: jax.sharding.Mesh, slices: int) -> dict[str, list]:
   """Mesh axis -> the devices along it inside the first slice."""
   shape = mesh.devices.shape
   first = mesh.devices[: shape[0] // slices]
-  found = {}
+  devices = {}
   for i, axis in enumerate(meshes.AXES):
-    at = [0] * first.ndim
-    at[i] = slice(None)
-    found[axis] = list(first[tuple(at)])
-  return found
+    index = [0] * first.ndim
+    index[i] = slice(None)
+    devices[axis] = list(first[tuple(index)])
+  return devices

@@ -130,10 +130,10 @@ def barrier(place: str, says: object = '') -> None:
     RollCallError: it differs; the processes are named.
   """
   if _call is not None:
-    told = repr(says)
-    if len(told) > 200:
-      told = f'{told[:60]}... ({hashlib.sha256(told.encode()).hexdigest()[:12]})'
-    _call.barrier(place, told)
+    text = repr(says)
+    if len(text) > 200:
+      text = f'{text[:60]}... ({hashlib.sha256(text.encode()).hexdigest()[:12]})'
+    _call.barrier(place, text)
 
 
 def notify_failed(reason: str) -> str:

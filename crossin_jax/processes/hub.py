@@ -11,7 +11,7 @@ from crossin_jax.errors import CrossinError
 
 BEAT = 5.0  # seconds between heartbeats
 LOST = 45.0  # seconds of silence after which a process counts as lost
-TOLD = 60.0  # seconds between reports of missing processes
+REPORT_PERIOD = 60.0  # seconds between reports of missing processes
 _LONGEST = 1 << 16  # bytes of a message
 
 
@@ -192,16 +192,16 @@ class Hub:
   def _open_if_all(self, place: str) -> None:
     if not self._present() <= set(self._waiting[place]):
       return
-    said = self._waiting.pop(place)
+    texts = self._waiting.pop(place)
     self._since.pop(place)
     # Processes that differ from the majority are named.
     most = max(
-      set(said.values()),
-      key=lambda value: (sum(v == value for v in said.values()), value == said.get(0)),
+      set(texts.values()),
+      key=lambda value: (sum(v == value for v in texts.values()), value == texts.get(0)),
     )
     odd = [
       f'process {i} ({self._members[i].host}) says {v}'
-      for i, v in sorted(said.items())
+      for i, v in sorted(texts.items())
       if v != most
     ]
     self._tell(open=place, problem=f'{"; ".join(odd)}; the others say {most}' if odd else None)
@@ -211,7 +211,7 @@ class Hub:
 
   def _watch(self) -> None:
     """Sends heartbeats and looks for what is overdue."""
-    told = time.monotonic()
+    reported = time.monotonic()
     while not self._complete:
       time.sleep(min(1.0, self._beat))
       with self._lock:
@@ -223,8 +223,8 @@ class Hub:
         for index, member in list(self._members.items()):
           if self._began and not member.gone and now - member.heard > self._lost:
             self._tell_lost(index, f'no heartbeat for {now - member.heard:.0f} s')
-        if now - told > TOLD:
-          told = now
+        if now - reported > REPORT_PERIOD:
+          reported = now
           self._report_missing(now)
 
   def _report_missing(self, now: float) -> None:

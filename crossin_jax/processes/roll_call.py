@@ -119,7 +119,7 @@ class RollCall:
     self._line.close()
 
   def _connect(self, host: str, port: int, timeout: float) -> socket.socket:
-    until, said = time.monotonic() + timeout, time.monotonic()
+    until, reported = time.monotonic() + timeout, time.monotonic()
     while True:
       try:
         connection = socket.create_connection((host, port), timeout=10)
@@ -133,8 +133,8 @@ class RollCall:
             f'{timeout:.0f} s ({error}); was it '
             'started, and can this machine reach that port?'
           ) from None
-        if now - said > hub.TOLD:
-          said = now
+        if now - reported > hub.REPORT_PERIOD:
+          reported = now
           print(f'process {self.index}: waiting for process 0 at {host}:{port}', file=sys.stderr)
         time.sleep(min(0.5, self._beat))
 

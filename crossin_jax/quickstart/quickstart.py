@@ -1,18 +1,20 @@
-"""`crossin quickstart`: the main job on the embedded world, by the project's own commands.
+"""`crossin quickstart`: the main experiment on the embedded world.
 
     vocabulary, world, prepare  ->  read (once with the tested facts, once without)  ->  tune the
-    arms  -> evaluate each  ->  results.json, report.html
+    arms  ->  evaluate each  ->  results.json, report.html
 
-Every step is a `crossin` command in a process of its own; its output lies in OUT/logs. A second
-start does only what is missing.
+Each step is a `crossin` command in a process, with its output in OUT/logs. A second start runs only
+what is missing.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
+import functools
 import importlib.metadata
+import itertools
 import json
 import os
+from pathlib import Path
 import platform
 import shlex
 import sys
@@ -29,10 +31,12 @@ from crossin_jax.quickstart.guessers import guessers
 from crossin_jax.storage.files import read_json, write_json
 from crossin_jax.workflow import command_line
 from crossin_jax.workflow.jobs import Jobs
+from crossin_jax.workflow.steps import Task, run_missing
+from crossin_jax.world.world import World
 
-# Arm -> components of its tuning mixture and their shares. Half of each is replayed reading, the
-# same in every arm; the other half is English questions (Base), or a third of them and two thirds
-# of what the arm adds.
+# Arm -> components of its tuning mixture and their shares. Half of each mixture is replayed
+# reading, the same in every arm. The other half is English questions (Base), or a third of them
+# and two thirds of the rows that the arm adds.
 REPLAY = {'tested': 0.2, 'shared': 0.3}
 ARMS = {
   'Floor': {'base': 1.0},
@@ -47,7 +51,7 @@ FORMS = ('untagged', 'tagged')
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What a quickstart is made of; saved beside its results, so that a changed one is noticed."""
+  """Settings of a quickstart, saved with its results so that a change is noticed."""
 
   languages: tuple[str, ...]
   arms: tuple[str, ...]
@@ -60,45 +64,34 @@ class Settings:
 
 
 class Quickstart:
-  """One output directory and the steps that fill it."""
+  """One output directory and the steps that fill it.
+
+  Attributes:
+    out: the directory.
+    settings: what it is made from.
+    commands: runs the `crossin` commands.
+  """
 
   def __init__(self, output_dir: str, settings: Settings, jobs: int):
-    self.out, self.settings = output_dir, settings
-    self.commands = Jobs(
-      output_dir, jobs, {'JAX_PLATFORMS': os.environ.get('JAX_PLATFORMS', 'cpu')}
-    )
-    self._jobs = jobs
+    self.out, self.settings, self._jobs = output_dir, settings, jobs
+    platform_ = os.environ.get('JAX_PLATFORMS', 'cpu')
+    self.commands = Jobs(output_dir, jobs, {'JAX_PLATFORMS': platform_})
     self._started = time.monotonic()
+    self.world = World(seed=settings.world_seed, languages=settings.languages)
+    self.questions = {
+      form: os.path.join(output_dir, 'world', f'questions.{form}.jsonl') for form in FORMS
+    }
 
   def run(self) -> str:
-    """Does what is missing; returns the path of the report."""
-    self._remember_settings()
-    self._make_world()
-    with concurrent.futures.ThreadPoolExecutor(self._jobs) as pool:
-      readings: dict = {}
-      futures = []
-      for seed in range(self.settings.seeds):
-        for floor in sorted({arm == 'Floor' for arm in self.settings.arms}):
-          readings[floor, seed] = pool.submit(self._read, floor, seed)
-      waiting = [(arm, seed) for seed in range(self.settings.seeds) for arm in self.settings.arms]
-      # An arm is handed to the pool only when its reading is done, so that no core waits.
-      while waiting:
-        ready = [(a, s) for a, s in waiting if readings[a == 'Floor', s].done()]
-        for arm, seed in ready:
-          readings[arm == 'Floor', seed].result()
-          futures.append(pool.submit(self._arm, arm, seed))
-        waiting = [job for job in waiting if job not in ready]
-        concurrent.futures.wait(
-          [readings[a == 'Floor', s] for a, s in waiting],
-          return_when=concurrent.futures.FIRST_COMPLETED,
-        )
-      for future in concurrent.futures.as_completed(futures):
-        future.result()
+    """Runs what is missing; returns the path of the report."""
+    self._save_settings()
+    run_missing(self._preparations())
+    run_missing(self._models(), self._jobs)
     return self._report()
 
   # ---- steps ----
 
-  def _remember_settings(self) -> None:
+  def _save_settings(self) -> None:
     path = os.path.join(self.out, 'quickstart.json')
     now = json.loads(json.dumps(dataclasses.asdict(self.settings)))
     if os.path.exists(path):
@@ -111,93 +104,78 @@ class Quickstart:
     os.makedirs(os.path.join(self.out, 'logs'), exist_ok=True)
     write_json(path, now)
 
-  def _make_world(self) -> None:
-    # Imported here: `crossin_jax` itself needs no source of data.
-    from crossin_jax.world import sources as world_sources
-    from crossin_jax.world.world import World
-
-    self.world = World(seed=self.settings.world_seed, languages=self.settings.languages)
-    folder = os.path.join(self.out, 'world')
-    if not os.path.exists(os.path.join(folder, 'world.json')):
-      self._say(f'making the world and its vocabulary of {self.settings.vocabulary_size} pieces')
-      world_sources.train_vocabulary(
-        self.world, self.settings.vocabulary_size, os.path.join(folder, 'world.model')
-      )
-      world_sources.write_questions(self.world, folder)
-    self.questions = {form: os.path.join(folder, f'questions.{form}.jsonl') for form in FORMS}
-    jobs = []
-    for floor in sorted({arm == 'Floor' for arm in self.settings.arms}):
-      jobs.append((self._reading_data(floor), READING, floor))
+  def _preparations(self) -> list[Task]:
+    """The world, then a mixture for each reading and each arm."""
+    tasks = [Task('world', self._make_world, _exists(self.out, 'world', 'world.json'))]
+    mixtures = {self._reading_data(floor): (READING, floor) for floor in self._floors()}
     for arm in self.settings.arms:
-      jobs.append((self._arm_data(arm), _tuning_shares(arm), arm == 'Floor'))
-    for directory, shares, floor in jobs:
-      mixture = self._mixture(shares)
-      if os.path.exists(os.path.join(directory, 'mixtures', f'{mixture}.json')):
-        continue
-      self.commands.run(
-        f'prepare.{os.path.basename(directory)}',
-        [
-          'prepare',
-          '--gin_file=gin_configs/mixtures/world.gin',
-          f'--mixture={mixture}',
-          f'--output_dir={directory}',
-        ],
-        {
-          'VOCABULARY': os.path.join(folder, 'world.model'),
-          'LANGUAGES': self.settings.languages,
-          'WORLD_SEED': self.settings.world_seed,
-          'TELL_TESTED': not floor,
-          'SHARES': shares,
-        },
-      )
+      mixtures[self._arm_data(arm)] = _tuning_shares(arm), arm == 'Floor'
+    for folder, (shares, floor) in mixtures.items():
+      prepare = functools.partial(self._prepare, folder, shares, floor)
+      done = _exists(folder, 'mixtures', f'{self._mixture(shares)}.json')
+      tasks.append(Task(folder, prepare, done))
+    return tasks
 
-  def _read(self, floor: bool, seed: int) -> None:
-    what = 'without the tested facts' if floor else 'with the tested facts told in English'
-    self._train(
-      f'reading {what} (seed {seed}): {self.settings.reading_steps} steps',
-      self._reading_dir(floor, seed),
-      'world_read',
-      self._reading_data(floor),
-      READING,
-      seed,
-      {'TRAIN_STEPS': self.settings.reading_steps},
-    )
+  def _models(self) -> list[Task]:
+    """The readings of all seeds, then the arms, each of which needs its reading."""
+    tasks, arms = [], []
+    for seed in range(self.settings.seeds):
+      for floor in self._floors():
+        folder = self._reading_dir(floor, seed)
+        read = functools.partial(self._read, floor, seed)
+        tasks.append(Task(folder, read, _exists(folder, 'finished')))
+      for arm in self.settings.arms:
+        folder = self._arm_dir(arm, seed)
+        reading, evaluation = self._reading_dir(arm == 'Floor', seed), f'{folder}/evaluation'
+        tune = functools.partial(self._tune, arm, seed)
+        arms.append(Task(folder, tune, _exists(folder, 'finished'), (reading,)))
+        evaluate = functools.partial(self._evaluate, arm, seed)
+        arms.append(Task(evaluation, evaluate, _exists(evaluation, 'results.json'), (folder,)))
+    return tasks + arms
 
-  def _arm(self, arm: str, seed: int) -> None:
-    directory = self._arm_dir(arm, seed)
-    self._train(
-      f'tuning {arm} (seed {seed}): {self.settings.tuning_steps} steps',
-      directory,
-      'world_tune',
-      self._arm_data(arm),
-      _tuning_shares(arm),
-      seed,
+  def _make_world(self) -> None:
+    from crossin_jax.world import sources  # imports SentencePiece
+
+    folder = os.path.join(self.out, 'world')
+    size = self.settings.vocabulary_size
+    self._say(f'making the world and its vocabulary of {size} pieces')
+    sources.train_vocabulary(self.world, size, os.path.join(folder, 'world.model'))
+    sources.write_questions(self.world, folder)
+
+  def _prepare(self, directory: str, shares: dict[str, float], floor: bool) -> None:
+    self.commands.run(
+      f'prepare.{os.path.basename(directory)}',
+      [
+        'prepare',
+        '--gin_file=gin_configs/mixtures/world.gin',
+        f'--mixture={self._mixture(shares)}',
+        f'--output_dir={directory}',
+      ],
       {
-        'TRAIN_STEPS': self.settings.tuning_steps,
-        'INITIAL_CHECKPOINT_PATH': self._reading_dir(arm == 'Floor', seed),
+        'VOCABULARY': os.path.join(self.out, 'world', 'world.model'),
+        'LANGUAGES': self.settings.languages,
+        'WORLD_SEED': self.settings.world_seed,
+        'TELL_TESTED': not floor,
+        'SHARES': shares,
       },
     )
-    output = os.path.join(directory, 'evaluation')
-    if not os.path.exists(os.path.join(output, 'results.json')):
-      self._say(f'asking {arm} (seed {seed}) in {", ".join(self.settings.languages)}')
-      files = [f'--questions={path}' for path in self.questions.values()]
-      self.commands.run(
-        f'evaluate.{os.path.basename(directory)}',
-        [
-          'evaluate',
-          f'--checkpoint={directory}',
-          *files,
-          f'--output_dir={output}',
-          f'--variant={arm}',
-          f'--seed={seed}',
-        ],
-        {},
-      )
 
-  def _train(self, what, directory, run_file, data_dir, shares, seed, values) -> None:
-    if os.path.exists(os.path.join(directory, 'finished')):
-      return
-    self._say(what)
+  def _read(self, floor: bool, seed: int) -> None:
+    steps = self.settings.reading_steps
+    facts = 'without the tested facts' if floor else 'with the tested facts in English'
+    self._say(f'reading {facts} (seed {seed}): {steps} steps')
+    data, directory = self._reading_data(floor), self._reading_dir(floor, seed)
+    self._train(directory, 'world_read', data, READING, seed, {'TRAIN_STEPS': steps})
+
+  def _tune(self, arm: str, seed: int) -> None:
+    steps = self.settings.tuning_steps
+    self._say(f'tuning {arm} (seed {seed}): {steps} steps')
+    reading = self._reading_dir(arm == 'Floor', seed)
+    values = {'TRAIN_STEPS': steps, 'INITIAL_CHECKPOINT_PATH': reading}
+    directory, shares = self._arm_dir(arm, seed), _tuning_shares(arm)
+    self._train(directory, 'world_tune', self._arm_data(arm), shares, seed, values)
+
+  def _train(self, directory, run_file, data_dir, shares, seed, values) -> None:
     self.commands.run(
       f'train.{os.path.basename(directory)}',
       ['train', f'--gin_file=gin_configs/runs/{run_file}.gin'],
@@ -206,15 +184,34 @@ class Quickstart:
         'DATA_DIR': data_dir,
         'MIXTURE_OR_TASK_NAME': self._mixture(shares),
         'RANDOM_SEED': seed,
-      }
-      | values,
+        **values,
+      },
       self.settings.bindings,
     )
     write_json(os.path.join(directory, 'finished'), True)
 
+  def _evaluate(self, arm: str, seed: int) -> None:
+    directory = self._arm_dir(arm, seed)
+    self._say(f'evaluating {arm} (seed {seed}) in {", ".join(self.settings.languages)}')
+    self.commands.run(
+      f'evaluate.{os.path.basename(directory)}',
+      [
+        'evaluate',
+        f'--checkpoint={directory}',
+        *[f'--questions={path}' for path in self.questions.values()],
+        f'--output_dir={os.path.join(directory, "evaluation")}',
+        f'--variant={arm}',
+        f'--seed={seed}',
+      ],
+    )
+
   # ---- names ----
 
-  def _mixture(self, shares) -> str:
+  def _floors(self) -> list[bool]:
+    """Whether the reading is without the tested facts, of all readings that the arms need."""
+    return sorted({arm == 'Floor' for arm in self.settings.arms})
+
+  def _mixture(self, shares: dict[str, float]) -> str:
     return f'world.{"_".join(shares)}.all.{"_".join(self.settings.languages)}.every'
 
   def _reading_data(self, floor: bool) -> str:
@@ -239,29 +236,24 @@ class Quickstart:
     runs, choices, metrics = [], {}, {}
     seconds: dict[str, float] = collections.defaultdict(float)
     tokens: dict[str, int] = collections.defaultdict(int)
-    for arm in settings.arms:
-      for seed in range(settings.seeds):
-        directory = self._arm_dir(arm, seed)
-        runs += read_results(os.path.join(directory, 'evaluation', 'results.json'))
-        for form in FORMS:
-          for method in ('likelihood', 'generate'):
-            path = os.path.join(
-              directory, 'evaluation', 'predictions', f'questions.{form}.{method}.jsonl'
-            )
-            choices[arm, seed, form, method] = read_predictions(path).extract('strict')
-        with open(os.path.join(directory, 'metrics.jsonl'), encoding='utf-8') as f:
-          metrics[arm, seed] = [json.loads(line) for line in f]
-        for row in metrics[arm, seed]:
-          if 'tokens' in row:
-            tokens[arm] += int(row['tokens'])
-            seconds[arm] += row['tokens'] / row['tokens_per_second']
+    for arm, seed in itertools.product(settings.arms, range(settings.seeds)):
+      directory = self._arm_dir(arm, seed)
+      evaluation = os.path.join(directory, 'evaluation')
+      runs += read_results(os.path.join(evaluation, 'results.json'))
+      for form, method in itertools.product(FORMS, ('likelihood', 'generate')):
+        path = os.path.join(evaluation, 'predictions', f'questions.{form}.{method}.jsonl')
+        choices[arm, seed, form, method] = read_predictions(path).extract('strict')
+      text = Path(directory, 'metrics.jsonl').read_text(encoding='utf-8')
+      metrics[arm, seed] = [json.loads(line) for line in text.splitlines()]
+      for row in metrics[arm, seed]:
+        if 'tokens' in row:
+          tokens[arm] += int(row['tokens'])
+          seconds[arm] += row['tokens'] / row['tokens_per_second']
     questions = read_questions(self.questions['untagged'])
     write_results(os.path.join(self.out, 'results.json'), runs)
-    with open(
-      os.path.join(self._arm_dir(settings.arms[-1], 0), 'config.gin'), encoding='utf-8'
-    ) as f:
-      operative = f.read()
-    told = collections.Counter(len(fact.told_in) > 1 for fact in self.world.facts)
+    last = Path(self._arm_dir(settings.arms[-1], 0))
+    packages = ('crossin-jax', 'jax', 'flax', 'optax', 'orbax-checkpoint')
+    versions = {name: importlib.metadata.version(name) for name in packages}
     path = os.path.join(self.out, 'report.html')
     report_lib.write_report(
       path,
@@ -282,32 +274,39 @@ class Quickstart:
           for id_, item in zip(questions.ids, questions.rows)
         ],
         metrics=metrics,
-        world={
-          'territories': self.world.tuning_entities + self.world.test_entities,
-          'relations told in every language': ', '.join(self.world.shared_relations),
-          'relations told in English only': ', '.join(self.world.tested_relations),
-          'facts told in every language': told[True],
-          'facts told in English only': told[False],
-          'phrasings of a fact in English': self.world.english_phrasings,
-          'phrasings of a fact in each other language': self.world.other_phrasings,
-          'territories whose facts tuning asks about': self.world.tuning_entities,
-          'territories whose facts only the test asks about': self.world.test_entities,
-          'test questions': len(questions.ids),
-          'reading steps': settings.reading_steps,
-          'tuning steps': settings.tuning_steps,
-        },
+        world=self._world_facts(len(questions.ids)),
         seconds=seconds,
         tokens=tokens,
-        config=operative,
+        config=(last / 'config.gin').read_text(encoding='utf-8'),
         command=shlex.join(['crossin', *sys.argv[1:]]),
-        versions={'python': platform.python_version()}
-        | {
-          name: importlib.metadata.version(name)
-          for name in ('crossin-jax', 'jax', 'flax', 'optax', 'orbax-checkpoint')
-        },
+        versions={'python': platform.python_version()} | versions,
       ),
     )
     return path
+
+  def _world_facts(self, questions: int) -> dict[str, object]:
+    """What the report says about the world."""
+    world = self.world
+    everywhere = sum(len(fact.told_in) > 1 for fact in world.facts)
+    return {
+      'territories': world.tuning_entities + world.test_entities,
+      'relations told in every language': ', '.join(world.shared_relations),
+      'relations told in English only': ', '.join(world.tested_relations),
+      'facts told in every language': everywhere,
+      'facts told in English only': len(world.facts) - everywhere,
+      'phrasings of a fact in English': world.english_phrasings,
+      'phrasings of a fact in each other language': world.other_phrasings,
+      'territories whose facts tuning asks about': world.tuning_entities,
+      'territories whose facts only the test asks about': world.test_entities,
+      'test questions': questions,
+      'reading steps': self.settings.reading_steps,
+      'tuning steps': self.settings.tuning_steps,
+    }
+
+
+def _exists(*parts: str):
+  """Whether the file exists, as a function."""
+  return functools.partial(os.path.exists, os.path.join(*parts))
 
 
 def _tuning_shares(arm: str) -> dict[str, float]:
@@ -324,23 +323,21 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin quickstart`."""
   parser = command_line.Parser(
     'quickstart',
-    'Read an invented world in English, tune it in five ways, ask in every language, write a '
-    'report.',
+    'Train on an invented world told in English, tune five arms, evaluate them in every language, '
+    'and write a report.',
     'crossin quickstart --languages en,vi,es --seeds 1 --output_dir runs/quickstart',
   )
-  parser.add_argument('--output_dir', default='runs/quickstart', help='for everything')
-  parser.add_argument('--languages', default='en,vi,es', help='English first, any of thirteen')
+  parser.add_argument('--output_dir', default='runs/quickstart', help='of all files')
+  parser.add_argument('--languages', default='en,vi,es', help='English first, of thirteen')
   parser.add_argument('--arms', default=','.join(ARMS), help='of: %(default)s')
   parser.add_argument('--seeds', type=int, default=1, help='runs of every arm (default: 1)')
   parser.add_argument('--reading_steps', type=int, default=3000, help='')
   parser.add_argument('--tuning_steps', type=int, default=300, help='')
-  parser.add_argument(
-    '--world_seed', type=int, default=0, help='another seed is another world (default: 0)'
-  )
+  parser.add_argument('--world_seed', type=int, default=0, help='of the world (default: 0)')
   parser.add_argument(
     '--vocabulary_size',
     type=int,
-    help='pieces (default: 1500, and 300 more a language beyond four)',
+    help='pieces (default: 1500, plus 300 for each language after four)',
   )
   parser.add_argument(
     '--jobs',
@@ -361,14 +358,14 @@ def main(argv: list[str]) -> int:
   if size > 1500:
     bindings = [*bindings, f'--gin_bindings=DecoderConfig.vocab_size = {-(-size // 128) * 128}']
   settings = Settings(
-    languages,
-    arms,
-    args.seeds,
-    args.reading_steps,
-    args.tuning_steps,
-    args.world_seed,
-    size,
-    tuple(bindings),
+    languages=languages,
+    arms=arms,
+    seeds=args.seeds,
+    reading_steps=args.reading_steps,
+    tuning_steps=args.tuning_steps,
+    world_seed=args.world_seed,
+    vocabulary_size=size,
+    bindings=tuple(bindings),
   )
   started = time.monotonic()
   quickstart = Quickstart(args.output_dir, settings, args.jobs)
@@ -376,14 +373,13 @@ def main(argv: list[str]) -> int:
     path = quickstart.run()
   runs = read_results(os.path.join(args.output_dir, 'results.json'))
   _print_table(runs, settings)
-  print(f'\n{duration(time.monotonic() - started)}. Open {os.path.abspath(path)}', file=sys.stderr)
-  return command_line.finish(
-    args, {'report': path, 'seconds': time.monotonic() - started, 'runs': runs}
-  )
+  seconds = time.monotonic() - started
+  print(f'\n{duration(seconds)}. Open {os.path.abspath(path)}', file=sys.stderr)
+  return command_line.finish(args, {'report': path, 'seconds': seconds, 'runs': runs})
 
 
 def _print_table(runs: list[dict], settings: Settings) -> None:
-  """Likelihood choices on untagged questions, mean over seeds, on the terminal."""
+  """Prints the likelihood choices on untagged questions, mean over seeds."""
   size = str(min(3, len(settings.languages)))
   print(
     f'\n{"arm":14}'
@@ -392,12 +388,13 @@ def _print_table(runs: list[dict], settings: Settings) -> None:
     file=sys.stderr,
   )
   for arm in settings.arms:
-    mine = [
-      r
-      for r in runs
-      if r['variant'] == arm and r['method'] == 'likelihood' and r['benchmark'].endswith('untagged')
+    chosen = [
+      run
+      for run in runs
+      if (run['variant'], run['method']) == (arm, 'likelihood')
+      and run['benchmark'].endswith('untagged')
     ]
-    mean = lambda get: sum(map(get, mine)) / len(mine)
+    mean = lambda get, chosen=chosen: sum(map(get, chosen)) / len(chosen)
     cells = [mean(lambda r, l=l: r['accuracy_by_language'][l]) for l in settings.languages]
     cells += [mean(lambda r: r['consistency'][size]), mean(lambda r: r['ac3'][size])]
     print(f'{arm:14}' + ''.join(f'{cell:8.3f}' for cell in cells), file=sys.stderr)

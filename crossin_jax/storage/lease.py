@@ -118,7 +118,7 @@ class Lock:
     return int(found['generation']), content, max(0.0, now - written)
 
   def _take(self) -> None:
-    first, told = None, False
+    first, reported = None, False
     while True:
       generation, content, age = self._look()
       holder = content.get('holder', 'another run')
@@ -133,13 +133,13 @@ class Lock:
           return
         first = None  # another process was faster: check whether it is alive
         continue
-      if not told:
+      if not reported:
         print(
           f'{self.url} is held by {holder}; if it is not renewed within {self._stale - age:.0f} '
           's, this run takes it',
           file=sys.stderr,
         )
-        told = True
+        reported = True
       time.sleep(min(self._period / 4, max(0.05, self._stale - age)))
 
   def _keep_renewing(self) -> None:

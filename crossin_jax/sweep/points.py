@@ -1,4 +1,4 @@
-"""The points of a sweep: every combination of the values of its axes, and what each is made from."""
+"""The points of a sweep: every combination of the values of its axes, with settings and hashes."""
 
 import dataclasses
 import glob
@@ -15,35 +15,35 @@ from crossin_jax.data.mixture_name import CROSSIN_MODES, MixtureName
 
 MIXTURE_PARTS = ('variant', 'volume', 'languages', 'preset')
 FIGURES = ('accuracy_en', 'accuracy_elsewhere', 'consistency_3', 'ac3_3', 'heldout_loss')
-# Settings that change how much of each task is read, but no token of it.
+# Settings that change the rates of tasks, but not their tokens.
 _RATES = tuple(f'MixtureSettings.{name}' for name in ('rates', 'shares', 'temperature', 'epochs'))
 
 
 @gin.configurable('sweep')
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What a sweep is made of: `sweep.axes = {...}` and so on in its gin file.
+  """Settings of a sweep: `sweep.axes = {...}` and so on in its gin file.
 
   Attributes:
-    axes: axis -> its values. 'variant', 'volume' (0 = none of the CrossIn components, or a number,
-      or 'all'), 'languages' and 'preset' replace that part of `mixture`; any other axis is a gin
-      macro or parameter: of `prepare` if the mixture's gin file binds the macro or anything of the
-        configurable, else of training and evaluation. A text that begins with
-      @ or % is a gin reference.
+    axes: axis -> its values. 'variant', 'volume' (a number, 'all', or 0 = no CrossIn component),
+      'languages' and 'preset' replace that part of `mixture`. Any other axis is a gin macro or
+      parameter: of `prepare` if the mixture's gin file binds the macro or a parameter of the
+      configurable, else of training and evaluation. Text that starts with @ or % is a gin
+      reference.
     mixture: the mixture whose parts the axes replace.
     mixture_gin, run_gin: gin files of `prepare` and of `train`.
-    mixture_values, run_values: further gin values of each; '{seed}' in a text becomes the seed,
-      '{seed}' alone its number.
-    shares_by_variant: variant -> {component: share}, for sources mixed by shares. What volume 0
-      drops goes to 'base', so that the other shares stay.
-    questions: question files; the first one is plotted. '{seed}' in a folder's name becomes the
-      seed: each seed then has questions of its own.
-    seeds: of training; every point is run with each.
-    heldout: mixture on whose validation rows every point is measured; None = `mixture`, '' = none.
+    mixture_values, run_values: further gin values of each; '{seed}' in text is replaced by the
+      seed, and '{seed}' alone by its number.
+    shares_by_variant: variant -> {component: share}, for sources mixed by shares. With volume 0,
+      the shares of the dropped components go to 'base'.
+    questions: question files; the first one is plotted. '{seed}' in the path of a folder is
+      replaced by the seed, so that each seed has other questions.
+    seeds: of training; every point runs with each.
+    heldout: the mixture whose validation rows measure every point; None = `mixture`, '' = none.
     method: 'likelihood' or 'generate', for the table and the plot.
-    figure: what is plotted: 'accuracy_en', 'accuracy_elsewhere', 'consistency_3', 'ac3_3' or
-      'heldout_loss'; None = 'ac3_3' where there are questions, else 'heldout_loss'. With two
-      languages it is C_2 and AC3_2: 'ac3_2'.
+    figure: plotted figure: 'accuracy_en', 'accuracy_elsewhere', 'consistency_3', 'ac3_3' or
+      'heldout_loss'; None = 'ac3_3' if there are questions, else 'heldout_loss'. With two
+      languages the names are 'consistency_2' and 'ac3_2'.
   """
 
   axes: dict = gin.REQUIRED
@@ -69,32 +69,30 @@ class Settings:
       raise config.ConfigError(f'sweep.figure = {self.figure!r} is none of {", ".join(FIGURES)}')
     if not self.seeds or ('RANDOM_SEED' in self.axes and len(self.seeds) > 1):
       raise config.ConfigError(
-        'sweep.seeds must hold a seed, and just one where RANDOM_SEED is an axis'
+        'sweep.seeds must have at least one seed, and only one if RANDOM_SEED is an axis'
       )
     stems = [question_name(path) for path in self.questions]
     if len(set(stems)) < len(stems):
       raise config.ConfigError(
-        f'sweep.questions: two files are called alike: {", ".join(self.questions)}'
+        f'sweep.questions: two files have the same name: {", ".join(self.questions)}'
       )
     for path in (path for seed in self.seeds for path in self.questions_of(seed)):
       if not os.path.isfile(path):
-        raise config.ConfigError(f'sweep.questions: {path} is not there')
+        raise config.ConfigError(f'sweep.questions: {path} does not exist')
 
   def questions_of(self, seed: int) -> list[str]:
-    """The question files that are asked of a seed's models."""
+    """The question files of a seed."""
     return [_fill(path, seed) for path in self.questions]
 
 
 def question_name(path: str) -> str:
-  """Name of a question file in predictions/: 'world/questions.tagged.jsonl' is 'questions.tagged'."""
+  """Name of a question file in predictions/: 'questions.tagged' of 'q/questions.tagged.jsonl'."""
   return os.path.basename(path).removesuffix('.jsonl')
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """A mixture to prepare: its name, its gin flags, and its folder under OUT/data, whose tokens lie
-  in OUT/tokens/<tokens>.
-  """
+  """A mixture to prepare: name, gin flags, folder in OUT/data, and folder in OUT/tokens."""
 
   mixture: str
   flags: tuple[str, ...]
@@ -104,18 +102,18 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """One run of a sweep. Points with equal settings (two variants at volume 0) share name and
-  digest, and run once.
+  """One run of a sweep. Points with equal settings (two variants at volume 0) run once.
 
   Attributes:
     values: axis -> value.
     seed: of training.
-    data, heldout: mixtures to train on and to measure on (None = not measured).
+    data: mixture for training.
+    heldout: mixture for held-out loss; None = not measured.
     flags: gin flags of train and evaluate.
     name: readable, from the settings.
-    digest: of everything its model is made from.
-    asked: digest of what the model is asked: other questions are asked without training again.
-    settings: what the digests are taken of.
+    digest: of everything that its model is made from.
+    asked: digest of the questions and held-out rows, which can change without new training.
+    settings: the values behind the digests.
   """
 
   values: dict
@@ -135,12 +133,12 @@ def make_points(
   """The points of a sweep, seeds varying fastest, then the last axis.
 
   Args:
-    settings: axes and what they vary.
+    settings: of the sweep.
     flags: 'NAME = VALUE' from the command line, for every point.
-    search: folders in which gin files are looked for, beside the current one and the repository.
+    search: folders of gin files, in addition to the current one and the repository.
 
   Raises:
-    ConfigError: a mixture name, a gin file or a table of shares that does not fit.
+    ConfigError: an invalid mixture name, gin file or table of shares.
   """
   bound = bound_names(settings.mixture_gin, search)
   of_mixture = lambda name: name in bound or name.rpartition('.')[0].split('/')[-1] in bound
@@ -157,14 +155,12 @@ def make_points(
   for combination in itertools.product(*settings.axes.values()):
     values = dict(zip(settings.axes, combination))
     others = {name: value for name, value in values.items() if name not in MIXTURE_PARTS}
-    mixture_values = {
-      **(settings.mixture_values or {}),
-      **{k: v for k, v in others.items() if of_mixture(k)},
-    }
-    run_values = {
-      **(settings.run_values or {}),
-      **{k: v for k, v in others.items() if not of_mixture(k)},
-    }
+    mixture_values, run_values = (
+      dict(settings.mixture_values or {}),
+      dict(settings.run_values or {}),
+    )
+    for key, value in others.items():
+      (mixture_values if of_mixture(key) else run_values)[key] = value
     name, variant = mixture_at(settings.mixture, values)
     heldout = settings.mixture if settings.heldout is None else settings.heldout
     for seed in settings.seeds:
@@ -175,11 +171,11 @@ def make_points(
       )
       train_data = data(name, _shares(settings, variant, name))
       heldout_data = data(mixture_at(heldout, {})[0], None) if heldout else None
-      mine = {'RANDOM_SEED': seed, **{k: _fill(v, seed) for k, v in run_values.items()}}
-      made = {
+      run = {'RANDOM_SEED': seed, **{k: _fill(v, seed) for k, v in run_values.items()}}
+      made_from = {
         'data': train_data.folder,
-        'run': [settings.run_gin, digests[settings.run_gin], mine, extra[False]],
-        'files': _files_of(mine),
+        'run': [settings.run_gin, digests[settings.run_gin], run, extra[False]],
+        'files': _files_of(run),
       }
       files = {path: _file_digest(path) for path in settings.questions_of(seed)}
       asked = {'heldout': heldout_data and heldout_data.folder, 'questions': files}
@@ -190,28 +186,26 @@ def make_points(
           seed,
           train_data,
           heldout_data,
-          (*[flag_of(k, v) for k, v in mine.items()], *extra[False]),
+          (*[flag_of(k, v) for k, v in run.items()], *extra[False]),
           _slug('.'.join(title), 100),
-          _digest(made),
+          _digest(made_from),
           _digest(asked),
-          made | asked,
+          made_from | asked,
         )
       )
   return points
 
 
 def mixture_at(mixture: str, values: dict) -> tuple[str, str]:
-  """A mixture's name with some of its parts replaced, and its variant before volume 0 dropped
-  anything.
+  """A mixture's name with some parts replaced, and the variant before volume 0 drops components.
 
       mixture_at('world.tested_base_x2x.all.en_zh.every', {'volume': 0}) ==
       ('world.tested_base.all.en_zh.every', 'tested_base_x2x')
 
-  Without CrossIn components a volume limits nothing and becomes 'all', so that equal mixtures have
-  equal names.
+  Without CrossIn components the volume becomes 'all', so that equal mixtures have equal names.
 
   Raises:
-    ConfigError: the name is malformed, or volume 0 leaves nothing of the variant.
+    ConfigError: the name is malformed, or volume 0 drops all components.
   """
   text = lambda value: '_'.join(value) if isinstance(value, (list, tuple)) else str(value)
   try:
@@ -222,14 +216,14 @@ def mixture_at(mixture: str, values: dict) -> tuple[str, str]:
     raise config.ConfigError(str(error)) from None
   kept = tuple(c for c in name.components if c not in CROSSIN_MODES)
   if name.volume == 0 and not kept:
-    raise config.ConfigError(f'volume 0 of variant {parts[0]} is nothing at all; add base to it')
+    raise config.ConfigError(f'volume 0 of variant {parts[0]} has no component; add base to it')
   if name.volume == 0 or kept == name.components:
     name = dataclasses.replace(name, components=kept, volume=None)
   return str(name), parts[0]
 
 
 def _shares(settings: Settings, variant: str, mixture: str) -> dict:
-  """gin values that mix by shares, of the variant's table cut to what the mixture has."""
+  """gin values for mixing by the shares of the variant, for the components of the mixture."""
   if settings.shares_by_variant is None:
     return {}
   components = mixture.split('.')[1].split('_')
@@ -242,7 +236,7 @@ def _shares(settings: Settings, variant: str, mixture: str) -> dict:
   if 'base' in shares:
     shares['base'] += sum(share for c, share in table.items() if c not in components)
   total = sum(shares.values())
-  # Rounded, so that sums of the same shares in another order are the same point.
+  # Rounded, so that the order of the summands does not make another point.
   shares = {c: round(share / total, 9) for c, share in shares.items()}
   return {'MixtureSettings.rates': 'shares', 'MixtureSettings.shares': shares}
 
@@ -256,14 +250,10 @@ def _data(
   digests: dict,
   rates: tuple[str, ...],
 ) -> Data:
-  """`shares` None = only held-out loss is measured on it: rates do not matter, and 'counts' needs
-  no table.
-  """
+  """The data of a mixture; `shares` None = only for held-out loss, where rates do not matter."""
   if shares is None:
-    values, shares = (
-      {k: v for k, v in values.items() if k not in rates},
-      {'MixtureSettings.rates': 'counts'},
-    )
+    values = {k: v for k, v in values.items() if k not in rates}
+    shares = {'MixtureSettings.rates': 'counts'}
   values = {**values, **shares}
   base = [settings.mixture_gin, digests[settings.mixture_gin], flags, _files_of(values)]
   tokens = _digest([base, {k: v for k, v in values.items() if k not in rates}])
@@ -272,18 +262,20 @@ def _data(
 
 
 def _title(axes, values: dict, mixture: str):
-  """Readable parts of a point's name; those of the mixture as they are after volume 0 was applied."""
+  """Readable parts of a point's name; those of the mixture after volume 0 was applied."""
   parts = dict(zip(MIXTURE_PARTS, mixture.split('.')[1:]))
   for axis in axes:
     yield (
-      parts[axis] if axis in parts else f'{axis.split(".")[-1]}={told(values[axis], axes[axis])}'
+      parts[axis]
+      if axis in parts
+      else f'{axis.split(".")[-1]}={in_words(values[axis], axes[axis])}'
     )
 
 
-def told(value, values) -> str:
+def in_words(value, values) -> str:
   """A value of an axis in words; of a dict only what its axis varies.
 
-  told({'tested': 9, 'base': 5, 'x2x': 10}, ({'tested': 9, 'base': 15}, ...)) == 'base 5, x2x 10'
+  in_words({'tested': 9, 'base': 5}, ({'tested': 9, 'base': 15}, ...)) == 'base 5'
   """
   if not isinstance(value, dict):
     return str(value)
@@ -295,9 +287,7 @@ def told(value, values) -> str:
 
 
 def _rate_macros(text: str) -> set[str]:
-  """Macros of a mixture's gin file that nothing but rates is made of, such as SHARES: no token
-  depends on them.
-  """
+  """Macros of a mixture's gin file that only rates depend on, such as SHARES."""
   users: dict[str, set[str]] = {}
   owner = ''
   for line in text.splitlines():
@@ -309,7 +299,7 @@ def _rate_macros(text: str) -> set[str]:
 
 
 def flag_of(name: str, value) -> str:
-  """--gin.NAME=VALUE; a text that begins with @ or % is a reference, not a text."""
+  """--gin.NAME=VALUE; text that starts with @ or % is a reference."""
   reference = isinstance(value, str) and value[:1] in ('@', '%')
   return f'--gin.{name}={value if reference else repr(value)}'
 
@@ -326,18 +316,15 @@ def gin_text(path: str, search: tuple[str, ...] = ()) -> str:
   Raises:
     ConfigError: a file is in none of the folders.
   """
-  found = [
-    p
-    for p in (os.path.join(folder, path) for folder in ('', *search, config.REPOSITORY))
-    if os.path.isfile(p)
-  ]
-  if not found:
+  folders = [*search, config.REPOSITORY]
+  paths = [os.path.join(folder, path) for folder in ('', *folders)]
+  paths = [candidate for candidate in paths if os.path.isfile(candidate)]
+  if not paths:
     raise config.ConfigError(
-      f'gin file {path!r} is not there (looked in: current folder, '
-      f'{", ".join([*search, config.REPOSITORY])})'
+      f'gin file {path!r} does not exist (searched: current folder, {", ".join(folders)})'
     )
   lines = []
-  with open(found[0], encoding='utf-8') as f:
+  with open(paths[0], encoding='utf-8') as f:
     for line in f:
       line = re.sub(r'(^|\s)#.*', '', line).strip()
       if match := re.match(r"include\s+['\"](.+)['\"]", line):
@@ -348,9 +335,7 @@ def gin_text(path: str, search: tuple[str, ...] = ()) -> str:
 
 
 def bound_names(path: str, search: tuple[str, ...] = ()) -> set[str]:
-  """Macros and configurables that a gin file, or one it includes, binds: {'LANGUAGES',
-  'MixtureSettings'}.
-  """
+  """Macros and configurables that a gin file, or one it includes, binds."""
   names = re.findall(r'^([\w./]+)\s*=', gin_text(path, search), re.MULTILINE)
   return {name.rpartition('.')[0].split('/')[-1] or name for name in names}
 
@@ -365,17 +350,18 @@ def _file_digest(path: str) -> str:
 
 
 def _files_of(values: dict) -> dict[str, str]:
-  """Digests of the files that values name: a file, the rows of a stem ('data/alpaca'), or the
-  digests of a MODEL_DIR.
+  """Digests of the files that values name.
+
+  A value is a file, the stem of row files ('data/alpaca'), or a MODEL_DIR.
   """
-  found = {}
+  digests = {}
   for value in values.values():
     if isinstance(value, str) and (os.path.isfile(value) or os.sep in value):
       stem = glob.escape(value)
       for path in sorted({value, *glob.glob(f'{stem}[._]*'), *glob.glob(f'{stem}/digests/*.json')}):
         if os.path.isfile(path):
-          found[path] = _file_digest(path)
-  return found
+          digests[path] = _file_digest(path)
+  return digests
 
 
 def _slug(text: str, length: int) -> str:

@@ -1,4 +1,4 @@
-"""What a sweep found: rows of figures with intervals, as JSON, text, Markdown and a plot."""
+"""The results of a sweep: rows of figures with intervals, as JSON, text, Markdown and a plot."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,23 +9,24 @@ import numpy as np
 from crossin_jax.config import ConfigError
 from crossin_jax.evaluation.answers.predictions import Predictions, read_predictions
 from crossin_jax.evaluation.measures import bootstrap
-from crossin_jax.evaluation.measures.consistency import ac3
+from crossin_jax.evaluation.measures.chance import chance_figures
+from crossin_jax.pages.words import figure_title
 from crossin_jax.storage.files import write_bytes, write_json, write_text
 from crossin_jax.sweep.plot import plot
 from crossin_jax.sweep.points import question_name
-from crossin_jax.sweep.words import label, title, variant_labels
+from crossin_jax.sweep.words import label, variant_labels
 
 LOSS = 'eval/heldout/loss'
 
 
 def write(sweep) -> dict:
-  """Writes sweep.json, sweep.md and sweep.png from the points that are finished.
+  """Writes sweep.json, sweep.md and sweep.png of the finished points.
 
   Args:
-    sweep: a `sweep.Sweep` after its run.
+    sweep: a `running.Sweep` after its run.
 
   Returns:
-    What sweep.json holds, 'text' with the table for a terminal, and 'plot', the path of the PNG:
+    The content of sweep.json, 'text' (the table for a terminal), and 'plot' (path of the PNG):
     {'axes': {axis: [value]}, 'points': [{'values', 'seed', 'mixture', 'directory', 'evaluation',
     'figures': {name: fraction, or nats per token}, 'runs': as in results.json, 'seconds'}],
     'table': [{'values', 'benchmark', 'method', 'seeds', 'figures': {name: {'estimate', 'low',
@@ -40,16 +41,17 @@ def write(sweep) -> dict:
   benchmarks = [question_name(path) for path in settings.questions] or [None]
   for benchmark in benchmarks:
     for values in _distinct([point.values for point in sweep.points]):
-      mine = [point for point in done if point.values == values]
-      if not mine:
+      same = [point for point in done if point.values == values]
+      if not same:
         continue
-      answered = [_predictions(sweep, point, benchmark) for point in mine] if benchmark else []
-      losses = [results[id(p)]['heldout'][LOSS] for p in mine if LOSS in results[id(p)]['heldout']]
+      answered = [_predictions(sweep, point, benchmark) for point in same] if benchmark else []
+      heldout = [results[id(point)]['heldout'] for point in same]
+      losses = [metrics[LOSS] for metrics in heldout if LOSS in metrics]
       table.append({
         'values': values,
         'benchmark': benchmark and benchmark.replace('.', '/', 1),
         'method': benchmark and settings.method,
-        'seeds': [point.seed for point in mine],
+        'seeds': [point.seed for point in same],
         'figures': question_figures(answered) | loss_figures(losses),
       })  # fmt: skip
       if answered and benchmark == benchmarks[0]:
@@ -74,17 +76,12 @@ def write(sweep) -> dict:
   }
   write_json(os.path.join(sweep.out, 'sweep.json'), summary)
   path = os.path.join(sweep.out, 'sweep.png')
+  text = 'No point is finished.'
   if table:
-    write_text(
-      os.path.join(sweep.out, 'sweep.md'),
-      markdown(table) + '\n' + caption(table, sweep.points) + '\n',
-    )
+    note = caption(table, sweep.points)
+    write_text(os.path.join(sweep.out, 'sweep.md'), f'{markdown(table)}\n{note}\n')
     write_bytes(path, plot(table, summary['axes'], settings.figure, chance))
-  text = (
-    f'{terminal(table)}\n\n{caption(table, sweep.points)}\nPlot: {path}'
-    if table
-    else 'No point is finished.'
-  )
+    text = f'{terminal(table)}\n\n{note}\nPlot: {path}'
   return summary | {'text': text, 'plot': path}
 
 
@@ -98,7 +95,7 @@ def _predictions(sweep, point, benchmark: str) -> Predictions:
   )
   if not os.path.exists(path):
     raise ConfigError(
-      f'{path} is not there: sweep.method must be one of answer_questions.methods of the run'
+      f'{path} does not exist: sweep.method must be one of answer_questions.methods of the run'
     )
   return read_predictions(path)
 
@@ -107,8 +104,10 @@ def _predictions(sweep, point, benchmark: str) -> Predictions:
 
 
 def question_figures(answered: Sequence[Predictions]) -> dict[str, dict]:
-  """Accuracy in English and elsewhere, C_s and AC3_s, s = 3 or the number of languages, of one
-  answered file per seed.
+  """Accuracy in English and in the other languages, C_s and AC3_s, s up to 3.
+
+  Args:
+    answered: the answers of each seed.
 
   Returns:
     name -> {'estimate', 'low', 'high', 'items', 'seeds', 'note', ...}: fractions, 95 % over items
@@ -118,9 +117,10 @@ def question_figures(answered: Sequence[Predictions]) -> dict[str, dict]:
     return {}
   languages, answers = answered[0].languages, answered[0].answers
   choices = [one.extract('strict') for one in answered]
-  # or answers: another world under the same names
-  own = any(one.ids != answered[0].ids for one in answered)
-  own = own or any(not np.array_equal(one.answers, answers) for one in answered)
+  # Seeds may have different questions, or different worlds with the same names.
+  differ = any(
+    one.ids != answered[0].ids or not np.array_equal(one.answers, answers) for one in answered
+  )
   size = min(3, len(languages))
   english = [i for i, language in enumerate(languages) if language == 'en']
   others = [i for i, language in enumerate(languages) if language != 'en']
@@ -134,7 +134,7 @@ def question_figures(answered: Sequence[Predictions]) -> dict[str, dict]:
   interval = lambda statistic, columns: asdict(
     bootstrap.interval(
       choices,
-      [one.answers for one in answered] if own else answers,
+      [one.answers for one in answered] if differ else answers,
       statistic,
       columns=columns,
       s=max(2, size),
@@ -144,7 +144,7 @@ def question_figures(answered: Sequence[Predictions]) -> dict[str, dict]:
 
 
 def loss_figures(losses: Sequence[float]) -> dict[str, dict]:
-  """Held-out loss in nats per token: mean, smallest and largest of the seeds (none with one seed)."""
+  """Held-out loss in nats per token: mean, smallest and largest of several seeds."""
   if not losses:
     return {}
   ends = (min(losses), max(losses)) if len(losses) > 1 else (None, None)
@@ -160,7 +160,7 @@ def loss_figures(losses: Sequence[float]) -> dict[str, dict]:
 
 
 def point_figures(result: dict, benchmark: str | None, method: str) -> dict[str, float]:
-  """Figures of one point: of the first question file by `method`, and its held-out loss."""
+  """Figures of a point: those of `benchmark` by `method`, and its held-out loss."""
   figures = {}
   for run in result['runs']:
     if (run['benchmark'].replace('/', '.', 1), run['method']) == (benchmark, method):
@@ -180,20 +180,8 @@ def point_figures(result: dict, benchmark: str | None, method: str) -> dict[str,
   return figures
 
 
-def chance_figures(answered: Predictions) -> dict[str, float]:
-  """What choosing at random would give: with k options accuracy is 1 / k and C_s is k ** (1 - s)."""
-  counts = np.array([len(item[0]) for item in answered.choices], float)
-  size = min(3, len(answered.languages))
-  accuracy, agreement = float(np.mean(1 / counts)), float(np.mean(counts ** (1 - size)))
-  figures = {'accuracy_en': accuracy, 'accuracy_elsewhere': accuracy}
-  return figures | {
-    f'consistency_{size}': agreement,
-    f'ac3_{size}': float(ac3(accuracy, agreement)),
-  }
-
-
 def _cells(table: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
-  """Head and rows as text; a row is a combination of values on one question file."""
+  """Head and rows as text; a row is a combination of values and a question file."""
   axes = list(table[0]['values'])
   figures = list(dict.fromkeys(name for row in table for name in row['figures']))
   variants = (
@@ -201,7 +189,7 @@ def _cells(table: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
   )
   values = {axis: [row['values'][axis] for row in table] for axis in axes}
   several = len({row['benchmark'] for row in table}) > 1
-  head = [*axes, *(['questions'] if several else []), 'seeds', *map(title, figures)]
+  head = [*axes, *(['questions'] if several else []), 'seeds', *map(figure_title, figures)]
   rows = []
   for row in table:
     cells = [label(axis, row['values'][axis], variants, values[axis]) for axis in axes]
@@ -239,7 +227,7 @@ def markdown(table: Sequence[dict]) -> str:
 
 
 def caption(table: Sequence[dict], points) -> str:
-  """What the brackets of the table are."""
+  """Explains the brackets of the table."""
   text = []
   asked = [figure for row in table for figure in row['figures'].values() if 'resamples' in figure]
   if asked:
@@ -249,7 +237,6 @@ def caption(table: Sequence[dict], points) -> str:
     mixtures = sorted({point.heldout.mixture for point in points if point.heldout})
     text.append(
       f'Held-out loss: nats per trained token on the validation rows of {", ".join(mixtures)}; '
-      'mean over seeds, in brackets '
-      'the smallest and the largest of them.'
+      'mean over seeds, in brackets their smallest and largest.'
     )
   return ' '.join(text)

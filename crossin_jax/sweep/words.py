@@ -1,41 +1,26 @@
-"""Titles and labels of a sweep."""
+"""Labels of the values of a sweep."""
 
 from collections.abc import Sequence
 
 from crossin_jax.data.mixture_name import CROSSIN_MODES
-from crossin_jax.sweep.points import told
-
-# ---- words ----
-
-_TITLES = {
-  'accuracy_en': 'accuracy, English',
-  'accuracy_elsewhere': 'accuracy, elsewhere',
-  'heldout_loss': 'held-out loss',
-}
-
-
-def title(figure: str) -> str:
-  """'ac3_3' -> 'AC3_3', 'consistency_3' -> 'C_3', the others in words."""
-  return _TITLES.get(figure, figure.replace('consistency', 'C').replace('ac3', 'AC3'))
+from crossin_jax.sweep.points import in_words
 
 
 def variant_labels(variants: Sequence[str]) -> dict[str, str]:
-  """Variants in words, without the components that all of them have, unless that leaves one of them
-  bare.
+  """Variants by their CrossIn components, or by all components if these do not tell them apart.
 
   ('base_x2x', 'base_x2x_trans') -> 'x2x', 'x2x + trans'
   """
   short = {v: ' + '.join(c for c in v.split('_') if c in CROSSIN_MODES) or 'base' for v in variants}
-  return (
-    short
-    if len(set(short.values())) == len(short)
-    else {v: v.replace('_', ' + ') for v in variants}
-  )
+  if len(set(short.values())) == len(short):
+    return short
+  return {v: v.replace('_', ' + ') for v in variants}
 
 
 def label(axis: str, value, variants: dict[str, str], values: Sequence = ()) -> str:
+  """A value of an axis in words."""
   if isinstance(value, dict):
-    return told(value, values)
+    return in_words(value, values)
   if axis == 'variant':
     return variants[value]
   if axis == 'languages':

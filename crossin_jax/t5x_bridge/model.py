@@ -28,7 +28,7 @@ def t5x_model(
   temperature: float = 0.0,
   top_k: int = 0,
 ):
-  """A `t5x.models.DecoderOnlyModel` with fractional loss weights and real tokens of id 0.
+  """A `t5x.models.DecoderOnlyModel` that keeps this project's loss weights and its tokens of id 0.
 
   Args:
     module: `models.decoder.Decoder`, or any with its call signature.
@@ -38,17 +38,17 @@ def t5x_model(
     total_steps: steps of the run, for the schedule.
     z_loss: factor on log(Z)^2.
     stop_id: token that ends a prediction; None = the vocabulary's stop token.
-    temperature: of sampling; 0 = the likeliest token.
-    top_k: tokens sampled among; 0 = all.
+    temperature: of sampling; 0 = the most probable token.
+    top_k: sample from the k most probable tokens; 0 = all.
 
   Raises:
-    ValueError: adapters on a quantised base, which T5X cannot store.
+    ValueError: adapters on a quantised base, which T5X does not support.
   """
   adapters = lora.of_model(module)
   if adapters is not None and adapters.base_dtype in lora.QUANTISED:
     raise ValueError(
-      f'LoraConfig.base_dtype = {adapters.base_dtype!r}: T5X holds no quantised parameters; set '
-      "'float32', or use crossin train"
+      f'LoraConfig.base_dtype = {adapters.base_dtype!r}: T5X does not support quantised '
+      "parameters; set 'float32', or use crossin train"
     )
   definition = (
     bridge_optimizers.wrapped(optimizer(total_steps=total_steps), adapters) if optimizer else None
@@ -65,9 +65,7 @@ def prepared_vocabulary(data_dir: str, mixture: str) -> Vocabulary:
 
 
 def prompt_lengths(causal_BL: jax.Array) -> jax.Array:
-  """Tokens of each prompt without BOS; int [B].
-
-  T5X counts ids other than 0 instead and misses real tokens of id 0.
+  """Tokens of each prompt without BOS, int [B]. T5X counts ids other than 0 and so loses real ones.
 
   `decoder_causal_attention` has a one for BOS and each token of the prompt: 1 1 1 0 0 is a prompt
   of two.
@@ -76,14 +74,14 @@ def prompt_lengths(causal_BL: jax.Array) -> jax.Array:
 
 
 def ended(tokens: jax.Array, prompt_lengths_B: jax.Array, stop_id: int, eos_id: int) -> jax.Array:
-  """Replaces the zeros that T5X writes after the end of a prediction, where 0 may be a real token.
+  """Predictions with eos in place of the zeros that T5X writes after their end.
 
       prompt of 2, stop 9, eos 3:  tokens 0 7 9 0 0 0  ->  0 7 3 3 3 3
       no stop within length 6:     tokens 4 0 5 8 0 0  ->  4 0 5 8 3 3
 
   Args:
-    tokens: int [B, ..., L], the tokens after the prompt; the last `prompt_lengths` positions
-      are unused.
+    tokens: int [B, ..., L], what follows the prompt, left-aligned; the last `prompt_lengths`
+      columns are unused.
     prompt_lengths_B: int [B].
     stop_id: ends a prediction.
     eos_id: written from there on.
@@ -95,36 +93,38 @@ def ended(tokens: jax.Array, prompt_lengths_B: jax.Array, stop_id: int, eos_id: 
 
 
 def _metrics(batch, loss_BL) -> dict:
-  """The metrics of a batch, from its token losses [B, L]."""
+  """T5X's metrics of a batch, as clu metrics."""
   import clu.metrics
   from t5x import metrics
 
   weights_BL = batch['decoder_loss_weights'].astype(loss_BL.dtype)
   total = jnp.where(weights_BL != 0, loss_BL * weights_BL, 0).sum()
   mean = clu.metrics.Average(total=total, count=weights_BL.sum())
-  rows, size = jnp.asarray(loss_BL.shape[0]), jnp.asarray(loss_BL.size)
-  tokens = jnp.sum(batch['decoder_segment_ids'] > 0)
+  rows, tokens = loss_BL.shape[0], jnp.sum(batch['decoder_segment_ids'] > 0)
+  size, rate = jnp.asarray(loss_BL.size), metrics.TimeRate.from_model_output
   return {
     'loss': mean,
     'loss_per_nonpadding_target_token': mean,
     'loss_tokens': metrics.Sum.from_model_output(weights_BL.sum()),
     'tokens': metrics.Sum.from_model_output(tokens),
     'non_padding_fraction/decoder': clu.metrics.Average(total=tokens, count=size),
-    'timing/seqs_per_second': metrics.TimeRate.from_model_output(numerator=rows),
-    'timing/target_tokens_per_second': metrics.TimeRate.from_model_output(numerator=size),
+    'timing/seqs_per_second': rate(numerator=jnp.asarray(rows)),
+    'timing/target_tokens_per_second': rate(numerator=size),
     'timing/steps_per_second': metrics.StepsPerTime.from_model_output(),
     'timing/seconds': metrics.Time(),
   }
 
 
-def _prefilled(module, params, inputs, causal_BL, lengths_B):
-  """The KV cache after the prompts of `lengths_B` tokens have been read."""
-  apply, ones = functools.partial(module.apply, mutable=['cache']), jnp.ones_like(inputs)
-  _, empty = apply({'params': params}, ones, ones, enable_dropout=False, decode=True)
-  _, filled = apply(
-    {'params': params, 'cache': empty['cache']}, inputs, inputs,
-    decoder_causal_attention=causal_BL, enable_dropout=False, prefill=True,
-    prefill_lengths=lengths_B,
+def _filled_cache(module, params, inputs, causal_attention, lengths_B):
+  """The cache of a module after it has read right-padded prompts."""
+  ones = jnp.ones_like(inputs)
+  _, created = module.apply(
+    {'params': params}, ones, ones, enable_dropout=False, decode=True, mutable=['cache']
+  )
+  _, filled = module.apply(
+    {'params': params, 'cache': created['cache']}, inputs, inputs,
+    decoder_causal_attention=causal_attention, enable_dropout=False, prefill=True,
+    prefill_lengths=lengths_B, mutable=['cache'],
   )  # fmt: skip
   return filled['cache']
 
@@ -183,18 +183,43 @@ def _model_class():
       self._stop_id = vocabulary.eos_id if stop_id is None else stop_id
 
     def get_initial_variables(self, rng, input_shapes, input_types=None):
-      """As in T5X, but also without types, which t5x.eval does not pass."""
+      """As in T5X, but input types may be omitted, as t5x.eval does."""
       del input_types
       return super().get_initial_variables(rng, input_shapes, {'decoder_input_tokens': jnp.int32})
 
+    def loss_fn(self, params, batch, dropout_rng):
+      """Mean loss per token of weight, and the metrics."""
+      objective, metrics = self.summed_loss_fn(params, batch, dropout_rng)
+      return objective / jnp.maximum(batch['decoder_loss_weights'].sum(), 1e-8), metrics
+
+    def summed_loss_fn(self, params, batch, dropout_rng):
+      """The sum of weighted token losses, for a trainer that divides once over all microbatches."""
+      objective, loss_BL = losses.cross_entropy(
+        self.module, params, batch, self._z_loss, dropout_rng
+      )
+      return objective, _metrics(batch, loss_BL)
+
+    def eval_fn(self, params, batch):
+      """As `loss_fn`, with the accuracy, which needs all logits of the batch."""
+      logits_BLV = self._compute_logits(params, batch)
+      loss_BL, _ = losses.token_losses(logits_BLV, batch['decoder_target_tokens'])
+      metrics = _metrics(batch, loss_BL)
+      metrics['accuracy'] = clu.metrics.Accuracy.from_model_output(
+        logits=logits_BLV,
+        labels=batch['decoder_target_tokens'],
+        mask=batch['decoder_loss_weights'] > 0,
+      )
+      return metrics['loss'].compute(), metrics
+
     def _compute_kv_cache(self, params, inputs, causal_attention_mask):
       lengths_B = prompt_lengths(causal_attention_mask)
-      batch = {'decoder_causal_attention': causal_attention_mask}
-      causal_BL = self._get_decoder_causal_attention(batch)
-      return _prefilled(self.module, params, inputs, causal_BL, lengths_B), lengths_B
+      attention = self._get_decoder_causal_attention(
+        {'decoder_causal_attention': causal_attention_mask}
+      )
+      return _filled_cache(self.module, params, inputs, attention, lengths_B), lengths_B
 
     def predict_batch_with_aux(self, params, batch, rng=None, *, decoder_params=None, **options):
-      """Predictions [B, L] after the prompt; the stop token and all after it are eos."""
+      """Predictions [B, L] after the prompt; the stop token and everything after it are eos."""
       # T5X ignores an eos of id 0.
       decoder_params = {'eos_id': self._stop_id, **(decoder_params or {})}
       tokens, aux = super().predict_batch_with_aux(

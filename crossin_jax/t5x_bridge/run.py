@@ -20,15 +20,15 @@ CONFIGURED = (
 PROGRAMS = ('t5x.train', 't5x.eval', 't5x.infer', 't5x.main', 't5x.precompile')
 HELP = f"""usage: python -m crossin_jax.t5x_bridge.run PROGRAM [flags of PROGRAM]
 
-Runs one of {', '.join(PROGRAMS)}
-from the T5X checkout at {checkout.HOME} or on PYTHONPATH. The gin files of this project are found
-from any directory. A model file comes before a file of gin_configs/t5x.
+Runs one of {', '.join(PROGRAMS)} from the T5X checkout in {checkout.HOME} (or on PYTHONPATH).
+It finds this project's gin files. A model file comes before a file of gin_configs/t5x.
 
 example:
   {checkout.HOME}=~/t5x python -m crossin_jax.t5x_bridge.run t5x.train \\
     --gin_file=gin_configs/models/llama_60m.gin --gin_file=gin_configs/t5x/pretrain.gin \\
+    --gin.DATA_DIR="'prepared'" \\
     --gin.MIXTURE_OR_TASK_NAME="'alpaca.base_x2x.all.en_zh_vi.default'" \\
-    --gin.DATA_DIR="'prepared'" --gin.TRAIN_STEPS=100 --gin.MODEL_DIR="'runs/t5x'"
+    --gin.TRAIN_STEPS=100 --gin.MODEL_DIR="'runs/t5x'"
 """
 
 

@@ -1,10 +1,10 @@
-"""Writes any registered SeqIO Task or Mixture as prepared token files for `crossin train`.
+"""Any registered SeqIO Task or Mixture as prepared token files, for `crossin train` to train on.
 
-    python -m crossin_jax.t5x_bridge.seqio_data --mixture my_mixture --module my_tasks
-        --output_dir prepared --max_length 2048
+    python -m crossin_jax.t5x_bridge.seqio_data --mixture my_mixture --module my_tasks --output_dir
+    prepared --max_length 2048
 
-It does not need T5X. For mixtures of this project use `crossin prepare`, which is faster and keeps
-languages separate.
+It does not need T5X. Prepare this project's own mixtures with `crossin prepare`, which is faster
+and keeps languages apart.
 """
 
 import hashlib
@@ -14,8 +14,13 @@ import sys
 
 import numpy as np
 
-from crossin_jax.data import prepared
-from crossin_jax.data.prepared import PreparedDataError, safe_file_name, write_part
+from crossin_jax.data.prepared import (
+  PreparedDataError,
+  safe_file_name,
+  write_manifest,
+  write_mixture,
+  write_part,
+)
 from crossin_jax.data.vocabulary import Vocabulary
 from crossin_jax.progress import Progress
 from crossin_jax.storage.files import read_json
@@ -23,17 +28,16 @@ from crossin_jax.workflow import command_line
 
 PART = 8192  # examples in one file
 SPLITS = ('train', 'validation')
-_TOO_LONG = 'longer than max_length'
 
 
 def prepare(
   mixture: str, output_dir: str, max_length: int, vocabulary: Vocabulary | None = None
 ) -> dict:
-  """Writes one unshuffled epoch of every Task of a SeqIO Mixture, and the Mixture with its rates.
+  """Writes one epoch of every Task of a SeqIO Mixture, unshuffled, and the Mixture with its rates.
 
-  A Task has `targets`, and `inputs` (the prompt, not trained) or `loss_weights`, or neither (all
-  tokens are trained). Tokens that its preprocessors append, such as the stop token, are kept.
-  Examples longer than max_length are dropped and counted.
+  A Task has `targets`, and `inputs` (the prompt, not trained) or `loss_weights`, or neither (all is
+  trained). What its preprocessors append, such as a stop token, is kept. Examples longer than
+  max_length are skipped and counted.
 
   Args:
     mixture: name of a registered Task or Mixture.
@@ -52,35 +56,31 @@ def prepare(
   import seqio
 
   try:
-    found = seqio.get_mixture_or_task(mixture)
+    registered = seqio.get_mixture_or_task(mixture)
   except ValueError as error:
     raise PreparedDataError(
       f'{error}. Give --module, the Python module that registers {mixture}'
     ) from None
-  tasks = seqio.get_subtasks(found)
-  rates = [
-    float(found.get_rate(task)) if isinstance(found, seqio.Mixture) else 1.0 for task in tasks
-  ]
-  vocabulary = vocabulary or _vocabulary_of(found.output_features['targets'].vocabulary)
-  entries, totals, name = [], {'examples': 0, 'tokens': 0, 'dropped': 0}, _file_name(mixture)
+  tasks = seqio.get_subtasks(registered)
+  is_mixture = isinstance(registered, seqio.Mixture)
+  rates = [float(registered.get_rate(task)) if is_mixture else 1.0 for task in tasks]
+  vocabulary = vocabulary or _vocabulary_of(registered.output_features['targets'].vocabulary)
+  entries, totals = [], {'examples': 0, 'tokens': 0, 'dropped': 0}
   for task, rate in zip(tasks, rates):
-    manifest = _write_task(task, output_dir, max_length, vocabulary)
-    entries.append({
-      'task': manifest['task']['name'], 'component': 'seqio', 'rate': rate / sum(rates),
-      'volume': None, 'fingerprint': manifest['fingerprint'],
-    })  # fmt: skip
+    name = _file_name(task.name)
+    manifest = _write_task(task, name, output_dir, max_length, vocabulary)
+    entry = {'task': name, 'component': 'seqio', 'rate': rate / sum(rates), 'volume': None}
+    entries.append(entry | {'fingerprint': manifest['fingerprint']})
     for split in manifest['splits'].values():
       totals['examples'] += split['examples']
       totals['tokens'] += split['tokens']
-      totals['dropped'] += split['dropped'][_TOO_LONG]
-  prompts = {
-    'template': 'plain', 'tags': False, 'chat_template': None, 'stop_id': vocabulary.eos_id,
-  }  # fmt: skip
-  prepared.write_mixture(
-    output_dir, name, entries, vocabulary, rates='seqio', max_length=max_length, languages=[],
-    prompts=prompts,
+      totals['dropped'] += split['dropped']['longer than max_length']
+  prompts = {'template': 'plain', 'tags': False, 'chat_template': None}
+  write_mixture(
+    output_dir, _file_name(mixture), entries, vocabulary, rates='seqio', max_length=max_length,
+    languages=[], prompts=prompts | {'stop_id': vocabulary.eos_id},
   )  # fmt: skip
-  return {'mixture': name, **totals}
+  return {'mixture': _file_name(mixture), **totals}
 
 
 def _file_name(name: str) -> str:
@@ -90,9 +90,9 @@ def _file_name(name: str) -> str:
 
 def _vocabulary_of(vocabulary) -> Vocabulary:
   """The tokenizer file behind a SeqIO vocabulary."""
-  own = getattr(vocabulary, '_vocabulary', None)
-  if isinstance(own, Vocabulary):
-    return own
+  wrapped = getattr(vocabulary, '_vocabulary', None)
+  if isinstance(wrapped, Vocabulary):
+    return wrapped
   path = getattr(vocabulary, 'sentencepiece_model_file', None) or getattr(
     vocabulary, '_sentencepiece_model_file', None
   )
@@ -105,9 +105,7 @@ def _vocabulary_of(vocabulary) -> Vocabulary:
   )
 
 
-def _write_task(task, output_dir: str, max_length: int, vocabulary: Vocabulary) -> dict:
-  """Writes the parts and the manifest of a Task; returns the manifest."""
-  name = _file_name(task.name)
+def _write_task(task, name: str, output_dir: str, max_length: int, vocabulary: Vocabulary) -> dict:
   directory = os.path.join(output_dir, 'tasks', name)
   manifest = os.path.join(directory, 'manifest.json')
   if os.path.exists(manifest):
@@ -115,7 +113,7 @@ def _write_task(task, output_dir: str, max_length: int, vocabulary: Vocabulary) 
       raise PreparedDataError(
         f'{directory} was written by `crossin prepare`; give another --output_dir'
       )
-    os.unlink(manifest)  # the Task is unfinished from here on
+    os.unlink(manifest)  # the Task is incomplete from here on
   os.makedirs(directory, exist_ok=True)
   digest = hashlib.sha256()
   splits = {
@@ -124,38 +122,35 @@ def _write_task(task, output_dir: str, max_length: int, vocabulary: Vocabulary) 
     if split in task.splits
   }
   parts = {
-    'seqio task': task.name, 'max_length': max_length, 'vocabulary': vocabulary.digest,
+    'seqio task': task.name,
+    'max_length': max_length,
+    'vocabulary': vocabulary.digest,
     'examples': digest.hexdigest(),
-  }  # fmt: skip
-  info = {
-    'name': name, 'source': name, 'component': 'seqio', 'mode': 'seqio', 'source_language': 'und',
-    'target_language': 'und',
-  }  # fmt: skip
-  return prepared.write_manifest(output_dir, name, parts, info, splits)
+  }
+  info = {'name': name, 'source': name, 'component': 'seqio', 'mode': 'seqio'}
+  languages = {'source_language': 'und', 'target_language': 'und'}
+  return write_manifest(directory, parts, info | languages, splits)
 
 
-def _write_split(
-  task, split: str, directory: str, max_length: int, vocabulary: Vocabulary, digest
-) -> dict:
-  """Writes the parts of a split and adds its examples to the digest; returns its counts."""
-  records, part, dropped = [], [], 0
+def _write_split(task, split: str, directory: str, max_length: int, vocabulary, digest) -> dict:
+  """Writes the Arrow files of a split, updates the digest with its tokens; returns its counts."""
+  parts, part, dropped = [], [], 0
   progress = Progress(task.num_input_examples(split) or 0, f'{task.name} {split}: examples')
 
   def flush():
-    file = f'{split}-{len(records):05d}.arrow'
+    file = f'{split}-{len(parts):05d}.arrow'
     write_part(os.path.join(directory, file), part)
-    records.append({
-      'file': file, 'examples': len(part),
-      'tokens': int(sum(len(tokens) for _, _, tokens, _ in part)),
-      'loss_tokens': float(sum(weights.sum() for *_, weights in part)),
-    })  # fmt: skip
+    tokens = int(sum(len(tokens) for _, _, tokens, _ in part))
+    loss_tokens = float(sum(weights.sum() for *_, weights in part))
+    counts = {'examples': len(part), 'tokens': tokens, 'loss_tokens': loss_tokens}
+    parts.append({'file': file, **counts})
     part.clear()
 
-  # With a length of max_length, SeqIO would truncate longer examples silently.
-  features = ('inputs', 'targets', 'loss_weights')
-  lengths = {key: max_length + 1 for key in features if key in task.output_features}
-  examples = task.get_dataset(sequence_length=lengths, split=split, shuffle=False, num_epochs=1)
-  for rank, example in enumerate(examples.as_numpy_iterator()):
+  # Longer than max_length, because SeqIO cuts over-long examples without a message.
+  features = [key for key in ('inputs', 'targets', 'loss_weights') if key in task.output_features]
+  lengths = dict.fromkeys(features, max_length + 1)
+  dataset = task.get_dataset(sequence_length=lengths, split=split, shuffle=False, num_epochs=1)
+  for rank, example in enumerate(dataset.as_numpy_iterator()):
     tokens, weights = _tokens(task.name, rank, example, vocabulary)
     progress.show(rank + 1)
     if len(tokens) > max_length:
@@ -165,14 +160,12 @@ def _write_split(
     part.append((_id(example, f'{split}/{rank}'), rank, tokens, weights))
     if len(part) == PART:
       flush()
-  if part or not records:
+  if part or not parts:
     flush()
-  totals = ('examples', 'tokens', 'loss_tokens')
-  return {
-    'parts': records,
-    **{key: sum(record[key] for record in records) for key in totals},
-    'dropped': {_TOO_LONG: dropped},
+  totals = {
+    key: sum(record[key] for record in parts) for key in ('examples', 'tokens', 'loss_tokens')
   }
+  return {'parts': parts, **totals, 'dropped': {'longer than max_length': dropped}}
 
 
 def _tokens(

@@ -2,15 +2,13 @@
 
 import dataclasses
 import os
-import shutil
 
 import gin
 import jax
 
-from crossin_jax.checkpoints import saved_model
+from crossin_jax.checkpoints import run_directory
 from crossin_jax.data.prepared import PreparedMixture
-from crossin_jax.models.huggingface import weights
-from crossin_jax.storage.files import write_json, write_text
+from crossin_jax.storage.files import write_text
 
 
 @gin.configurable
@@ -44,18 +42,11 @@ def t5x_summary(
     return
   os.makedirs(model_dir, exist_ok=True)
   write_text(os.path.join(model_dir, 't5x_config.gin'), text)
-  write_text(os.path.join(model_dir, 'config.gin'), model_config(module.config))
-  if isinstance(initial_checkpoint, str) and (
-    source := saved_model.SavedModel.open(initial_checkpoint).companions
-  ):
-    weights.copy_companions(source, os.path.join(model_dir, saved_model.COMPANIONS))
-  prepared = PreparedMixture(data_dir, mixture)
-  vocabulary = prepared.description['vocabulary']
-  copy = os.path.basename(vocabulary['file'])
-  shutil.copyfile(prepared.vocabulary_path, os.path.join(model_dir, copy))
-  write_json(
-    os.path.join(model_dir, 'prompts.json'),
-    {'prompts': prepared.description['prompts'], 'vocabulary': {**vocabulary, 'file': copy}},
+  run_directory.describe(
+    model_dir,
+    PreparedMixture(data_dir, mixture),
+    model_config(module.config),
+    initial_checkpoint if isinstance(initial_checkpoint, str) else None,
   )
 
 

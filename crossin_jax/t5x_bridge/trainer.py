@@ -1,4 +1,4 @@
-"""The Trainer of T5X with one loss numerator and denominator over all microbatches."""
+"""T5X's Trainer with this project's loss: one numerator over one denominator."""
 
 from collections.abc import Callable
 import functools
@@ -41,7 +41,7 @@ def _trainer_class():
     _sought = False
 
     def train(self, batch_iter, num_steps, start_step=None):
-      """As in T5X, but sets the position of this project's stream before the first step."""
+      """As in T5X; before the first step the stream is set to that step, even after a peek."""
       if not self._sought:
         self._sought = True
         seek(batch_iter, int(self.train_state.step if start_step is None else start_step))

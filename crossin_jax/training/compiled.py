@@ -102,8 +102,8 @@ def in_thread(function):
   Python runs no signal handler while XLA compiles on the main thread.
 
   Raises:
-    Interrupted: this (only) host was told to stop; the thread is left behind. With several hosts
-      the function is waited for, so that all of them leave together.
+    Interrupted: the run consists of this process and was interrupted; the thread keeps running. In
+      a run of several processes the function is finished first, so that all stop together.
   """
   box = {}
   mesh = jax.sharding.get_mesh()

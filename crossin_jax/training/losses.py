@@ -82,10 +82,9 @@ def cross_entropy(
 
   Args:
     model, params, batch, z_loss, dropout_key: as in `batch_loss`.
-    chunk: None = the logits of the batch are held whole; a number = those of so many words of a
-      device's vocabulary at a time, for a third more arithmetic in the head; 'auto' = whole where a
-      device's make 512 MiB at most, else chunks of 128 MiB. A model without `hidden` and `config`
-      (see `Decoder`) is always asked for whole logits.
+    chunk: words of a device's vocabulary per chunk, at a third more arithmetic in the head; None =
+      all logits at once; 'auto' = all at once up to 512 MiB per device, else chunks of 128 MiB. A
+      model without `hidden` and `config` (see `Decoder`) always computes all logits.
 
   Returns:
     Scalar; [B, L] in nats, f32 or wider, without gradient. Tokens without weight have a loss too.

@@ -1,4 +1,4 @@
-"""What every command line shares: flags, their spelling, help, and the JSON at the end."""
+"""What all command lines share: flags, their spelling, help, and JSON output."""
 
 import argparse
 import json
@@ -32,9 +32,11 @@ class Parser(argparse.ArgumentParser):
     processes: bool = False,
     statuses: str = STATUSES,
   ):
-    """Args:
-    command: its words after `crossin`; with a space in front of 'python' a full command.
-    description: what it does.
+    """Adds `--json` and the requested groups of flags.
+
+    Args:
+    command: the words after `crossin`, or a full command that starts with 'python'.
+    description: of the command.
     example: a complete command.
     gin: add the gin flags.
     processes: add the flags of runs with several processes.
@@ -65,7 +67,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def finish(args: argparse.Namespace, result: dict, status: int = exit_status.DONE) -> int:
-  """Prints the result as JSON if `--json` asks for it; returns the exit status."""
+  """Prints the result as JSON with `--json`; returns the exit status."""
   if args.json:
     print(json.dumps(result, ensure_ascii=False))
   return status

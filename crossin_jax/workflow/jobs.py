@@ -1,6 +1,4 @@
-"""`crossin` commands in processes of their own, each on its share of the cores, their output in a
-log each.
-"""
+"""Runs `crossin` commands as processes, each on its share of the cores and with its own log."""
 
 from collections.abc import Mapping, Sequence
 import contextlib
@@ -16,17 +14,16 @@ from crossin_jax.errors import CrossinError, Interrupted
 
 
 class StepFailed(CrossinError, RuntimeError):
-  """A command ended with another status than 0; the message ends with the end of its log."""
+  """A command failed; the message ends with the last lines of its log."""
 
 
 class Jobs:
-  """Runs `crossin` commands, at most `jobs` at a time; called from as many threads as one likes.
+  """Runs `crossin` commands, at most `jobs` at a time, from any number of threads.
 
   Attributes:
     output_dir: logs go to output_dir/logs, compiled programs to output_dir/compiled.
-    jobs: commands at a time. The cores this process may use are dealt out to them: small matrices
-      gain little from threads, and two jobs on one core each are faster than two on both.
-    environment: variables for the commands, beside those of this process.
+    jobs: commands at a time, each on its own cores: small matrices gain little from threads.
+    environment: variables for the commands, in addition to those of this process.
     pass_fds: open files that the commands inherit.
   """
 
@@ -53,17 +50,17 @@ class Jobs:
     bindings: Sequence[str] = (),
     all_cores: bool = False,
   ) -> None:
-    """Runs one command to its end.
+    """Runs one command and waits for it.
 
     Args:
-      log: name of its log, without folder and `.log`.
+      log: name of the log, without folder and `.log`.
       arguments: the command and its flags: ['train', '--gin_file=...'].
       values: gin values: {'TRAIN_STEPS': 20} becomes --gin.TRAIN_STEPS=20.
-      bindings: more flags, as they are.
-      all_cores: on every core, without waiting for a share; for a command that runs alone.
+      bindings: further flags.
+      all_cores: use every core, without waiting for a share.
 
     Raises:
-      StepFailed: it ended with another status than 0.
+      StepFailed: the exit status is not 0.
       Interrupted: `stop` was called.
     """
     self.execute(
@@ -73,7 +70,7 @@ class Jobs:
   def command(
     self, arguments: Sequence[str], values: Mapping | None = None, bindings: Sequence[str] = ()
   ) -> list[str]:
-    """The words of the command that `run` runs."""
+    """The command line that `run` runs."""
     return [sys.executable, '-m', 'crossin_jax.cli', *flags(arguments, values, bindings)]
 
   def execute(
@@ -83,9 +80,7 @@ class Jobs:
     cores: set[int] | None = None,
     start_new_session: bool = False,
   ) -> None:
-    """Runs any command to its end, on the cores given or on a share of its own; raises as `run`
-    does.
-    """
+    """Runs any command on the given cores, or on a share of them; raises as `run` does."""
     path = self.log_path(log)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     share = self._cores.get() if cores is None else cores
@@ -105,7 +100,7 @@ class Jobs:
         )
         self._running.add(process)
         os.sched_setaffinity(process.pid, share)
-        if self._stopped:  # in the moment between the question and the entry
+        if self._stopped:  # `stop` was called since the check above
           process.send_signal(signal.SIGTERM)
         status = process.wait()
         self._running.discard(process)
@@ -113,18 +108,18 @@ class Jobs:
       if cores is None:
         self._cores.put(share)
     if status and self._stopped:
-      raise Interrupted(f'step {log} was told to stop')
+      raise Interrupted(f'step {log} was interrupted')
     if status:
       raise StepFailed(
         f'step {log} failed with status {status}; its log {path} ends:\n{self.log_end(log)}'
       )
 
   def log_path(self, log: str) -> str:
-    """Where the output of a step goes."""
+    """Path of a log."""
     return os.path.join(self.output_dir, 'logs', f'{log}.log')
 
   def log_end(self, log: str) -> str:
-    """Its last lines; '' if there is none."""
+    """The last lines of a log; '' without one."""
     try:
       with open(self.log_path(log), encoding='utf-8', errors='replace') as f:
         return ''.join(f.readlines()[-15:])
@@ -137,23 +132,22 @@ class Jobs:
     return self._stopped
 
   def stop(self, number: int = signal.SIGTERM) -> None:
-    """Sends a signal to every running command and starts no other; `run` raises Interrupted."""
+    """Sends a signal to every running command and starts no more; `run` raises Interrupted."""
     self._stopped = True
     for process in list(self._running):
       process.send_signal(number)
 
   @contextlib.contextmanager
   def stopping_on_signals(self):
-    """SIGTERM and SIGINT to this process are handed on as SIGTERM (training saves), from the second
-    on as SIGKILL.
+    """Forwards SIGTERM and SIGINT to the commands as SIGTERM, from the second on as SIGKILL.
 
-    Only in the main thread, where alone Python hears signals; elsewhere it does nothing.
+    It does nothing outside the main thread, where Python does not handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
       yield
       return
-    hear = lambda *_: self.stop(signal.SIGKILL if self._stopped else signal.SIGTERM)
-    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
+    forward = lambda *_: self.stop(signal.SIGKILL if self._stopped else signal.SIGTERM)
+    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
       yield
     finally:
@@ -164,11 +158,6 @@ class Jobs:
 def flags(
   arguments: Sequence[str], values: Mapping | None = None, bindings: Sequence[str] = ()
 ) -> list[str]:
-  """A command's words with its gin values: ['train'], {'TRAIN_STEPS': 20} -> ['train',
-  '--gin.TRAIN_STEPS=20'].
-  """
-  return [
-    *arguments,
-    *[f'--gin.{name}={value!r}' for name, value in (values or {}).items()],
-    *bindings,
-  ]
+  """['train'], {'TRAIN_STEPS': 20} -> ['train', '--gin.TRAIN_STEPS=20']."""
+  values = [f'--gin.{name}={value!r}' for name, value in (values or {}).items()]
+  return [*arguments, *values, *bindings]

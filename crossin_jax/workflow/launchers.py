@@ -1,7 +1,6 @@
-"""Where the points of a sweep are trained and evaluated: on this machine, on TPUs, or as SLURM
-jobs.
+"""Runs the points of a sweep on this machine, on TPUs, or as SLURM jobs.
 
-prepare, here -> send -> train, evaluate: there -> fetch -> the table, here
+prepare (here) -> send -> train, evaluate (there) -> fetch -> table (here)
 """
 
 import argparse
@@ -22,11 +21,11 @@ from crossin_jax.storage.files import read_json, write_json
 from crossin_jax.workflow import jobs as jobs_lib
 from crossin_jax.workflow.jobs import Jobs, StepFailed
 
-ROOT = config.REPOSITORY  # it holds launch/
+ROOT = config.REPOSITORY  # with launch/
 
 
 class Launcher:
-  """Runs every command on this machine; the others say what differs.
+  """Runs every command on this machine; the base of the other launchers.
 
   Attributes:
     jobs: the processes of this machine.
@@ -44,36 +43,35 @@ class Launcher:
   def run(
     self, log: str, arguments: Sequence[str], values: Mapping, bindings: Sequence[str]
   ) -> None:
-    """Runs a `crossin` command where points are run; raises as `Jobs.run`."""
+    """Runs a `crossin` command of a point; raises as `Jobs.run`."""
     self.jobs.run(log, arguments, values, bindings)
 
   def command(
     self, log: str, arguments: Sequence[str], values: Mapping, bindings: Sequence[str]
   ) -> list[str]:
-    """The words of the command that `run` runs."""
+    """The command line that `run` runs."""
     del log
     return self.jobs.command(arguments, values, bindings)
 
-  def place(self, path: str) -> str:
-    """The name under which commands reach a path below OUT."""
+  def remote_path(self, path: str) -> str:
+    """The path under which commands find a path below OUT."""
     return path
 
   def send(self, folder: str) -> None:
-    """Brings what lies in a folder below OUT to where commands reach it."""
+    """Uploads a folder below OUT for the commands."""
 
   def fetch(self, folder: str) -> None:
-    """Brings what commands left in a folder below OUT back."""
+    """Downloads what commands wrote into a folder below OUT."""
 
   def close(self) -> None:
-    """After the last point, and after a sweep that was told to stop."""
+    """Called after the last point, and after an interruption."""
 
 
 class Tpu(Launcher):
-  """Each command through launch/tpu_train.sh, on one queued resource that all share, or on one for
-  each point at a time.
+  """Runs each command by launch/tpu_train.sh, on as many queued resources as there are jobs.
 
   Attributes:
-    remote_dir: gs://bucket/folder, which takes the place of OUT.
+    remote_dir: gs://bucket/folder, which replaces OUT.
     flags: of launch/tpu_train.sh.
   """
 
@@ -81,8 +79,8 @@ class Tpu(Launcher):
     super().__init__(jobs)
     if not re.match(r'\w+://', remote_dir):
       raise config.ConfigError(
-        '--launcher tpu needs --remote_dir gs://BUCKET/FOLDER, which the workers and this machine '
-        'reach'
+        '--launcher tpu needs --remote_dir gs://BUCKET/FOLDER, to which the workers and this '
+        'machine have access'
       )
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument('--name')
@@ -96,7 +94,11 @@ class Tpu(Launcher):
       )
     self.remote_dir = remote_dir.rstrip('/')
     self._delete = known.delete_when_done
-    self._place = ['--zone', known.zone, *(['--project', known.project] if known.project else [])]
+    self._location = [
+      '--zone',
+      known.zone,
+      *(['--project', known.project] if known.project else []),
+    ]
     self._all = [known.name] if jobs.jobs == 1 else [f'{known.name}-{k}' for k in range(jobs.jobs)]
     self._free: queue.Queue = queue.Queue()
     for name in self._all:
@@ -109,10 +111,9 @@ class Tpu(Launcher):
     name = self._free.get()
     self._used.add(name)
     try:
-      # Its own session: a Ctrl-C reaches it once, from here.
-      self.jobs.execute(
-        log, self._command(name, arguments, values, bindings), start_new_session=True
-      )
+      command = self._command(name, arguments, values, bindings)
+      # In a new session, so that Ctrl-C reaches it once, by `Jobs`.
+      self.jobs.execute(log, command, start_new_session=True)
     finally:
       self._free.put(name)
 
@@ -129,19 +130,11 @@ class Tpu(Launcher):
     return [*script, '--', *jobs_lib.flags(arguments[1:], values, bindings)]
 
   def _script(self, name: str, *flags: str) -> list[str]:
-    return [
-      'bash',
-      os.path.join(ROOT, 'launch', 'tpu_train.sh'),
-      '--name',
-      name,
-      *self._place,
-      *flags,
-    ]
+    script = os.path.join(ROOT, 'launch', 'tpu_train.sh')
+    return ['bash', script, '--name', name, *self._location, *flags]
 
   def _portable(self, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments with the question files named as the workers find them, and those files, which are
-    copied there.
-    """
+    """Arguments with the paths of question files on the workers, and these files, to be copied."""
     portable, included = [], []
     for argument in arguments:
       flag, _, path = argument.partition('=')
@@ -149,32 +142,32 @@ class Tpu(Launcher):
         path = os.path.relpath(path, ROOT)
         if path.startswith('..'):
           raise config.ConfigError(
-            f'sweep.questions: {path} must lie below {ROOT}, to be copied to the workers'
+            f'sweep.questions: {path} must be below {ROOT}, to be copied to the workers'
           )
         included.append(path)
         argument = f'{flag}={path}'
       portable.append(argument)
     return portable, included
 
-  def place(self, path):
+  def remote_path(self, path):
     return f'{self.remote_dir}/{os.path.relpath(path, self.jobs.output_dir)}'
 
   def send(self, folder):
     with self._sending:
       if folder in self._sent:
         return
-      # rsync leaves links out, and tokens are one.
+      # rsync skips links, and the folder of tokens is one.
       for name in sorted(os.listdir(folder)):
         path = os.path.realpath(os.path.join(folder, name))
         if os.path.isdir(path):
-          self._storage('rsync', '--recursive', path, f'{self.place(folder)}/{name}')
+          self._storage('rsync', '--recursive', path, f'{self.remote_path(folder)}/{name}')
         else:
-          self._storage('cp', path, f'{self.place(folder)}/{name}')
+          self._storage('cp', path, f'{self.remote_path(folder)}/{name}')
       self._sent.add(folder)
 
   def fetch(self, folder):
     os.makedirs(folder, exist_ok=True)
-    self._storage('rsync', '--recursive', self.place(folder), folder)
+    self._storage('rsync', '--recursive', self.remote_path(folder), folder)
 
   def _storage(self, *words: str) -> None:
     command = ['gcloud', 'storage', *words]
@@ -197,10 +190,10 @@ class Tpu(Launcher):
 
 
 class Slurm(Launcher):
-  """Each command as a job of launch/slurm_train.sbatch; OUT must be on a disk that the nodes share.
+  """Runs each command as a job of launch/slurm_train.sbatch; OUT must be on a shared disk.
 
-  A job is noted in OUT/jobs, so that a sweep that was stopped waits for the jobs it left instead of
-  submitting them again.
+  OUT/jobs has the running jobs, so that a sweep that starts again waits for them instead of
+  submitting new ones.
 
   Attributes:
     flags: of sbatch.
@@ -223,10 +216,10 @@ class Slurm(Launcher):
     while state in _WAITING:
       while self._queued(job):
         if self.jobs.stopped:
-          raise Interrupted(f'step {log} goes on as job {job}')
+          raise Interrupted(f'step {log} continues as job {job}')
         time.sleep(self._poll)
       state = self._end(job)
-      if state in ('PREEMPTED', 'NODE_FAIL'):  # SLURM may be about to put it back into the queue
+      if state in ('PREEMPTED', 'NODE_FAIL'):  # SLURM may requeue it
         time.sleep(self._poll)
         state = 'PENDING' if self._queued(job) else state
     os.remove(note)
@@ -238,28 +231,13 @@ class Slurm(Launcher):
 
   def command(self, log, arguments, values, bindings):
     path = os.path.abspath(self.jobs.log_path(log))
-    script = [
-      'sbatch',
-      '--parsable',
-      f'--chdir={ROOT}',
-      f'--job-name={log}',
-      f'--output={path}',
-      *self.flags,
-    ]
-    arguments = [
-      re.sub('^(--questions|--gin_file)=(.*)', _absolute, argument) for argument in arguments
-    ]
+    submit = ['sbatch', '--parsable', f'--chdir={ROOT}', f'--job-name={log}', f'--output={path}']
+    script = os.path.join(ROOT, 'launch', 'slurm_train.sbatch')
+    arguments = [re.sub('^(--questions|--gin_file)=(.*)', _absolute, word) for word in arguments]
     words = jobs_lib.flags(arguments[1:], values, bindings)
-    return [
-      *script,
-      os.path.join(ROOT, 'launch', 'slurm_train.sbatch'),
-      '--command',
-      arguments[0],
-      '--',
-      *words,
-    ]
+    return [*submit, *self.flags, script, '--command', arguments[0], '--', *words]
 
-  def place(self, path):
+  def remote_path(self, path):
     return os.path.abspath(path)
 
   def _submit(self, command: list[str]) -> str:
@@ -273,20 +251,16 @@ class Slurm(Launcher):
     return result.stdout.strip().split(';')[0]  # JOB, or JOB;CLUSTER
 
   def _queued(self, job: str) -> bool:
-    """Whether SLURM still has it to run; after a while squeue knows a finished job no more and
-    fails.
-    """
+    """Whether the job is queued or running; squeue fails for a job that ended some time ago."""
     command = ['squeue', '--noheader', '--format=%T', f'--jobs={job}', '--states=all']
     result = subprocess.run(command, check=False, capture_output=True, text=True)
     if result.returncode and 'nvalid job id' not in result.stderr:
-      print(f'{shlex.join(command)} failed, asking again: {result.stderr.strip()}', file=sys.stderr)
+      print(f'{shlex.join(command)} failed, retrying: {result.stderr.strip()}', file=sys.stderr)
       return True
     return any(state in _WAITING for state in result.stdout.split())
 
   def _end(self, job: str) -> str:
-    """'COMPLETED', or what else became of it; accounting may be a little behind, and is not
-    everywhere.
-    """
+    """The final state; accounting may lag behind, or may not be installed."""
     for _ in range(10):
       for command in (
         ['sacct', '--noheader', '--parsable2', '--allocations', '--format=State', f'--jobs={job}'],
@@ -300,10 +274,10 @@ class Slurm(Launcher):
         if match and match[1] not in _WAITING:
           return match[1]
       time.sleep(min(self._poll, 5))
-    return 'of an unknown end'
+    return 'in an unknown state'
 
 
-# States of a job that is not over; the others are ends.
+# States of a job that has not ended.
 _WAITING = (
   'PENDING', 'RUNNING', 'COMPLETING', 'CONFIGURING', 'SUSPENDED', 'REQUEUED', 'REQUEUE_HOLD',
   'REQUEUE_FED', 'RESIZING',
@@ -314,17 +288,16 @@ _WAITING = (
 def make_launcher(
   name: str, jobs: Jobs, arguments: str = '', remote_dir: str | None = None
 ) -> Launcher:
-  """The launcher of that name.
+  """Creates a launcher.
 
   Args:
     name: 'local', 'tpu' or 'slurm'.
     jobs: the processes of this machine.
     arguments: flags of launch/tpu_train.sh or of sbatch, as a shell reads them.
-    remote_dir: for 'tpu', see there.
+    remote_dir: see `Tpu`.
 
   Raises:
-    ConfigError: something that this launcher needs is missing, or given to one that does not know
-      it.
+    ConfigError: a flag that this launcher needs is missing, or it does not have that flag.
   """
   words = shlex.split(arguments)
   if name == 'tpu':
@@ -339,14 +312,12 @@ def make_launcher(
 
 
 def _absolute(match: re.Match) -> str:
-  """A path that is there, from here; gin files of the repository are found by their names."""
+  """An absolute path, if it exists; gin files of the repository are found by name."""
   return f'{match[1]}={os.path.abspath(match[2])}' if os.path.exists(match[2]) else match[0]
 
 
 def _refuse_local_folders(bindings: Sequence[str]) -> None:
-  """Values that name a folder of this machine, such as a checkpoint to begin from, mean nothing to
-  a worker.
-  """
+  """Refuses values that name a folder of this machine, which a worker does not have."""
   for binding in bindings:
     name, _, text = binding.partition('=')
     try:
@@ -360,6 +331,6 @@ def _refuse_local_folders(bindings: Sequence[str]) -> None:
 
 
 def _tracked(path: str) -> bool:
-  """Whether workers have it too, since git tracks it."""
+  """Whether git tracks it, so that workers have it too."""
   command = ['git', '-C', ROOT, 'ls-files', '--error-unmatch', os.path.abspath(path)]
   return subprocess.run(command, check=False, capture_output=True).returncode == 0

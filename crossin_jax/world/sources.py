@@ -16,7 +16,7 @@ from crossin_jax.world.world import World
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-  """Base of both sources: `_make` creates the rows of a language."""
+  """What both sources share: rows per language from `_make`; the world's settings identify them."""
 
   @functools.cached_property
   def _rows(self) -> dict[str, list[dict[str, str]]]:

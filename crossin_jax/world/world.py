@@ -157,7 +157,7 @@ class World:
     test_entities: territories that only the test asks about; a multiple of 12 makes every value
       equally frequent.
     shared_relations: told in every language. Eight of ten, because names of one thing come to mean
-      the same to a model only where much is told of it in all languages (docs/evidence.md).
+      the same to a model only where much is told of it in all languages (docs/evidence/setting.md).
     tested_relations: told in English only; the test asks about them.
     english_phrasings: statements per fact in English, 1 to 6.
     other_phrasings: statements per fact in each other language, 1 to 4.
@@ -215,7 +215,7 @@ class World:
       )
 
   def _random(self, *purpose) -> random.Random:
-    """A separate generator for each purpose, so that settings do not affect other draws."""
+    """A generator for one purpose, so that one setting does not change the draws of another."""
     return random.Random('/'.join(map(str, (self.seed, *purpose))))
 
   @functools.cached_property
@@ -296,7 +296,7 @@ class World:
 
   @functools.cached_property
   def questions(self) -> tuple[Question, ...]:
-    """Test questions: every tested fact of every test entity, with three distractors."""
+    """Test questions: every tested fact of every test entity, with three other values."""
     questions = []
     for fact in self.facts:
       if fact.group == 'test' and fact.relation in self.tested_relations:

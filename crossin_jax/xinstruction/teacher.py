@@ -185,7 +185,7 @@ class Teacher:
         try:
           self._answer(kind, chunks, endpoint, check)
         finally:
-          print(f'teacher {self.model}: {endpoint_flags.told(endpoint)}', file=sys.stderr)
+          print(f'teacher {self.model}: {endpoint_flags.summary(endpoint)}', file=sys.stderr)
         return endpoint.counts()
     except Interrupted:
       raise Interrupted(
@@ -267,7 +267,7 @@ class _Chunk:
       ({'role': 'user', 'content': content},),
       {'temperature': 0, 'max_tokens': self._tokens},
       accept=lambda text: self._kind.read(text) is not None,
-      again={'temperature': AGAIN},
+      retry_parameters={'temperature': AGAIN},
       expected_tokens=min(self._kind.tokens, self._tokens),
     )
 

@@ -272,7 +272,7 @@ MALFORMED = {
     'index names nothing': (lambda d: edit_index(d, lambda m: m.update(ghost=first_shard(d))), 'ghost is in .* no file has it'),
     'index leaves out': (lambda d: edit_index(d, lambda m: m.pop('model.norm.weight')), 'model.norm.weight, which .* does not name'),
     'index outside': (lambda d: edit_index(d, lambda m: m.update({'model.norm.weight': '../x.safetensors'})), 'outside of the directory'),
-    'index no json': (lambda d: open(os.path.join(d, 'model.safetensors.index.json'), 'w').write('{'), 'no index of safetensors'),
+    'index no json': (lambda d: open(os.path.join(d, 'model.safetensors.index.json'), 'w').write('{'), 'is not an index of safetensors'),
     'pickle only': (only_pickle, r'pytorch_model.bin, which is not opened: it could run code'),
     'no config': (lambda d: os.unlink(os.path.join(d, 'config.json')), 'no config.json'),
     'config no json': (lambda d: open(os.path.join(d, 'config.json'), 'w').write('{'), 'is not JSON'),
@@ -292,7 +292,7 @@ MALFORMED = {
     'no size': (lambda d: edit_config(d, hidden_size='DELETE'), 'hidden_size is missing'),
     'wrong sizes': (lambda d: edit_config(d, intermediate_size=96), r'tensor model.layers.0.mlp.*shape \(80, 48\), config.json says \(96, 48\)'),
     'too few layers': (lambda d: edit_config(d, num_hidden_layers=2), r'tensor model.layers.2.* '
-                                                                      r'belongs to no part of the '
+                                                                      r'is not part of the '
                                                                       r'model'),
     'too many layers': (lambda d: edit_config(d, num_hidden_layers=4), r'tensor model.layers.3.* '
                                                                        r'is missing'),
@@ -420,7 +420,7 @@ def test_published_forms_of_config_json():
     and gemma3.vocab_size == 262_208
   )
   assert (gemma3.rope_theta, gemma3.rope_local_theta, gemma3.num_kv_heads) == (1e6, 1e4, 4)
-  assert gemma3.place(29) == ('layers/block_5', 4) and gemma3.place(33) == ('tail_3', None)
+  assert gemma3.layer_path(29) == ('layers/block_5', 4) and gemma3.layer_path(33) == ('tail_3', None)
   qwen = read(
     model_type='qwen2',
     **sizes,

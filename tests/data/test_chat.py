@@ -107,11 +107,11 @@ def test_tokens_equal_transformers(byte_level, name, in_config):
 
 @pytest.mark.parametrize('template, message', [
     ("{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor "
-     "%}</s>", 'nothing would be trained'),
-    ("{% for m in messages %}{{ m['content'] }}{% endfor %}", 'never end'),
-    ("{% for m in messages %}{{ m['role'] + ':' + m['content'] + '</s>' }}{% endfor %}", 'these must be the same'),
-    ("{% for m in messages %}{{ m['content'] + '##' }}{% endfor %}", 'no special token'),
-    ('{% for %}', 'no valid Jinja'),
+     "%}</s>", 'no token would be trained'),
+    ("{% for m in messages %}{{ m['content'] }}{% endfor %}", 'would not end'),
+    ("{% for m in messages %}{{ m['role'] + ':' + m['content'] + '</s>' }}{% endfor %}", 'these must be equal'),
+    ("{% for m in messages %}{{ m['content'] + '##' }}{% endfor %}", 'is not a special token'),
+    ('{% for %}', 'not valid Jinja'),
     ("{{ raise_exception('no thanks') }}", 'refuses the conversation: no thanks'),
     ("{{ ''.__class__.__mro__ }}", 'cannot be rendered'),
     (None, 'no chat template beside'),
@@ -162,9 +162,8 @@ def test_what_training_used_is_used_again(byte_level, tiny_settings, tmp_path):
     workers=1,
   )
   prepared = PreparedMixture(str(tmp_path / 'data'), mixture)
-  run_directory.describe(str(tmp_path / 'run'), prepared) if os.makedirs(
-    tmp_path / 'run'
-  ) is None else None
+  os.makedirs(tmp_path / 'run')
+  run_directory.describe(str(tmp_path / 'run'), prepared, '')
   os.unlink(vocabulary.path)
   prompts = Prompts(str(tmp_path / 'run'))
   assert prompts.template == 'chat' and prompts.stop_id == SPECIALS.index('<|im_end|>')

@@ -46,7 +46,7 @@ def test_a_source_of_one_row_is_read_again_and_again(tmp_path):
 )
 def test_a_source_of_none_or_a_rate_of_zero_is_left_out_and_said(tmp_path, empty):
   with pytest.warns(
-    UserWarning, match='task none.en is left out, .* the other rates keep their proportions'
+    UserWarning, match='task none.en is skipped, .* the other rates keep their proportions'
   ):
     stream = open_stream(
       tmp_path,

@@ -8,7 +8,7 @@ import pytest
 from crossin_jax.data import prompts
 from crossin_jax.data.prompts import Rejected, render_example, render_prompt
 
-# METHODS A.4, written out: the slot {output_lang} behind each of them is empty.
+# The prompts of docs/design/methods.md, written out: the slot {output_lang} behind each of them is empty.
 WITH_INPUT = {
   'alpaca': 'Below is an instruction that describes a task, paired with an input that provides '
   'further context. Write a '

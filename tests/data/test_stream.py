@@ -187,12 +187,12 @@ def test_every_example_comes_once_an_epoch_and_moved_ones_are_accounted_for(tmp_
     seen.update(mine)
     drawn = stream._examples(window)[1].tolist()
     previous = stream._examples(window - 1)[1].tolist() if window else []
-    own = stream._own(window)[3]
-    late = collections.Counter(i for i, bin_ in zip(drawn, own) if bin_ < 0)
+    packed = stream._packed(window)[3]
+    late = collections.Counter(i for i, bin_ in zip(drawn, packed) if bin_ < 0)
     before = collections.Counter()
     if window:
       before = collections.Counter(
-        i for i, bin_ in zip(previous, stream._own(window - 1)[3]) if bin_ < 0
+        i for i, bin_ in zip(previous, stream._packed(window - 1)[3]) if bin_ < 0
       )
     from_before = mine - (collections.Counter(drawn) - late)
     assert not (from_before - before) and not (collections.Counter(drawn) - late) - mine
@@ -200,7 +200,7 @@ def test_every_example_comes_once_an_epoch_and_moved_ones_are_accounted_for(tmp_
     assert sum(lost.values()) == stream._window(window).dropped
     moved, dropped = moved + sum(from_before.values()), dropped + sum(lost.values())
   assert moved > 20 and dropped > 0, 'the test is to see both'
-  pending = sum(stream._own(windows - 1)[3] < 0)
+  pending = sum(stream._packed(windows - 1)[3] < 0)
   assert sum(seen.values()) + dropped + pending == windows * 32
   # An epoch is 500 examples: over 1,920 places each is drawn three or four times.
   drawn = collections.Counter(i for w in range(windows) for i in stream._examples(w)[1].tolist())
@@ -330,7 +330,7 @@ def test_a_loader_error_reaches_the_reader(synthetic):
 
 
 def test_rows_shorter_than_an_example_are_refused(synthetic):
-  with pytest.raises(ValueError, match='raise the row length'):
+  with pytest.raises(ValueError, match='increase the row length'):
     stream_of(synthetic, length=16)
 
 

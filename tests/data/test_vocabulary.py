@@ -98,7 +98,7 @@ def test_special_tokens(bpe, tiny_vocabulary, tmp_path):
   # No BOS (Qwen): the stop token begins.
   assert Vocabulary(str(lone), eos_token='<|end|>').bos_id == size - 2
   for kind in ('bos_token', 'eos_token'):
-    with pytest.raises(ValueError, match=f"Vocabulary.{kind} = '<nothing>' is no token of"):
+    with pytest.raises(ValueError, match=f"Vocabulary.{kind} = '<nothing>' is not a token of"):
       print(Vocabulary(str(bpe), **{kind: '<nothing>'}).digest)
 
 

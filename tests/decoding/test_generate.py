@@ -1,4 +1,4 @@
-"""`crossin generate`: rows in, rows out; killed, told to stop, started again; wrong input named."""
+"""`crossin generate`: rows in, rows out; kills, interruptions and restarts; errors for bad input."""
 
 import json
 import os
@@ -140,8 +140,8 @@ def test_prompts_are_those_of_training(model_dir, tiny_vocabulary):
   assert lib.prompt_tokens({'prompt': ''}, prompts) == []
 
 
-def test_a_killed_run_is_gone_on_with(model_dir, tmp_path, undisturbed, monkeypatch):
-  """What a kill leaves: some rows in the order in which they came, and half a line."""
+def test_a_killed_run_continues(model_dir, tmp_path, undisturbed, monkeypatch):
+  """A kill leaves some rows in the order of their completion, and an incomplete line."""
   whole = undisturbed.splitlines(keepends=True)
   (tmp_path / 'out.jsonl').write_text(
     ''.join([whole[7], whole[2], whole[9]]) + whole[4][:21], encoding='utf-8'
@@ -160,7 +160,7 @@ def test_a_killed_run_is_gone_on_with(model_dir, tmp_path, undisturbed, monkeypa
   assert (tmp_path / 'out.jsonl').read_text(encoding='utf-8') == undisturbed
 
 
-def test_told_to_stop_it_keeps_what_is_finished(
+def test_an_interrupted_run_keeps_finished_answers(
   model_dir, tmp_path, undisturbed, monkeypatch, capsys
 ):
   append = Journal.append
@@ -185,9 +185,7 @@ def test_told_to_stop_it_keeps_what_is_finished(
 
 @pytest.mark.slow
 def test_kill_9_in_a_process(model_dir, tmp_path):
-  """Killed at three moments and started again: the output of a run that was left alone, byte for
-  byte.
-  """
+  """Three kills and restarts give the output of an undisturbed run, byte for byte."""
   write(tmp_path / 'in.jsonl', rows(60))
   command = [sys.executable, '-m', 'crossin_jax.cli']
   more = [
@@ -245,7 +243,7 @@ def test_another_setting_is_named(model_dir, tmp_path, undisturbed, more, messag
   )
   assert cli.main(flags(model_dir, tmp_path, *SAMPLED, *more)) == 1
   said = capsys.readouterr().err
-  assert message in said and 'to begin anew' in said
+  assert message in said and 'to restart' in said
   assert (tmp_path / 'out.jsonl').read_text(encoding='utf-8') == undisturbed
 
 
@@ -267,13 +265,13 @@ def test_another_input_or_model_is_named(model_dir, tmp_path, capsys):
 @pytest.mark.parametrize(
   'line, message',
   [
-    ('{"prompt": 3}', 'line 2: field "prompt" is a int, it must be a text'),
+    ('{"prompt": 3}', 'line 2: field "prompt" is a int, it must be a string'),
     ('{"instruction": "a", "prompt": "b"}', 'line 2: give either field "prompt"'),
     ('{"text": "a"}', 'line 2: give either field "prompt"'),
     ('{"instruction": " "}', 'line 2: field "instruction" is empty'),
     ('{"instruction": "a", "input": null}', 'line 2: field "input" is a NoneType'),
     ('{"prompt": "a", "id": [1]}', 'line 2: field "id" is a list'),
-    ('["a"]', 'line 2: a list, it must be an object'),
+    ('["a"]', 'line 2: expected a JSON object, found list'),
     ('{"prompt": "a"', 'line 2: not valid JSON'),
   ],
 )
@@ -305,12 +303,12 @@ def test_other_bad_arguments(model_dir, tmp_path, capsys):
   status, said = run()
   assert (
     status == 1
-    and 'out.jsonl exists and is of no run' in said
+    and 'out.jsonl exists but belongs to no run' in said
     and (tmp_path / 'out.jsonl').read_text() == 'mine\n'
   )
   (tmp_path / 'in.jsonl').write_text('\n')
   status, said = run()
-  assert status == 1 and 'holds no row' in said
+  assert status == 1 and 'has no rows' in said
   (tmp_path / 'in.jsonl').unlink()
   arguments = flags(model_dir, tmp_path)
   (tmp_path / 'in.jsonl').unlink()
@@ -341,7 +339,7 @@ def test_a_journal_with_a_broken_line_in_the_middle_is_refused(tmp_path):
   journal.close()
   with open(path, 'a', encoding='utf-8') as f:
     f.write('no row\n{"index": 1}\n')
-  with pytest.raises(JournalError, match='line 2 is no row of this run'):
+  with pytest.raises(JournalError, match='line 2 is not a row of this run'):
     Journal(path, {})
 
 

@@ -190,7 +190,7 @@ def test_argmax_is_the_first_greatest(vocabulary):
     ({'repetition_penalty': 0.0}, 'Sampling.repetition_penalty'),
     ({'max_new_tokens': 0}, 'Sampling.max_new_tokens'),
     ({'stop': ('',)}, 'Sampling.stop'),
-    ({'samples': 2}, 'would be equal answers at temperature 0'),
+    ({'samples': 2}, 'answers would be equal at temperature 0'),
   ],
 )
 def test_wrong_settings_are_refused(settings, message):

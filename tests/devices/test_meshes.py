@@ -105,9 +105,9 @@ def test_choices(config, count, memory, more, expected):
 def test_a_partitioner_suits_its_model():
   partition = Partitioner('auto')
   assert tuple(partition.mesh.shape.values()) == (1, len(jax.devices()), 1)
-  told = partition.suit(Decoder(SMALL), batch_size=2)
+  choice = partition.suit(Decoder(SMALL), batch_size=2)
   assert (
-    tuple(partition.mesh.shape.values()) == (1, 2, 2) and 'tensor 2' in told and 'not known' in told
+    tuple(partition.mesh.shape.values()) == (1, 2, 2) and 'tensor 2' in choice and 'unknown' in choice
   )
   assert Partitioner((1, -1, 1)).suit(Decoder(SMALL)) is None
   with pytest.raises(ValueError, match="or 'auto'"):

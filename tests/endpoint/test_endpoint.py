@@ -144,7 +144,9 @@ def test_garbage_is_given_back_in_the_end_and_not_asked_for_again(tmp_path):
 
 def test_an_unusable_reply_is_asked_for_with_other_parameters(tmp_path):
   with running(tmp_path) as server, client(server) as endpoint:
-    asked_for = [Request(asked(1)[0].messages, {'temperature': 0}, again={'temperature': 0.5})]
+    asked_for = [
+      Request(asked(1)[0].messages, {'temperature': 0}, retry_parameters={'temperature': 0.5})
+    ]
     tries = []
     replies(endpoint, asked_for, accept=lambda text: bool(tries.append(text)))
     assert len(tries) == 3 and [len(lines) for lines in server.by_key().values()] == [1, 2]
@@ -196,7 +198,7 @@ def test_no_key_says_so(tmp_path, monkeypatch):
 
 def test_requests_that_are_refused_are_not_repeated(tmp_path):
   with running(tmp_path, status=400) as server, client(server) as endpoint:
-    with pytest.raises(EndpointError, match='requests in a row brought no reply'):
+    with pytest.raises(EndpointError, match='requests in a row got no reply'):
       replies(endpoint, asked(200))
     assert all(len(lines) == 1 for lines in server.by_key().values()) and len(server.log()) < 40
     with pytest.raises(EndpointError):
@@ -299,7 +301,7 @@ def test_the_key_is_in_no_file_and_no_reply(tmp_path, capfd):
   assert len(files) == 3 and not any(KEY.encode() in path.read_bytes() for path in files)
 
 
-def test_told_to_stop_keeps_what_is_under_way(tmp_path):
+def test_an_interruption_keeps_what_is_under_way(tmp_path):
   with running(tmp_path, slow=0.1) as server:
     got = []
 

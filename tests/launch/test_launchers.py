@@ -175,7 +175,7 @@ def test_question_files_travel_and_folders_of_this_machine_are_refused(cloud, tm
   )
   with pytest.raises(config.ConfigError, match='is a folder of this machine'):
     launcher.command('x', ['train'], {}, (f"--gin.INITIAL_CHECKPOINT_PATH='{cloud.folder}'",))
-  with pytest.raises(config.ConfigError, match='must lie below'):
+  with pytest.raises(config.ConfigError, match='must be below'):
     launcher.command('x', ['evaluate', f'--questions={tmp_path}/q.jsonl'], {}, ())
 
 
@@ -228,7 +228,7 @@ def test_a_sweep_told_to_stop_finds_its_jobs_again(cloud, tmp_path):
     submit(command),
     launcher.jobs.stop(signal.SIGTERM),
   )[0]
-  with pytest.raises(Interrupted, match='goes on as job 1'):
+  with pytest.raises(Interrupted, match='continues as job 1'):
     make_sweep(out, launcher, axes={'volume': (100,)}).run()
   assert [json.loads(path.read_text()) for path in (out / 'jobs').iterdir()] == [{'job': '1'}]
   (cloud.folder / 'stuck').unlink()

@@ -1,6 +1,5 @@
-"""`crossin sweep --fit` on sweeps whose points are made up: real files, known laws."""
+"""`crossin fit` on sweeps whose points are made up: real files, known laws."""
 
-import argparse
 import ast
 import html.parser
 import json
@@ -11,6 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
+from crossin_jax import cli
 from crossin_jax.evaluation.answers.predictions import Predictions, write_predictions
 from crossin_jax.evaluation.measures import consistency
 from crossin_jax.evaluation.results import build_run, write_results
@@ -18,6 +18,7 @@ from crossin_jax.mixing_laws import fit as sweep_fit
 from crossin_jax.mixing_laws import page as fit_page
 from crossin_jax.mixing_laws import points as fit_points
 from crossin_jax.mixing_laws import words as fit_words
+from crossin_jax.sweep import command as sweep_command
 from crossin_jax.sweep import points as sweep_points
 from crossin_jax.sweep import running
 from crossin_jax.sweep import table as sweep_table
@@ -190,9 +191,12 @@ def test_a_macro_that_tokens_depend_on_still_makes_other_tokens(tmp_path):
     "A.b = %X\nMixtureSettings.shares = {\n'base': %Y}\nMixtureSettings.epochs = %X"
   ) == {'Y'}
   assert (
-    sweep_points.told({'a': 1, 'b': 0.25}, ({'a': 1, 'b': 0.5}, {'a': 1, 'b': 0.25})) == 'b 0.25'
+    sweep_points.in_words({'a': 1, 'b': 0.25}, ({'a': 1, 'b': 0.5}, {'a': 1, 'b': 0.25}))
+    == 'b 0.25'
   )
-  assert sweep_points.told({'a': 1}, ({'a': 1},)) == 'a 1' and sweep_points.told(3, ()) == '3'
+  assert (
+    sweep_points.in_words({'a': 1}, ({'a': 1},)) == 'a 1' and sweep_points.in_words(3, ()) == '3'
+  )
 
 
 # ---- the fit of a sweep ----
@@ -301,7 +305,7 @@ def test_objectives_weights_and_limits(asked):
   assert bound['asked']['default_shares'] == pytest.approx(mixtures(9)[1])
   # The bound cuts the default off, which is said.
   assert not bound['asked']['default_inside'] and any(
-    'default shares lie outside' in text for text in bound['warnings']
+    'default shares are outside' in text for text in bound['warnings']
   )
 
 
@@ -597,35 +601,23 @@ def test_the_page_holds_every_finding(asked, tmp_path):
 
 
 def test_the_command(asked, tmp_path, capsys):
-  parser = argparse.ArgumentParser()
-  parser.add_argument('--output_dir')
-  parser.add_argument('--json', action='store_true')
-  sweep_fit.add_flags(parser)
   out = str(tmp_path / 'out')
   shutil.copytree(asked[0].out, out, symlinks=True)
-  flags = [
-    '--output_dir',
-    out,
-    '--json',
-    '--fit',
-    '--objective=accuracy_elsewhere',
-    '--resamples=20',
-    '--english_accuracy=0.6',
-  ]
+  flags = ['--json', '--objective=accuracy_elsewhere', '--resamples=20', '--english_accuracy=0.6']
   flags += [
     '--default_shares',
     str(mixtures(9)[3]),
     '--language_weights={"zh": 2}',
     '--share_bounds={"trans": (0, 0.3)}',
   ]
-  assert sweep_fit.run(parser.parse_args(flags)) == 0
-  said = capsys.readouterr()
-  found = json.loads(said.out.splitlines()[-1])
+  assert sweep_fit.main([out, *flags]) == 0
+  printed = capsys.readouterr()
+  found = json.loads(printed.out.splitlines()[-1])
   assert found['asked']['terms'] == {'accuracy/vi': 1.0, 'accuracy/zh': 2.0}
   assert found['asked']['default_shares'] == pytest.approx(mixtures(9)[3])
   assert (
-    found['gin'] in said.err
-    and 'accuracy, zh' in said.err
+    found['gin'] in printed.err
+    and 'accuracy, zh' in printed.err
     and os.path.exists(os.path.join(out, 'fit.html'))
   )
   for wrong, message in (
@@ -635,4 +627,23 @@ def test_the_command(asked, tmp_path, capsys):
     ('--resamples=2', 'at least 20'),
   ):
     with pytest.raises(ValueError, match=message):
-      sweep_fit.run(parser.parse_args(['--output_dir', out, wrong]))
+      sweep_fit.main([out, wrong])
+
+
+def test_sweep_fit_is_an_alias(asked, tmp_path, capsys):
+  out = str(tmp_path / 'out')
+  shutil.copytree(asked[0].out, out, symlinks=True)
+  flags = [
+    '--objective=loss/zh',
+    '--resamples=20',
+    '--default_shares',
+    str(mixtures(9)[3]),
+    '--json',
+  ]
+  gin = '--gin_file=gin_configs/ablations/world_volume.gin'
+  assert sweep_command.main(['--fit', gin, '--output_dir', out, *flags]) == 0
+  alias = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert cli.main(['fit', out, *flags]) == 0
+  assert json.loads(capsys.readouterr().out.splitlines()[-1]) == alias
+  with pytest.raises(SystemExit):
+    sweep_command.main(['--output_dir', out, '--objective=loss'])

@@ -380,7 +380,7 @@ def test_attention_equals_its_definition(options):
 
 def test_attention_refuses_bad_heads_and_back_ends():
   x = lambda heads: jnp.zeros((1, 2, heads, 4))
-  with pytest.raises(ValueError, match='3 query heads are no multiple of 2'):
+  with pytest.raises(ValueError, match='3 query heads are not a multiple of 2'):
     attention(x(3), x(2), x(2))
   with pytest.raises(ValueError, match="'flash' is not one of"):
     attention(x(2), x(2), x(2), implementation='flash')

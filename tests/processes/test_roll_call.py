@@ -189,7 +189,7 @@ def test_all_stop_at_the_same_check(address, seed):
 
 
 def test_who_is_waited_for_is_said(address, monkeypatch, capsys):
-  monkeypatch.setattr('crossin_jax.processes.hub.TOLD', 0.2)
+  monkeypatch.setattr('crossin_jax.processes.hub.REPORT_PERIOD', 0.2)
   calls = enter(address, 3, range(3))
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     waiting = [pool.submit(call.barrier, 'the save') for call in calls[:2]]

@@ -369,7 +369,7 @@ def test_directory_for_a_file(tmp_path):
   write(tmp_path / 'alpaca_en.json', [row()])
   for path in (str(tmp_path), f'{tmp_path}/'):
     message = error(ParallelFiles(path, name='a'))
-    assert 'is a directory, holding alpaca_en.json' in message and 'NAME_en.json' in message
+    assert 'is a directory that has alpaca_en.json' in message and 'NAME_en.json' in message
   (tmp_path / 'part_en.parquet').mkdir()
   assert 'part_en.parquet: is a directory' in error(ParallelFiles(str(tmp_path / 'part')))
 
@@ -391,14 +391,14 @@ def test_empty_file(tmp_path, ext):
 
 
 def test_no_rows(tmp_path):
-  assert 'holds no rows' in error(one(tmp_path / 'a.json', '[]'))
+  assert 'has no rows' in error(one(tmp_path / 'a.json', '[]'))
   assert 'white space' in error(one(tmp_path / 'a.json', '\n \n'))
-  assert 'holds no rows' in error(one(tmp_path / 'a.jsonl', '\n\n'))
-  assert 'holds no rows' in error(one(tmp_path / 'a.jsonl.gz', gzip.compress(b'')))
+  assert 'has no rows' in error(one(tmp_path / 'a.jsonl', '\n\n'))
+  assert 'has no rows' in error(one(tmp_path / 'a.jsonl.gz', gzip.compress(b'')))
   pq.write_table(
     pa.table([pa.array([], pa.string())] * 2, ['instruction', 'output']), tmp_path / 'a.parquet'
   )
-  assert 'holds no rows' in error(ParallelFiles(str(tmp_path / 'a.parquet')))
+  assert 'has no rows' in error(ParallelFiles(str(tmp_path / 'a.parquet')))
 
 
 def test_broken_json(tmp_path):
@@ -462,7 +462,7 @@ def test_wrong_type(tmp_path, field, value):
 
 @pytest.mark.parametrize('value', [True, 1.0, [], ''])
 def test_wrong_id(tmp_path, value):
-  assert "row 0 (line 1): field 'id' must be a whole number or a string" in error(
+  assert "row 0 (line 1): field 'id' must be an integer or a non-empty string" in error(
     one(tmp_path / 'a.jsonl', json.dumps({**row(), 'id': value}))
   )
 
@@ -500,10 +500,10 @@ def test_broken_gzip(tmp_path, ext):
   noise = random.Random(0).randbytes(2000).hex()
   text = json.dumps(row(output=noise) if 'l' in ext else [row(output=noise)]).encode()
   packed = gzip.compress(text)
-  assert 'not a whole gzip file' in error(one(tmp_path / f'a{ext}', text))
+  assert 'not a complete gzip file' in error(one(tmp_path / f'a{ext}', text))
   assert 'cut off' in error(one(tmp_path / f'a{ext}', packed[: len(packed) // 2]))
   damaged = packed[:-8] + bytes([packed[-8] ^ 1]) + packed[-7:]
-  assert f'a{ext}: not a whole gzip file' in error(one(tmp_path / f'a{ext}', damaged))
+  assert f'a{ext}: not a complete gzip file' in error(one(tmp_path / f'a{ext}', damaged))
   assert f'a{ext}: the gzip file is damaged' in error(
     one(tmp_path / f'a{ext}', packed[:10] + b'\xff' * 50)
   )
@@ -513,8 +513,8 @@ def test_broken_gzip(tmp_path, ext):
 def test_broken_parquet(tmp_path):
   write(tmp_path / 'a.parquet', ROWS['en'])
   whole = (tmp_path / 'a.parquet').read_bytes()
-  assert 'a.parquet: not a whole Parquet file' in error(one(tmp_path / 'a.parquet', whole[:-20]))
-  assert 'b.parquet: not a whole Parquet file' in error(
+  assert 'a.parquet: not a complete Parquet file' in error(one(tmp_path / 'a.parquet', whole[:-20]))
+  assert 'b.parquet: not a complete Parquet file' in error(
     one(tmp_path / 'b.parquet', json.dumps([row()]))
   )
   write(tmp_path / 'c.parquet', [{'instruction': 'a', 'response': 'b'}])

@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 
+from checkpoints import test_checkpoints as small
 from conftest import REPOSITORY, init_params, tiny_config
 import fake_gcs
 from fake_gcs import put_folder
@@ -15,7 +16,6 @@ import jax
 from many_processes import Processes, said
 import numpy as np
 import pytest
-import test_checkpoints as small
 
 from crossin_jax import cli
 from crossin_jax.checkpoints import digests as digests_lib
@@ -288,17 +288,23 @@ def test_answers_end_where_the_lock_is_lost_and_are_called_by_their_url(gcs, imp
 
   url = 'gs://bucket/out.jsonl'
   with (
-    generate._local(url) as (path, check),
+    generate._local_output(url) as (path, check),
     generate._journal_on_chief(path, url, lambda: {'a': 1}) as journal,
   ):
     journal.append({'index': 0})
     check()
   with pytest.raises(
-    JournalError, match=f'^{url} was begun .*delete {url} and {url}.run.json to begin anew$'
+    JournalError, match=f'^{url} was started .*delete {url} and {url}.run.json to restart$'
   ):
-    with generate._local(url) as (path, _), generate._journal_on_chief(path, url, lambda: {'a': 2}):
+    with (
+      generate._local_output(url) as (path, _),
+      generate._journal_on_chief(path, url, lambda: {'a': 2}),
+    ):
       pass
-  with pytest.raises(lease.InUse, match='was taken over'), generate._local(url) as (path, check):
+  with (
+    pytest.raises(lease.InUse, match='was taken over'),
+    generate._local_output(url) as (path, check),
+  ):
     gcs.put('out.jsonl.lock', json.dumps({'token': 'x', 'holder': 'process 7 on far'}).encode())
     until = time.monotonic() + 20
     while time.monotonic() < until:
@@ -556,7 +562,7 @@ def test_generate_in_the_store_goes_on_where_it_was(gcs, model_dir, tmp_path, ca
     lines[:2]
   )
   assert cli.main([*remotely, '--gin.Sampling.max_new_tokens=9']) == 1
-  assert 'was begun with other settings' in capsys.readouterr().err
+  assert 'was started with other settings' in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def test_axes_replace_parts_of_the_mixture(mixture, values, expected):
 @pytest.mark.parametrize(
   'mixture, values, message',
   [
-    ('a.x2x.3000.en_zh.default', {'volume': 0}, 'volume 0 of variant x2x is nothing'),
+    ('a.x2x.3000.en_zh.default', {'volume': 0}, 'volume 0 of variant x2x has no component'),
     ('a.base_x2x.3000.en_zh.default', {'volume': 'some'}, "volume 'some' is neither"),
     ('a.base_x2x.en_zh.default', {}, 'is not source.variant'),
   ],
@@ -203,7 +203,7 @@ def test_seeds_fill_texts_and_may_be_an_axis():
   )
   points = make_points(settings(axes={'RANDOM_SEED': (7, 8)}, shares_by_variant=None))
   assert [p.seed for p in points] == [7, 8] and points[1].flags == ('--gin.RANDOM_SEED=8',)
-  with pytest.raises(config.ConfigError, match='just one where RANDOM_SEED is an axis'):
+  with pytest.raises(config.ConfigError, match='only one if RANDOM_SEED is an axis'):
     settings(axes={'RANDOM_SEED': (7, 8)}, seeds=(0, 1))
 
 
@@ -225,10 +225,10 @@ def test_a_seed_may_have_a_world_of_its_own(tmp_path):
   )
   assert first.data.tokens != second.data.tokens and first.heldout.folder != second.heldout.folder
   assert first.asked != second.asked
-  asking = running.Sweep(str(tmp_path), made, [second], Recorder(), 1, '').asking(second)[1]
+  asking = running.Sweep(str(tmp_path), made, [second], Recorder(), 1, '').measuring(second)[1]
   assert f'--questions={files[1]}' in asking and f'--questions={files[0]}' not in asking
   files[1].unlink()
-  with pytest.raises(config.ConfigError, match='4/q.jsonl is not there'):
+  with pytest.raises(config.ConfigError, match='4/q.jsonl does not exist'):
     settings(**change)
 
 
@@ -236,9 +236,9 @@ def test_a_seed_may_have_a_world_of_its_own(tmp_path):
   'changes, flags, message',
   [
     ({'axes': {'volume': 3}}, (), "'volume' must be a list"),
-    ({'questions': ('none.jsonl',)}, (), 'none.jsonl is not there'),
+    ({'questions': ('none.jsonl',)}, (), 'none.jsonl does not exist'),
     ({'figure': 'loss'}, (), 'none of accuracy_en'),
-    ({'run_gin': 'none.gin'}, (), "gin file 'none.gin' is not there"),
+    ({'run_gin': 'none.gin'}, (), "gin file 'none.gin' does not exist"),
     ({'shares_by_variant': {X2X: {'base': 1}}}, (), r'has no share for tested, shared'),
     ({}, ('volume = 3',), 'is an axis of this sweep'),
   ],
@@ -321,7 +321,7 @@ def test_a_second_sweep_is_refused_and_an_orphan_waited_for(tmp_path, capfd):
   subprocess.run([sys.executable, '-c', code, str(tmp_path)], check=True)
   with running.exclusive(str(tmp_path)):
     pass
-  assert 'left running' in capfd.readouterr().err
+  assert 'still running' in capfd.readouterr().err
 
 
 def test_jobs_say_the_end_of_the_log_and_stop(tmp_path, monkeypatch):

@@ -309,5 +309,5 @@ def test_adapters_beside_the_whole_model_are_found(tmp_path):
       train_state.parameter_shapes(module, Partitioner()), module
     )
   jax.tree.map(np.testing.assert_array_equal, again, params)
-  with pytest.raises(places.CheckpointError, match='exists already'):
+  with pytest.raises(places.CheckpointError, match='is there already'):
     write(path, str(tmp_path / 'again'), module)

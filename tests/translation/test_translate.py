@@ -389,7 +389,7 @@ def test_a_model_of_ones_own(tmp_path, tiny_vocabulary, capsys):
   } and aside
   assert any(line['row'] == 3 and line['field'] == 'instruction' for line in aside)
   if status:
-    assert 'rows are set aside' in capsys.readouterr().err
+    assert 'rows are skipped' in capsys.readouterr().err
   else:
     kept = read(tmp_path / 'out' / 'set_zh.json')
     assert (

@@ -18,7 +18,7 @@ import numpy as np
 
 from crossin_jax import config
 from crossin_jax.endpoint import flags as endpoint_flags
-from crossin_jax.endpoint.client import Endpoint, Request, stoppable
+from crossin_jax.endpoint.client import Endpoint, Request
 from crossin_jax.evaluation import record_fields
 from crossin_jax.evaluation.judging import page as judge_page
 from crossin_jax.evaluation.judging import verdicts
@@ -301,19 +301,13 @@ def main(argv: list[str]) -> int:
     for pair in pairs
     for order in ORDERS
   ]
-  with stoppable() as check, endpoint_flags.from_flags(args, models, args.output_dir) as endpoint:
-    estimate = endpoint.estimate(requests)
-    print(f'{len(pairs):,} pairs, both orders, {len(models)} judge(s): {estimate}', file=sys.stderr)
-    endpoint.check_budget(estimate)
+  what = f'{len(pairs):,} pairs, both orders, {len(models)} judge(s)'
+  with endpoint_flags.session(args, models, args.output_dir, requests, what) as session:
     if args.dry_run:
-      counts = {'requests': estimate.requests, 'cached': estimate.cached, 'usd': estimate.usd}
-      result = {'status': 0, 'pairs': len(pairs), 'left_out': left_out, **counts}
+      result = {'status': 0, 'pairs': len(pairs), 'left_out': left_out, **session.dry_run()}
       return command_line.finish(args, result)
-    try:
-      judgements = ask(requests, endpoint, len(pairs), models, check)
-    finally:
-      print(endpoint_flags.told(endpoint), file=sys.stderr)
-    used = endpoint.counts()
+    judgements = ask(requests, session.endpoint, len(pairs), models, session.check)
+    used = session.endpoint.counts()
   result = {**figures(pairs, judgements, names, args.resamples, args.seed), 'left_out': left_out}
   directory = Path(args.output_dir)
   write_jsonl(directory / 'judgements.jsonl', _rows(pairs, judgements))

@@ -1,7 +1,7 @@
-"""One attention function for every model and every back end.
+"""Attention for every model, by one of several back ends.
 
 Letters: B batch, T query length, S key length, H query heads, K key/value heads (H = G K),
-D size of a head.
+D head size.
 """
 
 import functools
@@ -17,7 +17,7 @@ from crossin_jax.models.attention import xla as attention_xla
 from crossin_jax.models.attention.mask import Mask
 
 IMPLEMENTATIONS = ('auto', 'xla', 'blockwise', 'splash', 'cudnn')
-LONG = 1024  # keys from which 'auto' does not hold a block's logits
+LONG = 1024  # from this many keys on, 'auto' does not store the logits
 
 
 def attention(
@@ -35,47 +35,46 @@ def attention(
   softcap: float | None = None,
   implementation: str = 'auto',
 ) -> jax.Array:
-  """Causal grouped-query attention that never looks into another packed segment.
+  """Causal grouped-query attention within packed segments.
 
-  A query at array index i sees a key at array index j when j <= i, both carry the same segment id,
-  and i - j < window. Indices are places in the array, not positions within a segment, which gives
-  the same order inside a segment and needs no segment starts.
+  A query at array index i sees a key at array index j if j <= i, both have the same segment id, and
+  i - j < window. Array indices have the same order within a segment as positions, and need no
+  segment starts.
 
-      segments  1 1 1 2 2 0      query 4 (second of segment 2) sees keys 3 and 4, nothing else
+      segments  1 1 1 2 2 0      query 4 (second of segment 2) sees keys 3 and 4 only
 
-  Under a mesh with axis rules every device works on its rows and heads ('xla' leaves that to the
-  compiler).
+  Under a mesh with axis rules every device computes its rows and heads ('xla' leaves the
+  partitioning to the compiler).
 
   Args:
     q_BTHD: queries, any float dtype.
-    k_BSKD: keys; the number of key heads K divides H.
+    k_BSKD: keys; K divides H.
     v_BSKD: values.
     q_segments_BT: int segment ids of the queries, 0 = padding; None = one segment.
     k_segments_BS: int segment ids of the keys; required with q_segments_BT.
-    prefix_BS: 1 where a token belongs to a prompt that its segment may read in both directions
-      (T5X's `decoder_causal_attention`).
-    branches_BS: int, of a segment that goes on in several ways (the same text with different
-      endings): 0 = trunk, seen by all; a branch sees the trunk and itself. None = no branches.
-        Queries and keys are the same tokens then.
+    prefix_BS: 1 on tokens of a prompt with attention in both directions within its segment (T5X's
+      `decoder_causal_attention`).
+    branches_BS: int, for a segment with several alternative endings: 0 = trunk, which all see; a
+      branch sees the trunk and itself. Queries and keys must be the same tokens. None = no
+      branches.
     positions_BS: int, positions within the segment; required with branches and a window, because a
-      branch does not stand right behind its trunk.
-    window: keys further back than window - 1 are not seen; None = no limit.
+      branch need not follow its trunk directly.
+    window: a query sees at most this many keys back, including its position; None = no limit.
     scale: factor on the logits; default D ** -0.5.
-    softcap: c, logits become c tanh(logits / c); None = none.
+    softcap: c, logits become c tanh(logits / c); None = off.
     implementation:
-      'xla': the reference; holds the logits of a block of queries, B x H x T / 8 x S.
-      'blockwise': plain XLA too, but never more logits than those of a block of 512 x 512, in the
-      backward pass neither. 'splash': the kernel for TPUs. 'cudnn': NVIDIA's, in bf16; packed rows
-        from Hopper on. Where one of these cannot be used it says why, once, and 'auto' without it
-        takes its place.
-      'auto': 'splash' on a TPU and 'cudnn' on a GPU where they can, else 'blockwise' from 1,024
-      keys on and 'xla' below.
+      'xla': the reference; stores the logits of a block of queries, B x H x T / 8 x S.
+      'blockwise': plain XLA; stores the logits of at most 512 x 512, in the backward pass too.
+      'splash': the kernel for TPUs.
+      'cudnn': NVIDIA's kernel, in bf16; packed rows need Hopper or later.
+      'auto': 'splash' on a TPU and 'cudnn' on a GPU if possible, else 'blockwise' from 1,024 keys
+        on and 'xla' below. It also replaces a kernel that cannot be used, with one warning.
 
   Returns:
-    [B, T, H, D] in the dtype of v. Rows of padding hold finite values without meaning.
+    [B, T, H, D] in the dtype of v. Padding rows have finite values without meaning.
 
   Raises:
-    ValueError: unknown implementation, or H is no multiple of K.
+    ValueError: unknown implementation, or H is not a multiple of K.
   """
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(f'attention implementation {implementation!r} is not one of {IMPLEMENTATIONS}')
@@ -101,13 +100,14 @@ BACK_ENDS = {
 def choose(
   implementation: str, q_BTHD, k_BSKD, mask: Mask, softcap: float | None, platform: str
 ) -> str:
-  """The back end that is used, one of 'xla', 'blockwise', 'splash', 'cudnn'; says once why a better
-  one is not.
+  """The back end to use: 'xla', 'blockwise', 'splash' or 'cudnn'.
+
+  Warns once if a kernel cannot be used.
 
   Args:
-    implementation, q_BTHD, k_BSKD, softcap: as in `attention`; of the arrays only shape and dtype
-      count.
-    mask: which query sees which key.
+    implementation, softcap: as in `attention`.
+    q_BTHD, k_BSKD: only shape and dtype are read.
+    mask: the attention mask.
     platform: 'cpu', 'gpu' or 'tpu'.
   """
   if implementation in ('xla', 'blockwise'):
@@ -126,19 +126,18 @@ def choose(
   if reason is None:
     return kernel
   if implementation != 'auto' or long:
-    _say(f'attention: {reason}; {fallback!r} is used instead')
+    _warn_once(f'attention: {reason}; {fallback!r} is used instead')
   return fallback
 
 
 @functools.cache
-def _say(message: str) -> None:
-  """Once a process, however many layers ask."""
+def _warn_once(message: str) -> None:
   warnings.warn(message)
 
 
 def _check_heads(heads: int, key_heads: int) -> None:
   if heads % key_heads:
-    raise ValueError(f'{heads} query heads are no multiple of {key_heads} key/value heads')
+    raise ValueError(f'{heads} query heads are not a multiple of {key_heads} key/value heads')
 
 
 def cached_attention(
@@ -152,13 +151,13 @@ def cached_attention(
   scale: float | None = None,
   softcap: float | None = None,
 ) -> jax.Array:
-  """The same over a cache, in the cache's own layout: nothing is transposed.
+  """Attention over a cache, in the layout of the cache.
 
   Args:
     q_BTHD: queries of the newest tokens.
     k_BKDS, v_BKDS: the cache.
     q_index_BT: int position of each query in its row.
-    k_index_BS: int position of what each slot of the cache holds (or [1, S]); negative = nothing.
+    k_index_BS: int position in each slot of the cache ([B, S] or [1, S]); negative = empty.
     window, scale, softcap: as in `attention`.
 
   Returns:

@@ -1,7 +1,6 @@
-"""cuDNN's fused attention on NVIDIA GPUs; packed rows by the place of each segment (Hopper and
-later).
+"""cuDNN's fused attention on NVIDIA GPUs; packed rows need Hopper or later.
 
-Letters: B batch, T length, H query heads, K key/value heads, D size of a head, M most segments of a
+Letters: B batch, T length, H query heads, K key/value heads, D head size, M maximum segments of a
 row.
 """
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from crossin_jax.models.attention import blockwise as attention_blockwise
 from crossin_jax.models.attention.mask import Mask
 
-OLDEST_CUDNN = 90600  # 9.6, the first that takes the places of segments
+OLDEST_CUDNN = 90600  # 9.6, the first with segment offsets
 
 
 def refusal(q_BTHD, k_BSKD, mask: Mask, softcap: float | None, platform: str) -> str | None:
@@ -21,21 +20,26 @@ def refusal(q_BTHD, k_BSKD, mask: Mask, softcap: float | None, platform: str) ->
   if platform != 'gpu':
     return f"cuDNN's attention is for NVIDIA GPUs, and this is a {platform}"
   if q_BTHD.dtype not in (jnp.bfloat16, jnp.float16):
-    return f"cuDNN's attention computes in bfloat16 or float16, not {q_BTHD.dtype}; set DecoderConfig.dtype"
+    return (
+      f"cuDNN's attention computes in bfloat16 or float16, not {q_BTHD.dtype}; set "
+      'DecoderConfig.dtype'
+    )
   if not mask.is_plain:
-    return "cuDNN's attention knows neither prompts read in both directions nor branches"
+    return "cuDNN's attention supports neither bidirectional prompts nor branches"
   if softcap is not None:
     return "cuDNN's attention has no soft cap"
   if q_BTHD.shape[1] != k_BSKD.shape[1]:
-    return f"cuDNN's attention here wants as many queries as keys, not {q_BTHD.shape[1]} and {k_BSKD.shape[1]}"
+    queries, keys = q_BTHD.shape[1], k_BSKD.shape[1]
+    return f"cuDNN's attention needs as many queries as keys, not {queries} and {keys}"
   if packed and mask.window is not None and mask.window < q_BTHD.shape[1]:
-    return "cuDNN's attention takes no window in packed rows"
+    return "cuDNN's attention supports no window in packed rows"
   capability, version = _capability(), _version()
   largest = 256 if capability >= (9, 0) else 128
   if size % 8 or size > largest:
-    return f'cuDNN takes heads of a multiple of 8 up to {largest}, not {size}'
+    return f'cuDNN needs head sizes that are multiples of 8 up to {largest}, not {size}'
   if capability < ((9, 0) if packed else (8, 0)):
-    return f'cuDNN takes {"packed rows" if packed else "attention"} from {"Hopper" if packed else "Ampere"} on'
+    what, oldest = ('packed rows', 'Hopper') if packed else ('attention', 'Ampere')
+    return f'cuDNN supports {what} from {oldest} on'
   if version is None:
     return 'cuDNN was not found'
   if packed and version < OLDEST_CUDNN:
@@ -44,14 +48,12 @@ def refusal(q_BTHD, k_BSKD, mask: Mask, softcap: float | None, platform: str) ->
 
 
 def _capability() -> tuple[int, ...]:
-  """Of the first GPU, (9, 0) being Hopper."""
-  return tuple(
-    int(part) for part in jax.local_devices(backend='gpu')[0].compute_capability.split('.')
-  )
+  """Compute capability of the first GPU; Hopper has (9, 0)."""
+  return tuple(map(int, jax.local_devices(backend='gpu')[0].compute_capability.split('.')))
 
 
 def _version() -> int | None:
-  """90600 = 9.6; None = not there."""
+  """cuDNN's version, 90600 = 9.6; None if it is not installed."""
   try:
     from jax._src.cudnn.fused_attention_stablehlo import check_cudnn_version
 
@@ -61,26 +63,24 @@ def _version() -> int | None:
 
 
 def most_segments(length: int) -> int:
-  """M: rows of more segments are left to the blockwise back end.
+  """M; rows with more segments use the blockwise back end.
 
-  cuDNN's log-sum-exp takes B x M x H x T numbers, so M may not be as large as T.
+  cuDNN's log-sum-exp has B x M x H x T numbers, so M must be smaller than T.
   """
   return min(length, max(32, length // 64))
 
 
-def places(segments_BT: jax.Array, most: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Where each segment of a row begins and how long it is, padding being a segment too, so that
-  every token belongs to one.
+def offsets(segments_BT: jax.Array, most: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Start and length of each segment of a row; padding counts as a segment.
 
       segments 1 1 1 2 2 0, most 4:  starts 0 3 5 -1 -1, lengths 3 2 1 -1, count 3
 
   Args:
-    segments_BT: ids; a segment is a run of one id.
+    segments_BT: ids; a segment is a run of equal ids.
     most: M.
 
   Returns:
-    int32 starts [B, M + 1] and lengths [B, M], -1 where there is no more segment; int32 [B], how
-    many a row has.
+    int32 starts [B, M + 1] and lengths [B, M], -1 behind the last segment; int32 counts [B].
   """
   length = segments_BT.shape[1]
   first_BT = jnp.pad(
@@ -91,7 +91,7 @@ def places(segments_BT: jax.Array, most: int) -> tuple[jax.Array, jax.Array, jax
     jnp.int32
   )
   lengths_BM = jnp.where(starts_BN[:, :-1] < length, jnp.diff(starts_BN, axis=1), -1)
-  # One entry more than segments, as cuDNN has it; the last is never the start of one that counts.
+  # One entry more than segments, as cuDNN expects; the last is never a segment's start.
   starts_BN = jnp.where(starts_BN < length, starts_BN, -1).at[:, -1].set(-1)
   return starts_BN, lengths_BM, first_BT.sum(axis=1, dtype=jnp.int32)
 
@@ -106,23 +106,17 @@ def attend(
   if mask.q_segments_BT is None:
     window = None if mask.window is None else (mask.window - 1, 0)
     return jax.nn.dot_product_attention(
-      q_BTHD,
-      k_BTKD,
-      v_BTKD,
-      scale=scale,
-      is_causal=True,
-      local_window_size=window,
+      q_BTHD, k_BTKD, v_BTKD, scale=scale, is_causal=True, local_window_size=window,
       implementation='cudnn',
-    )
+    )  # fmt: skip
   from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
 
   most = most_segments(length)
-  starts_BN, lengths_BM, count_B = places(mask.q_segments_BT, most)
+  starts_BN, lengths_BM, count_B = offsets(mask.q_segments_BT, most)
 
   def packed(q_BTHD, k_BTKD, v_BTKD):
-    # NB: up to JAX 0.10 the places of keys are multiplied by the number of query heads
-    # (jax-ml/jax#39521): with fewer key heads it silently reads other tokens. Repeated heads are
-    # right in every version.
+    # NB: up to JAX 0.10, cuDNN's key offsets use the number of query heads (jax-ml/jax#39521): with
+    # fewer key heads they silently point at other tokens. Repeated heads work in every version.
     group = heads // k_BTKD.shape[2]
     k_BTHD, v_BTHD = (jnp.repeat(x, group, axis=2) if group > 1 else x for x in (k_BTKD, v_BTKD))
     return dot_product_attention(

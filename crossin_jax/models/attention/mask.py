@@ -1,4 +1,4 @@
-"""Which query sees which key: one description that every attention back end reads.
+"""The attention mask, in one description for every back end.
 
 Letters: B batch, T query length, S key length.
 """
@@ -10,15 +10,14 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class Mask:
-  """A query at array index i sees a key at array index j when j <= i and all that is not None
-  allows it.
+  """A query at array index i sees a key at index j <= i, if all attributes that are set allow it.
 
   Attributes:
-    q_segments_BT, k_segments_BS: int segment ids; a query sees its own segment. None = one segment.
-    prefix_BS: 1 on prompts that are read in both directions.
-    branches_BS: int, 0 = trunk, seen by all; a branch sees the trunk and itself.
-    positions_BS: int, positions within the segment; what a window counts where there are branches.
-    window: keys further back than window - 1 are not seen.
+    q_segments_BT, k_segments_BS: int segment ids; a query sees its segment. None = one segment.
+    prefix_BS: 1 on prompts with attention in both directions.
+    branches_BS: int, 0 = trunk, which all see; a branch sees the trunk and itself.
+    positions_BS: int, positions within the segment; the window counts them if there are branches.
+    window: a query sees at most this many keys back, including its position.
   """
 
   q_segments_BT: jax.Array | None = None
@@ -30,21 +29,23 @@ class Mask:
 
   @property
   def is_plain(self) -> bool:
-    """Whether causality, segments and a window are all there is."""
+    """Whether the mask has only causality, segments and a window."""
     return self.prefix_BS is None and self.branches_BS is None
 
   @property
   def reach(self) -> int | None:
-    """Array places back to which any query sees; None = to the first."""
+    """Bound on i - j + 1 over all pairs of a query i and a key j that it sees; None = no bound."""
     return self.window if self.branches_BS is None else None
 
   def seen(self, start, rows: int, first, columns: int) -> jax.Array:
-    """Whether queries start, start + 1, ... see keys first, first + 1, ...: bool [B or 1, rows,
-    columns].
+    """Whether queries start, start + 1, ... see keys first, first + 1, ...
 
     Args:
       start, first: int or traced int.
-      rows, columns: how many.
+      rows, columns: number of queries and keys.
+
+    Returns:
+      bool [B or 1, rows, columns].
     """
     q_index_1T1 = (start + jnp.arange(rows))[None, :, None]
     k_index_11S = (first + jnp.arange(columns))[None, None]

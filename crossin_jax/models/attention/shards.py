@@ -1,6 +1,6 @@
-"""A kernel that knows nothing of meshes, run on every device over its own rows and heads.
+"""Runs a single-device kernel on every device, over the local rows and heads.
 
-Letters: B batch, T query length, S key length, H query heads, K key/value heads, D size of a head.
+Letters: B batch, T query length, S key length, H query heads, K key/value heads, D head size.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from crossin_jax.models.attention.mask import Mask
 
 
 def mesh_in_force() -> jax.sharding.AbstractMesh | jax.sharding.Mesh:
-  """That of `jax.set_mesh`, or of `with mesh:` as T5X has it; empty if there is none."""
+  """The mesh of `jax.set_mesh`, or of `with mesh:` in T5X; empty if there is none."""
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty:
     return mesh
@@ -31,9 +31,7 @@ def mesh_in_force() -> jax.sharding.AbstractMesh | jax.sharding.Mesh:
 
 
 def platform() -> str:
-  """'tpu', 'gpu' or 'cpu': that of the mesh in force, which may be one that is only described, or
-  else of this machine.
-  """
+  """'tpu', 'gpu' or 'cpu', of the mesh in force (it may be abstract), or else of this machine."""
   device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
   name = getattr(device, 'platform', None) or (
     'tpu' if 'TPU' in str(getattr(device, 'device_kind', '')) else None
@@ -43,7 +41,7 @@ def platform() -> str:
 
 
 def axes_of(logical: str, size: int) -> tuple[str, ...]:
-  """Mesh axes that cut a dimension by the rules in force; only those that divide it."""
+  """Mesh axes that shard a dimension by the rules in force, without those that do not divide it."""
   mesh = mesh_in_force()
   if mesh.empty or not nn_partitioning.get_axis_rules():
     return ()
@@ -58,9 +56,9 @@ def axes_of(logical: str, size: int) -> tuple[str, ...]:
 def per_device(
   kernel: Callable, q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, mask: Mask
 ) -> jax.Array:
-  """kernel(q, k, v, mask) over the whole batch and all heads, without any traffic between devices.
+  """kernel(q, k, v, mask) over the global batch and all heads, without communication.
 
-  Where the heads are cut into more parts than there are key/value heads, these are repeated.
+  Repeats key/value heads if there are fewer of them than shards of heads.
   """
   mesh = mesh_in_force()
   rows, heads = axes_of('batch', q_BTHD.shape[0]), axes_of('heads', q_BTHD.shape[2])

@@ -1,7 +1,7 @@
 """The reference: attention with the logits of a block of queries in memory.
 
-Letters: B batch, T query length, S key length, H query heads, K key/value heads (H = G K), D size
-of a head.
+Letters: B batch, T query length, S key length, H query heads, K key/value heads (H = G K), D head
+size.
 """
 
 import jax
@@ -9,24 +9,21 @@ import jax.numpy as jnp
 
 from crossin_jax.models.attention.mask import Mask
 
-SMALLEST_BLOCK, MOST_BLOCKS = 128, 8  # queries at a time; every block is compiled on its own
+SMALLEST_BLOCK, MOST_BLOCKS = 128, 8  # of queries; each block is compiled separately
 
 
 def attend(
   q_BTHD, k_BSKD, v_BSKD, mask: Mask, *, scale: float | None, softcap: float | None
 ) -> jax.Array:
-  """See `attention.attention`; holds B x H x T / 8 x S logits, and all of them for the backward
-  pass.
-  """
+  """See `attention.attention`. Stores B x H x T / 8 x S logits, and all for the backward pass."""
   length = q_BTHD.shape[1]
-  # Head-major copies: the batched products then run over contiguous matrices.
+  # Head-major copies, so that the batched products run over contiguous matrices.
   k_BKSD, v_BKSD = k_BSKD.transpose(0, 2, 1, 3), v_BSKD.transpose(0, 2, 1, 3)
-  whole = mask.prefix_BS is not None or length != k_BSKD.shape[1]
-  blocks = 1 if whole else max(1, min(MOST_BLOCKS, length // SMALLEST_BLOCK))
+  single = mask.prefix_BS is not None or length != k_BSKD.shape[1]
+  blocks = 1 if single else max(1, min(MOST_BLOCKS, length // SMALLEST_BLOCK))
   outputs = []
   for i in range(blocks):
-    # Keys that no query of the block sees are not touched: half of the work of a long row, more
-    # with a window.
+    # Skip keys that no query of the block sees: half of the work of a long row, more with a window.
     start, stop = length * i // blocks, length * (i + 1) // blocks
     near = 0 if mask.reach is None else max(0, start - mask.reach + 1)
     first, last = (0, k_BSKD.shape[1]) if blocks == 1 else (near, stop)
@@ -42,7 +39,7 @@ def over(
   """Attention of all queries over all keys; `layout` names the axes of keys and values."""
   batch, queries, heads, size = q_BTHD.shape
   key_heads = keys.shape[1]
-  # Softmax in at least f32: bf16 sums over thousands of keys lose the small ones.
+  # Softmax in at least f32: bf16 sums over thousands of keys lose small terms.
   accumulate = jnp.promote_types(q_BTHD.dtype, jnp.float32)
   q_BKGTD = (q_BTHD * jnp.asarray(size**-0.5 if scale is None else scale, q_BTHD.dtype)).reshape(
     batch, queries, key_heads, heads // key_heads, size
@@ -54,8 +51,7 @@ def over(
   if softcap is not None:
     logits_BKGTS = softcap * jnp.tanh(logits_BKGTS / softcap)
   logits_BKGTS = jnp.where(seen_BTS[:, None, None], logits_BKGTS, jnp.finfo(accumulate).min)
-  # Divided after the product with the values, as flash attention does: a pass over D numbers
-  # instead of S.
+  # Divide after the product with the values, as flash attention does: over D numbers instead of S.
   highest_BKGT1 = jax.lax.stop_gradient(logits_BKGTS.max(axis=-1, keepdims=True))
   weights_BKGTS = jnp.exp(logits_BKGTS - highest_BKGT1)
   sums_BKGT1 = weights_BKGTS.sum(axis=-1, keepdims=True)

@@ -1,8 +1,7 @@
-"""Families of models: what their config.json says, as a DecoderConfig, and back.
+"""Model families: conversion between config.json and DecoderConfig.
 
-A family is a declaration: the fields in which it differs, the keys of config.json that it reads,
-and the names of its tensors. Whatever a config.json says that is neither read nor known to change
-nothing is an error that names it.
+A family declares the fields in which it differs, the keys of config.json that it reads, and the
+names of its tensors. Any other key is an error, unless it is known to have no effect.
 """
 
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from crossin_jax.errors import CrossinError
 from crossin_jax.models.decoder_config import DecoderConfig
 from crossin_jax.storage import remote
 
-# config.json key -> DecoderConfig field, where the value is the same in both.
+# config.json key -> DecoderConfig field with the same value.
 SAME = {
   'vocab_size': 'vocab_size',
   'hidden_size': 'embed_dim',
@@ -33,19 +32,20 @@ SAME = {
   'final_logit_softcapping': 'logit_softcap',
 }
 ACTIVATION_NAMES = {
-  'silu': 'silu',
-  'swish': 'silu',
-  'gelu_pytorch_tanh': 'gelu',
-  'gelu': 'gelu_exact',
-}
+  'silu': 'silu', 'swish': 'silu', 'gelu_pytorch_tanh': 'gelu', 'gelu': 'gelu_exact',
+}  # fmt: skip
 # Keys that do not change the forward pass of the text model.
 IGNORED = frozenset(
-    """_name_or_path architectures auto_map boi_token_index bos_token_id cache_implementation chunk_size_feed_forward
-    diversity_penalty dtype eoi_token_index eos_token_id finetuning_task id2label image_token_index initializer_range
-    is_decoder is_encoder_decoder label2id max_position_embeddings mm_tokens_per_image model_type output_attentions
-    output_hidden_states pad_token_id prefix pretraining_tp problem_type return_dict sep_token_id task_specific_params
-    text_config torch_dtype torchscript transformers_version typical_p unk_token_id use_cache vision_config image_token_id""".split()
-)  # fmt: skip
+  """
+    _name_or_path architectures auto_map boi_token_index bos_token_id cache_implementation
+    chunk_size_feed_forward diversity_penalty dtype eoi_token_index eos_token_id
+    finetuning_task id2label image_token_index initializer_range is_decoder
+    is_encoder_decoder label2id max_position_embeddings mm_tokens_per_image model_type
+    output_attentions output_hidden_states pad_token_id prefix pretraining_tp problem_type
+    return_dict sep_token_id task_specific_params text_config torch_dtype torchscript
+    transformers_version typical_p unk_token_id use_cache vision_config image_token_id
+  """.split()
+)
 # Keys that must have one of these values.
 NEUTRAL = {
   'attention_dropout': (0, None),
@@ -65,9 +65,9 @@ _LAYER = {
   'mlp.down_proj.bias': ('mlp/down/bias',),
   'input_layernorm.weight': ('pre_attention_norm/scale',),
 }
-_APART = {
-  f'{module}.{theirs}_proj.{name}': (f'{place}/{ours}/{leaf}',)
-  for module, place, pairs in (
+_SEPARATE = {
+  f'{module}.{theirs}_proj.{name}': (f'{path}/{ours}/{leaf}',)
+  for module, path, pairs in (
     ('self_attn', 'self_attention', (('q', 'query'), ('k', 'key'), ('v', 'value'))),
     ('mlp', 'mlp', (('gate', 'gate'), ('up', 'up'))),
   )
@@ -86,10 +86,10 @@ _POST_NORMS = {
   'pre_feedforward_layernorm.weight': ('pre_mlp_norm/scale',),
   'post_feedforward_layernorm.weight': ('post_mlp_norm/scale',),
 }
-# Tensor names -> leaves. A tensor of several leaves is their concatenation along its rows; kernels
-# lie transposed.
-LLAMA_TENSORS = {**_LAYER, **_APART, **_PRE_NORMS}
-POST_NORM_TENSORS = {**_LAYER, **_APART, **_POST_NORMS}
+# Tensor names -> leaves. A tensor of several leaves concatenates them along its rows; kernels are
+# stored transposed.
+LLAMA_TENSORS = {**_LAYER, **_SEPARATE, **_PRE_NORMS}
+POST_NORM_TENSORS = {**_LAYER, **_SEPARATE, **_POST_NORMS}
 FUSED_TENSORS = {**_LAYER, **_FUSED, **_PRE_NORMS}
 TOP_TENSORS = {
   'model.embed_tokens.weight': ('token_embedding',),
@@ -100,13 +100,13 @@ TOP_TENSORS = {
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """How one `model_type` differs.
+  """The differences of one `model_type`.
 
   Attributes:
     architecture: class in transformers.
-    fields: DecoderConfig fields that all its models share.
-    keys: keys of config.json beyond the common ones that it reads.
-    defaults: what a missing key means.
+    fields: DecoderConfig fields of all its models.
+    keys: additional keys of config.json.
+    defaults: values of missing keys.
     tensors: names inside `model.layers.<i>.` -> leaves of a block.
     activation_key: the key that names the activation.
   """
@@ -134,7 +134,9 @@ _GEMMA_DEFAULTS = {
 _SOFTCAPS = ('attn_logit_softcapping', 'final_logit_softcapping')
 FAMILIES = {
   'llama': Family('LlamaForCausalLM', keys=('attention_bias', 'mlp_bias')),
-  'mistral': Family('MistralForCausalLM', keys=('sliding_window',), defaults={'sliding_window': 4096}),
+  'mistral': Family(
+    'MistralForCausalLM', keys=('sliding_window',), defaults={'sliding_window': 4096}
+  ),
   'qwen2': Family(
     'Qwen2ForCausalLM',
     fields={'attention_bias': 'qkv'},
@@ -143,7 +145,10 @@ FAMILIES = {
   'qwen3': Family(
     'Qwen3ForCausalLM',
     fields={'qk_norm': 'head'},
-    keys=('use_sliding_window', 'sliding_window', 'max_window_layers', 'layer_types', 'attention_bias'),
+    keys=(
+        'use_sliding_window', 'sliding_window', 'max_window_layers', 'layer_types',
+        'attention_bias',
+    ),
     defaults={'head_dim': 128},
   ),
   'gemma': Family(
@@ -155,7 +160,10 @@ FAMILIES = {
   'gemma2': Family(
     'Gemma2ForCausalLM',
     fields={**_GEMMA, 'norm_placement': 'both'},
-    keys=('attention_bias', 'query_pre_attn_scalar', *_SOFTCAPS, 'sliding_window', 'layer_types', 'hidden_act'),
+    keys=(
+        'attention_bias', 'query_pre_attn_scalar', *_SOFTCAPS, 'sliding_window', 'layer_types',
+        'hidden_act',
+    ),
     defaults={
         **_GEMMA_DEFAULTS, 'query_pre_attn_scalar': 256, 'attn_logit_softcapping': 50.0,
         'final_logit_softcapping': 30.0,
@@ -172,7 +180,7 @@ FAMILIES = {
         'sliding_window_pattern',
         '_sliding_window_pattern', 'layer_types', 'rope_local_base_freq', 'hidden_act',
     ),
-    # Those of the class: the published config.json of a 4B model leaves nearly everything out.
+    # Those of transformers: the published config.json of the 4B model omits nearly all keys.
     defaults={
         **_GEMMA_DEFAULTS, 'vocab_size': 262_208, 'num_attention_heads': 8,
         'num_key_value_heads': 4, 'rope_theta': 1e6,
@@ -196,103 +204,101 @@ FAMILIES = {
     tensors=POST_NORM_TENSORS,
   ),
 }  # fmt: skip
-# Where nothing is said; the classes of transformers agree.
+# Values of missing keys for all families, as in transformers.
 DEFAULTS = {
-  'tie_word_embeddings': False,
-  'rms_norm_eps': 1e-6,
-  'rope_theta': 10_000.0,
-  'hidden_act': 'silu',
-}
+  'tie_word_embeddings': False, 'rms_norm_eps': 1e-6, 'rope_theta': 10_000.0, 'hidden_act': 'silu',
+}  # fmt: skip
 
 
 class ArchitectureError(CrossinError, ValueError):
-  """A config.json that is no model of ours; the message names the field and what is supported."""
+  """An unsupported config.json; the message names the field and the supported values."""
 
 
 def read_json_config(directory: str) -> dict:
-  """config.json of a Hugging Face directory; the text part of a multimodal one.
+  """Reads config.json of a Hugging Face directory; the text part of a multimodal one.
 
   Raises:
-    ArchitectureError: none there, not JSON, or no family of ours.
+    ArchitectureError: it is missing, is not JSON, or has an unsupported model_type.
   """
   path = os.path.join(directory, 'config.json')
   try:
     with open(remote.fetched(path), encoding='utf-8') as f:
-      found = json.load(f)
+      json_config = json.load(f)
   except FileNotFoundError:
     raise ArchitectureError(
-      f'{directory} has no config.json; a Hugging Face model directory is wanted'
+      f'{directory} has no config.json; give a Hugging Face model directory'
     ) from None
   except ValueError as error:
-    raise ArchitectureError(f'{path} is not JSON ({error}); copy it anew') from None
-  if found.get('model_type') == 'gemma3' and 'text_config' in found:
+    raise ArchitectureError(f'{path} is not JSON ({error}); copy it again') from None
+  if json_config.get('model_type') == 'gemma3' and 'text_config' in json_config:
     outer = {
-      key: found[key] for key in ('dtype', 'torch_dtype', 'tie_word_embeddings') if key in found
+      key: json_config[key]
+      for key in ('dtype', 'torch_dtype', 'tie_word_embeddings')
+      if key in json_config
     }
-    found = {**outer, **found['text_config'], 'model_type': 'gemma3_text'}
-  if found.get('model_type') not in FAMILIES:
+    json_config = {**outer, **json_config['text_config'], 'model_type': 'gemma3_text'}
+  if json_config.get('model_type') not in FAMILIES:
     raise ArchitectureError(
-      f'{path}: model_type {found.get("model_type")!r} is not supported; supported are '
+      f'{path}: model_type {json_config.get("model_type")!r} is not supported; supported are '
       f'{", ".join(FAMILIES)}'
     )
-  return found
+  return json_config
 
 
 @config.configurable(commands=('train', 'chunks'))
 def from_huggingface(directory: str = gin.REQUIRED, ignore: tuple[str, ...] = ()) -> DecoderConfig:
-  """The DecoderConfig of a Hugging Face directory; its free choices (dtype, lora, remat ...) come
-  from gin as usual.
+  """The DecoderConfig of a Hugging Face directory; gin sets the rest (dtype, lora, remat ...).
 
   Args:
-    directory: holds config.json.
-    ignore: fields of config.json that this project does not know and that you know to change
-      nothing.
+    directory: has config.json.
+    ignore: unknown fields of config.json that have no effect.
 
   Raises:
-    ArchitectureError: names what is not supported.
+    ArchitectureError: an unsupported field.
   """
-  found = read_json_config(directory)
+  json_config = read_json_config(directory)
   try:
-    return DecoderConfig(**decoder_fields(found, ignore))
+    return DecoderConfig(**decoder_fields(json_config, ignore))
   except ArchitectureError as error:
     raise ArchitectureError(f'{os.path.join(directory, "config.json")}: {error}') from None
 
 
-def decoder_fields(found: Mapping, ignore: tuple[str, ...] = ()) -> dict:
-  """DecoderConfig fields that a config.json fixes.
+def decoder_fields(json_config: Mapping, ignore: tuple[str, ...] = ()) -> dict:
+  """The DecoderConfig fields set by a config.json.
 
   Raises:
-    ArchitectureError: a field that is missing, not supported, or has a value that is not.
+    ArchitectureError: a missing or unsupported field or value.
   """
-  family = FAMILIES[found['model_type']]
+  family = FAMILIES[json_config['model_type']]
   known = {*_COMMON, *family.keys, family.activation_key}
-  for key, value in found.items():
+  for key, value in json_config.items():
     if key in NEUTRAL and value not in NEUTRAL[key]:
       raise ArchitectureError(f'{key} = {value!r} is not supported (only {NEUTRAL[key][0]!r} is)')
-    if key in known or key in IGNORED or key in NEUTRAL or key in ignore or key in _inert(found):
+    if (
+      key in known
+      or key in IGNORED
+      or key in NEUTRAL
+      or key in ignore
+      or key in _inert(json_config)
+    ):
       continue
     raise ArchitectureError(
-      f'field {key} = {value!r} is not known for {found["model_type"]}; if it changes nothing in '
-      'the forward pass, name it '
-      f'in from_huggingface.ignore'
+      f'field {key} = {value!r} is not known for {json_config["model_type"]}; if it has no '
+      'effect on the forward pass, add it to from_huggingface.ignore'
     )
   values = {
     **DEFAULTS,
     **family.defaults,
-    **{key: value for key, value in found.items() if value is not None},
+    **{key: value for key, value in json_config.items() if value is not None},
   }
-  # An explicit null says "none", where the class has a default.
-  values.update({key: None for key, value in found.items() if value is None and key in family.keys})
+  # An explicit null overrides the default.
+  values.update(
+    {key: None for key, value in json_config.items() if value is None and key in family.keys}
+  )
   fields = dict(family.fields)
-  for key in (
-    'vocab_size',
-    'hidden_size',
-    'intermediate_size',
-    'num_hidden_layers',
-    'num_attention_heads',
-  ):
+  for key in _COMMON[:5]:  # the sizes without a default
     if not isinstance(values.get(key), int):
-      raise ArchitectureError(f'field {key} is missing or no integer')
+      raise ArchitectureError(f'field {key} is missing or not an integer')
   for key, field in SAME.items():
     if key in known and values.get(key) is not None:
       fields[field] = values[key]
@@ -300,8 +306,8 @@ def decoder_fields(found: Mapping, ignore: tuple[str, ...] = ()) -> dict:
   if values.get('attention_bias'):
     fields['attention_bias'] = 'all'
   activation = values.get(family.activation_key)
-  if found['model_type'] == 'gemma':
-    # Published Gemma files say "gelu" where tanh is meant; transformers reads them so too.
+  if json_config['model_type'] == 'gemma':
+    # Published Gemma files say "gelu" but mean tanh; transformers reads them like this too.
     activation = values.get('hidden_activation') or 'gelu_pytorch_tanh'
   if activation not in ACTIVATION_NAMES:
     raise ArchitectureError(
@@ -311,13 +317,17 @@ def decoder_fields(found: Mapping, ignore: tuple[str, ...] = ()) -> dict:
   if 'query_pre_attn_scalar' in values and 'query_pre_attn_scalar' in known:
     fields['query_scale'] = values['query_pre_attn_scalar'] ** -0.5
   fields.update(_layers(values, known))
-  fields.update(_rope(values, fields))
+  fields.update(_rope(values))
   return fields
 
 
-def _inert(found: Mapping) -> tuple[str, ...]:
-  """Keys that say nothing because another one switches them off."""
-  return ('sliding_window', 'max_window_layers') if found.get('use_sliding_window') is False else ()
+def _inert(json_config: Mapping) -> tuple[str, ...]:
+  """Keys without effect because another key disables them."""
+  return (
+    ('sliding_window', 'max_window_layers')
+    if json_config.get('use_sliding_window') is False
+    else ()
+  )
 
 
 def _layers(values: Mapping, known) -> dict:
@@ -355,17 +365,32 @@ def _layers(values: Mapping, known) -> dict:
   return {'layer_pattern': pattern, 'window': window if 'local' in pattern else None}
 
 
-def _rope(values: Mapping, fields: Mapping) -> dict:
-  """rope_theta, rope_local_theta, rope_scaling and rope_fraction, from the old keys or the new
-  ones.
-  """
+# rope_type -> (required, optional) keys.
+_ROPE_KEYS = {
+  'linear': ({'factor'}, set()),
+  'llama3': (
+    {'factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'},
+    set(),
+  ),
+  'yarn': (
+    {'factor', 'original_max_position_embeddings'},
+    {'attention_factor', 'beta_fast', 'beta_slow', 'mscale', 'mscale_all_dim', 'truncate'},
+  ),
+  'longrope': (
+    {'factor', 'original_max_position_embeddings', 'short_factor', 'long_factor'},
+    {'attention_factor'},
+  ),
+}
+
+
+def _rope(values: Mapping) -> dict:
+  """rope_theta, rope_local_theta, rope_scaling and rope_fraction, from old or new keys."""
   result = {'rope_theta': float(values['rope_theta'])}
   scaling = dict(values.get('rope_scaling') or {})
   if 'rope_local_base_freq' in values:
     result['rope_local_theta'] = float(values['rope_local_base_freq'])
-  new = values.get('rope_parameters')
-  if new:
-    if 'full_attention' in new or 'sliding_attention' in new:  # a set for each kind of layer
+  if new := values.get('rope_parameters'):
+    if 'full_attention' in new or 'sliding_attention' in new:  # one set for each kind of layer
       local = dict(new.get('sliding_attention') or {})
       if local.get('rope_type', 'default') != 'default':
         raise ArchitectureError(
@@ -376,101 +401,79 @@ def _rope(values: Mapping, fields: Mapping) -> dict:
       new = new.get('full_attention') or {}
     scaling = dict(new)
     if 'rope_theta' in scaling:
-      result['rope_theta'] = float(scaling.pop('rope_theta'))
+      result['rope_theta'] = float(scaling['rope_theta'])
   fraction = scaling.pop('partial_rotary_factor', values.get('partial_rotary_factor', 1.0))
   result['rope_fraction'] = float(fraction)
   scaling.pop('rope_theta', None)
   if 'type' in scaling:
-    scaling.setdefault('rope_type', scaling.pop('type'))
-    scaling.pop('type', None)
+    scaling.setdefault('rope_type', scaling['type'])
+    del scaling['type']
+  if scaling := _rope_scaling(scaling, values):
+    result['rope_scaling'] = scaling
+  return result
+
+
+def _rope_scaling(scaling: dict, values: Mapping) -> dict | None:
+  """The checked `scaling` with its defaults from config.json; None if it has the default type."""
   kind = scaling.get('rope_type', 'default')
   kind = 'longrope' if kind == 'su' else kind
   if kind == 'default':
     if scaling.keys() - {'rope_type'}:
       raise ArchitectureError(f'rope_scaling without a rope_type has {", ".join(sorted(scaling))}')
-    return result
-  if kind == 'yarn' or kind == 'longrope':
-    original = scaling.get('original_max_position_embeddings') or values.get(
-      'original_max_position_embeddings'
-    )
-    scaling['original_max_position_embeddings'] = original or values.get('max_position_embeddings')
+    return None
+  if kind not in _ROPE_KEYS:
+    raise ArchitectureError(f'rope_type {kind!r} is not one of default, {", ".join(_ROPE_KEYS)}')
+  if kind in ('yarn', 'longrope'):
+    name, longest = 'original_max_position_embeddings', values.get('max_position_embeddings')
+    original = scaling.get(name) or values.get(name)
+    scaling[name] = original or longest
     if kind == 'longrope' or scaling.get('factor') is None:
-      most = values.get('max_position_embeddings') or original
-      scaling['factor'] = (
-        scaling.get('factor') or most / scaling['original_max_position_embeddings']
-      )
-  wanted = {
-    'linear': ({'factor'}, set()),
-    'llama3': (
-      {'factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'},
-      set(),
-    ),
-    'yarn': (
-      {'factor', 'original_max_position_embeddings'},
-      {'attention_factor', 'beta_fast', 'beta_slow', 'mscale', 'mscale_all_dim', 'truncate'},
-    ),
-    'longrope': (
-      {'factor', 'original_max_position_embeddings', 'short_factor', 'long_factor'},
-      {'attention_factor'},
-    ),
-  }
-  if kind not in wanted:
-    raise ArchitectureError(f'rope_type {kind!r} is not one of default, {", ".join(wanted)}')
-  needed, optional = wanted[kind]
+      scaling['factor'] = scaling.get('factor') or (longest or original) / scaling[name]
+  required, optional = _ROPE_KEYS[kind]
   scaling['rope_type'] = kind
-  if missing := needed - scaling.keys():
+  if missing := required - scaling.keys():
     raise ArchitectureError(f'rope_scaling of type {kind} lacks {", ".join(sorted(missing))}')
-  if extra := scaling.keys() - needed - optional - {'rope_type'}:
+  if extra := scaling.keys() - required - optional - {'rope_type'}:
     raise ArchitectureError(
       f'rope_scaling of type {kind} has {", ".join(sorted(extra))}, which is not supported'
     )
-  result['rope_scaling'] = {key: value for key, value in scaling.items() if value is not None}
-  return result
+  return {key: value for key, value in scaling.items() if value is not None}
 
 
 def to_json_config(config: DecoderConfig, *, max_position_embeddings: int = 4096) -> dict:
   """A config.json for a model that was not imported.
 
-  Every family is tried, and the first whose reader gives this very DecoderConfig back is taken.
+  Uses the first family whose reader returns the same DecoderConfig.
 
   Args:
     config: the model.
-    max_position_embeddings: written into it; transformers sizes nothing by it.
+    max_position_embeddings: value of this key; it has no effect on sizes in transformers.
 
   Raises:
-    ArchitectureError: no family of transformers has this combination.
+    ArchitectureError: no family has this combination of fields.
   """
   structure = {field.name for field in dataclasses.fields(DecoderConfig)} - FREE_FIELDS
   for model_type, family in FAMILIES.items():
-    found = _written(model_type, family, config, max_position_embeddings)
+    json_config = _written(model_type, family, config, max_position_embeddings)
     try:
-      again = DecoderConfig(**decoder_fields(found))
+      again = DecoderConfig(**decoder_fields(json_config))
     except ValueError:
       continue
     if all(getattr(again, name) == getattr(config, name) for name in structure):
-      return found
-  raise ArchitectureError(f'no model family of transformers is built like {config}')
+      return json_config
+  raise ArchitectureError(f'no model family of transformers has the architecture {config}')
 
 
-# What a DecoderConfig says beyond the architecture.
+# DecoderConfig fields that are not part of the architecture.
 FREE_FIELDS = frozenset(
-  (
-    'vocab_multiple',
-    'dropout_rate',
-    'lora',
-    'dtype',
-    'param_dtype',
-    'remat',
-    'scan_layers',
-    'attention',
-  )
+  'vocab_multiple dropout_rate lora dtype param_dtype remat scan_layers attention'.split()
 )
 
 
 def _written(model_type: str, family: Family, config: DecoderConfig, positions: int) -> dict:
   known = {*_COMMON, *family.keys}
-  found = {key: getattr(config, field) for key, field in SAME.items() if key in known}
-  found |= {
+  json_config = {key: getattr(config, field) for key, field in SAME.items() if key in known}
+  json_config |= {
     'architectures': [family.architecture],
     'model_type': model_type,
     'max_position_embeddings': positions,
@@ -479,7 +482,7 @@ def _written(model_type: str, family: Family, config: DecoderConfig, positions: 
     ],
   }
   if model_type == 'gemma':
-    found['hidden_activation'] = found['hidden_act']
+    json_config['hidden_activation'] = json_config['hidden_act']
   scaling = dict(config.rope_scaling or {'rope_type': 'default'})
   scaling = {
     key: list(value) if isinstance(value, tuple) else value for key, value in scaling.items()
@@ -488,23 +491,25 @@ def _written(model_type: str, family: Family, config: DecoderConfig, positions: 
   if config.rope_fraction != 1.0:
     rope['partial_rotary_factor'] = config.rope_fraction
   local = 'rope_local_base_freq' in family.keys
-  found['rope_parameters'] = rope
+  json_config['rope_parameters'] = rope
   if local:
     theta = config.rope_local_theta if config.rope_local_theta is not None else config.rope_theta
-    found['rope_parameters'] = {
+    json_config['rope_parameters'] = {
       'full_attention': rope,
       'sliding_attention': {'rope_type': 'default', 'rope_theta': theta},
     }
   if 'attention_bias' in family.keys:
-    found['attention_bias'] = config.attention_bias == 'all'
+    json_config['attention_bias'] = config.attention_bias == 'all'
   if 'query_pre_attn_scalar' in family.keys:
     scalar = config.head_dim if config.query_scale is None else config.query_scale**-2
-    found['query_pre_attn_scalar'] = round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar
+    json_config['query_pre_attn_scalar'] = (
+      round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar
+    )
   if 'sliding_window' in family.keys:
-    found['sliding_window'] = config.window
+    json_config['sliding_window'] = config.window
   if 'use_sliding_window' in family.keys:
-    found['use_sliding_window'] = config.window is not None
+    json_config['use_sliding_window'] = config.window is not None
   if 'layer_types' in family.keys:
     names = {'global': 'full_attention', 'local': 'sliding_attention'}
-    found['layer_types'] = [names[config.kind(i)] for i in range(config.num_layers)]
-  return found
+    json_config['layer_types'] = [names[config.kind(i)] for i in range(config.num_layers)]
+  return json_config

@@ -1,4 +1,4 @@
-"""LoRA adapters as PEFT reads them: adapter_model.safetensors and adapter_config.json."""
+"""LoRA adapters in the format of PEFT: adapter_model.safetensors and adapter_config.json."""
 
 from collections.abc import Callable, Iterator
 
@@ -16,11 +16,10 @@ _PREFIX = 'base_model.model.'
 def adapter_tensors(
   model_type: str, config: DecoderConfig, params, dtype: str
 ) -> Iterator[tuple[str, tuple, Callable[[], np.ndarray]]]:
-  """(name, shape, function that fetches it) of every tensor of the adapter, as
-  `huggingface.model_tensors`.
+  """Yields (name, shape, function that fetches it) for every tensor, like `weights.model_tensors`.
 
-  Where a family keeps several matrices in one tensor (Phi-3), their adapters are put side by side:
-  A below A, and B in blocks, of as many times the rank.
+  If a tensor has several matrices (Phi-3), their adapters are combined into one of a multiple of
+  the rank: stacked A, and block-diagonal B.
   """
   flat = traverse_util.flatten_dict(params['decoder'], sep='/')
   rank = config.lora.rank
@@ -39,7 +38,7 @@ def adapter_tensors(
 
       def a(adapted=adapted):
         return np.concatenate(
-          [weights.whole(flat[f'{m}lora_a'], i, dtype).T for _, i, m in adapted]
+          [weights.to_host(flat[f'{m}lora_a'], i, dtype).T for _, i, m in adapted]
         )
 
       def b(kernels=kernels, adapted=adapted):
@@ -48,9 +47,8 @@ def adapter_tensors(
           outputs = weights.leaf_shape(path, config)[1]
           block = np.zeros((outputs, rank * len(adapted)), dtype)
           if f'{module}lora_b' in flat:
-            block[:, column : column + rank] = weights.whole(
-              flat[f'{module}lora_b'], index, dtype
-            ).T
+            adapter = weights.to_host(flat[f'{module}lora_b'], index, dtype)
+            block[:, column : column + rank] = adapter.T
             column += rank
           blocks.append(block)
         return np.concatenate(blocks)
@@ -61,7 +59,7 @@ def adapter_tensors(
     for name, shape, fetch in weights.model_tensors(model_type, config, params, dtype):
       if name in ('model.embed_tokens.weight', 'lm_head.weight'):
         yield _PREFIX + name, shape, fetch
-        if config.tie_embeddings:  # PEFT ties them again, and wants to find both
+        if config.tie_embeddings:  # PEFT ties them again but expects both
           yield f'{_PREFIX}lm_head.weight', shape, fetch
 
 
@@ -71,7 +69,7 @@ def adapter_config(model_type: str, config: DecoderConfig, base: str) -> dict:
   Args:
     model_type: of config.json.
     config: the model.
-    base: path or name of the base model, as PEFT is to find it.
+    base: path or name of the base model, for PEFT.
   """
   lora = config.lora
   parts: dict[str, int] = {}
@@ -91,7 +89,7 @@ def adapter_config(model_type: str, config: DecoderConfig, base: str) -> dict:
     'lora_dropout': lora.dropout,
     'use_rslora': lora.rs_lora,
     'target_modules': sorted(parts),
-    # The scale must stay what it was where the rank is a multiple.
+    # Keeps the scale where the rank is a multiple.
     'rank_pattern': {module: lora.rank * n for module, n in parts.items() if n > 1},
     'alpha_pattern': {
       module: lora.alpha * (n**0.5 if lora.rs_lora else n) for module, n in parts.items() if n > 1

@@ -1,6 +1,4 @@
-"""Weights in and out of Hugging Face directories: safetensors only, a tensor at a time, straight
-into the mesh's shards.
-"""
+"""Reads and writes Hugging Face weights: safetensors only, one tensor at a time, sharded."""
 
 from collections.abc import Callable, Iterator, Mapping
 import functools
@@ -13,6 +11,7 @@ import struct
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -26,62 +25,54 @@ from crossin_jax.storage.files import write_json
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
 DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'F64': 'float64'}
-# Parts of multimodal checkpoints that the text model has no use for.
+# Parts of multimodal checkpoints outside the text model.
 NOT_TEXT = (
-  'vision_tower.',
-  'multi_modal_projector.',
-  'model.vision_tower.',
-  'model.multi_modal_projector.',
-)
-# Names of the text model inside multimodal checkpoints, old and new.
+  'vision_tower.', 'multi_modal_projector.', 'model.vision_tower.', 'model.multi_modal_projector.',
+)  # fmt: skip
+# Old and new names of the text model in multimodal checkpoints.
 TEXT_PREFIXES = (
   ('language_model.model.', 'model.'),
   ('model.language_model.', 'model.'),
   ('language_model.', ''),
 )
-# What belongs to a model beside its weights and goes with it.
+# Files of a model other than its weights.
 COMPANIONS = (
-    'config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer.model',
-    'tokenizer_config.json',
-    'special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt',
-    'chat_template.jinja',
+  'config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer.model',
+  'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'vocab.json',
+  'merges.txt', 'chat_template.jinja',
 )  # fmt: skip
 
 
 class WeightsError(CrossinError, ValueError):
-  """A Hugging Face directory that cannot be read as weights; the message names the file, the tensor
-  and what to do.
-  """
+  """Hugging Face weights that cannot be read; the message names file, tensor and remedy."""
 
 
 def is_directory(path: str) -> bool:
-  """Whether this is a Hugging Face directory (it has a config.json)."""
+  """Whether this is a Hugging Face directory: it has a config.json."""
   return remote.exists(os.path.join(path, 'config.json'))
 
 
-# ---- which tensor is which leaf ----
+# ---- tensor names and leaves ----
 
 
 def tensor_leaves(
   model_type: str, config: DecoderConfig
 ) -> dict[str, tuple[tuple[str, int | None], ...]]:
-  """Tensor name -> its leaves as (path below `decoder/`, index into the stacked array there or
-  None), in order.
-  """
+  """Tensor name -> its leaves, each (path below `decoder/`, index in a stacked array or None)."""
   leaves = {name: tuple((path, None) for path in paths) for name, paths in TOP_TENSORS.items()}
   if config.tie_embeddings:
     del leaves['lm_head.weight']
   exists = _exists(config)
   for i in range(config.num_layers):
-    place, index = config.place(i)
+    layer, index = config.layer_path(i)
     for name, paths in FAMILIES[model_type].tensors.items():
       if all(exists(path) for path in paths):
-        leaves[f'model.layers.{i}.{name}'] = tuple((f'{place}/{path}', index) for path in paths)
+        leaves[f'model.layers.{i}.{name}'] = tuple((f'{layer}/{path}', index) for path in paths)
   return leaves
 
 
 def _exists(config: DecoderConfig):
-  """A test of whether a block has a leaf."""
+  """Returns a function that tells whether a block has a leaf."""
   without = set()
   if config.norm_placement == 'pre':
     without |= {'post_attention_norm/scale', 'post_mlp_norm/scale'}
@@ -106,83 +97,69 @@ def _is_transposed(path: str) -> bool:
 
 
 class Tensors:
-  """The tensors of a directory, by name; nothing is read before it is asked for.
+  """The tensors of a directory by name, read on demand.
 
   Attributes:
     shapes: name -> shape.
   """
 
   def __init__(self, directory: str):
-    """Raises WeightsError: no safetensors, a missing or damaged file, an index that does not agree
-    with the files.
+    """Opens all files and checks them against the index.
+
+    Raises:
+      WeightsError: no safetensors, a missing or damaged file, or a wrong index.
     """
     self.directory = directory = _fetched(directory)
-    index = os.path.join(directory, INDEX)
-    if os.path.exists(index):
-      try:
-        with open(index, encoding='utf-8') as f:
-          listed = dict(json.load(f)['weight_map'])
-      except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(
-          f'{index} is no index of safetensors ({error!r}); copy it anew'
-        ) from None
-      files = sorted(set(listed.values()))
-    elif os.path.exists(os.path.join(directory, SINGLE)):
-      listed, files = None, [SINGLE]
-    else:
-      pickled = [
-        n
-        for n in sorted(os.listdir(directory))
-        if n.endswith(('.bin', '.pt', '.pth', '.ckpt', '.msgpack'))
-      ]
-      raise WeightsError(
-        f'{directory} has neither {SINGLE} nor {INDEX}'
-        + (f', only {pickled[0]}, which is not opened: it could run code. Convert it with '
-           '`save_pretrained(..., safe_serialization=True)`' if pickled else '')
-      )  # fmt: skip
+    listed, files = _listed_files(directory)
     self._files, self._where, self.shapes, self._dtypes = {}, {}, {}, {}
     for file in files:
-      if os.path.basename(file) != file:
-        raise WeightsError(f'{index} names {file!r}, which is outside of the directory')
-      path = os.path.join(directory, file)
-      if not os.path.isfile(path):
-        raise WeightsError(f'{path} is missing; {INDEX} names it. Copy it too')
-      try:
-        opened = safetensors.safe_open(path, 'np')
-      except (safetensors.SafetensorError, OSError) as error:
-        raise WeightsError(f'{path} is damaged or cut off ({error}); copy it anew') from None
-      self._files[file] = opened
-      for name in opened.keys():
-        part = opened.get_slice(name)
-        plain = self._plain(name)
-        if plain is None:
-          continue
-        if plain in self._where:
-          raise WeightsError(f'tensor {name} is both in {self._where[plain][0]} and in {file}')
-        if part.get_dtype() not in DTYPES:
-          raise WeightsError(
-            f'{path}: tensor {name} is of dtype {part.get_dtype()}; supported are '
-            f'{", ".join(DTYPES)}. '
-            'Quantised weights must be converted first'
-          )
-        self._where[plain] = (file, name)
-        self.shapes[plain], self._dtypes[plain] = tuple(part.get_shape()), DTYPES[part.get_dtype()]
+      self._open(file)
     if listed is not None:
-      listed = {
-        plain: file for name, file in listed.items() if (plain := self._plain(name)) is not None
-      }
-      for name, file in listed.items():
-        if self._where.get(name, ('',))[0] != file:
-          really = f'it is in {self._where[name][0]}' if name in self._where else 'no file has it'
-          raise WeightsError(f'{index} says that {name} is in {file}, but {really}')
-      if extra := sorted(self._where.keys() - listed.keys()):
+      self._check_index(listed)
+
+  def _open(self, file: str) -> None:
+    """Opens one file and registers its tensors."""
+    path = os.path.join(self.directory, file)
+    if os.path.basename(file) != file:
+      raise WeightsError(
+        f'{os.path.join(self.directory, INDEX)} names {file!r}, which is outside of the directory'
+      )
+    if not os.path.isfile(path):
+      raise WeightsError(f'{path} is missing; {INDEX} names it. Copy it too')
+    try:
+      self._files[file] = opened = safetensors.safe_open(path, 'np')
+    except (safetensors.SafetensorError, OSError) as error:
+      raise WeightsError(f'{path} is damaged or cut off ({error}); copy it again') from None
+    for name in opened.keys():
+      part, plain = opened.get_slice(name), self._plain(name)
+      if plain is None:
+        continue
+      if plain in self._where:
+        raise WeightsError(f'tensor {name} is both in {self._where[plain][0]} and in {file}')
+      if part.get_dtype() not in DTYPES:
         raise WeightsError(
-          f'{self._where[extra[0]][0]} holds {extra[0]}, which {index} does not name'
+          f'{path}: tensor {name} has dtype {part.get_dtype()}; supported are {", ".join(DTYPES)}. '
+          'Quantised weights must be converted first'
         )
+      self._where[plain] = (file, name)
+      self.shapes[plain], self._dtypes[plain] = tuple(part.get_shape()), DTYPES[part.get_dtype()]
+
+  def _check_index(self, listed: dict[str, str]) -> None:
+    """Raises WeightsError if the index, tensor name -> file, does not match the files."""
+    index = os.path.join(self.directory, INDEX)
+    listed = {
+      plain: file for name, file in listed.items() if (plain := self._plain(name)) is not None
+    }
+    for name, file in listed.items():
+      if self._where.get(name, ('',))[0] != file:
+        actual = f'it is in {self._where[name][0]}' if name in self._where else 'no file has it'
+        raise WeightsError(f'{index} says that {name} is in {file}, but {actual}')
+    if extra := sorted(self._where.keys() - listed.keys()):
+      raise WeightsError(f'{self._where[extra[0]][0]} has {extra[0]}, which {index} does not name')
 
   @staticmethod
   def _plain(name: str) -> str | None:
-    """The name that a text-only checkpoint would have; None for what is not text."""
+    """The name in a text-only checkpoint; None outside the text model."""
     if name.startswith(NOT_TEXT):
       return None
     for prefix, replacement in TEXT_PREFIXES:
@@ -195,16 +172,14 @@ class Tensors:
     return self._dtypes[name]
 
   def read(self, name: str, selection: tuple[slice, ...] = ()) -> np.ndarray:
-    """A tensor, or a part of it: only its bytes are read."""
+    """Reads a tensor, or only the selected part of it."""
     file, name = self._where[name]
     if not selection:
       return self._files[file].get_tensor(name)
     return self._files[file].get_slice(name)[selection]
 
   def digest(self) -> str:
-    """SHA-256 over names, dtypes, places and both ends of the data of every file: seconds, not
-    minutes, for 100 GB.
-    """
+    """SHA-256 of the header and both ends of the data of every file; takes seconds for 100 GB."""
     digest = hashlib.sha256()
     for file in sorted(self._files):
       path = os.path.join(self.directory, file)
@@ -218,8 +193,31 @@ class Tensors:
     return digest.hexdigest()
 
 
+def _listed_files(directory: str) -> tuple[dict[str, str] | None, list[str]]:
+  """The index, tensor name -> file, or None without one; and the names of all files."""
+  index = os.path.join(directory, INDEX)
+  if os.path.exists(index):
+    try:
+      with open(index, encoding='utf-8') as f:
+        listed = dict(json.load(f)['weight_map'])
+    except (ValueError, KeyError, TypeError) as error:
+      raise WeightsError(
+        f'{index} is not an index of safetensors ({error!r}); copy it again'
+      ) from None
+    return listed, sorted(set(listed.values()))
+  if os.path.exists(os.path.join(directory, SINGLE)):
+    return None, [SINGLE]
+  pickled = ('.bin', '.pt', '.pth', '.ckpt', '.msgpack')
+  unsafe = next((n for n in sorted(os.listdir(directory)) if n.endswith(pickled)), None)
+  hint = (
+    f', only {unsafe}, which is not opened because it could run code. Convert it with '
+    '`save_pretrained(..., safe_serialization=True)`'
+  )
+  raise WeightsError(f'{directory} has neither {SINGLE} nor {INDEX}{hint if unsafe else ""}')
+
+
 def _fetched(directory: str) -> str:
-  """Where the safetensors of a directory lie on this machine; those of a remote one are copied."""
+  """The local directory of the safetensors; downloads remote ones."""
   if not remote.is_remote(directory):
     return directory
   here = remote.fetched(directory, [INDEX], optional=True)
@@ -229,27 +227,26 @@ def _fetched(directory: str) -> str:
   except FileNotFoundError:
     files = [SINGLE]
   except (ValueError, KeyError, TypeError, AttributeError):
-    return here  # who reads it next says so
+    return here  # `Tensors` reports the error
   return remote.fetched(directory, sorted(files))
 
 
 def load_params(directory: str, config: DecoderConfig, abstract):
-  """Parameters from a directory, each tensor read once, only the parts that this host's devices
-  hold.
+  """Reads parameters, each tensor once and only the shards of this host's devices.
 
-  Beside the arrays themselves no more than one tensor is in memory at a time.
+  At most one tensor is in memory in addition to the result.
 
   Args:
     directory: with config.json and safetensors.
-    config: the model, see `architectures.from_huggingface`.
-    abstract: tree `{'decoder': ...}` of jax.ShapeDtypeStruct with shardings; leaves missing in it
-      are not read.
+    config: the model, see `families.from_huggingface`.
+    abstract: tree `{'decoder': ...}` of jax.ShapeDtypeStruct with shardings; other leaves are not
+      read.
 
   Returns:
     The same tree of arrays.
 
   Raises:
-    WeightsError: a tensor is missing, left over or of another shape.
+    WeightsError: a tensor is missing, unknown or has another shape.
   """
   from crossin_jax.models.huggingface.families import read_json_config
 
@@ -276,77 +273,72 @@ def load_params(directory: str, config: DecoderConfig, abstract):
       [(_, name, first, rows)] = parts[path]
       loaded[path] = read(leaf.shape, leaf.dtype, leaf.sharding, name, first, rows)
       continue
-    one = jax.sharding.NamedSharding(
-      leaf.sharding.mesh, jax.sharding.PartitionSpec(*leaf.sharding.spec[1:])
-    )
+    of_layer = NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[1:]))
     stack = jax.jit(
       lambda leaf=leaf: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding
     )()
     put = _put(leaf.sharding)
     for index, name, first, rows in parts[path]:
-      stack = put(stack, read(leaf.shape[1:], leaf.dtype, one, name, first, rows), index)
+      stack = put(stack, read(leaf.shape[1:], leaf.dtype, of_layer, name, first, rows), index)
     loaded[path] = stack
-    jax.block_until_ready(stack)  # or the host runs ahead with many tensors in its hands
+    jax.block_until_ready(stack)  # else the host runs ahead and holds many tensors
   return {'decoder': traverse_util.unflatten_dict(loaded, sep='/')}
 
 
 @functools.lru_cache(maxsize=64)
 def _put(sharding):
-  """A jitted (stack, layer, index) -> stack with that layer in place."""
+  """A jitted (stack, layer, index) -> stack with that layer replaced."""
   write = lambda stack, layer, index: jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
   return jax.jit(write, donate_argnums=0, out_shardings=sharding)
 
 
 def _read_leaf(tensors, path, config, shape, dtype, sharding, name, first, rows):
-  """One leaf (one layer of it) in its shards; padding rows of the vocabulary are zero."""
+  """Reads one leaf, or one layer of it, as a sharded array; vocabulary padding is zero."""
+
+  transposed = _is_transposed(path)
 
   def part(selection):
     bounds = [s.indices(n)[:2] for s, n in zip(selection, shape)]
-    if _is_transposed(path):
+    if transposed:
       bounds = bounds[::-1]
     (start, stop), *rest = bounds
     inside = slice(first + start, first + min(stop, rows)) if start < rows else slice(first, first)
     values = tensors.read(name, (inside, *(slice(*bound) for bound in rest)))
-    values = values.T if _is_transposed(path) else values
-    values = values.astype(dtype)
+    values = (values.T if transposed else values).astype(dtype)
     missing = (stop - start) - (inside.stop - inside.start)
     if missing > 0:
-      axis = 1 if _is_transposed(path) else 0
-      values = np.pad(values, [(0, missing if i == axis else 0) for i in range(values.ndim)])
+      values = np.pad(values, [(0, missing * (i == transposed)) for i in range(values.ndim)])
     return values
 
   return jax.make_array_from_callback(tuple(shape), sharding, part)
 
 
 def _rows(shape, leaves, path, config: DecoderConfig) -> int:
-  """Rows of one leaf in a tensor that several share."""
+  """Number of rows of one leaf in its tensor."""
   if len(leaves) == 1:
     return shape[0]
-  names = {
-    'query': config.num_heads * config.head_dim,
-    'gate': config.mlp_dim,
-    'up': config.mlp_dim,
-  }
-  return names.get(path.split('/')[-2], config.num_kv_heads * config.head_dim)
+  return leaf_shape(path, config)[1]
 
 
 def leaf_shape(path: str, config: DecoderConfig) -> tuple[int, ...]:
-  """Shape of a leaf of one layer, vocabulary not padded."""
+  """Shape of a leaf of one layer, without padding of the vocabulary."""
+  embed, mlp = config.embed_dim, config.mlp_dim
   wide, narrow = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-  ends = {'query': (config.embed_dim, wide), 'key': (config.embed_dim, narrow), 'value': (config.embed_dim, narrow),
-          'out': (wide, config.embed_dim), 'gate': (config.embed_dim, config.mlp_dim),
-          'up': (config.embed_dim, config.mlp_dim),
-          'down': (config.mlp_dim, config.embed_dim)}  # fmt: skip
   if path == 'token_embedding':
-    return config.vocab_size, config.embed_dim
+    return config.vocab_size, embed
   if path == 'lm_head':
-    return config.embed_dim, config.vocab_size
+    return embed, config.vocab_size
   *_, module, leaf = path.split('/')
   if leaf == 'scale':
     joined = {'query_norm': wide, 'key_norm': narrow}
-    return (joined.get(module, config.embed_dim) if config.qk_norm == 'joined' or module not in joined
-            else config.head_dim,)  # fmt: skip
-  return ends[module] if leaf == 'kernel' else ends[module][1:]
+    if module in joined and config.qk_norm != 'joined':
+      return (config.head_dim,)
+    return (joined.get(module, embed),)
+  kernels = {
+    'query': (embed, wide), 'key': (embed, narrow), 'value': (embed, narrow), 'out': (wide, embed),
+    'gate': (embed, mlp), 'up': (embed, mlp), 'down': (mlp, embed),
+  }  # fmt: skip
+  return kernels[module] if leaf == 'kernel' else kernels[module][1:]
 
 
 def tensor_shape(leaves, config: DecoderConfig) -> tuple[int, ...]:
@@ -357,12 +349,12 @@ def tensor_shape(leaves, config: DecoderConfig) -> tuple[int, ...]:
 
 def _check(tensors: Tensors, table: Mapping, config: DecoderConfig, directory: str) -> None:
   extra = tensors.shapes.keys() - table.keys()
-  # Some writers store the tied head, or tables that follow from the configuration, a second time.
+  # Some writers also store the tied head, or tables that the configuration determines.
   extra = {name for name in extra if not name.endswith('rotary_emb.inv_freq')}
   if config.tie_embeddings:
     extra -= {'lm_head.weight'}
   problems = [f'tensor {name} is missing' for name in sorted(table.keys() - tensors.shapes.keys())]
-  problems += [f'tensor {name} belongs to no part of the model' for name in sorted(extra)]
+  problems += [f'tensor {name} is not part of the model' for name in sorted(extra)]
   problems += [
     f'tensor {name} has shape {tensors.shapes[name]}, config.json says '
     f'{tensor_shape(leaves, config)}'
@@ -372,7 +364,7 @@ def _check(tensors: Tensors, table: Mapping, config: DecoderConfig, directory: s
   if problems:
     more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
     raise WeightsError(
-      f'{directory}: {"; ".join(problems[:3])}{more}. Is config.json of these weights?'
+      f'{directory}: {"; ".join(problems[:3])}{more}. Does config.json belong to these weights?'
     )
 
 
@@ -382,25 +374,24 @@ def _check(tensors: Tensors, table: Mapping, config: DecoderConfig, directory: s
 def model_tensors(
   model_type: str, config: DecoderConfig, params, dtype: str
 ) -> Iterator[tuple[str, tuple, Callable[[], np.ndarray]]]:
-  """(name, shape, function that fetches it to the host as NumPy) of every tensor of a model, in the
-  files' order.
+  """Yields (name, shape, function that fetches it as NumPy) for every tensor, in file order.
 
-  Adapters are folded into their kernels, in f32. The functions must be called on every host, in
-  this order.
+  Adds adapters to their kernels in f32. All hosts must call the functions, in this order.
   """
   flat = traverse_util.flatten_dict(params['decoder'], sep='/')
 
   def fetch(leaves):
     parts = []
     for path, index in leaves:
-      value = whole(flat[path], index, dtype if _adapter(flat, path) is None else 'float32')
-      if adapter := _adapter(flat, path):
-        a, b = (whole(leaf, index, 'float32') for leaf in adapter)
+      adapter = _adapter(flat, path)
+      value = to_host(flat[path], index, dtype if adapter is None else 'float32')
+      if adapter:
+        a, b = (to_host(leaf, index, 'float32') for leaf in adapter)
         value = (value + np.float32(config.lora.scale) * (a @ b)).astype(dtype)
-      if path in ('token_embedding', 'lm_head'):
-        value = (
-          value[: config.vocab_size] if path == 'token_embedding' else value[:, : config.vocab_size]
-        )
+      if path == 'token_embedding':
+        value = value[: config.vocab_size]
+      if path == 'lm_head':
+        value = value[:, : config.vocab_size]
       parts.append(value.T if _is_transposed(path) else value)
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -409,19 +400,17 @@ def model_tensors(
 
 
 def _adapter(flat: Mapping, path: str) -> tuple | None:
-  """(A, B) beside a kernel, if there are any."""
+  """(A, B) of a kernel, or None."""
   module, _, leaf = path.rpartition('/')
-  return (
-    (flat[f'{module}/lora_a'], flat[f'{module}/lora_b'])
-    if leaf == 'kernel' and f'{module}/lora_a' in flat
-    else None
-  )
+  if leaf != 'kernel' or f'{module}/lora_a' not in flat:
+    return None
+  return flat[f'{module}/lora_a'], flat[f'{module}/lora_b']
 
 
-def whole(leaf, index: int | None, dtype: str) -> np.ndarray:
-  """A leaf, or one layer of it, on this host."""
+def to_host(leaf, index: int | None, dtype: str) -> np.ndarray:
+  """A leaf, or one layer of it, as NumPy on every host."""
   if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-    replicated = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec())
+    replicated = NamedSharding(leaf.sharding.mesh, PartitionSpec())
     pick = lambda x: (x if index is None else x[index]).astype(dtype)
     return np.asarray(jax.jit(pick, out_shardings=replicated)(leaf))
   return np.asarray(leaf if index is None else leaf[index]).astype(dtype)
@@ -430,15 +419,15 @@ def whole(leaf, index: int | None, dtype: str) -> np.ndarray:
 def write_tensors(
   directory: str, tensors, dtype: str, *, shard_bytes: int, single: str = SINGLE
 ) -> None:
-  """Writes safetensors files of at most `shard_bytes` (a larger tensor gets its own), and their
-  index if several.
+  """Writes safetensors files and, if there are several, their index.
 
   Args:
-    directory: exists; only host 0 writes.
-    tensors: as `model_tensors` gives them.
+    directory: must exist; only host 0 writes.
+    tensors: of `model_tensors`.
     dtype: of the values.
-    shard_bytes: most bytes of a file; as much is held in memory.
-    single: name of the file if there is one only.
+    shard_bytes: maximum bytes of a file, and of the tensors in memory; a larger tensor gets a
+      separate file.
+    single: name of the file if there is only one.
   """
   chief = jax.process_index() == 0
   width = jnp.dtype(dtype).itemsize
@@ -460,7 +449,7 @@ def write_tensors(
     for name, _, fetch in group:
       value = fetch()
       if chief:
-        values[name] = np.ascontiguousarray(value)  # safetensors writes memory as it lies
+        values[name] = np.ascontiguousarray(value)  # safetensors writes raw memory
       weight_map[name] = file
     if chief:
       safetensors.numpy.save_file(values, os.path.join(directory, file), metadata={'format': 'pt'})
@@ -472,7 +461,7 @@ def write_tensors(
 
 
 def copy_companions(source: str, target: str) -> list[str]:
-  """Copies configuration and tokenizer files, whichever there are; returns their names."""
+  """Copies the configuration and tokenizer files that exist; returns their names."""
   os.makedirs(target, exist_ok=True)
   source = remote.fetched(source, COMPANIONS, optional=True)
   names = [name for name in COMPANIONS if os.path.isfile(os.path.join(source, name))]

@@ -13,7 +13,7 @@ import sys
 
 from crossin_jax import config
 from crossin_jax.endpoint import flags as endpoint_flags
-from crossin_jax.endpoint.client import Request, rough_tokens, stoppable
+from crossin_jax.endpoint.client import Request, rough_tokens
 from crossin_jax.languages import ENGLISH_NAMES
 from crossin_jax.storage.files import write_json
 from crossin_jax.translation import translate
@@ -34,7 +34,7 @@ def request(instruction: str, language: str) -> Request:
   expected = min(PARAMETERS['max_tokens'], 200 + rough_tokens(instruction))
   return Request(
     ({'role': 'user', 'content': content},), PARAMETERS, accept=lambda text: bool(text.strip()),
-    whole=True, expected_tokens=expected
+    complete=True, expected_tokens=expected
   )  # fmt: skip
 
 
@@ -138,23 +138,14 @@ def main(argv: list[str]) -> int:
   places = [(language, number) for language in languages for number in range(len(asked))]
   requests = [request(asked[number][1], language) for language, number in places]
   found = dict.fromkeys(places, (None, 'no reply'))
-  with (
-    stoppable() as check,
-    endpoint_flags.from_flags(args, [args.model], os.path.dirname(args.output)) as endpoint,
-  ):
-    estimate = endpoint.estimate(requests)
-    print(f'{len(asked):,} instructions, {len(languages)} language(s): {estimate}', file=sys.stderr)
-    endpoint.check_budget(estimate)
+  what = f'{len(asked):,} instructions, {len(languages)} language(s)'
+  folder = os.path.dirname(args.output)
+  with endpoint_flags.session(args, [args.model], folder, requests, what) as session:
     if args.dry_run:
-      return _done(
-        args, {'requests': estimate.requests, 'cached': estimate.cached, 'usd': estimate.usd}
-      )
-    try:
-      for reply in endpoint.complete(requests, progress='distill', check=check):
-        found[places[reply.index]] = outcome(reply)
-    finally:
-      print(endpoint_flags.told(endpoint), file=sys.stderr)
-    used = endpoint.counts()
+      return _done(args, session.dry_run())
+    for reply in session.endpoint.complete(requests, progress='distill', check=session.check):
+      found[places[reply.index]] = outcome(reply)
+    used = session.endpoint.counts()
   manifest = write(args, languages, asked, found)
   for language in languages:
     told = ', '.join(

@@ -303,7 +303,7 @@ def test_blockwise_compiles_for_tpus():
 def test_places_of_segments(seed, most):
   """Every token lies in exactly one segment, in order; -1 behind the last."""
   ids = segments_of(np.random.default_rng(seed), 3, 17, most=7)
-  starts, lengths, counts = map(np.asarray, attention_cudnn.places(jnp.asarray(ids), most))
+  starts, lengths, counts = map(np.asarray, attention_cudnn.offsets(jnp.asarray(ids), most))
   assert (
     starts.shape == (3, most + 1)
     and lengths.shape == (3, most)
