@@ -129,42 +129,15 @@ def _filled_cache(module, params, inputs, causal_attention, lengths_B):
   return filled['cache']
 
 
-class _Losses:
-  """Losses and metrics of `CrossInModel`."""
-
-  def loss_fn(self, params, batch, dropout_rng):
-    """Mean loss per token of weight, and the metrics."""
-    objective, found = self.summed_loss_fn(params, batch, dropout_rng)
-    return objective / jnp.maximum(batch['decoder_loss_weights'].sum(), 1e-8), found
-
-  def summed_loss_fn(self, params, batch, dropout_rng):
-    """The sum of weighted token losses, for a trainer that divides once over all microbatches."""
-    objective, loss_BL = losses.cross_entropy(self.module, params, batch, self._z_loss, dropout_rng)
-    return objective, _metrics(batch, loss_BL)
-
-  def eval_fn(self, params, batch):
-    """As `loss_fn`, with the accuracy, which needs the logits of the complete batch."""
-    import clu.metrics
-
-    logits_BLV = self._compute_logits(params, batch)
-    loss_BL, _ = losses.token_losses(logits_BLV, batch['decoder_target_tokens'])
-    found = _metrics(batch, loss_BL)
-    found['accuracy'] = clu.metrics.Accuracy.from_model_output(
-      logits=logits_BLV,
-      labels=batch['decoder_target_tokens'],
-      mask=batch['decoder_loss_weights'] > 0,
-    )
-    return found['loss'].compute(), found
-
-
 @functools.cache
 def _model_class():
+  import clu.metrics
   from t5x import decoding, models
 
   from seqio_tasks.feature_converter import AnyTaskFeatureConverter
   from seqio_tasks.vocabularies import SeqioVocabulary
 
-  class CrossInModel(_Losses, models.DecoderOnlyModel):
+  class CrossInModel(models.DecoderOnlyModel):
     """See `t5x_model`."""
 
     def __init__(self, module, vocabulary, optimizer_def, z_loss, stop_id, temperature, top_k):
