@@ -110,11 +110,11 @@ class WorldDocuments:
 
   def heard(self, output: str, fact: Fact, language: str) -> str:
     """Classifies a response to the question about a fact, as one of HEARD."""
-    said = self._sentences[language].get(output.strip())
-    if said is None:
+    statement = self._sentences[language].get(output.strip())
+    if statement is None:
       elsewhere = any(output.strip() in self._sentences[code] for code in self.world.languages)
       return 'other language' if elsewhere else 'no whole sentence'
-    entity, relation, value = said
+    entity, relation, value = statement
     if (entity, relation) != (fact.entity, fact.relation):
       return 'about something else'
     return 'right' if value == fact.value else 'wrong value'
@@ -132,9 +132,9 @@ class WorldDocuments:
   @functools.cached_property
   def _sentences(self) -> dict[str, dict[str, tuple[str, str, str]]]:
     """Language -> every possible sentence -> (entity, relation, value)."""
-    told = {}
+    statements = {}
     for language in self.world.languages:
-      told[language] = {
+      statements[language] = {
         self._fill(template, dataclasses.replace(fact, value=value), language): (
           fact.entity,
           fact.relation,
@@ -146,7 +146,7 @@ class WorldDocuments:
         ]
         for value in self.world.values[KINDS[fact.relation]]
       }
-    return told
+    return statements
 
   def spoiled(self, rows: Sequence[dict], language: str, share: float = 0.5) -> list[dict]:
     """Candidates of which a share has been spoiled, a quarter of these in each of FLAWS; 'flaw'

@@ -57,14 +57,14 @@ class HandedOn:
         f'{wrong[0]} is another in every step of the pipeline; take it out (--output_dir says '
         'where)'
       )
-    found, used = [], {(): set()}  # commands -> macros that their settings use
+    forwarded, used = [], {(): set()}  # commands -> macros that their settings use
     for name, value, module, commands in config.bindings():
       references = list(config.references(value))
       used.setdefault(commands, set()).update(
         r.scopes[-1] for r in references if config.is_macro(r)
       )
       if commands:
-        found.append(
+        forwarded.append(
           _Binding(name, value, tuple(sorted({module, *_modules(references)})), commands)
         )
     for name, value in macros.items():
@@ -72,10 +72,10 @@ class HandedOn:
       commands = {c for commands in users for c in commands} if users else set(MACROS)
       if commands:
         order = tuple(c for c in (*MACROS, 'prepare') if c in commands)
-        found.append(
+        forwarded.append(
           _Binding(name, value, tuple(sorted(_modules(config.references(value)))), order)
         )
-    return cls(sorted(found, key=lambda binding: binding.name))
+    return cls(sorted(forwarded, key=lambda binding: binding.name))
 
   def flags(self, command: str) -> list[str]:
     """Flags of one of the commands."""

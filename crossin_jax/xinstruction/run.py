@@ -54,13 +54,13 @@ class Run:
 
   def counted(self, folder: str, field: str, name: str) -> dict:
     """Counts the rows of a folder with and without a text in a field, and the reasons."""
-    found = {name: 0, 'empty': 0}
+    counts = {name: 0, 'empty': 0}
     for language in self.settings.languages:
       for row in rows_lib.read_language(folder, language):
-        found[name if row[field] else 'empty'] += 1
+        counts[name if row[field] else 'empty'] += 1
         if reason := row.get('reason'):
-          found[reason] = found.get(reason, 0) + 1
-    return found
+          counts[reason] = counts.get(reason, 0) + 1
+    return counts
 
   def train(
     self,

@@ -82,16 +82,16 @@ class Kind(NamedTuple):
 
 def instruction_of(reply: str) -> str | None:
   """instruction_of('Sure! <instruction> Name a tree. </instruction>') == 'Name a tree.'"""
-  found = _INSTRUCTION.findall(reply)
-  return found[0].strip() or None if len(found) == 1 else None
+  matches = _INSTRUCTION.findall(reply)
+  return matches[0].strip() or None if len(matches) == 1 else None
 
 
 def level_of(reply: str) -> float | None:
   """level_of('<level>2</level>') == 2.0; None without a level from 1 to 3, and with two different
   ones.
   """
-  found = set(_LEVEL.findall(reply))
-  return float(level) if len(found) == 1 and (level := found.pop()) in ('1', '2', '3') else None
+  levels = set(_LEVEL.findall(reply))
+  return float(level) if len(levels) == 1 and (level := levels.pop()) in ('1', '2', '3') else None
 
 
 KINDS = {
@@ -226,12 +226,12 @@ class Teacher:
       if chunk.finished:
         continue
       requests = chunk.requests()
-      found = [{}] * len(requests)
+      outputs = [{}] * len(requests)
       for reply in endpoint.complete(requests, progress=None, check=check):
-        found[reply.index] = chunk.row(reply)
+        outputs[reply.index] = chunk.row(reply)
         done += 1
         progress.show(done)
-      rows_lib.write(chunk.output, found)
+      rows_lib.write(chunk.output, outputs)
 
 
 class _Chunk:

@@ -128,9 +128,9 @@ def _ngrams(distinct: list[str], dimensions: int, seed: int, **analysis) -> np.n
   frequency = np.bincount(counts.indices, minlength=_FEATURES)
   # an n-gram that occurs once makes no texts similar
   kept = np.flatnonzero(frequency > (1 if len(sample) > 1000 else 0))
-  found = np.zeros((len(distinct), dimensions), np.float32)
+  vectors = np.zeros((len(distinct), dimensions), np.float32)
   if not len(kept):
-    return found
+    return vectors
   inverse = (np.log((1 + len(sample)) / (1 + frequency[kept])) + 1).astype(np.float32)
 
   def weighted(counts):
@@ -140,16 +140,16 @@ def _ngrams(distinct: list[str], dimensions: int, seed: int, **analysis) -> np.n
 
   rank = min(dimensions, len(sample), len(kept))
   if len(kept) == 1:  # too few for an SVD
-    found[:, :1] = weighted(vectorizer.transform(distinct)).toarray()
-    return found
+    vectors[:, :1] = weighted(vectorizer.transform(distinct)).toarray()
+    return vectors
   svd = sklearn('sklearn.decomposition').TruncatedSVD(rank, n_iter=4, random_state=seed)
   # For a single text, scikit-learn divides by a variance of 0.
   with single_thread(), np.errstate(invalid='ignore'):
     svd.fit(weighted(counts))
     for first in range(0, len(distinct), _BATCH):
       batch = weighted(vectorizer.transform(distinct[first : first + _BATCH]))
-      found[first : first + _BATCH, :rank] = svd.transform(batch)
-  return found
+      vectors[first : first + _BATCH, :rank] = svd.transform(batch)
+  return vectors
 
 
 def _digest(text: str) -> bytes:
@@ -171,9 +171,9 @@ def _sentence_transformer(distinct: list[str], name: str) -> np.ndarray:
   # Sorted by length for little padding, and independent of the order of the texts.
   order = sorted(range(len(distinct)), key=lambda i: (-len(distinct[i]), distinct[i]))
   encoded = SentenceTransformer(name).encode([distinct[i] for i in order], convert_to_numpy=True)
-  found = np.empty((len(distinct), encoded.shape[1]), np.float32)
-  found[order] = encoded
-  return found
+  vectors = np.empty((len(distinct), encoded.shape[1]), np.float32)
+  vectors[order] = encoded
+  return vectors
 
 
 def _of_checkpoint(distinct: list[str], checkpoint: str, model, max_tokens: int) -> np.ndarray:
@@ -190,12 +190,12 @@ def _of_checkpoint(distinct: list[str], checkpoint: str, model, max_tokens: int)
   with partition.activate():
     params = source.params(model, partition)
     tokens = [vocabulary.encode(text)[:max_tokens] for text in distinct]
-    found = mean_states(model, params, partition, tokens, bos_id=vocabulary.bos_id)
+    vectors = mean_states(model, params, partition, tokens, bos_id=vocabulary.bos_id)
   # The hidden states share a large common component, which is subtracted.
   read = np.array([bool(ids) for ids in tokens])
   if read.sum() > 1:
-    found[read] -= found[read].mean(0)
-  return found
+    vectors[read] -= vectors[read].mean(0)
+  return vectors
 
 
 def mean_states(
@@ -219,7 +219,7 @@ def mean_states(
 
   rows = -(-rows // partition.batch_ways) * partition.batch_ways
   compute = _mean_states(model, partition.replicated)
-  found = np.zeros((len(tokens), model.config.embed_dim), np.float32)
+  vectors = np.zeros((len(tokens), model.config.embed_dim), np.float32)
   shapes: dict[int, list[int]] = {}
   for i, ids in enumerate(tokens):
     if len(ids):
@@ -234,8 +234,8 @@ def mean_states(
         segments[row, : len(tokens[i]) + 1] = 1
       make = lambda _, selected: {'inputs': inputs[selected], 'segments': segments[selected]}
       batch = put_batch(make, 0, (rows, length), partition.batch_sharding)
-      found[own] = np.asarray(compute(params, batch))[: len(own)]
-  return found
+      vectors[own] = np.asarray(compute(params, batch))[: len(own)]
+  return vectors
 
 
 @functools.lru_cache(maxsize=8)

@@ -109,10 +109,10 @@ def _smallest(windows, letters: int, text_of, ends, texts: int, bits: int) -> np
     mixed ^= mixed >> np.uint64(shift)
     mixed *= np.uint64(factor)
   mixed ^= mixed >> np.uint64(31)
-  found = np.full(texts << bits, _EMPTY_ANCHOR)
+  smallest = np.full(texts << bits, _EMPTY_ANCHOR)
   index = (text_of[whole] << bits) + (mixed >> np.uint64(64 - bits)).astype(np.int64)
-  np.minimum.at(found, index, mixed.astype(np.uint32))
-  return found.reshape(texts, 1 << bits)
+  np.minimum.at(smallest, index, mixed.astype(np.uint32))
+  return smallest.reshape(texts, 1 << bits)
 
 
 def similarity(profiles_NP: np.ndarray, others_NP: np.ndarray) -> np.ndarray:
@@ -210,9 +210,9 @@ def _compare_candidates(
 def _drop(edges: list[np.ndarray], alive: np.ndarray) -> int:
   """Removes from `alive` each text that is near an earlier kept text; returns the number."""
   before = int(alive.sum())
-  found = np.unique(np.concatenate(edges)) if edges else np.zeros(0, np.uint64)
+  pairs = np.unique(np.concatenate(edges)) if edges else np.zeros(0, np.uint64)
   # NB: sorted by the later text of each pair, so that the earlier one is already decided.
-  for high, low in zip((found >> np.uint64(32)).tolist(), (found & np.uint64(0xFFFFFFFF)).tolist()):
+  for high, low in zip((pairs >> np.uint64(32)).tolist(), (pairs & np.uint64(0xFFFFFFFF)).tolist()):
     if alive[low]:
       alive[high] = False
   return before - int(alive.sum())

@@ -199,8 +199,8 @@ def clean(text: str, language: str, filters: Filters) -> tuple[str, str | None]:
     return '', 'too_short'
   reason = _form(text, filters) or _boilerplate(text, filters) or _repetition(text, filters)
   if reason is None and filters.least_confidence > 0:
-    found, confidence = language_id.identify(text, filters.language_bytes)
-    if found != language:
+    identified, confidence = language_id.identify(text, filters.language_bytes)
+    if identified != language:
       reason = 'other_language'
     elif confidence < filters.least_confidence:
       reason = 'uncertain_language'

@@ -226,8 +226,8 @@ def _common_lines(parts: list[Part], stays: np.ndarray, filters_: Filters) -> np
   for part in parts:
     hashes.append(part.line_hashes[stays[first + part.line_owners]])
     first += len(part.ends)
-  found, times = np.unique(np.concatenate(hashes), return_counts=True)
-  common = found[times >= filters_.common_line]
+  distinct, times = np.unique(np.concatenate(hashes), return_counts=True)
+  common = distinct[times >= filters_.common_line]
   result, first = np.zeros(len(stays), bool), 0
   for part in parts:
     shares = part.line_shares * np.isin(part.line_hashes, common)

@@ -28,13 +28,13 @@ def results(documents, run: Run, answers: str, models: Sequence[str]) -> dict:
     'responses': see `responses`, 'examples': candidates with what was made of them, 'findings':
     sentences}; fractions 0..1.
   """
-  found = {
+  report = {
     'generator': _generator(documents, run),
     'refinement': [refinement(documents, run, i) for i in range(run.rounds)],
     'responses': responses(documents, run.settings.languages, answers, models),
     'examples': _examples(documents, run),
   }
-  return found | {'findings': findings(found)}
+  return report | {'findings': findings(report)}
 
 
 def refinement(documents, run: Run, i: int) -> dict:
@@ -147,17 +147,17 @@ def responses(documents, languages: Sequence[str], answers: str, models: Sequenc
   return {'models': summary, 'differences': differences}
 
 
-def findings(found: dict) -> list[str]:
+def findings(report: dict) -> list[str]:
   """The results as sentences."""
   percent = lambda share: '-' if share is None else f'{100 * share:.0f} %'
   sentences = []
-  right = found['generator']
+  right = report['generator']
   sentences.append(
     'The generator asks for what a text of unseen facts tells in '
     + ', '.join(f'{ENGLISH_NAMES[code]} {percent(share)}' for code, share in right.items())
     + ' of the texts.'
   )
-  for one in found['refinement']:
+  for one in report['refinement']:
     precision = one['precision']
     if precision is None:
       sentences.append(f'Round {one["round"]} keeps none of {one["candidates"]:,} candidates.')
@@ -169,8 +169,8 @@ def findings(found: dict) -> list[str]:
       f'{percent(precision["high"])}), recall '
       f'{percent(one["recall"])}; chance would give {percent(one["good"] / one["candidates"])}.'
     )
-  for form, others in found['responses']['differences'].items():
-    models = found['responses']['models']
+  for form, others in report['responses']['differences'].items():
+    models = report['responses']['models']
     shown = ', '.join(
       f'{model} {percent(own[form]["follows"]["estimate"])}' for model, own in models.items()
     )
@@ -249,5 +249,5 @@ def _column(values: Sequence[bool]) -> np.ndarray:
   return np.asarray(values, bool)[:, None]
 
 
-def _interval(found) -> dict:
-  return {'estimate': found.estimate, 'low': found.low, 'high': found.high}
+def _interval(interval) -> dict:
+  return {'estimate': interval.estimate, 'low': interval.low, 'high': interval.high}

@@ -29,8 +29,8 @@ def filter_documents(run: Run, folder: str) -> Mapping:
   counts = {}
   for language in run.settings.languages:
     paths = run.settings.documents.replace('{language}', language)
-    found = run_filter(language, paths, folder, run.filters, chunk=run.settings.chunk)
-    counts[language] = {key: found[key] for key in ('read', 'kept', 'dropped')}
+    summary = run_filter(language, paths, folder, run.filters, chunk=run.settings.chunk)
+    counts[language] = {key: summary[key] for key in ('read', 'kept', 'dropped')}
   total = {key: sum(own[key] for own in counts.values()) for key in ('read', 'kept')}
   return total | {'by_language': counts}
 

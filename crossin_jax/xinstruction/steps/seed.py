@@ -12,7 +12,7 @@ from crossin_jax.xinstruction.settings import XInstruction
 def files(settings: XInstruction, language: str) -> list[str]:
   """[file of the instructions, file of the responses], which can be the same file."""
   wanted, stem = ['en', language] if settings.seed_is_parallel else [language], settings.seed
-  found = []
+  paths = []
   for code in wanted:
     names = [
       f'{stem}{mark}{code}{ext}'
@@ -25,8 +25,8 @@ def files(settings: XInstruction, language: str) -> list[str]:
         f'no seed file {names[0]} (or {", ".join(os.path.basename(name) for name in names[1:4])} '
         '...)'
       )
-    found.append(there[0])
-  return found
+    paths.append(there[0])
+  return paths
 
 
 def rows(settings: XInstruction, language: str) -> Iterator[dict]:
@@ -76,8 +76,8 @@ def draw(run: Run, folder: str) -> Mapping:
   """Draws the wanted number of pairs of each language by a hash of their row numbers."""
   counts = {}
   for language in run.settings.languages:
-    found = list(rows(run.settings, language))
-    order = sorted(found, key=lambda row: rows_lib.fraction('seed', row['id']))[
+    usable = list(rows(run.settings, language))
+    order = sorted(usable, key=lambda row: rows_lib.fraction('seed', row['id']))[
       : run.settings.seed_pairs
     ]
     if not order:
