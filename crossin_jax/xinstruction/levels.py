@@ -71,7 +71,7 @@ def rating_rows(
         'input': input_text,
         'output': str(level),
       }
-      for kind, level, found in examples
+      for kind, level, input_text in examples
       if input_text.strip() and not (level < 3 and input_text.strip() == text)
     ]
   return rows
