@@ -1,6 +1,4 @@
-"""Rows of several languages that belong together: by id or by position; those unusable in one
-language left out.
-"""
+"""Aligns rows of several languages by id or by position and counts the unusable rows."""
 
 import collections
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +50,7 @@ class Table:
 
 
 class Ids(Sequence):
-  """The ids of a table's rows, read when asked for; equal to a list of the same strings."""
+  """The ids of the rows of a table, read lazily; equal to a list of the same strings."""
 
   __hash__ = None
 
@@ -85,7 +83,7 @@ class Ids(Sequence):
 
 
 def aligned(columns: Mapping[str, Column], align: str) -> Table:
-  """The rows that all languages have and that are usable in all of them.
+  """The rows that exist and are usable in all languages.
 
   Args:
     columns: language -> rows; the order of the first decides.
@@ -157,7 +155,7 @@ def _by_id(
 
 
 def _check_ids(language: str, column: Column, order: np.ndarray) -> None:
-  """Refuses the first row without an id, or with one that is taken."""
+  """Raises an error for the first row without an id or with a duplicate id."""
   digests = column.id_digests[order]
   # the sort is stable: of equal ids all but the first
   again = order[1:][digests[1:] == digests[:-1]]
@@ -178,7 +176,7 @@ def _check_ids(language: str, column: Column, order: np.ndarray) -> None:
 
 
 def _check_positions(columns: Mapping[str, Column], check_ids: bool) -> None:
-  """Refuses unequal numbers of rows, and ids that say that row n does not belong to row n."""
+  """Raises an error for unequal numbers of rows, or for ids that contradict the order."""
   first, *others = columns.values()
   for other in others:
     both = min(len(first), len(other))

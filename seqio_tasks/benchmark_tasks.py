@@ -1,5 +1,4 @@
-"""The benchmarks as SeqIO Tasks, one a language and prompt, with the figures of this project as
-their metrics.
+"""The benchmarks as SeqIO Tasks with this project's metrics, one per language and prompt.
 
     from seqio_tasks import benchmark_tasks
     names = benchmark_tasks.register('xcopa', 'data/xcopa', Vocabulary('tokenizer.model'),
@@ -37,7 +36,7 @@ def register(
   split: str | None = None,
   protocol: str = 'strict',
 ) -> list[str]:
-  """Registers the Tasks of a benchmark; what was registered under the same names is replaced.
+  """Registers the Tasks of a benchmark and replaces Tasks with the same names.
 
   Args:
     benchmark: of `crossin_jax.evaluation.benchmarks.declarations.BENCHMARKS`.
@@ -99,7 +98,7 @@ def _add(
 
 
 def _generation_examples(rows: list[dict], vocabulary: Vocabulary) -> list[dict]:
-  """Prompt and right answer of each item."""
+  """Prompt and correct answer of each item."""
   right = lambda row: row['choices'][row['answer']] if 'choices' in row else row['answers'][0]
   return [
     {
@@ -143,7 +142,7 @@ def _dataset(examples: list[dict], split, shuffle_files=False, seed=None) -> tf.
 
 
 def _postprocess(decoded, example=None, is_target=False, **_):
-  """What the metrics are given: of a target the item and option, of a prediction the text."""
+  """Inputs of the metrics: item and option of a target, text of a prediction."""
   if not is_target:
     return decoded
   number = lambda key: int(np.asarray(example[key]))
@@ -180,7 +179,7 @@ def _figures_of_texts(
 
 
 def _figures_of_scores(rows, targets, scores) -> dict:
-  """Accuracy of the likeliest option, and of the likeliest per character."""
+  """Accuracy of the option with the highest score, in total and per character."""
   table = [np.full(len(row['choices']), -np.inf) for row in rows]
   for (item, option), score in zip(targets, scores):
     table[item][option] = score
@@ -192,7 +191,7 @@ def _figures_of_scores(rows, targets, scores) -> dict:
   return {'accuracy': float(np.mean(right)), 'accuracy_norm': float(np.mean(per_character))}
 
 
-# SeqIO tells metrics of texts from those of scores by the names of their arguments.
+# SeqIO distinguishes text metrics from score metrics by their argument names.
 
 
 def _metric_of_texts(figures):

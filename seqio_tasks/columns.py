@@ -1,6 +1,4 @@
-"""The rows of one language of a source, on disk: memory holds 26 bytes a row, whatever the length
-of its text.
-"""
+"""Stores the rows of one language on disk; memory holds 26 bytes per row."""
 
 from collections.abc import Iterator
 import contextlib
@@ -32,8 +30,7 @@ _PIECE_ROWS, _PIECE_BYTES = 1024, 4 << 20  # read at once
 
 
 class Column:
-  """The rows of one language as they were read, first added, then (after `seal`) asked for by
-  place.
+  """The rows of one language: first added, then, after `seal`, read by number.
 
   The files have no name, so nothing is left behind however the process ends; forked processes share
   them. They are read with pread, not mapped: mapped pages count as the memory of the process that
@@ -79,7 +76,7 @@ class Column:
       self._entries.write(entry)
 
   def seal(self) -> 'Column':
-    """Ends the adding; returns the column."""
+    """Finishes the column and returns it."""
     with self._keeping():
       self._rows.flush()
       self._entries.seek(0)  # flushes too
@@ -97,7 +94,7 @@ class Column:
     return len(self._starts) - 1
 
   def forget_bookkeeping(self) -> None:
-    """Frees what only the alignment needs: digests and faults."""
+    """Frees digests and faults, which only the alignment needs."""
     self.id_digests = self.text_faults = self.id_faults = None
     self.__dict__.pop('has_id', None)
 
@@ -111,7 +108,7 @@ class Column:
     return _HEADER.unpack_from(self._record(place))[0]
 
   def id(self, place: int) -> str | None:
-    """The row's id, None if it has none."""
+    """The id of the row, or None."""
     id_ = _fields(self._record(place))[0]
     return None if id_ is None else id_.decode('utf-8', 'surrogatepass')
 
@@ -121,9 +118,7 @@ class Column:
     return instruction.decode(), input_.decode(), output.decode()
 
   def fields(self, places: np.ndarray) -> Iterator[tuple[bytes | None, bytes, bytes, bytes]]:
-    """Id, instruction, input and output in UTF-8 of many rows; the file is read in pieces where
-    they lie together.
-    """
+    """Id, instruction, input and output of many rows in UTF-8; reads the file in pieces."""
     for first in range(0, len(places), _PIECE_ROWS):
       some = places[first : first + _PIECE_ROWS]
       starts, ends = self._starts[some], self._starts[some + 1]
@@ -165,7 +160,7 @@ def _fields(record: bytes) -> tuple[bytes | None, bytes, bytes, bytes]:
 
 
 def _folder() -> str:
-  """Where rows are kept: TMPDIR, or /var/tmp, because /tmp is memory on many systems."""
+  """Folder of the rows: TMPDIR or /var/tmp, because /tmp is in memory on many systems."""
   if folder := os.environ.get('TMPDIR'):
     return folder
   return '/var/tmp' if os.access('/var/tmp', os.W_OK | os.X_OK) else tempfile.gettempdir()

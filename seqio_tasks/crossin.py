@@ -1,4 +1,4 @@
-"""CrossIn as lists of examples: which row, from which language, into which language.
+"""CrossIn as lists of examples: a row, its source language and its target language.
 
 No TensorFlow here: worker processes of `prepare` import this module.
 """
@@ -156,7 +156,7 @@ def draw(
 
 @dataclasses.dataclass(frozen=True)
 class TaskSpec:
-  """One Task: one mode from one language into one language. Pickles into worker processes.
+  """One Task: a mode with its source and target language. Picklable.
 
   Attributes:
     source: rows (`sources.Source`).
@@ -182,12 +182,12 @@ class TaskSpec:
 
   def __post_init__(self):
     check_template(self.template)
-    # a chat template that cannot serve is refused before anything is read
+    # Check the chat template before reading any rows.
     stop_id(self.vocabulary, self.template)
 
   @property
   def name(self) -> str:
-    """The Task's name; letters, digits, dots and underscores, as SeqIO wants."""
+    """Name of the Task: letters, digits, dots and underscores, as SeqIO requires."""
     label = '' if self.component == self.mode else f'{self.component}.'
     pair = f'{self.source_language}.{self.target_language}'
     among = f'.among_{"_".join(self.languages)}' if self.mode in CROSSIN_MODES else ''
@@ -201,7 +201,7 @@ class TaskSpec:
     return language_pairs(self.mode, self.languages, self.preset)
 
   def drawn(self, split: str) -> Drawn:
-    """The examples of its mode, those of the other language pairs too, in volume order."""
+    """The examples of the mode in all language pairs, in volume order."""
     return draw(
       self.source, self.mode, self.pairs, self.preset, self.seed, self.validation_rows, split
     )
@@ -242,7 +242,7 @@ class TaskSpec:
     }
 
   def example(self, fields: dict[str, str], max_length: int | None) -> Example:
-    """Tokens and weights of one example; raises prompts.Rejected."""
+    """Tokens and weights of one example; raises `prompts.Rejected`."""
     if self.preset.overlong == 'shorten_input' or max_length is None:
       return render_example(self.vocabulary, self.template, fields, fields['tag'], max_length)
     whole = render_example(self.vocabulary, self.template, fields, fields['tag'], None)
@@ -255,7 +255,7 @@ class TaskSpec:
 
   @property
   def info(self) -> dict[str, str]:
-    """What a loss by source and by language groups by."""
+    """The keys for losses by source and language."""
     return {
       'name': self.name,
       'source': self.source.name,
@@ -266,7 +266,7 @@ class TaskSpec:
     }
 
   def fingerprint_parts(self, max_length: int) -> dict:
-    """Everything the prepared tokens depend on, readable, so that a difference can be named."""
+    """Everything that the prepared tokens depend on, in readable form."""
     return {
       'source': f'{self.source.name} {self.source.digest()}',
       'mode': self.mode,

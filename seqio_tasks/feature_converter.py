@@ -1,6 +1,4 @@
-"""SeqIO examples to decoder features, with real tokens of id 0 kept and the loss weights as they
-were made.
-"""
+"""Converts SeqIO examples to decoder features; keeps tokens of id 0 and loss weights."""
 
 from collections.abc import Mapping
 
@@ -11,9 +9,9 @@ import tensorflow as tf
 from crossin_jax.data.stream import FEATURES, empty_rows, write_segment
 
 _SPEC = seqio.FeatureConverter.FeatureSpec
-# What SeqIO knows of; the task of a token is a feature of our own stream.
+# The features of SeqIO; the task of a token exists only in this project's stream.
 _FEATURES = {name: dtype for name, dtype in FEATURES.items() if name != 'decoder_task_ids'}
-# What T5X decodes from: 1 on BOS and the prompt.
+# The prompt mask of T5X: 1 on BOS and the prompt.
 PROMPT = 'decoder_causal_attention'
 
 
@@ -64,8 +62,7 @@ class CrossInFeatureConverter(seqio.FeatureConverter):
 
 
 class PromptFeatureConverter(seqio.FeatureConverter):
-  """One example a row, with its prompt marked, so that T5X can decode behind it or score what
-  follows it.
+  """One example per row with its prompt marked, for decoding or scoring by T5X.
 
   Of Tasks with `inputs` (the prompt) and `targets`, or with `targets` and `loss_weights` (the
   prompt is what comes before the first token of weight):
@@ -127,8 +124,7 @@ class PromptFeatureConverter(seqio.FeatureConverter):
 
 
 class AnyTaskFeatureConverter(seqio.FeatureConverter):
-  """What T5X's FEATURE_CONVERTER_CLS must be for both kinds of Tasks, packed in training and one a
-  row in evaluation.
+  """The FEATURE_CONVERTER_CLS of T5X for both kinds of Tasks.
 
   Tasks with `inputs` and `targets` are never packed.
   """

@@ -1,6 +1,4 @@
-"""Mixtures as data: name <-> contents, and rates from counts, shares, temperature or epochs. No
-TensorFlow.
-"""
+"""Mixtures as data: names, contents, and rates from counts, shares, temperature or epochs."""
 
 import dataclasses
 
@@ -18,7 +16,7 @@ RATES = ('counts', 'shares', 'temperature', 'epochs')
 @config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
 class MixtureSettings:
-  """What a mixture name does not say.
+  """Settings that are not part of a mixture name.
 
   Attributes:
     parallel: aligned rows for the CrossIn modes (`ParallelFiles`, `TfdsRows`, `WorldInstructions`).

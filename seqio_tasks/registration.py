@@ -16,8 +16,7 @@ from seqio_tasks.vocabularies import SeqioVocabulary
 
 
 def register(mixture: str, settings: MixtureSettings | None = None) -> seqio.Mixture:
-  """Registers a Mixture and its Tasks with SeqIO; what was registered under the same names is
-  replaced.
+  """Registers a Mixture and its Tasks with SeqIO and replaces those with the same names.
 
   Args:
     mixture: name as in `mixtures.MixtureName`.
@@ -66,7 +65,7 @@ FIELDS = ('id', 'instruction', 'input', 'output', 'tag')
 
 
 def _rows(spec: TaskSpec, volume, split, shuffle_files=False, seed=None) -> tf.data.Dataset:
-  """Rows of a Task as string features, in volume order (shuffled by `seed` on request)."""
+  """Rows of a Task as string features, in volume order or shuffled by `seed`."""
   items = spec.items(split)
   if volume is not None and split == 'train':
     items = items[items[:, 0] < volume]
@@ -83,8 +82,7 @@ def _rows(spec: TaskSpec, volume, split, shuffle_files=False, seed=None) -> tf.d
 
 
 def render(dataset: tf.data.Dataset, sequence_length, spec: TaskSpec) -> tf.data.Dataset:
-  """Preprocessor: string fields to `targets` and `loss_weights`; rows that are rejected are left
-  out.
+  """Preprocessor from string fields to `targets` and `loss_weights`; drops rejected rows.
 
   `sequence_length['targets']` is the most tokens of an example, as max_length is in `prepare`.
   """

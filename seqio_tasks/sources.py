@@ -1,4 +1,4 @@
-"""Sources: instruction rows that say the same thing in every language, from files or TFDS.
+"""Sources of instruction rows that are parallel across languages, from files or TFDS.
 
 Row i of a source is one instruction in each of its languages. A row that is unusable in one
 language is set aside in all of them and counted, so that the alignment holds. The text stays on
@@ -40,7 +40,7 @@ class Source(Protocol):
   languages: tuple[str, ...]
 
   def __len__(self) -> int:
-    """How many rows are kept."""
+    """Number of kept rows."""
 
   def ids(self) -> Sequence[str]:
     """The ids of the kept rows, in row order; equal in all languages."""
@@ -49,7 +49,7 @@ class Source(Protocol):
     """Row `index` in one language: exactly 'instruction', 'input', 'output'."""
 
   def set_aside(self) -> dict[tuple[str, str], int]:
-    """(language, reason) -> how many rows were set aside."""
+    """(language, reason) -> number of skipped rows."""
 
   def digest(self) -> str:
     """SHA-256 (hex) of ids and texts in row order."""
@@ -64,7 +64,7 @@ class _Rows:
     return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
   def _check(self, default_name: str):
-    """Makes `languages` a tuple of codes and fills in `name`. (gin hands over lists.)"""
+    """Converts `languages` to a tuple of codes and sets `name`."""
     who, given = type(self).__name__, self.languages
     languages = (given,) if isinstance(given, str) else tuple(given)
     try:
@@ -92,7 +92,7 @@ class _Rows:
     object.__setattr__(self, 'name', name)
 
   def _columns(self) -> tuple[dict[str, Column], str]:
-    """Reads; returns the rows of each language and how they are to be aligned."""
+    """Returns the rows of each language and how to align them."""
     raise NotImplementedError
 
   @functools.cached_property
@@ -124,7 +124,7 @@ class _Rows:
     return dict(zip(TEXT_FIELDS, self._table.texts(index, language), strict=True))
 
   def set_aside(self) -> dict[tuple[str, str], int]:
-    """(language, reason) -> rows set aside.
+    """(language, reason) -> number of skipped rows.
 
     Each row is counted once, under the first of `languages` in which it is unusable, except
     'no_counterpart' (aligned by id: the id is missing in another language), which every language
@@ -224,7 +224,7 @@ class ParallelFiles(_Rows):
 def one_language_files(
   stems: dict[str, str | None], languages: Sequence[str], name: str
 ) -> dict[str, list[ParallelFiles]]:
-  """Components of rows that are not aligned: each language has its own file.
+  """Components of unaligned rows, one file per language.
 
       one_language_files({'rows': 'out/plain'}, ('sw', 'ta'), 'xi')  ->  out/plain_sw.json and
       out/plain_ta.json as component 'rows'
@@ -294,7 +294,7 @@ def _by_language(
   max_characters: int,
   may_be_plain: bool = False,
 ) -> tuple[dict[str, Column], bool]:
-  """Rows in long form, parted; those in other languages are left out.
+  """Splits rows in long form by language; rows in other languages are dropped.
 
   Args:
     rows: as read.

@@ -8,7 +8,7 @@ from seqio_tasks.sources import TEXT_FIELDS, Source, SourceError
 
 
 class AlignedInstructions(tfds.core.GeneratorBasedBuilder):
-  """One example per row and language, in row order, languages of a row next to each other.
+  """One example per row and language, in row order, with the languages of a row adjacent.
 
   Features, all text: id, language (code), instruction, input, output. Split: 'train'. The config is
   named as the source, so several sources share a `data_dir`:

@@ -47,7 +47,7 @@ def read_tfds(name: str, split: str, data_dir: str = '') -> Iterator[Row]:
         f'{name}: feature {field!r} {what}, found {present}; build the dataset with it'
       )
   try:
-    # One shard after another, or the order of the rows would depend on the number of shards.
+    # Shards are read sequentially; otherwise the row order would depend on their number.
     reading = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
     data = builder.as_dataset(
       split=split, batch_size=1024, shuffle_files=False, read_config=reading

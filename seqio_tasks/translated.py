@@ -1,5 +1,4 @@
-"""`crossin xinstruction translated`: the baseline of translated instruction data, as rows of a
-mixture.
+"""`crossin xinstruction translated`: translated instruction rows as a baseline.
 
 The instruction of a row is the English one, its response that of the language, as in an
 X-Instruction set: so both are trained on and asked in one form.

@@ -1,4 +1,4 @@
-"""Our tokenizer file as a seqio.Vocabulary, so that SeqIO and T5X read and write the same ids."""
+"""A tokenizer file of this project as a seqio.Vocabulary, with the same ids."""
 
 import seqio
 import tensorflow as tf
@@ -40,7 +40,7 @@ class SeqioVocabulary(seqio.Vocabulary):
     return self._vocabulary.decode(ids)
 
   def decode(self, ids) -> str:
-    # seqio's own cuts at eos and replaces ids by unk; ours leaves both to the tokenizer.
+    # SeqIO cuts at eos and replaces unknown ids by unk; here the tokenizer decides.
     ids = list(ids)
     if self.eos_id in ids:
       ids = ids[: ids.index(self.eos_id)]

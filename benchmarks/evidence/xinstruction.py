@@ -184,7 +184,7 @@ class World(quickstart.Quickstart):
     del folder
     pipeline = self._pipeline()
     names = list(pipeline.steps.steps)
-    with self._stopping(pipeline.jobs):
+    with pipeline.jobs.stopping_on_signals():
       done = pipeline.steps.run(names[: names.index(f'keep.{self.last}') + 1])
     return {name: manifest['seconds'] for name, manifest in done.items()}
 
@@ -309,7 +309,7 @@ class World(quickstart.Quickstart):
     run.settings = dataclasses.replace(
       run.settings, kind_values={'response': {'train.epochs': None, 'TRAIN_STEPS': steps}}
     )
-    with self._stopping(run.jobs):
+    with run.jobs.stopping_on_signals():
       return run.train(folder, 'response', 'xinstruction', rows) | {'steps': steps}
 
   # ---- the test ----

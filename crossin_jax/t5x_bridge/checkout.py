@@ -1,6 +1,4 @@
-"""Finding a T5X checkout, and mending what current packages broke of it. Nothing in the checkout is
-changed.
-"""
+"""Finds a T5X checkout and makes it work with current packages without changing it."""
 
 import importlib
 import importlib.util
@@ -30,7 +28,7 @@ AIRIO = ('DatasetProviderBase', 'Task', 'Mixture', 'AirIODatasetIterator')
 
 
 class BridgeError(CrossinError, RuntimeError):
-  """No T5X to be found, or something that it needs is missing; the message says how to get it."""
+  """T5X or a package that it needs is missing; the message names the remedy."""
 
 
 def load() -> None:
@@ -75,7 +73,7 @@ def find() -> str:
 
 
 def stand_in_for_airio() -> None:
-  """Puts four empty classes where T5X looks for airio, unless the real one is installed."""
+  """Defines the four classes of airio that T5X needs, unless airio is installed."""
   if 'airio' in sys.modules or importlib.util.find_spec('airio') is not None:
     return
   package, core = types.ModuleType('airio'), types.ModuleType('airio.core')

@@ -1,6 +1,4 @@
-"""This project's batches as T5X's `get_dataset_fn`: batch n is that of step n, on any number of
-hosts.
-"""
+"""This project's batches as a `get_dataset_fn` of T5X."""
 
 import collections
 import concurrent.futures
@@ -16,7 +14,7 @@ from crossin_jax.data.stream import BatchStream, check_resume
 from crossin_jax.storage.files import read_json, write_json
 
 AHEAD = 2  # batches made ahead in a thread
-# The task of each token is this project's own; T5X would carry it to the devices for nothing.
+# T5X does not use the task of each token, so it is not transferred to the devices.
 OURS_ALONE = 'decoder_task_ids'
 
 
@@ -66,22 +64,22 @@ class StreamIterator(collections.abc.Iterator):
     return next(self)
 
   def seek(self, step: int) -> None:
-    """The next batch will be that of `step`."""
+    """Sets the next batch to that of `step`."""
     for future in self._ahead:
       future.cancel()
     self._ahead.clear()
     self._next = step
 
   def reset(self) -> None:
-    """Back to the first batch."""
+    """Restarts at the first batch."""
     self.seek(0)
 
   def save(self, filename) -> None:
-    """Writes where the stream stands, as JSON."""
+    """Writes the position of the stream as JSON."""
     write_json(os.fspath(filename), {'step': self._next, 'stream': self._stream.settings})
 
   def restore(self, filename) -> None:
-    """Goes on where `save` was called.
+    """Continues from the position that `save` wrote.
 
     Raises:
       ValueError: the data have changed since; names what.
@@ -110,7 +108,7 @@ def t5x_dataset(
   new_stream: bool = False,
   **__,
 ) -> StreamIterator:
-  """What `t5x.train` is given as get_dataset_fn.
+  """The get_dataset_fn of `t5x.train`.
 
   Args:
     cfg: T5X's DatasetConfig: `mixture_or_task_name` names a prepared mixture,

@@ -1,4 +1,4 @@
-"""This project's optimizers in the form that T5X takes."""
+"""This project's optimizers as T5X optimizers."""
 
 import jax
 import optax
@@ -30,7 +30,7 @@ def transform(
 
 
 def wrapped(optimizer: optimizers.Optimizer, adapters: lora.LoraConfig | None = None):
-  """T5X's OptaxWrapper round one of this project's optimizers."""
+  """Wraps an optimizer of this project in the OptaxWrapper of T5X."""
   from t5x import optimizers as t5x_optimizers
 
   register_state_rules(t5x_optimizers.OptaxStatePartitionRules)
@@ -38,7 +38,7 @@ def wrapped(optimizer: optimizers.Optimizer, adapters: lora.LoraConfig | None = 
 
 
 def register_state_rules(rules) -> None:
-  """Tells T5X how the state of Adafactor lies on the mesh.
+  """Describes the sharding of the Adafactor state to T5X.
 
   Args:
     rules: T5X's OptaxStatePartitionRules.
@@ -46,8 +46,8 @@ def register_state_rules(rules) -> None:
 
   def of_factored(state, params_axes):
     nothing = lambda tree: jax.tree.map(lambda _: None, tree)
-    # A moment of a parameter's own shape lies as the parameter; factored ones, which are small, are
-    # whole copies.
+    # A moment with the shape of its parameter has the same sharding; factored moments are small
+    # and replicated.
     of_moment = lambda axes, v: (
       v if isinstance(v, optax.MaskedNode) else axes if len(axes) == v.ndim else None
     )

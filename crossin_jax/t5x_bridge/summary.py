@@ -1,6 +1,4 @@
-"""What a run under T5X leaves in MODEL_DIR, so that `crossin evaluate`, `generate` and `export-hf`
-take its checkpoints too.
-"""
+"""Writes the files in MODEL_DIR that `crossin evaluate`, `generate` and `export-hf` need."""
 
 import dataclasses
 import os
@@ -24,7 +22,7 @@ def t5x_summary(
   mixture: str,
   initial_checkpoint: str | None = None,
 ) -> None:
-  """What `t5x.train` is given as summarize_config_fn.
+  """The summarize_config_fn of `t5x.train`.
 
   Writes t5x_config.gin (the configuration as T5X has it), config.gin (the model, in words that need
   no T5X), prompts.json and the tokenizer.
@@ -53,7 +51,7 @@ def t5x_summary(
 
 
 def model_config(config) -> str:
-  """gin text that makes a Decoder of this DecoderConfig."""
+  """gin text for a Decoder with this DecoderConfig."""
   lines = [
     'import crossin_jax.models.decoder',
     'import crossin_jax.train',

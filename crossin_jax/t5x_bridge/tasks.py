@@ -1,4 +1,4 @@
-"""SeqIO Tasks of this project for T5X's gin files, and what T5X's inference writes of them."""
+"""SeqIO Tasks of this project for T5X's gin files, and the results of T5X's inference."""
 
 import gin
 import numpy as np

@@ -50,7 +50,7 @@ def _trainer_class():
     @functools.cached_property
     def _partitioned_train_step(self):
       def train_step(train_state, batch):
-        # T5X adds up the gradients of microbatches: sums of losses add up rightly, means would not.
+        # T5X adds the gradients of microbatches, which is correct for sums of losses, not means.
         summed = types.SimpleNamespace(loss_fn=self._model.summed_loss_fn)
         gradients, metrics, _ = trainer.accumulate_grads_microbatched(
           summed,

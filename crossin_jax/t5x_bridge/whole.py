@@ -1,5 +1,4 @@
-"""Adapters and the model beneath them in one checkpoint, which T5X can restore and this project
-too.
+"""Writes adapters and their base model as one checkpoint that T5X can restore.
 
     python -m crossin_jax.t5x_bridge.whole runs/lora --output_dir runs/lora_whole
 

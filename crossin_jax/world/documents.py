@@ -1,5 +1,4 @@
-"""The embedded world as natural text for X-Instruction: documents whose right instruction is known,
-and ways to spoil pairs.
+"""Texts of the embedded world for X-Instruction, with known correct instructions.
 
 Every fact is told in every language. Of each entity, by a hash, some facts are the seed's, one is
 asked about by the test alone, and the others are told by the documents: the three have entities and
@@ -13,7 +12,7 @@ import hashlib
 
 from crossin_jax.world.world import KINDS, Fact, World, templates
 
-# What a page may have around its text: "Click here to read more. All rights reserved."
+# Boilerplate of a page around its text: "Click here to read more. All rights reserved."
 NOTICES = {
     'zh': '点击此处阅读更多。版权所有。', 'vi': 'Nhấn vào đây để đọc thêm. Bảo lưu mọi quyền.',
     'es': 'Haga clic aquí para leer más. Todos los derechos reservados.',
@@ -34,7 +33,7 @@ HEARD = ('right', 'wrong value', 'about something else', 'other language', 'no w
 
 @dataclasses.dataclass(frozen=True)
 class WorldDocuments:
-  """Texts of a world, one a fact and language, and what is true of them.
+  """Texts of a world, one per fact and language, and the facts behind them.
 
   Attributes:
     world: all its relations told in every language.
@@ -62,11 +61,11 @@ class WorldDocuments:
     )
 
   def facts(self, part: str) -> list[Fact]:
-    """The facts of a part, in the world's order."""
+    """The facts of a part, in the order of the world."""
     return [fact for fact in self.world.facts if self.part(fact) == part]
 
   def text(self, fact: Fact, language: str) -> str:
-    """The document about a fact: one of its phrasings."""
+    """The document about a fact, in one of its phrasings."""
     phrasings = templates(language)[fact.relation]['statements'][: self.world.other_phrasings]
     k = int(
       _fraction(self.world.seed, 'phrasing', fact.entity, fact.relation, language) * len(phrasings)
@@ -74,7 +73,7 @@ class WorldDocuments:
     return self._fill(phrasings[k], fact, language)
 
   def question(self, fact: Fact, language: str) -> str:
-    """A question whose answer the document is."""
+    """A question that the document answers."""
     own = templates(language)[fact.relation]['questions']
     return self._fill(
       own[int(_fraction(self.world.seed, 'question', fact.entity, fact.relation) * len(own))],
@@ -106,18 +105,16 @@ class WorldDocuments:
     ]
 
   def asks_for(self, instruction: str, row_id: str) -> bool:
-    """Whether an English instruction asks what the document of that id tells, about what it tells
-    it.
-    """
+    """Whether an English instruction asks for the content of the document with this id."""
     return instruction.strip() in self._questions[row_id]
 
   def heard(self, output: str, fact: Fact, language: str) -> str:
-    """What a response to the question about a fact is, one of HEARD."""
-    said = self._sentences[language].get(output.strip())
-    if said is None:
+    """Classifies a response to the question about a fact, as one of HEARD."""
+    statement = self._sentences[language].get(output.strip())
+    if statement is None:
       elsewhere = any(output.strip() in self._sentences[code] for code in self.world.languages)
       return 'other language' if elsewhere else 'no whole sentence'
-    entity, relation, value = said
+    entity, relation, value = statement
     if (entity, relation) != (fact.entity, fact.relation):
       return 'about something else'
     return 'right' if value == fact.value else 'wrong value'
@@ -134,10 +131,10 @@ class WorldDocuments:
 
   @functools.cached_property
   def _sentences(self) -> dict[str, dict[str, tuple[str, str, str]]]:
-    """Language -> every sentence that could be told in it -> (entity, relation, value)."""
-    told = {}
+    """Language -> every possible sentence -> (entity, relation, value)."""
+    statements = {}
     for language in self.world.languages:
-      told[language] = {
+      statements[language] = {
         self._fill(template, dataclasses.replace(fact, value=value), language): (
           fact.entity,
           fact.relation,
@@ -149,7 +146,7 @@ class WorldDocuments:
         ]
         for value in self.world.values[KINDS[fact.relation]]
       }
-    return told
+    return statements
 
   def spoiled(self, rows: Sequence[dict], language: str, share: float = 0.5) -> list[dict]:
     """Candidates of which a share has been spoiled, a quarter of these in each of FLAWS; 'flaw'
@@ -177,7 +174,7 @@ class WorldDocuments:
         k = int(_fraction(self.world.seed, 'into', language, row['id']) * len(others))
         changed['output'] = self.text(by_id[row['id']], others[k])
       elif flaw == 'truncated':
-        # Behind the first third at the earliest, before the last sixth at the latest.
+        # After the first third and before the last sixth.
         part = 1 / 3 + _fraction(self.world.seed, 'cut', language, row['id']) / 2
         changed['output'] = row['output'][: int(len(row['output']) * part)].rstrip()
       elif flaw == 'boilerplate':
@@ -198,6 +195,6 @@ def fact_id(fact: Fact) -> str:
 
 
 def _fraction(*parts) -> float:
-  """A number in [0, 1) that depends on the parts alone."""
+  """A number in [0, 1) from a hash of the parts."""
   digest = hashlib.sha256('/'.join(map(str, parts)).encode()).digest()
   return int.from_bytes(digest[:8], 'big') / 2**64

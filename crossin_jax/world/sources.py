@@ -41,7 +41,7 @@ class _Rows:
     return self._rows[language][index]
 
   def set_aside(self) -> dict:
-    """Nothing of the world is malformed."""
+    """No row of the world is malformed, so no row is skipped."""
     return {}
 
   def digest(self) -> str:
@@ -70,7 +70,7 @@ class WorldInstructions(_Rows):
 @config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
 class WorldStatements(_Rows):
-  """Sentences told in one language about the tested relations or about the shared ones."""
+  """Sentences in one language about the tested or the shared relations."""
 
   world: World = gin.REQUIRED
   language: str = 'en'
@@ -137,7 +137,7 @@ def world_texts(world: World) -> dict[str, list]:
 
 
 def train_vocabulary(world: World, size: int, path: str, whole: Sequence[str] = ()) -> None:
-  """Trains a SentencePiece BPE model on everything the world can say, written atomically.
+  """Trains a SentencePiece BPE model on all texts of the world; writes it atomically.
 
   Line breaks are tokens of their own and bytes stand in for unknown characters, so that prompts
   come back as they went in. `whole`: texts that become one piece each, for instance the lines of a
@@ -151,7 +151,7 @@ def train_vocabulary(world: World, size: int, path: str, whole: Sequence[str] = 
   for language in world.languages:
     for row in world.instructions(language):
       text += [row['instruction'], row['output']]
-    # Names count more than their share of the sentences: each should be one or two tokens.
+    # Names are repeated so that each becomes one or two tokens.
     text += [
       world.name(kind, key, language) for kind, keys in world.values.items() for key in keys
     ] * 20
@@ -175,7 +175,7 @@ def train_vocabulary(world: World, size: int, path: str, whole: Sequence[str] = 
 
 
 def write_questions(world: World, directory: str) -> None:
-  """Writes facts.tsv (which fact is told in which language) and the two question files."""
+  """Writes facts.tsv (the facts and their languages) and the two question files."""
   for name, text in (
     ('facts.tsv', world.facts_table()),
     ('questions.untagged.jsonl', _lines(world.question_rows(tag=False))),

@@ -28,7 +28,7 @@ KINDS = {
     'market': 'weekday', 'council': 'weekday',
 }  # fmt: skip
 VALUES_PER_KIND = 12  # weekdays: 7
-# CLDR territories that are no place a sentence of the world could be about.
+# CLDR territories that are unsuitable as the subject of a sentence.
 _NO_COUNTRY = {
   'AQ',
   'CP',
@@ -148,7 +148,7 @@ class Question:
 @config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
 class World:
-  """The facts of one seed and what is told of them.
+  """The facts of one seed and the texts about them.
 
   Attributes:
     seed: draws entities, values, facts and options. Two seeds share nothing but the names.
@@ -184,7 +184,7 @@ class World:
   tell_tested: bool = True
 
   def __post_init__(self):
-    # gin hands over lists; hashing needs tuples.
+    # gin passes lists; hashing needs tuples.
     for field in ('languages', 'shared_relations', 'tested_relations'):
       object.__setattr__(self, field, tuple(getattr(self, field)))
     if not self.languages or self.languages[0] != 'en':
@@ -220,7 +220,7 @@ class World:
 
   @functools.cached_property
   def values(self) -> dict[str, tuple[str, ...]]:
-    """Kind -> keys that facts may take as value."""
+    """Kind -> keys that facts can have as value."""
     result = {}
     for kind in dict.fromkeys(KINDS.values()):
       keys = list(usable_keys(kind))
@@ -230,7 +230,7 @@ class World:
 
   @functools.cached_property
   def entities(self) -> dict[str, tuple[str, ...]]:
-    """Group -> territory keys; never a territory that is itself a value."""
+    """Group -> territory keys, without territories that are values."""
     keys = [key for key in usable_keys('territory') if key not in self.values['territory']]
     self._random('entities').shuffle(keys)
     cut = self.test_entities
@@ -259,7 +259,7 @@ class World:
     return cldr_names(language)[kind][key]
 
   def statements(self, language: str) -> list[dict[str, str]]:
-    """Rows of running text told in a language: instruction and input empty, output the sentence."""
+    """Rows of running text in a language: instruction and input empty, output the sentence."""
     phrasings = self.english_phrasings if language == 'en' else self.other_phrasings
     return [
       {
@@ -274,7 +274,7 @@ class World:
     ]
 
   def questions_about(self, fact: Fact, language: str) -> list[str]:
-    """Every phrasing of the question that a fact answers."""
+    """All phrasings of the question that a fact answers."""
     return [
       self._fill(template, fact, language)
       for template in templates(language)[fact.relation]['questions']
@@ -335,7 +335,7 @@ class World:
     ]
 
   def facts_table(self) -> str:
-    """Tab-separated table of the facts in English, and in which languages each is told."""
+    """Tab-separated table of the facts in English, with the languages of each."""
     lines = ['entity\trelation\tvalue\tgroup\ttold_in\tasked_by']
     for fact in self.facts:
       asked = (

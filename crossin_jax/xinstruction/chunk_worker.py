@@ -134,10 +134,10 @@ def run(
     if os.path.isdir(os.path.join(input_dir, language))
     for name in map(os.path.basename, rows_lib.chunks(input_dir, language))
   ]
-  mine = names[share[0] :: share[1]]
-  todo = [name for name in mine if not os.path.exists(os.path.join(output_dir, name))]
-  progress = Progress(len(mine), f'{kind} {os.path.basename(output_dir)}: chunk')
-  progress.show(len(mine) - len(todo), force=True)
+  assigned = names[share[0] :: share[1]]
+  todo = [name for name in assigned if not os.path.exists(os.path.join(output_dir, name))]
+  progress = Progress(len(assigned), f'{kind} {os.path.basename(output_dir)}: chunk')
+  progress.show(len(assigned) - len(todo), force=True)
   try:
     with interruption.StopSignal():
       worker, started, done = None, time.monotonic(), 0
@@ -148,7 +148,7 @@ def run(
         rows_lib.write(os.path.join(output_dir, name), worker(rows) if rows else [])
         done += len(rows)
         rate = done / max(1e-9, time.monotonic() - started)
-        progress.show(len(mine) - len(todo) + number + 1, f'{rate:.1f} rows/s')
+        progress.show(len(assigned) - len(todo) + number + 1, f'{rate:.1f} rows/s')
   except Interrupted:
     print(
       'interrupted; finished chunks are kept, start the same command again to continue',

@@ -1,6 +1,4 @@
-"""gin settings given to `crossin xinstruction` that mean something to the commands it starts:
-prepare, train and chunks.
-"""
+"""Forwards gin settings of `crossin xinstruction` to prepare, train and chunks."""
 
 from collections.abc import Sequence
 import importlib
@@ -8,8 +6,8 @@ from typing import NamedTuple
 
 from crossin_jax import config
 
-MACROS = ('train', 'chunks')  # those that nothing here uses: BATCH_SIZE
-# Where, how fast and how often, not what: another value makes nothing stale.
+MACROS = ('train', 'chunks')  # receive macros that no forwarded setting uses, such as BATCH_SIZE
+# These settings do not change the output of a step, so they do not make it stale.
 UNCOUNTED = frozenset({
   'MESH_SHAPE', 'Partitioner', 'standard_logical_axis_rules', 'compiled_programs',
   'CheckpointConfig', 'Generator',
@@ -18,14 +16,15 @@ UNCOUNTED = frozenset({
   'train.checkpoint_config',
 })  # fmt: skip
 SET_BY_STEPS = ('MODEL_DIR', 'DATA_DIR', 'MIXTURE_OR_TASK_NAME')
-_KNOWN = ('crossin_jax.train', 'crossin_jax.evaluation.heldout', 'crossin_jax.evaluation.evaluators',
+_KNOWN = ('crossin_jax.train', 'crossin_jax.evaluation.heldout',
+          'crossin_jax.evaluation.evaluators',
           'crossin_jax.models.huggingface.families', 'crossin_jax.xinstruction.chunk_worker',
           'seqio_tasks.mixtures',
           'seqio_tasks.sources')  # fmt: skip
 
 
 class _Binding(NamedTuple):
-  """A setting: name as users write it, value, modules that its text needs, commands that get it."""
+  """A setting: name as in gin files, value, modules to import, commands that receive it."""
 
   name: str
   value: object
@@ -34,25 +33,23 @@ class _Binding(NamedTuple):
 
 
 def make_known() -> None:
-  """Imports what may be configured, so that gin takes (and checks) its names before any step
-  begins.
-  """
+  """Imports all configurables, so that gin checks their names before the first step."""
   for module in _KNOWN:
     importlib.import_module(module)
 
 
 class HandedOn:
-  """Settings for the commands that a pipeline starts."""
+  """Settings that a pipeline forwards to the commands of its steps."""
 
   def __init__(self, bindings: Sequence[_Binding] = ()):
     self._bindings = tuple(bindings)
 
   @classmethod
   def from_gin(cls) -> 'HandedOn':
-    """What gin was given, in files and flags, beside the pipeline's own.
+    """The settings in gin files and flags, except those of the pipeline itself.
 
     Raises:
-      ConfigError: a setting that every step makes for itself.
+      ConfigError: a setting that differs between the steps.
     """
     macros = config.macros()
     if wrong := [name for name in SET_BY_STEPS if name in macros]:
@@ -60,14 +57,14 @@ class HandedOn:
         f'{wrong[0]} is another in every step of the pipeline; take it out (--output_dir says '
         'where)'
       )
-    found, used = [], {(): set()}  # commands -> macros that their settings use
+    forwarded, used = [], {(): set()}  # commands -> macros that their settings use
     for name, value, module, commands in config.bindings():
       references = list(config.references(value))
       used.setdefault(commands, set()).update(
         r.scopes[-1] for r in references if config.is_macro(r)
       )
       if commands:
-        found.append(
+        forwarded.append(
           _Binding(name, value, tuple(sorted({module, *_modules(references)})), commands)
         )
     for name, value in macros.items():
@@ -75,32 +72,32 @@ class HandedOn:
       commands = {c for commands in users for c in commands} if users else set(MACROS)
       if commands:
         order = tuple(c for c in (*MACROS, 'prepare') if c in commands)
-        found.append(
+        forwarded.append(
           _Binding(name, value, tuple(sorted(_modules(config.references(value)))), order)
         )
-    return cls(sorted(found, key=lambda binding: binding.name))
+    return cls(sorted(forwarded, key=lambda binding: binding.name))
 
   def flags(self, command: str) -> list[str]:
     """Flags of one of the commands."""
-    mine = [binding for binding in self._bindings if command in binding.commands]
-    modules = sorted({module for binding in mine for module in binding.modules})
-    # The imports make the names known where a command itself would not load them.
+    bindings = [binding for binding in self._bindings if command in binding.commands]
+    modules = sorted({module for binding in bindings for module in binding.modules})
+    # The imports register configurables that the command itself does not import.
     return [f'--gin_bindings=import {m}' for m in modules] + [
-      f'--gin_bindings={b.name} = {b.value!r}' for b in mine
+      f'--gin_bindings={b.name} = {b.value!r}' for b in bindings
     ]
 
   def counted(self, *commands: str) -> dict[str, str]:
     """Settings on which the output of commands depends: name -> value as text."""
-    mine = [binding for binding in self._bindings if binding.commands[0] in commands]
-    return {b.name: repr(b.value) for b in mine if not _names(b.name) & UNCOUNTED}
+    bindings = [binding for binding in self._bindings if binding.commands[0] in commands]
+    return {b.name: repr(b.value) for b in bindings if not _names(b.name) & UNCOUNTED}
 
 
 def _names(binding: str) -> set[str]:
-  """_names('a/b.train.log_period') == {'train', 'train.log_period'}; of a macro its own."""
+  """_names('a/b.train.log_period') == {'train', 'train.log_period'}; for a macro its name."""
   parts = binding.split('/')[-1].split('.')[-2:]
   return {parts[0], '.'.join(parts)}
 
 
 def _modules(references) -> set[str]:
-  """Modules of what references other than macros stand for."""
+  """Modules of the configurables that the references name, except macros."""
   return {r.configurable.wrapped.__module__ for r in references if not config.is_macro(r)}

@@ -36,7 +36,7 @@ def rating_rows(
 
   Args:
     seed: language -> rows {"id", "instruction", "output"}.
-    language: whose rows are made.
+    language: of the rows.
     responses: id -> what the current response model wrote to the instruction; rows without one give
       no level 2.
     flaws: of FLAWS; () leaves the last kind out.
@@ -55,24 +55,24 @@ def rating_rows(
   rows = []
   for row in own:
     id_, text = str(row['id']), row['output'].strip()
-    made = [('3', 3, text), ('2', 2, responses.get(row['id'], ''))]
+    examples = [('3', 3, text), ('2', 2, responses.get(row['id'], ''))]
     if len(own) > 1:
-      made.append(('1', 1, other[row['id']]))
+      examples.append(('1', 1, other[row['id']]))
     spoil = lambda flaw: _spoiled(flaw, id_, text, other[row['id']], language, foreign)
     if others and 'language' in flaws:
-      made.append(('language', 1, spoil('language')))
+      examples.append(('language', 1, spoil('language')))
     if broken:
       flaw = broken[int(fraction('flaw', id_, language) * len(broken))]
-      made.append((flaw, 1, spoil(flaw)))
+      examples.append((flaw, 1, spoil(flaw)))
     rows += [
       {
         'id': f'{id_}.{kind}',
         'instruction': plain(row['instruction'], language),
-        'input': found,
+        'input': input_text,
         'output': str(level),
       }
-      for kind, level, found in made
-      if found.strip() and not (level < 3 and found.strip() == text)
+      for kind, level, input_text in examples
+      if input_text.strip() and not (level < 3 and input_text.strip() == text)
     ]
   return rows
 

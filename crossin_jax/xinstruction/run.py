@@ -1,4 +1,4 @@
-"""What the steps of one run share: settings, folders, rows, and the commands that train and answer."""
+"""State that the steps of a run share, and the commands that train and answer."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import os
@@ -19,12 +19,12 @@ class Run:
 
   Attributes:
     settings: what to do.
-    teacher: asked instead of a generator or rater of one's own; None if there is none.
+    teacher: replaces the generator or the rater; None without an endpoint.
     rounds: of rating.
     jobs: runs the commands.
     handed_on: gin settings for them.
     filters: which documents are kept.
-    steps: of this run; set by who knows their order.
+    steps: of this run; set by `Pipeline`.
   """
 
   def __init__(
@@ -53,14 +53,14 @@ class Run:
     return rows_lib.read_language(self.folder(step), language)
 
   def counted(self, folder: str, field: str, name: str) -> dict:
-    """How many rows of a folder have a text in a field, and of the others how many why."""
-    found = {name: 0, 'empty': 0}
+    """Counts the rows of a folder with and without a text in a field, and the reasons."""
+    counts = {name: 0, 'empty': 0}
     for language in self.settings.languages:
       for row in rows_lib.read_language(folder, language):
-        found[name if row[field] else 'empty'] += 1
+        counts[name if row[field] else 'empty'] += 1
         if reason := row.get('reason'):
-          found[reason] = found.get(reason, 0) + 1
-    return found
+          counts[reason] = counts.get(reason, 0) + 1
+    return counts
 
   def train(
     self,
@@ -70,7 +70,7 @@ class Run:
     rows: Callable[[str], Iterable[Mapping]],
     start: str | None = None,
   ) -> Mapping:
-    """Rows as files, prepared and trained on by ordinary commands.
+    """Writes rows to files, prepares them and trains on them with ordinary commands.
 
     Args:
       folder: of the step; the model is in folder/model.
@@ -89,8 +89,10 @@ class Run:
     name = os.path.basename(folder)
     self._command(
       f'{name}.prepare',
-      ['prepare', '--gin_file=gin_configs/mixtures/xinstruction.gin', f'--mixture={mixture}', f'--output_dir={folder}/data'],
-      {'ROWS': os.path.join(folder, 'rows'), 'LANGUAGES': languages, 'VOCABULARY': s.vocabulary, 'TEMPLATE': template,
+      ['prepare', '--gin_file=gin_configs/mixtures/xinstruction.gin', f'--mixture={mixture}',
+       f'--output_dir={folder}/data'],
+      {'ROWS': os.path.join(folder, 'rows'), 'LANGUAGES': languages, 'VOCABULARY': s.vocabulary,
+       'TEMPLATE': template,
        'MixtureSettings.max_length': s.max_length},
     )  # fmt: skip
     files = [
@@ -111,8 +113,8 @@ class Run:
   def answer(
     self, kind: str, model_step: str, input_dir: str, output_dir: str, new_tokens: int | None = None
   ) -> None:
-    """Chunk files answered by the model of a step, see `chunk_worker`."""
-    # As long as a row in training, less what is to be written; a level is a token or two.
+    """Answers chunk files with the model of a step, see `chunk_worker`."""
+    # The length of a training row minus the answer; a level is one or two tokens.
     values = {'ChunkWorker.prompt_tokens': max(8, self.settings.max_length - (new_tokens or 8))}
     if new_tokens:
       values['Sampling.max_new_tokens'] = new_tokens
@@ -129,8 +131,8 @@ class Run:
     )
 
   def teach(self, kind: str, input_dir: str, output_dir: str, tokens: int) -> dict:
-    """Chunk files answered by the teacher; what it was asked for, for the manifest."""
-    # NB: beside the steps: a stale one is put aside, but what was paid for is used again.
+    """Answers chunk files with the teacher; returns its usage for the manifest."""
+    # NB: outside the folders of the steps, so that paid replies outlive a stale step.
     replies = os.path.join(self._output_dir, 'replies')
     return {
       'endpoint': self.teacher.answer(

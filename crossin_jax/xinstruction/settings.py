@@ -30,8 +30,8 @@ class XInstruction:
     seed_pairs: most seed pairs of a language (docs/design/methods.md#c-13).
     generator: who writes the instruction of a text: 'model' = one trained on the seed, 'endpoint' =
       the `Teacher`.
-    rater: who rates the candidates: 'model' = one trained on the levels of C16, 'endpoint' = the
-      `Teacher`.
+    rater: who rates the candidates: 'model' = one trained on the three levels
+      (docs/design/methods.md#c-16), 'endpoint' = the `Teacher`.
     rounds: of rating and keeping, at least 1 (docs/design/methods.md#c-17). With an endpoint there
       is one round, because its ratings would not change.
     keep_fraction: share of the candidates that is kept at most; least_level: expected level that

@@ -239,7 +239,7 @@ def test_an_endpoint_that_cannot_be_used(
   assert not list(out.glob('generate/*/*.jsonl'))
 
 
-def test_told_to_stop(material, tmp_path, monkeypatch):
+def test_interrupted(material, tmp_path, monkeypatch):
   out = tmp_path / 'run'
   with running(monkeypatch, tmp_path, slow=0.4) as server:
     assert cli.main(command('filter', material, server.url, out)) == 0

@@ -48,14 +48,14 @@ def outcome(reply) -> tuple[str | None, str]:
   )
 
 
-def write(args, languages: Sequence[str], asked: Sequence[tuple[str, str]], found: dict) -> dict:
+def write(args, languages: Sequence[str], asked: Sequence[tuple[str, str]], outcomes: dict) -> dict:
   """Writes the files of all languages, the skipped rows and the manifest; returns the manifest.
 
   Args:
     args: of the command line.
     languages: codes.
     asked: (id, instruction) of the rows.
-    found: (language, number of the row) -> `outcome`.
+    outcomes: (language, number of the row) -> `outcome`.
   """
   stem, style, counts, records = args.output, rows_lib.STYLES[args.style], {}, []
   manifest_path = f'{stem}_distill.json'
@@ -65,7 +65,7 @@ def write(args, languages: Sequence[str], asked: Sequence[tuple[str, str]], foun
   for language in languages:
     rows = []
     for number, (id_, instruction) in enumerate(asked):
-      text, reason = found[language, number]
+      text, reason = outcomes[language, number]
       where = {'id': id_, 'language': language}
       if reason:
         records.append({**where, 'row': number, 'reason': reason, 'instruction': instruction})
@@ -137,26 +137,26 @@ def main(argv: list[str]) -> int:
   asked = [(row.id or str(row.number), rows_lib.joined(*row.texts[:2])) for row in read]
   places = [(language, number) for language in languages for number in range(len(asked))]
   requests = [request(asked[number][1], language) for language, number in places]
-  found = dict.fromkeys(places, (None, 'no reply'))
+  outcomes = dict.fromkeys(places, (None, 'no reply'))
   what = f'{len(asked):,} instructions, {len(languages)} language(s)'
   folder = os.path.dirname(args.output)
   with endpoint_flags.session(args, [args.model], folder, requests, what) as session:
     if args.dry_run:
       return _done(args, session.dry_run())
     for reply in session.endpoint.complete(requests, progress='distill', check=session.check):
-      found[places[reply.index]] = outcome(reply)
+      outcomes[places[reply.index]] = outcome(reply)
     used = session.endpoint.counts()
-  manifest = write(args, languages, asked, found)
+  manifest = write(args, languages, asked, outcomes)
   for language in languages:
-    told = ', '.join(
+    reasons = ', '.join(
       f'{reason} {count}' for reason, count in manifest['set_aside'][language].items()
     )
     print(f'{args.output}_{language}.json: {manifest["rows"][language]:,} '
-          f'rows{f", set aside: {told}" if told else ""}', file=sys.stderr)  # fmt: skip
+          f'rows{f", set aside: {reasons}" if reasons else ""}', file=sys.stderr)  # fmt: skip
   if used['failed']:
     print('rows without a reply are asked for again by the same command', file=sys.stderr)
   return _done(args, {**manifest, 'endpoint': used})
 
 
-def _done(args, found: dict, status: int = 0) -> int:
-  return command_line.finish(args, {'status': status, **found}, status)
+def _done(args, result: dict, status: int = 0) -> int:
+  return command_line.finish(args, {'status': status, **result}, status)

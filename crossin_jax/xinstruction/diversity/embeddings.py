@@ -1,4 +1,4 @@
-"""English instructions as unit vectors: near each other where they ask for like things.
+"""Embeds English instructions as unit vectors.
 
 Letters: N texts, D dimensions, B rows of a batch, L tokens, E width of the model.
 """
@@ -86,14 +86,12 @@ def embed(
 
 
 def single_thread():
-  """A context in which NumPy and scikit-learn compute in one order, so that a result does not
-  depend on the cores there are.
-  """
+  """A context with one thread, so that results do not depend on the number of cores."""
   return sklearn('threadpoolctl').threadpool_limits(limits=1)
 
 
 def sklearn(module: str):
-  """A module of scikit-learn or of what comes with it, imported when first needed.
+  """A module of scikit-learn or of its dependencies, imported when first needed.
 
   Raises:
     ValueError: it is not installed.
@@ -112,7 +110,7 @@ def sklearn(module: str):
 
 
 def _ngrams(distinct: list[str], dimensions: int, seed: int, **analysis) -> np.ndarray:
-  """TF-IDF of n-grams along its main directions, float32 [N, D], not of unit length.
+  """TF-IDF of n-grams in its main directions, float32 [N, D], not normalised.
 
   n-grams are hashed instead of numbered, so memory does not grow with the vocabulary.
   """
@@ -128,30 +126,30 @@ def _ngrams(distinct: list[str], dimensions: int, seed: int, **analysis) -> np.n
   sample = sorted(distinct, key=_digest)[:_FIT] if len(distinct) > _FIT else distinct
   counts = vectorizer.transform(sample)
   frequency = np.bincount(counts.indices, minlength=_FEATURES)
-  # what occurs once likens nothing to anything
+  # an n-gram that occurs once makes no texts similar
   kept = np.flatnonzero(frequency > (1 if len(sample) > 1000 else 0))
-  found = np.zeros((len(distinct), dimensions), np.float32)
+  vectors = np.zeros((len(distinct), dimensions), np.float32)
   if not len(kept):
-    return found
+    return vectors
   inverse = (np.log((1 + len(sample)) / (1 + frequency[kept])) + 1).astype(np.float32)
 
   def weighted(counts):
     counts = counts[:, kept]
-    counts.data = np.log1p(counts.data)  # saying a word twice does not double it
+    counts.data = np.log1p(counts.data)  # sublinear term frequency
     return sklearn('sklearn.preprocessing').normalize(counts.multiply(inverse).tocsr(), copy=False)
 
   rank = min(dimensions, len(sample), len(kept))
-  if len(kept) == 1:  # of which there is no SVD
-    found[:, :1] = weighted(vectorizer.transform(distinct)).toarray()
-    return found
+  if len(kept) == 1:  # too few for an SVD
+    vectors[:, :1] = weighted(vectorizer.transform(distinct)).toarray()
+    return vectors
   svd = sklearn('sklearn.decomposition').TruncatedSVD(rank, n_iter=4, random_state=seed)
-  # of a single text nothing varies, and sklearn divides by that
+  # For a single text, scikit-learn divides by a variance of 0.
   with single_thread(), np.errstate(invalid='ignore'):
     svd.fit(weighted(counts))
     for first in range(0, len(distinct), _BATCH):
       batch = weighted(vectorizer.transform(distinct[first : first + _BATCH]))
-      found[first : first + _BATCH, :rank] = svd.transform(batch)
-  return found
+      vectors[first : first + _BATCH, :rank] = svd.transform(batch)
+  return vectors
 
 
 def _digest(text: str) -> bytes:
@@ -170,12 +168,12 @@ def _sentence_transformer(distinct: list[str], name: str) -> np.ndarray:
       'sentence-transformers; '
       'or use embed.method = "tfidf"'
     ) from None
-  # Longest first wastes the least padding, and does not depend on the order that was asked for.
+  # Sorted by length for little padding, and independent of the order of the texts.
   order = sorted(range(len(distinct)), key=lambda i: (-len(distinct[i]), distinct[i]))
   encoded = SentenceTransformer(name).encode([distinct[i] for i in order], convert_to_numpy=True)
-  found = np.empty((len(distinct), encoded.shape[1]), np.float32)
-  found[order] = encoded
-  return found
+  vectors = np.empty((len(distinct), encoded.shape[1]), np.float32)
+  vectors[order] = encoded
+  return vectors
 
 
 def _of_checkpoint(distinct: list[str], checkpoint: str, model, max_tokens: int) -> np.ndarray:
@@ -192,18 +190,18 @@ def _of_checkpoint(distinct: list[str], checkpoint: str, model, max_tokens: int)
   with partition.activate():
     params = source.params(model, partition)
     tokens = [vocabulary.encode(text)[:max_tokens] for text in distinct]
-    found = mean_states(model, params, partition, tokens, bos_id=vocabulary.bos_id)
-  # All states of a language model point nearly one way; what sets them apart is the rest.
+    vectors = mean_states(model, params, partition, tokens, bos_id=vocabulary.bos_id)
+  # The hidden states share a large common component, which is subtracted.
   read = np.array([bool(ids) for ids in tokens])
   if read.sum() > 1:
-    found[read] -= found[read].mean(0)
-  return found
+    vectors[read] -= vectors[read].mean(0)
+  return vectors
 
 
 def mean_states(
   model, params, partition, tokens: Sequence[Sequence[int]], *, bos_id: int, rows: int = 32
 ) -> np.ndarray:
-  """Mean over its tokens of the model's last hidden states, those that the logits are made of.
+  """Mean of the model's last hidden states over the tokens of each text.
 
   Args:
     model: a `Decoder`.
@@ -221,7 +219,7 @@ def mean_states(
 
   rows = -(-rows // partition.batch_ways) * partition.batch_ways
   compute = _mean_states(model, partition.replicated)
-  found = np.zeros((len(tokens), model.config.embed_dim), np.float32)
+  vectors = np.zeros((len(tokens), model.config.embed_dim), np.float32)
   shapes: dict[int, list[int]] = {}
   for i, ids in enumerate(tokens):
     if len(ids):
@@ -236,8 +234,8 @@ def mean_states(
         segments[row, : len(tokens[i]) + 1] = 1
       make = lambda _, selected: {'inputs': inputs[selected], 'segments': segments[selected]}
       batch = put_batch(make, 0, (rows, length), partition.batch_sharding)
-      found[own] = np.asarray(compute(params, batch))[: len(own)]
-  return found
+      vectors[own] = np.asarray(compute(params, batch))[: len(own)]
+  return vectors
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,4 +1,4 @@
-"""What each character is, as tables over code points, so that whole texts are looked at by NumPy."""
+"""Classes of characters as tables over code points, for NumPy."""
 
 import functools
 import unicodedata
@@ -44,8 +44,8 @@ def folded(codes_N: np.ndarray) -> np.ndarray:
 
   folded(codes('Ab, 3!')) == codes('ab3')
   """
-  found = _tables()[1][np.minimum(codes_N, _PLANES)]
-  return found[found > 0]
+  result = _tables()[1][np.minimum(codes_N, _PLANES)]
+  return result[result > 0]
 
 
 def shingles(codes_N: np.ndarray, letters: int) -> np.ndarray:
@@ -55,13 +55,13 @@ def shingles(codes_N: np.ndarray, letters: int) -> np.ndarray:
   mix before comparing bits.
   """
   codes_N = codes_N.astype(np.uint64)
-  found, have, double, power = None, 0, codes_N, 1
+  combined, have, double, power = None, 0, codes_N, 1
   while have < letters:
     if letters & power:
-      found, have = double if found is None else _joined(found, double, have), have + power
+      combined, have = double if combined is None else _joined(combined, double, have), have + power
     if have < letters:
       double, power = _joined(double, double, power), 2 * power
-  return found
+  return combined
 
 
 def _joined(first: np.ndarray, second: np.ndarray, shift: int) -> np.ndarray:

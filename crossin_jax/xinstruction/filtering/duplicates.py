@@ -1,4 +1,4 @@
-"""Texts that are the same, or nearly so, among millions: found without comparing all with all.
+"""Finds exact and near duplicates among millions of texts without comparing all pairs.
 
 Two sketches of each text's letters and digits, both by one-permutation hashing (Li, Owen, Zhang
 2012, arXiv 1208.1259): the hashes of all shingles fall into bins, and each bin keeps its smallest.
@@ -27,11 +27,11 @@ PROFILE, PROFILE_LETTERS = 128, 5
 # Of the estimated Jaccard index. Of 1,633 real paragraphs in 13 languages 1,630 reach it after an
 # edit of every tenth character, and of 113,418 pairs of them one, the same news told twice.
 THRESHOLD = 0.27
-NEIGHBOURS = 4  # of a bucket of equal anchors, each text is compared with so many that follow
+NEIGHBOURS = 4  # each text of a bucket of equal anchors is compared with this many next texts
 ROUNDS = 5
 _EMPTY_ANCHOR, _EMPTY_BIN = np.uint32(0xFFFFFFFF), np.uint8(255)
 _PAIRS = 1 << 16  # compared at a time
-_MOST_EDGES = 1 << 24  # pairs of duplicates remembered before they are acted upon
+_MOST_EDGES = 1 << 24  # pairs of duplicates that are buffered
 
 
 @dataclass
@@ -81,7 +81,7 @@ def _hash(content: bytes, size: int) -> bytes:
 
 
 def _bins(letters: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-  """Anchors and profiles of texts given as arrays of letters."""
+  """Anchors and profiles of texts, which are arrays of letters."""
   lengths = np.array([max(len(one), ANCHOR_LETTERS) for one in letters], np.int64)
   codes = np.zeros(lengths.sum(), np.uint64)
   starts = np.cumsum(lengths) - lengths
@@ -109,16 +109,14 @@ def _smallest(windows, letters: int, text_of, ends, texts: int, bits: int) -> np
     mixed ^= mixed >> np.uint64(shift)
     mixed *= np.uint64(factor)
   mixed ^= mixed >> np.uint64(31)
-  found = np.full(texts << bits, _EMPTY_ANCHOR)
+  smallest = np.full(texts << bits, _EMPTY_ANCHOR)
   index = (text_of[whole] << bits) + (mixed >> np.uint64(64 - bits)).astype(np.int64)
-  np.minimum.at(found, index, mixed.astype(np.uint32))
-  return found.reshape(texts, 1 << bits)
+  np.minimum.at(smallest, index, mixed.astype(np.uint32))
+  return smallest.reshape(texts, 1 << bits)
 
 
 def similarity(profiles_NP: np.ndarray, others_NP: np.ndarray) -> np.ndarray:
-  """Estimated Jaccard index of the 5-letter shingles, row by row; its standard error is below
-  0.045.
-  """
+  """Estimated Jaccard index of the 5-letter shingles, row by row; standard error below 0.045."""
   equal = profiles_NP == others_NP
   empty = equal & (profiles_NP == _EMPTY_BIN)
   both = empty.sum(1, dtype=np.int64)
@@ -134,7 +132,7 @@ def find(
   check: Callable[[], None] = lambda: None,
   threshold: float = THRESHOLD,
 ) -> np.ndarray:
-  """Which texts are duplicates of others that stay.
+  """Finds the texts that are duplicates of kept texts.
 
   Texts stand in the order of their hashes. The first of each group of equal ones stays; then a text
   goes if one before it that stays is nearly the same.
@@ -210,11 +208,11 @@ def _compare_candidates(
 
 
 def _drop(edges: list[np.ndarray], alive: np.ndarray) -> int:
-  """Drops from `alive`, in place, each text that is near one before it that stays; how many."""
+  """Removes from `alive` each text that is near an earlier kept text; returns the number."""
   before = int(alive.sum())
-  found = np.unique(np.concatenate(edges)) if edges else np.zeros(0, np.uint64)
-  # NB: sorted by the later text of each pair, so that the earlier one's fate is known
-  for high, low in zip((found >> np.uint64(32)).tolist(), (found & np.uint64(0xFFFFFFFF)).tolist()):
+  pairs = np.unique(np.concatenate(edges)) if edges else np.zeros(0, np.uint64)
+  # NB: sorted by the later text of each pair, so that the earlier one is already decided.
+  for high, low in zip((pairs >> np.uint64(32)).tolist(), (pairs & np.uint64(0xFFFFFFFF)).tolist()):
     if alive[low]:
       alive[high] = False
   return before - int(alive.sum())

@@ -1,11 +1,11 @@
 """Filters that decide which documents can become responses, and the cleaning of their text.
 
-See docs/design/methods.md#c-14. A kept text has the following form: Unicode NFC; HTML entities resolved; lines end in one newline
-character, with at most one empty line between them; single spaces within. Gone are control
-characters, marks of direction (the display of Urdu beside Latin words may change, its letters do
-not), soft hyphens, zero-width spaces, byte order marks, private-use and interlinear characters, and
-joiners (U+200C, U+200D) except behind characters of scripts that spell with them. A text with
-traces of a wrong encoding (U+FFFD, half a surrogate pair) is dropped: what they stood for is lost.
+See docs/design/methods.md#c-14. A kept text is in Unicode NFC. HTML entities are resolved. Lines
+end in one newline character, with at most one empty line between them, and words are separated by
+single spaces. These characters are removed: control characters, marks of direction (which can
+change the display of Urdu beside Latin words), soft hyphens, zero-width spaces, byte order marks,
+private-use and interlinear characters, and joiners (U+200C, U+200D) except in scripts that spell
+with them. A text with traces of a wrong encoding (U+FFFD, half a surrogate pair) is dropped.
 """
 
 import dataclasses
@@ -199,8 +199,8 @@ def clean(text: str, language: str, filters: Filters) -> tuple[str, str | None]:
     return '', 'too_short'
   reason = _form(text, filters) or _boilerplate(text, filters) or _repetition(text, filters)
   if reason is None and filters.least_confidence > 0:
-    found, confidence = language_id.identify(text, filters.language_bytes)
-    if found != language:
+    identified, confidence = language_id.identify(text, filters.language_bytes)
+    if identified != language:
       reason = 'other_language'
     elif confidence < filters.least_confidence:
       reason = 'uncertain_language'

@@ -64,8 +64,8 @@ def run_filter(
     paths: see `documents.find_files`.
     filters: what is kept.
     chunk: documents in a file, 1 or more.
-    workers: processes; None = one for each core this process may use, or none beside this one for
-      little text.
+    workers: processes; None = one for each core that this process may use; little text is
+      processed in this process.
     reading: how the files hold documents; None = as gin says.
     runner: 'local', or 'beam': Apache Beam reads and filters, a file being the unit; all its
       workers must see `paths` and `output_dir`. Duplicates are found here in either case.
@@ -105,13 +105,7 @@ def run_filter(
   started = time.monotonic()
   reader = Reader(files, reading)
   if workers is None:
-    workers = (
-      1
-      if reader.bytes_total < _SMALL
-      else len(os.sched_getaffinity(0))
-      if hasattr(os, 'sched_getaffinity')
-      else os.cpu_count()
-    )
+    workers = 1 if reader.bytes_total < _SMALL else _cores()
   settings = (language, filters, reading)
   with interruption.StopSignal() as stop, tempfile.TemporaryFile(dir=output_dir) as spool:
 
@@ -142,8 +136,13 @@ def run_filter(
     os.rename(staging, final)
     shutil.rmtree(old, ignore_errors=True)
   if progress:
-    _tell(counts)
+    _print(counts)
   return counts
+
+
+def _cores() -> int:
+  affinity = getattr(os, 'sched_getaffinity', None)
+  return len(affinity(0)) if affinity else os.cpu_count()
 
 
 # ---- all documents ----
@@ -227,8 +226,8 @@ def _common_lines(parts: list[Part], stays: np.ndarray, filters_: Filters) -> np
   for part in parts:
     hashes.append(part.line_hashes[stays[first + part.line_owners]])
     first += len(part.ends)
-  found, times = np.unique(np.concatenate(hashes), return_counts=True)
-  common = found[times >= filters_.common_line]
+  distinct, times = np.unique(np.concatenate(hashes), return_counts=True)
+  common = distinct[times >= filters_.common_line]
   result, first = np.zeros(len(stays), bool), 0
   for part in parts:
     shares = part.line_shares * np.isin(part.line_hashes, common)
@@ -275,7 +274,7 @@ def _counts(language: str, tally: Counter, kept: int, reader: Reader, seconds: f
   }
 
 
-def _tell(counts: dict) -> None:
+def _print(counts: dict) -> None:
   print(
     f'{counts["language"]}: {counts["kept"]:,} of {counts["read"]:,} documents kept, in '
     f'{counts["seconds"]:.0f} s '

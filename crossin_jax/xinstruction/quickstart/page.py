@@ -1,6 +1,4 @@
-"""report.html of `crossin xinstruction quickstart`: what refinement kept, and what the kept set is
-worth.
-"""
+"""Writes report.html of `crossin xinstruction quickstart`."""
 
 from collections.abc import Mapping
 import os

@@ -1,11 +1,11 @@
-"""`crossin xinstruction quickstart`: X-Instruction on the embedded world, where the right
-instruction of a text is known.
+"""`crossin xinstruction quickstart`: X-Instruction on the embedded world with known instructions.
 
-    world, vocabulary ── read ── pipeline (its candidates half spoiled) ── kept, random ── ask ── page
+    world, vocabulary -> read -> pipeline (half of the candidates spoiled) -> kept, random -> ask
+        -> page
 
-`read` makes a base model that has read every language and answers in English; `kept` and `random`
-are response models on the kept set and on a random set of its size, each alone. A second start does
-only what is missing.
+`read` trains a base model that reads every language and answers in English. `kept` and `random`
+are response models tuned on the kept set and on a random set of the same size. A second start runs
+only the missing steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,13 +31,12 @@ from crossin_jax.xinstruction.pipeline import Pipeline
 from crossin_jax.xinstruction.settings import XInstruction
 from crossin_jax.xinstruction.steps import candidates
 
-# Texts of the world are short, made by pattern, and of one kind: filters for the web would drop
-# them.
+# Texts of the world are short and follow patterns; filters for web texts would drop them.
 FILTERS = {'least_characters': 20, 'near_duplicate': 1.0, 'common_line': 0, 'least_confidence': 0.0}
-# None whose value is a territory: what a text is about is plain.
+# No relation has a territory as value, so the subject of a text is unambiguous.
 RELATIONS = ('festival', 'harvest', 'radio', 'museum', 'market', 'council')
-LENGTH = 96  # tokens of the longest row, prompts and all
-# Response models that are asked -> their step, and the prompt style that they were tuned with.
+LENGTH = 96  # tokens of the longest row, with its prompt
+# Response models -> their step, and the prompt style of their training rows.
 MODELS = {
   'seed': ('pipeline/train-response.0', rows_lib.assistant),
   'random': ('random', rows_lib.plain),
@@ -49,7 +48,7 @@ FORMS = ('English', 'native')
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What a quickstart is made of.
+  """Settings of a quickstart.
 
   Attributes:
     languages: output languages, of the world's twelve beside English.
@@ -74,7 +73,7 @@ class Settings:
 
 
 class WorldPipeline(Pipeline):
-  """The pipeline on texts of the world; of its candidates, half are spoiled."""
+  """The pipeline on texts of the world, with half of its candidates spoiled."""
 
   def __init__(self, output_dir: str, settings: XInstruction, documents, filters: Filters):
     """Args: see `Pipeline`; documents: `WorldDocuments`."""
@@ -105,7 +104,7 @@ class Quickstart:
 
     self.out, self.settings = output_dir, settings
     self.jobs = Jobs(output_dir, 1, {'JAX_PLATFORMS': os.environ.get('JAX_PLATFORMS', 'cpu')})
-    # territories that the base model has been asked about in English
+    # territories in the English questions that the base model is trained on
     tuning = settings.entities * 3 // 8
     self._world_values = {
       'World.shared_relations': RELATIONS, 'World.tested_relations': (),
@@ -121,12 +120,13 @@ class Quickstart:
     s = dataclasses.asdict(settings)
     pick = lambda *names: {name: s[name] for name in names}
     tuned = pick('generator_epochs', 'response_epochs', 'rater_epochs', 'keep_fraction', 'rounds')
+    epochs = pick('set_epochs')
     self.steps = Steps(output_dir, [
         Step('world', self._make_world, (), pick('languages', 'entities', 'world_seed')),
         Step('read', self._read, ('world',), pick('reading_steps')),
         Step('pipeline', self._refine, ('read',), tuned),
-        Step('random', functools.partial(self._train_set, False), ('pipeline',), pick('set_epochs')),
-        Step('kept', functools.partial(self._train_set, True), ('pipeline',), pick('set_epochs')),
+        Step('random', functools.partial(self._train_set, False), ('pipeline',), epochs),
+        Step('kept', functools.partial(self._train_set, True), ('pipeline',), epochs),
         Step('ask', self._ask, ('random', 'kept')),
         Step('page', self._write_page, ('ask',)),
     ])  # fmt: skip
@@ -137,7 +137,7 @@ class Quickstart:
     from crossin_jax.world import sources as world_sources
 
     languages = self.settings.languages
-    # The lines of the prompts are one token each: a row is as long as what it says.
+    # Each line of the prompts is one token, which keeps rows short.
     lines = [line.strip() for kind in ('xinstruction', 'xins', 'xrate') for text in TEMPLATES[kind]
              for line in re.split(r'\{\w+\}|\n', text) if line.strip()]  # fmt: skip
     lines += [
@@ -170,15 +170,18 @@ class Quickstart:
     data = os.path.join(folder, 'data')
     self.jobs.run(
       'prepare.read',
-      ['prepare', '--gin_file=gin_configs/mixtures/world.gin', f'--mixture={mixture}', f'--output_dir={data}'],
-      {'VOCABULARY': self._vocabulary, 'LANGUAGES': self.world.languages, 'WORLD_SEED': self.settings.world_seed,
+      ['prepare', '--gin_file=gin_configs/mixtures/world.gin', f'--mixture={mixture}',
+       f'--output_dir={data}'],
+      {'VOCABULARY': self._vocabulary, 'LANGUAGES': self.world.languages,
+       'WORLD_SEED': self.settings.world_seed,
        'SHARES': {'shared': 0.4, 'bilingual': 0.45, 'base': 0.15}} | self._world_values,
       all_cores=True,
     )  # fmt: skip
     self.jobs.run(
       'train.read',
       ['train', '--gin_file=gin_configs/runs/world_read.gin', f'--gin_file={self._model_gin}'],
-      {'DATA_DIR': data, 'MODEL_DIR': self._base, 'MIXTURE_OR_TASK_NAME': mixture, 'TRAIN_STEPS': self.settings.reading_steps},
+      {'DATA_DIR': data, 'MODEL_DIR': self._base, 'MIXTURE_OR_TASK_NAME': mixture,
+       'TRAIN_STEPS': self.settings.reading_steps},
       all_cores=True,
     )  # fmt: skip
     return {'steps': self.settings.reading_steps}
@@ -186,12 +189,12 @@ class Quickstart:
   def _refine(self, folder: str) -> Mapping:
     del folder
     pipeline = self._pipeline()
-    with self._stopping(pipeline.jobs):
+    with pipeline.jobs.stopping_on_signals():
       done = pipeline.steps.run()
     return {name: manifest['seconds'] for name, manifest in done.items()}
 
   def _train_set(self, kept: bool, folder: str) -> Mapping:
-    """A response model on the kept pairs, or on as many of all candidates, drawn by a hash."""
+    """Tunes a response model on the kept pairs or on as many random candidates."""
     run = self._pipeline(response_epochs=self.settings.set_epochs).run
 
     def rows(language):
@@ -201,11 +204,11 @@ class Quickstart:
         chosen = sorted(run.read('pairs', language), key=by_hash)[: len(chosen)]
       return [row | {'instruction': rows_lib.plain(row['instruction'], language)} for row in chosen]
 
-    with self._stopping(run.jobs):
+    with run.jobs.stopping_on_signals():
       return run.train(folder, 'response', 'xinstruction', rows)
 
   def _ask(self, folder: str) -> Mapping:
-    """Every response model, about the facts of the test: in English, and in the output language."""
+    """Asks every response model the test questions in English and in the output language."""
     facts = self.documents.facts('test')
     for model, (step, style) in MODELS.items():
       asked = os.path.join(folder, 'asked', style.__name__)
@@ -218,7 +221,8 @@ class Quickstart:
         rows_lib.write(os.path.join(asked, language, '00000.jsonl'), rows)
       self.jobs.run(
         f'ask.{model.replace(" ", "_")}',
-        ['xinstruction', 'chunks', '--kind', 'respond', '--checkpoint', os.path.join(self.out, step, 'model'),
+        ['xinstruction', 'chunks', '--kind', 'respond',
+         '--checkpoint', os.path.join(self.out, step, 'model'),
          '--input', asked, '--output', os.path.join(folder, model)],
         {'ChunkWorker.prompt_tokens': LENGTH, 'Sampling.max_new_tokens': 48},
         all_cores=True,
@@ -230,21 +234,21 @@ class Quickstart:
     from crossin_jax.xinstruction.quickstart import results
 
     run = self._pipeline().run
-    found = results.results(self.documents, run, os.path.join(self.out, 'ask'), tuple(MODELS))
-    found['settings'] = dataclasses.asdict(self.settings)
-    found['seconds'] = {
+    report = results.results(self.documents, run, os.path.join(self.out, 'ask'), tuple(MODELS))
+    report['settings'] = dataclasses.asdict(self.settings)
+    report['seconds'] = {
       name: manifest['seconds']
       for name in self.steps.steps
       if (manifest := self.steps.manifest(name))
     }
-    found['steps'] = self.steps.manifest('pipeline')['counts']
-    found['world'] = self.steps.manifest('world')['counts']
-    found['command'] = shlex.join(['crossin', 'xinstruction', 'quickstart', *sys.argv[3:]])
-    write_json(os.path.join(self.out, 'results.json'), found)
-    quickstart_page.write_page(os.path.join(self.out, 'report.html'), found)
+    report['steps'] = self.steps.manifest('pipeline')['counts']
+    report['world'] = self.steps.manifest('world')['counts']
+    report['command'] = shlex.join(['crossin', 'xinstruction', 'quickstart', *sys.argv[3:]])
+    write_json(os.path.join(self.out, 'results.json'), report)
+    quickstart_page.write_page(os.path.join(self.out, 'report.html'), report)
     return {'page': os.path.join(self.out, 'report.html')}
 
-  # ---- what they share ----
+  # ---- shared by the steps ----
 
   def _pipeline(self, **changes) -> WorldPipeline:
     s, world = dataclasses.replace(self.settings, **changes), self.steps.folder('world')
@@ -258,7 +262,8 @@ class Quickstart:
       seed=os.path.join(world, 'seed'),
       vocabulary=self._vocabulary, model_gin=(self._model_gin,), values=values,
       kind_values={
-        kind: {'train.epochs': getattr(s, f'{kind}_epochs')} for kind in ('generator', 'response', 'rater')
+        kind: {'train.epochs': getattr(s, f'{kind}_epochs')}
+        for kind in ('generator', 'response', 'rater')
       },
       rounds=s.rounds, rater_from='before', keep_fraction=s.keep_fraction, least_level=1.0,
       settled=0.0, chunk=256, instruction_tokens=32,
@@ -267,14 +272,11 @@ class Quickstart:
     pipeline = WorldPipeline(
       os.path.join(self.out, 'pipeline'), settings, self.documents, Filters(**FILTERS)
     )
-    # Programs of one shape are compiled once for all that follows.
+    # All steps share compiled programs.
     pipeline.jobs.environment['JAX_COMPILATION_CACHE_DIR'] = self.jobs.environment[
       'JAX_COMPILATION_CACHE_DIR'
     ]
     return pipeline
-
-  def _stopping(self, jobs: Jobs):
-    return jobs.stopping_on_signals()
 
   @property
   def _vocabulary(self) -> str:
@@ -323,12 +325,12 @@ def main(argv: Sequence[str]) -> int:
   quickstart = Quickstart(args.output_dir, settings)
   with quickstart.jobs.stopping_on_signals():
     quickstart.steps.run(redo=args.redo)
-  found = read_json(os.path.join(args.output_dir, 'results.json'), 'start the command again')
-  for text in found['findings']:
+  report = read_json(os.path.join(args.output_dir, 'results.json'), 'start the command again')
+  for text in report['findings']:
     print(text, file=sys.stderr)
   page = os.path.abspath(os.path.join(args.output_dir, 'report.html'))
   print(f'\n{duration(time.monotonic() - started)}. Open {page}', file=sys.stderr)
-  return command_line.finish(args, {'report': page, 'seconds': time.monotonic() - started} | found)
+  return command_line.finish(args, {'report': page, 'seconds': time.monotonic() - started} | report)
 
 
 if __name__ == '__main__':

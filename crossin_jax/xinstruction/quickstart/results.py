@@ -1,6 +1,4 @@
-"""What a quickstart of X-Instruction has shown: precision and recall of the refinement, and
-response models side by side.
-"""
+"""Results of the X-Instruction quickstart: refinement and response models."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ UNSPOILED_WRONG = 'instruction asks for something else'  # the generator's own m
 
 
 def results(documents, run: Run, answers: str, models: Sequence[str]) -> dict:
-  """Everything the page and results.json say.
+  """The content of the page and of results.json.
 
   Args:
     documents: `WorldDocuments`.
@@ -30,18 +28,19 @@ def results(documents, run: Run, answers: str, models: Sequence[str]) -> dict:
     'responses': see `responses`, 'examples': candidates with what was made of them, 'findings':
     sentences}; fractions 0..1.
   """
-  found = {
+  report = {
     'generator': _generator(documents, run),
     'refinement': [refinement(documents, run, i) for i in range(run.rounds)],
     'responses': responses(documents, run.settings.languages, answers, models),
     'examples': _examples(documents, run),
   }
-  return found | {'findings': findings(found)}
+  return report | {'findings': findings(report)}
 
 
 def refinement(documents, run: Run, i: int) -> dict:
-  """One round: a candidate is good if it was not spoiled and its instruction asks for what the text
-  tells.
+  """Precision and recall of one round.
+
+  A candidate is good if it is not spoiled and its instruction matches the text.
 
   Returns:
     {'round': i + 1, 'candidates', 'good', 'kept', 'precision': {'estimate', 'low', 'high'}
@@ -93,7 +92,7 @@ def kind_of(documents, row: dict) -> str:
 
 
 def responses(documents, languages: Sequence[str], answers: str, models: Sequence[str]) -> dict:
-  """What response models answer to questions about facts that no pair of theirs told.
+  """Answers of response models to questions about facts that are in none of their training rows.
 
   Returns:
     {'models': {model: {form: {'items', 'heard': {what: n}, 'by_language': {language: share that
@@ -103,7 +102,7 @@ def responses(documents, languages: Sequence[str], answers: str, models: Sequenc
   """
   facts = {f'{fact.entity}.{fact.relation}': fact for fact in documents.facts('test')}
   correct: dict[tuple[str, str, str], list[bool]] = {}
-  told: dict[str, dict] = {}
+  summary: dict[str, dict] = {}
   for model in models:
     heard: dict[str, Counter] = {}
     by_language: dict[str, dict[str, float]] = {}
@@ -121,10 +120,13 @@ def responses(documents, languages: Sequence[str], answers: str, models: Sequenc
         correct.setdefault((model, form, 'right'), []).append(what == 'right')
       for form, those in own.items():
         by_language.setdefault(form, {})[language] = float(np.mean(those))
-    told[model] = {
+    summary[model] = {
       form: {
         'items': sum(counts.values()), 'heard': dict(counts), 'by_language': by_language[form],
-        **{name: _interval(bootstrap.interval([_column(correct[model, form, name])], None)) for name in ('follows', 'right')},
+        **{
+          name: _interval(bootstrap.interval([_column(correct[model, form, name])], None))
+          for name in ('follows', 'right')
+        },
       }
       for form, counts in heard.items()
     }  # fmt: skip
@@ -132,48 +134,50 @@ def responses(documents, languages: Sequence[str], answers: str, models: Sequenc
   differences = {
     form: {
       other: {
-        name: _interval(bootstrap.difference([_column(correct[last, form, name])], [_column(correct[other, form, name])], None))
+        name: _interval(bootstrap.difference(
+          [_column(correct[last, form, name])], [_column(correct[other, form, name])], None
+        ))
         for name in ('follows', 'right')
       }
       for other in models
       if other != last
     }
-    for form in told[last]
+    for form in summary[last]
   }  # fmt: skip
-  return {'models': told, 'differences': differences}
+  return {'models': summary, 'differences': differences}
 
 
-def findings(found: dict) -> list[str]:
+def findings(report: dict) -> list[str]:
   """The results as sentences."""
   percent = lambda share: '-' if share is None else f'{100 * share:.0f} %'
-  said = []
-  right = found['generator']
-  said.append(
+  sentences = []
+  right = report['generator']
+  sentences.append(
     'The generator asks for what a text of unseen facts tells in '
     + ', '.join(f'{ENGLISH_NAMES[code]} {percent(share)}' for code, share in right.items())
     + ' of the texts.'
   )
-  for one in found['refinement']:
+  for one in report['refinement']:
     precision = one['precision']
     if precision is None:
-      said.append(f'Round {one["round"]} keeps none of {one["candidates"]:,} candidates.')
+      sentences.append(f'Round {one["round"]} keeps none of {one["candidates"]:,} candidates.')
       continue
-    said.append(
+    sentences.append(
       f'Round {one["round"]} keeps {one["kept"]:,} of {one["candidates"]:,} candidates, of which '
       f'{one["good"]:,} are good: precision '
       f'{percent(precision["estimate"])} ({percent(precision["low"])} to '
       f'{percent(precision["high"])}), recall '
       f'{percent(one["recall"])}; chance would give {percent(one["good"] / one["candidates"])}.'
     )
-  for form, others in found['responses']['differences'].items():
-    models = found['responses']['models']
+  for form, others in report['responses']['differences'].items():
+    models = report['responses']['models']
     shown = ', '.join(
       f'{model} {percent(own[form]["follows"]["estimate"])}' for model, own in models.items()
     )
     asked = 'in English' if form == 'English' else 'in the output language, never met in tuning'
-    told = f'Asked {asked}, answers that are one whole sentence about what was asked: {shown}. '
+    intro = f'Asked {asked}, answers that are one whole sentence about what was asked: {shown}. '
     if all(own[form]['follows']['estimate'] < 0.1 for own in models.values()):
-      said.append(told + 'None of the models follows such instructions to speak of.')
+      sentences.append(intro + 'None of the models follows such instructions to speak of.')
       continue
     gain = others['random']['follows']
     verdict = (
@@ -183,12 +187,12 @@ def findings(found: dict) -> list[str]:
       if gain['high'] < 0
       else 'neither better nor worse, as far as can be told,'
     )
-    said.append(
-      f'{told}The kept set is {verdict} than a random one of its size '
+    sentences.append(
+      f'{intro}The kept set is {verdict} than a random one of its size '
       f'({100 * gain["estimate"]:+.0f} points, '
       f'{100 * gain["low"]:+.0f} to {100 * gain["high"]:+.0f}).'
     )
-  return said
+  return sentences
 
 
 def _generator(documents, run: Run) -> dict[str, float]:
@@ -202,7 +206,7 @@ def _generator(documents, run: Run) -> dict[str, float]:
 
 
 def _examples(documents, run: Run, each: int = 2) -> list[dict]:
-  """Some candidates of every kind, with their levels and whether they were kept in the last round."""
+  """Some candidates of every kind, with their levels and the choice of the last round."""
   last, shown = run.rounds - 1, []
   for language in run.settings.languages:
     level = {
@@ -245,5 +249,5 @@ def _column(values: Sequence[bool]) -> np.ndarray:
   return np.asarray(values, bool)[:, None]
 
 
-def _interval(found) -> dict:
-  return {'estimate': found.estimate, 'low': found.low, 'high': found.high}
+def _interval(interval) -> dict:
+  return {'estimate': interval.estimate, 'low': interval.low, 'high': interval.high}

@@ -1,4 +1,4 @@
-"""statistics.html: an instruction set to judge by eye, on one page that needs nothing else."""
+"""Writes statistics.html, a self-contained page about an instruction set."""
 
 from collections.abc import Mapping
 import json
@@ -66,14 +66,12 @@ def write_page(path: str | os.PathLike, found: Mapping, title: str = 'Instructio
 
 
 def _printable(text: str) -> str:
-  """Without what UTF-8 cannot hold: halves of surrogate pairs."""
+  """Replaces halves of surrogate pairs, which UTF-8 cannot encode."""
   return text.encode('utf-8', 'replace').decode()
 
 
 def _shown(text: str) -> str:
-  """As much of a text as fits, without control characters and marks that would turn the page
-  around.
-  """
+  """The shortened text without control characters and direction marks."""
   text = text.strip()
   short = text[:LONGEST_SHOWN]
   if len(text) > LONGEST_SHOWN:
@@ -81,64 +79,64 @@ def _shown(text: str) -> str:
   return _CONTROL.sub('\N{REPLACEMENT CHARACTER}', short.replace('\r\n', '\n').replace('\r', '\n'))
 
 
-def _findings(found: Mapping) -> list[str]:
-  """What catches the eye, in plain sentences."""
-  said, name = [], words.language_name
-  own = found['by_language']
-  rows = [one['rows'] for one in own.values()]
-  if empty := [name(code) for code, one in own.items() if not one['rows']]:
-    said.append(f'No rows at all in {", ".join(empty)}.')
+def _findings(report: Mapping) -> list[str]:
+  """Notable findings as sentences."""
+  remarks, name = [], words.language_name
+  summaries = report['by_language']
+  rows = [one['rows'] for one in summaries.values()]
+  if empty := [name(code) for code, one in summaries.items() if not one['rows']]:
+    remarks.append(f'No rows at all in {", ".join(empty)}.')
   if max(rows) > 2 * max(1, min(rows)):
-    said.append(f'The languages are of unequal size: {min(rows):,} to {max(rows):,} rows.')
+    remarks.append(f'The languages are of unequal size: {min(rows):,} to {max(rows):,} rows.')
   for side, word in (('instruction', 'instructions'), ('output', 'responses')):
     far = [
       f'{name(code)} {one[side]["mean"]:.0f} ({one["published"][side]["mean"]:.0f})'
-      for code, one in own.items()
+      for code, one in summaries.items()
       if one['published']
       and one[side]
       and abs(one[side]['mean'] / one['published'][side]['mean'] - 1) > FAR
     ]
     if far:
-      said.append(
+      remarks.append(
         f'Mean length of the {word} far from the published one: {", ".join(far)} characters.'
       )
   weak = [
     f'{name(code)} {words.percent(one["fidelity"]["share"])} %'
-    for code, one in own.items()
+    for code, one in summaries.items()
     if one['fidelity'] and one['fidelity']['share'] < FAITHFUL
   ]
   if weak:
-    said.append(f'Responses that are identified as their language: {", ".join(weak)}.')
+    remarks.append(f'Responses that are identified as their language: {", ".join(weak)}.')
   repeated = [
     f'{name(code)} {words.percent(1 - one["distinct_instructions"] / one["rows"])} %'
-    for code, one in own.items()
+    for code, one in summaries.items()
     if one['rows'] and one['distinct_instructions'] < 0.9 * one['rows']
   ]
   if repeated:
-    said.append(
+    remarks.append(
       f'Rows whose instruction occurs before in the same language: {", ".join(repeated)}.'
     )
-  if found['overlap']:
-    hit = [row for row in found['overlap']['benchmarks'] if row['found']]
+  if report['overlap']:
+    hit = [row for row in report['overlap']['benchmarks'] if row['found']]
     if hit:
       listed = ', '.join(
         f'{row["benchmark"]} ({name(row["language"])}) {row["found"]} of {row["items"]}'
         for row in hit
       )
-      said.append(f'Benchmark items whose text stands in the rows too: {listed}.')
-  return said
+      remarks.append(f'Benchmark items whose text stands in the rows too: {listed}.')
+  return remarks
 
 
-def _map(found: Mapping | None) -> dict | None:
+def _map(points_map: Mapping | None) -> dict | None:
   """The cluster map as circles in a box of 1000 x 520."""
-  if not found:
+  if not points_map:
     return None
-  xs, ys = ([point[axis] for point in found['points']] for axis in (0, 1))
+  xs, ys = ([point[axis] for point in points_map['points']] for axis in (0, 1))
   place = lambda value, values, size: round(
     12 + (value - min(values)) / max(max(values) - min(values), 1e-9) * (size - 24), 1
   )
   return {
-    **found,
+    **points_map,
     'circles': [
       (
         place(x, xs, 1000),
@@ -146,13 +144,13 @@ def _map(found: Mapping | None) -> dict | None:
         plots.COLOURS[group % len(plots.COLOURS)],
         code,
       )
-      for x, y, group, code in found['points']
+      for x, y, group, code in points_map['points']
     ],
   }
 
 
 def _acceptance(rounds: Mapping) -> dict | None:
-  """Table of the rounds: languages down, rounds across."""
+  """Table of the rounds: one row per language, one column per round."""
   if not any(rounds.values()):
     return None
   numbers = sorted({one['round'] for own in rounds.values() for one in own})
@@ -165,17 +163,17 @@ def _acceptance(rounds: Mapping) -> dict | None:
   }
 
 
-def _histograms(found: Mapping) -> str:
-  """Score histograms, a panel per language: those of the rounds, else those of the rows."""
+def _histograms(report: Mapping) -> str:
+  """Score histograms of the rounds, or of the rows, one panel per language."""
   panels = {}
-  for code in found['by_language']:
+  for code in report['by_language']:
     histograms = [
       (f'round {one["round"]}', one['histogram'])
-      for one in found['rounds'].get(code, ())
+      for one in report['rounds'].get(code, ())
       if one['histogram']
     ]
-    if not histograms and found['scores'].get(code):
-      histograms = [('rows of the set', found['scores'][code])]
+    if not histograms and report['scores'].get(code):
+      histograms = [('rows of the set', report['scores'][code])]
     series = [
       Series(
         label,

@@ -121,9 +121,9 @@ def kind(instruction: str) -> str:
 def _words(instruction: str) -> list[str]:
   text = instruction.strip().replace('’', "'")
   stripped = _POLITE.sub('', text[:600])
-  found = [word.lower() for word in _WORD.findall(stripped)[:40]]
-  if _verb(found)[0] or stripped == text:
-    return found
+  words = [word.lower() for word in _WORD.findall(stripped)[:40]]
+  if _verb(words)[0] or stripped == text:
+    return words
   return [word.lower() for word in _WORD.findall(text[:600])[:40]]
 
 

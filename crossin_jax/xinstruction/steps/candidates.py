@@ -1,6 +1,4 @@
-"""Steps from documents to candidates: a document as the response to an instruction that was written
-for it.
-"""
+"""Steps from documents to candidates, pairs of a generated instruction and a document."""
 
 from collections.abc import Mapping
 import os
@@ -13,7 +11,7 @@ TEACHER_EXTRA = 32  # tokens for the tags around an instruction
 
 
 def document_stamps(run: Run) -> dict[str, list]:
-  """What changes when a file of documents does."""
+  """Stamps of the document files: path, size and time."""
   from crossin_jax.xinstruction.filtering.documents import find_files
 
   files = lambda language: find_files(
@@ -25,20 +23,20 @@ def document_stamps(run: Run) -> dict[str, list]:
 
 
 def filter_documents(run: Run, folder: str) -> Mapping:
-  """Documents that pass the filters, in chunks."""
+  """Writes the documents that pass the filters, in chunks."""
   from crossin_jax.xinstruction.filtering.step import run_filter
 
   counts = {}
   for language in run.settings.languages:
     paths = run.settings.documents.replace('{language}', language)
-    found = run_filter(language, paths, folder, run.filters, chunk=run.settings.chunk)
-    counts[language] = {key: found[key] for key in ('read', 'kept', 'dropped')}
+    summary = run_filter(language, paths, folder, run.filters, chunk=run.settings.chunk)
+    counts[language] = {key: summary[key] for key in ('read', 'kept', 'dropped')}
   total = {key: sum(own[key] for own in counts.values()) for key in ('read', 'kept')}
   return total | {'by_language': counts}
 
 
 def train_generator(run: Run, folder: str) -> Mapping:
-  """A model from response to instruction, on the seed."""
+  """Tunes a model from response to instruction on the seed."""
   rows = lambda language: [
     {'id': row['id'], 'instruction': row['output'], 'output': row['instruction']}
     for row in run.read('seed', language)
@@ -47,7 +45,7 @@ def train_generator(run: Run, folder: str) -> Mapping:
 
 
 def generate(run: Run, folder: str) -> Mapping:
-  """An instruction for each document, by the generator or the teacher."""
+  """Writes an instruction for each document with the generator or the teacher."""
   tokens, asked = run.settings.instruction_tokens, {}
   if run.settings.generator == 'endpoint':
     asked = run.teach('write', run.folder('filter'), folder, tokens + TEACHER_EXTRA)
@@ -57,7 +55,7 @@ def generate(run: Run, folder: str) -> Mapping:
 
 
 def pair(run: Run, folder: str) -> Mapping:
-  """Candidates, chunk by chunk."""
+  """Joins documents with their instructions, chunk by chunk."""
   kept = dropped = 0
   for language in run.settings.languages:
     for path in rows_lib.chunks(run.folder('filter'), language):

@@ -1,6 +1,4 @@
-"""Steps that end a run: the diversified set, its files, the mixture that trains on them, the model,
-the statistics page.
-"""
+"""The last steps of a run: diversified set, export, mixture, model and statistics page."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -15,8 +13,10 @@ MIXTURE = """# The mixture of this instruction set and its seed, written by `cro
 #
 #   crossin prepare --gin_file={path} --mixture {mixture} --output_dir prepared
 #
-# Component `rows` has the plain prompt, `seed` the assistant-style one. Beside them, for comparison, `translated` and `distilled`:
-# --gin.TRANSLATED="'stem'" of `crossin xinstruction translated`, --gin.DISTILLED="'stem'" of `crossin xinstruction distill`.
+# Component `rows` has the plain prompt, `seed` the assistant-style one. Beside them, for \
+comparison, `translated` and `distilled`:
+# --gin.TRANSLATED="'stem'" of `crossin xinstruction translated`, \
+--gin.DISTILLED="'stem'" of `crossin xinstruction distill`.
 # With SeqIO: parse this file, then seqio_tasks.register('{mixture}').
 include 'gin_configs/mixtures/xinstruction.gin'
 
@@ -29,7 +29,7 @@ MixtureSettings.max_length = {max_length}
 
 
 def diversify(run: Run, folder: str) -> Mapping:
-  """As many rows of each language as are wanted, from different clusters."""
+  """Chooses the wanted number of rows of each language from different clusters."""
   from crossin_jax.xinstruction.diversity import diversification
 
   counts = {}
@@ -47,9 +47,7 @@ def diversify(run: Run, folder: str) -> Mapping:
 
 
 def export(run: Run, folder: str) -> Mapping:
-  """LANG.json as published; plain_LANG.json and assistant_LANG.json with the prompts, and a mixture
-  of both.
-  """
+  """Writes LANG.json, the files with prompts, and a mixture of them."""
   counts = {}
   for language in run.settings.languages:
     rows = [
@@ -94,7 +92,7 @@ def mixture(settings: XInstruction, folder: str, filled: Sequence[str]) -> str:
 
 
 def train(run: Run, folder: str) -> Mapping:
-  """The response model on seed and export."""
+  """Tunes the response model on seed and export."""
   stems = run.folder('export')
   rows = lambda language: [
     row
@@ -105,7 +103,7 @@ def train(run: Run, folder: str) -> Mapping:
 
 
 def benchmark_stamps(settings: XInstruction) -> dict:
-  """What changes when a benchmark does; nothing without one."""
+  """Stamps of the benchmark files; empty without benchmarks."""
   for path in settings.benchmarks:
     if not os.path.isfile(path):
       raise StepError(
@@ -119,7 +117,7 @@ def benchmark_stamps(settings: XInstruction) -> dict:
 
 
 def write_statistics(run: Run, folder: str) -> Mapping:
-  """The page of figures."""
+  """Writes the statistics page."""
   from crossin_jax.xinstruction.statistics.page import write_page
   from crossin_jax.xinstruction.statistics.statistics import statistics
 

@@ -75,15 +75,15 @@ def rate(run: Run, i: int, folder: str) -> Mapping:
     asked = run.teach('rate', run.folder('pairs'), folder, TEACHER_TOKENS)
   else:
     run.answer('rate', f'train-rater.{i}', run.folder('pairs'), folder)
-  found = run.counted(folder, 'score', 'rated')
+  counts = run.counted(folder, 'score', 'rated')
   scores = [
     score
     for language in run.settings.languages
     for score in _scores(run, folder, language).values()
   ]
   mean = {'mean_level': round(float(np.mean(scores)), 4) if scores else None}
-  unrated = {'unrated': found.pop('empty')} if asked else {}
-  return {'rated': found.pop('rated')} | unrated | found | mean | asked
+  unrated = {'unrated': counts.pop('empty')} if asked else {}
+  return {'rated': counts.pop('rated')} | unrated | counts | mean | asked
 
 
 def keep(run: Run, i: int, folder: str) -> Mapping:

@@ -1,4 +1,4 @@
-"""Seed pairs: English instruction and native response, from the files that the user gives."""
+"""Seed pairs of English instruction and native response, from the user's files."""
 
 from collections.abc import Iterator, Mapping
 import os
@@ -10,9 +10,9 @@ from crossin_jax.xinstruction.settings import XInstruction
 
 
 def files(settings: XInstruction, language: str) -> list[str]:
-  """[file of the instructions, file of the responses], the same where they stand together."""
+  """[file of the instructions, file of the responses], which can be the same file."""
   wanted, stem = ['en', language] if settings.seed_is_parallel else [language], settings.seed
-  found = []
+  paths = []
   for code in wanted:
     names = [
       f'{stem}{mark}{code}{ext}'
@@ -25,8 +25,8 @@ def files(settings: XInstruction, language: str) -> list[str]:
         f'no seed file {names[0]} (or {", ".join(os.path.basename(name) for name in names[1:4])} '
         '...)'
       )
-    found.append(there[0])
-  return found
+    paths.append(there[0])
+  return paths
 
 
 def rows(settings: XInstruction, language: str) -> Iterator[dict]:
@@ -65,7 +65,7 @@ def rows(settings: XInstruction, language: str) -> Iterator[dict]:
 
 
 def stamps(settings: XInstruction) -> dict[str, list]:
-  """What changes when a file does."""
+  """Stamps of the seed files: path, size and time."""
   return {
     language: [file_stamp(path) for path in files(settings, language)]
     for language in settings.languages
@@ -73,11 +73,11 @@ def stamps(settings: XInstruction) -> dict[str, list]:
 
 
 def draw(run: Run, folder: str) -> Mapping:
-  """The step: as many pairs of each language as are wanted, drawn by their place in the file."""
+  """Draws the wanted number of pairs of each language by a hash of their row numbers."""
   counts = {}
   for language in run.settings.languages:
-    found = list(rows(run.settings, language))
-    order = sorted(found, key=lambda row: rows_lib.fraction('seed', row['id']))[
+    usable = list(rows(run.settings, language))
+    order = sorted(usable, key=lambda row: rows_lib.fraction('seed', row['id']))[
       : run.settings.seed_pairs
     ]
     if not order:

@@ -310,8 +310,8 @@ def test_killed_between_renames(tmp_path, failing, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('whole_group', [False, True])
-def test_told_to_stop(tmp_path, whole_group):
-  """75 and nothing changed, whether the first process alone is told or its workers too; and no
+def test_interrupted(tmp_path, whole_group):
+  """Status 75 and no change, whether the main process alone gets the signal or its workers too; no
   worker outlives a -9.
   """
   source = write(tmp_path / 'a.jsonl', rows_of(invented(random.Random(7), 9000, 900)))
@@ -337,7 +337,7 @@ def test_told_to_stop(tmp_path, whole_group):
       time.sleep(0.2)
 
 
-def test_told_to_stop_in_this_process(tmp_path, monkeypatch):
+def test_interrupted_in_this_process(tmp_path, monkeypatch):
   source = write(tmp_path / 'a.jsonl', rows_of(invented(random.Random(8), 50)))
   real = filtering._write
   monkeypatch.setattr(
