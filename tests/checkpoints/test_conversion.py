@@ -420,7 +420,10 @@ def test_published_forms_of_config_json():
     and gemma3.vocab_size == 262_208
   )
   assert (gemma3.rope_theta, gemma3.rope_local_theta, gemma3.num_kv_heads) == (1e6, 1e4, 4)
-  assert gemma3.layer_path(29) == ('layers/block_5', 4) and gemma3.layer_path(33) == ('tail_3', None)
+  assert gemma3.layer_path(29) == ('layers/block_5', 4) and gemma3.layer_path(33) == (
+    'tail_3',
+    None,
+  )
   qwen = read(
     model_type='qwen2',
     **sizes,

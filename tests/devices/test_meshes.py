@@ -107,7 +107,9 @@ def test_a_partitioner_suits_its_model():
   assert tuple(partition.mesh.shape.values()) == (1, len(jax.devices()), 1)
   choice = partition.suit(Decoder(SMALL), batch_size=2)
   assert (
-    tuple(partition.mesh.shape.values()) == (1, 2, 2) and 'tensor 2' in choice and 'unknown' in choice
+    tuple(partition.mesh.shape.values()) == (1, 2, 2)
+    and 'tensor 2' in choice
+    and 'unknown' in choice
   )
   assert Partitioner((1, -1, 1)).suit(Decoder(SMALL)) is None
   with pytest.raises(ValueError, match="or 'auto'"):
