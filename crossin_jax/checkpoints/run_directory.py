@@ -50,8 +50,10 @@ def exclusive(model_dir: str):
     except locks.InUse as error:
       raise RunError(str(error)) from None
     except OSError as error:
+      full = error.errno in (errno.ENOSPC, errno.EDQUOT)
       raise RunError(
-        f'cannot write in MODEL_DIR {model_dir} ({error.strerror}); choose another'
+        f'cannot write in MODEL_DIR {model_dir} ({error.strerror}); '
+        f'{"make room there" if full else "make it writable"} or choose another'
       ) from None
     try:
       yield mirror.Folder(model_dir)

@@ -273,7 +273,7 @@ MALFORMED = {
     'index leaves out': (lambda d: edit_index(d, lambda m: m.pop('model.norm.weight')), 'model.norm.weight, which .* does not name'),
     'index outside': (lambda d: edit_index(d, lambda m: m.update({'model.norm.weight': '../x.safetensors'})), 'outside of the directory'),
     'index no json': (lambda d: open(os.path.join(d, 'model.safetensors.index.json'), 'w').write('{'), 'is not an index of safetensors'),
-    'pickle only': (only_pickle, r'pytorch_model.bin, which is not opened: it could run code'),
+    'pickle only': (only_pickle, r'pytorch_model.bin, which is not opened because it could run code'),
     'no config': (lambda d: os.unlink(os.path.join(d, 'config.json')), 'no config.json'),
     'config no json': (lambda d: open(os.path.join(d, 'config.json'), 'w').write('{'), 'is not JSON'),
     'unknown architecture': (lambda d: edit_config(d, model_type='mamba'), "model_type 'mamba' is "

@@ -116,7 +116,7 @@ def expanded(pattern: str) -> list[str]:
 
 def flags_of(words: list[str]) -> list[str]:
   """The flags among words, without values and without gin's."""
-  found = (word.split('=')[0] for word in words if word.startswith('--') and len(word) > 2)
+  found = (word.split('=')[0] for word in words if re.match(r'--\w[\w.-]*(=|$)', word))
   return [
     flag for flag in found if not flag.startswith('--gin') and flag not in ('--help', '--version')
   ]
@@ -133,7 +133,9 @@ def missing_flags(statement: str) -> list[str]:
   ):
     after = words[words.index('--') :] if '--' in words else []
     words = words[words.index(script) : words.index('--') if '--' in words else None]
-    text = read(script) + (read('launch/common.sh') if script.startswith('launch/') else '')
+    text = read(script)
+    if script.startswith('launch/'):
+      text += ''.join(path.read_text() for path in sorted((REPOSITORY / 'launch').glob('*.py')))
     if script in ('launch/quickstart.sh', 'launch/test.sh'):
       return []
     return [f for f in flags_of(words) if f not in text] + [

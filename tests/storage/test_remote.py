@@ -165,11 +165,11 @@ def test_compare_copies_predictions_only(gcs):
     'eval/checkpoint_4/state/large',
   ):
     gcs.put(name, b'{}')
-  folder = compare._here('gs://bucket/eval/')
+  folder = compare._download('gs://bucket/eval/')
   assert tree_of(folder).keys() == {'results.json', 'predictions/x.generate.jsonl'}
-  assert open(compare._here('gs://bucket/eval/results.json'), 'rb').read() == b'{}'
+  assert open(compare._download('gs://bucket/eval/results.json'), 'rb').read() == b'{}'
   with pytest.raises(remote.RemoteError, match='gs://bucket/nothing/predictions does not exist'):
-    compare._here('gs://bucket/nothing')
+    compare._download('gs://bucket/nothing')
 
 
 def test_requests_end_with_their_limit_also_if_it_is_set_while_they_run(gcs):

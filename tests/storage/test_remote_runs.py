@@ -148,7 +148,7 @@ def test_what_no_run_of_ours_began_is_left_alone(gcs, adamw, capsys):
   said_of = capsys.readouterr().err.splitlines()
   assert (
     len(said_of) == 3
-    and 'gs://bucket/run/checkpoint_40 was not finished by the run before: it is removed' in said_of
+    and 'gs://bucket/run/checkpoint_40 was not finished by the previous run: it is removed' in said_of
   )
   assert all(f'checkpoint_{step} has no commit_success.txt' in ''.join(said_of) for step in (7, 30))
   assert before - set(gcs.names('run')) == {
@@ -383,7 +383,7 @@ def killed(undisturbed, tiny_prepared, tmp_path_factory):
     running.wait()
   told = said(folder / 'run', 0)
   assert (
-    'no permission for gs://bucket/run/metrics.jsonl' in told and 'is saved all the same' in told
+    'no permission for gs://bucket/run/metrics.jsonl' in told and 'is saved anyway' in told
   )
   objects = dict(gcs.buckets['bucket'])
   names = set(objects)

@@ -270,7 +270,7 @@ def test_predictions_end_where_they_ended(rows, stop, eos):
 
 def test_quantised_bases_are_refused():
   module = Decoder(tiny_config(lora=LoraConfig(base_dtype='int8')))
-  with pytest.raises(ValueError, match="'int8'.*no quantised parameters"):
+  with pytest.raises(ValueError, match="'int8'.*does not support quantised parameters"):
     model.t5x_model(module, None)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from crossin_jax.training.compiled import _is_whole, compiled_programs
+from crossin_jax.training.compiled import _is_complete, compiled_programs
 
 
 @pytest.fixture
@@ -66,9 +66,9 @@ def test_a_torn_program_is_compiled_and_kept_again(tmp_path, enabled):
 def test_whole_and_torn_entries():
   for compress in (zlib.compress, *zstd()):
     data = compress(bytes(range(256)) * 400)
-    assert _is_whole(data)
-    assert not any(_is_whole(data[:cut]) for cut in (0, 1, len(data) // 2, len(data) - 1))
-  assert not _is_whole(b'no program')
+    assert _is_complete(data)
+    assert not any(_is_complete(data[:cut]) for cut in (0, 1, len(data) // 2, len(data) - 1))
+  assert not _is_complete(b'no program')
 
 
 def zstd():

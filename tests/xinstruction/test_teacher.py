@@ -309,7 +309,7 @@ def test_wrong_teachers(material, tmp_path, capsys):
     return capsys.readouterr().err
 
   assert 'teacher.gin' in said("--gin.Teacher.model=''")
-  assert 'secrets come from the environment' in said("--gin.Teacher.url='http://me:pass@host/v1'")
+  assert 'pass secrets in the environment' in said("--gin.Teacher.url='http://me:pass@host/v1'")
   assert 'Teacher.parameters' in said("--gin.Endpoint.parameters={'top_p': 1}")
   assert "'model' or 'endpoint'" in said("--gin.XInstruction.rater='human'")
 
