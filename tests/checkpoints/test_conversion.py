@@ -313,8 +313,8 @@ def test_malformed_directories(directories, tmp_path, capsys, case):
 
 @pytest.mark.parametrize('change, message', [
     (lambda t: t.update({'model.layers.0.extra.weight': np.ones(3, np.float32)}), 'extra.weight '
-                                                                                  'belongs to no '
-                                                                                  'part'),
+                                                                                  'is not part of the '
+                                                                                  'model'),
     (lambda t: t.update({'model.norm.weight': np.ones(47, np.float32)}), r'shape \(47,\), '
                                                                          r'config.json says \(48,\)'),
     (lambda t: t.update({'model.norm.weight': np.ones(48, np.int32)}), 'dtype I32.*Quantised '
