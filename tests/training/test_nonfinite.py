@@ -92,7 +92,7 @@ def test_an_id_outside_the_vocabulary_is_named(tiny_prepared, tmp_path):
 
   task, id_ = poison(directory, mixture, spoil)
   stream = BatchStream(PreparedMixture(directory, mixture), batch_size=8, length=64)
-  with pytest.raises(PreparedDataError, match=f'task {task}, row {id_} holds id 1000000'):
+  with pytest.raises(PreparedDataError, match=f'task {task}, row {id_} has id 1000000'):
     for step in range(200):
       stream.batch(step)
 
