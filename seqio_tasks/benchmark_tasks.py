@@ -175,7 +175,8 @@ def _figures_of_texts(
     ]
     answers = np.array([rows[item]['answer'] for item in texts])
     summary = consistency.summarise(np.array(extracted)[:, None], answers, [language])
-  return {key: summary[key] for key in ('accuracy', 'unparsed_rate', 'f1') if key in summary}
+  figures = summary.as_json()
+  return {key: figures[key] for key in ('accuracy', 'unparsed_rate', 'f1') if key in figures}
 
 
 def _figures_of_scores(rows, targets, scores) -> dict:

@@ -1,5 +1,6 @@
 """Answers of a model to questions: the most likely option, and generated text."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import gin
@@ -14,6 +15,7 @@ from crossin_jax.decoding.scoring import continuation_losses
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.evaluation.answers.predictions import Predictions
 from crossin_jax.evaluation.measures import consistency
+from crossin_jax.evaluation.measures.consistency import Summary
 from crossin_jax.evaluation.questions import Questions
 from crossin_jax.evaluation.results import METHODS
 
@@ -192,20 +194,19 @@ def choice_predictions(questions: Questions, answers: Answers) -> Predictions:
   )
 
 
-def choice_summary(questions: Questions, answers: Answers) -> tuple[dict, np.ndarray]:
-  """Figures under the keys of results.json, and the choices, int64 [items, languages].
+def choice_summary(questions: Questions, answers: Answers) -> tuple[Summary, np.ndarray]:
+  """Figures, and the choices, int64 [items, languages]; by likelihood with `accuracy_norm`."""
 
-  By likelihood, 'accuracy_norm' and 'accuracy_norm_by_language' are by loss per character.
-  """
-  summarise = lambda chosen_NL: consistency.summarise(
-    chosen_NL, questions.answers, questions.languages
-  )
+  def summarise(chosen_NL: np.ndarray) -> Summary:
+    return consistency.summarise(chosen_NL, questions.answers, questions.languages)
+
   if answers.losses is None:
     chosen_NL = choice_predictions(questions, answers).extract('strict', prompt=questions.prompt)
     return summarise(chosen_NL), chosen_NL
-  chosen_NL = answers.chosen()
-  normalised = summarise(answers.normalised(questions))
-  return summarise(chosen_NL) | {
-    'accuracy_norm': normalised['accuracy'],
-    'accuracy_norm_by_language': normalised['accuracy_by_language'],
-  }, chosen_NL
+  chosen_NL, normalised = answers.chosen(), summarise(answers.normalised(questions))
+  summary = dataclasses.replace(
+    summarise(chosen_NL),
+    accuracy_norm=normalised.accuracy,
+    accuracy_norm_by_language=normalised.accuracy_by_language,
+  )
+  return summary, chosen_NL

@@ -24,6 +24,7 @@ from crossin_jax.evaluation.asking import (
 )
 from crossin_jax.evaluation.benchmarks.declarations import BENCHMARKS, LoadedBenchmark
 from crossin_jax.evaluation.measures import consistency
+from crossin_jax.evaluation.measures.consistency import Summary
 from crossin_jax.evaluation.questions import Questions, read_questions
 from crossin_jax.evaluation.results import METHODS, build_run, median_summary, write_results
 from crossin_jax.processes import distributed
@@ -45,7 +46,7 @@ class _Task:
     self.kind, self.items = forms[0][0].kind, max(len(questions.ids) for questions in forms[0])
     self.languages = [language for questions in forms[0] for language in questions.languages]
 
-  def answer(self, ask, method: str, predictions_dir: str) -> tuple[dict, str, list[np.ndarray]]:
+  def answer(self, ask, method: str, predictions_dir: str) -> tuple[Summary, str, list]:
     """Asks, writes the predictions, returns (summary, protocol, choices of each prompt form)."""
     summaries, choices, protocol = [], [], 'strict'
     for form in self.forms:
@@ -142,7 +143,6 @@ def evaluate(
       for method in used:
         predictions_dir = os.path.join(output_dir, 'predictions')
         summary, protocol, choices = task.answer(ask, method, predictions_dir)
-        accuracies = [one['accuracy'] for one in summary.get('by_prompt', [summary])]
         runs.append(
           build_run(
             summary,
@@ -151,7 +151,6 @@ def evaluate(
             benchmark=task.name,
             protocol=protocol,
             method=method,
-            prompt_accuracies=accuracies,
           )
         )
         _warn_of_constant_answers(task, choices, method)

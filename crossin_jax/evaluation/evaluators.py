@@ -13,6 +13,7 @@ from crossin_jax.evaluation import asking
 from crossin_jax.evaluation.answers import open_answers
 from crossin_jax.evaluation.asking import Answers, answer_questions
 from crossin_jax.evaluation.benchmarks.declarations import LoadedBenchmark
+from crossin_jax.evaluation.measures.consistency import Summary
 from crossin_jax.evaluation.questions import Questions, read_questions
 
 SLICE = 32  # items between two checks of the time budget
@@ -131,7 +132,7 @@ class BenchmarkEvaluator:
     yield from _figures(self.name, self._summary(results))
     yield f'eval/{self.name}/items', max(len(questions.ids) for questions, _ in results)
 
-  def _summary(self, results: list[tuple[Questions, Answers]]) -> dict:
+  def _summary(self, results: list[tuple[Questions, Answers]]) -> Summary:
     if results[0][0].kind == 'choice':
       return asking.choice_summary(*results[0])[0]
     questions, answers = zip(*results)
@@ -150,13 +151,14 @@ def _before(deadline: float) -> bool:
   return bool(in_time)
 
 
-def _figures(name: str, summary: dict):
-  for key in ('accuracy', 'accuracy_by_language'):
-    yield f'eval/{name}/{key}', summary[key]
-  size = str(min(3, len(summary['accuracy_by_language'])))
-  for key in ('consistency', 'ac3'):
-    if size in summary['consistency']:
-      yield f'eval/{name}/{key}_{size}', summary[key][size]
-  for key in ('f1', 'unparsed_rate'):
-    if key in summary:
-      yield f'eval/{name}/{key}', summary[key]
+def _figures(name: str, summary: Summary):
+  size = str(min(3, len(summary.accuracy_by_language)))
+  figures = {
+    'accuracy': summary.accuracy,
+    'accuracy_by_language': summary.accuracy_by_language,
+    f'consistency_{size}': summary.consistency.get(size),
+    f'ac3_{size}': summary.ac3.get(size),
+    'f1': summary.f1,
+    'unparsed_rate': summary.unparsed_rate,
+  }
+  yield from ((f'eval/{name}/{key}', value) for key, value in figures.items() if value is not None)

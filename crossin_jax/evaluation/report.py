@@ -5,12 +5,14 @@ are available, figures have no interval and the page claims no gain.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import dataclasses
+from dataclasses import dataclass, field
 import os
 
 import numpy as np
 
 from crossin_jax.evaluation.measures import consistency, tables
+from crossin_jax.evaluation.measures.tables import GainRow, Row
 from crossin_jax.pages import page, plots, words
 from crossin_jax.pages.words import duration, percent, thousands
 
@@ -112,7 +114,7 @@ def _with_available_form(report: Report) -> Report:
   available += [(tables.form_of(run), run['method']) for run in report.runs]
   if not available or (report.form, report.method) in available:
     return report
-  return replace(report, form=available[0][0], method=available[0][1])
+  return dataclasses.replace(report, form=available[0][0], method=available[0][1])
 
 
 def _check(report: Report) -> None:
@@ -136,7 +138,7 @@ def _check(report: Report) -> None:
 def _context(report: Report) -> dict:
   _check(report)
   figures = tables.Figures(report)
-  rows = [figures.arm_row(arm, report.form, report.method) for arm in report.arms]
+  rows = [figures.arm_row(arm) for arm in report.arms]
   gains = figures.gains()
   guessers = [figures.guesser_row(name, array) for name, array in report.guessers.items()]
   seeds = {key[1] for key in report.choices} | {run['seed'] for run in report.runs}
@@ -161,7 +163,7 @@ def _context(report: Report) -> dict:
     'gains': gains,
     'variants': figures.variants(),
     'seeds': sorted(seeds - {None}),
-    'intervals': any(row['other']['low'] is not None for row in rows),
+    'intervals': any(row.other.low is not None for row in rows),
     'findings': _findings(report, rows, gains, guessers, figures),
     'plots': _plots(report, rows, figures),
     'heat': figures.heat(),
@@ -176,30 +178,34 @@ def _colour(i: int) -> str:
 
 
 def _findings(
-  report: Report, rows: list[dict], gains: list[dict], guessers: list[dict], figures: tables.Figures
+  report: Report,
+  rows: list[Row],
+  gains: list[GainRow],
+  guessers: list[Row],
+  figures: tables.Figures,
 ) -> list[str]:
   """Conclusions in sentences, the most important first."""
   home = words.language_name(report.languages[0])
-  in_home = lambda row: f'{percent(row["languages"][0]["value"])} %'
-  in_others = lambda row: f'{percent(row["other"]["value"])} %'
+  in_home = lambda row: f'{percent(row.languages[0].value)} %'
+  in_others = lambda row: f'{percent(row.other.value)} %'
   findings = []
   for row in rows:
-    if row['name'].casefold() == 'base' and row['other']['value'] is not None:
+    if row.name.casefold() == 'base' and row.other.value is not None:
       findings.append(
-        f'The {row["title"]} model answers {in_home(row)} of the questions correctly in {home} and '
+        f'The {row.title} model answers {in_home(row)} of the questions correctly in {home} and '
         f'{in_others(row)} in the other languages; guessing gives '
         f'{percent(figures.chance["accuracy"])} %.'
       )
       break
   for row in gains:
-    if not tables.is_baseline(row['name']) and row['base_name'].casefold() != 'floor':
-      findings.append(f'{row["other"]["sentence"]} {row["ac3"]["sentence"]}')
-  if gains and not any(row[key]['verdict'] == 'gain' for row in gains for key in ('other', 'ac3')):
+    if not tables.is_baseline(row.name) and row.base_name.casefold() != 'floor':
+      findings.append(f'{row.other.sentence} {row.ac3.sentence}')
+  if gains and not any('gain' in (row.other.verdict, row.ac3.verdict) for row in gains):
     findings.append('No comparison on this page shows a gain.')
   for row in guessers:
-    if not row['at_chance']:
+    if not row.at_chance:
       findings.append(
-        f'Caution: the {row["name"]} guesser is not at chance ({in_home(row)} in {home}, '
+        f'Caution: the {row.name} guesser is not at chance ({in_home(row)} in {home}, '
         f'{in_others(row)} in the other languages), so a part of every score does not need the '
         'facts.'
       )
@@ -210,7 +216,7 @@ def _findings(
   return findings
 
 
-def _plots(report: Report, rows: list[dict], figures: tables.Figures) -> dict[str, object]:
+def _plots(report: Report, rows: list[Row], figures: tables.Figures) -> dict[str, object]:
   from markupsafe import Markup
 
   svgs = {
@@ -225,17 +231,17 @@ def _plots(report: Report, rows: list[dict], figures: tables.Figures) -> dict[st
   }
 
 
-def _accuracy_plot(report: Report, rows: list[dict], figures: tables.Figures) -> str:
+def _accuracy_plot(report: Report, rows: list[Row], figures: tables.Figures) -> str:
   series = []
   for style, row in enumerate(rows):
-    if row['other']['value'] is None:
+    if row.other.value is None:
       continue
-    cells = [*row['languages'], row['other']]
+    cells = [*row.languages, row.other]
     values, lows, highs = (
-      [np.nan if cell[key] is None else 100 * cell[key] for cell in cells]
-      for key in ('value', 'low', 'high')
+      [np.nan if value is None else 100 * value for value in column]
+      for column in zip(*map(dataclasses.astuple, cells))
     )
-    series.append(plots.Series(row['title'], style, range(len(cells)), values, lows, highs))
+    series.append(plots.Series(row.title, style, range(len(cells)), values, lows, highs))
   if not series:
     return ''
   labels = [*report.languages, 'mean of\nothers']

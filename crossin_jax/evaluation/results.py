@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 import statistics
 
+from crossin_jax.evaluation.measures.consistency import Summary
 from crossin_jax.storage import files
 
 METHODS = ('generate', 'likelihood')
@@ -21,77 +22,57 @@ KEYS = ('variant', 'seed', 'benchmark', 'protocol', 'method', *_FIGURES, 'prompt
 
 
 def build_run(
-  summary: Mapping,
-  *,
-  variant: str,
-  seed: int | None,
-  benchmark: str,
-  protocol: str,
-  method: str,
-  prompt_accuracies: Sequence[float] | None = None,
+  summary: Summary, *, variant: str, seed: int | None, benchmark: str, protocol: str, method: str
 ) -> dict:
-  """One entry of "runs", validated.
+  """One entry of "runs", validated. 'prompts' is the spread of the accuracy over the prompts.
 
   Args:
-    summary: result of `consistency.summarise`; further figures are kept.
+    summary: the figures.
     variant: the model or arm, e.g. 'x2x'.
     seed: seed of the training run; None for a model of other origin.
     benchmark: name of the task, e.g. 'cross_mmlu', or 'world/untagged' with the prompt form after
       the slash.
     protocol: 'strict' or 'seaeval'; 'strict' for the likelihood method, which extracts nothing.
     method: 'generate' (text, then extraction) or 'likelihood' (the most probable option).
-    prompt_accuracies: accuracy under each prompt form; None = the one of `summary`.
   """
-  accuracies = [summary['accuracy']] if prompt_accuracies is None else list(prompt_accuracies)
-  if not accuracies:
-    raise ValueError(
-      'prompt_accuracies is empty; pass one accuracy per prompt form, or None for a single prompt'
-    )
+  figures = summary.as_json()
   run = {
     'variant': variant,
     'seed': seed,
     'benchmark': benchmark,
     'protocol': protocol,
     'method': method,
-    **{key: summary[key] for key in _FIGURES},
-    'prompts': _spread(accuracies),
-    **{key: summary[key] for key in summary if key not in KEYS},
+    **{key: figures.pop(key) for key in _FIGURES},
+    'prompts': _spread([one.accuracy for one in summary.by_prompt or [summary]]),
+    **figures,
   }
   validate_run(run)
   return run
 
 
-def _median(values: Iterable[float]) -> float:
-  return float(statistics.median(values))
-
-
 def _spread(values: Sequence[float]) -> dict[str, float]:
-  return {'median': _median(values), 'min': float(min(values)), 'max': float(max(values))}
+  return {'median': statistics.median(values), 'min': min(values), 'max': max(values)}
 
 
-def median_summary(summaries: Sequence[Mapping]) -> dict:
-  """The median of every figure over prompts (docs/design/methods.md#c-10), as one summary.
+def median_summary(summaries: Sequence[Summary]) -> Summary:
+  """The median of every figure over prompts (docs/design/methods.md#c-10).
 
   The median of AC3 is not AC3 of the medians. The median of two prompts is their mean.
-
-  Returns:
-    The summary, with 'prompt_figures': {"accuracy": {"median", "min", "max"}, "consistency_2": ...,
-    "ac3_2": ..., "unparsed_rate": ...} and 'by_prompt': the single summaries.
   """
-  combined, spread = {'items': summaries[0]['items']}, {}
-  for key in summaries[0].keys() - {'items'}:
-    if isinstance(summaries[0][key], Mapping):
-      values = {f'{key}_{name}': [s[key][name] for s in summaries] for name in summaries[0][key]}
-      combined[key] = {name: _median(values[f'{key}_{name}']) for name in summaries[0][key]}
+  combined, spread = {}, {}
+  for key, first in summaries[0].as_json().items():
+    values = [getattr(summary, key) for summary in summaries]
+    if isinstance(first, Mapping):
+      by_name = {name: [value[name] for value in values] for name in first}
+      combined[key] = {name: statistics.median(column) for name, column in by_name.items()}
+      by_name = {f'{key}_{name}': column for name, column in by_name.items()}
     else:
-      values = {key: [summary[key] for summary in summaries]}
-      combined[key] = _median(values[key])
+      by_name = {key: values}
+      combined[key] = statistics.median(values)
     if key in ('accuracy', 'consistency', 'ac3', 'unparsed_rate', 'f1'):
-      spread |= {name: _spread(by_prompt) for name, by_prompt in values.items()}
-  return combined | {
-    'prompt_figures': dict(sorted(spread.items())),
-    'by_prompt': [dict(s) for s in summaries],
-  }
+      spread |= {name: _spread(column) for name, column in by_name.items()}
+  combined |= {'items': summaries[0].items, 'prompt_figures': dict(sorted(spread.items()))}
+  return Summary(**combined, by_prompt=list(summaries))
 
 
 def validate_run(run: Mapping, where: str = 'run') -> None:

@@ -9,6 +9,7 @@ from crossin_jax.evaluation import results
 from crossin_jax.evaluation.answers import extraction, open_answers
 from crossin_jax.evaluation.answers.predictions import Predictions, read_predictions
 from crossin_jax.evaluation.measures import consistency
+from crossin_jax.evaluation.measures.consistency import Summary
 from crossin_jax.languages import ENGLISH_NAMES
 from crossin_jax.workflow import command_line
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
   return command_line.finish(options, run)
 
 
-def _run(options: argparse.Namespace, summary: Mapping, protocol: str) -> dict:
+def _run(options: argparse.Namespace, summary: Summary, protocol: str) -> dict:
   return results.build_run(
     summary,
     variant=options.variant,

@@ -262,7 +262,7 @@ def test_missing_seeds_are_paired_by_those_both_have(tmp_path):
   report.choices = {
     key: array for key, array in report.choices.items() if not (key[0] == 'x2x' and key[1] == 1)
   }
-  assert tables.Figures(report).gains()[0]['seeds'] == 2
+  assert tables.Figures(report).gains()[0].seeds == 2
   render(tmp_path, report)
 
 

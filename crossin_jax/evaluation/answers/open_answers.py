@@ -19,6 +19,7 @@ import numpy as np
 
 from crossin_jax.evaluation import record_fields
 from crossin_jax.evaluation.measures import consistency
+from crossin_jax.evaluation.measures.consistency import Summary
 from crossin_jax.languages import code_of
 from crossin_jax.storage.files import write_jsonl
 from crossin_jax.storage.records import RecordError
@@ -175,11 +176,11 @@ def write_predictions(path: str | os.PathLike, predictions: OpenPredictions) -> 
   write_jsonl(path, rows)
 
 
-def summarise(predictions: OpenPredictions, protocol: str) -> dict:
-  """Figures under the keys of `consistency.summarise`; accuracy is exact match.
+def summarise(predictions: OpenPredictions, protocol: str) -> Summary:
+  """Figures of open answers; accuracy is exact match.
 
-  Spans also have 'f1' and 'f1_by_language'. Numbers are comparable across languages: if all
-  languages have the same items, consistency is that of the numbers. Spans have no consistency.
+  Numbers are comparable across languages: if all languages have the same items, consistency is that
+  of the numbers. Spans have F1 and no consistency.
 
   Args:
     predictions: predicted and accepted texts.
@@ -189,35 +190,34 @@ def summarise(predictions: OpenPredictions, protocol: str) -> dict:
   if protocol == 'number' and len(items) == 1:
     return _summarise_parallel_numbers(predictions)
 
-  def mean(measure) -> dict[str, float]:
-    return {
+  def mean(measure) -> tuple[float, dict[str, float]]:
+    by_language = {
       language: float(np.mean([measure(*cell, language) for cell in predictions.cells(language)]))
       for language in predictions.texts
     }
+    return float(np.mean(list(by_language.values()))), by_language
 
-  further = {}
+  scores, parsed = (None, None), str.strip
   if protocol == 'number':
     accuracy = mean(lambda text, answers, _: same_number(_value(text), answers[0]))
     parsed = _value
   else:
     accuracy = mean(lambda text, answers, language: exact_match(text, answers, protocol, language))
     scores = mean(lambda text, answers, language: f1(text, answers, protocol, language))
-    further = {'f1': float(np.mean(list(scores.values()))), 'f1_by_language': scores}
-    parsed = str.strip
   unparsed = [not parsed(text) for texts in predictions.texts.values() for text in texts.values()]
-  return {
-    'accuracy': float(np.mean(list(accuracy.values()))),
-    'accuracy_by_language': accuracy,
-    'consistency': {},
-    'ac3': {},
-    'pairwise_consistency': {},
-    'unparsed_rate': float(np.mean(unparsed)),
-    'items': max(map(len, predictions.texts.values())),
-    **further,
-  }
+  return Summary(
+    *accuracy,
+    consistency={},
+    ac3={},
+    pairwise_consistency={},
+    unparsed_rate=float(np.mean(unparsed)),
+    items=max(map(len, predictions.texts.values())),
+    f1=scores[0],
+    f1_by_language=scores[1],
+  )
 
 
-def _summarise_parallel_numbers(predictions: OpenPredictions) -> dict:
+def _summarise_parallel_numbers(predictions: OpenPredictions) -> Summary:
   """Figures of numbers, where the distinct values of an item are its options."""
   languages = list(predictions.texts)
   ids = list(predictions.texts[languages[0]])

@@ -12,14 +12,17 @@ import sys
 
 from crossin_jax.evaluation import results
 from crossin_jax.evaluation.answers import extraction
-from crossin_jax.evaluation.comparison.differences import LEVEL, compare_pair, flipped, sentences
+from crossin_jax.evaluation.comparison.differences import (
+  LEVEL,
+  Comparisons,
+  compare_pair,
+  sentences,
+)
 from crossin_jax.evaluation.comparison.pairs import Pair, pair_up, prediction_files
 from crossin_jax.storage import mirror, remote
 from crossin_jax.storage.files import write_json
 from crossin_jax.storage.records import RecordError
 from crossin_jax.workflow import command_line
-
-# ---- the command ----
 
 
 def _names(paths: tuple[str, str], given: str | None) -> tuple[str, str]:
@@ -58,12 +61,17 @@ def compare(
   *,
   allow_partial: bool = False,
   resamples: int = 2000,
+  flips: int = 0,
   **settings,
-) -> tuple[dict, list[Pair]]:
-  """Compares two results directories or two files.
+) -> tuple[Comparisons, list[Pair]]:
+  """Compares two results directories or two files; also returns the pairs of its `comparisons`.
 
-  Returns:
-    The object of compare.json without "flipped", and the pairs of its "comparisons".
+  Args:
+    paths, names: of A and B.
+    allow_partial: compare only what both have.
+    resamples: of the bootstrap.
+    flips: changed items to list per benchmark.
+    **settings: `protocol` and `first_line` of the extraction.
   """
   first, second = (prediction_files(path) for path in paths)
   if not any(os.path.isdir(path) for path in paths) and first.keys() != second.keys():
@@ -82,16 +90,16 @@ def compare(
   pairs = [
     pair_up(*key, first[key], second[key], allow_partial=allow_partial, **settings) for key in keys
   ]
-  return {
-    'a': names[0],
-    'b': names[1],
-    'protocol': settings.get('protocol', 'strict'),
-    'level': LEVEL,
-    'resamples': resamples,
-    'only_in_a': only_a,
-    'only_in_b': only_b,
-    'comparisons': [compare_pair(pair, names, resamples) for pair in pairs],
-  }, pairs
+  result = Comparisons(
+    *names,
+    settings.get('protocol', 'strict'),
+    LEVEL,
+    resamples,
+    only_a,
+    only_b,
+    [compare_pair(pair, names, resamples, flips) for pair in pairs],
+  )
+  return result, pairs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,19 +128,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     _names(paths, options.names),
     allow_partial=options.allow_partial,
     resamples=options.resamples,
+    flips=options.flips,
     protocol=options.protocol,
     first_line=options.first_line,
   )
-  for row, pair in zip(result['comparisons'], pairs):
-    row['flipped'] = flipped(pair, options.flips)
   print('\n'.join(sentences(result)), file=sys.stderr)
   if options.output_dir:
     from crossin_jax.evaluation.comparison import page as compare_page
 
     command = 'crossin compare ' + ' '.join(sys.argv[2:] if argv is None else argv)
     with mirror.written(options.output_dir) as files:
-      write_json(os.path.join(files.path, 'compare.json'), result)
+      write_json(os.path.join(files.path, 'compare.json'), result.as_json())
       path = os.path.join(files.path, 'compare.html')
       compare_page.write(path, result, pairs, options.examples, command)
     print(os.path.join(options.output_dir, 'compare.html'), file=sys.stderr)
-  return command_line.finish(options, result)
+  return command_line.finish(options, result.as_json())

@@ -1,12 +1,16 @@
 """Differences between two systems on the same items, with significance tests."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import dataclasses
+from dataclasses import dataclass
+import itertools
 from math import comb
 
 import numpy as np
 
 from crossin_jax.evaluation.comparison.pairs import Cell, Pair
 from crossin_jax.evaluation.measures import bootstrap, consistency, tables
+from crossin_jax.evaluation.measures.bootstrap import Figure
 from crossin_jax.pages import words
 from crossin_jax.pages.words import language_name
 
@@ -14,7 +18,89 @@ LEVEL = 0.95
 FEW = 20  # a difference on fewer items is never called real
 
 
-# ---- figures ----
+@dataclass(frozen=True)
+class Difference:
+  """A figure of A and of B, and B minus A; the verdict is 'gain', 'loss' or 'none'."""
+
+  a: Figure
+  b: Figure
+  difference: Figure
+  verdict: str
+
+
+@dataclass(frozen=True)
+class Measure(Difference):
+  sentence: str
+
+
+@dataclass(frozen=True)
+class LanguageRow(Difference):
+  """Accuracy in one language. `p` is of `sign_flip_p`; the verdict also needs `p_holm`.
+
+  `right_to_wrong` and `wrong_to_right` count the items that changed under the first prompt.
+  """
+
+  items: int
+  right_to_wrong: int
+  wrong_to_right: int
+  p: float
+  p_holm: float
+
+
+@dataclass(frozen=True)
+class Flip:
+  """An item whose correctness changed, with the right answer and both given ones."""
+
+  id: str
+  language: str
+  change: str
+  answer: str
+  a: str
+  b: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+  """A benchmark by one method, as in compare.json.
+
+  Attributes:
+    s: group size of C_s and AC3_s; None for open answers and for one language.
+    measures: over all languages: 'accuracy', 'C_3', 'AC3_3'.
+    warnings, pairwise_consistency: of options only.
+  """
+
+  benchmark: str
+  method: str
+  prompts: Sequence[int]
+  languages: Sequence[str]
+  items: int
+  s: int | None
+  notes: Sequence[str]
+  measures: Mapping[str, Measure]
+  by_language: Mapping[str, LanguageRow]
+  language_sentence: str
+  warnings: Sequence[str] | None
+  pairwise_consistency: Mapping[str, Mapping[str, float]] | None
+  flipped: Sequence[Flip]
+
+
+@dataclass(frozen=True)
+class Comparisons:
+  """The content of compare.json; `a` and `b` are the names of the models."""
+
+  a: str
+  b: str
+  protocol: str
+  level: float
+  resamples: int
+  only_in_a: Sequence[str]
+  only_in_b: Sequence[str]
+  comparisons: Sequence[Comparison]
+
+  def as_json(self) -> dict:
+    """The keys of compare.json; only `s` may be null."""
+    present = lambda fields: {k: value for k, value in fields if value is not None or k == 's'}
+    return dataclasses.asdict(self, dict_factory=present)
 
 
 def sign_flip_p(difference_PN: np.ndarray, draws: int = 9999) -> float:
@@ -51,74 +137,77 @@ def holm(p: Sequence[float]) -> list[float]:
   return adjusted
 
 
-def compare_pair(pair: Pair, names: tuple[str, str], resamples: int = 2000) -> dict:
-  """All figures of a pair: the object under "comparisons" of compare.json."""
+def compare_pair(
+  pair: Pair, names: tuple[str, str], resamples: int = 2000, flips: int = 0
+) -> Comparison:
+  """All figures of a pair, and up to `flips` of its changed items."""
   languages, shared = list(pair.ids), pair.shared
   s = min(3, len(languages))
-  result = {
-    'benchmark': pair.benchmark,
-    'method': pair.method,
-    'prompts': pair.prompts,
-    'languages': languages,
-    'items': max(map(len, pair.ids.values())),
-    's': s if pair.has_options and s > 1 else None,
-    'notes': pair.notes,
-    'measures': {},
-    'by_language': {},
-  }
-
-  def measured(one, two, answers, title: str, statistic: str = 'accuracy') -> dict:
-    settings = {'statistic': statistic, 's': s, 'resamples': resamples, 'level': LEVEL}
-    return _measured(one, two, answers, names, title, settings)
-
+  with_s = pair.has_options and s > 1
   sides = (pair.a, pair.b)
+  choices = [pair.choices(side) for side in sides] if pair.has_options and shared else []
+
+  def measured(one, two, answers, title: str, statistic: str = 'accuracy') -> Measure:
+    settings = {'statistic': statistic, 's': s, 'resamples': resamples, 'level': LEVEL}
+    gain = bootstrap.difference(two, one, answers, **settings)
+    verdict = tables.verdict(gain) if gain.items >= FEW else 'none'
+    a, b = (bootstrap.interval(side, answers, **settings).figure for side in (one, two))
+    return Measure(a, b, gain.figure, verdict, _sentence(names, title, gain, verdict))
+
+  def language_row(language: str) -> LanguageRow:
+    one, two = (pair.right(side, [language], pair.ids[language]) for side in sides)
+    row = measured(one, two, None, language)
+    first, second = one[0], two[0]
+    return LanguageRow(
+      row.a,
+      row.b,
+      row.difference,
+      row.verdict,
+      items=len(first),
+      right_to_wrong=int((first & ~second).sum()),
+      wrong_to_right=int((~first & second).sum()),
+      p=(p := sign_flip_p(np.stack(two)[:, :, 0].astype(float) - np.stack(one)[:, :, 0])),
+      p_holm=p,
+    )
+
+  measures = {}
   if shared:
     right = [pair.right(side, languages, shared) for side in sides]
-    result['measures']['accuracy'] = measured(*right, None, 'accuracy')
-    choices = [pair.choices(side) for side in sides] if pair.has_options else []
-    if result['s']:
+    measures['accuracy'] = measured(*right, None, 'accuracy')
+    if with_s:
       for title, statistic in ((f'C_{s}', 'consistency'), (f'AC3_{s}', 'ac3')):
-        result['measures'][title] = measured(*choices, pair.answers(), title, statistic)
-  for language in languages:
-    one, two = (pair.right(side, [language], pair.ids[language]) for side in sides)
-    figures = measured(one, two, None, f'accuracy in {language_name(language)}')
-    first, second = one[0][:, 0], two[0][:, 0]
-    result['by_language'][language] = figures | {
-      'items': len(first),
-      'right_to_wrong': int((first & ~second).sum()),
-      'wrong_to_right': int((~first & second).sum()),
-      'p': sign_flip_p(np.stack(two)[:, :, 0].astype(float) - np.stack(one)[:, :, 0]),
-    }
-  rows = result['by_language'].values()
-  for row, adjusted in zip(rows, holm([row['p'] for row in rows])):
-    row['p_holm'] = adjusted
-    if adjusted > 1 - LEVEL or row['items'] < FEW:
-      row['verdict'] = 'none'
-    del row['sentence']  # it is not corrected for multiple comparisons
-  result['language_sentence'] = _language_sentence(result, names)
-  if pair.has_options and shared:
-    warnings = [consistency.constant_answer_warning(side[0], pair.answers()) for side in choices]
-    result['warnings'] = [f'{name}: {text}' for name, text in zip(names, warnings) if text]
-    matrices = [
-      np.mean([consistency.pairwise_consistency(array) for array in side], axis=0)
-      for side in choices
-    ]
-    result['pairwise_consistency'] = {
-      side: consistency.by_pair(matrix, languages) for side, matrix in zip('ab', matrices)
-    }
-  return result
-
-
-def _measured(one, two, answers, names, title: str, settings: dict) -> dict:
-  gain = bootstrap.difference(two, one, answers, **settings)
-  verdict = tables.verdict(gain) if gain.items >= FEW else 'none'
-  return {
-    'a': bootstrap.interval(one, answers, **settings).cell(),
-    'b': bootstrap.interval(two, answers, **settings).cell(),
-    'difference': gain.cell(),
-    'verdict': verdict,
-    'sentence': _sentence(names, title, gain, verdict),
+        measures[title] = measured(*choices, pair.answers(), title, statistic)
+  rows = [language_row(language) for language in languages]
+  by_language = {
+    language: dataclasses.replace(
+      row,
+      p_holm=adjusted,
+      verdict='none' if adjusted > 1 - LEVEL or row.items < FEW else row.verdict,
+    )
+    for language, row, adjusted in zip(languages, rows, holm([row.p for row in rows]))
   }
+  warnings = [consistency.constant_answer_warning(side[0], pair.answers()) for side in choices]
+  matrices = [
+    np.mean(list(map(consistency.pairwise_consistency, side)), axis=0) for side in choices
+  ]
+  pairwise = {k: consistency.by_pair(matrix, languages) for k, matrix in zip('ab', matrices)}
+  return Comparison(
+    benchmark=pair.benchmark,
+    method=pair.method,
+    prompts=pair.prompts,
+    languages=languages,
+    items=max(map(len, pair.ids.values())),
+    s=s if with_s else None,
+    notes=pair.notes,
+    measures=measures,
+    by_language=by_language,
+    language_sentence=_language_sentence(by_language, names),
+    warnings=[f'{name}: {text}' for name, text in zip(names, warnings) if text]
+    if choices
+    else None,
+    pairwise_consistency=pairwise or None,
+    flipped=flipped(pair, flips),
+  )
 
 
 def _sentence(names: tuple[str, str], title: str, gain: bootstrap.Interval, verdict: str) -> str:
@@ -132,16 +221,15 @@ def _sentence(names: tuple[str, str], title: str, gain: bootstrap.Interval, verd
   return f'{b} does not differ significantly from {a} in {title} ({span}){few}.'
 
 
-def _language_sentence(result: dict, names: tuple[str, str]) -> str:
+def _language_sentence(rows: Mapping[str, LanguageRow], names: tuple[str, str]) -> str:
   """The languages with a real difference."""
   a, b = names
-  rows = result['by_language']
   real = [
-    f'{language_name(language)} ({words.points(row["difference"]["value"])})'
+    f'{language_name(language)} ({words.points(row.difference.value)})'
     for language, row in rows.items()
-    if row['verdict'] != 'none'
+    if row.verdict != 'none'
   ]
-  rest = [language_name(language) for language, row in rows.items() if row['verdict'] == 'none']
+  rest = [language_name(language) for language, row in rows.items() if row.verdict == 'none']
   count = f'{len(rows)} comparison{"s" if len(rows) > 1 else ""}'
   head = f"By language, with Holm's correction for {count}, "
   if not real:
@@ -150,32 +238,31 @@ def _language_sentence(result: dict, names: tuple[str, str]) -> str:
   return f'{head}the accuracy of {b} really differs in {", ".join(real)}{others}.'
 
 
-def flipped(pair: Pair, most: int) -> list[dict]:
+def flipped(pair: Pair, most: int) -> list[Flip]:
   """Up to `most` items whose correctness changed under the first common prompt.
 
   The selection alternates between languages.
   """
-  queues = []
+  by_language = []
   for language, ids in pair.ids.items():
     cells = ((id_, pair.a[0][language][id_], pair.b[0][language][id_]) for id_ in ids)
-    queues.append(
+    by_language.append(
       [
-        {
-          'id': id_,
-          'language': language,
-          'change': 'wrong to right' if two.right else 'right to wrong',
-          'answer': one.options[one.answers] if one.options else ' / '.join(one.answers),
-          'a': _answered(one),
-          'b': _answered(two),
-        }
+        Flip(
+          id_,
+          language,
+          change='wrong to right' if two.right else 'right to wrong',
+          answer=one.options[one.answers] if one.options else ' / '.join(one.answers),
+          a=_answered(one),
+          b=_answered(two),
+        )
         for id_, one, two in cells
         if one.right != two.right
       ]
     )
-  longest = max(map(len, queues), default=0)
-  turns = [queue[i] for i in range(longest) for queue in queues if i < len(queue)]
-  order = {language: i for i, language in enumerate(pair.ids)}
-  return sorted(turns[:most], key=lambda row: order[row['language']])
+  turns = [flip for turn in itertools.zip_longest(*by_language) for flip in turn if flip]
+  order = list(pair.ids)
+  return sorted(turns[:most], key=lambda flip: order.index(flip.language))
 
 
 def _answered(cell: Cell) -> str:
@@ -185,16 +272,16 @@ def _answered(cell: Cell) -> str:
   return words.shortened(' '.join(cell.text.split()), 160) or '(nothing)'
 
 
-def sentences(result: dict) -> list[str]:
+def sentences(result: Comparisons) -> list[str]:
   """Conclusions, benchmark by benchmark."""
   lines = []
-  for row in result['comparisons']:
-    label = f'{row["benchmark"]} by {row["method"]}'
-    conclusions = [*(m['sentence'] for m in row['measures'].values()), row['language_sentence']]
-    head = f'{label} ({row["items"]} items, {", ".join(row["languages"])})'
+  for row in result.comparisons:
+    label = f'{row.benchmark} by {row.method}'
+    conclusions = [*(m.sentence for m in row.measures.values()), row.language_sentence]
+    head = f'{label} ({row.items} items, {", ".join(row.languages)})'
     lines.append(f'{head}: {" ".join(conclusions)}')
-    lines += [f'note on {label}: {text}' for text in row['notes'] + row.get('warnings', [])]
-  for side in 'ab':
-    if names := result[f'only_in_{side}']:
-      lines.append(f'not compared, only in {result[side]}: {", ".join(names)}')
+    lines += [f'note on {label}: {text}' for text in [*row.notes, *(row.warnings or ())]]
+  for name, only in ((result.a, result.only_in_a), (result.b, result.only_in_b)):
+    if only:
+      lines.append(f'not compared, only in {name}: {", ".join(only)}')
   return lines

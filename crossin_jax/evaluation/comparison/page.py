@@ -1,12 +1,13 @@
 """compare.html: two models side by side on one self-contained page."""
 
 from collections.abc import Sequence
+import dataclasses
 import os
 
 import numpy as np
 
 from crossin_jax.evaluation import report
-from crossin_jax.evaluation.comparison.differences import sentences
+from crossin_jax.evaluation.comparison.differences import Comparison, Comparisons, sentences
 from crossin_jax.evaluation.comparison.pairs import Cell, Pair
 from crossin_jax.evaluation.measures import tables
 from crossin_jax.pages import page, plots
@@ -17,22 +18,22 @@ COLOURS = tuple(plots.COLOURS[style] for style in STYLES)
 
 
 def write(
-  path: str | os.PathLike, result: dict, pairs: Sequence[Pair], examples: int, command: str
+  path: str | os.PathLike, result: Comparisons, pairs: Sequence[Pair], examples: int, command: str
 ) -> None:
   """Writes the page atomically.
 
   Args:
     path: the page.
-    result: the object of compare.json.
-    pairs: those of its "comparisons".
+    result: the figures.
+    pairs: those of its `comparisons`.
     examples: items shown per benchmark.
     command: the command line, for the end of the page.
   """
   values = {
     'result': result,
     'sections': [
-      _section(i, row, pair, result, examples)
-      for i, (row, pair) in enumerate(zip(result['comparisons'], pairs))
+      _section(f'p{i}', row, pair, result, examples)
+      for i, (row, pair) in enumerate(zip(result.comparisons, pairs))
     ],
     'findings': sentences(result),
     'colours': COLOURS,
@@ -41,21 +42,20 @@ def write(
   page.write(path, 'compare.html.j2', values, p=_p)
 
 
-def _section(i: int, row: dict, pair: Pair, result: dict, examples: int) -> dict:
+def _section(prefix: str, row: Comparison, pair: Pair, result: Comparisons, examples: int) -> dict:
   from markupsafe import Markup
 
-  chance = _chance(pair)
-  rows = row['by_language'].values()
+  chance, rows = _chance(pair), row.by_language.values()
   return {
     'comparison': row,
-    'languages': {code: page.language(code) for code in row['languages']},
-    'plot': Markup(plots.unique_ids(_plot(row, result, chance), f'p{i}')),
+    'languages': {code: page.language(code) for code in row.languages},
+    'plot': Markup(plots.unique_ids(_plot(row, result, chance), prefix)),
     'chance': chance,
-    'heat': _heat(pair, result) if pair.has_options and row['s'] else [],
+    'heat': _heat(pair, result) if row.s else [],
     'examples': [_example(pair, id_) for id_ in page.evenly_spaced(pair.shared, examples)],
     'changes': {
-      key.replace('_', ' '): sum(row[key] for row in rows)
-      for key in ('right_to_wrong', 'wrong_to_right')
+      'right to wrong': sum(row.right_to_wrong for row in rows),
+      'wrong to right': sum(row.wrong_to_right for row in rows),
     },
   }
 
@@ -70,19 +70,20 @@ def _chance(pair: Pair) -> float:
   return float(np.mean([1 / len(cell.options) if cell.options else 0.0 for cell in cells]))
 
 
-def _plot(row: dict, result: dict, chance: float) -> str:
+def _plot(row: Comparison, result: Comparisons, chance: float) -> str:
   """Accuracy by language with intervals, and the mean if there is one."""
-  rows, labels = [*row['by_language'].values()], [*row['by_language']]
-  if 'accuracy' in row['measures']:
-    rows, labels = [*rows, row['measures']['accuracy']], [*labels, 'mean']
+  rows = {**row.by_language}
+  if 'accuracy' in row.measures:
+    rows['mean'] = row.measures['accuracy']
   series = []
   for side, style in zip('ab', STYLES):
-    scaled = [[100 * row[side][key] for row in rows] for key in ('value', 'low', 'high')]
-    series.append(plots.Series(result[side], style, range(len(rows)), *scaled))
-  return plots.points(series, labels, 'accuracy (%)', 100 * chance, 'chance' if chance else '')
+    figures = [dataclasses.astuple(getattr(row, side)) for row in rows.values()]
+    scaled = [[100 * value for value in column] for column in zip(*figures)]
+    series.append(plots.Series(getattr(result, side), style, range(len(rows)), *scaled))
+  return plots.points(series, list(rows), 'accuracy (%)', 100 * chance, 'chance' if chance else '')
 
 
-def _heat(pair: Pair, result: dict) -> list[dict]:
+def _heat(pair: Pair, result: Comparisons) -> list[tables.Heat]:
   """Pairwise consistency of both models, mean over prompts."""
   choices = {
     (side, prompt, 'untagged', pair.method): array
@@ -92,12 +93,12 @@ def _heat(pair: Pair, result: dict) -> list[dict]:
   drawn = report.Report(
     title='',
     languages=list(pair.ids),
-    arms=[report.Arm(side, result[side]) for side in 'ab'],
+    arms=[report.Arm('a', result.a), report.Arm('b', result.b)],
     answers=pair.answers(),
     choices=choices,
     method=pair.method,
   )
-  return [{**one, 'colour': colour} for one, colour in zip(tables.Figures(drawn).heat(), COLOURS)]
+  return tables.Figures(drawn).heat()
 
 
 def _example(pair: Pair, id_: str) -> dict:

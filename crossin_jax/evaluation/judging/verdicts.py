@@ -14,7 +14,7 @@ import itertools
 
 import numpy as np
 
-from crossin_jax.evaluation.measures.bootstrap import Interval
+from crossin_jax.evaluation.measures.bootstrap import Interval, draw_counts
 from crossin_jax.evaluation.measures.tables import verdict
 from crossin_jax.pages.words import language_name, points
 
@@ -87,9 +87,7 @@ def resampled_sums(values_IK: np.ndarray, resamples: int, seed: int) -> np.ndarr
   generator, step, sums = np.random.default_rng(seed), max(1, _CELLS // items), []
   for start in range(0, resamples, step):
     rows = min(step, resamples - start)
-    drawn_RI = generator.integers(items, size=(rows, items)) + items * np.arange(rows)[:, None]
-    counts = np.bincount(drawn_RI.ravel(), minlength=rows * items)
-    sums.append(counts.reshape(rows, items) @ values_IK)
+    sums.append(draw_counts(generator, items, rows) @ values_IK)
   return np.concatenate(sums)
 
 

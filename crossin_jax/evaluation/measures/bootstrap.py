@@ -19,6 +19,15 @@ STATISTICS = ('accuracy', 'consistency', 'ac3')
 
 
 @dataclass(frozen=True)
+class Figure:
+  """A fraction with the ends of its interval, as in JSON files and tables; None = not available."""
+
+  value: float | None
+  low: float | None = None
+  high: float | None = None
+
+
+@dataclass(frozen=True)
 class Interval:
   """A figure with its interval, as fractions 0..1 (differences -1..1).
 
@@ -41,9 +50,9 @@ class Interval:
   share_above_zero: float | None = None
   note: str = ''
 
-  def cell(self) -> dict:
-    """{'value', 'low', 'high'}, as in JSON files and tables."""
-    return {'value': self.estimate, 'low': self.low, 'high': self.high}
+  @property
+  def figure(self) -> Figure:
+    return Figure(self.estimate, self.low, self.high)
 
   @property
   def excludes_zero(self) -> bool:
@@ -56,13 +65,14 @@ def interval(
   answers: np.ndarray | Sequence[np.ndarray] | None,
   statistic: str = 'accuracy',
   *,
+  minus: Sequence[np.ndarray] | None = None,
   columns: Sequence[int] | None = None,
   s: int = 3,
   resamples: int = 2000,
   seed: int = 0,
   level: float = 0.95,
 ) -> Interval:
-  """Interval of the statistic of one arm.
+  """Interval of the statistic of one arm, or of a paired difference of two.
 
   Items are drawn with replacement, the same draw for all seeds, since seeds answer the same items.
   Of S seeds, S - 1 are drawn with replacement, which makes the variance of the mean over seeds
@@ -77,13 +87,14 @@ def interval(
       Variation of the items then counts twice: with five seeds intervals cover 93 to 99 % instead
       of 95 (seeds alone would cover 83 to 88).
     statistic: 'accuracy', 'consistency' (C_s) or 'ac3' (AC3_s), of the languages in `columns`.
+    minus: the choices of the second arm of a `difference`.
     columns: column numbers; None = all.
     s: group size of C_s and AC3_s.
     resamples, seed: number of draws and their seed.
     level: 0.95 gives the 2.5 and 97.5 percentiles.
 
   Raises:
-    ValueError: no seeds, unequal shapes, or fewer than s languages.
+    ValueError: no seeds, unequal shapes, arms of unequal seeds or items, or fewer than s languages.
 
   Example:
     >>> choices = np.tile([0, 1], 50)[:, None]  # 100 items, one language, half of them correct
@@ -91,10 +102,46 @@ def interval(
     >>> x.estimate, round(x.low, 2), round(x.high, 2), x.seeds
     (0.5, 0.4, 0.6, 1)
   """
-  figures_SNF = np.stack(_figures(choices_by_seed, answers, statistic, columns, s))
-  value = functools.partial(_value, statistic=statistic)
-  estimate = float(value(figures_SNF.mean(axis=1)).mean())
-  return _interval(estimate, figures_SNF, value, answers, resamples, seed, level, share=False)
+  arms = [choices_by_seed] if minus is None else [choices_by_seed, minus]
+  if minus is not None and len(choices_by_seed) != len(minus):
+    raise ValueError(
+      f'{len(choices_by_seed)} seeds against {len(minus)}: a paired difference needs the same '
+      'seeds in both arms; pass only the seeds that both have'
+    )
+  by_arm = [np.stack(_figures(arm, answers, statistic, columns, s)) for arm in arms]
+  if by_arm[0].shape != by_arm[-1].shape:
+    raise ValueError(
+      f'the arms answered different items: {by_arm[0].shape[1]} against {by_arm[-1].shape[1]}'
+    )
+  seeds, items, figures = by_arm[0].shape
+
+  def value(means: np.ndarray) -> np.ndarray:
+    first = _value(means[..., :figures], statistic)
+    return first if minus is None else first - _value(means[..., figures:], statistic)
+
+  means_SF = np.concatenate([arm_SNF.mean(axis=1) for arm_SNF in by_arm], axis=-1)
+  separate_items = isinstance(answers, (list, tuple))
+  figures_SNF = np.concatenate(by_arm, axis=2)
+  means_RSF, drawn_RS = _resample(figures_SNF, resamples, seed, separate_items)
+  values_R = (value(means_RSF) * drawn_RS).sum(axis=1) / drawn_RS.sum(axis=1)
+  low, high = np.quantile(values_R, [(1.0 - level) / 2.0, (1.0 + level) / 2.0]).tolist()
+  above = float((values_R > 0).mean() + 0.5 * (values_R == 0).mean())
+  note = f'resampled over {items} items and {seeds} seeds'
+  if seeds == 1:
+    note = f'resampled over {items} items of one seed; variation between seeds is not covered'
+  elif seeds < 5:
+    note += '; few seeds give a poor estimate of the variation between seeds'
+  return Interval(
+    estimate=float(value(means_SF).mean()),
+    low=low,
+    high=high,
+    level=level,
+    items=items,
+    seeds=seeds,
+    resamples=resamples,
+    share_above_zero=None if minus is None else above,
+    note=note,
+  )
 
 
 def difference(
@@ -102,12 +149,7 @@ def difference(
   second_by_seed: Sequence[np.ndarray],
   answers: np.ndarray | Sequence[np.ndarray] | None,
   statistic: str = 'accuracy',
-  *,
-  columns: Sequence[int] | None = None,
-  s: int = 3,
-  resamples: int = 2000,
-  seed: int = 0,
-  level: float = 0.95,
+  **settings,
 ) -> Interval:
   """Paired interval of first minus second: the same items under the same seeds in the same order.
 
@@ -115,26 +157,7 @@ def difference(
   Arguments as in `interval`. `share_above_zero` is the share of resamples in which first is better;
   ties count half.
   """
-  if len(first_by_seed) != len(second_by_seed):
-    raise ValueError(
-      f'{len(first_by_seed)} seeds against {len(second_by_seed)}: a paired difference needs the '
-      'same seeds in both arms; pass only the seeds that both have'
-    )
-  first_SNF = np.stack(_figures(first_by_seed, answers, statistic, columns, s))
-  second_SNF = np.stack(_figures(second_by_seed, answers, statistic, columns, s))
-  if first_SNF.shape != second_SNF.shape:
-    raise ValueError(
-      f'the arms answered different items: {first_SNF.shape[1]} against {second_SNF.shape[1]}'
-    )
-  figures = first_SNF.shape[2]
-
-  def value(means: np.ndarray) -> np.ndarray:
-    return _value(means[..., :figures], statistic) - _value(means[..., figures:], statistic)
-
-  one_SF, two_SF = first_SNF.mean(axis=1), second_SNF.mean(axis=1)
-  estimate = float((_value(one_SF, statistic) - _value(two_SF, statistic)).mean())
-  both_SNF = np.concatenate([first_SNF, second_SNF], axis=2)
-  return _interval(estimate, both_SNF, value, answers, resamples, seed, level, share=True)
+  return interval(first_by_seed, answers, statistic, minus=second_by_seed, **settings)
 
 
 def _figures(
@@ -163,13 +186,10 @@ def _figures(
   picked = slice(None) if columns is None else list(columns)
   figures = []
   for choices, right in zip(choices_by_seed, answers):
-    choices_NL = np.asarray(choices)
-    right_NL = (
-      choices_NL.astype(bool) if right is None else consistency.correctness(choices_NL, right)
-    )
-    parts = []
+    choices_NL, parts = np.asarray(choices), []
+    right_NL = choices_NL if right is None else consistency.correctness(choices_NL, right)
     if statistic in ('accuracy', 'ac3'):
-      parts.append(right_NL[:, picked].mean(axis=1))
+      parts.append(right_NL.astype(bool)[:, picked].mean(axis=1))
     if statistic in ('consistency', 'ac3'):
       parts.append(consistency.consistency_by_item(choices_NL[:, picked], s))
     figures.append(np.stack(parts, axis=1).astype(np.float64))
@@ -206,35 +226,13 @@ def _resample(
 @functools.lru_cache(maxsize=10)  # a report computes some hundred intervals over the same items
 def _item_weights(items: int, resamples: int, seed: int | tuple[int, int]) -> np.ndarray:
   """How often each item is drawn, over the number of items; float64 [resamples, items]."""
-  drawn_RN = np.random.default_rng(seed).integers(items, size=(resamples, items))
-  drawn_RN += items * np.arange(resamples)[:, None]
-  counts = np.bincount(drawn_RN.ravel(), minlength=resamples * items)
-  weights_RN = counts.reshape(resamples, items) / items
+  weights_RN = draw_counts(np.random.default_rng(seed), items, resamples) / items
   weights_RN.flags.writeable = False
   return weights_RN
 
 
-def _interval(
-  estimate: float,
-  figures_SNF: np.ndarray,
-  value,
-  answers,
-  resamples: int,
-  seed: int,
-  level: float,
-  share: bool,
-) -> Interval:
-  """Interval of `value`, a function of means [..., F]; `share`: report the share above zero."""
-  seeds, items = figures_SNF.shape[:2]
-  separate_items = isinstance(answers, (list, tuple))
-  means_RSF, drawn_RS = _resample(figures_SNF, resamples, seed, separate_items)
-  values_R = (value(means_RSF) * drawn_RS).sum(axis=1) / drawn_RS.sum(axis=1)
-  low, high = np.quantile(values_R, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-  if seeds == 1:
-    note = f'resampled over {items} items of one seed; variation between seeds is not covered'
-  else:
-    note = f'resampled over {items} items and {seeds} seeds'
-    if seeds < 5:
-      note += '; few seeds give a poor estimate of the variation between seeds'
-  above = float((values_R > 0).mean() + 0.5 * (values_R == 0).mean()) if share else None
-  return Interval(estimate, float(low), float(high), level, items, seeds, resamples, above, note)
+def draw_counts(generator: np.random.Generator, items: int, resamples: int) -> np.ndarray:
+  """How often each item occurs in draws with replacement, int64 [resamples, items]."""
+  drawn_RN = generator.integers(items, size=(resamples, items))
+  drawn_RN += items * np.arange(resamples)[:, None]
+  return np.bincount(drawn_RN.ravel(), minlength=resamples * items).reshape(resamples, items)

@@ -7,7 +7,8 @@ Formulas: SeaEval (arXiv 2309.04766) as its scorer TiGEr-Eval computes them, see
 docs/design/methods.md#a-6-metrics. Acc is the mean over languages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import dataclasses
 from itertools import combinations
 from math import comb
 
@@ -15,6 +16,43 @@ import numpy as np
 
 UNPARSED = -1
 _EPSILON = 1e-10  # the scorer's guard against 0 / 0 in AC3; part of the published figures
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """All figures of one run, as fractions 0..1; None where they do not apply.
+
+  Attributes:
+    accuracy, accuracy_by_language: Acc, and its terms.
+    consistency, ac3: group size s, '2' to 'L', -> C_s and AC3_s; empty where languages cannot be
+      compared.
+    pairwise_consistency: 'en,zh' -> share of items.
+    unparsed_rate: share of -1.
+    items: number.
+    f1, f1_by_language: of spans.
+    accuracy_norm, accuracy_norm_by_language: by loss per character.
+    prompt_figures: 'accuracy', 'consistency_2' ... -> median, min and max over the prompts.
+    by_prompt: the summaries whose medians these figures are.
+  """
+
+  accuracy: float
+  accuracy_by_language: Mapping[str, float]
+  consistency: Mapping[str, float]
+  ac3: Mapping[str, float]
+  pairwise_consistency: Mapping[str, float]
+  unparsed_rate: float
+  items: int
+  f1: float | None = None
+  f1_by_language: Mapping[str, float] | None = None
+  accuracy_norm: float | None = None
+  accuracy_norm_by_language: Mapping[str, float] | None = None
+  prompt_figures: Mapping[str, Mapping[str, float]] | None = None
+  by_prompt: Sequence['Summary'] | None = None
+
+  def as_json(self) -> dict:
+    """The keys of results.json, without those that are None."""
+    present = lambda fields: {name: value for name, value in fields if value is not None}
+    return dataclasses.asdict(self, dict_factory=present)
 
 
 def _check_choices(choices: np.ndarray) -> np.ndarray:
@@ -85,7 +123,7 @@ def consistency_by_item(choices: np.ndarray, s: int) -> np.ndarray:
 
   Args:
     choices: int array [items, languages].
-    s: size of the groups, 2 <= s <= languages.
+    s: size of the groups, 2 to `languages`.
 
   Example (L = 4, s = 3):
     [[1, 1, 1, 1],            4 groups of 3, all agree                -> 1.0
@@ -137,19 +175,8 @@ def ac3(accuracy: float, consistency: float) -> float:
   return 2.0 * accuracy * consistency / (accuracy + consistency + _EPSILON)
 
 
-def summarise(choices: np.ndarray, answers: np.ndarray, languages: Sequence[str]) -> dict:
-  """All figures of one run under the keys of results.json.
-
-  Args:
-    choices: int array [items, languages].
-    answers: int array [items] or [items, languages].
-    languages: one code per column; keys have this order.
-
-  Returns:
-    {"accuracy": Acc, "accuracy_by_language": {"en": ...}, "consistency": {"2": C_2, ..., "L": C_L},
-    "ac3": {"2": ...}, "pairwise_consistency": {"en,zh": ...}, "unparsed_rate": share of -1,
-    "items": N}; fractions 0..1. With one language the three consistency entries are empty.
-  """
+def summarise(choices: np.ndarray, answers: np.ndarray, languages: Sequence[str]) -> Summary:
+  """All figures of one run; `choices` and `answers` as in `correctness`, a language per column."""
   choices_NL = _check_choices(choices)
   languages = list(languages)
   if len(languages) != choices_NL.shape[1]:
@@ -161,16 +188,16 @@ def summarise(choices: np.ndarray, answers: np.ndarray, languages: Sequence[str]
     raise ValueError(f'a language is named twice: {", ".join(languages)}')
   by_language_L = accuracy_by_language(choices_NL, answers)
   acc = float(by_language_L.mean())
-  consistencies = {s: consistency(choices_NL, s) for s in range(2, len(languages) + 1)}
-  return {
-    'accuracy': acc,
-    'accuracy_by_language': {name: float(x) for name, x in zip(languages, by_language_L)},
-    'consistency': {str(s): c for s, c in consistencies.items()},
-    'ac3': {str(s): float(ac3(acc, c)) for s, c in consistencies.items()},
-    'pairwise_consistency': by_pair(pairwise_consistency(choices_NL), languages),
-    'unparsed_rate': float((choices_NL == UNPARSED).mean()),
-    'items': int(choices_NL.shape[0]),
-  }
+  consistencies = {str(s): consistency(choices_NL, s) for s in range(2, len(languages) + 1)}
+  return Summary(
+    accuracy=acc,
+    accuracy_by_language=dict(zip(languages, by_language_L.tolist())),
+    consistency=consistencies,
+    ac3={s: float(ac3(acc, c)) for s, c in consistencies.items()},
+    pairwise_consistency=by_pair(pairwise_consistency(choices_NL), languages),
+    unparsed_rate=float((choices_NL == UNPARSED).mean()),
+    items=len(choices_NL),
+  )
 
 
 def by_pair(matrix_LL: np.ndarray, languages: Sequence[str]) -> dict[str, float]:
@@ -196,9 +223,7 @@ def constant_answer_warning(choices: np.ndarray, answers: np.ndarray) -> str:
   if languages < 2:
     return ''
   options = int(max(choices_NL.max(), answers_NL.max())) + 1
-  frequency_LK = np.stack(
-    [(choices_NL == option).mean(axis=0) for option in range(options)], axis=1
-  )
+  frequency_LK = (choices_NL[:, :, None] == np.arange(options)).mean(axis=0)
   expected_LL = frequency_LK @ frequency_LK.T
   expected = float(expected_LL[np.triu_indices(languages, 1)].mean())
   observed = consistency(choices_NL, 2)

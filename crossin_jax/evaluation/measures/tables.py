@@ -1,19 +1,75 @@
-"""Figures of the report's tables: of every arm, every gain, and sentences about the gains.
-
-A figure is a cell {"value", "low", "high"} in fractions. low and high are None without an interval;
-value is None without a figure.
-"""
+"""Figures of the report's tables: of every arm, every gain, and sentences about the gains."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from crossin_jax.evaluation.measures import bootstrap, consistency
-from crossin_jax.evaluation.measures.bootstrap import Interval
+from crossin_jax.evaluation.measures.bootstrap import Figure, Interval
 from crossin_jax.pages.words import language_name, points
 
 FORMS = ('untagged', 'tagged')
 BASELINES = ('floor', 'base', 'mono')  # the arms that gains are measured against
+
+
+@dataclass(frozen=True)
+class Row:
+  """An arm or guesser in a table.
+
+  Attributes:
+    seeds: number; 0 = the figures are those of results.json, without intervals.
+    languages, other: accuracy by language, and the mean over all but the first.
+    unparsed: share of unparsed answers.
+    at_chance: of a guesser: whether both of its accuracies are at chance.
+  """
+
+  name: str
+  title: str
+  form: str
+  method: str
+  seeds: int
+  languages: Sequence[Figure]
+  other: Figure
+  consistency: Figure
+  ac3: Figure
+  unparsed: float | None
+  at_chance: bool | None = None
+
+
+@dataclass(frozen=True)
+class Gain:
+  """A difference of two arms; `interval` is None if it is only an estimate, or None at all."""
+
+  interval: Interval | None
+  estimate: float | None
+  sentence: str
+
+  @property
+  def verdict(self) -> str:
+    return verdict(self.interval)
+
+
+@dataclass(frozen=True)
+class GainRow:
+  """An arm minus a baseline, on `seeds` common seeds: accuracy in the other languages, and AC3."""
+
+  name: str
+  title: str
+  base_name: str
+  base: str
+  seeds: int
+  other: Gain
+  ac3: Gain
+
+
+@dataclass(frozen=True)
+class Heat:
+  """Pairwise consistency of an arm, mean over seeds, as rows of fractions."""
+
+  name: str
+  title: str
+  matrix: list[list[float]]
 
 
 class Figures:
@@ -37,16 +93,15 @@ class Figures:
       if (key[0], *key[2:]) == wanted
     }
 
-  def _cells(self, arrays: Sequence[np.ndarray]) -> dict:
+  def _interval(self, arrays: Sequence[np.ndarray], statistic: str, columns=None, **settings):
     report = self.report
+    settings = {'columns': columns, 's': self.s, 'resamples': report.resamples} | settings
+    return bootstrap.interval(arrays, report.answers, statistic, **settings)
 
-    def cell(statistic: str, columns=None) -> dict:
-      return bootstrap.interval(
-        arrays, report.answers, statistic, columns=columns, s=self.s, resamples=report.resamples
-      ).cell()
-
+  def _cells(self, arrays: Sequence[np.ndarray]) -> dict:
+    cell = lambda *what: self._interval(arrays, *what).figure
     return {
-      'languages': [cell('accuracy', [i]) for i in range(len(report.languages))],
+      'languages': [cell('accuracy', [i]) for i in range(len(self.report.languages))],
       'other': cell('accuracy', self.others),
       'consistency': cell('consistency'),
       'ac3': cell('ac3'),
@@ -61,44 +116,36 @@ class Figures:
       if (run['variant'], form_of(run), run['method']) == (arm, form, method)
       and all(code in run['accuracy_by_language'] for code in codes)
     ]
-
-    def mean(pick) -> float | None:
-      return float(np.mean([pick(run) for run in runs])) if runs else None
-
-    def cell(pick) -> dict:
-      return {'value': mean(pick), 'low': None, 'high': None}
-
-    accuracies = lambda run: [run['accuracy_by_language'][code] for code in codes]
+    accuracies = [[run['accuracy_by_language'][code] for code in codes] for run in runs]
+    mean = lambda values: Figure(float(np.mean(values)) if values else None)
     return {
-      'languages': [cell(lambda run, i=i: accuracies(run)[i]) for i in range(len(codes))],
-      'other': cell(lambda run: np.mean(accuracies(run)[1:])),
-      'consistency': cell(lambda run: run['consistency'][s]),
-      'ac3': cell(lambda run: run['ac3'][s]),
-      'unparsed': mean(lambda run: run['unparsed_rate']),
+      'languages': [mean([row[i] for row in accuracies]) for i in range(len(codes))],
+      'other': mean([np.mean(row[1:]) for row in accuracies]),
+      'consistency': mean([run['consistency'][s] for run in runs]),
+      'ac3': mean([run['ac3'][s] for run in runs]),
+      'unparsed': mean([run['unparsed_rate'] for run in runs]).value,
     }
 
-  def arm_row(self, arm, form: str, method: str) -> dict:
+  def arm_row(self, arm, form: str | None = None, method: str | None = None) -> Row:
+    """Figures of an arm; form and method default to the report's."""
+    form, method = form or self.report.form, method or self.report.method
     arrays = list(self.by_seed(arm.name, form, method).values())
     cells = self._cells(arrays) if arrays else self._cells_of_runs(arm.name, form, method)
-    return {'name': arm.name, 'title': title(arm), 'seeds': len(arrays), **cells}
+    return Row(arm.name, title(arm), form, method, len(arrays), **cells)
 
-  def guesser_row(self, name: str, array: np.ndarray) -> dict:
-    arrays = [np.asarray(array)]
+  def guesser_row(self, name: str, array: np.ndarray) -> Row:
+    arrays, report = [np.asarray(array)], self.report
     # NB: 99.5 %: there are several guessers with two tests each, and at 95 % one page in six would
     # raise a false alarm.
     tests = [
-      bootstrap.interval(arrays, self.report.answers, columns=columns, level=0.995)
+      self._interval(arrays, 'accuracy', columns, level=0.995, resamples=2000)
       for columns in ([0], self.others)
     ]
-    return {
-      'name': name,
-      'title': name[:1].upper() + name[1:] + ' guesser',
-      'seeds': 1,
-      **self._cells(arrays),
-      'at_chance': all(test.low <= self.chance['accuracy'] <= test.high for test in tests),
-    }
+    at_chance = all(test.low <= self.chance['accuracy'] <= test.high for test in tests)
+    shown, cells = name[:1].upper() + name[1:] + ' guesser', self._cells(arrays)
+    return Row(name, shown, report.form, report.method, 1, **cells, at_chance=at_chance)
 
-  def gains(self) -> list[dict]:
+  def gains(self) -> list[GainRow]:
     """Every arm minus each baseline before it."""
     arms = self.report.arms
     return [
@@ -108,76 +155,63 @@ class Figures:
       for arm in arms[i + 1 :]
     ]
 
-  def _gain_row(self, arm, base) -> dict:
-    report = self.report
+  def _gain_row(self, arm, base) -> GainRow:
     one, two = self.by_seed(arm.name), self.by_seed(base.name)
     seeds = [seed for seed in one if seed in two]
-    row = {
-      'name': arm.name,
-      'title': title(arm),
-      'base_name': base.name,
-      'base': title(base),
-      'seeds': len(seeds),
-    }
-    for key, statistic, columns, measure in (
-      ('other', 'accuracy', self.others, self.measure),
-      ('ac3', 'ac3', None, f'AC3_{self.s}'),
-    ):
-      gain = estimate = None
+
+    def gain(key: str, statistic: str, columns, measure: str) -> Gain:
+      interval = estimate = None
       if seeds:
-        gain = bootstrap.difference(
-          [one[seed] for seed in seeds],
-          [two[seed] for seed in seeds],
-          report.answers,
-          statistic,
-          columns=columns,
-          s=self.s,
-          resamples=report.resamples,
-        )
+        minus = [two[seed] for seed in seeds]
+        interval = self._interval([one[seed] for seed in seeds], statistic, columns, minus=minus)
+        estimate = interval.estimate
       else:
-        values = [self.arm_row(x, report.form, report.method)[key]['value'] for x in (arm, base)]
+        values = [getattr(self.arm_row(x), key).value for x in (arm, base)]
         estimate = None if None in values else values[0] - values[1]
-      row[key] = {
-        'gain': gain,
-        'estimate': gain.estimate if gain else estimate,
-        'verdict': verdict(gain),
-        'sentence': gain_sentence(row['title'], row['base'], measure, gain, estimate),
-      }
-    return row
+      sentence = gain_sentence(title(arm), title(base), measure, interval, estimate)
+      return Gain(interval, estimate, sentence)
+
+    return GainRow(
+      name=arm.name,
+      title=title(arm),
+      base_name=base.name,
+      base=title(base),
+      seeds=len(seeds),
+      other=gain('other', 'accuracy', self.others, self.measure),
+      ac3=gain('ac3', 'ac3', None, f'AC3_{self.s}'),
+    )
 
   @property
   def measure(self) -> str:
     return f'accuracy outside {language_name(self.report.languages[0])}'
 
-  def variants(self) -> list[dict]:
+  def variants(self) -> list[list[Row]]:
     """Per arm the figures under each prompt form and method of its runs."""
     keys = {(key[0], *key[2:]) for key in self.report.choices}
     keys |= {(run['variant'], form_of(run), run['method']) for run in self.report.runs}
-    variants = []
-    for arm in self.report.arms:
-      rows = [
-        {'form': form, 'method': method, **self.arm_row(arm, form, method)}
+    by_arm = [
+      [
+        self.arm_row(arm, form, method)
         for form in FORMS
         for method in ('likelihood', 'generate')
         if (arm.name, form, method) in keys
       ]
-      rows = [row for row in rows if row['other']['value'] is not None]
-      if rows:
-        variants.append({'title': title(arm), 'name': arm.name, 'rows': rows})
-    return variants
-
-  def heat(self) -> list[dict]:
-    """Per arm the pairwise consistency, mean over seeds, as rows of fractions."""
-    return [
-      {
-        'title': title(arm),
-        'name': arm.name,
-        'matrix': np.mean(
-          [consistency.pairwise_consistency(array) for array in by_seed.values()], axis=0
-        ).tolist(),
-      }
       for arm in self.report.arms
-      if (by_seed := self.by_seed(arm.name))
+    ]
+    by_arm = [[row for row in rows if row.other.value is not None] for rows in by_arm]
+    return [rows for rows in by_arm if rows]
+
+  def heat(self) -> list[Heat]:
+    """Pairwise consistency of each arm with choices."""
+    by_arm = [(arm, self.by_seed(arm.name).values()) for arm in self.report.arms]
+    return [
+      Heat(
+        arm.name,
+        title(arm),
+        np.mean(list(map(consistency.pairwise_consistency, arrays)), axis=0).tolist(),
+      )
+      for arm, arrays in by_arm
+      if arrays
     ]
 
 
@@ -201,9 +235,8 @@ def gain_sentence(
       f'{name} minus {other} is {points(estimate)} points in {measure}, without an interval: no '
       'claim is possible.'
     )
-  low, high, estimate = (
-    points(value).lstrip('+') for value in (gain.low, gain.high, gain.estimate)
-  )
+  ends = (gain.low, gain.high, gain.estimate)
+  low, high, estimate = (points(value).lstrip('+') for value in ends)
   span = f'{100 * gain.level:.0f} % interval {low} to {high}'
   outcome = verdict(gain)
   if outcome == 'none':

@@ -53,14 +53,12 @@ def test_published_scores_are_reproduced(case):
     ]
   )
   ours = consistency.summarise(choices, answers, languages)
-  assert ours['accuracy'] == pytest.approx(reference['overall_acc'], abs=1e-9)
-  assert ours['accuracy_by_language'] == pytest.approx(reference['language_acc'], abs=1e-9)
+  assert ours.accuracy == pytest.approx(reference['overall_acc'], abs=1e-9)
+  assert ours.accuracy_by_language == pytest.approx(reference['language_acc'], abs=1e-9)
   for s in range(2, len(languages) + 1):
-    assert ours['consistency'][str(s)] == pytest.approx(
-      reference[f'consistency_score_{s}'], abs=1e-9
-    )
-    assert ours['ac3'][str(s)] == pytest.approx(reference[f'AC3_{s}'], abs=1e-9)
-  assert ours['pairwise_consistency'] == pytest.approx(
+    assert ours.consistency[str(s)] == pytest.approx(reference[f'consistency_score_{s}'], abs=1e-9)
+    assert ours.ac3[str(s)] == pytest.approx(reference[f'AC3_{s}'], abs=1e-9)
+  assert ours.pairwise_consistency == pytest.approx(
     reference['detailed_consistency_score']['2_combine'], abs=1e-9
   )
 

@@ -114,9 +114,9 @@ def test_numbers_have_consistency_by_value():
     'zh': ['$18', '8', '5', '6'],
   }
   summary = open_answers.summarise(_predictions(texts, ['18', '8', '5', '5']), 'number')
-  assert summary['accuracy_by_language'] == {'en': 0.25, 'sw': 0.75, 'zh': 0.75}
-  assert summary['pairwise_consistency'] == {'en,sw': 0.5, 'en,zh': 0.25, 'sw,zh': 0.5}
-  assert summary['unparsed_rate'] == pytest.approx(2 / 12)
+  assert summary.accuracy_by_language == {'en': 0.25, 'sw': 0.75, 'zh': 0.75}
+  assert summary.pairwise_consistency == {'en,sw': 0.5, 'en,zh': 0.25, 'sw,zh': 0.5}
+  assert summary.unparsed_rate == pytest.approx(2 / 12)
 
 
 @pytest.mark.parametrize('benchmark', ['mgsm', 'xquad', 'mlqa'])

@@ -10,6 +10,7 @@ import pytest
 from crossin_jax import cli
 from crossin_jax.evaluation import results as R
 from crossin_jax.evaluation.answers import predictions
+from crossin_jax.evaluation.measures.consistency import Summary
 from crossin_jax.languages import code_of
 
 CHOICES = {'en': ['(A) one', '(B) two'], 'zh': ['(A) 一', '(B) 二']}
@@ -247,11 +248,11 @@ def test_score_command_on_published_predictions(capsys):
 
 
 def a_run(**changes):
-  summary = {
-        "accuracy": 0.5, "accuracy_by_language": {"en": 0.5, "zh": 0.5}, "consistency": {"2": 0.5},
-        "ac3": {"2": 0.5},
-        "pairwise_consistency": {"en,zh": 0.5}, "unparsed_rate": 0.0, "items": 4,
-    }  # fmt: skip
+  half = {'en': 0.5, 'zh': 0.5}
+  summaries = [
+    Summary(accuracy, half, {'2': 0.5}, {'2': 0.5}, {'en,zh': 0.5}, unparsed_rate=0.0, items=4)
+    for accuracy in (0.5, 0.4, 0.7)
+  ]
   settings = {
     'variant': 'x2x',
     'seed': 0,
@@ -259,12 +260,13 @@ def a_run(**changes):
     'protocol': 'strict',
     'method': 'likelihood',
   }
-  return R.build_run(summary, **settings, prompt_accuracies=[0.5, 0.4, 0.7]) | changes
+  return R.build_run(R.median_summary(summaries), **settings) | changes
 
 
 def test_results_round_trip_and_prompts(tmp_path):
   run = a_run()
-  assert run['prompts'] == {'median': 0.5, 'min': 0.4, 'max': 0.7} and tuple(run) == R.KEYS
+  assert run['prompts'] == {'median': 0.5, 'min': 0.4, 'max': 0.7}
+  assert tuple(run) == (*R.KEYS, 'prompt_figures', 'by_prompt')
   R.write_results(tmp_path / 'results.json', [run, a_run(seed=None)])
   assert R.read_results(tmp_path / 'results.json') == [run, a_run(seed=None)]
   assert (tmp_path / 'results.json').stat().st_mode & 0o777 != 0o600

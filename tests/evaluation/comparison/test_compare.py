@@ -142,12 +142,12 @@ def test_figures_are_those_of_score_and_real_ones_are_found(tmp_path, capsys):
   (own,) = found['comparisons']
   for side, predictions in (('a', base), ('b', tuned)):
     summary = summarise(predictions.extract('strict'), predictions.answers, predictions.languages)
-    assert own['measures']['accuracy'][side]['value'] == pytest.approx(summary['accuracy'])
-    assert own['measures']['C_3'][side]['value'] == pytest.approx(summary['consistency']['3'])
-    assert own['measures']['AC3_3'][side]['value'] == pytest.approx(summary['ac3']['3'])
-    assert own['pairwise_consistency'][side] == pytest.approx(summary['pairwise_consistency'])
+    assert own['measures']['accuracy'][side]['value'] == pytest.approx(summary.accuracy)
+    assert own['measures']['C_3'][side]['value'] == pytest.approx(summary.consistency['3'])
+    assert own['measures']['AC3_3'][side]['value'] == pytest.approx(summary.ac3['3'])
+    assert own['pairwise_consistency'][side] == pytest.approx(summary.pairwise_consistency)
     assert {l: row[side]['value'] for l, row in own['by_language'].items()} == pytest.approx(
-      summary['accuracy_by_language']
+      summary.accuracy_by_language
     )
   assert own['measures']['accuracy']['verdict'] == 'gain'
   assert [l for l, row in own['by_language'].items() if row['verdict'] == 'gain'] == ['ur', 'ta']
@@ -304,7 +304,7 @@ def test_files_of_published_systems(shared_data, capsys):
   for side, file in zip('ab', files):
     predictions = read_predictions(file)
     summary = summarise(predictions.extract('strict'), predictions.answers, predictions.languages)
-    assert own['measures']['AC3_3'][side]['value'] == pytest.approx(summary['ac3']['3'])
+    assert own['measures']['AC3_3'][side]['value'] == pytest.approx(summary.ac3['3'])
 
 
 # ---- the page ----

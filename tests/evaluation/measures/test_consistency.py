@@ -50,33 +50,33 @@ def test_invariances_and_order(choices, seed):
     choices[items][:, languages], answers[items], [names[i] for i in languages]
   )
   for key in ('accuracy', 'unparsed_rate', 'items'):
-    assert one[key] == pytest.approx(two[key], abs=1e-12)
+    assert getattr(one, key) == pytest.approx(getattr(two, key), abs=1e-12)
   for key in ('accuracy_by_language', 'consistency', 'ac3'):
-    assert one[key] == pytest.approx(two[key], abs=1e-12)
-  levels = list(one['consistency'].values())
+    assert getattr(one, key) == pytest.approx(getattr(two, key), abs=1e-12)
+  levels = list(one.consistency.values())
   assert all(a >= b - 1e-12 for a, b in zip(levels, levels[1:]))  # C_s falls with s
-  for s, c in one['consistency'].items():
-    low, high = sorted((one['accuracy'], c))
-    assert low - 1e-9 <= one['ac3'][s] <= high + 1e-9
+  for s, c in one.consistency.items():
+    low, high = sorted((one.accuracy, c))
+    assert low - 1e-9 <= one.ac3[s] <= high + 1e-9
 
 
 def test_random_constant_and_perfect_predictors():
   generator = np.random.default_rng(0)
   answers = generator.integers(0, 4, 40_000)
   guesses = consistency.summarise(generator.integers(0, 4, (40_000, 4)), answers, 'abcd')
-  assert guesses['accuracy'] == pytest.approx(0.25, abs=0.005)
-  assert guesses['consistency'] == pytest.approx({'2': 0.25, '3': 0.0625, '4': 0.015625}, abs=0.005)
-  assert guesses['ac3']['3'] == pytest.approx(0.10, abs=0.005)
+  assert guesses.accuracy == pytest.approx(0.25, abs=0.005)
+  assert guesses.consistency == pytest.approx({'2': 0.25, '3': 0.0625, '4': 0.015625}, abs=0.005)
+  assert guesses.ac3['3'] == pytest.approx(0.10, abs=0.005)
 
   constant = consistency.summarise(np.zeros((40_000, 4), int), answers, 'abcd')
-  assert set(constant['consistency'].values()) == {1.0}
-  assert constant['accuracy'] == (answers == 0).mean()
+  assert set(constant.consistency.values()) == {1.0}
+  assert constant.accuracy == (answers == 0).mean()
 
   perfect = consistency.summarise(np.tile(answers[:, None], 4), answers, 'abcd')
   assert (
-    perfect['accuracy'] == 1.0
-    and perfect['ac3']['3'] == pytest.approx(1.0)
-    and perfect['unparsed_rate'] == 0.0
+    perfect.accuracy == 1.0
+    and perfect.ac3['3'] == pytest.approx(1.0)
+    and perfect.unparsed_rate == 0.0
   )
 
 
@@ -99,11 +99,11 @@ def test_unparsed_agrees_with_nothing_and_is_wrong():
   silent = np.full((5, 3), -1)
   summary = consistency.summarise(silent, np.zeros(5, int), ['en', 'zh', 'vi'])
   assert (
-    summary['accuracy'] == 0
-    and summary['unparsed_rate'] == 1
-    and set(summary['consistency'].values()) == {0.0}
+    summary.accuracy == 0
+    and summary.unparsed_rate == 1
+    and set(summary.consistency.values()) == {0.0}
   )
-  assert summary['pairwise_consistency'] == {'en,zh': 0.0, 'en,vi': 0.0, 'zh,vi': 0.0}
+  assert summary.pairwise_consistency == {'en,zh': 0.0, 'en,vi': 0.0, 'zh,vi': 0.0}
 
 
 def test_answers_may_differ_between_languages():
