@@ -7,6 +7,7 @@ docs/design/methods.md#c-21, see `crossin_jax.evaluation.judging.verdicts`.
 
 import argparse
 from collections.abc import Iterator, Sequence
+import dataclasses
 import hashlib
 from pathlib import Path
 import re
@@ -38,6 +39,29 @@ _SCORE = [
   re.compile(rf'<score{n}>\s*(\d+(?:\.\d+)?)(?:\s*/\s*10)?\s*</score{n}>', re.IGNORECASE)
   for n in (1, 2)
 ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """The content of judge.json.
+
+  Attributes:
+    systems: the names of 'a' and 'b'.
+    pairs: their number.
+    prompt: digest of the judge's prompt.
+    median_characters: language -> median length of the answers of 'a' and 'b'.
+    left_out: the numbers of skipped rows, 'malformed' and 'unmatched'.
+  """
+
+  systems: dict[str, str]
+  pairs: int
+  prompt: str
+  resamples: int
+  seed: int
+  judges: list[verdicts.JudgeFigures]
+  agreement: list[verdicts.Agreement]
+  median_characters: dict[str, dict[str, float]]
+  left_out: dict[str, int]
 
 
 class Answer(NamedTuple):
@@ -162,7 +186,7 @@ def scores(text: str) -> tuple[int, int] | None:
 
 def ask(
   requests: Sequence[Request], endpoint: Endpoint, count: int, models: Sequence[str], check
-) -> dict:
+) -> dict[str, list[Judgement]]:
   """model -> judgements, parallel to the pairs; a pair without usable replies is unjudged."""
   replies: list[tuple[int, int] | str] = [NO_REPLY] * len(requests)
   for reply in endpoint.complete(
@@ -175,30 +199,32 @@ def ask(
 
 
 def figures(
-  pairs: Sequence[Pair], judgements: dict, names: tuple[str, str], resamples: int, seed: int
-) -> dict:
-  """The object of judge.json."""
+  pairs: Sequence[Pair],
+  judgements: dict[str, Sequence[Judgement]],
+  names: tuple[str, str],
+  resamples: int,
+  seed: int,
+  left_out: dict[str, int],
+) -> Result:
+  def median_lengths(language: str) -> dict[str, float]:
+    own = [pair for pair in pairs if pair.language == language]
+    answers = {'a': [pair.answer_a for pair in own], 'b': [pair.answer_b for pair in own]}
+    return {side: float(np.median(list(map(len, texts)))) for side, texts in answers.items()}
 
-  def median_length(language: str, side: str) -> float:
-    texts = [getattr(pair, f'answer_{side}') for pair in pairs if pair.language == language]
-    return float(np.median([len(text) for text in texts]))
-
-  return {
-    'systems': {'a': names[0], 'b': names[1]},
-    'pairs': len(pairs),
-    'prompt': hashlib.sha256(f'{SYSTEM}\n{PROMPT}'.encode()).hexdigest()[:16],
-    'resamples': resamples,
-    'seed': seed,
-    'judges': [
-      {'model': model, **verdicts.judge_figures(pairs, by_pair, names, resamples, seed)}
+  return Result(
+    dict(zip('ab', names)),
+    len(pairs),
+    hashlib.sha256(f'{SYSTEM}\n{PROMPT}'.encode()).hexdigest()[:16],
+    resamples,
+    seed,
+    [
+      verdicts.judge_figures(pairs, by_pair, names, resamples, seed, model)
       for model, by_pair in judgements.items()
     ],
-    'agreement': verdicts.agreement(pairs, judgements, resamples, seed),
-    'median_characters': {
-      language: {side: median_length(language, side) for side in 'ab'}
-      for language in sorted({pair.language for pair in pairs})
-    },
-  }
+    verdicts.agreement(pairs, judgements, resamples, seed),
+    {language: median_lengths(language) for language in sorted({pair.language for pair in pairs})},
+    left_out,
+  )
 
 
 def _rows(pairs: Sequence[Pair], judgements: dict) -> Iterator[dict]:
@@ -206,8 +232,8 @@ def _rows(pairs: Sequence[Pair], judgements: dict) -> Iterator[dict]:
   for model, by_pair in judgements.items():
     for pair, judgement in zip(pairs, by_pair, strict=True):
       raw = {
-        order: None if isinstance(scores, str) else {'score1': scores[0], 'score2': scores[1]}
-        for order, scores in (('ab', judgement.ab), ('ba', judgement.ba))
+        order: None if isinstance(both, str) else dict(zip(('score1', 'score2'), both))
+        for order, both in dataclasses.asdict(judgement).items()
       }
       yield {
         'id': pair.id,
@@ -308,43 +334,44 @@ def main(argv: list[str]) -> int:
       return command_line.finish(args, result)
     judgements = ask(requests, session.endpoint, len(pairs), models, session.check)
     used = session.endpoint.counts()
-  result = {**figures(pairs, judgements, names, args.resamples, args.seed), 'left_out': left_out}
+  result = figures(pairs, judgements, names, args.resamples, args.seed, left_out)
+  content = dataclasses.asdict(result)
   directory = Path(args.output_dir)
   write_jsonl(directory / 'judgements.jsonl', _rows(pairs, judgements))
   judge_page.write_page(directory / 'judge.html', result, pairs, judgements, args.examples)
-  write_json(directory / 'judge.json', result, allow_nan=False)
+  write_json(directory / 'judge.json', content, allow_nan=False)
   print('\n'.join(_summary(result, directory)), file=sys.stderr)
-  return command_line.finish(args, {'status': 0, **result, 'endpoint': used})
+  return command_line.finish(args, {'status': 0, **content, 'endpoint': used})
 
 
-def _summary(result: dict, directory: Path) -> Iterator[str]:
+def _summary(result: Result, directory: Path) -> Iterator[str]:
   """The tables and sentences for the terminal, as lines."""
-  for judge in result['judges']:
-    yield f'\njudge {judge["model"]}: {judge["sentence"]}'
+  for judge in result.judges:
+    yield f'\njudge {judge.model}: {judge.sentence}'
     yield (
       f'  {"":<18}{"win rate":>9}{"interval":>16}{"win":>6}{"tie":>6}{"loss":>6}{"unjudged":>10}'
     )
-    by_language = [(language_name(code), row) for code, row in judge['by_language'].items()]
-    for name, row in [('all', judge['overall']), *by_language, *judge['by_category'].items()]:
-      rate = '-' if row['win_rate'] is None else f'{100 * row["win_rate"]:.1f}'
-      span = '-' if row['low'] is None else f'{100 * row["low"]:.1f} to {100 * row["high"]:.1f}'
+    by_language = [(language_name(code), row) for code, row in judge.by_language.items()]
+    for name, row in [('all', judge.overall), *by_language, *judge.by_category.items()]:
+      rate = '-' if row.win_rate is None else f'{100 * row.win_rate:.1f}'
+      span = '-' if row.low is None else f'{100 * row.low:.1f} to {100 * row.high:.1f}'
       yield (
-        f'  {name[:18]:<18}{rate:>9}{span:>16}{row["wins"]:>6}{row["ties"]:>6}{row["losses"]:>6}'
-        f'{sum(row["unjudged"].values()):>10}'
+        f'  {name[:18]:<18}{rate:>9}{span:>16}{row.wins:>6}{row.ties:>6}{row.losses:>6}'
+        f'{sum(row.unjudged.values()):>10}'
       )
-    if judge['position']['first_rate'] is not None:
-      rate = 100 * judge['position']['first_rate']
+    if judge.position.first_rate is not None:
+      rate = 100 * judge.position.first_rate
       yield f'  the answer shown first got the higher score in {rate:.1f} % (half without bias)'
-    for row in judge['asked_in_output_language']:
-      yield f'  {row["sentence"]}'
-    if missing := judge['overall']['unjudged'][NO_REPLY]:
+    for row in judge.asked_in_output_language:
+      yield f'  {row.sentence}'
+    if missing := judge.overall.unjudged[NO_REPLY]:
       yield (
         f'  {missing} pairs have no reply and are unjudged; start the same command again to retry '
         'them'
       )
-  for row in result['agreement']:
-    if row['equal']['value'] is not None:
-      kappa = '-' if row['kappa']['value'] is None else f'{row["kappa"]["value"]:.2f}'
-      equal = 100 * row['equal']['value']
-      yield f'{" and ".join(row["judges"])}: equal verdicts {equal:.1f} %, kappa {kappa}'
+  for row in result.agreement:
+    if row.equal.value is not None:
+      kappa = '-' if row.kappa.value is None else f'{row.kappa.value:.2f}'
+      equal = 100 * row.equal.value
+      yield f'{" and ".join(row.judges)}: equal verdicts {equal:.1f} %, kappa {kappa}'
   yield f'wrote {directory / "judge.html"}, judge.json, judgements.jsonl'

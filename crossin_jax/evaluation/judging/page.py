@@ -12,7 +12,7 @@ LONGEST_SHOWN = 1200  # characters of a text
 
 def write_page(
   path: str | os.PathLike,
-  result: Mapping,
+  result,
   pairs: Sequence[Pair],
   judgements: Mapping[str, Sequence[Judgement]],
   examples: int = 3,
@@ -21,16 +21,25 @@ def write_page(
 
   Args:
     path: the page.
-    result: the object of judge.json.
+    result: `judge.Result`.
     pairs, judgements: all pairs, and model -> judgements parallel to them.
     examples: pairs shown per language, evenly spaced so that outcomes do not select them.
   """
+  languages = list(result.median_characters)
+  by_language = {
+    code: [i for i, pair in enumerate(pairs) if pair.language == code] for code in languages
+  }
   values = {
     'result': result,
-    'a': result['systems']['a'],
-    'b': result['systems']['b'],
-    'languages': list(result['median_characters']),
-    'examples': _examples(pairs, judgements, examples),
+    **result.systems,
+    'languages': languages,
+    'examples': {
+      code: [
+        {'pair': pairs[i], 'judgements': [(model, judgements[model][i]) for model in judgements]}
+        for i in page.evenly_spaced(by_language[code], examples)
+      ]
+      for code in (languages if examples else ())
+    },
   }
   direction = lambda code: 'rtl' if code in RIGHT_TO_LEFT else 'ltr'
   page.write(
@@ -43,18 +52,3 @@ def _shown(text: str) -> str:
     return text
   more = f'({len(text) - LONGEST_SHOWN:,} characters more)'
   return f'{text[:LONGEST_SHOWN].rstrip()} \N{HORIZONTAL ELLIPSIS} {more}'
-
-
-def _examples(
-  pairs: Sequence[Pair], judgements: Mapping[str, Sequence[Judgement]], count: int
-) -> dict[str, list[dict]]:
-  """Language -> pairs with their judgements."""
-  return {
-    language: [
-      {'pair': pairs[i], 'judgements': [(model, judgements[model][i]) for model in judgements]}
-      for i in page.evenly_spaced(
-        [i for i, pair in enumerate(pairs) if pair.language == language], count
-      )
-    ]
-    for language in (sorted({pair.language for pair in pairs}) if count else ())
-  }

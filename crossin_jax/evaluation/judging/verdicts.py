@@ -14,7 +14,7 @@ import itertools
 
 import numpy as np
 
-from crossin_jax.evaluation.measures.bootstrap import Interval, draw_counts
+from crossin_jax.evaluation.measures.bootstrap import Figure, Interval, draw_counts
 from crossin_jax.evaluation.measures.tables import verdict
 from crossin_jax.pages.words import language_name, points
 
@@ -81,6 +81,84 @@ class Judgement:
     return 'win' if a > b else 'tie' if a == b else 'loss'
 
 
+# ---- figures: fractions, and scores 0 to 10; None where undefined ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """Verdicts on some pairs; `low` and `high` are of the win rate, `unjudged` counts by reason."""
+
+  pairs: int
+  judged: int
+  unjudged: dict[str, int]
+  wins: int
+  ties: int
+  losses: int
+  win_rate: float | None
+  low: float | None
+  high: float | None
+  score_a: float | None
+  score_b: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+  """How often the answer shown first gets the higher score: half the time without position bias.
+
+  Attributes:
+    first, second, equal: numbers of replies.
+    first_rate, low, high: first / (first + second).
+    same_winner: share of pairs whose orders agree.
+  """
+
+  first: int
+  second: int
+  equal: int
+  first_rate: float | None
+  low: float | None
+  high: float | None
+  same_winner: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class AskedIn:
+  """Win rates of questions in the language of the answers and in English, and their difference."""
+
+  language: str | None  # None = all
+  questions: int
+  native: float
+  english: float
+  difference: float
+  low: float | None
+  high: float | None
+  verdict: str
+  sentence: str
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeFigures:
+  """All figures of one judge."""
+
+  model: str
+  overall: Row
+  by_language: dict[str, Row]
+  by_category: dict[str, Row]
+  by_asked_in: dict[str, Row]
+  position: Position
+  asked_in_output_language: list[AskedIn]
+  sentence: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+  """Share of equal verdicts and Cohen's kappa of two judges, over the pairs that both judged."""
+
+  judges: list[str]
+  pairs: int
+  equal: Figure
+  kappa: Figure
+
+
 def resampled_sums(values_IK: np.ndarray, resamples: int, seed: int) -> np.ndarray:
   """Sums over items drawn with replacement, float64 [resamples, K], from values [items, K]."""
   items = len(values_IK)
@@ -125,8 +203,8 @@ def interval(
   return Interval(estimate, float(low), float(high), LEVEL, len(names), 1, resamples)
 
 
-def _ends(interval: Interval | None) -> dict:
-  return {'low': interval.low if interval else None, 'high': interval.high if interval else None}
+def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
+  return (interval.low, interval.high) if interval else (None, None)
 
 
 def mean(sums: np.ndarray) -> np.ndarray:
@@ -154,64 +232,50 @@ def judge_figures(
   names: tuple[str, str],
   resamples: int = 2000,
   seed: int = 0,
-) -> dict:
-  """All figures of one judge.
-
-  Returns:
-    {'overall': row, 'by_language': {code: row}, 'by_category', 'by_asked_in', 'position',
-    'asked_in_output_language', 'sentence'}; a row is {'pairs', 'judged', 'unjudged': {reason: n},
-    'wins', 'ties', 'losses', 'win_rate', 'low', 'high', 'score_a', 'score_b'}, with fractions and
-    scores 0 to 10, None where undefined.
-  """
+  model: str = '',
+) -> JudgeFigures:
+  """All figures of one judge, whose judgements are parallel to the pairs."""
   both = list(zip(pairs, judgements, strict=True))
 
-  def split(key) -> dict[str, dict]:
-    values = sorted({key(pair) for pair in pairs} - {None, ''})
-    return {
-      value: _row([x for x in both if key(x[0]) == value], resamples, seed) for value in values
-    }
+  def split(field: str) -> dict[str, Row]:
+    groups = {}
+    for pair, judgement in both:
+      groups.setdefault(getattr(pair, field) or '', []).append((pair, judgement))
+    return {value: _row(groups[value], resamples, seed) for value in sorted(groups) if value}
 
   overall = _row(both, resamples, seed)
-  return {
-    'overall': overall,
-    'by_language': split(lambda pair: pair.language),
-    'by_category': split(lambda pair: pair.category),
-    'by_asked_in': split(lambda pair: pair.asked_in),
-    'position': position(both, resamples, seed),
-    'asked_in_output_language': asked_in_output_language(both, names, resamples, seed),
-    'sentence': _sentence(overall, names),
-  }
+  return JudgeFigures(
+    model,
+    overall,
+    by_language=split('language'),
+    by_category=split('category'),
+    by_asked_in=split('asked_in'),
+    position=position(both, resamples, seed),
+    asked_in_output_language=asked_in_output_language(both, names, resamples, seed),
+    sentence=_sentence(overall, names),
+  )
 
 
-def _row(both: Sequence[tuple[Pair, Judgement]], resamples: int, seed: int) -> dict:
+def _row(both: Sequence[tuple[Pair, Judgement]], resamples: int, seed: int) -> Row:
   judged = [(pair, judgement) for pair, judgement in both if not judgement.unjudged]
   outcomes = [judgement.verdict for _, judgement in judged]
   worth = [POINTS[outcome] for outcome in outcomes]
   ids = [pair.id for pair, _ in judged]
   span = interval(ids, [(value, 1) for value in worth], mean, resamples, seed)
-  scores = np.array([judgement.scores for _, judgement in judged]).reshape(-1, 2) / 2
+  scores = [judgement.scores for _, judgement in judged]
   reasons = [judgement.unjudged for _, judgement in both]
-  return {
-    'pairs': len(both),
-    'judged': len(judged),
-    'unjudged': {reason: reasons.count(reason) for reason in (NO_REPLY, NO_SCORES)},
-    'wins': outcomes.count('win'),
-    'ties': outcomes.count('tie'),
-    'losses': outcomes.count('loss'),
-    'win_rate': float(np.mean(worth)) if worth else None,
-    **_ends(span),
-    'score_a': float(scores[:, 0].mean()) if worth else None,
-    'score_b': float(scores[:, 1].mean()) if worth else None,
-  }
+  return Row(
+    len(both),
+    len(judged),
+    {reason: reasons.count(reason) for reason in (NO_REPLY, NO_SCORES)},
+    *map(outcomes.count, OUTCOMES),
+    float(np.mean(worth)) if worth else None,
+    *_ends(span),
+    *((np.mean(scores, axis=0) / 2).tolist() if scores else (None, None)),
+  )
 
 
-def position(both: Sequence[tuple[Pair, Judgement]], resamples: int, seed: int) -> dict:
-  """How often the answer shown first gets the higher score: half the time without position bias.
-
-  Returns:
-    {'first', 'second', 'equal': numbers of replies; 'first_rate': first / (first + second), 'low',
-    'high'; 'same_winner': share of pairs whose orders agree}.
-  """
+def position(both: Sequence[tuple[Pair, Judgement]], resamples: int, seed: int) -> Position:
   ids, values, same = [], [], []
   for pair, judgement in both:
     if judgement.unjudged:
@@ -220,22 +284,21 @@ def position(both: Sequence[tuple[Pair, Judgement]], resamples: int, seed: int) 
     ids.append(pair.id)
     values.append([signs.count(sign) for sign in (1, -1, 0)])
     same.append(signs[0] == -signs[1])
-  first, second, equal = (int(n) for n in np.sum(values, axis=0)) if values else (0, 0, 0)
+  first, second, equal = np.sum(values, axis=0).tolist() if values else (0, 0, 0)
   rate = lambda sums: sums[..., 0] / (sums[..., 0] + sums[..., 1])
-  span = interval(ids, values, rate, resamples, seed)
-  return {
-    'first': first,
-    'second': second,
-    'equal': equal,
-    'first_rate': first / (first + second) if first + second else None,
-    **_ends(span),
-    'same_winner': float(np.mean(same)) if same else None,
-  }
+  return Position(
+    first,
+    second,
+    equal,
+    first / (first + second) if first + second else None,
+    *_ends(interval(ids, values, rate, resamples, seed)),
+    float(np.mean(same)) if same else None,
+  )
 
 
 def asked_in_output_language(
   both: Sequence[tuple[Pair, Judgement]], names: tuple[str, str], resamples: int, seed: int
-) -> list[dict]:
+) -> list[AskedIn]:
   """Win rate of questions asked in the language of the answer minus that of English questions.
 
   There is a row per language, paired by ID, and one over all languages if there are several. A
@@ -258,12 +321,10 @@ def asked_in_output_language(
   for language, group in groups:
     ids, native, english = zip(*group)
     span = interval(ids, [(a - b, 1) for a, b in zip(native, english)], mean, resamples, seed)
-    estimate = float(np.mean(native) - np.mean(english))
-    row = {'language': language, 'questions': len(group)}
-    row |= {'native': float(np.mean(native)), 'english': float(np.mean(english))}
-    row |= {'difference': estimate, **_ends(span), 'verdict': verdict(span)}
-    row['sentence'] = _asked_sentence(language, names, span, estimate, len(group))
-    results.append(row)
+    native, english = float(np.mean(native)), float(np.mean(english))
+    sentence = _asked_sentence(language, names, span, native - english, len(group))
+    figures = (native, english, native - english, *_ends(span), verdict(span))
+    results.append(AskedIn(language, len(group), *figures, sentence))
   return results
 
 
@@ -293,14 +354,14 @@ def _asked_sentence(
   )
 
 
-def _sentence(row: dict, names: tuple[str, str]) -> str:
+def _sentence(row: Row, names: tuple[str, str]) -> str:
   a, b = names
-  if row['win_rate'] is None:
+  if row.win_rate is None:
     return f'No pair of {a} and {b} was judged.'
-  rate = f'{a} has a win rate of {100 * row["win_rate"]:.1f} % against {b}'
-  if row['low'] is None:
-    return f'{rate}, without an interval ({row["judged"]} pairs): no claim is possible.'
-  low, high = round(100 * row['low'], 1), round(100 * row['high'], 1)
+  rate = f'{a} has a win rate of {100 * row.win_rate:.1f} % against {b}'
+  if row.low is None:
+    return f'{rate}, without an interval ({row.judged} pairs): no claim is possible.'
+  low, high = round(100 * row.low, 1), round(100 * row.high, 1)
   rate += f' (95 % interval {low} to {high})'
   if low > 50 or high < 50:
     return f'{rate}: {a if low > 50 else b} is better according to this judge.'
@@ -312,26 +373,26 @@ def agreement(
   judgements: dict[str, Sequence[Judgement]],
   resamples: int = 2000,
   seed: int = 0,
-) -> list[dict]:
-  """Share of equal verdicts and Cohen's kappa of every two judges, with intervals.
-
-  Both are over the pairs that both judges judged.
-  """
+) -> list[Agreement]:
+  """The agreement of every two judges; `judgements` maps models to lists parallel to the pairs."""
   results = []
   for one, two in itertools.combinations(judgements, 2):
-    ids, cells = [], []
-    for pair, x, y in zip(pairs, judgements[one], judgements[two], strict=True):
-      if not x.unjudged and not y.unjudged:
-        ids.append(pair.id)
-        cells.append(3 * OUTCOMES.index(x.verdict) + OUTCOMES.index(y.verdict))
-    table = np.eye(9)[cells] if cells else np.zeros((0, 9))
-    figures = {}
-    for name, statistic in (('equal', _equal), ('kappa', kappa)):
+    both = [
+      (pair.id, OUTCOMES.index(x.verdict), OUTCOMES.index(y.verdict))
+      for pair, x, y in zip(pairs, judgements[one], judgements[two], strict=True)
+      if not x.unjudged and not y.unjudged
+    ]
+    ids = [id_ for id_, _, _ in both]
+    table = (
+      np.eye(9)[[3 * first + second for _, first, second in both]] if both else np.zeros((0, 9))
+    )
+    figures = []
+    for statistic in (_equal, kappa):
       with np.errstate(invalid='ignore'):
-        value = float(statistic(table.sum(axis=0))) if cells else float('nan')
+        value = float(statistic(table.sum(axis=0))) if both else np.nan
       span = interval(ids, table, statistic, resamples, seed)
-      figures[name] = {'value': value if np.isfinite(value) else None, **_ends(span)}
-    results.append({'judges': [one, two], 'pairs': len(cells), **figures})
+      figures.append(Figure(value if np.isfinite(value) else None, *_ends(span)))
+    results.append(Agreement([one, two], len(both), *figures))
   return results
 
 
