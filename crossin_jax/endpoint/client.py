@@ -3,6 +3,7 @@
 The `openai` package is the transport; this module decides when to send, retry, fail and stop.
 """
 
+import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
@@ -16,7 +17,7 @@ import threading
 import time
 
 from crossin_jax import config
-from crossin_jax.endpoint.ledger import TOKENS, Ledger
+from crossin_jax.endpoint.ledger import TOKENS, Counts, Ledger
 from crossin_jax.endpoint.pace import Pace
 from crossin_jax.endpoint.replies import ReplyCache
 from crossin_jax.endpoint.transport import Failure, Transport
@@ -169,14 +170,13 @@ class Endpoint:
     Raises:
       ValueError: a setting is out of range, or the cache is in use.
     """
-    legal = {
-      'concurrency': (concurrency >= 1, 'at least 1'),
-      'requests_per_minute': (requests_per_minute is None or requests_per_minute > 0, 'above 0'),
-      'timeout_seconds': (timeout_seconds > 0, 'above 0'),
-      'retries': (retries >= 0, 'at least 0'),
-      'garbage_retries': (garbage_retries >= 0, 'at least 0'),
-    }
-    for name, (ok, wanted) in legal.items():
+    for name, ok, wanted in (
+      ('concurrency', concurrency >= 1, 'at least 1'),
+      ('requests_per_minute', requests_per_minute is None or requests_per_minute > 0, 'above 0'),
+      ('timeout_seconds', timeout_seconds > 0, 'above 0'),
+      ('retries', retries >= 0, 'at least 0'),
+      ('garbage_retries', garbage_retries >= 0, 'at least 0'),
+    ):
       if not ok:
         raise ValueError(f'Endpoint.{name} must be {wanted}')
     self.model, self._transport = model, Transport(base_url, api_key_env, timeout_seconds)
@@ -198,14 +198,8 @@ class Endpoint:
     self._cache.close()
     self._transport.close()
 
-  def counts(self) -> dict:
-    """Counts of this start.
-
-    Returns:
-      {'sent', 'repeated' (of those sent, after errors and unusable replies), 'refused' (unusable
-      replies), 'cached', 'failed', 'prompt_tokens', 'completion_tokens', 'without_usage', 'usd',
-      'errors': {kind: count}}.
-    """
+  def counts(self) -> Counts:
+    """Counts of this start."""
     return self._ledger.counts()
 
   def key(self, request: Request, attempt: int = 0) -> str:
@@ -218,7 +212,7 @@ class Endpoint:
   def estimate(self, requests: Sequence[Request]) -> Estimate:
     """Estimates the cost of requests without sending any."""
     distinct = {self.key(request): request for request in reversed(requests)}
-    cached, tokens, usd, spent = 0, dict.fromkeys(TOKENS, 0), 0.0, 0.0
+    cached, tokens, usd, spent = 0, collections.Counter(), 0.0, 0.0
     for request in distinct.values():
       cost = functools.partial(self._ledger.cost, self._model(request))
       stored = self._stored(request)
@@ -227,11 +221,11 @@ class Endpoint:
         cached += 1
         continue
       usage = self._guess(request)
-      tokens = {name: tokens[name] + usage[name] for name in TOKENS}
+      tokens.update(usage)
       usd += cost(usage)
     if not self._ledger.priced:
       usd = spent = None
-    return Estimate(len(distinct), cached, *tokens.values(), usd, spent)
+    return Estimate(len(distinct), cached, *(tokens[name] for name in TOKENS), usd, spent)
 
   def check_budget(self, estimate: Estimate) -> None:
     """Raises BudgetError if the estimate exceeds the budget."""
@@ -269,7 +263,7 @@ class Endpoint:
       groups.setdefault(self.key(request), []).append(index)
     left, failure, in_a_row, replied = len(groups), None, 0, False
     with (
-      self._bar(progress, left) as bar,
+      _bar(progress, left) as bar,
       self._sending(requests, list(groups.values()), accept) as outcomes,
     ):
       while left and failure is None:
@@ -294,12 +288,13 @@ class Endpoint:
             f'because: {outcome.error}. Received replies are stored; once that is fixed, start '
             'the same command again'
           )
-    while failure is not None and not outcomes.empty():
+    if failure is None:
+      return
+    while not outcomes.empty():
       indices, outcome = outcomes.get()
       if isinstance(outcome, Reply):
         yield from _copies(indices, outcome)
-    if failure is not None:
-      raise failure
+    raise failure
 
   @contextlib.contextmanager
   def _sending(self, requests: Sequence[Request], groups: Sequence[list[int]], accept):
@@ -431,23 +426,21 @@ class Endpoint:
     sent = sum(4 + self._tokens(message['content']) for message in request.messages)
     return {'prompt_tokens': sent, 'completion_tokens': expected}
 
-  @contextlib.contextmanager
-  def _bar(self, label: str | None, total: int):
-    import tqdm
-
-    interval = 0.5 if sys.stderr.isatty() else 30.0
-    with tqdm.tqdm(
-      total=total, desc=label, unit='reply', mininterval=interval, disable=label is None
-    ) as bar:
-      yield bar
-
   def _show(self, bar) -> None:
     counts = self.counts()
-    postfix = {name: counts[name] for name in ('cached', 'repeated', 'failed') if counts[name]}
-    if counts['usd']:
-      postfix['usd'] = f'{counts["usd"]:.2f}'
-    bar.set_postfix(postfix, refresh=False)
+    shown = {'cached': counts.cached, 'repeated': counts.repeated, 'failed': counts.failed}
+    shown['usd'] = f'{counts.usd:.2f}' if counts.usd else None
+    bar.set_postfix({name: value for name, value in shown.items() if value}, refresh=False)
     bar.update()
+
+
+def _bar(label: str | None, total: int):
+  import tqdm
+
+  interval = 0.5 if sys.stderr.isatty() else 30.0
+  return tqdm.tqdm(
+    total=total, desc=label, unit='reply', mininterval=interval, disable=label is None
+  )
 
 
 def _copies(indices: Sequence[int], reply: Reply) -> Iterator[Reply]:

@@ -46,15 +46,9 @@ def from_flags(args: argparse.Namespace, models: Sequence[str], output_dir: str)
     ValueError: an invalid flag.
   """
   names = (
-    'api_key_env',
-    'concurrency',
-    'requests_per_minute',
-    'timeout_seconds',
-    'retries',
-    'budget',
-    'budget_requests',
+    'api_key_env concurrency requests_per_minute timeout_seconds retries budget budget_requests'
   )
-  settings = {name: value for name in names if (value := getattr(args, name)) is not None}
+  settings = {name: value for name in names.split() if (value := getattr(args, name)) is not None}
   for name in ('price_in', 'price_out'):
     prices = getattr(args, name)
     if prices is None:
@@ -130,12 +124,12 @@ def session(
 def summary(endpoint: Endpoint) -> str:
   """What an endpoint was sent and answered, in a sentence."""
   counts = endpoint.counts()
-  errors = ', '.join(f'{kind} {count}' for kind, count in counts['errors'].items())
-  usd = '' if counts['usd'] is None else f', {counts["usd"]:.4f} USD'
+  errors = ', '.join(f'{kind} {count}' for kind, count in counts.errors.items())
+  usd = '' if counts.usd is None else f', {counts.usd:.4f} USD'
   return (
-    f'{counts["sent"]:,} requests sent ({counts["repeated"]:,} of them '
+    f'{counts.sent:,} requests sent ({counts.repeated:,} of them '
     f'repeats{f", after {errors}" if errors else ""}), '
-    f'{counts["cached"]:,} answered from the cache, {counts["refused"]:,} unusable replies, '
-    f'{counts["failed"]:,} failed; '
-    f'{counts["prompt_tokens"]:,} tokens in, {counts["completion_tokens"]:,} out{usd}'
+    f'{counts.cached:,} answered from the cache, {counts.refused:,} unusable replies, '
+    f'{counts.failed:,} failed; '
+    f'{counts.prompt_tokens:,} tokens in, {counts.completion_tokens:,} out{usd}'
   )

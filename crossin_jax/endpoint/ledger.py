@@ -1,6 +1,8 @@
 """Prices, a budget that threads share, and counters of requests."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
+import dataclasses
 import threading
 
 from crossin_jax.errors import CrossinError
@@ -13,6 +15,35 @@ class BudgetError(CrossinError, ValueError):
   """The budget is too small or used up; received replies are stored."""
 
   exit_status = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+  """Counts of one start.
+
+  Attributes:
+    repeated: of those sent: after errors and unusable replies.
+    refused: unusable replies.
+    cached: requests that sent nothing.
+    failed: requests without a reply.
+    without_usage: replies whose tokens are a guess.
+    usd: None without prices.
+    errors: kind -> number.
+  """
+
+  sent: int
+  repeated: int
+  refused: int
+  cached: int
+  failed: int
+  prompt_tokens: int
+  completion_tokens: int
+  without_usage: int
+  usd: float | None
+  errors: dict[str, int]
+
+  def as_json(self) -> dict:
+    return dataclasses.asdict(self)
 
 
 class Ledger:
@@ -41,10 +72,7 @@ class Ledger:
     self._changed = threading.Condition()
     self.spent, self._now, self._reserved = 0.0, 0.0, 0.0
     self._paid, self._earlier = set(), 0
-    self._counts = dict.fromkeys(
-      ('sent', 'repeated', 'refused', 'cached', 'failed', *TOKENS, 'without_usage'), 0
-    )
-    self._errors: dict[str, int] = {}
+    self._counts, self._errors = Counter(), Counter()
 
   def cost(self, model: str, usage: Mapping[str, int]) -> float:
     """USD; 0 without prices."""
@@ -86,15 +114,13 @@ class Ledger:
     Raises:
       BudgetError: the budget is used up.
     """
+    budget = float('inf') if self._budget is None else self._budget
     with self._changed:
-      budget = self._budget
-      while (
-        budget is not None and self.spent < budget <= self.spent + self._reserved and not stopped()
-      ):
+      while self.spent < budget <= self.spent + self._reserved and not stopped():
         self._changed.wait(0.2)
       if stopped():
         return False
-      if budget is not None and self.spent >= budget:
+      if self.spent >= budget:
         raise BudgetError(
           f'the budget of {budget:.2f} USD is used up ({self.spent:.2f} USD); {_KEPT}'
         )
@@ -115,8 +141,7 @@ class Ledger:
     with self._changed:
       self._paid.add(key)
       self.spent, self._now = self.spent + usd, self._now + usd
-      for name in TOKENS:
-        self._counts[name] += usage[name]
+      self._counts.update({name: usage[name] for name in TOKENS})
 
   def count(self, name: str) -> None:
     """Increments a counter."""
@@ -126,10 +151,10 @@ class Ledger:
   def error(self, kind: str) -> None:
     """Counts a request without a reply."""
     with self._changed:
-      self._errors[kind] = self._errors.get(kind, 0) + 1
+      self._errors[kind] += 1
 
-  def counts(self) -> dict:
-    """All counters, the USD of this start (None without prices), and errors by kind."""
+  def counts(self) -> Counts:
     with self._changed:
-      usd = self._now if self.priced else None
-      return {**self._counts, 'usd': usd, 'errors': dict(sorted(self._errors.items()))}
+      usd, errors = self._now if self.priced else None, dict(sorted(self._errors.items()))
+      counted = [field.name for field in dataclasses.fields(Counts)][:-2]
+      return Counts(*(self._counts[name] for name in counted), usd, errors)

@@ -7,6 +7,7 @@ import re
 import threading
 import urllib.parse
 
+from crossin_jax.endpoint.ledger import TOKENS
 from crossin_jax.endpoint.pace import retry_after
 
 RETRIED = (408, 409, 425, 429)  # and all from 500 on
@@ -63,7 +64,7 @@ class Transport:
     except (openai.OpenAIError, ValueError, LookupError, TypeError, AttributeError) as error:
       text = f'the reply is no chat completion ({type(error).__name__}: {error})'
       failure = Failure('malformed', self._line(text))
-    # NB: raised outside, or the exception of the package, which holds headers, would be attached.
+    # NB: raised here, or the exception of the package, which holds headers, would be attached.
     raise failure
 
   def _openai(self):
@@ -88,7 +89,7 @@ class Transport:
     if isinstance(text, list):  # in parts
       text = ''.join(part.get('text', '') for part in text)
     usage = body.get('usage') or {}
-    usage = {name: usage.get(name) for name in ('prompt_tokens', 'completion_tokens')}
+    usage = {name: usage.get(name) for name in TOKENS}
     return {
       # Half a surrogate pair cannot be encoded.
       'text': self._without_key(text.encode('utf-8', 'replace').decode()),

@@ -95,16 +95,10 @@ def choose_by_likelihood(
       options.append([[*vocabulary.encode(choice), prompts.stop_id] for choice in row['choices']])
   longest = max(len(prefix) + max(map(len, ids)) for prefix, ids in zip(prefixes, options))
   packed = max(length, longest)
+  shape = {'length': packed, 'rows': max(1, rows * length // packed)}
   losses = iter(
     continuation_losses(
-      model,
-      params,
-      partition,
-      prefixes,
-      options,
-      bos_id=vocabulary.bos_id,
-      length=packed,
-      rows=max(1, rows * length // packed),
+      model, params, partition, prefixes, options, bos_id=vocabulary.bos_id, **shape
     )
   )
   return [[next(losses) for _ in item] for item in questions.rows]

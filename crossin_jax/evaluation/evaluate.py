@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 import contextlib
+from dataclasses import dataclass
 import os
 import sys
 import tempfile
 
 import gin
 import jax
-import numpy as np
 
 from crossin_jax import config
 from crossin_jax.checkpoints.saved_model import SavedModel
@@ -35,16 +35,18 @@ from crossin_jax.workflow import command_line
 MARKERS = ('results.json', 'figures.json')  # uploaded last to a remote output directory
 
 
+@dataclass(frozen=True)
 class _Task:
   """A benchmark or question file with all its prompt forms."""
 
-  def __init__(
-    self, name: str, forms: list[list[Questions]], methods: Sequence[str], notes: Sequence[str] = ()
-  ):
-    """Takes per prompt form its `Questions`: one, or one per language if not parallel."""
-    self.name, self.forms, self.methods, self.notes = name, forms, methods, notes
-    self.kind, self.items = forms[0][0].kind, max(len(questions.ids) for questions in forms[0])
-    self.languages = [language for questions in forms[0] for language in questions.languages]
+  name: str
+  forms: list[list[Questions]]  # per prompt form one, or one per language if not parallel
+  methods: Sequence[str]
+  notes: Sequence[str] = ()
+
+  @property
+  def languages(self) -> list[str]:
+    return [language for questions in self.forms[0] for language in questions.languages]
 
   def answer(self, ask, method: str, predictions_dir: str) -> tuple[Summary, str, list]:
     """Asks, writes the predictions, returns (summary, protocol, choices of each prompt form)."""
@@ -53,7 +55,7 @@ class _Task:
       answers = [ask(questions, method) for questions in form]
       suffix = f'.p{form[0].prompt}' if len(self.forms) > 1 else ''
       path = os.path.join(predictions_dir, f'{self.name.replace("/", ".")}{suffix}.{method}.jsonl')
-      if self.kind == 'choice':
+      if form[0].kind == 'choice':
         write_predictions(path, choice_predictions(form[0], answers[0]))
         summary, chosen_NL = choice_summary(form[0], answers[0])
         choices.append(chosen_NL)
@@ -132,7 +134,8 @@ def evaluate(
       return answers[method]
 
     for task in tasks:
-      _log(f'evaluate {variant}: {task.items} items in {", ".join(task.languages)} ({task.name})')
+      items = max(len(questions.ids) for questions in task.forms[0])
+      _log(f'evaluate {variant}: {items} items in {", ".join(task.languages)} ({task.name})')
       for note in task.notes:
         _log(f'  {note}')
       wanted = methods or config.bound('answer_questions.methods') or METHODS
@@ -153,7 +156,9 @@ def evaluate(
             method=method,
           )
         )
-        _warn_of_constant_answers(task, choices, method)
+        for form, chosen_NL in zip(task.forms, choices):
+          if warning := consistency.constant_answer_warning(chosen_NL, form[0].answers):
+            _log(f'warning: {task.name} by {method}, prompt {form[0].prompt}: {warning}')
         if choices:
           by_method[variant, seed or 0, 'untagged', method] = choices[len(choices) // 2]
       if by_method and len(task.languages) > 1:
@@ -171,20 +176,12 @@ def _log(text: str) -> None:
   print(text, file=sys.stderr)
 
 
-def _warn_of_constant_answers(task: _Task, choices: Sequence[np.ndarray], method: str) -> None:
-  for form, chosen_NL in zip(task.forms, choices):
-    if warning := consistency.constant_answer_warning(chosen_NL, form[0].answers):
-      _log(f'warning: {task.name} by {method}, prompt {form[0].prompt}: {warning}')
-
-
 def _write_page(output_dir: str, task: _Task, choices: dict, variant: str, alone: bool) -> None:
   """Writes report.html, or report.NAME.html if there are several benchmarks."""
   questions = task.forms[len(task.forms) // 2][0]
 
   def text(row: dict) -> str:
-    return row.get('prompt') or '\n'.join(
-      row[key] for key in ('instruction', 'input') if row.get(key)
-    )
+    return row.get('prompt') or '\n'.join(filter(None, map(row.get, ('instruction', 'input'))))
 
   page = report.Report(
     title=f'{variant} on {task.name}',
@@ -208,11 +205,6 @@ def _write_page(output_dir: str, task: _Task, choices: dict, variant: str, alone
   )
   name = 'report.html' if alone else f'report.{task.name.replace("/", ".")}.html'
   report.write_report(os.path.join(output_dir, name), page)
-
-
-def _of_class(evaluators, name: str) -> tuple:
-  """The gin references of a tuple that construct a given class."""
-  return tuple(e for e in evaluators or () if e.selector.split('.')[-1] == name)
 
 
 def _named_paths(values: Sequence[str]) -> list[tuple[str, str]]:
@@ -275,7 +267,8 @@ def main(argv: list[str]) -> int:
   source = SavedModel.open(args.checkpoint)
   source.parse(args)
   # The questions of the training loop are not asked: --questions may name the same file.
-  heldout = config.resolve(_of_class(config.bound('train.evaluators'), 'HeldoutLoss'))
+  trained = config.bound('train.evaluators') or ()
+  heldout = config.resolve(tuple(e for e in trained if e.selector.split('.')[-1] == 'HeldoutLoss'))
   distributed.initialize(args)
   variant = args.variant or source.name
   with contextlib.ExitStack() as stack:
@@ -302,10 +295,8 @@ def main(argv: list[str]) -> int:
     )
   if not chief:
     return 0
-  for name, value in figures.items():
-    _log(f'{name}: {value}')
-  for run in runs:
-    _log(_sentence(run))
+  for line in (*(f'{name}: {value}' for name, value in figures.items()), *map(_sentence, runs)):
+    _log(line)
   return command_line.finish(args, {'runs': runs, 'figures': figures})
 
 

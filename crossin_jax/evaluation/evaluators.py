@@ -89,12 +89,8 @@ class BenchmarkEvaluator:
       seed: of the order of the items.
       name: prefix of the figures; None = the benchmark.
     """
-    self._load = functools.cache(
-      lambda: (
-        LoadedBenchmark(benchmark, path, languages, split).questions(prompt),
-        Prompts(model_dir),
-      )
-    )
+    load = lambda: LoadedBenchmark(benchmark, path, languages, split).questions(prompt)
+    self._load = functools.cache(lambda: (load(), Prompts(model_dir)))
     self._benchmark, self._method, self._most = benchmark, method, items
     self._seconds, self._seed = seconds, seed
     self._limits: dict[int, int] = {}  # index of the Questions -> items within the budget

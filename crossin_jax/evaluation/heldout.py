@@ -52,15 +52,8 @@ class HeldoutLoss:
       sequences += [task.split.example(index) for index in range(count)]
       languages += [info['target_language']] * count
       pairs += [f'{info["mode"]} {info["source_language"]}>{info["target_language"]}'] * count
-    losses = sequence_losses(
-      model,
-      params,
-      partition,
-      sequences,
-      bos_id=mixture.bos_id,
-      length=self._length,
-      rows=self._rows,
-    )
+    shape = {'length': self._length, 'rows': self._rows}
+    losses = sequence_losses(model, params, partition, sequences, bos_id=mixture.bos_id, **shape)
     weights = [float(weights.sum()) for _, weights in sequences]
 
     def means(groups: list[str]) -> dict[str, float]:

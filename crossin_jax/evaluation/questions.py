@@ -1,8 +1,7 @@
 """Questions that are parallel across languages, and question files."""
 
 from collections.abc import Sequence
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import os
 
 import numpy as np
@@ -56,9 +55,7 @@ class Questions:
 
   def take(self, items: Sequence[int]) -> 'Questions':
     """The questions of some items."""
-    return dataclasses.replace(
-      self, ids=[self.ids[i] for i in items], rows=[self.rows[i] for i in items]
-    )
+    return replace(self, ids=[self.ids[i] for i in items], rows=[self.rows[i] for i in items])
 
 
 def read_questions(path: str, limit: int | None = None) -> Questions:
@@ -94,8 +91,8 @@ def read_questions(path: str, limit: int | None = None) -> Questions:
 
 
 def _checked(row: dict, where: str) -> dict:
-  strings = dict.fromkeys(('id', 'language', 'instruction'), str)
-  for field, kind in {**strings, 'choices': list, 'answer': int}.items():
+  kinds = {'id': str, 'language': str, 'instruction': str, 'choices': list, 'answer': int}
+  for field, kind in kinds.items():
     if not isinstance(row.get(field), kind):
       raise RecordError(f'{where}: field {field!r} must be a {kind.__name__}')
   if not 0 <= row['answer'] < len(row['choices']) or len(row['choices']) < 2:

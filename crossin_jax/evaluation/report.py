@@ -189,14 +189,13 @@ def _findings(
   in_home = lambda row: f'{percent(row.languages[0].value)} %'
   in_others = lambda row: f'{percent(row.other.value)} %'
   findings = []
-  for row in rows:
-    if row.name.casefold() == 'base' and row.other.value is not None:
-      findings.append(
-        f'The {row.title} model answers {in_home(row)} of the questions correctly in {home} and '
-        f'{in_others(row)} in the other languages; guessing gives '
-        f'{percent(figures.chance["accuracy"])} %.'
-      )
-      break
+  measured = (row for row in rows if row.name.casefold() == 'base' and row.other.value is not None)
+  if base := next(measured, None):
+    findings.append(
+      f'The {base.title} model answers {in_home(base)} of the questions correctly in {home} and '
+      f'{in_others(base)} in the other languages; guessing gives '
+      f'{percent(figures.chance["accuracy"])} %.'
+    )
   for row in gains:
     if not tables.is_baseline(row.name) and row.base_name.casefold() != 'floor':
       findings.append(f'{row.other.sentence} {row.ac3.sentence}')
@@ -258,11 +257,9 @@ def _language_plot(report: Report) -> str:
 
   Never both: they alternate in a run and would make the line zigzag.
   """
-  keys = ('loss_by_language', 'eval/heldout/loss_by_language')
   logged = [row for rows in report.metrics.values() for row in rows]
-  key = next(
-    (key for key in keys if any(isinstance(row.get(key), Mapping) for row in logged)), keys[0]
-  )
+  in_training = any(isinstance(row.get('loss_by_language'), Mapping) for row in logged)
+  key = 'loss_by_language' if in_training else 'eval/heldout/loss_by_language'
   panels = {
     code: _curves(report, lambda row, code=code: (row.get(key) or {}).get(code))
     for code in report.languages
@@ -308,14 +305,8 @@ def _examples(report: Report, figures: tables.Figures) -> list[dict]:
           chosen = int(array[i, j])
           chip = {'title': tables.title(arm), 'colour': _colour(a)}
           (silent if chosen < 0 else options[chosen]['arms']).append(chip)
-      cards.append(
-        {
-          'language': page.language(code),
-          'question': item.questions[code],
-          'options': options,
-          'silent': silent,
-        }
-      )
+      card = {'language': page.language(code), 'question': item.questions[code]}
+      cards.append(card | {'options': options, 'silent': silent})
     shown.append({'id': item.id, 'cards': cards})
   return shown
 

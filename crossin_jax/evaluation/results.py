@@ -86,18 +86,17 @@ def validate_run(run: Mapping, where: str = 'run') -> None:
     if not ok:
       raise ValueError(f'{where}: {text}')
 
+  def must(key: str, ok: bool, wanted: str) -> None:
+    check(ok, f"'{key}' must be {wanted}, found {run[key]!r}")
+
   check(isinstance(run, Mapping), f'expected an object, found {type(run).__name__}')
   missing = [key for key in KEYS if key not in run]
   check(not missing, f'lacks {", ".join(missing)}')
   for key in ('variant', 'benchmark', 'protocol'):
-    ok = isinstance(run[key], str) and run[key]
-    check(ok, f"'{key}' must be a non-empty string, found {run[key]!r}")
-  ok = run['seed'] is None or _is_int(run['seed'])
-  check(ok, f"'seed' must be an integer or null, found {run['seed']!r}")
-  ok = run['method'] in METHODS
-  check(ok, f"'method' must be {' or '.join(METHODS)}, found {run['method']!r}")
-  ok = _is_int(run['items']) and run['items'] >= 1
-  check(ok, f"'items' must be a count of at least 1, found {run['items']!r}")
+    must(key, isinstance(run[key], str) and run[key], 'a non-empty string')
+  must('seed', run['seed'] is None or _is_int(run['seed']), 'an integer or null')
+  must('method', run['method'] in METHODS, ' or '.join(METHODS))
+  must('items', _is_int(run['items']) and run['items'] >= 1, 'a count of at least 1')
   fractions = {key: run[key] for key in _FRACTIONS}
   for key in (*_MAPS, 'prompts'):
     ok = isinstance(run[key], Mapping)

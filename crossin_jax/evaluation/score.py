@@ -7,6 +7,7 @@ import sys
 
 from crossin_jax.evaluation import results
 from crossin_jax.evaluation.answers import extraction, open_answers
+from crossin_jax.evaluation.answers.open_answers import OpenPredictions
 from crossin_jax.evaluation.answers.predictions import Predictions, read_predictions
 from crossin_jax.evaluation.measures import consistency
 from crossin_jax.evaluation.measures.consistency import Summary
@@ -54,57 +55,54 @@ def main(argv: Sequence[str]) -> int:
   add('--seed', type=int, help='training seed of the model, copied to the result')
   options = parser.parse_args(argv)
   options.variant = options.variant or Path(options.predictions).name.split('.')[0] or 'model'
-  score = _score_open if options.task in open_answers.PROTOCOLS else _score_choices
-  run, lines = score(options)
-  print('\n'.join(lines), file=sys.stderr)
-  return command_line.finish(options, run)
-
-
-def _run(options: argparse.Namespace, summary: Summary, protocol: str) -> dict:
-  return results.build_run(
+  protocol = open_answers.PROTOCOLS.get(options.task)
+  score, table = (_score_open, _open_table) if protocol else (_score_choices, _table)
+  predictions, summary, warning = score(options)
+  run = results.build_run(
     summary,
     variant=options.variant,
     seed=options.seed,
     benchmark=options.task,
-    protocol=protocol,
+    protocol=protocol or options.protocol,
     method='generate',
   )
+  print('\n'.join([*table(run, predictions), *warning]), file=sys.stderr)
+  return command_line.finish(options, run)
 
 
-def _score_open(options: argparse.Namespace) -> tuple[dict, list[str]]:
+def _score_open(options: argparse.Namespace) -> tuple[OpenPredictions, Summary, list[str]]:
   predictions = open_answers.read_predictions(
     options.predictions, allow_partial=options.allow_partial
   )
-  protocol = open_answers.PROTOCOLS[options.task]
   if options.first_line:
     for texts in predictions.texts.values():
       texts.update({item_id: extraction.first_line(text) for item_id, text in texts.items()})
-  run = _run(options, open_answers.summarise(predictions, protocol), protocol)
-  return run, [
-    f'{options.task}: {run["items"]} items, protocol {protocol}',
-    *(f'skipped: {text}' for text in predictions.malformed),
-    *open_answers.table(run),
-  ]
+  return predictions, open_answers.summarise(predictions, open_answers.PROTOCOLS[options.task]), []
 
 
-def _score_choices(options: argparse.Namespace) -> tuple[dict, list[str]]:
+def _score_choices(options: argparse.Namespace) -> tuple[Predictions, Summary, list[str]]:
   predictions = read_predictions(options.predictions, allow_partial=options.allow_partial)
   chosen_NL = predictions.extract(
     options.protocol, first_line=options.first_line, prompt=options.prompt
   )
   summary = consistency.summarise(chosen_NL, predictions.answers, predictions.languages)
-  run = _run(options, summary, options.protocol)
-  lines = list(_table(run, predictions))
-  if warning := consistency.constant_answer_warning(chosen_NL, predictions.answers):
-    lines.append(f'warning: {warning}')
-  return run, lines
+  warning = consistency.constant_answer_warning(chosen_NL, predictions.answers)
+  return predictions, summary, [f'warning: {warning}'] if warning else []
+
+
+def _open_table(run: Mapping, predictions: OpenPredictions) -> Iterator[str]:
+  yield f'{run["benchmark"]}: {run["items"]} items, protocol {run["protocol"]}'
+  yield from (f'skipped: {text}' for text in predictions.malformed)
+  f1 = {**run.get('f1_by_language', {}), 'mean': run.get('f1')}
+  for name, accuracy in {**run['accuracy_by_language'], 'mean': run['accuracy']}.items():
+    more = '' if f1.get(name) is None else f'    F1 {100 * f1[name]:6.1f}'
+    yield f'  {name:<8}{100 * accuracy:7.1f} %{more}'
 
 
 def _table(run: Mapping, predictions: Predictions) -> Iterator[str]:
   task, languages = run['benchmark'], len(predictions.languages)
   yield f'{task}: {run["items"]} items in {languages} languages, protocol {run["protocol"]}'
-  for text in predictions.malformed:
-    yield f'skipped: {text}'
+  yield from (f'skipped: {text}' for text in predictions.malformed)
   if ids := predictions.left_out:
     examples = ', '.join(ids[:5]) + (', ...' if len(ids) > 5 else '')
     yield f'skipped {len(ids)} items that lack a language ({examples})'

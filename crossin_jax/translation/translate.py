@@ -399,7 +399,7 @@ def main(argv: list[str]) -> int:
       return command_line.finish(args, {'status': 0, 'rows': len(job.rows), **session.dry_run()})
     for reply in session.endpoint.complete(requests, progress='translate', check=session.check):
       outcomes[reply.index] = outcome(reply)
-    counts = session.endpoint.counts()
+    counts = session.endpoint.counts().as_json()
   return _report(args, write(args, job, outcomes, {'model': args.model}), {'endpoint': counts})
 
 

@@ -186,7 +186,7 @@ class Teacher:
           self._answer(kind, chunks, endpoint, check)
         finally:
           print(f'teacher {self.model}: {endpoint_flags.summary(endpoint)}', file=sys.stderr)
-        return endpoint.counts()
+        return endpoint.counts().as_json()
     except Interrupted:
       raise Interrupted(
         'the teacher was interrupted; replies and finished chunks are kept'

@@ -76,12 +76,12 @@ def test_failures_of_all_kinds_are_repeated_and_counted(tmp_path):
   assert [reply.index for reply in found] == list(range(100))
   assert all(reply.accepted and usable(reply.text) for reply in found)
   assert len(said) == 100 and all(lines[-1] == 'ok' for lines in said.values())
-  assert counts['sent'] == len(log) and counts['repeated'] == len(log) - 100 > 25
-  assert counts['refused'] == sum(line['said'] == 'garbage' for line in log) > 3
-  assert sum(counts['errors'].values()) == sum(line['said'] in BAD for line in log)
-  assert {'500', '503', '429', 'connection', 'malformed'} == set(counts['errors'])  # no time-out
-  assert counts['failed'] == counts['cached'] == counts['without_usage'] == 0
-  assert counts['prompt_tokens'] == 100 * (100 + counts['refused'])
+  assert counts.sent == len(log) and counts.repeated == len(log) - 100 > 25
+  assert counts.refused == sum(line['said'] == 'garbage' for line in log) > 3
+  assert sum(counts.errors.values()) == sum(line['said'] in BAD for line in log)
+  assert {'500', '503', '429', 'connection', 'malformed'} == set(counts.errors)  # no time-out
+  assert counts.failed == counts.cached == counts.without_usage == 0
+  assert counts.prompt_tokens == 100 * (100 + counts.refused)
   assert found[0].usage == {
     'prompt_tokens': 100 * found[0].attempts,
     'completion_tokens': 20 * found[0].attempts,
@@ -98,7 +98,7 @@ def test_a_second_start_asks_only_for_what_is_missing(tmp_path):
     with client(server, cache_dir=tmp_path / 'cache') as endpoint:
       again = replies(endpoint, asked(40), accept=usable)
       # the cut reply may have been one of two attempts
-      assert endpoint.counts()['cached'] in (29, 30)
+      assert endpoint.counts().cached in (29, 30)
     fresh = server.log()[before:]
     assert 11 <= len({line['key'] for line in fresh}) == 11
   assert [reply.text for reply in again[:30]] == [reply.text for reply in first]
@@ -129,7 +129,7 @@ def test_the_server_dies_half_way_and_comes_back(tmp_path):
   # been answered twice.
   said = assert_asked_once(server, extra=8)
   assert all(reply.accepted for reply in found) and len(said) == 100
-  assert counts['errors']['connection'] > 0 and counts['failed'] == 0
+  assert counts.errors['connection'] > 0 and counts.failed == 0
 
 
 def test_garbage_is_given_back_in_the_end_and_not_asked_for_again(tmp_path):
@@ -213,7 +213,7 @@ def test_a_request_is_given_up_after_its_retries(tmp_path):
         found.append(reply)
     assert len(found) == 3 and all(reply.text is None and '503' in reply.error for reply in found)
     assert all(len(lines) == 3 for lines in server.by_key().values())
-    assert endpoint.counts()['failed'] == 3
+    assert endpoint.counts().failed == 3
 
 
 PRICES = {'price_in': 100.0, 'price_out': 1000.0}  # a reply costs 100 * 1e-4 + 20 * 1e-3 = 0.03
@@ -245,7 +245,7 @@ def test_the_budget_stops_the_run_keeps_the_replies_and_counts_them_at_the_next_
     with client(server, cache_dir=tmp_path / 'cache', budget=3.1, **PRICES) as endpoint:
       assert endpoint.estimate(requests).cached == kept
       assert len(replies(endpoint, requests)) == 100
-      assert endpoint.counts()['usd'] == pytest.approx(0.03 * (100 - kept))
+      assert endpoint.counts().usd == pytest.approx(0.03 * (100 - kept))
     assert len(server.log()) == 100
   assert len(found) >= 20
 
@@ -269,7 +269,7 @@ def test_haste_is_given_up_when_the_server_asks_for_it(tmp_path):
     started = time.monotonic()
     found = replies(endpoint, asked(40))
     assert len(found) == 40 and time.monotonic() - started > 0.5
-    errors = endpoint.counts()['errors']
+    errors = endpoint.counts().errors
     assert set(errors) == {'429'} and errors['429'] < 120
 
 
@@ -286,7 +286,7 @@ def test_a_slow_server_times_out_and_is_asked_again(tmp_path):
     client(server, timeout_seconds=0.3) as endpoint,
   ):
     assert all(reply.text for reply in replies(endpoint, asked(8)))
-    assert endpoint.counts()['errors']['timeout'] > 0
+    assert endpoint.counts().errors['timeout'] > 0
 
 
 def test_the_key_is_in_no_file_and_no_reply(tmp_path, capfd):

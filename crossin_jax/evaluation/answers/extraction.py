@@ -1,11 +1,10 @@
 """Extraction of the chosen option from generated text: the protocols `strict` and `seaeval`.
 
-Both return the index of an option. `strict` never guesses and returns -1 (`UNPARSED`) where the
-text names no option. `seaeval` always returns an option; it is the rule of the benchmark's
-published scorer (`heuristic_align` of TiGEr-Eval, docs/design/methods.md#a-6-answer-extraction), so
-its figures are comparable with published ones. The published rule draws at random where the text is
-undecided. Here the draw is a hash of (item, language, prompt): a file always gets the same score,
-and the draws of two languages are independent.
+`strict` never guesses: it returns -1 (`UNPARSED`) where the text names no option. `seaeval` always
+returns an option, by the rule of the benchmark's published scorer (`heuristic_align` of TiGEr-Eval,
+docs/design/methods.md#a-6-answer-extraction), so its figures are comparable with published ones.
+Where that rule draws at random, the draw here is a hash of (item, language, prompt): a file always
+gets the same score, and the draws of two languages are independent.
 """
 
 from collections import Counter
@@ -147,14 +146,11 @@ def _fold(text: str) -> str:
 def _fold_and_strip(text: str) -> str:
   """`_fold` without punctuation at the ends; keeps a sign before a digit and a per cent sign."""
   text = _fold(text)
-  start, end = 0, len(text)
-  while start < end and _is_edge(text[start]):
-    if text[start] == '-' and text[start + 1 : start + 2].isdigit():
-      break
-    start += 1
-  while end > start and _is_edge(text[end - 1]):
-    end -= 1
-  return text[start:end]
+  while text and _is_edge(text[0]) and not (text[0] == '-' and text[1:2].isdigit()):
+    text = text[1:]
+  while text and _is_edge(text[-1]):
+    text = text[:-1]
+  return text
 
 
 def _is_edge(character: str) -> bool:

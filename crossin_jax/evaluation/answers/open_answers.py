@@ -6,7 +6,7 @@ F1 and exact match are SQuAD v1.1's (Rajpurkar et al. 2016, arXiv 1606.05250) un
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 import functools
 import os
@@ -58,14 +58,10 @@ def same_number(one: str, other: str) -> bool:
 @functools.cache
 def _deletion(protocol: str) -> dict[int, None]:
   """Translation table that deletes the punctuation of a protocol."""
-  if protocol == 'squad':
-    return str.maketrans('', '', string.punctuation)
-  unicode_punctuation = (
-    character
-    for character in map(chr, range(sys.maxunicode))
-    if unicodedata.category(character).startswith('P')
-  )
-  return str.maketrans('', '', ''.join(unicode_punctuation) + string.punctuation)
+  deleted = set(string.punctuation)
+  if protocol == 'mlqa':
+    deleted |= {c for c in map(chr, range(sys.maxunicode)) if unicodedata.category(c)[0] == 'P'}
+  return dict.fromkeys(map(ord, deleted))
 
 
 def normalised(text: str, protocol: str, language: str) -> list[str]:
@@ -92,13 +88,12 @@ def exact_match(prediction: str, answers: Sequence[str], protocol: str, language
 
 def f1(prediction: str, answers: Sequence[str], protocol: str, language: str) -> float:
   """Harmonic mean of the precision and recall of words, 0..1; the maximum over the answers."""
-  words = normalised(prediction, protocol, language)
-  return max(_f1(words, normalised(answer, protocol, language)) for answer in answers)
-
-
-def _f1(words: list[str], answer: list[str]) -> float:
-  shared = sum((Counter(words) & Counter(answer)).values())
-  return 2 * shared / (len(words) + len(answer)) if shared else 0.0
+  words, best = normalised(prediction, protocol, language), 0.0
+  for answer in answers:
+    expected = normalised(answer, protocol, language)
+    if shared := (Counter(words) & Counter(expected)).total():
+      best = max(best, 2 * shared / (len(words) + len(expected)))
+  return best
 
 
 # ---- predictions and figures ----
@@ -164,14 +159,9 @@ def _cell(record: dict, where: str) -> tuple[tuple[str, str], tuple[str, list[st
 def write_predictions(path: str | os.PathLike, predictions: OpenPredictions) -> None:
   """Writes the format of `read_predictions`, atomically."""
   rows = (
-    {
-      'id': item_id,
-      'language': language,
-      'answers': predictions.answers[language][item_id],
-      'prediction': text,
-    }
-    for language, texts in predictions.texts.items()
-    for item_id, text in texts.items()
+    {'id': id_, 'language': code, 'answers': predictions.answers[code][id_], 'prediction': text}
+    for code, texts in predictions.texts.items()
+    for id_, text in texts.items()
   )
   write_jsonl(path, rows)
 
@@ -255,15 +245,3 @@ def of_questions(questions: Sequence, texts: Sequence[Sequence[Sequence[str]]]) 
 def benchmark_protocol(name: str) -> str | None:
   """Protocol of an open benchmark; None for a benchmark with options."""
   return PROTOCOLS.get(name.split('/')[0])
-
-
-def table(run: Mapping) -> list[str]:
-  """Accuracy and F1 by language, one line each."""
-  rows = [
-    (language, value, run.get('f1_by_language', {}).get(language))
-    for language, value in run['accuracy_by_language'].items()
-  ]
-  return [
-    f'  {name:<8}{100 * accuracy:7.1f} %' + (f'    F1 {100 * f1:6.1f}' if f1 is not None else '')
-    for name, accuracy, f1 in [*rows, ('mean', run['accuracy'], run.get('f1'))]
-  ]

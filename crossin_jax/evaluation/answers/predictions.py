@@ -66,13 +66,10 @@ class Predictions:
 
 
 def read_predictions(path: str | os.PathLike, *, allow_partial: bool = False) -> Predictions:
-  """Reads either layout.
-
-  With `allow_partial`, `malformed` and `left_out` list the skipped lines and items.
+  """Reads either layout; with `allow_partial` skips malformed lines and incomplete items.
 
   Raises:
-    PredictionError: lines that are not a JSON object, lack a field, have a field of the wrong type
-      or repeat an (id, language), each with its number; an item that lacks a language.
+    PredictionError: malformed or repeated lines, each with its number; an item without a language.
     OSError: the file cannot be opened.
   """
   cells: dict[tuple[str, str], _Cell] = {}
@@ -121,21 +118,16 @@ def read_predictions(path: str | os.PathLike, *, allow_partial: bool = False) ->
 def _incomplete(
   path, cells: Mapping, ids: Sequence[str], languages: Sequence[str], allow_partial: bool
 ) -> list[str]:
-  """IDs of items that lack a language, which `allow_partial` permits.
-
-  Raises:
-    PredictionError: such an item, or an item whose languages have different numbers of choices.
-  """
+  """IDs of items that lack a language; raises for one unless `allow_partial`."""
   incomplete = []
   for item_id in ids:
-    lacking = [language for language in languages if (item_id, language) not in cells]
-    if lacking and not allow_partial:
-      raise PredictionError(
-        f'{path}: item {item_id!r} has no prediction in {", ".join(lacking)}, which other items '
-        'have; consistency needs every item in every language. Add the missing lines, or skip '
-        'incomplete items with --allow_partial'
-      )
-    if lacking:
+    if lacking := [language for language in languages if (item_id, language) not in cells]:
+      if not allow_partial:
+        raise PredictionError(
+          f'{path}: item {item_id!r} has no prediction in {", ".join(lacking)}, which other items '
+          'have; consistency needs every item in every language. Add the missing lines, or skip '
+          'incomplete items with --allow_partial'
+        )
       incomplete.append(item_id)
       continue
     counts = {language: len(cells[item_id, language][1]) for language in languages}
@@ -158,9 +150,8 @@ def write_predictions(
   for i, item_id in enumerate(predictions.ids):
     by_language = {}
     for j, language in enumerate(predictions.languages):
-      choices = predictions.choices[i][j]
+      choices, text = predictions.choices[i][j], predictions.texts[i][j]
       fields = {'choices': choices, 'answer': choices[predictions.answers[i, j]]}
-      text = predictions.texts[i][j]
       by_language[ENGLISH_NAMES.get(language, language)] = fields | {'model_prediction': text}
       if layout == LINES:
         records.append({'id': item_id, 'language': language, **fields, 'prediction': text})
@@ -172,9 +163,7 @@ def write_predictions(
   write_bytes(path, gzip.compress(content, mtime=0) if str(path).endswith('.gz') else content)
 
 
-def _cells(
-  record: Mapping, where: str, malformed: list[str]
-) -> Iterator[tuple[str, str, list[str], int, str]]:
+def _cells(record: Mapping, where: str, malformed: list[str]) -> Iterator[tuple]:
   """(ID, language, choices, index of the answer, prediction) of a record in either layout."""
   try:
     item_id = record_fields.item_id(record)
@@ -198,11 +187,7 @@ def _cells(
 
 
 def _cell(name: str, fields: Mapping, where: str) -> tuple[str, list[str], int, str]:
-  """(language, choices, index of the answer, prediction).
-
-  Raises:
-    PredictionError: a field that is missing or of the wrong type.
-  """
+  """(language, choices, index of the answer, prediction)."""
   try:
     language = code_of(name)
   except (ValueError, AttributeError):

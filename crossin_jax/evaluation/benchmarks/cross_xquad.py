@@ -25,19 +25,12 @@ OPTIONS = 4
 
 @dataclass
 class Built:
-  """The benchmark.
+  """The benchmark."""
 
-  Attributes:
-    records: SeaEval's record per item.
-    dropped: (ID, reason) of unusable questions.
-    letters: how often each letter is correct.
-    from_article: number of wrong options from another paragraph of the article.
-  """
-
-  records: list[dict]
-  dropped: list[tuple[str, str]]
-  letters: dict[str, int]
-  from_article: int
+  records: list[dict]  # SeaEval's record per item
+  dropped: list[tuple[str, str]]  # (ID, reason) of unusable questions
+  letters: dict[str, int]  # how often each letter is correct
+  from_article: int  # number of wrong options from another paragraph of the article
 
 
 def build(path: str, languages: Sequence[str], split: str | None = None) -> Built:
@@ -67,10 +60,10 @@ def build(path: str, languages: Sequence[str], split: str | None = None) -> Buil
     item_id: [items.fields[language][item_id]['answers'][0].strip() for language in languages]
     for item_id in first
   }
-  apart = lambda one, other: all(map(_apart, answers[one], answers[other]))
+  distinct = lambda one, other: all(map(_are_distinct, answers[one], answers[other]))
   built = Built([], [], dict.fromkeys(LETTERS[:OPTIONS], 0), 0)
   for item_id in first:
-    options, from_article = _options(item_id, first, apart)
+    options, from_article = _options(item_id, first, distinct)
     built.from_article += from_article
     if not all(answers[item_id]):
       built.dropped.append((item_id, 'empty answer'))
@@ -99,27 +92,23 @@ def build(path: str, languages: Sequence[str], split: str | None = None) -> Buil
 
 
 def _options(
-  item_id: str, items: Mapping[str, dict], apart: Callable[[str, str], bool]
+  item_id: str, items: Mapping[str, dict], distinct: Callable[[str, str], bool]
 ) -> tuple[list[str], int]:
   """IDs whose answers are the options, the item first; and how many are of other paragraphs."""
-  item = items[item_id]
-  near, far = [], []
-  for other, fields in items.items():
-    if fields['paragraph'] == item['paragraph']:
-      near.append(other)
-    elif fields['article'] == item['article']:
-      far.append(other)
-  near.remove(item_id)
-  options, from_article = [item_id], 0
-  for group in (near, far):
-    for other in sorted(group, key=lambda x: _hash(item_id, x)):
-      if len(options) < OPTIONS and all(apart(other, option) for option in options):
-        options.append(other)
-        from_article += group is far
+  item, options, from_article = items[item_id], [item_id], 0
+  is_far = {
+    other: fields['paragraph'] != item['paragraph']
+    for other, fields in items.items()
+    if fields['article'] == item['article'] and other != item_id
+  }
+  for other in sorted(is_far, key=lambda x: (is_far[x], _hash(item_id, x))):
+    if len(options) < OPTIONS and all(distinct(other, option) for option in options):
+      options.append(other)
+      from_article += is_far[other]
   return options, from_article
 
 
-def _apart(one: str, other: str) -> bool:
+def _are_distinct(one: str, other: str) -> bool:
   bare = lambda text: ''.join(filter(str.isalnum, unicodedata.normalize('NFKC', text).casefold()))
   one, other = bare(one) or one, bare(other) or other
   return one not in other and other not in one

@@ -6,6 +6,7 @@ the chat template of the model. The others use the prompts of lm-evaluation-harn
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+import itertools
 import re
 
 from crossin_jax.evaluation.answers.extraction import LETTERS
@@ -63,12 +64,8 @@ def _seaeval(instruction: str, blank_lines: bool) -> Prompt:
 
 
 def _row(prompt: str, choices: Sequence[str], continuations: list[str], answer: int) -> Row:
-  return {
-    'prompt': prompt,
-    'choices': list(choices),
-    'continuations': continuations,
-    'answer': answer,
-  }
+  row = {'prompt': prompt, 'choices': list(choices)}
+  return row | {'continuations': continuations, 'answer': answer}
 
 
 def _xcopa(fields: Mapping, language: str) -> Row:
@@ -218,8 +215,7 @@ class LoadedBenchmark:
 
   def _keep_parallel(self, path: str) -> None:
     """Checks that the items are parallel; drops PAWS-X pairs that a language lacks."""
-    ids = list(dict.fromkeys(item_id for fields in self._fields.values() for item_id in fields))
-    incomplete = set()
+    ids, incomplete = list(dict.fromkeys(itertools.chain(*self._fields.values()))), set()
     for language, fields in self._fields.items():
       missing = [item_id for item_id in ids if item_id not in fields]
       incomplete.update(missing)
@@ -248,25 +244,19 @@ class LoadedBenchmark:
     Returns:
       One `Questions`; one per language where the items are not parallel.
     """
-    declaration = self.declaration
-    if not 1 <= prompt <= len(declaration.prompts):
-      raise ValueError(f'{self.name} has prompts 1 to {len(declaration.prompts)}, not {prompt}')
-    render = declaration.prompts[prompt - 1]
+    declared = self.declaration
+    if not 1 <= prompt <= len(declared.prompts):
+      raise ValueError(f'{self.name} has prompts 1 to {len(declared.prompts)}, not {prompt}')
+    render = declared.prompts[prompt - 1]
 
-    def row(language: str, item_id: str) -> Row:
-      return render(self._fields[language][item_id], language) | {'language': language}
+    def questions(languages: list[str]) -> Questions:
+      ids = self._ids[languages[0]]
+      rows = [
+        [render(self._fields[code][id_], code) | {'language': code} for code in languages]
+        for id_ in ids
+      ]
+      settings = (declared.kind, prompt, declared.stop, declared.max_new_tokens)
+      return Questions(self.name, ids, languages, rows, *settings)
 
-    groups = [self.languages] if declaration.parallel else [[code] for code in self.languages]
-    return [
-      Questions(
-        self.name,
-        self._ids[languages[0]],
-        languages,
-        [[row(language, i) for language in languages] for i in self._ids[languages[0]]],
-        declaration.kind,
-        prompt,
-        declaration.stop,
-        declaration.max_new_tokens,
-      )
-      for languages in groups
-    ]
+    groups = [self.languages] if declared.parallel else [[code] for code in self.languages]
+    return list(map(questions, groups))

@@ -15,6 +15,7 @@ from pathlib import Path
 import re
 import tomllib
 
+from crossin_jax.evaluation import record_fields
 from crossin_jax.evaluation.answers.extraction import draw
 from crossin_jax.languages import ENGLISH_NAMES, code_of
 from crossin_jax.storage.records import RecordError, read_records, read_text
@@ -29,14 +30,9 @@ _XCOPA_TRUSTED = ('en', 'zh', 'vi', 'ta')
 
 @dataclass
 class Items:
-  """Items of a benchmark.
+  """Items of a benchmark, and human-readable notes on what the reader found and fixed."""
 
-  Attributes:
-    fields: language code -> ID -> fields of the item, in file order.
-    notes: human-readable notes on what the reader found and fixed.
-  """
-
-  fields: dict[str, dict[str, dict]]
+  fields: dict[str, dict[str, dict]]  # language -> ID -> fields of the item, in file order
   notes: list[str] = field(default_factory=list)
 
   @property
@@ -49,24 +45,20 @@ class Items:
 
 
 def language_files(path: str, split: str | None = None) -> dict[str, str]:
-  """Maps language codes to the files of a folder, by the code in the file name.
+  """Language code -> file, by the code in the file name.
 
   Args:
     path: a folder, or a file whose name contains a language code.
-    split: 'val', 'dev', 'test' ...: selects by this part of the name where a language has several
-      files.
+    split: part of the name, 'val', 'dev', 'test' ..., where a language has several files.
 
   Raises:
     RecordError: no file, or two files of one language (the message names both).
   """
-  if os.path.isfile(path):
-    folder, names = os.path.split(path)[0], [os.path.basename(path)]
-  elif os.path.isdir(path):
-    folder, names = path, sorted(os.listdir(path))
-  else:
+  if not os.path.exists(path):
     raise RecordError(f'{path} does not exist; give the downloaded folder or file of the benchmark')
+  folder, single = (path, None) if os.path.isdir(path) else os.path.split(path)
   files: dict[str, str] = {}
-  for name in names:
+  for name in [single] if single else sorted(os.listdir(folder)):
     language = _language_of_name(name, split)
     if language in files:
       raise RecordError(
@@ -157,11 +149,7 @@ def read_seaeval(
         continue
       at, by_id = f'{where}, {name}', items.setdefault(code_of(name), {})
       choices = fields.get('choices')
-      if (
-        not isinstance(choices, list)
-        or len(choices) < 2
-        or not all(isinstance(choice, str) for choice in choices)
-      ):
+      if not record_fields.are_strings(choices, least=2):
         raise RecordError(f"{at}: 'choices' must be a list of strings, found {choices!r}")
       if choices.count(fields.get('answer')) != 1:
         raise RecordError(
@@ -223,7 +211,7 @@ def read_xcopa(
       )
   selected = _select(items, languages, path)
   return Items(
-    selected, [notes[language] for language in items if language in selected and language in notes]
+    selected, [notes[language] for language in items if language in selected & notes.keys()]
   )
 
 
@@ -290,30 +278,26 @@ def read_belebele(file: str):
   """
   for where, record in read_records(file):
     if 'items' not in record:
-      answer = _index(record.get('correct_answer_num'), (1, 2, 3, 4), where, 'correct_answer_num')
-      yield (
-        f'{record.get("link")}/{record.get("question_number")}',
-        {
-          'passage': _string(record, 'flores_passage', where),
-          'question': _string(record, 'question', where),
-          'choices': [_string(record, f'mc_answer{i}', where) for i in range(1, 5)],
-          'answer': answer,
-        },
-      )
+      number = record.get('correct_answer_num')
+      item = {
+        'passage': _string(record, 'flores_passage', where),
+        'question': _string(record, 'question', where),
+        'choices': [_string(record, f'mc_answer{i}', where) for i in range(1, 5)],
+        'answer': _index(number, (1, 2, 3, 4), where, 'correct_answer_num'),
+      }
+      yield f'{record.get("link")}/{record.get("question_number")}', item
       continue
     passage = _string(record, 'text', where)
     key = record.get('metadata', {}).get('link') or where.rsplit(' ', 1)[1]
-    for number, item in enumerate(record['items']):
-      correct = [answer.get('correct') for answer in item['answers']]
-      yield (
-        f'{key}/{number}',
-        {
-          'passage': passage,
-          'question': _string(item, 'question', where),
-          'choices': [_string(answer, 'text', where) for answer in item['answers']],
-          'answer': _index(True, correct, where, 'correct'),
-        },
-      )
+    for number, asked in enumerate(record['items']):
+      correct = [answer.get('correct') for answer in asked['answers']]
+      item = {
+        'passage': passage,
+        'question': _string(asked, 'question', where),
+        'choices': [_string(answer, 'text', where) for answer in asked['answers']],
+        'answer': _index(True, correct, where, 'correct'),
+      }
+      yield f'{key}/{number}', item
 
 
 @_one_file_per_language
@@ -358,13 +342,11 @@ def read_squad(file: str):
       for question in paragraph['qas']:
         where = f'{file}, question {question.get("id")!r}'
         answers = dict.fromkeys(_string(answer, 'text', where) for answer in question['answers'])
-        yield (
-          str(question['id']),
-          {
-            'context': _string(paragraph, 'context', where),
-            'question': _string(question, 'question', where),
-            'answers': list(answers),
-            'article': i,
-            'paragraph': (i, j),
-          },
-        )
+        item = {
+          'context': _string(paragraph, 'context', where),
+          'question': _string(question, 'question', where),
+          'answers': list(answers),
+          'article': i,
+          'paragraph': (i, j),
+        }
+        yield str(question['id']), item

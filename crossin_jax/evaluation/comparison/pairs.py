@@ -5,6 +5,7 @@ Axis letters: N items, L languages.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+import itertools
 import os
 from pathlib import Path
 import re
@@ -17,26 +18,16 @@ from crossin_jax.evaluation.answers.predictions import read_predictions
 from crossin_jax.evaluation.measures import consistency
 from crossin_jax.storage.records import RecordError
 
-# ---- predictions of one side ----
-
 
 @dataclass(frozen=True)
 class Cell:
-  """The answer of one model to one item in one language.
-
-  Attributes:
-    right: whether it is correct.
-    choice: index of the chosen option, -1 = unparsed; None for an open answer.
-    text: the predicted text.
-    options: texts of the options, () for an open answer.
-    answers: index of the correct option, or the accepted texts.
-  """
+  """The answer of one model to one item in one language."""
 
   right: bool
-  choice: int | None
-  text: str
-  options: tuple[str, ...]
-  answers: int | tuple[str, ...]
+  choice: int | None  # index of the chosen option, -1 = unparsed; None for an open answer
+  text: str  # the prediction
+  options: tuple[str, ...]  # () for an open answer
+  answers: int | tuple[str, ...]  # index of the correct option, or the accepted texts
 
 
 Cells = dict[str, dict[str, Cell]]  # language -> ID -> cell
@@ -88,28 +79,20 @@ def read_cells(
   """The answers of a file, with options or open."""
   if open_protocol := open_answers.benchmark_protocol(benchmark):
     opened = open_answers.read_predictions(path, allow_partial=allow_partial)
-
-    def open_cell(language: str, id_: str, text: str) -> Cell:
-      answers = opened.answers[language][id_]
-      right = _is_right(text, answers, open_protocol, language)
-      return Cell(right, None, text, (), tuple(answers))
-
-    return {
-      language: {id_: open_cell(language, id_, text) for id_, text in texts.items()}
-      for language, texts in opened.texts.items()
-    }
+    cells: Cells = {language: {} for language in opened.texts}
+    for language, texts in opened.texts.items():
+      for id_, text in texts.items():
+        answers = opened.answers[language][id_]
+        right = _is_right(text, answers, open_protocol, language)
+        cells[language][id_] = Cell(right, None, text, (), tuple(answers))
+    return cells
   read = read_predictions(path, allow_partial=allow_partial)
   chosen_NL = read.extract(protocol, first_line=first_line, prompt=prompt)
   right_NL = consistency.correctness(chosen_NL, read.answers)
 
   def cell(i: int, j: int) -> Cell:
-    return Cell(
-      bool(right_NL[i, j]),
-      int(chosen_NL[i, j]),
-      read.texts[i][j],
-      tuple(read.choices[i][j]),
-      int(read.answers[i, j]),
-    )
+    right, choice, answer = (array[i, j].item() for array in (right_NL, chosen_NL, read.answers))
+    return Cell(right, choice, read.texts[i][j], tuple(read.choices[i][j]), answer)
 
   return {
     language: {id_: cell(i, j) for i, id_ in enumerate(read.ids)}
@@ -128,28 +111,22 @@ def _is_right(text: str, answers: Sequence[str], protocol: str, language: str) -
 
 @dataclass
 class Pair:
-  """A benchmark by one method, restricted to what both models answered.
-
-  Attributes:
-    prompts: numbers of the common prompts.
-    ids: language -> common IDs, in the order of A.
-    a, b: the cells per prompt.
-    notes: human-readable notes on what was skipped.
-  """
+  """A benchmark by one method, restricted to what both models answered."""
 
   benchmark: str
   method: str
-  prompts: list[int]
-  ids: dict[str, list[str]]
-  a: list[Cells]
+  prompts: list[int]  # numbers of the common prompts
+  ids: dict[str, list[str]]  # language -> common IDs, in the order of A
+  a: list[Cells]  # per prompt
   b: list[Cells]
-  notes: list[str] = field(default_factory=list)
+  notes: list[str] = field(default_factory=list)  # on what was skipped, for humans
 
   @property
   def shared(self) -> list[str]:
     """IDs in every language."""
-    sets = [set(ids) for ids in self.ids.values()]
-    return [id_ for id_ in next(iter(self.ids.values())) if all(id_ in ids for ids in sets)]
+    first, *others = self.ids.values()
+    common = set(first).intersection(*others)
+    return [id_ for id_ in first if id_ in common]
 
   @property
   def has_options(self) -> bool:
@@ -207,11 +184,9 @@ def pair_up(
   notes = []
   if single := sorted(set(a) ^ set(b)):
     notes.append(f'skipped prompts {", ".join(map(str, single))}, which are on one side only')
+  settings['allow_partial'] = allow_partial
   first, second = (
-    [
-      read_cells(side[p], benchmark, prompt=p, allow_partial=allow_partial, **settings)
-      for p in prompts
-    ]
+    [read_cells(side[prompt], benchmark, prompt=prompt, **settings) for prompt in prompts]
     for side in (a, b)
   )
   ids, problems = _common_ids(first + second)
@@ -223,15 +198,14 @@ def pair_up(
   ids = {language: common for language, common in ids.items() if common}
   if not ids:
     raise RecordError(f'{label}: no item in common, these are not the same questions')
-  for cells in first + second:
-    for language, common in ids.items():
-      for id_ in common:
-        one, other = first[0][language][id_], cells[language][id_]
-        if (one.options, one.answers) != (other.options, other.answers):
-          raise RecordError(
-            f'{label}: item {id_!r} in {language} has other options or another answer on the other '
-            'side; these are different versions of the benchmark'
-          )
+  named = [(language, id_) for language, common in ids.items() for id_ in common]
+  for cells, (language, id_) in itertools.product(first + second, named):
+    one, other = first[0][language][id_], cells[language][id_]
+    if (one.options, one.answers) != (other.options, other.answers):
+      raise RecordError(
+        f'{label}: item {id_!r} in {language} has other options or another answer on the other '
+        'side; these are different versions of the benchmark'
+      )
   notes += [f'skipped, {text}' for text in problems]
   return Pair(benchmark, method, prompts, ids, first, second, notes)
 

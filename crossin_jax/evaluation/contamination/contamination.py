@@ -1,8 +1,6 @@
 """`crossin contamination`: benchmark texts that also occur in training data, by language.
 
-The comparison is by words: NFKC, lower case, without punctuation, apostrophes, direction marks and
-spaces. In scripts without spaces every character is a word of less weight: two of Chinese or
-Japanese, four of Thai, Lao, Burmese or Khmer count as one. With n = 13 (GPT-3's rule, arXiv
+The comparison is by the words of `word_windows`. With n = 13 (GPT-3's rule, arXiv
 2005.14165, appendix C) a benchmark text matches
 
   * from 13 words on, if it shares any 13 consecutive words with a training text;
@@ -11,8 +9,9 @@ Japanese, four of Thai, Lao, Burmese or Khmer count as one. With n = 13 (GPT-3's
   * below 4 words, never: 'Paris' is in every corpus.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 import os
 import sys
 import time
@@ -35,11 +34,8 @@ from crossin_jax.workflow import command_line
 
 KINDS = ('same', 'contained', 'n-gram')  # the strongest evidence first
 LEAST_WORDS = 4  # of a text that is searched for
-WHOLE = (8, 13)  # share of n words from which a training text must contain a shorter text
+COMPLETE = (8, 13)  # share of n words from which a training text must contain a shorter text
 _BATCH = 1 << 16  # characters of training text per search
-
-
-# ---- the benchmark ----
 
 
 def _rank(match: dict) -> tuple[int, float]:
@@ -49,30 +45,29 @@ def _rank(match: dict) -> tuple[int, float]:
 
 @dataclass
 class _Text:
-  """A distinct text of the benchmarks.
+  """A distinct text of the benchmarks."""
 
-  Attributes:
-    words: normalised.
-    owners: (index of the item, name of the field).
-    windows: number of n-grams; 0 = a training text must contain all of it.
-    rows: number of matching training rows.
-    matches: the strongest of them, as in matches.jsonl.
-    best: the strongest kind.
-  """
+  words: tuple[str, ...]  # normalised
+  owners: dict[tuple[int, str], None] = field(default_factory=dict)  # (item, name of the field)
+  windows: int = 0  # number of n-grams; 0 = a training text must contain all of it
+  rows: int = 0  # number of matching training rows
+  matches: list[dict] = field(default_factory=list)  # the strongest, as in matches.jsonl
+  best: str = ''  # the strongest kind
 
-  words: tuple[str, ...]
-  owners: list[tuple[int, str]] = field(default_factory=list)
-  windows: int = 0
-  rows: int = 0
-  matches: list[dict] = field(default_factory=list)
-  best: str = ''
+
+@dataclass(frozen=True)
+class Training:
+  """The training data that was searched: names, and numbers of rows and words."""
+
+  sources: list[str]
+  rows: int
+  words: int
 
 
 class Benchmarks:
   """An index of benchmark texts.
 
   Attributes:
-    n: words of an n-gram.
     items: (benchmark, ID, language) of each item.
     texts: distinct texts with the items that have them.
   """
@@ -80,22 +75,17 @@ class Benchmarks:
   def __init__(
     self, files: Iterable[tuple[str, Iterable[Field]]], n: int = 13, rows_shown: int = 3
   ):
-    """Reads and indexes the texts.
+    """Reads and indexes the texts; raises RecordError if none is long enough.
 
     Args:
       files: (name of the benchmark, its fields).
       n: words of an n-gram. Texts of n * 8 / 13 to n words must be contained completely.
       rows_shown: training rows kept per text.
-
-    Raises:
-      RecordError: no text is long enough.
     """
     if n < 2:
       raise ValueError(f'n = {n}: an n-gram has at least two words')
-    self.n, self.rows_shown = n, rows_shown
-    self.items: list[tuple[str, str, str]] = []
-    self.texts: list[_Text] = []
-    items: dict[tuple, int] = {}
+    self.rows_shown = rows_shown
+    items: dict[tuple[str, str, str], int] = {}
     texts: dict[tuple[str, ...], _Text] = {}
     for benchmark, fields in files:
       for one in fields:
@@ -103,21 +93,19 @@ class Benchmarks:
         tokens = tuple(words(one.text))
         if sum(map(weight_of, tokens)) < min(LEAST_WORDS, n) * WORD:
           continue
-        owners = texts.setdefault(tokens, _Text(tokens)).owners
-        if (item, one.name) not in owners:
-          owners.append((item, one.name))
+        texts.setdefault(tokens, _Text(tokens)).owners[item, one.name] = None
     self.items, self.texts = list(items), list(texts.values())
     if not self.texts:
       raise RecordError(
         f'the benchmarks hold no text of {LEAST_WORDS} words or more; there is nothing to search '
         'for'
       )
-    self._index()
+    self._index(n)
 
-  def _index(self) -> None:
+  def _index(self, n: int) -> None:
     self._same: dict[str, list[int]] = {}
     full, part = {}, {}  # hash -> (text, position of the window)
-    full_weight, part_weight = self.n * WORD, -(-self.n * WORD * WHOLE[0] // WHOLE[1])
+    full_weight, part_weight = n * WORD, -(-n * WORD * COMPLETE[0] // COMPLETE[1])
     for t, text in enumerate(self.texts):
       self._same.setdefault(''.join(text.words), []).append(t)
       windows = Windows(text.words, np.zeros(len(text.words), np.int64))
@@ -148,9 +136,7 @@ class Benchmarks:
       yield self._search_batch(source, batch)
 
   def _search_batch(self, source: str, batch: list[Field]) -> int:
-    """Searches some fields; returns the number of their words."""
-    tokens: list[str] = []
-    text_of: list[int] = []
+    tokens, text_of = [], []
     same: dict[int, set[int]] = {}  # field -> texts
     for i, one in enumerate(batch):
       field_tokens = words(one.text)
@@ -190,13 +176,14 @@ class Benchmarks:
 
   def _add_shared(self, t: int, source: str, row: Field, runs: dict[int, int]) -> None:
     text = self.texts[t]
-    covered = np.zeros(len(text.words), bool)
+    covered = np.zeros(len(text.words) + 2, np.int8)  # with a gap at both ends
     for position, length in runs.items():
-      covered[position : position + length] = True
-    kind = 'contained' if covered.all() else 'n-gram'
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], covered.view(np.int8), [0]])))
+      covered[position + 1 : position + 1 + length] = 1
+    edges = np.flatnonzero(np.diff(covered))
     start, end = max(zip(edges[::2], edges[1::2]), key=lambda run: run[1] - run[0])
-    self._add(t, kind, source, row, joined(text.words[start:end]), float(covered.mean()))
+    share = float(covered[1:-1].mean())
+    kind = 'contained' if share == 1.0 else 'n-gram'
+    self._add(t, kind, source, row, joined(text.words[start:end]), share)
 
   def _add(self, t: int, kind: str, source: str, row: Field, shared: str, covered: float) -> None:
     text = self.texts[t]
@@ -216,9 +203,7 @@ class Benchmarks:
       matches {'benchmark', 'item', 'language', 'field', 'kind', 'covered', 'rows', 'source', 'row',
       'training_field', 'text'}.
     """
-    best: dict[int, str] = {}
-    fields: dict[tuple[int, str], None] = {}
-    matches = []
+    best, matches, fields = {}, [], {}
     for text in self.texts:
       for item, name in text.owners if text.best else ():
         best[item] = min(best.get(item, text.best), text.best, key=KINDS.index)
@@ -229,7 +214,7 @@ class Benchmarks:
     rows: dict[tuple[str, str], dict] = {}
     for item, (benchmark, _, language) in enumerate(self.items):
       empty = {'benchmark': benchmark, 'language': language, 'items': 0, 'found': 0, 'share': 0.0}
-      empty |= dict.fromkeys(KINDS, 0) | {'fields': {}}
+      empty |= dict.fromkeys(KINDS, 0) | {'fields': Counter()}
       row = rows.setdefault((benchmark, language), empty)
       row['items'] += 1
       if item in best:
@@ -237,8 +222,7 @@ class Benchmarks:
         row[best[item]] += 1
       row['share'] = row['found'] / row['items']
     for item, name in fields:
-      counts = rows[self.items[item][0], self.items[item][2]]['fields']
-      counts[name] = counts.get(name, 0) + 1
+      rows[self.items[item][::2]]['fields'][name] += 1
     return list(rows.values()), matches
 
 
@@ -264,8 +248,8 @@ def mixture_fields(data_dir: str, name: str) -> Iterator[tuple[str, Iterator[Fie
     yield task.split.name, examples(task)
 
 
-def search_all(benchmarks: Benchmarks, sources: Iterable[tuple[str, Iterable[Field]]]) -> dict:
-  """Searches all training data as a stream. Returns {'sources', 'rows', 'words'}."""
+def search_all(benchmarks: Benchmarks, sources: Iterable[tuple[str, Iterable[Field]]]) -> Training:
+  """Searches all training data as a stream."""
   names, rows, read = [], 0, 0
   started = reported = time.monotonic()
 
@@ -285,7 +269,7 @@ def search_all(benchmarks: Benchmarks, sources: Iterable[tuple[str, Iterable[Fie
         reported = now
         rate = rows / (now - started)
         print(f'{name}: {rows:,} rows, {read:,} words, {rate:,.0f} rows/s', file=sys.stderr)
-  return {'sources': names, 'rows': rows, 'words': read}
+  return Training(names, rows, read)
 
 
 # ---- the command ----
@@ -330,7 +314,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
   training = search_all(benchmarks, sources)
   rows, matches = benchmarks.summary()
-  report = {'n': options.n, 'training': training, 'benchmarks': rows, 'matches': len(matches)}
+  report = {
+    'n': options.n,
+    'training': asdict(training),
+    'benchmarks': rows,
+    'matches': len(matches),
+  }
   print('\n'.join(_lines(report, matches, options.shown)), file=sys.stderr)
   if options.output_dir:
     write_json(os.path.join(options.output_dir, 'contamination.json'), report)

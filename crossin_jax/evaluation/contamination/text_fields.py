@@ -22,18 +22,11 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Field:
-  """A text with its position.
+  """A text with its position."""
 
-  Attributes:
-    item: ID of the item or row.
-    language: code, or `UNKNOWN`.
-    name: of the field, e.g. 'context' or 'choices'.
-    text: unchanged.
-  """
-
-  item: str
-  language: str
-  name: str
+  item: str  # ID of the item or row
+  language: str  # code, or `UNKNOWN`
+  name: str  # of the field, e.g. 'context' or 'choices'
   text: str
 
 

@@ -43,25 +43,17 @@ _SCORE = [
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """The content of judge.json.
+  """The content of judge.json."""
 
-  Attributes:
-    systems: the names of 'a' and 'b'.
-    pairs: their number.
-    prompt: digest of the judge's prompt.
-    median_characters: language -> median length of the answers of 'a' and 'b'.
-    left_out: the numbers of skipped rows, 'malformed' and 'unmatched'.
-  """
-
-  systems: dict[str, str]
+  systems: dict[str, str]  # the names of 'a' and 'b'
   pairs: int
-  prompt: str
+  prompt: str  # digest of the judge's prompt
   resamples: int
   seed: int
   judges: list[verdicts.JudgeFigures]
   agreement: list[verdicts.Agreement]
-  median_characters: dict[str, dict[str, float]]
-  left_out: dict[str, int]
+  median_characters: dict[str, dict[str, float]]  # language -> median length of answers of a, b
+  left_out: dict[str, int]  # numbers of skipped rows, 'malformed' and 'unmatched'
 
 
 class Answer(NamedTuple):
@@ -102,8 +94,8 @@ def _parse(record: dict, where: str, longest: bool) -> tuple[Key, Answer]:
     )
   language = code_of(record['language'])
   asked_in = code_of(string('asked_in')) if record.get('asked_in') is not None else None
-  name = next((name for name in ('instruction', 'question') if name in record), None)
-  if name is None or not string(name).strip():
+  name = 'instruction' if 'instruction' in record else 'question'
+  if name not in record or not string(name).strip():
     raise ValueError("'instruction' (or 'question') is missing or empty; the judge needs it")
   question = string(name) + (f'\n\n{string("input")}' if record.get('input') else '')
   category = '' if record.get('category') is None else string('category')
@@ -293,13 +285,11 @@ def _pairs(args) -> tuple[list[Pair], dict]:
   """
   problems: list[str] = []
   paths = (args.answers_a, args.answers_b)
-  one, two = (read_answers(path, problems, args.longest) for path in paths)
+  sides = [read_answers(path, problems, args.longest) for path in paths]
   if args.languages:
     wanted = [code_of(language) for language in args.languages.split(',')]
-    one, two = (
-      {key: answer for key, answer in side.items() if key[1] in wanted} for side in (one, two)
-    )
-  pairs, unmatched = match(one, two, paths)
+    sides = [{key: side[key] for key in side if key[1] in wanted} for side in sides]
+  pairs, unmatched = match(*sides, paths)
   for message in [*problems, *unmatched]:
     print(message, file=sys.stderr)
   if (problems or unmatched) and not args.allow_partial:
@@ -333,7 +323,7 @@ def main(argv: list[str]) -> int:
       result = {'status': 0, 'pairs': len(pairs), 'left_out': left_out, **session.dry_run()}
       return command_line.finish(args, result)
     judgements = ask(requests, session.endpoint, len(pairs), models, session.check)
-    used = session.endpoint.counts()
+    used = session.endpoint.counts().as_json()
   result = figures(pairs, judgements, names, args.resamples, args.seed, left_out)
   content = dataclasses.asdict(result)
   directory = Path(args.output_dir)

@@ -28,19 +28,12 @@ _CELLS = 1 << 22  # maximum number of bootstrap weights in memory
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """Two answers to one question.
+  """Two answers to one question; languages are codes."""
 
-  Attributes:
-    id: of the question; the same in all languages.
-    language: code of the language of the answers.
-    asked_in: code of the language of the question; None = unknown, that of the answers.
-    category: '' if there is none.
-  """
-
-  id: str
-  language: str
-  asked_in: str | None
-  category: str
+  id: str  # of the question; the same in all languages
+  language: str  # of the answers
+  asked_in: str | None  # language of the question; None = unknown, that of the answers
+  category: str  # '' if there is none
   question: str
   answer_a: str
   answer_b: str
@@ -48,15 +41,10 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-  """Scores of one pair by one judge.
+  """Scores of one pair by one judge."""
 
-  Attributes:
-    ab: (score1, score2) with A's answer first; or NO_REPLY, NO_SCORES.
-    ba: the same with B's answer first.
-  """
-
-  ab: tuple[int, int] | str
-  ba: tuple[int, int] | str
+  ab: tuple[int, int] | str  # (score1, score2) with A's answer first; or NO_REPLY, NO_SCORES
+  ba: tuple[int, int] | str  # the same with B's answer first
 
   @property
   def unjudged(self) -> str | None:
@@ -103,21 +91,15 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-  """How often the answer shown first gets the higher score: half the time without position bias.
+  """How often the answer shown first gets the higher score: half the time without position bias."""
 
-  Attributes:
-    first, second, equal: numbers of replies.
-    first_rate, low, high: first / (first + second).
-    same_winner: share of pairs whose orders agree.
-  """
-
-  first: int
+  first: int  # number of replies, as the next two
   second: int
   equal: int
-  first_rate: float | None
+  first_rate: float | None  # first / (first + second), with its interval
   low: float | None
   high: float | None
-  same_winner: float | None
+  same_winner: float | None  # share of pairs whose orders agree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,8 +283,7 @@ def asked_in_output_language(
 ) -> list[AskedIn]:
   """Win rate of questions asked in the language of the answer minus that of English questions.
 
-  There is a row per language, paired by ID, and one over all languages if there are several. A
-  difference is called real only if its 95 % interval excludes zero.
+  There is a row per language, paired by ID, and one over all languages if there are several.
   """
   worth = {
     (pair.language, pair.asked_in, pair.id): POINTS[judgement.verdict]

@@ -1,8 +1,8 @@
 """Bootstrap confidence intervals of accuracy, consistency and AC3 over items and seeds.
 
-Differences of two arms are paired. Every statistic is a function of means over items, so a resample
-is a vector of item weights (how often each item is drawn) and all resamples are one matrix product:
-2,000 resamples of 500 items x 4 languages x 3 seeds take milliseconds.
+Every statistic is a function of means over items, so a resample is a vector of item weights (how
+often each item is drawn) and all resamples are one matrix product: 2,000 resamples of 500 items x 4
+languages x 3 seeds take milliseconds.
 
 Axis letters: R resamples, N items, L languages, S seeds, F figures per item.
 """
@@ -33,9 +33,7 @@ class Interval:
 
   Attributes:
     estimate: mean over seeds of the statistic on all items.
-    low, high: ends of the interval.
     level: nominal coverage, 0.95.
-    items, seeds, resamples: numbers.
     share_above_zero: of the resamples; only for a difference.
     note: what the interval covers.
   """
@@ -53,11 +51,6 @@ class Interval:
   @property
   def figure(self) -> Figure:
     return Figure(self.estimate, self.low, self.high)
-
-  @property
-  def excludes_zero(self) -> bool:
-    """Whether the interval is on one side of zero: the condition for a gain or a loss."""
-    return self.low > 0.0 or self.high < 0.0
 
 
 def interval(

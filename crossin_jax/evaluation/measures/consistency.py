@@ -117,9 +117,8 @@ def accuracy(choices: np.ndarray, answers: np.ndarray) -> float:
 def consistency_by_item(choices: np.ndarray, s: int) -> np.ndarray:
   """Share of the groups of s languages that agree, per item; float64 [items], 0..1.
 
-  Closed form: with m_o the number of languages that chose option o, an item contributes sum_o
-  C(m_o, s) / C(L, s). It equals SeaEval's C_s, the average over all groups of s languages of "all
-  chose the same option". An unparsed choice agrees with nothing, not even another unparsed one.
+  With m_o the number of languages that chose option o, it is sum_o C(m_o, s) / C(L, s), as is
+  SeaEval's C_s. An unparsed choice agrees with nothing, not even another unparsed one.
 
   Args:
     choices: int array [items, languages].
@@ -207,15 +206,11 @@ def by_pair(matrix_LL: np.ndarray, languages: Sequence[str]) -> dict[str, float]
 
 
 def constant_answer_warning(choices: np.ndarray, answers: np.ndarray) -> str:
-  """A warning if consistency is high only because the model nearly always picks one option.
+  """A warning, or '', if consistency is high only because nearly all answers are one option.
 
-  A model that always answers "(A)" is perfectly consistent and knows nothing. Languages that answer
-  independently, each with its option frequencies p_l, agree in pairs with E = mean over pairs of
-  sum_o p_l(o) p_m(o). The warning appears if C_2 is well above that of uniform guessing, but the
-  agreement beyond E, (C_2 - E) / (1 - E) (Cohen's kappa), is under 0.2.
-
-  Returns:
-    A sentence, '' without a warning.
+  Languages that answer independently, each with its option frequencies p_l, agree in pairs with E =
+  mean over pairs of sum_o p_l(o) p_m(o). The warning appears if C_2 is well above that of uniform
+  guessing, but the agreement beyond E, (C_2 - E) / (1 - E) (Cohen's kappa), is under 0.2.
   """
   choices_NL = _check_choices(choices)
   answers_NL = _check_answers(answers, choices_NL.shape)

@@ -254,11 +254,9 @@ def gain_sentence(
 
 def verdict(gain: Interval | None) -> str:
   """'gain', 'loss' or 'none', by the printed figures: '0.0 to 3.1' is not a gain."""
-  if gain is None or not gain.excludes_zero:
-    return 'none'
-  if round(100 * gain.low, 1) > 0:
+  if gain and round(100 * gain.low, 1) > 0:
     return 'gain'
-  return 'loss' if round(100 * gain.high, 1) < 0 else 'none'
+  return 'loss' if gain and round(100 * gain.high, 1) < 0 else 'none'
 
 
 def title(arm) -> str:

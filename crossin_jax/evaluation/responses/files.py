@@ -18,23 +18,14 @@ _RESPONSE_FIELDS = ('output', 'response', 'prediction', 'answer', 'text')
 
 @dataclass(frozen=True)
 class Response:
-  """One answer with its question.
+  """One answer with its question; languages are codes."""
 
-  Attributes:
-    question: ID, the same in all languages.
-    sample: number of the answer, if a prompt has several.
-    language: code of the requested language.
-    asked_in: code of the language of the question.
-    text: the answer.
-    category: of the question, '' if there is none.
-  """
-
-  question: str
-  sample: int
-  language: str
-  asked_in: str
+  question: str  # ID, the same in all languages
+  sample: int  # number of the answer, if a prompt has several
+  language: str  # requested for the answer
+  asked_in: str  # of the question
   text: str
-  category: str = ''
+  category: str = ''  # of the question
 
 
 # ---- files ----
@@ -78,16 +69,9 @@ def asked_rows(english: dict[str, dict], native: dict[str, dict], language: str)
       continue
     in_english = f'{question["text"].rstrip()} Answer in {ENGLISH_NAMES[language]}.'
     for asked_in, text in (('en', in_english), (language, native[id_]['text'])):
-      rows.append(
-        {
-          'id': f'{id_}/{asked_in}',
-          'question': id_,
-          'language': language,
-          'asked_in': asked_in,
-          'category': question['category'] or native[id_]['category'],
-          'instruction': text,
-        }
-      )
+      row = {'id': f'{id_}/{asked_in}', 'question': id_, 'language': language, 'asked_in': asked_in}
+      category = question['category'] or native[id_]['category']
+      rows.append(row | {'category': category, 'instruction': text})
   return rows
 
 
@@ -192,10 +176,7 @@ def ask_main(argv: Sequence[str] | None = None) -> int:
   for problem in problems:
     print(f'skipped: {problem}', file=sys.stderr)
   write_jsonl(options.output, rows)
-  counts = {'questions': len(rows) // 2, 'rows': len(rows), 'problems': problems}
-  print(
-    f'{options.output}: {counts["questions"]} questions, each in English and '
-    f'{ENGLISH_NAMES[language]}',
-    file=sys.stderr,
-  )
-  return command_line.finish(options, {'output': options.output, **counts})
+  count, name = len(rows) // 2, ENGLISH_NAMES[language]
+  print(f'{options.output}: {count} questions, each in English and {name}', file=sys.stderr)
+  result = {'output': options.output, 'questions': count, 'rows': len(rows), 'problems': problems}
+  return command_line.finish(options, result)

@@ -8,6 +8,7 @@ the answers of `crossin generate` to them.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+import itertools
 import os
 import re
 import sys
@@ -63,7 +64,7 @@ def language_of(text: str) -> str:
 # ---- tables ----
 
 
-@dataclass
+@dataclass(frozen=True)
 class Group:
   """Figures of the responses in one language to questions in one language, as fractions 0..1.
 
@@ -90,21 +91,14 @@ class Group:
   characters: dict[str, float]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Claim:
-  """Fidelity of native questions minus that of English ones, on the questions that both have.
-
-  Attributes:
-    difference: paired interval, as fractions.
-    questions: number of questions.
-    real: whether the printed interval excludes zero, with at least `FEW` questions.
-    sentence: the same in words.
-  """
+  """Fidelity of native questions minus that of English ones, on the questions that both have."""
 
   language: str
-  difference: bootstrap.Interval
+  difference: bootstrap.Interval  # paired, as fractions
   questions: int
-  real: bool
+  real: bool  # the printed interval excludes zero, with at least `FEW` questions
   sentence: str
 
 
@@ -126,9 +120,9 @@ def measure(
   claims = [
     _claim(by_form[language, language], by_form[language, 'en'], identified, resamples)
     for language in dict.fromkeys(response.language for response in responses)
-    if language != 'en' and (language, language) in by_form and (language, 'en') in by_form
+    if language != 'en' and {(language, language), (language, 'en')} <= by_form.keys()
   ]
-  return groups, [claim for claim in claims if claim]
+  return groups, list(filter(None, claims))
 
 
 def _group(responses: list[Response], identified: dict[Response, str], resamples: int) -> Group:
@@ -164,15 +158,14 @@ def _faithful(
     for response in responses
   }
   samples = sorted({response.sample for response in responses})
-  for question in questions:
-    for sample in samples:
-      if (question, sample) not in cells:
-        first = responses[0]
-        raise ValueError(
-          f'question {question!r} has no sample {sample} in {first.language!r} asked in '
-          f'{first.asked_in!r}, but others have: every question needs the same number of samples. '
-          'Let `crossin generate` finish'
-        )
+  for question, sample in itertools.product(questions, samples):
+    if (question, sample) not in cells:
+      first = responses[0]
+      raise ValueError(
+        f'question {question!r} has no sample {sample} in {first.language!r} asked in '
+        f'{first.asked_in!r}, but others have: every question needs the same number of samples. '
+        'Let `crossin generate` finish'
+      )
   return [np.array([[cells[question, sample]] for question in questions]) for sample in samples]
 
 
@@ -239,39 +232,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _lines(groups: Sequence[Group], claims: Sequence[Claim]) -> Iterator[str]:
   """The table and the sentences."""
-  widths = {
-    'fidelity': 10,
-    '95 % interval': 16,
-    'English': 9,
-    'none': 7,
-    'empty': 7,
-    'repetitive': 12,
-    '4-grams twice': 15,
-    'mean': 8,
-    'median': 8,
-  }
-
-  def row(language: str, asked_in: str, count, cells: Sequence[str]) -> str:
-    figures = ''.join(f'{cell:>{width}}' for cell, width in zip(cells, widths.values()))
-    return f'{language:<12}{asked_in:<12}{count:>6}{figures}'
-
-  yield row('language', 'asked in', 'n', list(widths))
+  row = '{:<12}{:<12}{:>6}{:>10}{:>16}{:>9}{:>7}{:>7}{:>12}{:>15}{:>8}{:>8}'.format
+  shares = ('English', 'none', 'empty', 'repetitive', '4-grams twice')
+  yield row('language', 'asked in', 'n', 'fidelity', '95 % interval', *shares, 'mean', 'median')
   for group in groups:
     shares = (group.english, group.undetermined, group.empty, group.repetitive, group.repetition)
-    cells = [
+    yield row(
+      ENGLISH_NAMES[group.language],
+      ENGLISH_NAMES[group.asked_in],
+      group.responses,
       words.percent(group.fidelity.estimate),
       f'{words.percent(group.fidelity.low)} to {words.percent(group.fidelity.high)}',
       *map(words.percent, shares),
       *(f'{group.characters[key]:.0f}' for key in ('mean', 'median')),
-    ]
-    names = ENGLISH_NAMES[group.language], ENGLISH_NAMES[group.asked_in]
-    yield row(*names, group.responses, cells)
-    others = [
-      f'{code} {n}'
-      for code, n in group.languages.items()
-      if code not in (group.language, 'en', 'none')
-    ]
-    if others:
+    )
+    named = (group.language, 'en', 'none')
+    if others := [f'{code} {n}' for code, n in group.languages.items() if code not in named]:
       yield f'{"":<30}other languages: {", ".join(others[:6])}'
   yield (
     'shares in per cent, lengths in characters; repetitive: over '

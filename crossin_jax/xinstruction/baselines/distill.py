@@ -145,7 +145,7 @@ def main(argv: list[str]) -> int:
       return _done(args, session.dry_run())
     for reply in session.endpoint.complete(requests, progress='distill', check=session.check):
       outcomes[places[reply.index]] = outcome(reply)
-    used = session.endpoint.counts()
+    used = session.endpoint.counts().as_json()
   manifest = write(args, languages, asked, outcomes)
   for language in languages:
     reasons = ', '.join(
