@@ -68,6 +68,7 @@ class Benchmarks:
   """An index of benchmark texts.
 
   Attributes:
+    n: words of an n-gram.
     items: (benchmark, ID, language) of each item.
     texts: distinct texts with the items that have them.
   """
@@ -84,7 +85,7 @@ class Benchmarks:
     """
     if n < 2:
       raise ValueError(f'n = {n}: an n-gram has at least two words')
-    self.rows_shown = rows_shown
+    self.n, self.rows_shown = n, rows_shown
     items: dict[tuple[str, str, str], int] = {}
     texts: dict[tuple[str, ...], _Text] = {}
     for benchmark, fields in files:
