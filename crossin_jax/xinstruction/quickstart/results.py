@@ -112,7 +112,7 @@ def responses(documents, languages: Sequence[str], answers: str, models: Sequenc
         rows_lib.read_language(os.path.join(answers, model), language), key=lambda row: row['id']
       ):
         form, id_ = row['id'].split('.', 1)
-        what = documents.heard(row['output'], facts[id_], language)
+        what = documents.classify(row['output'], facts[id_], language)
         heard.setdefault(form, Counter())[what] += 1
         follows = what in ('right', 'wrong value')
         own.setdefault(form, []).append(follows)
