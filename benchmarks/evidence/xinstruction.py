@@ -383,7 +383,8 @@ class World(quickstart.Quickstart):
       'arms': {arm: {'rows': own['rows'], 'steps': own['steps']} for arm, own in counts.items()} | {
         SEED_ARM: {'rows': first['counts']['rows'], 'steps': None}},
       'refinement': [
-        results.refinement(self.documents, run, i) for i in range(self.settings.rounds)
+        dataclasses.asdict(results.refinement(self.documents, run, i))
+        for i in range(self.settings.rounds)
       ],
       'translations': self.steps.manifest('translate')['counts']['heard'],
       'spread': self.steps.manifest('spread')['counts']['by_language'],
