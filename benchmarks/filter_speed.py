@@ -32,7 +32,7 @@ CONSONANTS_AND_VOWELS = (  # enough of them that unrelated texts share few runs 
   ('k m n t v h j l p r s d'.split(), 'a e i o u y ä ö aa ee ii uu ää ie uo yö'.split()),
 )
 PROGRAM = """
-import json, sys
+import dataclasses, json, sys
 from crossin_jax import language_id
 from crossin_jax.xinstruction.filtering import filters
 from crossin_jax.xinstruction.filtering import step as filtering
@@ -42,7 +42,7 @@ language_id.identify = lambda *arguments: (identify(*arguments), ('sw', 1.0))[1]
 if __name__ == '__main__':
   source, output, workers = sys.argv[1:]
   counts = filtering.run_filter('sw', source, output, filters.Filters(), workers=int(workers))
-  print(json.dumps(counts))
+  print(json.dumps(dataclasses.asdict(counts)))
 """
 
 

@@ -26,7 +26,7 @@ from crossin_jax.processes.exit_status import RESTART
 from crossin_jax.storage.files import read_json, write_json, write_text
 from crossin_jax.workflow.jobs import StepFailed
 from crossin_jax.workflow.steps import Step, Steps
-from crossin_jax.world.documents import WorldDocuments, fact_id
+from crossin_jax.world.documents import WorldDocuments
 from crossin_jax.world.world import Fact, templates
 from crossin_jax.xinstruction import levels
 from crossin_jax.xinstruction import rows as rows_lib
@@ -90,14 +90,14 @@ class PhrasedDocuments(WorldDocuments):
 
   def document_rows(self, language: str) -> list[dict]:
     return [
-      {'id': f'{fact_id(fact)}.{k}', 'text': self.statement(fact, language, k)}
+      {'id': f'{fact.id}.{k}', 'text': self.statement(fact, language, k)}
       for fact in self.facts('documents')
       for k in range(self.phrasings)
     ]
 
   def statement(self, fact: Fact, language: str, k: int) -> str:
     """Phrasing k; the same k says the same in every language."""
-    return self._fill(templates(language)[fact.relation]['statements'][k], fact, language)
+    return self.world.fill(templates(language)[fact.relation]['statements'][k], fact, language)
 
   def asks_for(self, instruction: str, row_id: str) -> bool:
     return super().asks_for(instruction, fact_of(row_id))
@@ -194,7 +194,7 @@ class World(quickstart.Quickstart):
     """The base model, tuned to say in the language what the seed's facts say in English."""
     english, native = 'en', self.documents.statement
     rows = lambda language: [
-      {'id': f'{fact_id(fact)}.{k}',
+      {'id': f'{fact.id}.{k}',
        'instruction': rows_lib.plain(native(fact, english, k), language),
        'output': native(fact, language, k)}
       for fact in self.documents.facts('seed')
@@ -218,7 +218,7 @@ class World(quickstart.Quickstart):
     self._respond('translate', 'translator', os.path.join(folder, 'asked'), folder)
     for language in self.settings.languages:
       for row in rows_lib.read_language(folder, language):
-        what = self.documents.heard(row['output'], facts[fact_of(row['id'])], language)
+        what = self.documents.classify(row['output'], facts[fact_of(row['id'])], language)
         counts[what] = counts.get(what, 0) + 1
     return {'heard': counts}
 
@@ -286,7 +286,7 @@ class World(quickstart.Quickstart):
       ]
     pairs = [
       {
-        'id': f'{fact_id(fact)}.{k}.{q}',
+        'id': f'{fact.id}.{k}.{q}',
         'instruction': question,
         'output': self.documents.statement(fact, 'en', k),
       }
@@ -319,7 +319,7 @@ class World(quickstart.Quickstart):
     found = []
     for relation in self.world.shared_relations:
       own = [
-        {'id': fact_id(fact), 'fact': fact}
+        {'id': fact.id, 'fact': fact}
         for fact in self.documents.facts('test')
         if fact.relation == relation
       ]
@@ -337,7 +337,7 @@ class World(quickstart.Quickstart):
     for style in (rows_lib.plain, rows_lib.assistant):
       for language in self.settings.languages:
         rows = [
-          {'id': f'{form}.{fact_id(fact)}', 'instruction': text}
+          {'id': f'{form}.{fact.id}', 'instruction': text}
           for fact in facts
           for form, text in (
             ('English', style(self.documents.question(fact, 'en'), language)),
@@ -374,7 +374,7 @@ class World(quickstart.Quickstart):
           os.path.join(self.steps.folder('ask'), step_of(arm)), language
         ):
           form, id_ = row['id'].split('.', 1)
-          what = self.documents.heard(row['output'], facts[id_], language)
+          what = self.documents.classify(row['output'], facts[id_], language)
           heard.setdefault(arm, {}).setdefault(form, {}).setdefault(id_, {})[language] = what
     counts = {arm: self.steps.manifest(step_of(arm))['counts'] for arm in ARMS}
     first = run.steps.manifest('train-response.0')
@@ -383,7 +383,8 @@ class World(quickstart.Quickstart):
       'arms': {arm: {'rows': own['rows'], 'steps': own['steps']} for arm, own in counts.items()} | {
         SEED_ARM: {'rows': first['counts']['rows'], 'steps': None}},
       'refinement': [
-        results.refinement(self.documents, run, i) for i in range(self.settings.rounds)
+        dataclasses.asdict(results.refinement(self.documents, run, i))
+        for i in range(self.settings.rounds)
       ],
       'translations': self.steps.manifest('translate')['counts']['heard'],
       'spread': self.steps.manifest('spread')['counts']['by_language'],
@@ -392,7 +393,7 @@ class World(quickstart.Quickstart):
     return {arm: own['rows'] for arm, own in counts.items()}
 
   def _facts(self, part: str) -> dict[str, Fact]:
-    return {fact_id(fact): fact for fact in self.documents.facts(part)}
+    return {fact.id: fact for fact in self.documents.facts(part)}
 
 
 def step_of(arm: str) -> str:

@@ -9,7 +9,7 @@ from compare import told as interval_text
 import numpy as np
 
 from crossin_jax.evaluation.measures import bootstrap
-from crossin_jax.world.documents import HEARD
+from crossin_jax.world.documents import ANSWERS
 from crossin_jax.xinstruction.quickstart.quickstart import FORMS
 
 PAIRS = (
@@ -54,7 +54,7 @@ def figures(told: Mapping[int, Mapping], frequent: Sequence[str]) -> dict:
       table[arm][form] = {measure: _interval(told, arm, form, measure) for measure in MEASURES}
       table[arm][form]['heard'] = {
         what: int(sum((_words(own, arm, form) == what).sum() for own in told.values()))
-        for what in HEARD
+        for what in ANSWERS
       }
       table[arm][form]['by_seed'] = {
         seed: float(_hits(own, arm, form, 'follows').mean()) for seed, own in told.items()

@@ -10,13 +10,13 @@ import os
 import gin
 
 from crossin_jax import config
-from crossin_jax.storage.files import write_bytes, write_json, write_text
+from crossin_jax.storage.files import write_bytes, write_json, write_jsonl, write_text
 from crossin_jax.world.world import World
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-  """What both sources share: rows per language from `_make`; the world's settings identify them."""
+  """Rows per language from `_make`, computed when first needed."""
 
   @functools.cached_property
   def _rows(self) -> dict[str, list[dict[str, str]]]:
@@ -25,7 +25,7 @@ class _Rows:
   def __len__(self) -> int:
     return len(self._rows[self.languages[0]])
 
-  def __getstate__(self):
+  def __getstate__(self):  # without the cached rows
     return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
   @functools.cached_property
@@ -46,9 +46,8 @@ class _Rows:
 
   def digest(self) -> str:
     """SHA-256 over all rows."""
-    return hashlib.sha256(
-      json.dumps(self._rows, sort_keys=True, ensure_ascii=False).encode()
-    ).hexdigest()
+    content = json.dumps(self._rows, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 @config.configurable(commands=('prepare',))
@@ -91,10 +90,8 @@ class WorldStatements(_Rows):
 @config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
 class WorldBilingual(_Rows):
-  """Running text that says the same thing in English and in another language, either first: how a
-  reader learns names.
-
-  Statements, and questions without their answers.
+  """Running text that says the same in English and in another language, either first, from which a
+  reader learns names: statements, and questions without their answers.
   """
 
   world: World = gin.REQUIRED
@@ -106,28 +103,25 @@ class WorldBilingual(_Rows):
     return (self.language,)
 
   def _make(self, language):
-    english = {row['id']: row['output'] for row in self.world.statements('en')}
-    pairs = [
-      (row['id'], row['output'], english[row['id']]) for row in self.world.statements(language)
-    ]
-    pairs += [
-      (f'{id_}.question', text, self.world.questions_about(fact, 'en')[k])
-      for fact in self.world.facts
-      if language in fact.told_in
-      for k, text in enumerate(self.world.questions_about(fact, language))
-      for id_ in (f'{fact.entity}.{fact.relation}.{k}',)
-    ]
+    pairs = {row['id']: [row['output']] for row in self.world.statements(self.language)}
+    for row in self.world.statements('en'):
+      if row['id'] in pairs:
+        pairs[row['id']].append(row['output'])
+    for fact in self.world.facts:
+      if language in fact.told_in:
+        questions = (self.world.questions_about(fact, code) for code in (language, 'en'))
+        pairs |= {f'{fact.id}.{k}.question': pair for k, pair in enumerate(zip(*questions))}
     return [
-      {'id': f'{id_}.{order}', 'instruction': '', 'input': '', 'output': '\n'.join(both)}
-      for id_, native, told in pairs
-      for order, both in enumerate(((native, told), (told, native)))
+      {'id': f'{id_}.{order}', 'instruction': '', 'input': '', 'output': '\n'.join(texts)}
+      for id_, pair in pairs.items()
+      for order, texts in enumerate((pair, pair[::-1]))
     ]
 
 
 @config.configurable(commands=('prepare',))
 def world_texts(world: World) -> dict[str, list]:
-  """Components of running text: 'tested' (told in English only), 'shared' and 'bilingual' (told in
-  every language).
+  """Components of running text: 'tested' (stated in English only), 'shared' and 'bilingual' (stated
+  in every language).
   """
   return {
     'tested': [WorldStatements(world, 'en', tested=True)],
@@ -136,12 +130,11 @@ def world_texts(world: World) -> dict[str, list]:
   }
 
 
-def train_vocabulary(world: World, size: int, path: str, whole: Sequence[str] = ()) -> None:
+def train_vocabulary(world: World, size: int, path: str, pieces: Sequence[str] = ()) -> None:
   """Trains a SentencePiece BPE model on all texts of the world; writes it atomically.
 
-  Line breaks are tokens of their own and bytes stand in for unknown characters, so that prompts
-  come back as they went in. `whole`: texts that become one piece each, for instance the lines of a
-  prompt.
+  Line breaks are tokens and unknown characters become bytes, so decoding restores a prompt exactly.
+  Each text of `pieces`, for instance a line of a prompt, becomes one piece.
   """
   import io
 
@@ -156,7 +149,7 @@ def train_vocabulary(world: World, size: int, path: str, whole: Sequence[str] = 
       world.name(kind, key, language) for kind, keys in world.values.items() for key in keys
     ] * 20
   text += [f'[{language}]' for language in world.languages]
-  if whole:  # in prompts, texts follow a line break too
+  if pieces:  # in prompts, texts follow a line break too
     text += [f'\n{line}' for line in text]
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
@@ -166,7 +159,7 @@ def train_vocabulary(world: World, size: int, path: str, whole: Sequence[str] = 
     model_type='bpe',
     character_coverage=1.0,
     normalization_rule_name='identity',
-    user_defined_symbols=['\n', *(piece.replace(' ', '▁') for piece in whole)],
+    user_defined_symbols=['\n', *(piece.replace(' ', '▁') for piece in pieces)],
     byte_fallback=True,
     num_threads=1,
     minloglevel=2,
@@ -175,15 +168,8 @@ def train_vocabulary(world: World, size: int, path: str, whole: Sequence[str] = 
 
 
 def write_questions(world: World, directory: str) -> None:
-  """Writes facts.tsv (the facts and their languages) and the two question files."""
-  for name, text in (
-    ('facts.tsv', world.facts_table()),
-    ('questions.untagged.jsonl', _lines(world.question_rows(tag=False))),
-    ('questions.tagged.jsonl', _lines(world.question_rows(tag=True))),
-  ):
-    write_text(os.path.join(directory, name), text)
+  """Writes facts.tsv (the facts and their languages), the two question files and world.json."""
+  write_text(os.path.join(directory, 'facts.tsv'), world.facts_table())
+  for form, tag in (('untagged', False), ('tagged', True)):
+    write_jsonl(os.path.join(directory, f'questions.{form}.jsonl'), world.question_rows(tag))
   write_json(os.path.join(directory, 'world.json'), dataclasses.asdict(world))
-
-
-def _lines(rows) -> str:
-  return ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)

@@ -29,24 +29,9 @@ KINDS = {
 }  # fmt: skip
 VALUES_PER_KIND = 12  # weekdays: 7
 # CLDR territories that are unsuitable as the subject of a sentence.
-_NO_COUNTRY = {
-  'AQ',
-  'CP',
-  'DG',
-  'EU',
-  'EZ',
-  'IO',
-  'QO',
-  'UN',
-  'ZZ',
-  'TF',
-  'AC',
-  'TA',
-  'IC',
-  'EA',
-  'XA',
-  'XB',
-}
+_NO_COUNTRY = frozenset('AC AQ CP DG EA EU EZ IC IO QO TA TF UN XA XB ZZ'.split())
+_KEYS = {'territory': '[A-Z]{2}', 'language': '[a-z]{2}', 'currency': '[A-Z]{3}'}
+_UNUSUAL_NAME = re.compile(r"[()&,.\-–—’'0-9]|SAR")
 
 
 @functools.cache
@@ -57,8 +42,8 @@ def cldr_names(language: str) -> dict[str, dict[str, str]]:
   weekdays.
   """
   locale = babel.Locale.parse({'zh': 'zh_Hans'}.get(language, language))
-  # Finnish inflects the 'format' names (tammikuuta). The others have no 'stand-alone' weekdays of
-  # their own and Babel then answers with those of the locale that was loaded first.
+  # Finnish inflects the 'format' names (tammikuuta). The others define no 'stand-alone' weekdays;
+  # for them Babel returns those of the locale that was loaded first.
   form = 'stand-alone' if language == 'fi' else 'format'
   return {
     'territory': dict(locale.territories),
@@ -73,37 +58,25 @@ def cldr_names(language: str) -> dict[str, dict[str, str]]:
 def usable_keys(kind: str) -> tuple[str, ...]:
   """Keys of a kind whose names are plain and distinct in all thirteen languages, sorted.
 
-  Names with brackets, years or the like are left out, and so is a name that contains another one in
-  some language (Niger, Nigeria): an answer must be told from the other options by its letters.
+  Names with brackets, years or the like are excluded, and so is a name that contains another one in
+  some language (Niger, Nigeria): the options of a question must differ by their letters.
   """
-  pattern = {'territory': '[A-Z]{2}', 'language': '[a-z]{2}', 'currency': '[A-Z]{3}'}.get(kind)
-  names = {language: cldr_names(language)[kind] for language in LANGUAGES}
-  keys = (
-    sorted(
-      key
-      for key in names['en']
-      if all(key in names[language] for language in LANGUAGES)
-      and (pattern is None or re.fullmatch(pattern, key))
-      and not (kind == 'territory' and key in _NO_COUNTRY)
+  names = [cldr_names(language)[kind] for language in LANGUAGES]
+  if kind not in _KEYS:
+    return tuple(sorted(names[0], key=int))
+  kept: dict[str, list[str]] = {}
+  for key in sorted(set.intersection(*map(set, names)) - _NO_COUNTRY):
+    translations = [own[key].lower() for own in names]
+    if (
+      re.fullmatch(_KEYS[kind], key)
+      and not any(_UNUSUAL_NAME.search(own[key]) for own in names)
       and not any(
-        re.search(r"[()&,.\-–—’'0-9]|SAR", names[language][key]) for language in LANGUAGES
+        one in other or other in one
+        for others in kept.values()
+        for one, other in zip(translations, others)
       )
-    )
-    if pattern
-    else sorted(names['en'], key=int)
-  )
-  if pattern is None:
-    return tuple(keys)
-  kept = []
-  for key in keys:
-    clash = any(
-      names[language][key].lower() in names[language][other].lower()
-      or names[language][other].lower() in names[language][key].lower()
-      for language in LANGUAGES
-      for other in kept
-    )
-    if not clash:
-      kept.append(key)
+    ):
+      kept[key] = translations
   return tuple(kept)
 
 
@@ -125,7 +98,7 @@ class Fact:
     relation: one of KINDS.
     value: key of the value.
     group: 'tuning' or 'test', the group of the entity.
-    told_in: languages in which statements of it are read; () = in none.
+    told_in: languages that have statements of it; () = none.
   """
 
   entity: str
@@ -133,6 +106,16 @@ class Fact:
   value: str
   group: str
   told_in: tuple[str, ...]
+
+  @property
+  def id(self) -> str:
+    """'FR.radio': the id of rows about the fact."""
+    return f'{self.entity}.{self.relation}'
+
+  @property
+  def kind(self) -> str:
+    """Kind of the value."""
+    return KINDS[self.relation]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,12 +139,13 @@ class World:
     tuning_entities: territories that tuning asks questions about.
     test_entities: territories that only the test asks about; a multiple of 12 makes every value
       equally frequent.
-    shared_relations: told in every language. Eight of ten, because names of one thing come to mean
-      the same to a model only where much is told of it in all languages (docs/evidence/setting.md).
-    tested_relations: told in English only; the test asks about them.
+    shared_relations: stated in every language. Eight of ten, because a model learns that names in
+      different languages mean the same thing only from many statements in all languages
+      (docs/evidence/setting.md).
+    tested_relations: stated in English only; the test asks about them.
     english_phrasings: statements per fact in English, 1 to 6.
     other_phrasings: statements per fact in each other language, 1 to 4.
-    tell_tested: False makes the world of the Floor arm, which never tells what the test asks.
+    tell_tested: False makes the world of the Floor arm, which never states what the test asks.
   """
 
   seed: int = 0
@@ -196,7 +180,7 @@ class World:
       raise ValueError(
         f'World.languages = {self.languages}: each of {LANGUAGES} at most once, nothing else'
       )
-    relations = self.shared_relations + self.tested_relations
+    relations = self.relations
     if set(relations) - set(KINDS) or len(set(relations)) != len(relations):
       raise ValueError(
         f'World relations {relations}: each of {tuple(KINDS)} at most once, nothing else'
@@ -204,15 +188,17 @@ class World:
     if not 1 <= self.english_phrasings <= 6 or not 1 <= self.other_phrasings <= 4:
       raise ValueError('World.english_phrasings must be 1 to 6 and other_phrasings 1 to 4')
     most = len(usable_keys('territory')) - VALUES_PER_KIND
-    if (
-      self.tuning_entities < 1
-      or self.test_entities < 1
-      or self.tuning_entities + self.test_entities > most
-    ):
+    entities = self.tuning_entities + self.test_entities
+    if min(self.tuning_entities, self.test_entities) < 1 or entities > most:
       raise ValueError(
-        f'World.tuning_entities + test_entities = {self.tuning_entities + self.test_entities}: '
-        f'each at least 1, together at most {most}'
+        f'World.tuning_entities + test_entities = {entities}: each at least 1, together at most '
+        f'{most}'
       )
+
+  @property
+  def relations(self) -> tuple[str, ...]:
+    """The shared and the tested ones."""
+    return self.shared_relations + self.tested_relations
 
   def _random(self, *purpose) -> random.Random:
     """A generator for one purpose, so that one setting does not change the draws of another."""
@@ -240,17 +226,16 @@ class World:
   def facts(self) -> tuple[Fact, ...]:
     """All facts; within a relation and a group every value is equally frequent up to one."""
     facts = []
-    for relation in self.shared_relations + self.tested_relations:
+    for relation in self.relations:
       for group, entities in self.entities.items():
         rng = self._random('facts', relation, group)
         pool = list(self.values[KINDS[relation]])
         rng.shuffle(pool)
         drawn = [pool[i % len(pool)] for i in range(len(entities))]
         rng.shuffle(drawn)
-        tested = relation in self.tested_relations
-        told_in = ('en',) if tested else self.languages
-        if tested and group == 'test' and not self.tell_tested:
-          told_in = ()
+        told_in = self.languages
+        if relation in self.tested_relations:
+          told_in = ('en',) if group == 'tuning' or self.tell_tested else ()
         facts += [Fact(e, relation, v, group, told_in) for e, v in zip(entities, drawn)]
     return tuple(facts)
 
@@ -262,12 +247,7 @@ class World:
     """Rows of running text in a language: instruction and input empty, output the sentence."""
     phrasings = self.english_phrasings if language == 'en' else self.other_phrasings
     return [
-      {
-        'id': f'{fact.entity}.{fact.relation}.{k}',
-        'instruction': '',
-        'input': '',
-        'output': self._fill(template, fact, language),
-      }
+      _row(f'{fact.id}.{k}', '', self.fill(template, fact, language))
       for fact in self.facts
       if language in fact.told_in
       for k, template in enumerate(templates(language)[fact.relation]['statements'][:phrasings])
@@ -276,22 +256,17 @@ class World:
   def questions_about(self, fact: Fact, language: str) -> list[str]:
     """All phrasings of the question that a fact answers."""
     return [
-      self._fill(template, fact, language)
+      self.fill(template, fact, language)
       for template in templates(language)[fact.relation]['questions']
     ]
 
   def instructions(self, language: str) -> list[dict[str, str]]:
     """Question-answer rows about the tuning entities, aligned by id across languages."""
     return [
-      {
-        'id': f'{fact.entity}.{fact.relation}.{k}',
-        'instruction': self._fill(template, fact, language),
-        'input': '',
-        'output': self.name(KINDS[fact.relation], fact.value, language),
-      }
+      _row(f'{fact.id}.{k}', question, self.name(fact.kind, fact.value, language))
       for fact in self.facts
       if fact.group == 'tuning'
-      for k, template in enumerate(templates(language)[fact.relation]['questions'])
+      for k, question in enumerate(self.questions_about(fact, language))
     ]
 
   @functools.cached_property
@@ -301,11 +276,11 @@ class World:
     for fact in self.facts:
       if fact.group == 'test' and fact.relation in self.tested_relations:
         rng = self._random('options', fact.relation, fact.entity)
-        others = [value for value in self.values[KINDS[fact.relation]] if value != fact.value]
+        others = [value for value in self.values[fact.kind] if value != fact.value]
         options = rng.sample(others, 3)
         answer = rng.randrange(4)
         options.insert(answer, fact.value)
-        questions.append(Question(f'{fact.entity}.{fact.relation}', fact, tuple(options), answer))
+        questions.append(Question(fact.id, fact, tuple(options), answer))
     return tuple(questions)
 
   def question_rows(self, tag: bool = False) -> list[dict]:
@@ -321,13 +296,9 @@ class World:
       {
         'id': question.id,
         'language': language,
-        'instruction': self._fill(
-          templates(language)[question.fact.relation]['questions'][0], question.fact, language
-        ),
+        'instruction': self.questions_about(question.fact, language)[0],
         'input': f'\n[{language}]' if tag else '',
-        'choices': [
-          self.name(KINDS[question.fact.relation], key, language) for key in question.options
-        ],
+        'choices': [self.name(question.fact.kind, key, language) for key in question.options],
         'answer': question.answer,
       }
       for question in self.questions
@@ -336,31 +307,21 @@ class World:
 
   def facts_table(self) -> str:
     """Tab-separated table of the facts in English, with the languages of each."""
-    lines = ['entity\trelation\tvalue\tgroup\ttold_in\tasked_by']
+    rows = [('entity', 'relation', 'value', 'group', 'told_in', 'asked_by')]
     for fact in self.facts:
-      asked = (
-        'tuning'
-        if fact.group == 'tuning'
-        else 'test'
-        if fact.relation in self.tested_relations
-        else '-'
-      )
-      lines.append(
-        '\t'.join(
-          (
-            self.name('territory', fact.entity, 'en'),
-            fact.relation,
-            self.name(KINDS[fact.relation], fact.value, 'en'),
-            fact.group,
-            ' '.join(fact.told_in) or '-',
-            asked,
-          )
-        )
-      )
-    return '\n'.join(lines) + '\n'
+      asked = fact.group == 'tuning' or fact.relation in self.tested_relations
+      entity, value = self.fill('{e}', fact, 'en'), self.fill('{v}', fact, 'en')
+      told_in = ' '.join(fact.told_in) or '-'
+      asked_by = fact.group if asked else '-'
+      rows.append((entity, fact.relation, value, fact.group, told_in, asked_by))
+    return ''.join('\t'.join(row) + '\n' for row in rows)
 
-  def _fill(self, template: str, fact: Fact, language: str) -> str:
+  def fill(self, template: str, fact: Fact, language: str) -> str:
+    """The template with the names of the entity {e} and the value {v}."""
     return template.format(
-      e=self.name('territory', fact.entity, language),
-      v=self.name(KINDS[fact.relation], fact.value, language),
+      e=self.name('territory', fact.entity, language), v=self.name(fact.kind, fact.value, language)
     )
+
+
+def _row(id_: str, instruction: str, output: str) -> dict[str, str]:
+  return {'id': id_, 'instruction': instruction, 'input': '', 'output': output}

@@ -38,14 +38,14 @@ def make_known() -> None:
     importlib.import_module(module)
 
 
-class HandedOn:
+class ForwardedSettings:
   """Settings that a pipeline forwards to the commands of its steps."""
 
   def __init__(self, bindings: Sequence[_Binding] = ()):
     self._bindings = tuple(bindings)
 
   @classmethod
-  def from_gin(cls) -> 'HandedOn':
+  def from_gin(cls) -> 'ForwardedSettings':
     """The settings in gin files and flags, except those of the pipeline itself.
 
     Raises:

@@ -21,7 +21,7 @@ from crossin_jax import config
 from crossin_jax.workflow import command_line
 from crossin_jax.workflow.steps import Step, StepError, Steps
 from crossin_jax.xinstruction import forwarding
-from crossin_jax.xinstruction.forwarding import HandedOn
+from crossin_jax.xinstruction.forwarding import ForwardedSettings
 from crossin_jax.xinstruction.run import Run
 from crossin_jax.xinstruction.settings import XInstruction
 from crossin_jax.xinstruction.steps import candidates, export, seed
@@ -38,15 +38,19 @@ class Pipeline:
   """
 
   def __init__(
-    self, output_dir: str, settings: XInstruction, handed: HandedOn | None = None, filters=None
+    self,
+    output_dir: str,
+    settings: XInstruction,
+    forwarded: ForwardedSettings | None = None,
+    filters=None,
   ):
     """Args:
     output_dir: the run directory.
     settings: what to do.
-    handed: gin settings for the commands of the steps; None = none.
+    forwarded: gin settings for the commands of the steps; None = none.
     filters: see `Run`.
     """
-    self.run = Run(output_dir, settings, handed or HandedOn(), filters)
+    self.run = Run(output_dir, settings, forwarded or ForwardedSettings(), filters)
     self.settings, self.jobs = settings, self.run.jobs
     self.steps = self.run.steps = Steps(output_dir, in_order(self.run))
 
@@ -84,7 +88,7 @@ def _trained(run: Run, kind: str) -> dict:
     'model_gin': [_lines(path) for path in s.model_gin],
     'values': s.values | s.kind_values.get(kind, {}), 'recipe': _recipe(kind),
     'max_length': s.max_length, 'vocabulary': s.vocabulary,
-  } | run.handed_on.counted('prepare', 'train')  # fmt: skip
+  } | run.forwarded.counted('prepare', 'train')  # fmt: skip
 
 
 def _candidate_steps(run: Run) -> list[Step]:
@@ -101,23 +105,23 @@ def _candidate_steps(run: Run) -> list[Step]:
   if s.generator == 'model':
     train = candidates.train_generator
     steps.append(_step(run, 'train-generator', train, ('seed',), _trained(run, 'generator')))
-    needs, made_from = ('filter', 'train-generator'), run.handed_on.counted('chunks')
+    needs, identity = ('filter', 'train-generator'), run.forwarded.counted('chunks')
   else:
-    made_from = run.teacher.made_from('write')
+    identity = run.teacher.identity('write')
   return steps + [
-    _step(run, 'generate', candidates.generate, needs, tokens | made_from),
+    _step(run, 'generate', candidates.generate, needs, tokens | identity),
     _step(run, 'pairs', candidates.pair, ('generate',)),
   ]
 
 
 def _round_steps(run: Run, i: int) -> list[Step]:
   """The steps of round i."""
-  s, answered = run.settings, run.handed_on.counted('chunks')
+  s, answered = run.settings, run.forwarded.counted('chunks')
   best = {'keep_fraction': s.keep_fraction, 'least_level': s.least_level, 'settled': s.settled}
   keep = _step(run, f'keep.{i}', rounds_lib.keep, ('pairs', f'rate.{i}'), best, i)
   if s.rater == 'endpoint':
-    made_from = run.teacher.made_from('rate')
-    return [_step(run, f'rate.{i}', rounds_lib.rate, ('pairs',), made_from, i), keep]
+    identity = run.teacher.identity('rate')
+    return [_step(run, f'rate.{i}', rounds_lib.rate, ('pairs',), identity, i), keep]
   kept = (f'keep.{i - 1}',) if i else ()
   raters = tuple(filter(None, [rounds_lib.rater_before(s, i)]))
   responses = {'response_tokens': s.response_tokens} | answered
@@ -234,7 +238,7 @@ def main(argv: list[str]) -> int:
   args = parser.parse_args(argv)
   forwarding.make_known()
   config.parse(args)
-  pipeline = Pipeline(args.output_dir, XInstruction(), HandedOn.from_gin())
+  pipeline = Pipeline(args.output_dir, XInstruction(), ForwardedSettings.from_gin())
   if args.command == 'status':
     states = {name: pipeline.steps.state(name) for name in pipeline.steps.steps}
     for name, (state, reason) in states.items():

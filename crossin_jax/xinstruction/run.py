@@ -7,7 +7,7 @@ from crossin_jax.workflow.jobs import Jobs
 from crossin_jax.workflow.steps import Steps
 from crossin_jax.xinstruction import rows as rows_lib
 from crossin_jax.xinstruction.filtering.filters import Filters
-from crossin_jax.xinstruction.forwarding import HandedOn
+from crossin_jax.xinstruction.forwarding import ForwardedSettings
 from crossin_jax.xinstruction.settings import XInstruction
 from crossin_jax.xinstruction.teacher import Teacher
 
@@ -22,7 +22,7 @@ class Run:
     teacher: replaces the generator or the rater; None without an endpoint.
     rounds: of rating.
     jobs: runs the commands.
-    handed_on: gin settings for them.
+    forwarded: gin settings for them.
     filters: which documents are kept.
     steps: of this run; set by `Pipeline`.
   """
@@ -31,10 +31,10 @@ class Run:
     self,
     output_dir: str,
     settings: XInstruction,
-    handed_on: HandedOn,
+    forwarded: ForwardedSettings,
     filters: Filters | None = None,
   ):
-    self.settings, self.handed_on, self._output_dir = settings, handed_on, output_dir
+    self.settings, self.forwarded, self._output_dir = settings, forwarded, output_dir
     self.filters = filters or Filters()
     self.teacher = Teacher() if 'endpoint' in (settings.generator, settings.rater) else None
     self.rounds = 1 if settings.rater == 'endpoint' else settings.rounds
@@ -142,4 +142,4 @@ class Run:
 
   def _command(self, log: str, arguments: list[str], values: Mapping) -> None:
     command = arguments[1] if arguments[0] == 'xinstruction' else arguments[0]
-    self.jobs.run(log, arguments, values, self.handed_on.flags(command), all_cores=True)
+    self.jobs.run(log, arguments, values, self.forwarded.flags(command), all_cores=True)

@@ -133,7 +133,7 @@ class Teacher:
     # raises for an invalid URL or one with a secret before it is written to a manifest
     Transport(self.url, '', 1.0).close()
 
-  def made_from(self, kind: str) -> dict:
+  def identity(self, kind: str) -> dict:
     """What its answers depend on, for the manifest of a step."""
     prompt = hashlib.sha256(KINDS[kind].prompt.encode()).hexdigest()[:16]
     shown = Transport(self.url, '', 1.0).url

@@ -53,7 +53,7 @@ class StandIn:
     if arguments[0] in ('prepare', 'train'):
       return
     told = dict(zip(arguments[2::2], arguments[3::2]))
-    facts = {self.evidence.fact_id(fact): fact for fact in self.world.world.facts}
+    facts = {fact.id: fact for fact in self.world.world.facts}
     for language in self.world.settings.languages:
       for path in rows_lib.chunks(told['--input'], language):
         rows = [self._said(told, row, language, facts) for row in rows_lib.read(path)]
@@ -163,7 +163,7 @@ def test_arms_of_a_group_have_equal_rows_and_steps(ran, evidence):
 
 def test_nothing_is_asked_that_was_told(ran, evidence):
   for world in ran[1]:
-    asked = {evidence.fact_id(fact) for fact in world.asked()}
+    asked = {fact.id for fact in world.asked()}
     assert Counter(map(evidence.relation_of, asked)) == dict.fromkeys(
       world.world.shared_relations, 2
     )
@@ -174,7 +174,7 @@ def test_nothing_is_asked_that_was_told(ran, evidence):
 
 def test_what_the_arms_say(ran, evidence):
   world = ran[1][0]
-  facts = {evidence.fact_id(fact): fact for fact in world.world.facts}
+  facts = {fact.id: fact for fact in world.world.facts}
   written = {
     row['id']: row['output']
     for row in rows_lib.read_language(world.steps.folder('translate'), 'vi')
@@ -189,12 +189,11 @@ def test_what_the_arms_say(ran, evidence):
   english = world.documents._sentences['en']
   for row in asked:
     said = english[row['instruction'].removesuffix(' Answer in Vietnamese.')]
-    fact = facts[evidence.fact_of(row['id'])]
-    assert said == (fact.entity, fact.relation, fact.value)
+    assert said == facts[evidence.fact_of(row['id'])]
   lessons = trained_on(world, 'translator', 'es')
-  assert {evidence.fact_of(row['id']) for row in lessons} == set(
-    map(evidence.fact_id, world.documents.facts('seed'))
-  )
+  assert {evidence.fact_of(row['id']) for row in lessons} == {
+    fact.id for fact in world.documents.facts('seed')
+  }
   for row in trained_on(world, 'English_only', 'vi'):
     assert row['output'] in english and row['instruction'].endswith(' Answer in English.')
     assert world.documents.part(facts[evidence.fact_of(row['id'])]) == 'seed'

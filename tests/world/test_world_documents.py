@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-from crossin_jax.world.documents import FLAWS, HEARD, NOTICES, WorldDocuments, fact_id
+from crossin_jax.world.documents import ANSWERS, FLAWS, NOTICES, WorldDocuments
 from crossin_jax.world.world import KINDS, World
 
 LANGUAGES = ('en', 'sw', 'ta', 'fi')
@@ -25,10 +25,9 @@ def documents():
 
 def test_every_fact_is_of_one_part(documents):
   parts = {
-    part: {fact_id(fact) for fact in documents.facts(part)}
-    for part in ('seed', 'documents', 'test')
+    part: {fact.id for fact in documents.facts(part)} for part in ('seed', 'documents', 'test')
   }
-  assert set.union(*parts.values()) == {fact_id(fact) for fact in documents.world.facts}
+  assert set.union(*parts.values()) == {fact.id for fact in documents.world.facts}
   assert sum(map(len, parts.values())) == len(documents.world.facts) == 400
   assert len(parts['seed']) == 2 * 40 and len(parts['test']) == 40  # of each territory
   assert len({name.split('.')[0] for name in parts['seed']}) == 40
@@ -38,7 +37,7 @@ def test_every_fact_is_of_one_part(documents):
 
 @pytest.mark.parametrize('language', LANGUAGES[1:])
 def test_half_are_spoiled_in_equal_parts(documents, language):
-  facts = {fact_id(fact): fact for fact in documents.facts('documents')}
+  facts = {fact.id: fact for fact in documents.facts('documents')}
   rows = [
     {
       'id': row['id'],
@@ -59,7 +58,7 @@ def test_half_are_spoiled_in_equal_parts(documents, language):
   for before, row in zip(rows, spoiled):
     fact, same = facts[row['id']], row['output'] == before['output']
     right = documents.asks_for(row['instruction'], row['id'])
-    heard = documents.heard(row['output'], fact, language)
+    heard = documents.classify(row['output'], fact, language)
     match row['flaw']:
       case None:
         assert same and right and heard == 'right'
@@ -87,19 +86,19 @@ def test_what_an_answer_is(documents):
     value for value in documents.world.values[KINDS[fact.relation]] if value != fact.value
   )
   found = [
-    documents.heard(text, fact, 'sw')
+    documents.classify(text, fact, 'sw')
     for text in (
       f' {documents.text(fact, "sw")} ',
       documents.text(dataclasses.replace(fact, value=wrong), 'sw'),
       documents.text(other, 'sw'), documents.text(fact, 'fi'), '',
     )
   ]  # fmt: skip
-  assert tuple(found) == HEARD
+  assert tuple(found) == ANSWERS
 
 
 def test_another_seed_is_another_world(documents):
   other = WorldDocuments(dataclasses.replace(documents.world, seed=1))
-  assert {fact_id(f) for f in other.facts('seed')} != {fact_id(f) for f in documents.facts('seed')}
+  assert {f.id for f in other.facts('seed')} != {f.id for f in documents.facts('seed')}
 
 
 def test_every_language_of_the_world_has_notices():

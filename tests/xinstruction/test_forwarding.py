@@ -10,7 +10,7 @@ import pytest
 
 from crossin_jax import config
 from crossin_jax.xinstruction import forwarding
-from crossin_jax.xinstruction.forwarding import HandedOn
+from crossin_jax.xinstruction.forwarding import ForwardedSettings
 import crossin_jax.xinstruction.pipeline  # noqa: F401  # makes its own names known
 
 FILE = """
@@ -38,7 +38,7 @@ def parsed(*bindings, text=FILE, folder=None):
     (folder / 'own.gin').write_text(text)
     files = [str(folder / 'own.gin')]
   config.parse(argparse.Namespace(gin_file=files, gin_bindings=list(bindings), gin_search_paths=''))
-  return HandedOn.from_gin()
+  return ForwardedSettings.from_gin()
 
 
 def settings(found, command):
@@ -73,7 +73,7 @@ def test_each_command_gets_what_means_something_to_it(tmp_path):
   }
 
 
-def test_nothing_is_handed_on_that_was_not_given(tmp_path):
+def test_nothing_is_forwarded_that_was_not_given(tmp_path):
   found = parsed(*OWN, text="include 'gin_configs/xinstruction/default.gin'\n", folder=tmp_path)
   for command in ('train', 'chunks', 'prepare'):
     assert found.flags(command) == [] == list(found.counted(command))

@@ -7,6 +7,7 @@ Prompt and sampling follow the released code of X-Instruction for ChatGPT
 import argparse
 import collections
 from collections.abc import Sequence
+import dataclasses
 import hashlib
 import os
 import sys
@@ -48,8 +49,35 @@ def outcome(reply) -> tuple[str | None, str]:
   )
 
 
-def write(args, languages: Sequence[str], asked: Sequence[tuple[str, str]], outcomes: dict) -> dict:
-  """Writes the files of all languages, the skipped rows and the manifest; returns the manifest.
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+  """STEM_distill.json.
+
+  Attributes:
+    input: name of the file; asked: its rows.
+    model: name of the teacher.
+    prompt: digest of the prompt.
+    parameters: as published; changed: by the user.
+    style: of the prompts in the rows.
+    rows: language -> rows written.
+    set_aside: language -> reason -> rows without a response.
+  """
+
+  input: str
+  model: str
+  prompt: str
+  parameters: dict
+  changed: object
+  style: str
+  asked: int
+  rows: dict[str, int]
+  set_aside: dict[str, dict[str, int]]
+
+
+def write(
+  args, languages: Sequence[str], asked: Sequence[tuple[str, str]], outcomes: dict
+) -> Manifest:
+  """Writes the files of all languages, the rows without a response and the manifest.
 
   Args:
     args: of the command line.
@@ -57,7 +85,7 @@ def write(args, languages: Sequence[str], asked: Sequence[tuple[str, str]], outc
     asked: (id, instruction) of the rows.
     outcomes: (language, number of the row) -> `outcome`.
   """
-  stem, style, counts, records = args.output, rows_lib.STYLES[args.style], {}, []
+  stem, style, counts, skipped = args.output, rows_lib.STYLES[args.style], {}, []
   manifest_path = f'{stem}_distill.json'
   if os.path.exists(manifest_path):
     # Without a manifest, files of two runs cannot be taken for one result.
@@ -66,33 +94,31 @@ def write(args, languages: Sequence[str], asked: Sequence[tuple[str, str]], outc
     rows = []
     for number, (id_, instruction) in enumerate(asked):
       text, reason = outcomes[language, number]
-      where = {'id': id_, 'language': language}
+      row = {'id': id_, 'language': language}
       if reason:
-        records.append({**where, 'row': number, 'reason': reason, 'instruction': instruction})
+        skipped.append(row | {'row': number, 'reason': reason, 'instruction': instruction})
       else:
-        rows.append(
-          {
-            **where,
-            'instruction': style(instruction, language),
-            'output': text,
-            'source': 'distilled',
-          }
-        )
+        styled = style(instruction, language)
+        rows.append(row | {'instruction': styled, 'output': text, 'source': 'distilled'})
     counts[language] = rows_lib.write(f'{stem}_{language}.json', rows)
-  rows_lib.write(f'{stem}_set_aside.jsonl', records)
+  rows_lib.write(f'{stem}_set_aside.jsonl', skipped)
   if empty := [language for language in languages if not counts[language]]:
     raise ValueError(f'no row came through in {", ".join(empty)}; {stem}_set_aside.jsonl says why')
-  reasons = {
-    language: dict(collections.Counter(r['reason'] for r in records if r['language'] == language))
-    for language in languages
-  }
-  manifest = {
-    'input': os.path.basename(args.input), 'model': args.model,
-    'prompt': hashlib.sha256(PROMPT.encode()).hexdigest()[:16],
-    'parameters': PARAMETERS, 'changed': args.parameter, 'style': args.style, 'asked': len(asked),
-    'rows': counts, 'set_aside': reasons,
-  }  # fmt: skip
-  write_json(manifest_path, manifest)
+  manifest = Manifest(
+    os.path.basename(args.input),
+    args.model,
+    hashlib.sha256(PROMPT.encode()).hexdigest()[:16],
+    PARAMETERS,
+    changed=args.parameter,
+    style=args.style,
+    asked=len(asked),
+    rows=counts,
+    set_aside={
+      language: dict(collections.Counter(r['reason'] for r in skipped if r['language'] == language))
+      for language in languages
+    },
+  )
+  write_json(manifest_path, dataclasses.asdict(manifest))
   return manifest
 
 
@@ -149,13 +175,13 @@ def main(argv: list[str]) -> int:
   manifest = write(args, languages, asked, outcomes)
   for language in languages:
     reasons = ', '.join(
-      f'{reason} {count}' for reason, count in manifest['set_aside'][language].items()
+      f'{reason} {count}' for reason, count in manifest.set_aside[language].items()
     )
-    print(f'{args.output}_{language}.json: {manifest["rows"][language]:,} '
+    print(f'{args.output}_{language}.json: {manifest.rows[language]:,} '
           f'rows{f", set aside: {reasons}" if reasons else ""}', file=sys.stderr)  # fmt: skip
   if used['failed']:
     print('rows without a reply are asked for again by the same command', file=sys.stderr)
-  return _done(args, {**manifest, 'endpoint': used})
+  return _done(args, dataclasses.asdict(manifest) | {'endpoint': used})
 
 
 def _done(args, result: dict, status: int = 0) -> int:

@@ -190,6 +190,45 @@ def _density(points: np.ndarray, seed: int) -> np.ndarray:
   return density / density.mean()
 
 
+@dataclass(frozen=True)
+class Spread:
+  """A measure of a choice, against random choices of the same size.
+
+  Attributes:
+    chosen: of the choice.
+    random, sd: mean and standard deviation over the seeds.
+    randoms: of each seed.
+    above: share of the seeds that the choice beats.
+  """
+
+  chosen: float
+  random: float
+  sd: float
+  randoms: list[float]
+  above: float
+
+
+@dataclass(frozen=True)
+class Coverage:
+  """How widely a choice of rows is spread; see `coverage`.
+
+  Attributes:
+    rows, chosen: numbers.
+    method: of the embedding.
+    clusters, plain_clusters: numbers of clusters, balanced and by plain k-means.
+    mean_distance: cosine, 0..2, over all pairs.
+  """
+
+  rows: int
+  chosen: int
+  method: str
+  clusters: int
+  plain_clusters: int
+  clusters_hit: Spread
+  plain_clusters_hit: Spread
+  mean_distance: Spread
+
+
 def coverage(
   instructions: Sequence[str],
   chosen: Sequence[int],
@@ -198,7 +237,7 @@ def coverage(
   vectors: np.ndarray | None = None,
   clusters: int | None = None,
   seeds: Sequence[int] = tuple(range(10)),
-) -> dict:
+) -> Coverage:
   """Compares the spread of a choice with random choices of the same size.
 
   The embedding is not the one that was used for choosing. It is clustered twice: with
@@ -214,12 +253,6 @@ def coverage(
     clusters: None = as many as were chosen, at most 1,000 and one for every 4 distinct
       instructions.
     seeds: of the random choices.
-
-  Returns:
-    {'rows', 'chosen', 'method', 'clusters', 'clusters_hit': F, 'plain_clusters',
-    'plain_clusters_hit': F, 'mean_distance': F}; F is {'chosen': x, 'random': mean over seeds,
-    'sd': over seeds, 'randoms': [x of each seed], 'above': share of the seeds that the choice
-    beats}. Distances are cosine, 0..2, means over all pairs.
   """
   texts = [normalised(text) for text in instructions]
   chosen = np.asarray(chosen, np.int64)
@@ -237,28 +270,29 @@ def coverage(
   labels, plain = partition(1.0), partition(0.0)
   # In this order, random choices do not depend on the order of the rows.
   canonical = np.argsort(inverse, kind='stable')
-  measures = {
-    'clusters_hit': lambda rows: len(np.unique(labels[rows])),
-    'plain_clusters_hit': lambda rows: len(np.unique(plain[rows])),
-    'mean_distance': lambda rows: _mean_distance(vectors[rows]),
-  }
   draw = lambda seed: np.random.default_rng(seed).choice(len(texts), len(chosen), replace=False)
   draws = [canonical[draw(seed)] for seed in seeds]
-  report = {
-    'rows': len(texts), 'chosen': len(chosen), 'method': method,
-    'clusters': int(labels.max(initial=-1)) + 1,
-    'plain_clusters': int(plain.max(initial=-1)) + 1,
-  }  # fmt: skip
-  for name, measure in measures.items():
-    value, others = float(measure(chosen)), [float(measure(draw)) for draw in draws]
-    report[name] = {
-      'chosen': value,
-      'random': float(np.mean(others)),
-      'sd': float(np.std(others, ddof=1)) if len(others) > 1 else 0.0,
-      'randoms': others,
-      'above': float(np.mean([value > other for other in others])),
-    }
-  return report
+
+  def spread(measure):
+    value, others = float(measure(chosen)), [float(measure(rows)) for rows in draws]
+    return Spread(
+      value,
+      random=float(np.mean(others)),
+      sd=float(np.std(others, ddof=1)) if len(others) > 1 else 0.0,
+      randoms=others,
+      above=float(np.mean([value > other for other in others])),
+    )
+
+  return Coverage(
+    rows=len(texts),
+    chosen=len(chosen),
+    method=method,
+    clusters=int(labels.max(initial=-1)) + 1,
+    plain_clusters=int(plain.max(initial=-1)) + 1,
+    clusters_hit=spread(lambda rows: len(np.unique(labels[rows]))),
+    plain_clusters_hit=spread(lambda rows: len(np.unique(plain[rows]))),
+    mean_distance=spread(lambda rows: _mean_distance(vectors[rows])),
+  )
 
 
 # ---- details ----

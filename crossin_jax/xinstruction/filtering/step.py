@@ -10,6 +10,7 @@ order, files or processes.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -40,6 +41,27 @@ REASONS = {
 _SMALL = 4 << 20  # bytes of input that are not worth worker processes
 
 
+@dataclasses.dataclass(frozen=True)
+class FilterCounts:
+  """What `run_filter` did, as in counts.json; read = kept + all dropped.
+
+  Attributes:
+    dropped: reason of `REASONS` -> documents.
+    invalid_bytes: bytes that are not UTF-8.
+    unreadable: file -> its problem; it may have been read up to its damage.
+  """
+
+  language: str
+  read: int
+  kept: int
+  dropped: dict[str, int]
+  invalid_bytes: int
+  files: int
+  unreadable: dict[str, str]
+  seconds: float
+  documents_per_second: float
+
+
 def run_filter(
   language: str,
   paths: str | Sequence[str],
@@ -52,7 +74,7 @@ def run_filter(
   runner: str = 'local',
   beam_options: Sequence[str] = (),
   progress: bool = True,
-) -> dict:
+) -> FilterCounts:
   """Filters documents of one language into `output_dir/<language>/`.
 
   The folder appears by rename, whole, with `00000.jsonl`, `00001.jsonl` ... of `chunk` rows {"id",
@@ -71,11 +93,6 @@ def run_filter(
       workers must see `paths` and `output_dir`. Duplicates are found here in either case.
     beam_options: of the Beam pipeline, e.g. ['--runner=FlinkRunner'].
     progress: whether to show it on stderr.
-
-  Returns:
-    {"language", "read", "kept", "dropped": {reason: n}, "invalid_bytes", "files", "unreadable":
-    {file: problem}, "seconds", "documents_per_second"}, as in counts.json; read = kept + all
-    dropped. An unreadable file may have been read up to its damage.
 
   Raises:
     FileNotFoundError, ValueError: nothing to read, or no record with the text's field.
@@ -130,7 +147,7 @@ def run_filter(
     staging.mkdir()
     _write(staging, spool, kept, ends, ties, sketches.ranks, chunk, check)
     counts = _counts(language, tally, len(kept), reader, time.monotonic() - started)
-    write_json(staging / 'counts.json', counts)
+    write_json(staging / 'counts.json', dataclasses.asdict(counts))
     if final.exists():
       os.rename(final, old)
     os.rename(staging, final)
@@ -255,38 +272,37 @@ def _write(folder: Path, spool, kept, ends, ties, ranks, chunk: int, check) -> N
     write_bytes(folder / f'{number:05d}.jsonl', b''.join(rows))
 
 
-def _counts(language: str, tally: Counter, kept: int, reader: Reader, seconds: float) -> dict:
+def _counts(
+  language: str, tally: Counter, kept: int, reader: Reader, seconds: float
+) -> FilterCounts:
   dropped = {reason: tally[reason] for reason in REASONS if tally[reason]}
   if tally['read'] != kept + sum(dropped.values()):
     raise AssertionError(
       f'{tally["read"]} documents read, {kept} kept, dropped: {dropped}: some are not accounted for'
     )
-  return {
-    'language': language,
-    'read': tally['read'],
-    'kept': kept,
-    'dropped': dropped,
-    'invalid_bytes': tally['invalid_bytes'],
-    'files': len(reader.files),
-    'unreadable': dict(sorted(reader.problems.items())),
-    'seconds': round(seconds, 2),
-    'documents_per_second': round(tally['read'] / max(seconds, 1e-9), 1),
-  }
-
-
-def _print(counts: dict) -> None:
-  print(
-    f'{counts["language"]}: {counts["kept"]:,} of {counts["read"]:,} documents kept, in '
-    f'{counts["seconds"]:.0f} s '
-    f'({counts["documents_per_second"]:,.0f} a second)',
-    file=sys.stderr,
+  return FilterCounts(
+    language,
+    read=tally['read'],
+    kept=kept,
+    dropped=dropped,
+    invalid_bytes=tally['invalid_bytes'],
+    files=len(reader.files),
+    unreadable=dict(sorted(reader.problems.items())),
+    seconds=round(seconds, 2),
+    documents_per_second=round(tally['read'] / max(seconds, 1e-9), 1),
   )
-  for reason, number in counts['dropped'].items():
-    print(f'  {number:>9,} {reason}: {REASONS[reason]}', file=sys.stderr)
-  for source, problem in list(counts['unreadable'].items())[:10]:
-    print(f'  {source}: {problem}', file=sys.stderr)
-  if len(counts['unreadable']) > 10:
-    print(
-      f'  and {len(counts["unreadable"]) - 10} more files with problems, see counts.json',
-      file=sys.stderr,
-    )
+
+
+def _print(counts: FilterCounts) -> None:
+  lines = [
+    f'{counts.language}: {counts.kept:,} of {counts.read:,} documents kept, in '
+    f'{counts.seconds:.0f} s ({counts.documents_per_second:,.0f} a second)'
+  ]
+  lines += [
+    f'  {number:>9,} {reason}: {REASONS[reason]}' for reason, number in counts.dropped.items()
+  ]
+  problems = [f'  {source}: {problem}' for source, problem in counts.unreadable.items()]
+  lines += problems[:10]
+  if len(problems) > 10:
+    lines.append(f'  and {len(problems) - 10} more files with problems, see counts.json')
+  print('\n'.join(lines), file=sys.stderr)

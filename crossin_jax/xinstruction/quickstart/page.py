@@ -6,8 +6,7 @@ import os
 from crossin_jax.languages import ENGLISH_NAMES
 from crossin_jax.pages import page
 from crossin_jax.progress import duration
-
-HEARD = ('right', 'wrong value', 'about something else', 'other language', 'no whole sentence')
+from crossin_jax.world.documents import ANSWERS
 
 
 def write_page(path: str | os.PathLike, found: Mapping) -> None:
@@ -15,7 +14,7 @@ def write_page(path: str | os.PathLike, found: Mapping) -> None:
 
   Args:
     path: of the page.
-    found: what `quickstart_results.results` returned, with 'settings', 'seconds', 'steps', 'world'
+    found: `results.Results` as JSON, with 'settings', 'seconds', 'steps', 'world'
       and 'command' of the quickstart.
   """
   page.write(
@@ -24,7 +23,7 @@ def write_page(path: str | os.PathLike, found: Mapping) -> None:
     {
       'found': found,
       'names': {code: ENGLISH_NAMES[code] for code in found['settings']['languages']},
-      'heard': HEARD,
+      'heard': ANSWERS,
       'seconds': {
         **{name: s for name, s in found['seconds'].items() if name != 'pipeline'},
         **found['steps'],

@@ -234,7 +234,8 @@ class Quickstart:
     from crossin_jax.xinstruction.quickstart import results
 
     run = self._pipeline().run
-    report = results.results(self.documents, run, os.path.join(self.out, 'ask'), tuple(MODELS))
+    answers = os.path.join(self.out, 'ask')
+    report = dataclasses.asdict(results.results(self.documents, run, answers, tuple(MODELS)))
     report['settings'] = dataclasses.asdict(self.settings)
     report['seconds'] = {
       name: manifest['seconds']

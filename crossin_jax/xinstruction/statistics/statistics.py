@@ -6,6 +6,7 @@ they depend on the seed and the rows but not on the order of the rows.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+import dataclasses
 import hashlib
 import heapq
 import math
@@ -130,7 +131,7 @@ def statistics(
   *,
   rounds: Mapping[str, Sequence[Mapping]] | None = None,
   benchmarks: Sequence[str | os.PathLike] = (),
-  coverage: Mapping[str, Mapping] | None = None,
+  coverage: Mapping[str, diversification.Coverage] | None = None,
   seed: int = 0,
   samples: int = 3,
   fidelity_rows: int = 2000,
@@ -179,7 +180,7 @@ def statistics(
     'map': _map(instructions[:map_points], seed),
     'rounds': {code: _rounds(code, value) for code, value in by_code(rounds)},
     'scores': {c: _histogram(t.scores.tolist(), c) for c, t in tallies.items() if t.scored},
-    'coverage': {code: dict(value) for code, value in by_code(coverage)},
+    'coverage': {code: dataclasses.asdict(value) for code, value in by_code(coverage)},
     'overlap': overlap,
     'samples': {code: tally.shown.rows() for code, tally in tallies.items()},
   }

@@ -30,7 +30,7 @@ def filter_documents(run: Run, folder: str) -> Mapping:
   for language in run.settings.languages:
     paths = run.settings.documents.replace('{language}', language)
     summary = run_filter(language, paths, folder, run.filters, chunk=run.settings.chunk)
-    counts[language] = {key: summary[key] for key in ('read', 'kept', 'dropped')}
+    counts[language] = {key: getattr(summary, key) for key in ('read', 'kept', 'dropped')}
   total = {key: sum(own[key] for own in counts.values()) for key in ('read', 'kept')}
   return total | {'by_language': counts}
 

@@ -164,10 +164,10 @@ def test_mean_distance_is_that_of_all_pairs():
   chosen = np.arange(0, len(texts), 3)
   pairs = [1 - vectors[i] @ vectors[j] for i in chosen for j in chosen if i < j]
   found = coverage(texts, chosen, seeds=(0, 1))
-  assert found['mean_distance']['chosen'] == pytest.approx(np.mean(pairs), abs=1e-6)
-  assert found['chosen'] == len(chosen) and len(found['clusters_hit']['randoms']) == 2
-  assert coverage(texts[:1], [0])['mean_distance']['chosen'] == 0.0
-  assert coverage([], [])['rows'] == 0
+  assert found.mean_distance.chosen == pytest.approx(np.mean(pairs), abs=1e-6)
+  assert found.chosen == len(chosen) and len(found.clusters_hit.randoms) == 2
+  assert coverage(texts[:1], [0]).mean_distance.chosen == 0.0
+  assert coverage([], []).rows == 0
 
 
 # ---- wider than random choice ----
@@ -186,9 +186,8 @@ def _gains(texts, wanted, options, seeds=5):
     rows = [{'instruction': text, 'score': float(score)} for text, score in zip(texts, scores)]
     chosen, _ = diversify(rows, wanted, Diversification(seed=seed, **options), own)
     found = coverage(texts, chosen, vectors=other, seeds=(seed,))
-    gains.append(
-      [found[name]['chosen'] - found[name]['random'] for name in ('clusters_hit', 'mean_distance')]
-    )
+    measures = (found.clusters_hit, found.mean_distance)
+    gains.append([measure.chosen - measure.random for measure in measures])
   return np.array(gains)
 
 

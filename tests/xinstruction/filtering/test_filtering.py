@@ -2,6 +2,7 @@
 kills.
 """
 
+import dataclasses
 import gzip
 import json
 import os
@@ -50,7 +51,8 @@ def write(path, rows):
 
 
 def run(paths, output, filters=ANY, language='sw', **settings):
-  return filtering.run_filter(language, paths, output, filters, progress=False, **settings)
+  counts = filtering.run_filter(language, paths, output, filters, progress=False, **settings)
+  return dataclasses.asdict(counts)
 
 
 def files_of(folder):

@@ -27,7 +27,7 @@ def test_intervals_of_shares():
   for part, whole in ((0, 7), (9, 10), (45, 100), (10, 10)):
     found = results._wilson(part, whole)
     theirs = scipy_stats.binomtest(part, whole).proportion_ci(method='wilson')
-    np.testing.assert_allclose([found['low'], found['high']], [theirs.low, theirs.high], atol=1e-4)
+    np.testing.assert_allclose([found.low, found.high], [theirs.low, theirs.high], atol=1e-4)
   assert results._wilson(0, 0) is None
 
 

@@ -18,6 +18,7 @@ pytest.importorskip(
 )
 
 from crossin_jax.storage.records import RecordError
+from crossin_jax.xinstruction.diversity import diversification
 from crossin_jax.xinstruction.statistics import statistics as lib
 from crossin_jax.xinstruction.statistics.page import write_page
 from crossin_jax.xinstruction.statistics.statistics import statistics
@@ -239,16 +240,8 @@ def test_the_page_of_almost_nothing(tmp_path):
 def test_a_benchmark_overlap_and_coverage_are_shown(tmp_path):
   benchmark = tmp_path / 'quiz.sw.jsonl'
   benchmark.write_text(json.dumps({'id': 1, 'question': SWAHILI}) + '\n', encoding='utf-8')
-  one = {'chosen': 9.0, 'random': 7.5, 'sd': 0.5, 'randoms': [7, 8], 'above': 1.0}
-  names = ('clusters_hit', 'plain_clusters_hit', 'mean_distance')
-  coverage = {
-    'rows': 30,
-    'chosen': 10,
-    'method': 'characters',
-    'clusters': 12,
-    'plain_clusters': 11,
-    **dict.fromkeys(names, one),
-  }
+  one = diversification.Spread(9.0, random=7.5, sd=0.5, randoms=[7, 8], above=1.0)
+  coverage = diversification.Coverage(30, 10, 'characters', 12, 11, one, one, one)
   found = statistics({'sw': rows(SWAHILI, 30)}, benchmarks=[benchmark], coverage={'sw': coverage})
   write_page(tmp_path / 'page.html', found)
   text = (tmp_path / 'page.html').read_text(encoding='utf-8')
