@@ -103,7 +103,7 @@ def test_a_lora_run_resumes_and_minds_its_base(hf, tiny_prepared, tmp_path, caps
     )
     == 1
   )
-  assert 'need a model beneath' in capsys.readouterr().err
+  assert 'need a base model' in capsys.readouterr().err
 
 
 def test_full_tuning_from_a_directory(hf, tiny_prepared, tmp_path):

@@ -196,7 +196,7 @@ def test_ctrl_c_leaves_the_run_and_the_same_command_follows_it(cloud):
 def test_another_run_is_not_disturbed(cloud):
   cloud.behave('* 0 nap 60')
   process = cloud.start('tpu_train.sh', *MACHINES, '--', *FLAGS)
-  wait_for(lambda: len(cloud.started('0.1')) == 1)
+  wait_for(lambda: len(cloud.started('0.0')) == len(cloud.started('0.1')) == 1)
   os.killpg(process.pid, signal.SIGTERM)
   process.communicate(timeout=30)
   status, _, err = train(cloud, '--delete_when_done', flags=["--gin.MODEL_DIR='gs://b/other'"])
