@@ -1,4 +1,4 @@
-"""The forms of a mixing law, their robust fit, and the offsets that the runs of a seed share.
+"""The forms of a mixing law and their robust fit.
 
 A form is a function of coordinates x (shares along the directions in which they differ) and
 parameters theta. `scipy.optimize.least_squares` fits it with Huber's loss.
@@ -16,30 +16,23 @@ SPAN = 12.0
 BEND = 1.345  # robust standard deviations at which Huber's loss turns from squares to lines
 
 
-def _unbounded(x: np.ndarray) -> tuple:
-  return -np.inf, np.inf
-
-
 @dataclasses.dataclass(frozen=True)
 class Form:
   """A family of curves.
 
   Attributes:
     size: number of directions -> number of parameters.
-    curve: (theta [B, P], x [N, D], chance) -> values [B, N], derivatives [B, N, P].
+    value: (theta [B, P], x [N, D], chance) -> values [B, N].
     starts: (x, y [N], weights [N], chance) -> starting points of the fit, [S, P].
     bounds: x -> lower and upper bounds of theta.
     linear: in theta; the start is then the least-squares fit.
   """
 
   size: Callable[[int], int]
-  curve: Callable
+  value: Callable
   starts: Callable
-  bounds: Callable = _unbounded
+  bounds: Callable = lambda x: (-np.inf, np.inf)
   linear: bool = False
-
-  def value(self, theta: np.ndarray, x: np.ndarray, chance: float) -> np.ndarray:
-    return self.curve(theta, x, chance)[0]
 
 
 def minimise(
@@ -48,34 +41,25 @@ def minimise(
   """The best parameters [P] over all starts.
 
   Args:
-    form: the family.
-    x: [N, D].
+    form, x, chance: the family, coordinates [N, D], and the lower end of the logistic.
     y, weights: [N]; a point of weight 0 is ignored.
-    chance: lower end of the logistic.
     bend: weighted residual at which Huber's loss turns linear; None = squares.
     starts: [S, P]; None = those of the form.
     tolerance: relative, of the loss and the parameters.
   """
   from scipy import optimize  # slow to import
 
-  lower, upper = (np.broadcast_to(end, form.size(x.shape[1])) for end in form.bounds(x))
   used = weights > 0
-  x, y, root = x[used], y[used], np.sqrt(weights[used])
-  if starts is None:
-    starts = form.starts(x, y, weights[used], chance)
+  x, y, weights = x[used], y[used], weights[used]
+  lower, upper = (np.broadcast_to(end, form.size(x.shape[1])) for end in form.bounds(x))
+  residuals = lambda theta: np.sqrt(weights) * (form.value(theta[None], x, chance)[0] - y)
+  loss = {} if bend is None else {'loss': 'huber', 'f_scale': bend}
+  tolerances = dict.fromkeys(('ftol', 'xtol', 'gtol'), tolerance)
   results = [
     optimize.least_squares(
-      lambda theta: root * (form.value(theta[None], x, chance)[0] - y),
-      np.clip(start, lower, upper),
-      lambda theta: root[:, None] * form.curve(theta[None], x, chance)[1][0],
-      bounds=(lower, upper),
-      loss='linear' if bend is None else 'huber',
-      f_scale=1.0 if bend is None else bend,
-      ftol=tolerance,
-      xtol=tolerance,
-      gtol=tolerance,
+      residuals, np.clip(start, lower, upper), bounds=(lower, upper), **loss, **tolerances
     )
-    for start in starts
+    for start in (form.starts(x, y, weights, chance) if starts is None else starts)
   ]
   return min(results, key=lambda result: result.cost).x
 
@@ -118,6 +102,10 @@ def _with_ones(x: np.ndarray) -> np.ndarray:
   return np.concatenate([np.ones((len(x), 1)), x], axis=1)
 
 
+def _exponent(z: np.ndarray) -> np.ndarray:
+  return np.exp(np.clip(z, -40, 40))
+
+
 def _steepest(x: np.ndarray) -> np.ndarray:
   return SPAN / np.maximum(np.ptp(x, axis=0), 1e-9)
 
@@ -126,45 +114,37 @@ def _steepest(x: np.ndarray) -> np.ndarray:
 
 
 def _exponential(theta, x, chance):
-  z = np.exp(np.clip(theta[:, 2:] @ x.T, -40, 40))
-  slopes = theta[:, 1, None, None] * z[..., None] * x
-  ones = np.ones_like(z)[..., None]
-  return theta[:, :1] + theta[:, 1:2] * z, np.concatenate([ones, z[..., None], slopes], axis=2)
+  return theta[:, :1] + theta[:, 1:2] * _exponent(theta[:, 2:] @ x.T)
 
 
 def _exponential_starts(x, y, weights, chance):
   from scipy import optimize  # slow to import
 
-  low, spread = y.min(), np.ptp(y) + 1e-9
+  spread = np.ptp(y) + 1e-9
   slopes = [
     _regress(_with_ones(x), np.log(np.maximum(y - floor, 0.02 * spread)), weights)[1:]
-    for floor in (low - 0.1 * spread, low - spread, 0.0)
+    for floor in (y.min() - 0.1 * spread, y.min() - spread, 0.0)
   ]
-  rng = np.random.default_rng(7)
-  for size in (1, 3, 6):
-    direction = rng.normal(size=x.shape[1])
+  for size, direction in zip((1, 3, 6), np.random.default_rng(7).normal(size=(3, x.shape[1]))):
     direction *= size / max(1e-9, np.linalg.norm(direction))
     slopes += [direction, -direction]
-  root, starts = np.sqrt(weights)[:, None], []
-  for slope in slopes:
-    slope = np.clip(slope, -_steepest(x), _steepest(x))
-    columns = np.stack([np.ones(len(x)), np.exp(x @ slope)], axis=1)
-    starts.append([*optimize.nnls(root * columns, root[:, 0] * y)[0], *slope])
-  return np.array(starts)
+  slopes, root = np.clip(slopes, -_steepest(x), _steepest(x)), np.sqrt(weights)
+  linear = [
+    optimize.nnls(root[:, None] * np.stack([np.ones(len(x)), np.exp(x @ u)], axis=1), root * y)[0]
+    for u in slopes
+  ]
+  return np.concatenate([linear, slopes], axis=1)
 
 
 def _exponential_bounds(x):
-  steepest = _steepest(x)
-  return np.array([0, 0, *-steepest]), np.array([np.inf, np.inf, *steepest])
+  return np.array([0, 0, *-_steepest(x)]), np.array([np.inf, np.inf, *_steepest(x)])
 
 
 # ---- chance + (1 - chance) sigmoid(b + x u) ----
 
 
 def _logistic(theta, x, chance):
-  p = 1 / (1 + np.exp(-np.clip(theta[:, :1] + theta[:, 1:] @ x.T, -40, 40)))
-  slope = ((1 - chance) * p * (1 - p))[..., None]
-  return chance + (1 - chance) * p, np.concatenate([slope, slope * x], axis=2)
+  return chance + (1 - chance) / (1 + _exponent(-theta[:, :1] - theta[:, 1:] @ x.T))
 
 
 def _logistic_starts(x, y, weights, chance):
@@ -184,12 +164,12 @@ def _logistic_bounds(x):
 
 
 def _polynomial(terms: Callable) -> Form:
-  def curve(theta, x, chance):
-    columns = terms(x)
-    return theta @ columns.T, np.broadcast_to(columns, (len(theta), *columns.shape))
-
-  starts = lambda x, y, weights, chance: _regress(terms(x), y, weights)[None]
-  return Form(lambda d: terms(np.zeros((1, d))).shape[1], curve, starts, linear=True)
+  return Form(
+    size=lambda d: terms(np.zeros((1, d))).shape[1],
+    value=lambda theta, x, chance: theta @ terms(x).T,
+    starts=lambda x, y, weights, chance: _regress(terms(x), y, weights)[None],
+    linear=True,
+  )
 
 
 def _squares(x: np.ndarray) -> np.ndarray:
@@ -204,68 +184,3 @@ FORMS = {
   'exponential': Form(lambda d: d + 2, _exponential, _exponential_starts, _exponential_bounds),
   'logistic': Form(lambda d: d + 1, _logistic, _logistic_starts, _logistic_bounds),
 }
-
-
-# ---- what the runs of a seed share ----
-
-
-@dataclasses.dataclass(frozen=True)
-class Offsets:
-  """How far the figures of each seed are from the mean over the seeds.
-
-  Attributes:
-    of_seed: {seed: offset}, only of seeds that can be compared.
-    remove: float64 [N, N]; `remove @ values` has the offsets subtracted.
-    spent: degrees of freedom of the offsets.
-    apart: some seeds share no mixture with the others, so offsets sum to zero in each group alone.
-  """
-
-  of_seed: dict[int, float]
-  remove: np.ndarray
-  spent: int
-  apart: bool
-
-
-def seed_offsets(values: np.ndarray, mixture: np.ndarray, seed: np.ndarray | None) -> Offsets:
-  """Fits value = mixture + offset of the seed + noise, with Huber's loss; offsets sum to zero.
-
-  A seed has its own order of examples, or its own world and questions. What that does to all
-  mixtures alike is no noise of their comparison. Every mixture has a parameter here, so neither the
-  effect of the shares nor missing runs bias the offsets. Offsets are added to the figure, for
-  fractions too: runs at or below chance have no logit.
-
-  Args:
-    values: float64 [N].
-    mixture: int [N].
-    seed: int [N]; None = unknown, no offsets.
-  """
-  count = len(values)
-  seeds, column = np.unique(np.zeros(count, int) if seed is None else seed, return_inverse=True)
-  group = np.arange(count)  # runs that are linked by a seed or a mixture
-  before = None
-  while before is None or (group != before).any():
-    before = group
-    for label in (mixture, column):
-      least = np.full(label.max() + 1, count)
-      np.minimum.at(least, label, group)
-      group = least[label]
-  # In a group with one mixture, the differences between seeds are its noise.
-  shared = np.array([len(np.unique(mixture[group == g])) > 1 for g in group])
-  is_seed = (column[:, None] == np.arange(len(seeds))) * shared[:, None]
-  is_mixture = (mixture[:, None] == np.unique(mixture)).astype(float)
-  spent = int(is_seed.any(axis=0).sum() - len(np.unique(group[shared])))
-  remove, offsets, weights = np.eye(count), np.zeros(len(seeds)), np.ones(count)
-  unit = float(np.std(values)) or 1.0
-  for _ in range(50 if spent else 0):
-    mean = is_mixture @ ((is_mixture * weights[:, None]).T / (weights @ is_mixture)[:, None])
-    centred, root = np.eye(count) - mean, np.sqrt(weights)[:, None]
-    solve = np.linalg.pinv(root * (centred @ is_seed), rcond=1e-6) @ (root * centred)
-    offsets, remove = solve @ values, np.eye(count) - is_seed @ solve
-    residuals = centred @ (remove @ values) / unit
-    bend = BEND * robust_scale(residuals, is_mixture.shape[1] + spent)
-    last, weights = weights, np.minimum(1, bend / np.maximum(np.abs(residuals), 1e-300))
-    if np.abs(weights - last).max() < 1e-4:
-      break
-  known = is_seed.any(axis=0) & bool(spent)
-  of_seed = {int(s): float(o) for s, o, has in zip(seeds, offsets, known) if has}
-  return Offsets(of_seed, remove, spent, bool(shared.any() and len(np.unique(group)) > 1))

@@ -8,19 +8,13 @@ Axis letters: B replicates, N points, M mixtures, C components, D directions, P 
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import math
 
 import numpy as np
 
-from crossin_jax.mixing_laws.forms import (
-  BEND,
-  FORMS,
-  Offsets,
-  minimise,
-  robust,
-  robust_scale,
-  seed_offsets,
-)
+from crossin_jax.mixing_laws.forms import BEND, FORMS, Form, minimise, robust, robust_scale
+from crossin_jax.mixing_laws.offsets import Offsets, seed_offsets
 
 LEVEL = 0.95
 SAME = 5e-4  # shares that differ by less are the same: tables of shares are rounded
@@ -63,21 +57,17 @@ class Shares:
     if not shares:
       raise ValueError('no points: the sweep has none that is finished')
     components = tuple(dict.fromkeys(name for one in shares for name in one))
-    table = np.array([_normalised(one, components) for one in shares])
-    mixtures, index = [], []
-    for row in table:
-      same = [m for m, other in enumerate(mixtures) if np.abs(other - row).max() < SAME]
-      index.append(same[0] if same else len(mixtures))
-      if not same:
-        mixtures.append(row)
-    mixtures = np.array(mixtures)
+    points = np.array([_normalised(one, components) for one in shares])
+    same = np.abs(points[:, None] - points).max(axis=2) < SAME  # [N, N]
+    first, mixture = np.unique(same.argmax(axis=1), return_inverse=True)
+    mixtures = points[first]
     centre = mixtures.mean(axis=0)
     _, sizes, directions = np.linalg.svd(mixtures - centre, full_matrices=False)
     extent = np.abs((mixtures - centre) @ directions.T).max(axis=0)
     basis = directions[(extent > SAME) & (sizes > 0.005 * sizes[0])]
     scale = float(np.abs((mixtures - centre) @ basis.T).max(initial=0)) or 1.0
     seed = None if seeds is None else np.array(seeds, int)
-    return cls(components, table, np.array(index), seed, mixtures, centre, basis, scale)
+    return cls(components, points, mixture, seed, mixtures, centre, basis, scale)
 
   @property
   def varied(self) -> tuple[str, ...]:
@@ -96,6 +86,10 @@ class Shares:
         f'no mixture has {", ".join(unknown)}; there are {", ".join(self.components)}'
       )
     return _normalised(shares, self.components)
+
+  def named(self, row: np.ndarray) -> dict[str, float]:
+    """float64 [C] -> {component: share}."""
+    return dict(zip(self.components, row.tolist()))
 
   def coordinates(self, shares: np.ndarray) -> np.ndarray:
     """Shares [..., C] -> coordinates [..., D] along the directions, about between -1 and 1."""
@@ -128,6 +122,20 @@ class Figure:
   kind: str = 'loss'
   chance: float = 0.0
   items: int | None = None
+
+
+def default_form(kind: str) -> str:
+  return 'exponential' if kind == 'loss' else 'logistic'
+
+
+def _scaled(form: str, kind: str, values: np.ndarray, unit: float, back: bool = False):
+  """Figure -> what a form describes, or back; an exponential law of a fraction is of its error."""
+  if form == 'logistic':
+    return values
+  error = form == 'exponential' and kind == 'fraction'
+  if back:
+    return 1 - unit * values if error else unit * values
+  return (1 - values if error else values) / unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +184,7 @@ class Law:
     x = self.shares.coordinates(rows).reshape(math.prod(rows.shape[:-1]), len(self.shares.basis))
     theta = self.replicates if replicates else self.theta[None]
     values = FORMS[self.form].value(theta, x, self.chance)
-    figure = _from_form(self.form, self.kind, values, self.unit)
+    figure = _scaled(self.form, self.kind, values, self.unit, back=True)
     figure = figure.reshape(len(theta), *rows.shape[:-1])
     return figure if replicates else figure[0]
 
@@ -195,21 +203,60 @@ class Law:
     """
     if self.form not in ('exponential', 'logistic', 'linear'):
       return {}
-    slope = self.theta[self.theta.size - len(self.shares.basis) :] @ self.shares.basis
-    slope = slope / self.shares.scale
+    first = self.theta.size - len(self.shares.basis)
+    slope = self.theta[first:] @ self.shares.basis / self.shares.scale
     shift = float(slope @ self.shares.centre)
-    names = zip(self.shares.components, slope)
-    t = {name: float(value) for name, value in names if name in self.shares.varied}
+    unit = self.unit if self.form == 'linear' else 1.0
+    t = {n: v * unit for n, v in self.shares.named(slope).items() if n in self.shares.varied}
     if self.form == 'exponential':
       c, k = self.theta[:2] * self.unit
       return {'c': float(c), 'k': float(k * np.exp(-shift)), 't': t}
-    unit = self.unit if self.form == 'linear' else 1.0
-    t = {name: value * unit for name, value in t.items()}
     return {'b': float((self.theta[0] - shift) * unit), 't': t}
 
 
-def default_form(kind: str) -> str:
-  return 'exponential' if kind == 'loss' else 'logistic'
+class _Data:
+  """The measured points of a figure, without the offsets of their seeds.
+
+  Attributes:
+    keep: bool [N] of all points.
+    mixture, values, x, weights: of the measured points; weights have mean 1 and are, for fractions
+      of a known number of items, one over the variance.
+    offsets: what was removed.
+    within, freedom: sum of squares between the runs of a mixture, and its degrees of freedom.
+    unit: values are divided by this before a fit, so that nothing depends on nats or bits.
+  """
+
+  def __init__(self, shares: Shares, figure: Figure):
+    self.figure, self.keep = figure, np.isfinite(figure.values)
+    self.mixture, values = shares.mixture[self.keep], figure.values[self.keep]
+    seed = None if shares.seed is None else shares.seed[self.keep]
+    self.offsets = seed_offsets(values, self.mixture, seed)
+    self.values = self.offsets.remove @ values
+    self.x = shares.coordinates(shares.points[self.keep])
+    self.within, self.freedom = self.spread(self.values)
+    self.unit = float(np.std(self.values)) or 1.0
+    self.weights = np.ones(len(values))
+    if figure.kind == 'fraction' and figure.items:
+      smooth = (np.clip(self.values, 0, 1) * figure.items + 1) / (figure.items + 2)
+      binomial = smooth * (1 - smooth) / figure.items
+      between_seeds = self.within / self.freedom - binomial.mean() if self.freedom else 0.0
+      weights = 1 / (binomial + max(0.0, between_seeds))
+      self.weights = weights / weights.mean()
+
+  def spread(self, values: np.ndarray) -> tuple[float, int]:
+    """Sum of squares of values [N] between the runs of a mixture, and its degrees of freedom."""
+    groups = [values[self.mixture == m] for m in np.unique(self.mixture)]
+    freedom = len(values) - len(groups) - self.offsets.spent
+    return float(sum(((g - g.mean()) ** 2).sum() for g in groups)), freedom
+
+  def scaled(self, form: str) -> np.ndarray:
+    return _scaled(form, self.figure.kind, self.values, self.unit)
+
+  def fit(self, name: str, weights: np.ndarray | None = None, near=None) -> np.ndarray:
+    """The robust parameters [P] of a form."""
+    weights = self.weights if weights is None else weights
+    y, chance = self.scaled(name), self.figure.chance
+    return robust(FORMS[name], self.x, y, weights, chance, self.offsets.spent, near)
 
 
 def fit_laws(
@@ -234,19 +281,82 @@ def fit_laws(
     resamples, seed: number of replicates and their seed.
   """
   rng = np.random.default_rng([seed, 11])
-  count, mixtures = len(shares.points), len(shares.mixtures)
-  draws = {
-    'mixture': rng.integers(mixtures, size=(resamples, mixtures)),
-    'mixture_sign': rng.choice((-1.0, 1.0), size=(resamples, mixtures)),
-    'point': rng.integers(count, size=(resamples, count)),
-    'point_sign': rng.choice((-1.0, 1.0), size=(resamples, count)),
-    'quantile': rng.random((resamples, 1)),
-  }
+  sizes = {'mixture': (resamples, len(shares.mixtures)), 'point': (resamples, len(shares.points))}
+  draws = {}
+  for name, size in sizes.items():
+    draws[name] = rng.integers(size[1], size=size), rng.choice((-1.0, 1.0), size=size)
+  draws['quantile'] = rng.random((resamples, 1))
   return {
     name: _fit(shares, figure, (forms or {}).get(name) or default_form(figure.kind), draws)
     for name, figure in figures.items()
     if np.isfinite(figure.values).any()
   }
+
+
+def _fit(shares: Shares, figure: Figure, wanted: str, draws: dict) -> Law:
+  data = _Data(shares, figure)
+  measured, numbers = np.unique(data.mixture, return_inverse=True)
+  name = wanted if np.ptp(data.values) >= 1e-12 and len(shares.basis) else 'constant'
+  for simpler in ('linear', 'constant'):
+    if len(measured) < FORMS[name].size(len(shares.basis)):
+      name = simpler
+  form, theta = FORMS[name], data.fit(name)
+  fitted = form.value(theta[None], data.x, figure.chance)[0]
+  residuals = data.scaled(name) - fitted
+  each = np.bincount(numbers)
+  means = np.bincount(numbers, residuals) / each
+  of_mixture, of_run, freedom = _variances(
+    float(each @ means**2), len(measured) - theta.size, *data.spread(residuals), each.mean()
+  )
+  replicates = np.zeros((0, theta.size))
+  if of_run is not None:
+    pools = (means, residuals - means[numbers] if of_mixture else residuals)
+    normal = lambda pool: pool / (np.sqrt(np.mean(pool**2)) or 1.0)
+    drawn = [
+      normal(pool)[index % len(pool)] * sign
+      for pool, (index, sign) in zip(pools, (draws['mixture'], draws['point']))
+    ]
+    noise = np.sqrt(of_mixture) * drawn[0][:, data.mixture]
+    noise = noise + np.sqrt(of_run) * drawn[1][:, data.keep] @ data.offsets.remove.T
+    noise *= _widening(draws['quantile'], freedom)
+    scale = robust_scale(np.sqrt(data.weights) * residuals, theta.size + data.offsets.spent)
+    refit = functools.partial(minimise, form, data.x, bend=BEND * scale, tolerance=1e-6)
+    replicates = np.array(
+      [refit(fitted + one, data.weights, figure.chance, starts=[theta]) for one in noise]
+    )
+  unit = 1.0 if name == 'logistic' else data.unit
+  return Law(
+    shares, name, wanted, figure.kind, figure.chance, theta, replicates, data.unit,
+    noise=None if of_run is None else float(np.sqrt(of_mixture + of_run) * unit),
+    seed_noise=float(np.sqrt(data.within / data.freedom)) if data.freedom else None,
+    offsets=data.offsets, freedom=int(freedom), mixtures=len(measured), points=len(residuals),
+  )  # fmt: skip
+
+
+def _variances(between, between_freedom, within, within_freedom, runs):
+  """Variances of what the law misses of a mixture and of one run, as in an analysis of variance.
+
+  Args:
+    between, within: sums of squares of the residuals' means by mixture, and around them.
+    between_freedom, within_freedom: their degrees of freedom.
+    runs: mean number of runs of a mixture.
+
+  Returns:
+    (of a mixture, of a run or None = unknown, degrees of freedom).
+  """
+  if between_freedom <= 0:
+    return 0.0, within / within_freedom if within_freedom else None, within_freedom
+  if within_freedom and between / between_freedom > within / within_freedom:
+    of_run = within / within_freedom
+    return (between / between_freedom - of_run) / runs, of_run, between_freedom
+  freedom = between_freedom + within_freedom
+  return 0.0, (between + within) / freedom, freedom
+
+
+def _widening(quantile: np.ndarray, freedom: int) -> np.ndarray:
+  from scipy import stats  # slow to import
+
+  return np.minimum(_WIDEST, np.sqrt(freedom / stats.chi2.ppf(quantile, freedom)))
 
 
 def held_out(shares: Shares, figure: Figure, forms: Sequence[str] | None = None) -> dict:
@@ -265,150 +375,38 @@ def held_out(shares: Shares, figure: Figure, forms: Sequence[str] | None = None)
     absolute error, 'rank': Spearman's correlation or None where it has no meaning, 'predicted':
     [...]}, or None with fewer other mixtures than parameters}}.
   """
-  from scipy import stats  # slow to import
-
   if forms is None:
     forms = [form for form in FORMS if form != 'logistic' or figure.kind == 'fraction']
   data = _Data(shares, figure)
-  measured = np.unique(data.mixture)
-  observed = np.array([data.values[data.mixture == m].mean() for m in measured])
-  noise = None
+  measured, numbers, runs = np.unique(data.mixture, return_inverse=True, return_counts=True)
+  observed, noise = np.bincount(numbers, data.values) / runs, None
   if data.freedom:
-    runs = np.array([np.sum(data.mixture == m) for m in measured])
     noise = float(np.sqrt(2 / np.pi * data.within / data.freedom * np.mean(1 / runs)))
   rows = shares.coordinates(shares.mixtures[measured])
-  errors = {}
-  for name in forms:
-    form = FORMS[name]
-    if len(measured) < max(2, form.size(len(shares.basis)) + 1):
-      errors[name] = None
-      continue
-    y = _to_form(name, figure.kind, data.values, data.unit)
-    everything = robust(form, data.x, y, data.weights, figure.chance, data.offsets.spent)
-    predicted = np.zeros(len(measured))
-    for i, m in enumerate(measured):
-      weights = data.weights * (data.mixture != m)
-      theta = robust(form, data.x, y, weights, figure.chance, data.offsets.spent, near=everything)
-      predicted[i] = form.value(theta[None], rows[i : i + 1], figure.chance)[0, 0]
-    predicted = _from_form(name, figure.kind, predicted, data.unit)
-    # The mean of the others always falls as the one left out rises.
-    ranked = name != 'constant' and len(measured) > 2
-    ranked = ranked and min(np.ptp(predicted), np.ptp(observed)) > 1e-12
-    errors[name] = {
-      'error': float(np.abs(predicted - observed).mean()),
-      'rank': float(stats.spearmanr(predicted, observed).statistic) if ranked else None,
-      'predicted': predicted.tolist(),
-    }
+  enough = lambda form: len(measured) > max(1, FORMS[form].size(len(shares.basis)))
   return {
     'observed': observed.tolist(),
     'mixtures': measured.tolist(),
     'noise': noise,
-    'forms': errors,
+    'forms': {n: _left_out(data, n, rows, observed) if enough(n) else None for n in forms},
   }
 
 
-# ---- one figure ----
-
-
-class _Data:
-  """The measured points of a figure, without the offsets of their seeds.
-
-  Attributes:
-    keep: bool [N] of all points.
-    mixture, values, x, weights: of the measured points; weights have mean 1 and are, for fractions
-      of a known number of items, one over the variance.
-    offsets: what was removed.
-    within, freedom: sum of squares between the runs of a mixture, and its degrees of freedom.
-    unit: values are divided by this before a fit, so that nothing depends on nats or bits.
-  """
-
-  def __init__(self, shares: Shares, figure: Figure):
-    self.keep = np.isfinite(figure.values)
-    self.mixture, values = shares.mixture[self.keep], figure.values[self.keep]
-    seed = None if shares.seed is None else shares.seed[self.keep]
-    self.offsets = seed_offsets(values, self.mixture, seed)
-    self.values = self.offsets.remove @ values
-    self.x = shares.coordinates(shares.points[self.keep])
-    self.within, self.freedom = _within(self.values, self.mixture, self.offsets.spent)
-    self.unit = float(np.std(self.values)) or 1.0
-    self.weights = np.ones(len(values))
-    if figure.kind == 'fraction' and figure.items:
-      smooth = (np.clip(self.values, 0, 1) * figure.items + 1) / (figure.items + 2)
-      binomial = smooth * (1 - smooth) / figure.items
-      between_seeds = self.within / self.freedom - binomial.mean() if self.freedom else 0.0
-      weights = 1 / (binomial + max(0.0, between_seeds))
-      self.weights = weights / weights.mean()
-
-
-def _fit(shares: Shares, figure: Figure, wanted: str, draws: dict) -> Law:
-  data = _Data(shares, figure)
-  offsets, directions = data.offsets, len(shares.basis)
-  measured, numbers = np.unique(data.mixture, return_inverse=True)
-  name = wanted if np.ptp(data.values) >= 1e-12 and directions else 'constant'
-  for simpler in ('linear', 'constant'):
-    if len(measured) < FORMS[name].size(directions):
-      name = simpler
-  form = FORMS[name]
-  y = _to_form(name, figure.kind, data.values, data.unit)
-  theta = robust(form, data.x, y, data.weights, figure.chance, offsets.spent)
-  fitted = form.value(theta[None], data.x, figure.chance)[0]
-  residuals = y - fitted
-  means = np.array([residuals[numbers == m].mean() for m in range(len(measured))])
-  each = np.bincount(numbers)
-  within, within_freedom = _within(residuals, numbers, offsets.spent)
-  between, between_freedom = float(each @ means**2), len(measured) - theta.size
-  # Variances of what the law misses of a mixture and of one run, as in an analysis of variance.
-  of_mixture, of_run, freedom = 0.0, None, within_freedom
-  if between_freedom <= 0:
-    of_run = within / within_freedom if within_freedom else None
-  elif within_freedom and between / between_freedom > within / within_freedom:
-    of_run, freedom = within / within_freedom, between_freedom
-    of_mixture = (between / between_freedom - of_run) / each.mean()
-  else:
-    freedom = between_freedom + within_freedom
-    of_run = (between + within) / freedom
-  replicates = np.zeros((0, theta.size))
-  if of_run is not None:
-    pools = (means, residuals - means[numbers] if of_mixture else residuals)
-    of_means, of_runs = (pool / (np.sqrt(np.mean(pool**2)) or 1.0) for pool in pools)
-    shift = of_means[draws['mixture'] % len(measured)] * draws['mixture_sign']
-    jitter = (of_runs[draws['point'] % len(y)] * draws['point_sign'])[:, data.keep]
-    noise = np.sqrt(of_mixture) * shift[:, data.mixture]
-    noise = noise + np.sqrt(of_run) * jitter @ offsets.remove.T
-    scale = robust_scale(np.sqrt(data.weights) * residuals, theta.size + offsets.spent)
-    replicates = np.array([
-      minimise(
-        form, data.x, replicate, data.weights, figure.chance, bend=BEND * scale, starts=[theta],
-        tolerance=1e-6,
-      )
-      for replicate in fitted + _widening(draws['quantile'], freedom) * noise
-    ])  # fmt: skip
-  return Law(
-    shares, name, wanted, figure.kind, figure.chance, theta, replicates, data.unit,
-    noise=None if of_run is None else float(np.sqrt(of_mixture + of_run) * data.unit),
-    seed_noise=float(np.sqrt(within / within_freedom) * data.unit) if within_freedom else None,
-    offsets=offsets, freedom=int(freedom), mixtures=len(measured), points=len(y),
-  )  # fmt: skip
-
-
-def _widening(quantile: np.ndarray, freedom: int) -> np.ndarray:
+def _left_out(data: _Data, name: str, rows: np.ndarray, observed: np.ndarray) -> dict:
   from scipy import stats  # slow to import
 
-  return np.minimum(_WIDEST, np.sqrt(freedom / stats.chi2.ppf(quantile, freedom)))
-
-
-def _within(values: np.ndarray, index: np.ndarray, spent: int) -> tuple[float, int]:
-  groups = [values[index == m] for m in np.unique(index)]
-  return float(sum(((g - g.mean()) ** 2).sum() for g in groups)), len(values) - len(groups) - spent
-
-
-def _to_form(form: str, kind: str, values: np.ndarray, unit: float) -> np.ndarray:
-  if form == 'logistic':
-    return values
-  return (1 - values if form == 'exponential' and kind == 'fraction' else values) / unit
-
-
-def _from_form(form: str, kind: str, values: np.ndarray, unit: float) -> np.ndarray:
-  if form == 'logistic':
-    return values
-  return 1 - unit * values if form == 'exponential' and kind == 'fraction' else unit * values
+  form: Form = FORMS[name]
+  figure, everything = data.figure, data.fit(name)
+  predicted = []
+  for row, m in zip(rows, np.unique(data.mixture)):
+    theta = data.fit(name, data.weights * (data.mixture != m), near=everything)
+    predicted.append(form.value(theta[None], row[None], figure.chance)[0, 0])
+  predicted = _scaled(name, figure.kind, np.array(predicted), data.unit, back=True)
+  # The mean of the others always falls as the one left out rises.
+  ranked = name != 'constant' and len(rows) > 2
+  ranked = ranked and min(np.ptp(predicted), np.ptp(observed)) > 1e-12
+  return {
+    'error': float(np.abs(predicted - observed).mean()),
+    'rank': float(stats.spearmanr(predicted, observed).statistic) if ranked else None,
+    'predicted': predicted.tolist(),
+  }
