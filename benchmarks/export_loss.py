@@ -56,8 +56,10 @@ def heldout_loss(model, data_dir: str, mixture: str, examples_per_task: int = 20
     for task in prepared.tasks:
       for index in range(min(task.examples, examples_per_task)):
         tokens, weights = task.split.example(index)
-        targets = torch.tensor(tokens.astype('int64'))
-        inputs = torch.cat([torch.tensor([prepared.bos_id]), targets[:-1]])[None]
+        read = [] if prepared.bos_id is None else [prepared.bos_id]
+        weights = weights[1 - len(read) :]
+        read = torch.tensor([*read, *tokens.tolist()])
+        inputs, targets = read[None, :-1], read[1:]
         losses = torch.nn.functional.cross_entropy(
           model(inputs).logits[0].float(), targets, reduction='none'
         )
@@ -69,10 +71,10 @@ def heldout_loss(model, data_dir: str, mixture: str, examples_per_task: int = 20
 
 def reported(model_dir: str) -> float:
   """The last held-out loss in metrics.jsonl."""
-  with open(os.path.join(model_dir, 'metrics.jsonl'), encoding='utf-8') as f:
-    return [row['eval/heldout/loss'] for row in map(json.loads, f) if 'eval/heldout/loss' in row][
-      -1
-    ]
+  from crossin_jax.storage.records import read_records
+
+  rows = (row for _, row in read_records(os.path.join(model_dir, 'metrics.jsonl')))
+  return [row['eval/heldout/loss'] for row in rows if 'eval/heldout/loss' in row][-1]
 
 
 def exported_model(directory: str, base: str, lora: bool):

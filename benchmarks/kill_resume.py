@@ -91,10 +91,12 @@ def result(model_dir: pathlib.Path, steps: int):
     jax.tree_util.keystr(path): np.asarray(leaf)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
-  with open(model_dir / 'metrics.jsonl', encoding='utf-8') as f:
-    lines = [
-      {key: value for key, value in json.loads(line).items() if key not in TIMINGS} for line in f
-    ]
+  from crossin_jax.storage.records import read_records
+
+  lines = [
+    {key: value for key, value in row.items() if key not in TIMINGS}
+    for _, row in read_records(model_dir / 'metrics.jsonl')
+  ]
   return flat, lines
 
 
@@ -163,19 +165,21 @@ def main() -> int:
         cwd=ROOT,
       )
       if kills < args.kills:
+        kind = args.signal if args.signal != 'both' else 'TERM' if kills % 4 == 3 else 'KILL'
         # Anywhere from the imports to the last save.
         try:
           process.wait(rng.uniform(0.2, 1.0) * seconds)
         except subprocess.TimeoutExpired:
-          kills += 1
-          kind = args.signal if args.signal != 'both' else 'KILL' if kills % 4 else 'TERM'
           signalled = time.monotonic()
           process.send_signal(getattr(signal, f'SIG{kind}'))
           process.wait()
-          stop_seconds.append(time.monotonic() - signalled)
-          statuses.append(process.returncode)
-          process.stderr.close()
-          continue
+          # A run that ended just before SIGKILL reached it was not killed.
+          if kind == 'TERM' or process.returncode != 0:
+            kills += 1
+            stop_seconds.append(time.monotonic() - signalled)
+            statuses.append(process.returncode)
+            process.stderr.close()
+            continue
         if process.returncode == 0:  # it finished before it was killed: begin another
           if differences(wanted, result(work / 'killed', args.steps)):
             break

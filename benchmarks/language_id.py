@@ -15,7 +15,7 @@ import sys
 import time
 
 from crossin_jax import language_id
-from crossin_jax.languages import ENGLISH_NAMES
+from crossin_jax.languages import english_name
 
 LANGUAGES = ('en', 'zh', 'vi', 'es', 'fi', 'id', 'th', 'tr', 'bn', 'hi', 'sw', 'ta', 'ur')
 
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     rows.append(row := measure(lines, code))
     confusions = ', '.join(f'{other} {n}' for other, n in row['confusions']) or '-'
     print(
-      f'| {ENGLISH_NAMES[code]} ({code}) | {row["lines"]} | {100 * row["accuracy"]:.1f} % | '
+      f'| {english_name(code)} ({code}) | {row["lines"]} | {100 * row["accuracy"]:.1f} % | '
       f'{confusions} '
       f'| {row["microseconds"]:.0f} |'
     )

@@ -23,6 +23,7 @@ from crossin_jax.devices.chips import GIB
 from crossin_jax.plan import command as plan_command
 from crossin_jax.plan import search as plan_search
 from crossin_jax.plan import topology as plan_topology
+from crossin_jax.storage.json_rows import JsonRows
 
 LENGTH, ROWS = 4096, 16
 LORA = ['--gin.DecoderConfig.lora=@LoraConfig()', '--gin.LoraConfig.rank=64']
@@ -130,8 +131,8 @@ def main() -> None:
   args = parser.parse_args()
   done = set()
   if args.output and os.path.exists(args.output):
-    with open(args.output, encoding='utf-8') as f:
-      done = {(row['model'], row['tuning'], row['kind']) for row in map(json.loads, f)}
+    rows = (row for _, row in JsonRows(args.output).lines())
+    done = {(row['model'], row['tuning'], row['kind']) for row in rows}
   for model, tuning, kind in itertools.product(
     args.models.split(','), args.tuning.split(','), args.kinds.split(',')
   ):

@@ -1,9 +1,10 @@
 """One training step on this CPU against transformers + torch, and compile time over depth.
 
-    python benchmarks/step_speed.py [--threads 2] [--rounds 5]
+    python benchmarks/step_speed.py [--threads 2] [--rounds 5] [--experts 16]
 
 The same Llama (512 wide, 8 layers, 32,000 ids), batch (4 x 512 tokens) and dtype (f32), AdamW in
-both, alternating. Prints one JSON object: seconds of each, their ratio (above 1: this project is
+both, alternating. With --experts the same as a Mixtral with experts 344 wide, of which a token uses
+four. Prints one JSON object: seconds of each, their ratio (above 1: this project is
 faster), FLOP/s of both, the compile time at 8 and 32 scanned layers. Needs torch and transformers.
 """
 
@@ -27,9 +28,10 @@ from crossin_jax.training import optimizers
 from crossin_jax.training import state as train_state
 
 ROWS, LENGTH, WIDTH, LAYERS, HEADS, MLP, IDS = 4, 512, 512, 8, 8, 1376, 32_000
+CHOSEN = 4  # experts of a token
 
 
-def ours(layers: int):
+def ours(layers: int, experts: int):
   """(state, jitted step, batch) of this project."""
   config = DecoderConfig(
     vocab_size=IDS,
@@ -37,7 +39,9 @@ def ours(layers: int):
     num_layers=layers,
     num_heads=HEADS,
     num_kv_heads=HEADS,
-    mlp_dim=MLP,
+    mlp_dim=MLP // CHOSEN if experts else MLP,
+    num_experts=experts,
+    experts_per_token=CHOSEN,
   )
   model, optimizer, partition = Decoder(config), optimizers.adamw(total_steps=1000), Partitioner()
   batch = empty_rows(ROWS, LENGTH)
@@ -48,24 +52,30 @@ def ours(layers: int):
   batch['decoder_segment_ids'][:] = 1
   batch['decoder_positions'][:] = np.arange(LENGTH)
   with partition.activate():
-    abstract = train_state.state_shardings(model, optimizer.transform, partition, LENGTH)
-    state = train_state.init_state(model, optimizer.transform, abstract, LENGTH, 0)
+    abstract = train_state.state_shardings(model, optimizer.transform, partition)
+    state = train_state.init_state(model, optimizer.transform, abstract, 0)
   step = jax.jit(train_state.make_train_step(model, optimizer, tasks=1), donate_argnums=0)
   return state, step, jax.tree.map(jnp.asarray, batch)
 
 
-def theirs():
-  """A function that takes one step with transformers and torch."""
+def theirs(experts: int):
+  """A function that takes one step with transformers and torch, and its active parameters."""
   import torch
   import transformers
 
-  config = transformers.LlamaConfig(
-    vocab_size=IDS, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-    num_key_value_heads=HEADS,
-    intermediate_size=MLP, max_position_embeddings=LENGTH, tie_word_embeddings=False,
-    attn_implementation='sdpa',
-  )  # fmt: skip
-  model = transformers.LlamaForCausalLM(config).train()
+  sizes = {
+    'vocab_size': IDS, 'hidden_size': WIDTH, 'num_hidden_layers': LAYERS,
+    'num_attention_heads': HEADS, 'num_key_value_heads': HEADS, 'intermediate_size': MLP,
+    'max_position_embeddings': LENGTH, 'tie_word_embeddings': False, 'attn_implementation': 'sdpa',
+  }  # fmt: skip
+  if experts:
+    sizes |= {'intermediate_size': MLP // CHOSEN, 'num_local_experts': experts}
+    config = transformers.MixtralConfig(
+      **sizes, num_experts_per_tok=CHOSEN, head_dim=WIDTH // HEADS
+    )
+    model = transformers.MixtralForCausalLM(config).train()
+  else:
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).train()
   optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
   tokens = torch.randint(3, IDS, (ROWS, LENGTH))
 
@@ -77,13 +87,15 @@ def theirs():
     optimizer.step()
     return float(loss)
 
-  return step, sum(p.numel() for p in model.parameters())
+  unused = (experts - CHOSEN) * LAYERS * 3 * WIDTH * (MLP // CHOSEN) if experts else 0
+  return step, sum(p.numel() for p in model.parameters()) - unused
 
 
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--threads', type=int, default=2)
   parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--experts', type=int, default=0, help='0 = a dense model')
   args = parser.parse_args()
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
   import torch
@@ -91,7 +103,7 @@ def main() -> int:
   torch.set_num_threads(args.threads)
   compile_seconds = {}
   for layers in (8, 32):
-    state, step, batch = ours(layers)
+    state, step, batch = ours(layers, args.experts)
     started = time.perf_counter()
     compiled = step.lower(state, batch, jnp.float32(np.inf)).compile()
     compile_seconds[layers] = round(time.perf_counter() - started, 2)
@@ -99,7 +111,7 @@ def main() -> int:
       kept = state, compiled, batch
     del state
   state, compiled, batch = kept
-  torch_step, parameters = theirs()
+  torch_step, parameters = theirs(args.experts)
   times: dict[str, list[float]] = {'ours': [], 'theirs': []}
   for round_ in range(args.rounds + 1):
     started = time.perf_counter()
@@ -115,7 +127,8 @@ def main() -> int:
   print(
     json.dumps(
       {
-        'parameters': parameters,
+        'experts': args.experts,
+        'active_parameters' if args.experts else 'parameters': parameters,
         'tokens_per_step': ROWS * LENGTH,
         'seconds_per_step': {name: round(value, 3) for name, value in medians.items()},
         'speed_of_ours_over_transformers': round(

@@ -59,8 +59,8 @@ def bench_train(
   batch['decoder_segment_ids'][:] = 1 + half
   batch['decoder_positions'][:] = np.arange(length) - half * (length // 2)
   with partition.activate():
-    abstract = train_state.state_shardings(model, optimizer.transform, partition, length)
-    state = train_state.init_state(model, optimizer.transform, abstract, length, 0)
+    abstract = train_state.state_shardings(model, optimizer.transform, partition)
+    state = train_state.init_state(model, optimizer.transform, abstract, 0)
     rows = lambda _, selected: {name: values[selected] for name, values in batch.items()}
     on_mesh = put_batch(rows, 0, (batch_size, length), partition.batch_sharding)
     threshold = jax.device_put(jnp.float32(np.inf), partition.replicated)

@@ -38,6 +38,11 @@ COMMANDS = {
     'main',
     'benchmarks and held-out loss on a checkpoint',
   ),
+  'harness': (
+    'crossin_jax.evaluation.harness.command',
+    'main',
+    'run tasks of lm-evaluation-harness on a checkpoint',
+  ),
   'build-cross-xquad': (
     'crossin_jax.evaluation.benchmarks.cross_xquad',
     'main',
@@ -47,6 +52,11 @@ COMMANDS = {
     'crossin_jax.decoding.generate',
     'main',
     'answer the prompts of a JSONL file with a checkpoint',
+  ),
+  'serve': (
+    'crossin_jax.serve.command',
+    'main',
+    'an OpenAI-compatible server on a checkpoint, and a page to ask it',
   ),
   'score': ('crossin_jax.evaluation.score', 'main', 'metrics from saved predictions'),
   'compare': (

@@ -202,7 +202,7 @@ def use_file_reader() -> None:
 
 
 def _open_renamed(path: str) -> io.StringIO:
-  with open(path, encoding='utf-8') as f:
+  with open(path, encoding='utf-8-sig') as f:
     return io.StringIO(moved.renamed(f.read()))
 
 
@@ -315,8 +315,13 @@ def macro(name: str):
 def bound(parameter: str):
   """What gin binds a parameter to ('train.evaluators'), references unresolved; None if it is not
   bound.
+
+  In a scope its own binding comes first: within a macro M, the value of 'M/train.evaluators'.
   """
-  try:
-    return gin.query_parameter(parameter)
-  except ValueError:
-    return None
+  scope = gin.current_scope()
+  for depth in range(len(scope), -1, -1):
+    try:
+      return gin.query_parameter('/'.join([*scope[:depth], parameter]))
+    except ValueError:
+      pass
+  return None

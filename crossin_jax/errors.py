@@ -10,6 +10,10 @@ class CrossinError(Exception):
   exit_status = 1
 
 
+class RowError(CrossinError, ValueError):
+  """A malformed file of rows; the message names the file, the row or line, and the remedy."""
+
+
 class Interrupted(Exception):
   """The command was interrupted (SIGTERM, SIGINT); the message says what is saved.
 

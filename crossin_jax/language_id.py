@@ -12,6 +12,8 @@ from pathlib import Path
 import re
 import tomllib
 
+from crossin_jax.languages import with_letters
+
 LIMIT = 600  # bytes of UTF-8 to classify: 600 letters of Swahili, 200 of Bengali
 LEAST = 0.1  # minimum confidence; below it the most probable of 137 languages is a guess
 # Direction marks, joiners and lone surrogates carry no information about the language and split
@@ -81,6 +83,10 @@ def identify(text: str, limit: int = LIMIT) -> tuple[str, float]:
   start = first.start()
   text = _SPACE.sub(' ', _UNWRITTEN.sub('', text[start : start + 4 * limit])).strip()
   text = text.encode()[:limit].decode(errors='ignore')
+  for code, own in with_letters():
+    letters = _LETTER.findall(text)
+    if sum(letter in own for letter in letters) > len(letters) / 2:
+      return code, 1.0
   identifier = _identifier()
   code, confidence = identifier.classify(text)
   if code in ('id', 'ms'):

@@ -10,7 +10,7 @@ import re
 _TABLE = """
 -: evaluation.language_id
 checkpoints: checkpoints=manager data.saved_prompts digests models.conversion run_directory
-data: seqio_tasks.json_rows=json_lists seqio_tasks.readers seqio_tasks.source_errors
+data: seqio_tasks.readers seqio_tasks.source_errors
 devices: devices=chips flops meshes partitioning
 endpoint: endpoint=client endpoint_flags=flags ledger pace reply_cache=replies transport
 evaluation.answers: evaluation.extraction evaluation.open_answers evaluation.predictions
@@ -32,7 +32,7 @@ plan: plan=command plan_collectives=collectives plan_figures=costs plan_report=r
     plan_search=search plan_step=step plan_topology=topology
 processes: distributed interruption roll_call
 quickstart: quickstart
-storage: evaluation.records mirror object_store=gcs remote
+storage: evaluation.records mirror object_store=gcs remote seqio_tasks.json_rows
 sweep: sweep=command sweep_points=points sweep_table=table
 training: chunked_loss compiled losses metrics nonfinite optimizers train_state=state
 translation: translate translate_masks=masks

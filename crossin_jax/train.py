@@ -3,7 +3,7 @@
 from collections.abc import Callable
 import dataclasses
 import hashlib
-import json
+import itertools
 import os
 import sys
 import warnings
@@ -22,7 +22,7 @@ from crossin_jax.errors import Interrupted
 from crossin_jax.models import lora
 from crossin_jax.processes import distributed, interruption
 from crossin_jax.processes.exit_status import DONE, RESTART
-from crossin_jax.storage import remote
+from crossin_jax.storage.records import read_records
 from crossin_jax.training import compiled, nonfinite, optimizers
 from crossin_jax.training import state as train_state
 from crossin_jax.training.bookkeeping import Bookkeeping, RunState, TrainingError
@@ -49,6 +49,7 @@ def train(
   evaluation_period: int = 0,
   early_stopping_patience: int | None = None,
   log_period: int = 10,
+  trackers: tuple | None = None,
   nan_policy: str = 'skip',
   spike_factor: float | None = None,
   max_skipped_steps: int = 10,
@@ -73,13 +74,18 @@ def train(
     microbatches: the batch is computed in this many parts; changes memory, not results.
     seed: of initialisation, dropout and row order.
     z_loss: factor on log(Z)^2; 0 = none.
-    initial_checkpoint: parameters to start from: a checkpoint or MODEL_DIR (ours or T5X's), or a
-      Hugging Face directory; None = fresh.
-    evaluators: each called with (model, params, partitioner), yields (name, value).
-    evaluation_period: steps between evaluations, and one after the last step; 0 = none.
+    initial_checkpoint: parameters to start from: a checkpoint or MODEL_DIR (ours or T5X's), a
+      Hugging Face directory, or a PEFT adapter; None = fresh.
+    evaluators: each called with (model, params, partitioner), yields (name, value). One with a
+      method `figures` returns the names of its numbers there, or raises if it cannot evaluate; it
+      is called before the first step.
+    evaluation_period: steps between evaluations, and one after the last step; 0 = none, only
+      without evaluators.
     early_stopping_patience: evaluations without a better `CheckpointConfig.best_metric` after which
       the run ends; None = never.
     log_period: steps per line of metrics.jsonl.
+    trackers: of (@TensorBoard(), @WandB(), @Trackio()), where the lines are shown; None =
+      TensorBoard. One that fails does not stop the run.
     nan_policy: 'skip' skips the update of a step with a non-finite loss or gradient, or a spike;
       'stop' ends the run. Both name the examples that cause it.
     spike_factor: a loss above this many times the median of the last 50 steps counts as a spike;
@@ -93,7 +99,8 @@ def train(
     0 when all steps are done or early stopping ended the run, 75 when it was interrupted.
 
   Raises:
-    TrainingError: NaN, a batch that does not fit the mesh, a vocabulary larger than the model's.
+    TrainingError: NaN, a batch that does not fit the mesh, a vocabulary larger than the model's,
+      evaluators or a `best_metric` that would never be evaluated.
     ValueError: invalid settings, or changed data on resume.
     RollCallError: processes that differ in data, model, mesh or number of steps; they are named.
     RunError, CheckpointError, PreparedDataError: see there.
@@ -110,13 +117,16 @@ def train(
     partition = partitioner()
     prepared = PreparedMixture(data_dir, mixture)
     stream = BatchStream(prepared, batch_size=batch_size, length=length, seed=seed)
+    if not new_stream:
+      stream = stream.as_begun(manager.saved_run(model_dir).get('stream'))
     total_steps = total_steps or stream.steps_for_epochs(epochs, epochs_until)
     mesh_choice = partition.suit(model, batch_size=batch_size // microbatches)
     if mesh_choice and jax.process_index() == 0:
       print(mesh_choice, file=sys.stderr)
-    optimizer = optimizer(total_steps=total_steps)
+    optimizer = optimizers.build(optimizer, total_steps)
     keeping = checkpoint_config()
     _check_fit(model, prepared, partition, batch_size, microbatches)
+    _check_evaluation(evaluators, evaluation_period, keeping, early_stopping_patience)
     distributed.barrier('the start', _must_be_equal(model, partition, stream, total_steps))
     source = SavedModel.open(initial_checkpoint) if initial_checkpoint else None
     tasks = [task.info for task in prepared.tasks]
@@ -126,6 +136,8 @@ def train(
       state, run = _begin(model, optimizer, partition, stream, source, checkpoints, new_stream)
       step = int(state.step)
       if jax.process_index() == 0:
+        if step > total_steps:
+          print(f'nothing to do: step {step} is saved, {total_steps} are wanted', file=sys.stderr)
         config = gin.operative_config_str()
         run_directory.describe(files.path, prepared, config, initial_checkpoint)
         files.push()  # evaluators read it on all hosts
@@ -137,6 +149,7 @@ def train(
         blame=lambda at, values: nonfinite.blame(
           model, state.model_params, partition, stream, at - 1, values
         ),
+        trackers=trackers,
       )  # fmt: skip
       step_fn = train_state.jit_train_step(
         model, optimizer, state, tasks=len(tasks), microbatches=microbatches, z_loss=z_loss,
@@ -212,20 +225,19 @@ def _begin(model, optimizer, partition, stream, source, checkpoints, new_stream)
   Returns:
     (TrainState, RunState).
   """
-  abstract = train_state.state_shardings(model, optimizer.transform, partition, stream.length)
+  abstract = train_state.state_shardings(model, optimizer.transform, partition)
   adapters = lora.of_model(model)
   if adapters and not source:
     raise TrainingError(
       'LoRA adapters need a base model: set train.initial_checkpoint (INITIAL_CHECKPOINT_PATH)'
     )
   base = source.base if adapters else None
-  restored = checkpoints.restore_latest(abstract)
+  now = {'base': base, 'optimizer': optimizer.settings}
+  restored = _restored(checkpoints, abstract, optimizer)
   if not restored:
     params = _initial_params(source, model, abstract)
-    state = train_state.init_state(
-      model, optimizer.transform, abstract, stream.length, stream.seed, params
-    )
-    return state, RunState(stream.settings, base)
+    state = train_state.init_state(model, optimizer.transform, abstract, stream.seed, params)
+    return state, RunState(stream.settings, **now)
   state, run = restored[0], RunState.from_json(restored[1])
   check_resume(run.stream, stream.settings, new_stream)
   if adapters:
@@ -234,7 +246,25 @@ def _begin(model, optimizer, partition, stream, source, checkpoints, new_stream)
     state = state.replace(frozen=lora.quantised(frozen, adapters))
   if run.stream != stream.settings:  # the open sums are of other tasks
     run = dataclasses.replace(run, period=None, stream=stream.settings)
-  return state, dataclasses.replace(run, base=base)
+  return state, dataclasses.replace(run, **now)
+
+
+def _restored(checkpoints, abstract, optimizer):
+  """The latest checkpoint, see `Checkpoints.restore_latest`; changed settings are named."""
+  changed = optimizers.changes(
+    manager.saved_run(checkpoints.model_dir).get('optimizer'), optimizer.settings
+  )
+  try:
+    restored = checkpoints.restore_latest(abstract)
+  except manager.OptimizerStateError as error:
+    raise error.because_of(changed) from None
+  if restored and changed and jax.process_index() == 0:
+    print(
+      f'resuming at step {int(restored[0].step)} with other settings than before: '
+      f'{"; ".join(changed)}',
+      file=sys.stderr,
+    )
+  return restored
 
 
 def _compiled(step_fn, model, state, batch, threshold):
@@ -270,8 +300,39 @@ def _check_fit(model, prepared, partition, batch_size, microbatches) -> None:
   if model_size is not None and model_size < prepared.vocabulary_size:
     raise TrainingError(
       f'the model has {model_size} ids, the vocabulary of mixture {prepared.name} has '
-      f'{prepared.vocabulary_size}; '
-      f'set DecoderConfig.vocab_size to at least that'
+      f'{prepared.vocabulary_size}; --gin.DecoderConfig.vocab_size={prepared.vocabulary_size} adds '
+      'rows for the new tokens'
+    )
+
+
+def _check_evaluation(evaluators, period: int, keeping, patience: int | None) -> None:
+  """Raises for evaluations that would fail, or never happen, after hours of training."""
+  metric = keeping.best_metric
+  if period < 0 or metric is not None and evaluators and not period:
+    raise TrainingError(
+      f'train.evaluation_period = {period} never calls the {len(evaluators)} train.evaluators: '
+      'set a period above 0'
+    )
+  # `crossin evaluate` calls them too, so they may stand in the configuration of such a run.
+  if evaluators and not period and jax.process_index() == 0:
+    print(
+      f'train.evaluation_period = 0: the {len(evaluators)} train.evaluators are not called in '
+      'training',
+      file=sys.stderr,
+    )
+  if patience is not None and metric is None:
+    raise TrainingError('train.early_stopping_patience needs CheckpointConfig.best_metric')
+  if metric is not None and not evaluators:
+    raise TrainingError(
+      f'CheckpointConfig.best_metric = {metric!r} needs the evaluator that measures it in '
+      'train.evaluators, and train.evaluation_period'
+    )
+  known = [evaluator.figures() for evaluator in evaluators if hasattr(evaluator, 'figures')]
+  names = list(itertools.chain(*known))
+  if metric is not None and metric not in names and len(known) == len(evaluators):
+    raise TrainingError(
+      f'CheckpointConfig.best_metric = {metric!r} is none of the numbers of the evaluators: '
+      f'{", ".join(names)}'
     )
 
 
@@ -300,8 +361,7 @@ def main(argv: list[str]) -> int:
   last = {}
   if args.json:
     model_dir = config.resolve(config.bound('train.model_dir'))
-    with open(remote.fetched(os.path.join(model_dir, 'metrics.jsonl')), encoding='utf-8') as f:
-      for line in f:
-        last |= json.loads(line)
+    for _, row in read_records(os.path.join(model_dir, 'metrics.jsonl')):
+      last |= row
     last |= {'model_dir': model_dir, 'status': status}
   return command_line.finish(args, last, status)

@@ -43,7 +43,7 @@ provide_python() {
 # make_environment FOLDER EXTRA: installs the project (editable), unless that was done for this very
 # pyproject.toml. It returns a status for each error, because callers may have `set -e` off.
 make_environment() {
-  local folder=$1 extra=$2 stamp python
+  local folder=$1 extra=$2 stamp python torch cpu
   stamp="$folder/.installed-${extra:-base}-$(cksum <pyproject.toml | tr ' ' '-')"
   if [ -e "$stamp" ] && [ -x "$folder/bin/python" ]; then return; fi
   mkdir -p "$folder"
@@ -66,6 +66,13 @@ make_environment() {
   echo 'Installing (a few minutes the first time) ...' >&2
   set -- "$folder/bin/python" -m pip install --quiet --disable-pip-version-check
   "$@" --upgrade pip || return 1
+  torch=$(grep -o 'torch==[0-9.]*' pyproject.toml | head -1)
+  cpu=https://download.pytorch.org/whl/cpu
+  # On PyPI, torch for Linux brings several GB of CUDA along, which no test needs.
+  if [ "$extra" = test ] && [ "$(uname -sm)" = 'Linux x86_64' ] &&
+    curl --silent --fail --head --max-time 5 --output /dev/null "$cpu/torch/"; then
+    "$@" "$torch" --index-url "$cpu" || echo "No CPU build of $torch; taking the usual one" >&2
+  fi
   "$@" --editable ".${extra:+[$extra]}" || return 1
   touch "$stamp"
   exec 8>&-

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from crossin_jax.data.conversations import FAULTS as ROW_FAULTS
 from crossin_jax.data.source_errors import SourceError
 from seqio_tasks.columns import FAULTS, Column
 
@@ -44,8 +45,14 @@ class Table:
     """Instruction, input and output of row `index`."""
     return self.columns[language].texts(self.places[language][index])
 
-  def fields(self, language: str) -> Iterator[tuple[bytes | None, bytes, bytes, bytes]]:
-    """Id as in the file, instruction, input and output of every row, in UTF-8."""
+  def messages(self, index: int, language: str) -> list[dict[str, str]]:
+    """The messages of row `index`; [] where it is one question and one answer."""
+    return self.columns[language].messages(self.places[language][index])
+
+  def fields(self, language: str) -> Iterator[tuple[bytes | None, ...]]:
+    """Id as in the file, instruction, input and output of every row, in UTF-8, and messages as
+    JSON of a row that has some.
+    """
     return self.columns[language].fields(self.places[language])
 
 
@@ -102,8 +109,12 @@ def aligned(columns: Mapping[str, Column], align: str) -> Table:
     places, set_aside = dict.fromkeys(columns, np.arange(len(next(iter(columns.values()))))), {}
   usable = np.ones(len(next(iter(places.values()))), bool)
   counts = collections.Counter(set_aside)
+  first = next(iter(columns))
+  turns = columns[first].turns[places[first]]
   for language, column in columns.items():
     faults = column.text_faults[places[language]]
+    unequal = (faults == 0) & (column.turns[places[language]] != turns)
+    faults = np.where(unequal, FAULTS.index('turns_not_aligned'), faults)
     if by_id:
       # An unusable id stands between what is wrong with the whole row and what is wrong with a
       # character of it.
@@ -119,7 +130,9 @@ def aligned(columns: Mapping[str, Column], align: str) -> Table:
   return Table(columns, places, by_id, dict(counts))
 
 
-_OF_THE_ROW = [FAULTS.index('empty_response'), FAULTS.index('too_long')]
+_OF_THE_ROW = [
+  FAULTS.index(fault) for fault in ('empty_response', 'too_long', 'turns_not_aligned', *ROW_FAULTS)
+]
 
 
 def _by_id(
@@ -186,7 +199,7 @@ def _check_positions(columns: Mapping[str, Column], check_ids: bool) -> None:
       & (first.id_digests[:both] != other.id_digests[:both])
     )
     differing = int(unequal.argmax()) if unequal.any() else None
-    parting = 'without ids the first unequal row cannot be told'
+    parting = 'without ids the first unequal row is unknown'
     if differing is not None:
       parting = (
         f'the first unequal row is {differing} (counted from 0), id {first.id(differing)!r} in '

@@ -160,7 +160,7 @@ def _figures_of_texts(
       {language: {str(item): text for item, text in texts.items()}},
       {language: {item: rows[int(item)]['answers'] for item in ids}},
     )
-    summary = open_answers.summarise(found, open_answers.PROTOCOLS[questions.name])
+    summary = open_answers.summarise(found, open_answers.PROTOCOLS[questions.name][0])
   else:
     extracted = [
       extraction.extract(

@@ -1,9 +1,10 @@
-"""Stores the rows of one language on disk; memory holds 26 bytes per row."""
+"""Stores the rows of one language on disk; memory holds 28 bytes per row."""
 
 from collections.abc import Iterator
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import re
 import struct
@@ -11,20 +12,26 @@ import tempfile
 
 import numpy as np
 
+from crossin_jax.data import conversations
 from crossin_jax.data.readers import Row
 from crossin_jax.data.source_errors import SourceError
 
 # What is wrong with a row; a row's fault is an index into this.
-FAULTS = ('', 'empty_response', 'too_long', 'control_characters', 'lone_surrogates')
+FAULTS = (
+  '', 'empty_response', 'too_long', 'control_characters', 'lone_surrogates', 'turns_not_aligned',
+  *conversations.FAULTS,
+)  # fmt: skip
 # Unicode category Cc without \t \n \r, and half surrogate pairs ("\ud83d" alone in JSON), which
 # UTF-8 cannot hold.
 _UNUSABLE = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]')
-# row number, bytes of id (-1 = none), instruction, input and output
-_HEADER = struct.Struct('<qiIII')
+# row number, bytes of id (-1 = none), instruction, input, output and messages
+_HEADER = struct.Struct('<qiIIII')
 # What memory holds of a row until rows are aligned: where its record ends, digest of its id,
-# faults.
-_ENTRY = struct.Struct('<q16sBB')
-_ENTRIES = np.dtype([('end', '<i8'), ('id', 'S16'), ('text_fault', 'u1'), ('id_fault', 'u1')])
+# faults, number of messages.
+_ENTRY = struct.Struct('<q16sBBH')
+_ENTRIES = np.dtype([
+  ('end', '<i8'), ('id', 'S16'), ('text_fault', 'u1'), ('id_fault', 'u1'), ('turns', '<u2'),
+])  # fmt: skip
 _NO_ID = bytes(16)
 _PIECE_ROWS, _PIECE_BYTES = 1024, 4 << 20  # read at once
 
@@ -42,6 +49,8 @@ class Column:
       equal digests.
     text_faults: uint8 [rows], index into FAULTS: what is wrong with the texts.
     id_faults: uint8 [rows], what is wrong with the id.
+    turns: uint16 [rows], messages of the row, 2 where it is one question and one answer. With the
+      order that `conversations` demands, an even number has no system turn, an odd number has one.
   """
 
   def __init__(self, file: str, max_characters: int):
@@ -60,7 +69,8 @@ class Column:
       SourceError: the disk is full.
     """
     # Half surrogate pairs cannot be UTF-8, but such rows are to be counted, not to end the reading.
-    texts = [text.encode('utf-8', 'surrogatepass') for text in row.texts]
+    messages = json.dumps(row.messages, ensure_ascii=False) if row.messages else ''
+    texts = [text.encode('utf-8', 'surrogatepass') for text in (*row.texts, messages)]
     id_ = b'' if row.id is None else row.id.encode('utf-8', 'surrogatepass')
     header = _HEADER.pack(row.number, -1 if row.id is None else len(id_), *map(len, texts))
     record = b''.join((header, id_, *texts))
@@ -68,8 +78,9 @@ class Column:
     entry = _ENTRY.pack(
       self._end,
       _NO_ID if row.id is None else hashlib.blake2b(id_, digest_size=16).digest(),
-      _fault_of_texts(row.texts, self._max_characters),
+      _fault_of_row(row, self._max_characters),
       0 if row.id is None else _fault_of_characters(row.id),
+      min(len(row.messages) or 2, 0xFFFF),
     )
     with self._keeping():
       self._rows.write(record)
@@ -83,10 +94,8 @@ class Column:
       entries = np.fromfile(self._entries, _ENTRIES)
       self._entries.close()
     self._starts = np.concatenate([np.zeros(1, np.int64), entries['end']])
-    self.id_digests, self.text_faults, self.id_faults = (
-      entries['id'],
-      entries['text_fault'],
-      entries['id_fault'],
+    self.id_digests, self.text_faults, self.id_faults, self.turns = (
+      entries[name] for name in ('id', 'text_fault', 'id_fault', 'turns')
     )
     return self
 
@@ -94,8 +103,8 @@ class Column:
     return len(self._starts) - 1
 
   def forget_bookkeeping(self) -> None:
-    """Frees digests and faults, which only the alignment needs."""
-    self.id_digests = self.text_faults = self.id_faults = None
+    """Frees digests, faults and turns, which only the alignment needs."""
+    self.id_digests = self.text_faults = self.id_faults = self.turns = None
     self.__dict__.pop('has_id', None)
 
   @functools.cached_property
@@ -114,11 +123,18 @@ class Column:
 
   def texts(self, place: int) -> tuple[str, str, str]:
     """Instruction, input and output of a row without fault."""
-    _, instruction, input_, output = _fields(self._record(place))
+    _, instruction, input_, output, *_ = _fields(self._record(place))
     return instruction.decode(), input_.decode(), output.decode()
 
-  def fields(self, places: np.ndarray) -> Iterator[tuple[bytes | None, bytes, bytes, bytes]]:
-    """Id, instruction, input and output of many rows in UTF-8; reads the file in pieces."""
+  def messages(self, place: int) -> list[dict[str, str]]:
+    """The messages of a row without fault; [] where it is one question and one answer."""
+    _, _, _, _, *messages = _fields(self._record(place))
+    return json.loads(messages[0]) if messages else []
+
+  def fields(self, places: np.ndarray) -> Iterator[tuple[bytes | None, ...]]:
+    """Id, instruction, input and output of many rows in UTF-8, and the messages as JSON of a row
+    that has some; reads the file in pieces.
+    """
     for first in range(0, len(places), _PIECE_ROWS):
       some = places[first : first + _PIECE_ROWS]
       starts, ends = self._starts[some], self._starts[some + 1]
@@ -146,17 +162,14 @@ class Column:
       ) from error
 
 
-def _fields(record: bytes) -> tuple[bytes | None, bytes, bytes, bytes]:
-  _, id_, instruction, input_, output = _HEADER.unpack_from(record)
-  a = _HEADER.size + max(id_, 0)
-  b = a + instruction
-  c = b + input_
-  return (
-    None if id_ < 0 else record[_HEADER.size : a],
-    record[a:b],
-    record[b:c],
-    record[c : c + output],
-  )
+def _fields(record: bytes) -> tuple[bytes | None, ...]:
+  _, id_, *lengths = _HEADER.unpack_from(record)
+  start = _HEADER.size + max(id_, 0)
+  fields = [None if id_ < 0 else record[_HEADER.size : start]]
+  for length in lengths if lengths[-1] else lengths[:-1]:
+    fields.append(record[start : start + length])
+    start += length
+  return tuple(fields)
 
 
 def _folder() -> str:
@@ -166,8 +179,13 @@ def _folder() -> str:
   return '/var/tmp' if os.access('/var/tmp', os.W_OK | os.X_OK) else tempfile.gettempdir()
 
 
-def _fault_of_texts(texts: tuple[str, str, str], max_characters: int) -> int:
-  if not texts[2].strip():
+def _fault_of_row(row: Row, max_characters: int) -> int:
+  if row.fault:
+    return FAULTS.index(row.fault)
+  texts = row.texts
+  if row.messages:
+    texts = [text for message in row.messages for text in message.values()]
+  elif not texts[2].strip():
     return FAULTS.index('empty_response')
   if max(map(len, texts)) > max_characters:
     return FAULTS.index('too_long')

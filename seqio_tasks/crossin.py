@@ -3,17 +3,21 @@
 No TensorFlow here: worker processes of `prepare` import this module.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from crossin_jax import config
+from crossin_jax.data import conversations
+from crossin_jax.data.conversations import REASONING, Message
 from crossin_jax.data.mixing import fold
 from crossin_jax.data.mixture_name import CROSSIN_MODES, MODES
 from crossin_jax.data.prompts import (
+  CHAT,
   Example,
   Rejected,
   check_template,
@@ -22,7 +26,7 @@ from crossin_jax.data.prompts import (
   stop_id,
 )
 from crossin_jax.data.vocabulary import Vocabulary
-from crossin_jax.languages import ENGLISH_NAMES
+from crossin_jax.languages import english_name
 
 
 @config.configurable(commands=('prepare',))
@@ -67,8 +71,8 @@ def language_pairs(
   others = tuple(language for language in languages if language != 'en')
   if mode == 'base':
     return (('en', 'en'),)
-  if mode in ('mono', 'text'):
-    chosen = others if mode == 'mono' else languages
+  if mode in ('mono', 'x2en2x', 'text'):
+    chosen = languages if mode == 'text' else others
     return tuple((x, x) for x in chosen)
   if mode == 'en2x':
     return tuple(('en', x) for x in others)
@@ -166,6 +170,7 @@ class TaskSpec:
     preset, seed, validation_rows: see `Preset`, `draw`, `split_rows`.
     template: one of prompts.TEMPLATES, or 'chat'.
     vocabulary: the tokenizer.
+    trained_turns: answers of a conversation that are trained, 'all' or 'last'.
   """
 
   source: object
@@ -179,10 +184,13 @@ class TaskSpec:
   validation_rows: int
   template: str
   vocabulary: Vocabulary
+  trained_turns: str = 'all'
 
   def __post_init__(self):
     check_template(self.template)
-    # Check the chat template before reading any rows.
+    # Read the chat template before any rows.
+    if self.template == CHAT:
+      object.__setattr__(self, 'vocabulary', self.vocabulary.with_template(CHAT))
     stop_id(self.vocabulary, self.template)
 
   @property
@@ -214,8 +222,10 @@ class TaskSpec:
     ranks = np.flatnonzero(drawn.pairs == mine)
     return np.stack([ranks, drawn.rows[ranks]], axis=1)
 
-  def fields(self, row: int) -> dict[str, str]:
-    """'id', 'instruction', 'input', 'output' and 'tag' of one example, before any template."""
+  def fields(self, row: int) -> dict[str, Any]:
+    """'id', 'instruction', 'input', 'output' and 'tag' of one example, before any template; of a
+    conversation also 'messages', with the language of each turn that the mode asks for.
+    """
     asked = self.source.row(row, self.source_language)
     answered = self.source.row(row, self.target_language)
     id_ = self.source.ids()[row]
@@ -223,29 +233,45 @@ class TaskSpec:
       return {
         'id': id_,
         'instruction': 'Translate the following sentence into '
-        f'{ENGLISH_NAMES[self.target_language]}.',
-        'input': asked['instruction'],
-        'output': answered['instruction'],
+        f'{english_name(self.target_language)}.',
+        'input': conversations.first_question(asked),
+        'output': conversations.first_question(answered),
         'tag': '',
       }
+    reasoned = self.source.row(row, 'en') if self.mode == 'x2en2x' else answered
     tag = (
       f'[{self.target_language}]'
       if self.preset.tags and self.mode in ('en2x', 'x2en', 'x2x')
       else ''
     )
-    return {
+    fields = {
       'id': id_,
       'instruction': asked['instruction'],
       'input': asked['input'],
       'output': answered['output'],
       'tag': tag,
     }
+    if any(part.get('messages') for part in (asked, answered, reasoned)):
+      fields['messages'] = conversations.between(asked, answered, reasoned, tag)
+    return fields
 
-  def example(self, fields: dict[str, str], max_length: int | None) -> Example:
+  def _check_reasoning(self, messages: Sequence[Message]) -> None:
+    if REASONING not in (messages or [{}])[-1]:
+      raise Rejected('no_reasoning', 'the English row has none before its last answer')
+    if self.template == CHAT and self.vocabulary.reasoning_field is None:
+      raise Rejected('template_omits_reasoning', 'the chat template does not write it')
+
+  def example(self, fields: dict[str, Any], max_length: int | None) -> Example:
     """Tokens and weights of one example; raises `prompts.Rejected`."""
+    if self.mode == 'x2en2x':
+      self._check_reasoning(fields.get('messages'))
+    render = functools.partial(
+      render_example, self.vocabulary, self.template, fields, fields['tag'],
+      trained_turns=self.trained_turns,
+    )  # fmt: skip
     if self.preset.overlong == 'shorten_input' or max_length is None:
-      return render_example(self.vocabulary, self.template, fields, fields['tag'], max_length)
-    whole = render_example(self.vocabulary, self.template, fields, fields['tag'], None)
+      return render(max_length=max_length)
+    whole = render(max_length=None)
     if len(whole.tokens) <= max_length:
       return whole
     cut = Example(whole.tokens[:max_length], whole.loss_weights[:max_length], 'output')
@@ -267,7 +293,7 @@ class TaskSpec:
 
   def fingerprint_parts(self, max_length: int) -> dict:
     """Everything that the prepared tokens depend on, in readable form."""
-    return {
+    parts = {
       'source': f'{self.source.name} {self.source.digest()}',
       'mode': self.mode,
       'language pair': f'{self.source_language} -> {self.target_language}',
@@ -279,3 +305,5 @@ class TaskSpec:
       'vocabulary': self.vocabulary.digest,
       'max_length': max_length,
     }
+    # Tasks of one question and answer a row were prepared before there was this setting.
+    return parts if self.trained_turns == 'all' else {**parts, 'trained_turns': self.trained_turns}

@@ -31,8 +31,12 @@ class CrossInFeatureConverter(seqio.FeatureConverter):
   MODEL_FEATURES = {name: _SPEC(dtype=tf.as_dtype(dtype)) for name, dtype in _FEATURES.items()}
   PACKING_FEATURE_DTYPES = {}
 
-  def __init__(self, pack: bool = True, bos_id: int = 1, **kwargs):
-    """bos_id: the vocabulary's BOS. Other arguments as in seqio.FeatureConverter."""
+  def __init__(self, pack: bool = True, bos_id: int | None = 1, **kwargs):
+    """Args:
+    pack: several examples in a row, or one.
+    bos_id: the vocabulary's BOS; None = none (see `write_segment`).
+    **kwargs: as in seqio.FeatureConverter.
+    """
     super().__init__(pack=pack, bos_id=bos_id, **kwargs)
 
   def _convert_features(
@@ -77,9 +81,9 @@ class PromptFeatureConverter(seqio.FeatureConverter):
   MODEL_FEATURES = {**CrossInFeatureConverter.MODEL_FEATURES, PROMPT: _SPEC(dtype=tf.int32)}
   PACKING_FEATURE_DTYPES = {}
 
-  def __init__(self, bos_id: int = 1, weighted: bool = False, **kwargs):
+  def __init__(self, bos_id: int | None = 1, weighted: bool = False, **kwargs):
     """Args:
-    bos_id: the vocabulary's BOS.
+    bos_id: the vocabulary's BOS; None = none.
     weighted: the Task has `loss_weights` instead of `inputs`.
     **kwargs: as in seqio.FeatureConverter.
     """
@@ -104,7 +108,8 @@ class PromptFeatureConverter(seqio.FeatureConverter):
         prompt = int(np.argmax(weights > 0)) if (weights > 0).any() else len(tokens)
       row = empty_rows(1, length)
       write_segment(row, 0, 0, 1, tokens, weights, self._bos_id, 0)
-      return [*(row[name][0] for name in _FEATURES), (np.arange(length) <= prompt).astype(np.int32)]
+      read = prompt + (self._bos_id is not None)
+      return [*(row[name][0] for name in _FEATURES), (np.arange(length) < read).astype(np.int32)]
 
     def convert(example):
       dtypes = [spec.dtype for spec in self.MODEL_FEATURES.values()]
@@ -133,7 +138,7 @@ class AnyTaskFeatureConverter(seqio.FeatureConverter):
   MODEL_FEATURES = PromptFeatureConverter.MODEL_FEATURES
   PACKING_FEATURE_DTYPES = {}
 
-  def __init__(self, pack: bool = True, bos_id: int = 1, **kwargs):
+  def __init__(self, pack: bool = True, bos_id: int | None = 1, **kwargs):
     super().__init__(pack=pack, bos_id=bos_id, **kwargs)
     weighted = CrossInFeatureConverter if pack else PromptFeatureConverter
     options = {} if pack else {'weighted': True}

@@ -23,12 +23,13 @@ class MixtureSettings:
     english: rows of Base; None = the aligned rows in English.
     texts: name -> list of one-language sources of running text, usable as components.
     vocabulary: the tokenizer.
-    template: 'alpaca', 'cl_boost', 'llama', 'gemma', 'plain', or 'chat' (the template that lies
-      beside the tokenizer).
+    template: 'alpaca', 'cl_boost', 'llama', 'gemma', 'plain', or 'chat' (the template beside
+      the tokenizer).
     presets: those that names may use besides 'default' and 'released'.
     seed: decides which rows and languages fall into a volume.
     validation_rows: rows held out of every source, at most a twentieth of it.
     max_length: most tokens of an example.
+    trained_turns: answers of a conversation that are trained: 'all', or the 'last' alone.
     rates: 'counts' (proportional to examples), 'shares', 'temperature' or 'epochs'.
     shares: component -> share, for rates = 'shares'; within a component by counts.
     temperature: for rates = 'temperature': tasks weigh count ** (1 / temperature).
@@ -45,6 +46,7 @@ class MixtureSettings:
   seed: int = 0
   validation_rows: int = 200
   max_length: int = 2048
+  trained_turns: str = 'all'
   rates: str = 'counts'
   shares: dict[str, float] | None = None
   temperature: float = 1.0
@@ -53,6 +55,10 @@ class MixtureSettings:
   def __post_init__(self):
     if self.rates not in RATES:
       raise ValueError(f'MixtureSettings.rates = {self.rates!r} is not one of {RATES}')
+    if self.trained_turns not in ('all', 'last'):
+      raise ValueError(
+        f"MixtureSettings.trained_turns = {self.trained_turns!r} is not 'all' or 'last'"
+      )
     if self.temperature <= 0:
       raise ValueError(f'MixtureSettings.temperature = {self.temperature} must be above 0')
     if self.max_length < 2:
@@ -101,7 +107,8 @@ def mixture_entries(name: MixtureName, settings: MixtureSettings) -> list[Mixtur
   entries = []
   for component in name.components:
     for mode, source, pair in _component(component, name, settings, preset):
-      missing = set(pair) - set(source.languages)
+      needed = {*pair, 'en'} if mode == 'x2en2x' else {*pair}
+      missing = needed - set(source.languages)
       if missing:
         raise ValueError(
           f'source {source.name} has no rows in {", ".join(sorted(missing))}; it has '
@@ -119,6 +126,7 @@ def mixture_entries(name: MixtureName, settings: MixtureSettings) -> list[Mixtur
         validation_rows=settings.validation_rows,
         template=settings.template,
         vocabulary=settings.vocabulary,
+        trained_turns=settings.trained_turns,
       )
       volume = name.volume if mode in CROSSIN_MODES else None
       if volume is not None:
@@ -135,7 +143,16 @@ def mixture_entries(name: MixtureName, settings: MixtureSettings) -> list[Mixtur
   weights = _weights(entries, name, settings)
   total = sum(weights)
   if total <= 0:
-    raise ValueError(f'mixture {name} has no example with a rate above 0')
+    aside = {
+      entry.task.source.name: {
+        f'{language}: {why}': count
+        for (language, why), count in entry.task.source.set_aside().items()
+      }
+      for entry in entries
+    }
+    raise ValueError(
+      f'mixture {name} has no example with a rate above 0; source rows set aside: {aside}'
+    )
   return [
     dataclasses.replace(entry, rate=weight / total) for entry, weight in zip(entries, weights)
   ]

@@ -1,6 +1,7 @@
 """`crossin prepare`: tokenises the Tasks of a Mixture once, in parts, on all cores."""
 
 import collections
+from collections.abc import Mapping
 import concurrent.futures
 import contextlib
 import json
@@ -53,11 +54,13 @@ def prepare(
     overwrite: write stale Tasks again instead of raising an error.
 
   Returns:
-    {'mixture', 'tasks': number, 'examples', 'tokens', 'loss_tokens', 'dropped': {...}, 'seconds',
+    {'mixture', 'tasks': number, 'examples', 'tokens', 'loss_tokens', 'dropped', 'shortened':
+    {reason: examples}, 'set_aside': {source: {'language: reason': rows}}, 'notes', 'seconds',
     'tokenised': number of Tasks that were written}.
 
   Raises:
-    PreparedDataError: a Task exists with other settings; names the differences and the remedy.
+    PreparedDataError: a Task exists with other settings (names the differences and the remedy), or
+      no example is left.
     ValueError: see `mixture_entries`.
   """
   started = time.monotonic()
@@ -68,12 +71,25 @@ def prepare(
     safe_file_name(spec.name)
   with _written(output_dir, specs) as files:
     todo, manifests = _write(files, mixture, name, entries, settings, workers, overwrite)
-  dropped = collections.Counter()
-  totals = collections.Counter()
+  dropped, shortened, totals = (collections.Counter() for _ in range(3))
+  set_aside = {
+    manifest['task']['source']: manifest['source_rows_set_aside']
+    for manifest in manifests.values()
+    if manifest['source_rows_set_aside']
+  }
+  sources = {spec.source.name: spec.source for spec in specs.values()}
+  # Users' own sources may have none.
+  notes = [note for source in sources.values() for note in getattr(source, 'notes', list)()]
   for manifest in manifests.values():
     for split in manifest['splits'].values():
       dropped.update(split['dropped'])
+      shortened.update(split['shortened'])
       totals.update({key: split[key] for key in ('examples', 'tokens', 'loss_tokens')})
+  if not totals['examples']:
+    raise PreparedDataError(
+      f'mixture {mixture} has no example left: {_reasons(dropped)} dropped; source rows set aside: '
+      f'{counts_of(set_aside)}. Raise max_length, or give other rows'
+    )
   return {
     'mixture': mixture,
     'output_dir': output_dir,
@@ -81,6 +97,9 @@ def prepare(
     'tokenised': len(todo),
     **totals,
     'dropped': dict(dropped),
+    'shortened': dict(shortened),
+    'set_aside': set_aside,
+    'notes': notes,
     'seconds': round(time.monotonic() - started, 3),
   }
 
@@ -128,14 +147,18 @@ def _write(
       }
       for entry in entries
     ]
+    vocabulary = settings.vocabulary.with_template(settings.template)
     prompts = {
       'template': settings.template,
       'tags': settings.preset(name.preset).tags,
-      'chat_template': settings.vocabulary.chat if settings.template == CHAT else None,
-      'stop_id': stop_id(settings.vocabulary, settings.template),
+      'chat_template': vocabulary.chat if settings.template == CHAT else None,
+      'chat_options': dict(vocabulary.chat_options),
+      'special_tokens_in_text': vocabulary.special_tokens_in_text,
+      'system_role': vocabulary.system_role,
+      'stop_id': stop_id(vocabulary, settings.template),
     }
     write_mixture(
-      output_dir, mixture, tasks, settings.vocabulary, rates=settings.rates,
+      output_dir, mixture, tasks, vocabulary, rates=settings.rates,
       max_length=settings.max_length, languages=list(name.languages), prompts=prompts,
     )  # fmt: skip
   except remote.RemoteError:
@@ -164,9 +187,9 @@ def _is_prepared(files: mirror.Folder, spec: TaskSpec, max_length: int, overwrit
     return False
   saved = manifest.get('fingerprint_parts', {})
   differences = [
-    f'{key} was {_short(saved.get(key))}, now {_short(wanted[key])}'
-    for key in wanted
-    if saved.get(key) != wanted[key]
+    f'{key} was {_short(saved.get(key))}, now {_short(wanted.get(key))}'
+    for key in {**wanted, **saved}
+    if saved.get(key) != wanted.get(key)
   ] or ['written by another version']
   raise PreparedDataError(
     f'{os.path.join(files.url, "tasks", spec.name)} is stale: {"; ".join(differences)}. '
@@ -334,18 +357,39 @@ def main(argv: list[str]) -> int:
   parser.add_argument('--mixture', required=True, help='source.variant.volume.languages.preset')
   parser.add_argument('--output_dir', required=True, help='where tasks/ and mixtures/ are written')
   parser.add_argument('--workers', type=int, help='processes (default: all cores)')
-  parser.add_argument('--overwrite', action='store_true', help='write stale tasks anew')
+  parser.add_argument('--overwrite', action='store_true', help='rewrite stale tasks')
   args = parser.parse_args(argv)
   config.parse(args)
   summary = prepare(args.mixture, args.output_dir, MixtureSettings(), args.workers, args.overwrite)
-  dropped = (
-    ', '.join(f'{count:,} {reason}' for reason, count in summary['dropped'].items()) or 'none'
-  )
+  counts = f'dropped: {_reasons(summary["dropped"])}'
+  if summary['shortened']:
+    counts += f', shortened: {_reasons(summary["shortened"])}'
   print(
     f'{summary["mixture"]}: {summary["tasks"]} tasks ({summary["tokenised"]} new), '
     f'{summary["examples"]:,} examples, '
-    f'{summary["tokens"]:,} tokens ({summary["loss_tokens"]:,.0f} trained), dropped: {dropped}, '
+    f'{summary["tokens"]:,} tokens ({summary["loss_tokens"]:,.0f} trained), {counts}, '
     f'{summary["seconds"]:.1f} s -> {args.output_dir}',
+    *(
+      [f'rows of the sources set aside: {counts_of(summary["set_aside"])}']
+      * bool(summary['set_aside'])
+    ),
+    *summary['notes'],
+    sep='\n',
     file=sys.stderr,
   )
   return command_line.finish(args, summary)
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+  return ', '.join(f'{count:,} {reason}' for reason, count in counts.items()) or 'none'
+
+
+def counts_of(set_aside: Mapping[str, Mapping[str, int]]) -> str:
+  """'alpaca (es: control_characters 96, zh: null_field 2)'; 'none'."""
+  return (
+    ', '.join(
+      f'{source} ({", ".join(f"{why} {count:,}" for why, count in reasons.items())})'
+      for source, reasons in set_aside.items()
+    )
+    or 'none'
+  )

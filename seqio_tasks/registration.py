@@ -3,6 +3,7 @@
 """
 
 import functools
+import json
 
 import numpy as np
 import seqio
@@ -61,7 +62,7 @@ def _register_task(entry: MixtureEntry) -> seqio.Task:
   )
 
 
-FIELDS = ('id', 'instruction', 'input', 'output', 'tag')
+FIELDS = ('id', 'instruction', 'input', 'output', 'tag', 'messages')
 
 
 def _rows(spec: TaskSpec, volume, split, shuffle_files=False, seed=None) -> tf.data.Dataset:
@@ -75,7 +76,9 @@ def _rows(spec: TaskSpec, volume, split, shuffle_files=False, seed=None) -> tf.d
   def generate():
     for _, row in items:
       fields = spec.fields(row)
-      yield {field: fields[field] for field in FIELDS}
+      # Tensors hold text: the messages of a conversation are JSON, '' of other rows.
+      turns = fields.get('messages')
+      yield {**fields, 'messages': json.dumps(turns, ensure_ascii=False) if turns else ''}
 
   signature = {field: tf.TensorSpec((), tf.string) for field in FIELDS}
   return tf.data.Dataset.from_generator(generate, output_signature=signature)
@@ -90,6 +93,7 @@ def render(dataset: tf.data.Dataset, sequence_length, spec: TaskSpec) -> tf.data
 
   def tokens_of(*values):
     fields = {field: value.decode('utf-8') for field, value in zip(FIELDS, values)}
+    fields['messages'] = json.loads(fields['messages'] or '[]')
     try:
       example = spec.example(fields, max_length)
     except Rejected:

@@ -6,18 +6,27 @@ disk (`columns.Column`), so that a source may be larger than memory. TensorFlow 
 `TfdsRows` alone, when it reads.
 """
 
+import collections
 from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 import hashlib
 import os
 import re
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from crossin_jax import config
-from crossin_jax.data.readers import TEXT_FIELDS, Row, extension, find_files, read_rows
+from crossin_jax.data.readers import (
+  TEXT_FIELDS,
+  Row,
+  extension,
+  find_files,
+  is_rows,
+  other_files,
+  read_rows,
+)
 from crossin_jax.data.source_errors import SourceError
-from crossin_jax.languages import code_of
+from crossin_jax.languages import code_of, english_name
 from seqio_tasks.alignment import Table, aligned
 from seqio_tasks.columns import Column
 from seqio_tasks.tfds_rows import read_tfds
@@ -45,8 +54,10 @@ class Source(Protocol):
   def ids(self) -> Sequence[str]:
     """The ids of the kept rows, in row order; equal in all languages."""
 
-  def row(self, index: int, language: str) -> dict[str, str]:
-    """Row `index` in one language: exactly 'instruction', 'input', 'output'."""
+  def row(self, index: int, language: str) -> dict[str, Any]:
+    """Row `index` in one language: 'instruction', 'input', 'output'; of a conversation these are
+    empty, and 'messages' has its turns: [{'role': 'user', 'content': text}, ...].
+    """
 
   def set_aside(self) -> dict[tuple[str, str], int]:
     """(language, reason) -> number of skipped rows."""
@@ -55,7 +66,7 @@ class Source(Protocol):
     """SHA-256 (hex) of ids and texts in row order."""
 
 
-class _Rows:
+class Rows:
   """What the sources share: everything but `_columns`, which reads. Pickled as its settings,
   without the rows.
   """
@@ -110,8 +121,8 @@ class _Rows:
     """
     return self._table.ids
 
-  def row(self, index: int, language: str) -> dict[str, str]:
-    """Row `index` in one language: exactly 'instruction', 'input', 'output'.
+  def row(self, index: int, language: str) -> dict[str, Any]:
+    """Row `index` in one language, as in `Source`.
 
     Raises:
       IndexError: no such row.
@@ -121,7 +132,10 @@ class _Rows:
       raise SourceError(
         f'{self.name} has the languages {", ".join(self.languages)}, not {language!r}'
       )
-    return dict(zip(TEXT_FIELDS, self._table.texts(index, language), strict=True))
+    row = dict(zip(TEXT_FIELDS, self._table.texts(index, language), strict=True))
+    if not row['output']:  # only a conversation has none
+      row['messages'] = self._table.messages(index, language)
+    return row
 
   def set_aside(self) -> dict[tuple[str, str], int]:
     """(language, reason) -> number of skipped rows.
@@ -131,9 +145,19 @@ class _Rows:
     counts for itself. So for every
     language: rows read = len(self) + its own 'no_counterpart' + all other counts.
     Reasons: 'no_counterpart', 'empty_response', 'control_characters', 'lone_surrogates',
-      'too_long'.
+      'too_long', 'turns_not_aligned' (another number of turns, or a system turn, than in the first
+      language), and those of `conversations.FAULTS`.
     """
     return dict(self._table.set_aside)
+
+  def notes(self) -> list[str]:
+    """Sentences on rows and files that were not read, since their language is not asked for."""
+    len(self)  # reads
+    return [
+      f'{self.name}: {what} not read, {english_name(language)} is not in its languages '
+      f'{", ".join(self.languages)}'
+      for language, what in self.__dict__.get('_unread', {}).items()
+    ]
 
   def digest(self) -> str:
     """SHA-256 (hex) of ids and texts in row order.
@@ -156,14 +180,14 @@ class _Rows:
     for language in sorted(table.columns):
       update(language.encode())
       for _, *texts in table.fields(language):
-        update(*texts)
+        update(*texts)  # three texts, or four of a conversation
     return digest.hexdigest()
 
 
 @config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
-class ParallelFiles(_Rows):
-  """Instruction rows from JSON, JSONL or Parquet files.
+class ParallelFiles(Rows):
+  """Instruction rows and conversations from JSON, JSONL or Parquet files and saved datasets.
 
       # alpaca_en.json: [{"instruction": "Name a colour.", "output": "Red"}]
       # alpaca_zh.json: [{"instruction": "说出一种颜色。", "output": "红色"}]
@@ -172,7 +196,9 @@ class ParallelFiles(_Rows):
       source.row(0, 'zh') == {'instruction': '说出一种颜色。', 'input': '', 'output': '红色'}
 
   Each row has instruction, output, optionally input (missing or null = '') and id (string or whole
-  number); other fields are ignored. A JSON file holds a list, a JSONL file one object per line.
+  number), or turns in messages (role, content) or conversations (from, value); other fields are
+  ignored. A JSON file holds a list, a JSONL file one object per line. A directory that
+  `datasets.save_to_disk` wrote stands for a file.
 
   Attributes:
     path: either the stem of one file per language, `/data/alpaca` for alpaca_en.json or
@@ -205,14 +231,16 @@ class ParallelFiles(_Rows):
       raise SourceError(f"ParallelFiles.align = {self.align!r}: must be 'auto', 'id' or 'position'")
 
   def _columns(self) -> tuple[dict[str, Column], str]:
-    if os.path.isfile(self.path) and extension(self.path):
+    if is_rows(self.path):
       rows, one = read_rows(self.path, with_language=True), len(self.languages) == 1
-      columns, long_form = _by_language(
+      columns, unread, long_form = _by_language(
         rows, self.languages, self.path, self.max_characters, may_be_plain=one
       )
+      object.__setattr__(self, '_unread', unread)
       return columns, 'id' if long_form else self.align
-    columns = {}
-    for language, file in find_files(self.path, self.languages).items():
+    files, columns = find_files(self.path, self.languages), {}
+    object.__setattr__(self, '_unread', other_files(self.path, self.languages))
+    for language, file in files.items():
       columns[language] = Column(file, self.max_characters)
       for row in read_rows(file):
         columns[language].add(row)
@@ -243,7 +271,7 @@ def one_language_files(
 
 @config.configurable(commands=('prepare',))
 @dataclasses.dataclass(frozen=True)
-class TfdsRows(_Rows):
+class TfdsRows(Rows):
   """Instruction rows from a prepared TFDS dataset with the features id, language, instruction,
   input, output.
 
@@ -284,7 +312,9 @@ class TfdsRows(_Rows):
 
   def _columns(self) -> tuple[dict[str, Column], str]:
     rows = read_tfds(self.builder, self.split, self.data_dir)
-    return _by_language(rows, self.languages, self.builder, self.max_characters)[0], 'id'
+    columns, unread, _ = _by_language(rows, self.languages, self.builder, self.max_characters)
+    object.__setattr__(self, '_unread', unread)
+    return columns, 'id'
 
 
 def _by_language(
@@ -293,8 +323,8 @@ def _by_language(
   file: str,
   max_characters: int,
   may_be_plain: bool = False,
-) -> tuple[dict[str, Column], bool]:
-  """Splits rows in long form by language; rows in other languages are dropped.
+) -> tuple[dict[str, Column], dict[str, str], bool]:
+  """Splits rows in long form by language; rows in other languages are counted.
 
   Args:
     rows: as read.
@@ -304,20 +334,20 @@ def _by_language(
     may_be_plain: rows without any language are those of the one language wanted.
 
   Returns:
-    language -> rows, and whether the file is in long form.
+    language -> rows; other language -> how many rows; whether the file is in long form.
   """
   columns = {language: Column(file, max_characters) for language in languages}
-  found, incomplete = set(), None
+  found, incomplete = collections.Counter(), None
   for row in rows:
     if incomplete is None and (row.language is None or row.id is None):
       incomplete = row.number, 'language' if row.language is None else 'id'
-    found.add(row.language)
+    found[row.language] += 1
     language = languages[0] if may_be_plain and row.language is None else row.language
     if language in columns:
       columns[language].add(row)
   columns = {language: column.seal() for language, column in columns.items()}
-  if may_be_plain and found == {None}:
-    return columns, False
+  if may_be_plain and found.keys() == {None}:
+    return columns, {}, False
   if incomplete:
     number, field = incomplete
     hint = ''
@@ -337,4 +367,5 @@ def _by_language(
         f'{file}: no rows in language {language!r}, found {", ".join(sorted(found))}; add them, '
         f'or take {language!r} out of languages'
       )
-  return columns, True
+  unread = {other: f'{n:,} rows' for other, n in found.items() if other not in columns}
+  return columns, unread, True

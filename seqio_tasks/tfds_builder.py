@@ -67,10 +67,13 @@ class AlignedInstructions(tfds.core.GeneratorBasedBuilder):
     source = self._source
     for i, id_ in enumerate(source.ids()):
       for j, language in enumerate(source.languages):
-        yield (
-          i * len(source.languages) + j,
-          {'id': id_, 'language': language, **source.row(i, language)},
-        )
+        row = source.row(i, language)
+        if 'messages' in row:
+          raise SourceError(
+            f'{source.name}, id {id_!r}: is a conversation, and this dataset holds instruction, '
+            'input and output only; read the files with ParallelFiles, or leave such rows out'
+          )
+        yield i * len(source.languages) + j, {'id': id_, 'language': language, **row}
 
 
 def build(source: Source, data_dir: str) -> str:

@@ -9,7 +9,7 @@ import sys
 
 from crossin_jax.workflow import command_line
 from crossin_jax.xinstruction import rows as rows_lib
-from seqio_tasks.sources import ParallelFiles
+from seqio_tasks.sources import ParallelFiles, SourceError
 
 
 def rows(
@@ -35,6 +35,11 @@ def rows(
   def made():
     for index, id_ in enumerate(source.ids()):
       english = source.row(index, 'en')
+      if 'messages' in english:
+        raise SourceError(
+          f'{stem}, id {id_!r}: is a conversation; an X-Instruction row is one question and one '
+          'answer. Remove it from the files of all languages'
+        )
       instruction = styled(rows_lib.joined(english['instruction'], english['input']), language)
       output = source.row(index, language)['output']
       yield {

@@ -18,7 +18,7 @@ class SeqioVocabulary(seqio.Vocabulary):
     self._vocabulary = vocabulary
 
   @property
-  def bos_id(self) -> int:
+  def bos_id(self) -> int | None:
     return self._vocabulary.bos_id
 
   @property

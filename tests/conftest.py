@@ -1,7 +1,9 @@
 """What the tests share: four forced CPU devices, a tiny vocabulary, a tiny world and a tiny model."""
 
 import contextlib
+import gc
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import sqlite3
@@ -11,9 +13,12 @@ import sys
 sys.modules.setdefault('conftest', sys.modules[__name__])
 
 # Before jax is imported, and inherited by subprocesses.
-os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['JAX_PLATFORMS'] = os.environ.get('CROSSIN_TEST_PLATFORMS', 'cpu')
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+# Small matrices; threads that wait for each other on two cores take longer than one.
+for _name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
+  os.environ.setdefault(_name, '1')
 # Four devices; and XLA's CPU compiler at its fastest, because tests compile much and compute
 # little.
 _FLAGS = ['--xla_force_host_platform_device_count=4', '--xla_backend_optimization_level=0']
@@ -23,6 +28,11 @@ if importlib.metadata.version('jax').startswith('0.10.'):
 for _flag in _FLAGS:
   if _flag.split('=')[0] not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_flag}'.strip()
+
+if importlib.util.find_spec('triton'):
+  # It comes with torch's CUDA build. Imported after TensorFlow (2.21), Triton (3.7.1) ends the
+  # process with a segmentation fault; before it, both work.
+  import triton  # noqa: F401
 
 import gin  # noqa: E402
 import hypothesis  # noqa: E402
@@ -45,6 +55,20 @@ TINY_MIXTURE = 'world.tested_shared_base_x2x.all.en_zh_vi_es.every'
 TINY_SHARES = {'tested': 0.3, 'shared': 0.2, 'base': 0.2, 'x2x': 0.3}
 
 
+# Tracing makes many objects and few cycles: looking for those often takes a tenth of the time.
+gc.collect()
+gc.freeze()
+gc.set_threshold(50_000, 20, 20)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _forget_programs():
+  """What a file compiled is of no use to the next one, and takes gigabytes."""
+  yield
+  if 'jax' in sys.modules:
+    sys.modules['jax'].clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _fresh_gin():
   """No test sees the gin bindings of another."""
@@ -58,7 +82,7 @@ def shared_data() -> pathlib.Path:
   """The real data beside the repository, or a skip."""
   path = REPOSITORY.parent / 'shared' / 'data'
   if not path.is_dir():
-    pytest.skip(f'{path} is not there: tests on real data need it')
+    pytest.skip(f'{path} is not there: put the real data there')
   return path
 
 

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 KEY = 'sk-test-0123456789abcdef'
 
@@ -70,6 +71,11 @@ class Handler(BaseHTTPRequestHandler):
 
   def log_message(self, *_):
     pass
+
+  def do_GET(self):
+    with self.server.lock:  # whatever was answered is noted
+      self.send_response(204)
+      self.end_headers()
 
   def do_POST(self):
     args = self.server.args
@@ -144,10 +150,17 @@ class Handler(BaseHTTPRequestHandler):
         )
       else:
         content = draw.choice(['', content + ' ⟦0⟧ ⟦7⟧', re.sub(r'⟦\d+⟧', '', content) + ' ⟦9⟧'])
+    if args.thinks:
+      said, most = 'thoughts', body.get('max_tokens') or 10**9
+      thoughts = 'Answer one may get <score1>1</score1><score2>1</score2>. ' * args.thinks
+      if 20 * args.thinks > most:
+        content, finish = ('' if args.hide else f'<think>{thoughts}'), 'length'
+      else:
+        content = content if args.hide else f'<think>{thoughts}</think>\n{content}'
     usage = {'prompt_tokens': 100, 'completion_tokens': 20, 'total_tokens': 120}
     choice = {
       'index': 0,
-      'message': {'role': 'assistant', 'content': content},
+      'message': {'role': 'assistant', 'content': content or None},
       'finish_reason': finish,
     }
     return self.say(
@@ -165,14 +178,15 @@ class Handler(BaseHTTPRequestHandler):
 
   def say(self, key, status, body, headers=None, said=None):
     content = (body if isinstance(body, str) else json.dumps(body)).encode()
-    self.send_response(status)
-    self.send_header('Content-Type', 'text/html' if isinstance(body, str) else 'application/json')
-    self.send_header('Content-Length', str(len(content)))
-    for name, value in (headers or {}).items():
-      self.send_header(name, value)
-    self.end_headers()
-    self.wfile.write(content)
-    self.note(key, said or str(status))
+    with self.server.lock:
+      self.send_response(status)
+      self.send_header('Content-Type', 'text/html' if isinstance(body, str) else 'application/json')
+      self.send_header('Content-Length', str(len(content)))
+      for name, value in (headers or {}).items():
+        self.send_header(name, value)
+      self.end_headers()
+      self.wfile.write(content)
+      self.note(key, said or str(status))
 
   def note(self, key, said):
     with self.server.lock, open(self.server.args.log, 'a', encoding='utf-8') as f:
@@ -199,6 +213,8 @@ def main():
   parser.add_argument(
     '--always_garbage', default='', help='requests with this text are never answered well'
   )
+  parser.add_argument('--thinks', type=int, default=0, help='sentences before each answer')
+  parser.add_argument('--hide', type=int, default=0, help='1: thoughts are not in the content')
   parser.add_argument('--slow', type=float, default=0.0, help='most seconds to an answer')
   parser.add_argument('--per_second', type=int, default=0, help='requests a second, more get 429')
   parser.add_argument('--die_after', type=int, default=0, help='requests')
@@ -206,7 +222,7 @@ def main():
   parser.add_argument('--code', default=None)
   args = parser.parse_args()
   server = Server(('127.0.0.1', args.port), Handler)
-  server.daemon_threads, server.args, server.lock = True, args, threading.Lock()
+  server.daemon_threads, server.args, server.lock = True, args, threading.RLock()
   server.seen, server.recent, server.total = {}, [], 0
   signal.alarm(120)  # nobody is left behind
   print(server.server_address[1], flush=True)
@@ -225,6 +241,8 @@ class Running:
     self.url = f'http://127.0.0.1:{self.port}/v1'
 
   def log(self):
+    with contextlib.suppress(OSError):  # it may have ended
+      urllib.request.urlopen(f'http://127.0.0.1:{self.port}', timeout=20).close()
     return (
       [json.loads(line) for line in self.path.read_text().splitlines()]
       if self.path.exists()

@@ -148,14 +148,14 @@ def test_wrong_settings_of_prepare(tiny_vocabulary, tmp_path):
   assert not list(tmp_path.rglob('*.json'))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason='mounting a tmpfs needs root')
+@pytest.mark.skipif(os.geteuid() != 0, reason='mounting a tmpfs needs root: run this test as root')
 def test_full_disk_and_read_only_output(tiny_vocabulary, tiny_prepared, tmp_path):
   small = tmp_path / 'small'
   small.mkdir()
   if subprocess.run(
     ['mount', '-t', 'tmpfs', '-o', 'size=128k', 'tmpfs', small], capture_output=True
   ).returncode:
-    pytest.skip('this machine does not let root mount a tmpfs')
+    pytest.skip('mounting a tmpfs needs CAP_SYS_ADMIN: run outside of this container')
   try:
     one_message(
       crossin(*prepare_flags(tiny_vocabulary.path, small / 'data', WORLD_SEED=1)),

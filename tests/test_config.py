@@ -5,7 +5,7 @@ import argparse
 import gin
 import pytest
 
-from crossin_jax import config
+from crossin_jax import config, languages
 from crossin_jax.training import optimizers
 
 
@@ -74,3 +74,18 @@ def test_repository_files_are_found_from_anywhere(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   parse('--gin_file=gin_configs/models/world_1m.gin')
   assert gin.query_parameter('DecoderConfig.vocab_size') == 1536
+
+
+def test_a_gin_file_may_begin_with_a_byte_order_mark(tmp_path):
+  path = tmp_path / 'a.gin'
+  path.write_bytes(b"\xef\xbb\xbflanguages.added = {'nds': {'name': 'Low German'}}\r\n")
+  parse(f'--gin_file={path}')
+  assert languages.english_name('nds') == 'Low German'
+
+
+def test_a_bound_value_is_that_of_the_scope_in_force():
+  """A run's config.gin has the settings of a model inside the macro MODEL, not outside it."""
+  gin.parse_config('schedule.peak = 1\nMODEL/schedule.peak = 2\nMODEL/schedule.warmup_ratio = 3')
+  assert config.bound('schedule.peak') == 1 and config.bound('schedule.warmup_ratio') is None
+  with gin.config_scope('MODEL'), gin.config_scope('inner'):
+    assert config.bound('schedule.peak') == 2 and config.bound('schedule.warmup_ratio') == 3

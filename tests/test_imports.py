@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import importlib.util
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ from conftest import REPOSITORY
 # From the ground up: a folder or file imports only from those before it.
 ORDER = (
   'errors languages language_id moved progress storage processes config workflow data world models '
-  'devices training checkpoints decoding endpoint pages evaluation translation plan mixing_laws '
+  'devices training checkpoints decoding endpoint pages serve evaluation translation plan mixing_laws '
   'sweep xinstruction quickstart train bench seqio_tasks t5x_bridge cli'
 ).split()
 HEAVY = ('tensorflow', 'seqio', 'tensorflow_datasets', 't5x', 'torch', 'transformers')
@@ -136,3 +137,12 @@ def test_importing_seqio_tasks_and_what_workers_of_prepare_import(tmp_path):
   names = 'seqio_tasks, seqio_tasks.prepare, crossin_jax.world.sources, seqio_tasks.sources'
   loaded = run(f'import sys, json, {names}\nprint(json.dumps(sorted(sys.modules)))', tmp_path)
   assert not [name for name in HEAVY if name in loaded]
+
+
+def test_triton_is_imported_before_tensorflow():
+  """The other order ends the process; see conftest.py."""
+  if importlib.util.find_spec('triton'):
+    import tensorflow  # noqa: F401
+
+    order = list(sys.modules)
+    assert order.index('triton') < order.index('tensorflow')

@@ -19,6 +19,7 @@ from crossin_jax.models.decoder import Decoder
 from crossin_jax.processes.exit_status import RESTART
 from crossin_jax.train import TrainingError, train
 from crossin_jax.training import metrics, optimizers
+from crossin_jax.training.bookkeeping import RunState
 
 STEPS = 12
 TIMING = {'seconds_per_step', 'tokens_per_second', 'loss_tokens_per_second', 'mfu'}
@@ -146,6 +147,9 @@ def test_a_run_leaves_what_it_should(undisturbed, tiny_prepared, tiny_vocabulary
     'template': 'plain',
     'tags': True,
     'chat_template': None,
+    'chat_options': {},
+    'special_tokens_in_text': False,
+    'system_role': 'first_user',
     'stop_id': tiny_vocabulary.eos_id,
   }
   assert described['prompts'] == said
@@ -216,6 +220,179 @@ def test_changed_data_on_resume_are_refused_unless_on_purpose(stopped, tiny_prep
   assert steps_in(model_dir) == sorted({*before, 8, 9})
 
 
+def clipped_later(total_steps):
+  return optimizers.adamw(total_steps, clip_norm=0.5)
+
+
+def unclipped(total_steps):
+  return optimizers.adamw(total_steps, clip_norm=None)
+
+
+def forgetful(total_steps):
+  # An optimizer of a user: without settings.
+  made = optimizers.adamw(total_steps)
+  return optimizers.Optimizer(made.transform, made.schedule)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'change, parts',
+  [
+    ({'optimizer': optimizers.adafactor}, ("optimizer was 'adamw', now 'adafactor'", '0/v_row')),
+    ({'optimizer': unclipped}, ('adamw.clip_norm was 1.0, now None', 'in this run 0/count')),
+    (
+      {'optimizer': unclipped, 'total_steps': 20},
+      ('adamw.clip_norm was 1.0, now None; train.total_steps was 12, now 20',),
+    ),
+  ],
+)
+def test_an_optimizer_with_another_state_is_named(stopped, tiny_prepared, tmp_path, change, parts):
+  model_dir = tmp_path / 'run'
+  shutil.copytree(stopped, model_dir)
+  bindings()
+  with pytest.raises(manager.OptimizerStateError) as error:
+    train(**arguments(tiny_prepared, model_dir, **change))
+  said = str(error.value)
+  assert all(part in said for part in (*parts, 'Undo the change', 'INITIAL_CHECKPOINT_PATH'))
+  assert 'damaged' not in said and 'elete' not in said
+  bindings()
+  assert train(**arguments(tiny_prepared, model_dir)) == 0, 'nothing was lost'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'change, extra, said',
+  [
+    ({'total_steps': 8}, '', 'train.total_steps was 12, now 8\n'),
+    ({'optimizer': clipped_later}, '', 'adamw.clip_norm was 1.0, now 0.5\n'),
+    ({}, 'schedule.peak = 1e-3', 'schedule.peak was 0.003, now 0.001\n'),
+    ({}, "schedule.decay = 'constant'", "schedule.decay was 'cosine', now 'constant'\n"),
+    ({}, 'adamw.weight_decay = 0.0', 'adamw.weight_decay was 0.01, now 0.0\n'),
+    ({'optimizer': forgetful}, '', "optimizer was 'adamw', now 'forgetful'\n"),
+    ({'total_steps': 4}, '', 'nothing to do: step 6 is saved, 4 are wanted\n'),
+    ({}, '', ''),
+  ],
+)
+def test_other_changes_of_the_optimizer_are_told(
+  stopped, tiny_prepared, tmp_path, capsys, change, extra, said
+):
+  model_dir = tmp_path / 'run'
+  shutil.copytree(stopped, model_dir)
+  bindings(extra)
+  assert train(**{**arguments(tiny_prepared, model_dir), 'log_period': 20, **change}) == 0
+  found = capsys.readouterr().err
+  assert said in found and ('other settings' in found) == bool(said)
+  # The next run knows the new settings.
+  bindings(extra)
+  assert train(**{**arguments(tiny_prepared, model_dir), **change}) == 0
+  assert ('other settings' in capsys.readouterr().err) == ('nothing to do' in said)
+
+
+@pytest.mark.slow
+def test_checkpoints_without_a_record_of_the_optimizer_resume(
+  tiny_prepared, tmp_path, monkeypatch, capsys
+):
+  as_json = RunState.as_json
+  forget = lambda self: {k: v for k, v in as_json(self).items() if k != 'optimizer'}
+  with monkeypatch.context() as patch:
+    patch.setattr(RunState, 'as_json', forget)
+    bindings()
+    assert train(**arguments(tiny_prepared, tmp_path, total_steps=3)) == 0
+  bindings()
+  with pytest.raises(manager.OptimizerStateError, match='has another optimizer than') as error:
+    train(**arguments(tiny_prepared, tmp_path, optimizer=unclipped))
+  assert '1/0/mu' in str(error.value) and 'damaged' not in str(error.value)
+  bindings()
+  assert train(**arguments(tiny_prepared, tmp_path, total_steps=5)) == 0
+  assert 'other settings' not in capsys.readouterr().err and steps_in(tmp_path)[-1] == 5
+
+
+class Measured:
+  # An evaluator that knows its numbers.
+  def figures(self):
+    return ['eval/mine/score']
+
+  def __call__(self, model, params, partition):
+    yield 'eval/mine/score', 1.0
+
+
+@pytest.mark.parametrize(
+  'changes, extra, message',
+  [
+    (
+      {'evaluators': (Measured(),)},
+      "CheckpointConfig.best_metric = 'eval/mine/score'",
+      'evaluation_period = 0 never calls the 1 train.evaluators',
+    ),
+    (
+      {'evaluators': (Measured(),), 'evaluation_period': 2},
+      "CheckpointConfig.best_metric = 'eval/mine/scores'",
+      "'eval/mine/scores' is none of the numbers of the evaluators: eval/mine/score",
+    ),
+    (
+      {},
+      "CheckpointConfig.best_metric = 'eval/mine/score'",
+      'needs the evaluator that measures it',
+    ),
+    (
+      {'evaluation_period': 2},
+      "CheckpointConfig.best_metric = 'eval/heldout/loss'",
+      "'eval/heldout/loss' needs the evaluator",
+    ),
+    ({'early_stopping_patience': 1}, '', 'needs CheckpointConfig.best_metric'),
+    (
+      {'evaluators': (Measured(),), 'evaluation_period': -5},
+      '',
+      'evaluation_period = -5 never calls',
+    ),
+  ],
+)
+def test_an_evaluation_that_would_never_happen_is_refused(
+  tiny_prepared, tmp_path, changes, extra, message
+):
+  bindings(extra)
+  with pytest.raises(TrainingError, match=message):
+    train(**arguments(tiny_prepared, tmp_path, **changes))
+  assert steps_in(tmp_path) == [] and not (tmp_path / 'metrics.jsonl').exists()
+
+
+def test_evaluators_that_are_not_called_in_training_are_mentioned(tiny_prepared, tmp_path, capsys):
+  assert train(**arguments(tiny_prepared, tmp_path, evaluators=(Measured(),))) == 0
+  assert 'the 1 train.evaluators are not called in training' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  'evaluator, metric, message',
+  [
+    (dict(), 'eval/heldout/losses', 'none of the numbers of the evaluators: eval/heldout/loss'),
+    (dict(), 'eval/heldout/loss_by_language', 'none of the numbers'),
+    (dict(name='mine'), 'eval/heldout/loss', 'eval/mine/loss'),
+    (dict(length=8), None, 'HeldoutLoss.length = 8 is too short for the validation rows of task'),
+    (dict(mixture='nothing'), None, 'crossin prepare --mixture nothing'),
+  ],
+)
+def test_held_out_loss_is_checked_before_the_first_step(
+  tiny_prepared, tmp_path, evaluator, metric, message
+):
+  bindings(f'CheckpointConfig.best_metric = {metric!r}')
+  given = {'data_dir': tiny_prepared[0], 'mixture': tiny_prepared[1], 'length': 64, **evaluator}
+  with pytest.raises((TrainingError, ValueError), match=message):
+    train(
+      **arguments(tiny_prepared, tmp_path, evaluators=(HeldoutLoss(**given),), evaluation_period=2)
+    )
+  assert steps_in(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_an_evaluator_that_names_no_numbers_is_called_as_before(tiny_prepared, tmp_path):
+  bindings("CheckpointConfig.best_metric = 'fake/typo'")
+  evaluator = lambda model, params, partition: [('fake/x', 1.0)]
+  with pytest.raises(TrainingError, match="'fake/typo' is none of the evaluators' figures"):
+    train(
+      **arguments(tiny_prepared, tmp_path, evaluators=(evaluator, Measured()), evaluation_period=1)
+    )
+
+
 @pytest.mark.slow
 def test_early_stopping_and_the_best_checkpoint(tiny_prepared, tmp_path):
   figures = iter([3.0, 1.0, 2.0, 1.5, 0.1, 0.1])
@@ -258,7 +435,7 @@ def test_what_would_go_wrong_is_refused_before_anything_is_compiled(tiny_prepare
   small = Decoder(tiny_config(vocab_size=1000, num_layers=1))
   with pytest.raises(
     TrainingError,
-    match=r'the model has 1000 ids, the vocabulary .* has 1200; set DecoderConfig.vocab_size',
+    match=r'the model has 1000 ids, the vocabulary .* has 1200; --gin.DecoderConfig.vocab_size=1200',
   ):
     train(**arguments(tiny_prepared, tmp_path, model=small))
   four = lambda: Partitioner(mesh_shape=(1, -1, 1))

@@ -1,21 +1,36 @@
 """All experiments of this folder, one after the other; a second start does what is missing.
 
-    python benchmarks/evidence/run.py --output_dir runs/evidence [--only reading,comparison] [--jobs
-    2] [--seeds 0,1,2,3,4] python benchmarks/evidence/run.py --output_dir runs/dev --world_gin
-    benchmarks/evidence/dev.gin --seeds 1000,1001
+    python benchmarks/evidence/run.py --output_dir runs/evidence --only worlds,reading,comparison
+    python benchmarks/evidence/run.py --output_dir runs/dev --seeds 1000,1001 \\
+      --world_gin benchmarks/evidence/dev.gin
 
-Every experiment is a `crossin sweep` of a gin file that lies here; what it found is in
-OUT/<experiment>/sweep.json and, beside the other arms, in OUT/<experiment>.json. Two jobs on 2
-cores.
+Every experiment is a `crossin sweep` of a gin file in this folder; its results are in
+OUT/<experiment>/sweep.json, and the comparison of the arms in OUT/comparison.*.json. If one fails,
+those that need it do not run; the others do, and the exit status is 1.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 
+from crossin_jax.errors import CrossinError
+from crossin_jax.processes.exit_status import RESTART
+from crossin_jax.storage.files import read_json
+from crossin_jax.workflow.jobs import StepFailed
+from crossin_jax.workflow.steps import Task, run_missing
+
 HERE = 'benchmarks/evidence'
+# Experiment -> those whose output it reads.
+EXPERIMENTS = {
+  'worlds': (),
+  'reading': ('worlds',),
+  'comparison': ('worlds', 'reading'),
+  'volume': ('worlds', 'reading'),
+  'ratio': ('worlds', 'reading'),
+  'longer': ('worlds', 'reading'),
+  'proposal': ('worlds', 'reading'),
+}
 
 
 class Evidence:
@@ -33,11 +48,28 @@ class Evidence:
       flags,
     )
 
+  def tasks(self, wanted: set[str]) -> list[Task]:
+    """The experiments named in `wanted`; one that is not wanted counts as done before."""
+    # No mark says that one is done: its sweep starts each time, and runs the points it lacks.
+    return [
+      Task(name, getattr(self, name), lambda: False, tuple(n for n in needs if n in wanted))
+      for name, needs in EXPERIMENTS.items()
+      if name in wanted
+    ]
+
   def command(self, *words: str) -> None:
-    """Runs a command of this Python, and ends with its status where that is not 0."""
+    """Runs a command of this Python.
+
+    Raises:
+      StepFailed: its status is not 0.
+      SystemExit: it was interrupted.
+    """
     print(f'+ {" ".join(words)}', file=sys.stderr, flush=True)
-    if status := subprocess.run([sys.executable, *words], check=False).returncode:
-      sys.exit(status)
+    status = subprocess.run([sys.executable, *words], check=False).returncode
+    if status == RESTART or status < 0:  # interrupted, or killed by a signal
+      sys.exit(RESTART if status == RESTART else 128 - status)
+    if status:
+      raise StepFailed(f'{" ".join(words[:3])} ... failed with status {status}, see above')
 
   def sweep(self, name: str, gin: str, **macros) -> None:
     """A sweep into OUT/name, its files those of OUT."""
@@ -71,9 +103,8 @@ class Evidence:
 
   def reading(self) -> None:
     self.sweep('reading', 'reading', TELL=(True, False) if self.floor else (True,))
-    with open(os.path.join(self.out, 'reading', 'sweep.json'), encoding='utf-8') as f:
-      points = json.load(f)['points']
-    for point in points:
+    path = os.path.join(self.out, 'reading', 'sweep.json')
+    for point in read_json(path, 'run the experiment `reading` again')['points']:
       link = os.path.join(
         self.out, f'{"read" if point["values"]["TELL_TESTED"] else "read_floor"}.{point["seed"]}'
       )
@@ -102,11 +133,9 @@ class Evidence:
 
   def tested(self) -> list[str]:
     """The relations that are asked about."""
-    with open(
-      os.path.join(self.out, f'world.{self.seeds[0] if self.seeds else 0}', 'world.json'),
-      encoding='utf-8',
-    ) as f:
-      return json.load(f)['tested_relations']
+    folder = os.path.join(self.out, f'world.{self.seeds[0] if self.seeds else 0}')
+    remedy = 'run the experiment `worlds` first'
+    return read_json(os.path.join(folder, 'world.json'), remedy)['tested_relations']
 
   def volume(self) -> None:
     self.tune('volume', 'volume')
@@ -123,10 +152,7 @@ class Evidence:
     self.tune('proposal', 'proposal')
 
 
-EXPERIMENTS = ('worlds', 'reading', 'comparison', 'volume', 'ratio', 'longer', 'proposal')
-
-
-def main() -> int:
+def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--output_dir', default='runs/evidence')
   parser.add_argument(
@@ -145,19 +171,19 @@ def main() -> int:
   parser.add_argument(
     '--jobs', type=int, default=len(os.sched_getaffinity(0)), help='runs at a time (default: cores)'
   )
-  args, flags = parser.parse_known_args()
-  wanted = args.only.split(',')
-  if unknown := set(wanted) - set(EXPERIMENTS):
+  args, flags = parser.parse_known_args(argv)
+  wanted = set(args.only.split(','))
+  if unknown := wanted - set(EXPERIMENTS):
     parser.error(f'--only: {", ".join(sorted(unknown))} is none of {", ".join(EXPERIMENTS)}')
   if stray := [flag for flag in flags if not flag.startswith('--gin.')]:
     parser.error(f'unknown arguments: {" ".join(stray)}')
   seeds = tuple(map(int, args.seeds.split(','))) if args.seeds else ()
   evidence = Evidence(args.output_dir, args.world_gin, seeds, args.jobs, not args.no_floor, flags)
-  for name in EXPERIMENTS:
-    if name in wanted:
-      getattr(evidence, name)()
-  return 0
+  failures = run_missing(evidence.tasks(wanted), tolerated=(CrossinError,))
+  for name, error in failures.items():
+    print(f'FAILED {name}: {error}', file=sys.stderr)
+  return 1 if failures else 0
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(main(sys.argv[1:]))

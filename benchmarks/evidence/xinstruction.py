@@ -451,7 +451,7 @@ def main(argv: list[str]) -> int:
     parser.error(f'--seeds {args.seeds!r}: whole numbers separated by commas')
   try:
     for seed in seeds:
-      config.parse(args)  # anew: the steps of the seed before have bound their own
+      config.parse(args)  # again: the steps of the seed before have bound their own
       settings = Settings(world_seed=seed)
       world = World(os.path.join(args.output_dir, f'seed.{seed}'), settings)
       with gin.unlock_config(), world.jobs.stopping_on_signals():  # steps import what gin must know

@@ -2,6 +2,7 @@
 back.
 """
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -11,13 +12,13 @@ import warnings
 import jax
 
 from crossin_jax import config
-from crossin_jax.checkpoints import parameters, places, saved_model
+from crossin_jax.checkpoints import exported_tokenizer, parameters, places, saved_model, wrapped
 from crossin_jax.checkpoints.saved_prompts import TOKENIZERS
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.errors import CrossinError
 from crossin_jax.models import lora
 from crossin_jax.models.decoder import Decoder
-from crossin_jax.models.huggingface import families, peft, weights
+from crossin_jax.models.huggingface import declarations, families, peft, tensor_files, weights
 from crossin_jax.storage import mirror, remote
 from crossin_jax.storage.files import read_json, write_json, write_text
 from crossin_jax.training import state as train_state
@@ -59,8 +60,13 @@ def import_hf(directory: str, output_dir: str, model=None, partitioner=Partition
     path = parameters.save_params(output_dir, params)
   companions = os.path.join(remote.absolute(output_dir), saved_model.COMPANIONS)
   with mirror.written(output_dir) as files:
-    copied = weights.copy_companions(directory, os.path.join(files.path, saved_model.COMPANIONS))
-    write_text(os.path.join(files.path, 'config.gin'), saved_model.imported_config(companions))
+    folder = os.path.join(files.path, saved_model.COMPANIONS)
+    copied = tensor_files.copy_companions(directory, folder)
+    wrapped.remember(directory, folder)
+    described = saved_model.imported_config(companions)
+    if model.config.vocab_size != families.vocab_size(directory):
+      described += f'DecoderConfig.vocab_size = {model.config.vocab_size}\n'
+    write_text(os.path.join(files.path, 'config.gin'), described)
   if not set(TOKENIZERS) & set(copied):
     warnings.warn(
       f'{directory} has no tokenizer ({" or ".join(TOKENIZERS)}): training and export work, but '
@@ -82,6 +88,8 @@ def export_hf(
   format: str = 'full',
   dtype: str | None = None,
   shard_gigabytes: float = 5.0,
+  wrapper: str | None = None,
+  wrapper_directory: str | None = None,
   partitioner=Partitioner,
 ) -> dict:
   """Writes a checkpoint for transformers ('full', 'merged'), PEFT ('peft') or T5X ('t5x').
@@ -90,15 +98,20 @@ def export_hf(
   config.json last.
 
   Args:
-    checkpoint: a MODEL_DIR or one of its checkpoints.
+    checkpoint: a MODEL_DIR, one of its checkpoints, or a PEFT adapter.
     output_dir: must be empty or not exist.
     model: the model of the checkpoint.
     format: 'full' for a fully trained model; for a LoRA run 'merged' (adapters folded into the
       matrices, in f32) or 'peft' (adapters alone); 't5x': a checkpoint_<step> with all parameters,
       merged.
     dtype: of the tensors; None = that of the imported directory, else that of the parameters
-      (adapters: f32).
+      (adapters: f32). A frozen base is read again from where it lies, whatever
+      `LoraConfig.base_dtype` held in training.
     shard_gigabytes: largest size of a file.
+    wrapper: of a text model from a multimodal directory: 'keep' writes that directory with the new
+      text model, and adapters for its class; 'text' writes a text model. None = 'keep' if it is
+      from one: what loaded the old model loads the new one.
+    wrapper_directory: where the multimodal directory is now; None = where it was.
     partitioner: mesh and axis rules.
 
   Returns:
@@ -106,6 +119,7 @@ def export_hf(
 
   Raises:
     ConversionError: a format that does not fit the run, or an output directory in use.
+      WrapperError: the multimodal directory is not there.
   """
   adapters = lora.of_model(model)
   if format not in FORMATS:
@@ -119,14 +133,15 @@ def export_hf(
   if remote.listing(output_dir) if is_remote else _in_use(output_dir):
     raise ConversionError(f'{output_dir} is not empty; give another --output_dir, or remove it')
   saved, size = saved_model.SavedModel.open(checkpoint), int(shard_gigabytes * 1e9)
+  around = None if format == 't5x' else _around(saved, wrapper, wrapper_directory)
   if is_remote:
     os.makedirs(remote.cache(), exist_ok=True)
     with tempfile.TemporaryDirectory(dir=remote.cache()) as folder:
       local = os.path.join(folder, 'exported')
-      result = _export(saved, local, model, format, dtype, size, partitioner)
-      remote.upload_folder(local, output_dir, last=(weights.INDEX, peft.CONFIG, 'config.json'))
+      result = _export(saved, local, model, format, dtype, size, around, partitioner)
+      remote.upload_folder(local, output_dir, last=(tensor_files.INDEX, peft.CONFIG, 'config.json'))
   else:
-    result = _export(saved, output_dir, model, format, dtype, size, partitioner)
+    result = _export(saved, output_dir, model, format, dtype, size, around, partitioner)
   return {'output_dir': output_dir, 'format': format} | result
 
 
@@ -134,14 +149,29 @@ def _in_use(directory: str) -> bool:
   return os.path.exists(directory) and (not os.path.isdir(directory) or bool(os.listdir(directory)))
 
 
+def _around(saved, choice: str | None, directory: str | None) -> wrapped.Wrapper | None:
+  """The multimodal directory around an export; None for a text model alone."""
+  if saved.companions and wrapped.json_config(saved.companions):
+    return None if choice == 'text' else wrapped.Wrapper(saved.companions, directory)
+  if choice == 'keep':
+    raise ConversionError(
+      '--wrapper keep is for text models from a multimodal directory, and this one is from none: '
+      'leave it out'
+    )
+  return None
+
+
 def _export(saved, output_dir: str, model, format: str, dtype: str | None, shard_bytes: int,
-            partitioner) -> dict:  # fmt: skip
+            around: wrapped.Wrapper | None, partitioner) -> dict:  # fmt: skip
   source, is_adapter = saved.companions, format == 'peft'
   hf_config = families.read_json_config(source) if source else families.to_json_config(model.config)
   imported = hf_config.get('dtype') or hf_config.get('torch_dtype')
+  # transformers 4 also wrote 'torch.float16'.
+  imported = str(imported).removeprefix('torch.') if imported else None
   dtype = dtype or ('float32' if is_adapter else imported or model.config.param_dtype)
   if dtype not in DTYPES:
     raise ConversionError(f'--dtype {dtype} is not one of {", ".join(DTYPES)}')
+  model = _with_exact_base(model)
   partition, chief = partitioner(), jax.process_index() == 0
   writing = f'{os.path.abspath(output_dir)}.writing'
   if chief:
@@ -150,19 +180,26 @@ def _export(saved, output_dir: str, model, format: str, dtype: str | None, shard
   with partition.activate():
     params = saved.restore(train_state.parameter_shapes(model, partition), model)
     if format == 't5x':
-      step = int(saved.path.rsplit('_', 1)[1])
+      step = 0 if saved.is_huggingface else int(saved.path.rsplit('_', 1)[1])
       parameters.save_params(writing, lora.folded(params, lora.of_model(model)), step)
     else:
       convert = peft.adapter_tensors if is_adapter else weights.model_tensors
-      tensors = list(convert(hf_config['model_type'], model.config, params, dtype))
-      single = peft.WEIGHTS if is_adapter else weights.SINGLE
-      weights.write_tensors(writing, tensors, dtype, shard_bytes=shard_bytes, single=single)
+      tensors = convert(hf_config['model_type'], model.config, params, dtype)
+      if around:
+        tensors = wrapped.adapter_names(tensors) if is_adapter else around.tensors(tensors)
+      tensor_files.write_tensors(
+          writing, tensors, dtype, shard_bytes=shard_bytes,
+          single=peft.WEIGHTS if is_adapter else tensor_files.SINGLE,
+          sizes=around.sizes if around else {},
+      )  # fmt: skip
   if chief:
     if is_adapter:
       adapter = peft.adapter_config(hf_config['model_type'], model.config, saved.base['path'])
+      adapter = wrapped.adapter_config(adapter) if around else adapter
       write_json(os.path.join(writing, peft.CONFIG), adapter)
     if format != 't5x':
-      _describe(writing, hf_config, dtype, source, saved.folder, is_adapter)
+      hf_config['vocab_size'] = model.config.vocab_size  # there may be new rows
+      _describe(writing, hf_config, dtype, saved, around, is_adapter)
     if os.path.isdir(output_dir):
       os.rmdir(output_dir)  # it is empty
     os.replace(writing, os.path.abspath(output_dir))
@@ -172,44 +209,62 @@ def _export(saved, output_dir: str, model, format: str, dtype: str | None, shard
   return {'dtype': dtype, 'bytes': sum(sizes)}
 
 
-def _describe(
-  writing: str, hf_config: dict, dtype: str, source: str | None, model_dir: str, is_adapter: bool
-) -> None:
+def _with_exact_base(model):
+  """The model with its frozen parameters in float32, which holds all values of their directory.
+
+  Training may hold them in fewer bits; what is exported comes from the directory itself.
+  """
+  if not (adapters := lora.of_model(model)):
+    return model
+  exact = dataclasses.replace(adapters, base_dtype='float32')
+  return model.clone(config=dataclasses.replace(model.config, lora=exact))
+
+
+def _describe(writing: str, hf_config: dict, dtype: str, saved,
+              around: wrapped.Wrapper | None, is_adapter: bool) -> None:  # fmt: skip
   """Writes configuration, generation settings and tokenizer."""
-  if source:
-    weights.copy_companions(source, writing)
-  else:
-    hf_config = {**hf_config, **_tokenizer_files(writing, model_dir)}
-    write_json(
-      os.path.join(writing, 'generation_config.json'),
-      {key: hf_config[key] for key in ('bos_token_id', 'eos_token_id') if key in hf_config},
-    )
+  # None for a model that was imported and never trained: its files stay as they are.
+  path = os.path.join(saved.folder, 'prompts.json')
+  prompts = saved.prompts if remote.exists(path) else None
+  generation = os.path.join(writing, 'generation_config.json')
+  for source in saved.companion_folders:
+    tensor_files.copy_companions(source, writing)
+  if around:
+    tensor_files.copy_companions(around.directory, writing, tensor_files.PROCESSORS)
+  if saved.companions:
+    if prompts:
+      exported_tokenizer.set_trained(writing, prompts)
+  elif prompts:
+    vocabulary = prompts.vocabulary
+    vocabulary.save_for_transformers(writing, prompts.stop_id)
+    hf_config = {**hf_config, 'bos_token_id': vocabulary.bos_id}
+  if prompts:
+    settings = read_json(generation, 'copy it again') if os.path.exists(generation) else {}
+    known = {key: hf_config[key] for key in ('bos_token_id', 'eos_token_id') if key in hf_config}
+    stops = _stop_ids(prompts.stop_id, (known | settings).get('eos_token_id'))
+    write_json(generation, known | settings | {'eos_token_id': stops})
+    hf_config = {**hf_config, 'eos_token_id': stops}
   if is_adapter:
     for name in ('config.json', 'generation_config.json'):
       if os.path.exists(os.path.join(writing, name)):
         os.unlink(os.path.join(writing, name))
     return
+  if around:
+    write_json(os.path.join(writing, 'config.json'), around.written_config(dtype, hf_config))
+    return
   hf_config = {key: value for key, value in hf_config.items() if key != 'torch_dtype'}
-  family = families.FAMILIES[hf_config['model_type']]
+  family = declarations.FAMILIES[hf_config['model_type']]
   write_json(
     os.path.join(writing, 'config.json'),
     {**hf_config, 'architectures': [family.architecture], 'dtype': dtype},
   )
 
 
-def _tokenizer_files(writing: str, model_dir: str) -> dict:
-  """Writes the tokenizer of a model that was not imported; returns its special ids."""
-  from crossin_jax.data.vocabulary import Vocabulary
-
-  path = os.path.join(model_dir, 'prompts.json')
-  if not remote.exists(path):
-    return {}
-  words = read_json(path, 'it is written by `crossin train`')['vocabulary']
-  vocabulary = Vocabulary(
-    os.path.join(model_dir, words['file']), words['bos_token'], words['eos_token']
-  )
-  vocabulary.save_for_transformers(writing)
-  return {'bos_token_id': vocabulary.bos_id, 'eos_token_id': vocabulary.eos_id}
+def _stop_ids(trained: int, own: int | list[int] | None) -> int | list[int]:
+  """The stop token that was trained, and those that the model has had."""
+  own = own if isinstance(own, list) else [] if own is None else [own]
+  ids = [trained, *(i for i in own if i != trained)]
+  return ids if len(ids) > 1 else trained
 
 
 def import_main(argv: list[str]) -> int:
@@ -246,19 +301,28 @@ def export_main(argv: list[str]) -> int:
     'crossin export-hf runs/a --output_dir exported/a --format merged',
     gin=True,
   )
-  parser.add_argument('checkpoint', help='a MODEL_DIR or checkpoint_<step>')
+  parser.add_argument('checkpoint', help='a MODEL_DIR, checkpoint_<step> or PEFT adapter')
   parser.add_argument('--output_dir', required=True, help='must not exist, or be empty')
   parser.add_argument('--format', choices=FORMATS, help='default: full, or merged of a LoRA run')
   parser.add_argument(
     '--dtype', choices=DTYPES, help='default: as imported, else that of the parameters'
   )
   parser.add_argument('--shard_gigabytes', type=float, default=5.0, help='largest file (default 5)')
+  parser.add_argument(
+    '--wrapper', choices=wrapped.CHOICES,
+    help='of a text model from a multimodal directory: keep = that directory with the new text '
+    'model (default), text = the text model alone',
+  )  # fmt: skip
+  parser.add_argument(
+    '--wrapper_directory', help='the multimodal directory (default: where it was)'
+  )
   args = parser.parse_args(argv)
   model = saved_model.SavedModel.open(args.checkpoint).module(args)
   result = export_hf(
       args.checkpoint, args.output_dir, model,
       format=args.format or ('merged' if lora.of_model(model) else 'full'), dtype=args.dtype,
-      shard_gigabytes=args.shard_gigabytes,
+      shard_gigabytes=args.shard_gigabytes, wrapper=args.wrapper,
+      wrapper_directory=args.wrapper_directory,
   )  # fmt: skip
   print(
     f'{result["output_dir"]}: {result["format"]}, {result["dtype"]}, '

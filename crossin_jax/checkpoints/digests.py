@@ -18,6 +18,11 @@ def path_of(checkpoint: str) -> str:
   )
 
 
+def exists(path: str) -> bool:
+  """Whether a `checkpoint_<step>` directory has a digest."""
+  return remote.exists(path_of(path))
+
+
 def damage(path: str) -> str | None:
   """How the files of a `checkpoint_<step>` directory differ from its digest, or None."""
   digest = path_of(path)

@@ -13,6 +13,7 @@ With LoRA, `target` holds the trained parameters and `run` refers to the base.
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import warnings
 
@@ -23,12 +24,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from crossin_jax.checkpoints import digests
-from crossin_jax.checkpoints.parameters import check_shapes
+from crossin_jax.checkpoints.parameters import check_shapes, state_shapes
 from crossin_jax.checkpoints.places import (
   PREFIX,
   CheckpointError,
   check_room,
   folders_in,
+  latest_checkpoint,
   remove_unfinished,
   steps_in,
 )
@@ -96,6 +98,29 @@ def _without_empty(node):
     return node
   kept = {key: _without_empty(value) for key, value in node.items()}
   return {key: value for key, value in kept.items() if not (isinstance(value, dict) and not value)}
+
+
+class OptimizerStateError(CheckpointError):
+  """The optimizer state of a complete checkpoint has another structure than that of the run."""
+
+  def __init__(self, path: str, structure: str, changes=()):
+    self._path, self._structure = path, structure
+    cause = (
+      f'the optimizer of this run has changed since {path} was saved: {"; ".join(changes)}. '
+      'Undo the change'
+      if changes
+      else f'this run has another optimizer than {path}. Give the optimizer and the settings that '
+      f'it was trained with (OPTIMIZER, clip_norm ...: {os.path.dirname(path)}/config.gin)'
+    )
+    super().__init__(
+      f'{cause}, or start another MODEL_DIR from the parameters of the checkpoint: '
+      f'--gin.INITIAL_CHECKPOINT_PATH="\'{path}\'". The checkpoint is complete, but the states of '
+      f'the optimizers differ: {structure}'
+    )
+
+  def because_of(self, changes: list[str]) -> 'OptimizerStateError':
+    """The same error with the names of changed settings."""
+    return OptimizerStateError(self._path, self._structure, changes)
 
 
 class Checkpoints:
@@ -168,13 +193,16 @@ class Checkpoints:
       abstract: shapes, dtypes and shardings to restore into.
 
     Raises:
-      CheckpointError: there are checkpoints but all are damaged.
+      CheckpointError: there are checkpoints but all are damaged, or a complete one is of another
+        model or optimizer.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     problems = []
     for step in steps:
       problem = self._agreed_damage(step)
-      if problem is None:
+      if problem is not None:
+        problem = f'is damaged: {problem}'
+      else:
         try:
           state = restore_tree(self._path(step), abstract)
           run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))[
@@ -183,23 +211,27 @@ class Checkpoints:
         except CheckpointError:
           raise  # of another model: an older one would be too
         except Exception as error:  # Orbax raises many kinds
-          problem = f'{type(error).__name__}: {error}'
+          problem = f'cannot be read ({type(error).__name__}: {_first_line(error)})'
           # The store keeps objects intact: the network is the more likely cause.
           if remote.is_remote(self.model_dir):
             raise CheckpointError(
-              f'{self._path(step)} cannot be read ({problem}); start the same command again'
+              f'{self._path(step)} {problem}; start the same command again'
+            ) from error
+          if digests.exists(self._path(step)):
+            raise CheckpointError(
+              f'{self._path(step)} {problem}, although its files are as they were saved. Start the '
+              'same command again with the settings and the library versions that it was saved with'
             ) from error
       if problem is None:
         self._damaged = {damaged for damaged in steps if damaged > step}
         for skipped in problems:
           warnings.warn(f'{skipped}; using {self._path(step)} instead')
         return state, run
-      problems.append(f'{self._path(step)} is damaged: {problem}')
+      problems.append(f'{self._path(step)} {problem}')
     if problems:
       raise CheckpointError(
-        'no usable checkpoint: '
-        + '; '.join(problems)
-        + f'. Delete {self.model_dir} to train from the start'
+        f'no usable checkpoint: {"; ".join(problems)}. Copy them to {self.model_dir} again, or '
+        'train from the start in another MODEL_DIR'
       )
     return None
 
@@ -279,20 +311,62 @@ class Checkpoints:
     return digests.damage(self._path(step))
 
 
+def saved_run(model_dir: str) -> dict:
+  """The run state of the newest checkpoint, without its arrays; empty if there is none to read.
+
+  `Checkpoints.restore_latest` explains what is wrong with a damaged one.
+  """
+  try:
+    path = os.path.join(latest_checkpoint(model_dir), 'run')
+    return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(remote.absolute(path))
+  except Exception:  # Orbax raises many kinds
+    return {}
+
+
 def restore_tree(path: str, abstract: TrainState) -> TrainState:
   """Reads `path`/state directly into the shards of `abstract`.
 
   Raises:
     CheckpointError: the parameters have another structure or shape.
+    OptimizerStateError: the optimizer state has.
   """
   tree = to_tree(abstract)
   check_shapes(path, tree)
+  _check_optimizer_state(path, tree)
   restored = ocp.PyTreeCheckpointer().restore(
     os.path.join(path, 'state'),
     item=tree,
     restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
   )
   return from_tree(restored, abstract)
+
+
+def _check_optimizer_state(path: str, tree: dict) -> None:
+  saved = state_shapes(path)['state'].get('param_states') or {}
+  saved, wanted = (
+    traverse_util.flatten_dict(node) for node in (saved, tree['state']['param_states'])
+  )
+  shapes = lambda flat: {name: tuple(leaf.shape) for name, leaf in flat.items()}
+  if shapes(saved) == shapes(wanted):
+    return
+
+  def parts(flat) -> str:
+    """'1/0/mu, 1/0/nu': the names without those of parameters."""
+    names = (itertools.takewhile(lambda key: key not in tree['target'], name) for name in flat)
+    return ', '.join(dict.fromkeys('/'.join(name) for name in names)) or 'none'
+
+  if parts(saved) == parts(wanted):
+    names = [
+      name for name in {**saved, **wanted} if shapes(saved).get(name) != shapes(wanted).get(name)
+    ]
+    name = names[0]
+    structure = (
+      f'{"/".join(name)} is {shapes(saved).get(name)} in the checkpoint, '
+      f'{shapes(wanted).get(name)} in this run'
+    )
+  else:
+    structure = f'in the checkpoint {parts(saved)}; in this run {parts(wanted)}'
+  raise OptimizerStateError(path, structure)
 
 
 def _first_line(error: Exception) -> str:

@@ -66,10 +66,15 @@ def run_of(path: str) -> dict:
 
 def target_shapes(path: str) -> dict:
   """The tree of parameters on disk with Orbax's metadata of each."""
+  return state_shapes(path)['target']
+
+
+def state_shapes(path: str) -> dict:
+  """The tree {'target', 'state'} on disk with Orbax's metadata of each array."""
   metadata = ocp.PyTreeCheckpointer().metadata(os.path.join(path, 'state'))
   metadata = getattr(metadata, 'item_metadata', metadata)
   metadata = getattr(metadata, 'tree', metadata)
-  return dict(metadata)['target']
+  return dict(metadata)
 
 
 def check_shapes(path: str, tree: dict, partly: bool = False) -> None:

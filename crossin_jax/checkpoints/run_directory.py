@@ -7,10 +7,11 @@ import shutil
 
 import jax
 
+from crossin_jax.checkpoints import wrapped
 from crossin_jax.checkpoints.saved_model import COMPANIONS, SavedModel
 from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.errors import CrossinError
-from crossin_jax.models.huggingface import weights
+from crossin_jax.models.huggingface import tensor_files
 from crossin_jax.storage import lease, locks, mirror, remote
 from crossin_jax.storage.files import write_json, write_text
 
@@ -86,8 +87,9 @@ def describe(
   Hugging Face directory, its configuration and tokenizer are copied to MODEL_DIR/huggingface for
   the export.
   """
-  if initial_checkpoint and (source := SavedModel.open(initial_checkpoint).companions):
-    weights.copy_companions(source, os.path.join(model_dir, COMPANIONS))
+  for source in SavedModel.open(initial_checkpoint).companion_folders if initial_checkpoint else ():
+    tensor_files.copy_companions(source, os.path.join(model_dir, COMPANIONS))
+    wrapped.remember(source, os.path.join(model_dir, COMPANIONS))
   write_text(os.path.join(model_dir, 'config.gin'), config)
   vocabulary = prepared.description['vocabulary']
   copy = os.path.basename(vocabulary['file'])

@@ -6,15 +6,19 @@ import functools
 import hashlib
 import json
 import os
+import re
 
 from flax import traverse_util
 
 from crossin_jax import config
 from crossin_jax.checkpoints import digests, parameters, places
 from crossin_jax.checkpoints.places import CheckpointError
-from crossin_jax.checkpoints.saved_prompts import Prompts
+from crossin_jax.checkpoints.saved_prompts import TOKENIZERS, Prompts
 from crossin_jax.models import lora
-from crossin_jax.models.huggingface import weights
+from crossin_jax.models.decoder_config import DecoderConfig
+from crossin_jax.models.huggingface import families, tensor_files, weights
+from crossin_jax.models.huggingface.adapter import Adapter, is_adapter
+from crossin_jax.models.huggingface.peft import CONFIG, WEIGHTS
 from crossin_jax.storage import files, remote
 
 COMPANIONS = 'huggingface'  # folder in MODEL_DIR with config.json and tokenizer
@@ -22,11 +26,12 @@ COMPANIONS = 'huggingface'  # folder in MODEL_DIR with config.json and tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class SavedModel:
-  """A checkpoint of this project or of T5X, or a Hugging Face directory, here or on gs://.
+  """A checkpoint of this project or of T5X, a Hugging Face directory, or a PEFT adapter, here or on
+  gs://.
 
   Attributes:
-    path: absolute: a `checkpoint_<step>` directory, or the Hugging Face directory.
-    is_huggingface: which of the two.
+    path: absolute: a `checkpoint_<step>` directory, or the directory of Hugging Face or PEFT.
+    is_huggingface: it is one of the latter.
   """
 
   path: str
@@ -37,15 +42,23 @@ class SavedModel:
     """The model at a path: a MODEL_DIR means its latest checkpoint.
 
     Raises:
-      CheckpointError: the path is none of a checkpoint, a MODEL_DIR and a Hugging Face directory.
+      CheckpointError: the path is none of a checkpoint, a MODEL_DIR, a Hugging Face directory and
+        an adapter, or both of the latter.
     """
-    if weights.is_directory(path):
+    if is_adapter(path):
+      whole = (tensor_files.SINGLE, tensor_files.INDEX)
+      if both := [name for name in whole if remote.exists(os.path.join(path, name))]:
+        raise CheckpointError(
+          f'{path} has {CONFIG} and {both[0]}: an adapter and a model. Give each its own directory'
+        )
+      return cls(remote.absolute(path), True)
+    if tensor_files.is_directory(path):
       return cls(remote.absolute(path), True)
     return cls(places.latest_checkpoint(path), False)
 
   @property
   def folder(self) -> str:
-    """The MODEL_DIR, or the Hugging Face directory."""
+    """The MODEL_DIR, or the directory of Hugging Face or PEFT."""
     return self.path if self.is_huggingface else os.path.dirname(self.path)
 
   @property
@@ -54,32 +67,101 @@ class SavedModel:
     return os.path.basename(self.folder)
 
   @functools.cached_property
+  def adapter(self) -> Adapter | None:
+    """The PEFT adapter that this is, or None."""
+    return Adapter(self.path) if self.is_huggingface and is_adapter(self.path) else None
+
+  @functools.cached_property
+  def _below(self) -> str:
+    """The directory of the model below a PEFT adapter.
+
+    Raises:
+      CheckpointError: neither the adapter nor gin names one that is here.
+    """
+    name, given = self.adapter.base_name, config.bound('from_huggingface.directory')
+    for path in (name, name and os.path.join(self.path, name), config.resolve(given)):
+      if path and tensor_files.is_directory(path):
+        return remote.absolute(path)
+    raise CheckpointError(
+      f'{os.path.join(self.path, CONFIG)} names the base model {name!r}, which is not a directory '
+      'here. Download it, and write its path into base_model_name_or_path or give '
+      '--gin.from_huggingface.directory="\'PATH\'"'
+    )
+
+  @property
+  def companion_folders(self) -> list[str]:
+    """Folders to copy configuration and tokenizer from; files of a later one replace others."""
+    return [*([self.companions] if self.companions else []), *([self.path] if self.adapter else [])]
+
+  @functools.cached_property
   def companions(self) -> str | None:
     """The folder with config.json and tokenizer that the model was imported from."""
+    if self.adapter:
+      return self._below
     folders = (
       self.path,
       os.path.join(self.path, COMPANIONS),
       os.path.join(self.folder, COMPANIONS),
     )
-    return next(filter(weights.is_directory, folders), None)
+    return next(filter(tensor_files.is_directory, folders), None)
 
   @functools.cached_property
   def prompts(self) -> Prompts:
-    """Template and tokenizer, see `Prompts`."""
-    return Prompts(self.folder)
+    """Template and tokenizer, see `Prompts`; an adapter without any has those of its base."""
+    own = [os.path.join(self.folder, name) for name in TOKENIZERS]
+    return Prompts(
+      self._below if self.adapter and not any(map(remote.exists, own)) else self.folder
+    )
 
   @functools.cached_property
   def stop_ids(self) -> tuple[int, ...]:
     """Tokens that end an answer: those of the template, of the tokenizer, and of the model's own
-    generation_config.json.
+    generation_config.json, or else config.json.
+
+    Raises:
+      CheckpointError: one of these files is damaged.
     """
     ids = {self.prompts.stop_id, self.prompts.vocabulary.eos_id}
-    path = os.path.join(self.companions or '', 'generation_config.json')
-    if self.companions and remote.exists(path):
-      with open(remote.fetched(path), encoding='utf-8') as f:
-        more = json.load(f).get('eos_token_id')
-      ids |= set(more if isinstance(more, list) else [] if more is None else [more])
-    return tuple(sorted(ids))
+    return tuple(sorted(ids | (_own_stop_ids(self.companions) if self.companions else set())))
+
+  @functools.cached_property
+  def generation_stop_ids(self) -> tuple[int, ...]:
+    """Tokens at which `generate` of transformers ends, for a directory of Hugging Face: without
+    that of its chat template. For a run `stop_ids`.
+    """
+    if not self.is_huggingface:
+      return self.stop_ids
+    return tuple(sorted({self.prompts.vocabulary.eos_id} | _own_stop_ids(self.companions)))
+
+  @functools.cached_property
+  def generation_config(self) -> dict:
+    """generation_config.json of the model as it was imported; {} where there is none.
+
+    Raises:
+      CheckpointError: damaged.
+    """
+    return self._companion('generation_config.json')
+
+  @functools.cached_property
+  def context_length(self) -> int | None:
+    """The longest input in tokens that config.json or else tokenizer_config.json names."""
+    own = self._companion('config.json')
+    text = own.get('text_config') if isinstance(own.get('text_config'), dict) else own
+    names = ('n_positions', 'max_position_embeddings', 'n_ctx')
+    lengths = [text[name] for name in names if text.get(name) is not None]
+    lengths.append(self._companion('tokenizer_config.json').get('model_max_length'))
+    # Tokenizers without a limit have one of 1e30.
+    fits = lambda value: isinstance(value, (int, float)) and 0 < value < 1e12
+    return next((int(value) for value in lengths if fits(value)), None)
+
+  def _companion(self, name: str) -> dict:
+    path = os.path.join(self.companions, name) if self.companions else None
+    if path is None or not remote.exists(path):
+      return {}
+    content = files.read_json(path, 'copy it again', CheckpointError)
+    if not isinstance(content, dict):
+      raise CheckpointError(f'{path} is not an object; copy it again')
+    return content
 
   @functools.cached_property
   def run(self) -> dict:
@@ -92,7 +174,7 @@ class SavedModel:
     them.
     """
     if self.is_huggingface:
-      return False
+      return self.adapter is not None
     names = traverse_util.flatten_dict(parameters.target_shapes(self.path))
     return any(name[-1].startswith('lora_') for name in names)
 
@@ -102,7 +184,8 @@ class SavedModel:
     those that it froze itself.
     """
     if self.is_huggingface:
-      return {'path': self.path, 'digest': weights.Tensors(self.path).digest()}
+      path = self._below if self.adapter else self.path
+      return {'path': path, 'digest': tensor_files.Tensors(path).digest()}
     if base := self.run.get('base'):
       return base
     try:
@@ -116,7 +199,10 @@ class SavedModel:
     """Identifies the parameters wherever they are stored, with the base of a LoRA run."""
     parts = [self.base['digest']]
     if self.has_adapters:
-      parts.append(json.dumps(digests.file_digests(self.path), sort_keys=True))
+      of_files = digests.file_digests(self.path)
+      if self.adapter:
+        of_files = {name: of_files[name] for name in (CONFIG, WEIGHTS) if name in of_files}
+      parts.append(json.dumps(of_files, sort_keys=True))
     return _sha256('\n'.join(parts))
 
   def check_base(self, saved: dict | None) -> None:
@@ -141,7 +227,9 @@ class SavedModel:
     Raises:
       ConfigError: nothing defines the model.
     """
-    if self.is_huggingface:
+    if self.adapter:
+      args.gin_bindings[:0] = self._adapted_config(args.gin_bindings).splitlines()
+    elif self.is_huggingface:
       args.gin_bindings[:0] = imported_config(self.path).splitlines()
     elif remote.exists(saved := os.path.join(self.folder, 'config.gin')):
       saved = remote.fetched(saved)
@@ -149,7 +237,7 @@ class SavedModel:
       directory = os.path.join(self.folder, COMPANIONS)
       with open(saved, encoding='utf-8') as f:
         # The directory that the run started from may be gone; its configuration was copied.
-        if 'from_huggingface.directory' in f.read() and weights.is_directory(directory):
+        if 'from_huggingface.directory' in f.read() and tensor_files.is_directory(directory):
           args.gin_bindings.insert(0, f'from_huggingface.directory = {directory!r}')
     config.parse(args)
     if config.macro('MODEL') is None:
@@ -157,6 +245,28 @@ class SavedModel:
         f'{self.folder}/config.gin does not define MODEL; give the gin file of the model with '
         '--gin_file'
       )
+
+  def _adapted_config(self, given: list[str]) -> str:
+    """gin text of the base of a PEFT adapter and of the adapter."""
+    for binding in given:  # not parsed yet, and the settings of the adapter need its base
+      if match := re.fullmatch(
+        r'from_huggingface\.directory\s*=\s*[\'"](.*)[\'"]', binding.strip()
+      ):
+        self.__dict__['_below'] = remote.absolute(match.group(1))
+    json_config = families.read_json_config(self._below)
+    fields = families.decoder_fields(json_config, ignore=tuple(json_config))
+    settings = self.adapter.settings(json_config['model_type'], DecoderConfig(**fields))
+    # Held as it is stored, if that is possible.
+    stored = str(json_config.get('dtype') or json_config.get('torch_dtype'))
+    settings['base_dtype'] = 'bfloat16' if stored.endswith('bfloat16') else 'float32'
+    lines = [f'LoraConfig.{name} = {value!r}' for name, value in settings.items()]
+    return '\n'.join(
+      (
+        imported_config(self._below) + 'import crossin_jax.models.lora',
+        'DecoderConfig.lora = @LoraConfig()',
+        *lines,
+      )
+    )
 
   def module(self, args: argparse.Namespace):
     """The Linen module that `parse` configures."""
@@ -175,6 +285,8 @@ class SavedModel:
       CheckpointError: damaged, or of another model. WeightsError: a Hugging Face directory that
         does not fit the model.
     """
+    if self.adapter:
+      return self._restore_adapted(abstract, model)
     if self.is_huggingface:
       return weights.load_params(self.path, model.config, abstract)
     # T5X's own checkpoints, and copies without their digests, are read unverified.
@@ -207,6 +319,23 @@ class SavedModel:
       parameters.restore_target(self.path, part(True)), below.restore(part(False), model)
     )
 
+  def _restore_adapted(self, abstract, model):
+    """`restore` of a PEFT adapter and its base."""
+    if lora.of_model(model) is None:
+      raise CheckpointError(
+        f'{self.path} is an adapter, and the model has none; write the merged model first '
+        '(crossin export-hf --format merged), or set DecoderConfig.lora'
+      )
+    model_type = families.read_json_config(self._below)['model_type']
+    own = traverse_util.flatten_dict(self.adapter.load(model_type, model.config, abstract))
+    rest = {
+      name: leaf for name, leaf in traverse_util.flatten_dict(abstract).items() if name not in own
+    }
+    if rest:
+      below = weights.load_params(self._below, model.config, traverse_util.unflatten_dict(rest))
+      own |= traverse_util.flatten_dict(below)
+    return traverse_util.unflatten_dict(own)
+
   def params(self, model, partition):
     """All parameters on the mesh of `partition`, the base of a LoRA run quantised as it asks.
 
@@ -229,6 +358,22 @@ Decoder.config = @from_huggingface()
 from_huggingface.directory = {directory!r}
 train.model = %MODEL
 """
+
+
+def _own_stop_ids(directory: str) -> set[int]:
+  """`eos_token_id` of a Hugging Face directory, from where transformers takes it."""
+  path = os.path.join(directory, 'generation_config.json')
+  if not remote.exists(path):
+    path = os.path.join(directory, 'config.json')
+  settings = files.read_json(path, 'copy it again', CheckpointError)
+  if not isinstance(settings, dict):
+    raise CheckpointError(f'{path} is a {type(settings).__name__}, not an object; copy it again')
+  text = settings.get('text_config')
+  ids = settings.get('eos_token_id', text.get('eos_token_id') if isinstance(text, dict) else None)
+  ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+  if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+    raise CheckpointError(f'{path}: eos_token_id is {ids!r}; write an id, or a list of ids')
+  return set(ids)
 
 
 def _sha256(text: str) -> str:

@@ -1,9 +1,10 @@
 """How a checkpoint is to be prompted: the template and the tokenizer that it was trained with."""
 
+import functools
 import os
 
-from crossin_jax.data import chat
-from crossin_jax.data.prompts import prompt_tokens
+from crossin_jax.data import conversations, tokenizer_config
+from crossin_jax.data.prompts import CHAT, prompt_tokens, response_tokens, stop_id
 from crossin_jax.data.vocabulary import BESIDE, Vocabulary
 from crossin_jax.storage import remote
 from crossin_jax.storage.files import read_json
@@ -36,13 +37,13 @@ class Prompts:
     own += [os.path.join(directory, 'huggingface', name) for name in TOKENIZERS]
     tokenizer = next((path for path in own if os.path.isfile(path)), None)
     if tokenizer and not os.path.isfile(os.path.join(directory, 'prompts.json')):
-      has_chat = chat.find(tokenizer) is not None
+      has_chat = tokenizer_config.chat_template(tokenizer) is not None
       self.vocabulary, self.template, self.tags = (
         Vocabulary(tokenizer),
         'chat' if has_chat else 'plain',
         False,
       )
-      self.stop_id = self.vocabulary.chat_stop_id if has_chat else self.vocabulary.eos_id
+      self.stop_id = stop_id(self.vocabulary, self.template)
       self.untaught = not has_chat
       return
     saved = read_json(
@@ -56,16 +57,56 @@ class Prompts:
       words['bos_token'],
       words['eos_token'],
       prompts.get('chat_template'),
+      prompts.get('chat_options'),
+      # Older runs read '<|im_end|>' in a text as the special token.
+      prompts.get('special_tokens_in_text', True),
+      prompts.get('system_role', 'first_user'),
     )
     self.template, self.tags = prompts['template'], prompts.get('tags', False)
     self.stop_id = prompts.get('stop_id', self.vocabulary.eos_id)
     self.untaught = False
 
+  @functools.cached_property
+  def _templated(self) -> Vocabulary:
+    return self.vocabulary.with_template(self.template)
+
   def tokens(self, row: dict, tag: str = '') -> list[int]:
-    """Ids of the prompt of one row ('instruction', 'input'), without BOS."""
-    return prompt_tokens(
-      self.vocabulary, self.template, row['instruction'], row.get('input', ''), tag
+    """Ids of the prompt of one row ('instruction', 'input'; or 'messages'), with BOS if the prompt
+    starts with one.
+
+    Raises:
+      ValueError: messages without a chat template, or in another order than a conversation's.
+    """
+    vocabulary, input = self._templated, row.get('input', '')
+    if 'messages' not in row:
+      ids = prompt_tokens(vocabulary, self.template, row['instruction'], input, tag)
+    elif self.template == CHAT:
+      ids = vocabulary.chat_prompt(conversations.question(row['messages'], tag))
+    else:
+      raise ValueError(
+        f'a row has messages, and the model is prompted with the template {self.template!r}; give '
+        "'instruction' or 'prompt', or a model that was trained with the template 'chat'"
+      )
+    return _start(vocabulary) + ids or [vocabulary.eos_id]  # a model reads at least one token
+
+  def plain(self, text: str) -> list[int]:
+    """Ids of a text that is a prompt as it is, with the tokenizer's BOS if it has one."""
+    return self.with_bos(self.vocabulary.encode_with_specials(text) if text else [])
+
+  def with_bos(self, ids: list[int]) -> list[int]:
+    """Ids of a text as the tokenizer starts a sequence: with BOS, if it has one."""
+    start = _start(self.vocabulary)
+    return (ids if ids[:1] == start else start + ids) or [self.vocabulary.eos_id]
+
+  def response(self, row: dict, response: str) -> list[int]:
+    """Ids of a response to the prompt of a row, through the stop token."""
+    return response_tokens(
+      self._templated, self.template, response, row['instruction'], row.get('input', '')
     )
+
+
+def _start(vocabulary: Vocabulary) -> list[int]:
+  return [] if vocabulary.bos_id is None else [vocabulary.bos_id]
 
 
 def _fetched(directory: str) -> str:

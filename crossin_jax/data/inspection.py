@@ -5,6 +5,7 @@ import sys
 import numpy as np
 
 from crossin_jax import config
+from crossin_jax.data import fertility
 from crossin_jax.data.prepared import MixtureTask, PreparedMixture
 from crossin_jax.data.stream import BatchStream
 from crossin_jax.data.vocabulary import Vocabulary
@@ -98,17 +99,19 @@ def _static_counts(task: MixtureTask) -> dict:
 def marked(
   vocabulary: Vocabulary, tokens, loss_weights, colour: bool, stop_id: int | None = None
 ) -> str:
-  """An example as text, its trained part underlined and green or between ⟦ and ⟧.
+  """An example as text, its trained parts underlined and green or between ⟦ and ⟧.
 
-  Decodes the ids of each part, so the text is what the model sees, not what the row has.
+  Decodes the ids of each part, so the text is what the model sees, not what the row has. Special
+  tokens of a chat template are shown; the stop token that is trained is ⏎stop.
   """
   pieces = []
   trained = np.asarray(loss_weights) > 0
   edges = [0, *(np.flatnonzero(np.diff(trained.astype(int))) + 1).tolist(), len(tokens)]
   for start, end in zip(edges, edges[1:]):
     ids = [int(i) for i in tokens[start:end]]
-    stop = ids[-1] in (vocabulary.eos_id, stop_id)
-    text = vocabulary.decode(ids) + ('⏎stop' if stop else '')
+    stop = bool(trained[start]) and ids[-1] in (vocabulary.eos_id, stop_id)
+    shown = vocabulary.specials_in(ids[:-1] if stop else ids)
+    text = vocabulary.decode(ids[:-1] if stop else ids, shown) + '⏎stop' * stop
     if trained[start]:
       text = f'\033[4;32m{text}\033[0m' if colour else f'⟦{text}⟧'
     pieces.append(text)
@@ -153,8 +156,8 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin inspect`."""
   parser = command_line.Parser(
     'inspect',
-    'Rates, expected and realised shares, epochs, lengths, dropped rows, and examples with '
-    'trained tokens marked.',
+    'Rates, expected and realised shares, epochs, lengths, dropped rows, tokens per word and per '
+    'character of each language, and examples with trained tokens marked.',
     'crossin inspect --data_dir prepared --mixture alpaca.base_x2x.3000.en_zh_vi_es.default '
     '--examples 2',
     gin=True,
@@ -180,6 +183,9 @@ def main(argv: list[str]) -> int:
   words = mixture.description['vocabulary']
   vocabulary = Vocabulary(mixture.vocabulary_path, words['bos_token'], words['eos_token'])
   stop_id, colour = mixture.description['prompts'].get('stop_id'), sys.stderr.isatty()
+  stops = {vocabulary.eos_id, stop_id}
+  report['languages'] = fertility.fertility(mixture, vocabulary, stop_ids=stops)
+  show('\n' + fertility.table(report['languages']))
   for task in mixture.tasks:
     for index in range(min(args.examples, task.examples)):
       tokens, weights = task.split.example(index)

@@ -12,10 +12,11 @@ MODES = {
   'en2x': 'English instruction, tagged, response in x',
   'x2en': 'instruction in x, tagged, English response',
   'x2x': 'instruction and response in two different languages, English among them; tagged',
+  'x2en2x': 'instruction in x, reasoning in English, response in x; no tag',
   'trans': 'translate the instruction text from x into English; no tag',
   'text': 'running text, every token trained',
 }
-CROSSIN_MODES = ('mono', 'en2x', 'x2en', 'x2x', 'trans')  # those that a volume limits
+CROSSIN_MODES = ('mono', 'en2x', 'x2en', 'x2x', 'x2en2x', 'trans')  # those that a volume limits
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,89 @@
 """Packs examples into rows, by their lengths."""
 
+import bisect
+import itertools
+
 import numpy as np
+
+WAITING = 2  # examples that may wait for the next batch while later ones fill this one
+
+
+def in_order(
+  lengths: np.ndarray,
+  tasks: np.ndarray,
+  epochs: np.ndarray,
+  capacity: int,
+  batch_size: int,
+  batches: int | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Fills batch after batch with consecutive examples.
+
+  A batch takes as many of the next examples as best-fit decreasing gets into its rows. At most
+  `WAITING` examples that do not fit are left to the next batch, which takes them first, and no
+  example of a later epoch overtakes one of its task. So the examples read before any batch are a
+  prefix of the stream, up to `WAITING`.
+
+      in_order of lengths 5, 4, 3, 2 and capacity 8, one row a batch: rows 0, 1, 0, 1
+
+  Args:
+    lengths: int [items], at most `capacity` each.
+    tasks, epochs: int [items]; a task reads each of its examples once in an epoch.
+    capacity: tokens in a row.
+    batch_size: rows in a batch.
+    batches: how many, among which the tokens are spread evenly; None = as many as are needed, each
+      as full as possible.
+
+  Returns:
+    int32 [items], row of each item, counted over all batches; -1 = it did not fit into `batches`.
+    int64 [batches * batch_size], space left in each row.
+    int64 [batches + 1], how many leading items have all been read before each batch.
+  """
+  lengths, tasks, epochs = lengths.tolist(), tasks.tolist(), epochs.tolist()
+  before = [0, *itertools.accumulate(lengths)]  # tokens before each item
+  rows, room, read = np.full(len(lengths), -1, np.int32), [], [0]
+  waiting, position = [], 0
+  overtakes = lambda item: any(
+    tasks[item] == tasks[other] and epochs[item] > epochs[other] for other in waiting
+  )
+  while len(read) <= batches if batches else waiting or position < len(lengths):
+    aim = -(-before[-1] * len(read) // batches) if batches else before[-1]
+    most = before[position] + batch_size * capacity - sum(lengths[item] for item in waiting)
+    end = max(position, bisect.bisect_right(before, min(aim, most)) - 1)
+    items = waiting + list(range(position, end))
+    while True:
+      places, spaces = _best_fit_decreasing([lengths[i] for i in items], capacity, batch_size)
+      if not (unfit := places.count(-1)):
+        break
+      del items[-max(1, unfit // 2) :]
+    first = len(room)
+    rows[items] = np.add(places, first)
+    waiting, position = waiting[len(items) :], max(position, items[-1] + 1 if items else 0)
+    while position < len(lengths) and before[position + 1] <= aim and not overtakes(position):
+      place = bisect.bisect_left(spaces, (lengths[position], -1))
+      if place < batch_size:
+        space, row = spaces.pop(place)
+        bisect.insort(spaces, (space - lengths[position], row))
+        rows[position] = first + row
+      elif len(waiting) < WAITING:
+        waiting.append(position)
+      else:
+        break
+      position += 1
+    room += [space for space, _ in sorted(spaces, key=lambda pair: pair[1])]
+    read.append(min(waiting, default=position))
+  return rows, np.array(room), np.array(read)
+
+
+def _best_fit_decreasing(lengths: list[int], capacity: int, bins: int):
+  """The bin of each item, -1 = none; and (space left, bin) of all bins, ascending."""
+  spaces, places = [(capacity, i) for i in range(bins)], [-1] * len(lengths)
+  for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    place = bisect.bisect_left(spaces, (lengths[item], -1))
+    if place < bins:
+      space, row = spaces.pop(place)
+      bisect.insort(spaces, (space - lengths[item], row))
+      places[item] = row
+  return places, spaces
 
 
 def first_fit(lengths, capacity: int, room: np.ndarray) -> np.ndarray:

@@ -109,7 +109,7 @@ def write_mixture(directory: str, name: str, tasks: list[dict], vocabulary, **mo
     'bos_id': vocabulary.bos_id,
     'eos_id': vocabulary.eos_id,
     # By name, because the files beside the tokenizer that name them are not copied.
-    'bos_token': vocabulary.token_text(vocabulary.bos_id),
+    'bos_token': '' if vocabulary.bos_id is None else vocabulary.token_text(vocabulary.bos_id),
     'eos_token': vocabulary.token_text(vocabulary.eos_id),
   }
   mixture = {'format': FORMAT, 'name': name, 'tasks': tasks, **more, 'vocabulary': description}
@@ -220,7 +220,7 @@ class PreparedMixture:
     self.description = _read_json(
       path, f'run `crossin prepare --mixture {name} --output_dir {directory}`'
     )
-    self.tasks = []
+    self.tasks, manifests = [], []
     here = _fetched(directory, self.description, split)
     for entry in self.description['tasks']:
       task = TaskSplit(directory, entry['task'], split, here)
@@ -229,6 +229,7 @@ class PreparedMixture:
           f'mixture {name} in {directory} was written for another version of task {entry["task"]}; '
           f'run `crossin prepare --mixture {name} --output_dir {directory}` again'
         )
+      manifests.append(task.manifest)
       count = task.first(entry['volume'] if split == 'train' else None)
       if count and entry['rate'] > 0:
         self.tasks.append(MixtureTask(task, float(entry['rate']), count))
@@ -239,16 +240,16 @@ class PreparedMixture:
           'proportions'
         )
     if not self.tasks:
-      remedy = (
-        '; prepare it with MixtureSettings.validation_rows above 0' if split == 'validation' else ''
-      )
+      remedy = _validation_remedy(manifests) if split == 'validation' else ''
       raise PreparedDataError(
         f'mixture {name} in {directory} has no example in split {split!r}{remedy}'
       )
 
   @functools.cached_property
-  def bos_id(self) -> int:
-    return int(self.description['vocabulary']['bos_id'])
+  def bos_id(self) -> int | None:
+    """First input of every example; None = its first token."""
+    bos_id = self.description['vocabulary']['bos_id']
+    return None if bos_id is None else int(bos_id)
 
   @property
   def vocabulary_size(self) -> int:
@@ -274,6 +275,22 @@ def _fetched(directory: str, description: dict, split: str) -> str:
     for part in _parts(_read_json(os.path.join(here, manifest), remedy), split)
   ]
   return remote.fetched(directory, parts)
+
+
+def _validation_remedy(manifests: list[dict]) -> str:
+  """Why tasks have no validation rows, and what to do."""
+  wanted = max(
+    (manifest.get('fingerprint_parts', {}).get('validation_rows', 0) for manifest in manifests),
+    default=0,
+  )
+  why = (
+    f'although MixtureSettings.validation_rows = {wanted}: at most a twentieth of a source is held '
+    'out, none of one with fewer than 20 rows. Add rows'
+    if wanted
+    else 'because MixtureSettings.validation_rows = 0. Prepare it with more, from sources of at '
+    'least 20 rows'
+  )
+  return f', {why}, or train without held-out loss: --gin.train.evaluators="()"'
 
 
 def _parts(manifest: dict, split: str) -> list[dict]:

@@ -1,9 +1,11 @@
 """Prompts: from an instruction row to tokens and loss weights, for training and inference."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
+from crossin_jax.data.chat import PromptDiffers
 from crossin_jax.data.vocabulary import Vocabulary
 
 _ALPACA = 'Below is an instruction that describes a task'
@@ -67,7 +69,8 @@ class Example:
   Attributes:
     tokens: int32 [length], prompt, response and stop token, without BOS.
     loss_weights: float32 [length], weight of each token in the loss: 0 on the prompt.
-    shortened: fields that were cut to fit: '', 'input', 'output' or 'input+output'.
+    shortened: what was cut to fit: '', 'input', 'output' or 'input+output'; of a conversation also
+      'untrained_turns': earlier answers that the chat template writes in another way later.
   """
 
   tokens: np.ndarray
@@ -92,7 +95,12 @@ def check_template(name: str) -> str:
 
 def describe_template(vocabulary: Vocabulary, name: str) -> str:
   """The full text of a template, for fingerprints."""
-  return f'{name}: {vocabulary.chat if name == CHAT else TEMPLATES[check_template(name)]!r}'
+  if name != CHAT:
+    return f'{name}: {TEMPLATES[check_template(name)]!r}'
+  options = f' with {dict(vocabulary.chat_options)!r}' if vocabulary.chat_options else ''
+  if vocabulary.system_role != 'first_user':
+    options += f', system_role {vocabulary.system_role}'
+  return f'{name}: {vocabulary.chat}{options}'
 
 
 def stop_id(vocabulary: Vocabulary, template: str) -> int:
@@ -105,9 +113,49 @@ def prompt_tokens(
 ) -> list[int]:
   """Ids of the prompt of one row, without BOS, for training and inference."""
   if template == CHAT:
-    user = render_prompt('plain', instruction, input, tag)[:-1]  # without the last newline
-    return vocabulary.chat_prompt(user) if user else []
+    user = _user_message(instruction, input, tag)
+    return vocabulary.chat_prompt([{'role': 'user', 'content': user}]) if user else []
   return _encode(vocabulary, render_prompt(template, instruction, input, tag))
+
+
+def response_tokens(
+  vocabulary: Vocabulary, template: str, response: str, instruction: str, input: str = '',
+  tag: str = '',
+) -> list[int]:  # fmt: skip
+  """Ids of a response behind `prompt_tokens`, through the stop token.
+
+  Of a chat template that writes an empty thought before a response, with that.
+  """
+  row = {'instruction': instruction, 'output': response}
+  tokens, spans = _renderer(vocabulary, template, row, tag)(input)
+  prompt = prompt_tokens(vocabulary, template, instruction, input, tag)
+  start = spans[0][0] if spans else 0
+  # Generation tags may begin after the prompt.
+  return tokens[len(prompt) if tokens[: len(prompt)] == prompt else start :]
+
+
+def _user_message(instruction: str, input: str, tag: str) -> str:
+  return render_prompt('plain', instruction, input, tag)[:-1]  # without the last newline
+
+
+def _renderer(vocabulary: Vocabulary, template: str, row: dict[str, str], tag: str):
+  """Returns a function from the input of a row to the ids of the row through its stop token,
+  without BOS, and the spans of them that are trained.
+  """
+  instruction, output = row['instruction'], row['output']
+  is_chat = template == CHAT and (instruction or tag)
+  # Prompt and response apart, as the released code does, so that the border is fixed.
+  response = None if is_chat else [*vocabulary.encode(output), stop_id(vocabulary, template)]
+
+  def render(input: str) -> tuple[list[int], list[tuple[int, int]]]:
+    if response is None:
+      user = _user_message(instruction, input, tag)
+      turns = [{'role': 'user', 'content': user}, {'role': 'assistant', 'content': output}]
+      return vocabulary.chat_turns(turns)[:2]
+    prompt = prompt_tokens(vocabulary, template, instruction, input, tag)
+    return [*prompt, *response], [(len(prompt), len(prompt) + len(response))]
+
+  return render
 
 
 def render_prompt(template: str, instruction: str, input: str = '', tag: str = '') -> str:
@@ -135,58 +183,84 @@ def render_prompt(template: str, instruction: str, input: str = '', tag: str = '
 
 
 def render_example(
-  vocabulary: Vocabulary, template: str, row: dict[str, str], tag: str, max_length: int | None
-) -> Example:
+  vocabulary: Vocabulary, template: str, row: dict[str, Any], tag: str, max_length: int | None,
+  trained_turns: str = 'all',
+) -> Example:  # fmt: skip
   """Tokens and loss weights of one row.
 
-  Tokenises prompt and response separately, as the released code does, so that the border between
-  them is fixed. A row that is too long loses the end of its input first, but neither instruction
-  nor tag, then the end of its response with the stop token.
+  With 'chat' these are the tokens of transformers' apply_chat_template through the stop token; the
+  weights are those of the template's generation tags, if it has any. The other templates tokenise
+  prompt and response separately. A row that is too long loses the end of its input first, but
+  neither instruction nor tag, then the end of its response with the stop token.
 
   Args:
     vocabulary: the tokenizer.
     template: one of TEMPLATES, or 'chat'.
-    row: 'instruction', 'input', 'output'.
+    row: 'instruction', 'input', 'output'; or 'messages', which have their tags already.
     tag: language tag or ''.
     max_length: maximum tokens of the example; None = no limit.
+    trained_turns: answers of a conversation that are trained, 'all' or 'last'.
 
   Raises:
-    Rejected: 'empty_response' or 'prompt_too_long'.
+    Rejected: 'empty_response' or 'prompt_too_long'; of a conversation also
+      'conversation_needs_template_chat' and 'prompt_differs'.
   """
+  if row.get('messages'):
+    return _render_conversation(vocabulary, template, row['messages'], max_length, trained_turns)
   if not row['output'].strip():
     raise Rejected('empty_response')
-  response = [*vocabulary.encode(row['output']), stop_id(vocabulary, template)]
-  prompt_of = lambda input: prompt_tokens(vocabulary, template, row['instruction'], input, tag)
-  prompt = prompt_of(row['input'])
+  render = _renderer(vocabulary, template, row, tag)
+  tokens, spans = render(row['input'])
   shortened = []
-  if max_length is not None and len(prompt) + len(response) > max_length:
+  if max_length is not None and len(tokens) > max_length:
     if row['input']:
-      prompt = _shorten_input(prompt_of, row['input'], max_length - len(response))
+      tokens, spans = _shorten_input(render, row['input'], max_length)
       shortened.append('input')
-    if len(prompt) + len(response) > max_length:
-      response = response[: max(0, max_length - len(prompt))]
+    if len(tokens) > max_length:
+      tokens = tokens[:max_length]
       shortened.append('output')
-    if not response:
-      raise Rejected(
-        'prompt_too_long', f'{len(prompt)} tokens of prompt leave no room in {max_length}'
-      )
-  tokens = np.asarray(prompt + response, np.int32)
+    if not any(start < len(tokens) for start, _ in spans):
+      prompt = spans[0][0] if spans else len(tokens)
+      raise Rejected('prompt_too_long', f'{prompt} tokens of prompt leave no room in {max_length}')
+  return _example(tokens, spans, shortened)
+
+
+def _render_conversation(vocabulary, template, messages, max_length, trained_turns) -> Example:
+  """`render_example` of a row with messages; one that is too long loses its end."""
+  if template != CHAT:
+    raise Rejected('conversation_needs_template_chat', f'template {template!r} has one question')
+  try:
+    tokens, spans, untrained = vocabulary.chat_turns(messages, trained_turns)
+  except PromptDiffers as error:
+    raise Rejected('prompt_differs', str(error)) from None
+  shortened = []
+  if max_length is not None and len(tokens) > max_length:
+    tokens, shortened = tokens[:max_length], ['output']
+    if not any(start < len(tokens) for start, _ in spans):
+      raise Rejected('prompt_too_long', f'no answer within {max_length} tokens')
+  return _example(tokens, spans, shortened + ['untrained_turns'] * bool(untrained))
+
+
+def _example(tokens, spans, shortened) -> Example:
   weights = np.zeros(len(tokens), np.float32)
-  weights[len(prompt) :] = 1.0
-  return Example(tokens, weights, '+'.join(shortened))
+  for start, end in spans:
+    weights[start:end] = 1.0
+  return Example(np.asarray(tokens, np.int32), weights, '+'.join(shortened))
 
 
 def _encode(vocabulary: Vocabulary, text: str) -> list[int]:
   return vocabulary.encode(text) if text else []
 
 
-def _shorten_input(prompt_of, input: str, room: int) -> list[int]:
-  """The prompt with the longest prefix of the input that fits in `room` tokens, or with none."""
-  low, high = 0, len(input)  # prompt_of(input[:low]) fits, or low is 0
+def _shorten_input(render, input: str, room: int):
+  """`render` of the longest prefix of the input with which the row fits in `room` tokens, or of
+  none.
+  """
+  low, high = 0, len(input)  # render(input[:low]) fits, or low is 0
   while low < high:
     middle = (low + high + 1) // 2
-    if len(prompt_of(input[:middle])) <= room:
+    if len(render(input[:middle])[0]) <= room:
       low = middle
     else:
       high = middle - 1
-  return prompt_of(input[:low])
+  return render(input[:low])

@@ -1,16 +1,16 @@
-"""Reads instruction rows from JSON lists, JSON lines and Parquet, and checks every row."""
+"""Reads rows from JSON, JSON lines, Parquet and saved datasets, and checks every row."""
 
 from collections.abc import Iterator, Sequence
 import os
+import re
 import reprlib
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from crossin_jax.data.json_lists import read_json, read_jsonl
-from crossin_jax.data.source_errors import SourceError, at, describe, first_line, naming
+from crossin_jax.data import conversations, tables
+from crossin_jax.data.conversations import Message
+from crossin_jax.data.source_errors import SourceError, at, naming
 from crossin_jax.languages import code_of
+from crossin_jax.storage.json_rows import JsonRows, describe, is_gzip
 
 EXTENSIONS = ('.json', '.json.gz', '.jsonl', '.jsonl.gz', '.parquet')
 TEXT_FIELDS = ('instruction', 'input', 'output')
@@ -23,13 +23,18 @@ class Row(NamedTuple):
     number: of the row in its file, from 0, blank lines not counted.
     id: None if absent.
     language: code; None if absent.
-    texts: (instruction, input, output).
+    texts: (instruction, input, output); all '' of a conversation.
+    fault: why the row cannot be used, one of `conversations.FAULTS`; '' = it can.
+    messages: of a conversation: a system turn, several questions and answers, or reasoning; ()
+      where a row is one question and one answer.
   """
 
   number: int
   id: str | None
   language: str | None
   texts: tuple[str, str, str]
+  fault: str = ''
+  messages: tuple[Message, ...] = ()
 
 
 def extension(path: str) -> str | None:
@@ -41,25 +46,59 @@ def read_rows(path: str, with_language: bool = False) -> Iterator[Row]:
   """The rows of one file, in order.
 
   `.json` has one list of objects, `.jsonl` one object per line (split at newline characters only;
-  blank lines are skipped); both may be gzipped and start with a byte order mark. Fields:
-  instruction and output (strings), input (a string; missing or null = ''), id (a string or an
-  integer; missing or null = None), language (code or English name). Other fields are ignored.
+  blank lines are skipped); both may be gzipped and start with a byte order mark. A directory with
+  state.json is a dataset that `datasets.save_to_disk` wrote. Fields: instruction and output
+  (strings), input (a string; missing or null = ''), id (a string or an integer; missing or null =
+  None), language (code or English name). In place of instruction and output: messages (role,
+  content, reasoning_content), conversations (from, value), or prompt and completion. system (a
+  string) and history (pairs of question and answer) come before the rest. A row that is more than
+  one question and one answer has `messages`; a row that cannot be used, for instance with a value
+  in one of `conversations.UNREAD_FIELDS`, has a `fault`. Other fields are ignored.
 
       # zh.jsonl: {"instruction": "凯撒是怎么死的？", "output": "他被刺杀了。"}
       list(read_rows('zh.jsonl')) == [Row(0, None, None, ('凯撒是怎么死的？', '', '他被刺杀了。'))]
 
   Args:
-    path: a file with one of EXTENSIONS.
+    path: a file with one of EXTENSIONS, or a saved dataset.
     with_language: read the field `language` too.
 
   Raises:
     SourceError: missing, empty or unreadable file; invalid JSON, UTF-8, gzip or Parquet; a row that
       is not an object; a field that is missing or of the wrong type; an unknown language.
   """
-  ext = extension(path)
-  if os.path.isdir(path):
+  saved, ext = tables.is_saved(path), extension(path)
+  if not saved:
+    _check_file(path, ext)
+  rows = JsonRows(path, SourceError, at)
+  readers = {
+    '.json': rows.items, '.jsonl': rows.lines, '.parquet': lambda: tables.read_parquet(path),
+  }  # fmt: skip
+  read = (lambda: tables.read_saved(path)) if saved else readers[ext.removesuffix('.gz')]
+  number = -1
+  with naming(path):
+    if not saved and is_gzip(path) != ext.endswith('.gz'):
+      raise _wrong_packing(path, ext)
+    for number, (line, fields) in enumerate(read()):
+      yield check_row(fields, path, number, line, with_language)
+  if number < 0:
     raise SourceError(
-      f'{path}: is a directory; give a file in it, or the stem of files NAME_en.json ...'
+      f'{path}: has no rows; write or copy the file again, or remove it from the sources'
+    )
+
+
+def is_rows(path: str) -> bool:
+  """Whether a path is a file with one of EXTENSIONS, or a saved dataset."""
+  return os.path.isfile(path) and extension(path) is not None or tables.is_saved(path)
+
+
+def _check_file(path: str, ext: str | None) -> None:
+  if os.path.isdir(path):
+    splits = os.path.isfile(os.path.join(path, 'dataset_dict.json'))
+    inside = ', '.join(sorted(n for n in os.listdir(path) if tables.is_saved(f'{path}/{n}')))
+    raise SourceError(
+      f'{path}: holds the splits {inside or "none"}; give one of them as path, {path}/SPLIT'
+      if splits
+      else f'{path}: is a directory; give a file in it, or the stem of files NAME_en.json ...'
     )
   if not os.path.exists(path):
     raise SourceError(f'{path}: no such file; correct the path')
@@ -67,16 +106,6 @@ def read_rows(path: str, with_language: bool = False) -> Iterator[Row]:
     raise _unknown_kind(path)
   if os.path.getsize(path) == 0:
     raise SourceError(f'{path}: the file is empty (0 bytes); write or copy it again')
-  readers = {'.json': read_json, '.jsonl': read_jsonl, '.parquet': _read_parquet}
-  reader = readers[ext.removesuffix('.gz')]
-  number = -1
-  with naming(path):
-    for number, (line, fields) in enumerate(reader(path)):
-      yield check_row(fields, path, number, line, with_language)
-  if number < 0:
-    raise SourceError(
-      f'{path}: has no rows; write or copy the file again, or remove it from the sources'
-    )
 
 
 def find_files(stem: str, languages: Sequence[str]) -> dict[str, str]:
@@ -98,7 +127,9 @@ def find_files(stem: str, languages: Sequence[str]) -> dict[str, str]:
   files = {}
   for language in languages:
     names = [f'{base}{mark}{language}{ext}' for mark in '_.' for ext in EXTENSIONS]
+    folders = [f'{base}{mark}{language}' for mark in '_.']
     matches = [name for name in names if name in present]
+    matches += [name for name in folders if tables.is_saved(os.path.join(directory, name))]
     if len(matches) > 1:
       raise SourceError(
         f'{stem}: several files for {language!r}: {", ".join(matches)}; keep one, or give its path'
@@ -109,10 +140,38 @@ def find_files(stem: str, languages: Sequence[str]) -> dict[str, str]:
   return files
 
 
+def other_files(stem: str, languages: Sequence[str]) -> dict[str, str]:
+  """Language -> name of the file that a stem has in a language that is not in `languages`."""
+  directory, base = os.path.split(stem)
+  pattern = re.compile(re.escape(base) + r'[_.]([A-Za-z]{2,3})(\.[\w.]+)?')
+  found = {}
+  for name in sorted(os.listdir(directory or '.')):
+    match = pattern.fullmatch(name)
+    if not match or match[1] in languages:
+      continue
+    ending, path = (match[2] or '').lower(), os.path.join(directory, name)
+    if extension(name) == ending or not ending and tables.is_saved(path):
+      try:
+        found[code_of(match[1])] = name
+      except ValueError:
+        pass  # no language
+  return found
+
+
 def _unknown_kind(path: str) -> SourceError:
   return SourceError(
     f'{path}: unknown kind of file; rename it so that it ends in one of {", ".join(EXTENSIONS)}'
   )
+
+
+def _wrong_packing(path: str, ext: str) -> SourceError:
+  """The error for a name that says .gz where the file is not gzipped, or the reverse."""
+  if ext.endswith('.gz'):
+    return SourceError(
+      f'{path}: not a complete gzip file; copy it again, or remove .gz from its name if it is not '
+      'compressed'
+    )
+  return SourceError(f'{path}: is a gzip file; add .gz to its name')
 
 
 def _no_file(stem: str, language: str, present: list[str]) -> SourceError:
@@ -162,20 +221,9 @@ def check_row(
       'a row must be an object with instruction, input and output, found '
       f'{describe(fields)}{hint}; fix or remove the row'
     )
-  texts = []
-  for field in TEXT_FIELDS:
-    value = fields.get(field)
-    if value is None and field == 'input':
-      value = ''
-    if field not in fields and field != 'input':
-      present = ', '.join(reprlib.repr(key) for key in [*fields][:8]) or 'none'
-      raise refuse(f'field {field!r} is missing, found {present}; add it, or rename another field')
-    if not isinstance(value, str):
-      raise refuse(
-        f'field {field!r} must be a string, found {describe(value)}; write it as one string, or '
-        'remove the row from the files of all languages'
-      )
-    texts.append(value)
+  texts, messages, fault = _contents(fields, refuse)
+  if any(_holds_content(fields.get(field)) for field in conversations.UNREAD_FIELDS):
+    fault = fault or 'unread_field'
   id_, language = fields.get('id'), None
   if isinstance(id_, int) and not isinstance(id_, bool):
     id_ = str(id_)
@@ -194,52 +242,60 @@ def check_row(
       language = code_of(language)
     except ValueError as error:
       raise refuse(f"field 'language': {error}; fix the field, or remove the row") from None
-  return Row(number, id_, language, tuple(texts))
+  return Row(number, id_, language, texts, fault, messages)
+
+
+def _contents(fields: dict, refuse) -> tuple[tuple[str, str, str], tuple[Message, ...], str]:
+  """The texts of a row, or its messages, and its fault."""
+  raw = conversations.raw_turns(fields)
+  if raw is None and not {'instruction', 'output'} & fields.keys():
+    if any(field in fields and fields[field] is None for field in ('messages', 'conversations')):
+      return ('', '', ''), (), 'null_field'
+  if raw is None:
+    texts, fault = _texts(fields, refuse)
+    if fault or not (_is_filled(fields.get('system')) or _is_filled(fields.get('history'))):
+      return texts, (), fault
+    question = conversations.user_text(*texts[:2])
+    turns = [{'role': 'user', 'content': question}, {'role': 'assistant', 'content': texts[2]}]
+    raw = 'output', turns
+  messages, fault = conversations.messages(*raw, fields, refuse)
+  if not fault and conversations.is_single(messages):
+    return (messages[0]['content'], '', messages[1]['content']), (), ''
+  return ('', '', ''), () if fault else messages, fault
+
+
+def _is_filled(value) -> bool:
+  return bool(value.strip() if isinstance(value, str) else value)
+
+
+def _texts(fields: dict, refuse) -> tuple[tuple[str, str, str], str]:
+  """The texts of a row in Alpaca's fields, and its fault."""
+  texts, fault = [], ''
+  for field in TEXT_FIELDS:
+    value = fields.get(field)
+    if field not in fields and field != 'input':
+      present = ', '.join(reprlib.repr(key) for key in [*fields][:8]) or 'none'
+      raise refuse(f'field {field!r} is missing, found {present}; add it, or rename another field')
+    if value is None:
+      fault = fault or ('' if field == 'input' else 'null_field')
+      value = ''
+    if not isinstance(value, str):
+      raise refuse(
+        f'field {field!r} must be a string, found {describe(value)}; write it as one string, or '
+        'remove the row from the files of all languages'
+      )
+    texts.append(value)
+  return tuple(texts), fault
+
+
+def _holds_content(value) -> bool:
+  """Whether a field says something; LLaMA-Factory writes '[]' for no tools."""
+  return _is_filled(value) and not (
+    isinstance(value, str) and value.strip() in ('[]', '{}', 'null')
+  )
 
 
 def _some(names: list[str]) -> str:
   return (
     ', '.join(names[:10]) + (f' and {len(names) - 10} more' if len(names) > 10 else '') or 'nothing'
   )
-
-
-def _read_parquet(path: str) -> Iterator[tuple[None, Any]]:
-  number = 0
-  try:
-    # With a buffer, Parquet reads single pages, not a full column of a row group.
-    with pq.ParquetFile(path, buffer_size=1 << 20) as file:
-      names = file.schema_arrow.names
-      for field in (*TEXT_FIELDS, 'id', 'language'):
-        if names.count(field) > 1 or field in ('instruction', 'output') and field not in names:
-          what = 'occurs twice' if field in names else 'is missing'
-          present = ', '.join(names) or 'none'
-          raise SourceError(
-            f'{path}: column {field!r} {what}, found the columns {present}; rename them'
-          )
-      columns = [field for field in ('id', 'language', *TEXT_FIELDS) if field in names]
-      for batch in file.iter_batches(batch_size=256, columns=columns):
-        try:
-          rows = batch.to_pylist()
-        except UnicodeDecodeError:
-          raise _parquet_not_utf8(path, batch, number) from None
-        for fields in rows:
-          yield None, fields
-        number += len(rows)
-  except (pa.ArrowException, OSError) as error:
-    raise SourceError(
-      f'{path}: not a complete Parquet file ({first_line(error)}); write or copy it again'
-    ) from None
-
-
-def _parquet_not_utf8(path: str, batch: pa.RecordBatch, number: int) -> SourceError:
-  """The error for the field at fault; the batch starts at row `number`."""
-  for field, column in zip(batch.schema.names, batch.columns, strict=True):
-    for i, value in enumerate(column):
-      try:
-        value.as_py()
-      except UnicodeDecodeError as error:
-        return SourceError(
-          f'{at(path, number + i, None)}: field {field!r}: not valid UTF-8 at its byte '
-          f'{error.start}; write the file again with UTF-8 text'
-        )
-  raise AssertionError('to_pylist and as_py disagree')

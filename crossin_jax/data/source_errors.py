@@ -1,15 +1,11 @@
-"""SourceError, and the parts of its messages: the position in a file and the value there."""
+"""SourceError, and the parts of its messages."""
 
 import contextlib
-import gzip
-import reprlib
-from typing import Any
-import zlib
 
-from crossin_jax.errors import CrossinError
+from crossin_jax.errors import RowError
 
 
-class SourceError(CrossinError, ValueError):
+class SourceError(RowError):
   """Invalid instruction rows; the message names file, row, field, value and remedy."""
 
 
@@ -23,23 +19,11 @@ def first_line(error: Exception) -> str:
   return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def describe(value: Any) -> str:
-  """A value in messages, shortened: describe(3) == 'int 3', describe(None) == 'null'."""
-  return 'null' if value is None else f'{type(value).__name__} {reprlib.repr(value)}'
-
-
 @contextlib.contextmanager
 def naming(path: str):
-  """Turns errors of the file system and the decompressor into a SourceError that names the file."""
+  """Turns errors of the file system into a SourceError that names the file."""
   try:
     yield
-  except gzip.BadGzipFile as error:
-    remedy = 'copy it again, or remove .gz from its name if it is not compressed'
-    raise SourceError(f'{path}: not a complete gzip file ({error}); {remedy}') from None
-  except EOFError:
-    raise SourceError(f'{path}: the gzip file is cut off before its end; copy it again') from None
-  except zlib.error as error:
-    raise SourceError(f'{path}: the gzip file is damaged ({error}); copy it again') from None
   except OSError as error:
     what = error.strerror or error
     raise SourceError(

@@ -10,7 +10,8 @@ import gin
 import jax
 import numpy as np
 
-from crossin_jax.data import mixing, packing
+from crossin_jax.data import mixing, windows
+from crossin_jax.data.packing import first_fit
 from crossin_jax.data.prepared import PreparedDataError, PreparedMixture
 
 # Names of SeqIO and T5X, and the task of each token, for losses by source and language.
@@ -40,14 +41,21 @@ def write_segment(batch, row, start, segment, tokens, loss_weights, bos_id, task
     segment: its id in the row, from 1.
     tokens: int [n].
     loss_weights: float [n].
-    bos_id: first input.
+    bos_id: first input; None = the first token is, and the last input predicts nothing:
+      tokens 7 8 2 give targets 8 2 0, inputs 7 8 2.
     task: index for `decoder_task_ids`.
   """
-  span = slice(start, start + len(tokens))
-  batch['decoder_target_tokens'][row, span] = tokens
-  batch['decoder_input_tokens'][row, start] = bos_id
-  batch['decoder_input_tokens'][row, start + 1 : start + len(tokens)] = tokens[:-1]
-  batch['decoder_loss_weights'][row, span] = loss_weights
+  end = start + len(tokens)
+  span = slice(start, end)
+  if bos_id is None:
+    batch['decoder_target_tokens'][row, start : end - 1] = tokens[1:]
+    batch['decoder_input_tokens'][row, span] = tokens
+    batch['decoder_loss_weights'][row, start : end - 1] = loss_weights[1:]
+  else:
+    batch['decoder_target_tokens'][row, span] = tokens
+    batch['decoder_input_tokens'][row, start] = bos_id
+    batch['decoder_input_tokens'][row, start + 1 : end] = tokens[:-1]
+    batch['decoder_loss_weights'][row, span] = loss_weights
   batch['decoder_segment_ids'][row, span] = segment
   batch['decoder_positions'][row, span] = np.arange(len(tokens))
   batch['decoder_task_ids'][row, span] = task
@@ -70,13 +78,12 @@ class Window:
 class BatchStream:
   """Batches of packed rows.
 
-  The stream of examples is cut into windows of `window` examples. First-fit packs each window into
-  the same number of rows, so that the window of a row follows from its number. The next window
-  takes examples that do not fit, after its own; those that do not fit there either are dropped and
-  counted.
+  The stream of examples is cut into windows. Each window has the same number of examples and of
+  rows, so that the window of a row follows from its number. The next window takes examples that do
+  not fit, after its own; those that do not fit there either are dropped and counted.
 
   Attributes:
-    rows_per_window: rows of each window.
+    packing: 'in_order' or 'first_fit'.
   """
 
   def __init__(
@@ -87,14 +94,24 @@ class BatchStream:
     length: int,
     seed: int = 0,
     window: int = 16_384,
+    packing: str = 'in_order',
   ):
     """Args:
-    mixture: to read.
-    batch_size: rows of the global batch.
-    length: tokens in a row.
-    seed: of the order of rows; has no effect on which rows belong to a volume.
-    window: examples that are packed together; larger windows pack tighter and take longer to start.
+      mixture: to read.
+      batch_size: rows of the global batch.
+      length: tokens in a row.
+      seed: of the order of rows; has no effect on which rows belong to a volume.
+      window: examples that are packed together, at least those of eight batches; larger windows
+        pack tighter and take longer to start.
+      packing: 'in_order' keeps the rates in every batch: a batch is a run of consecutive examples.
+        'first_fit' packs a whole window as tightly as possible, so that its first rows hold more of
+        its short examples; runs from before December 2026 go on with it.
+
+    Raises:
+      ValueError: an example is longer than a row, or `packing` is neither.
     """
+    if packing not in windows.PACKINGS:
+      raise ValueError(f'BatchStream.packing = {packing!r} is none of {windows.PACKINGS}')
     longest = max(int(task.split.lengths[: task.examples].max()) for task in mixture.tasks)
     if longest > length:
       raise ValueError(
@@ -103,12 +120,10 @@ class BatchStream:
         'prepare with a smaller max_length'
       )
     self.mixture, self.batch_size, self.length = mixture, batch_size, length
-    self.seed, self.window_size = seed, window
-    self._order = mixing.TaskOrder([task.rate for task in mixture.tasks], window)
+    self.seed, self.window_size, self.packing = seed, window, packing
     self._keys = [mixing.fold(seed, task.split.name) for task in mixture.tasks]
-    # The first window sets the rows of each window: windows differ only by chance.
-    lengths = self._lengths(*self._examples(0))
-    self.rows_per_window = packing.rows_for(lengths, length)
+    kind = windows.InOrder if packing == 'in_order' else windows.FirstFit
+    self._windows = kind(mixture.tasks, self._examples, window, length, batch_size)
     self._dropped = {}  # window -> examples; a window may be packed again after cache eviction
     self._packed = functools.lru_cache(maxsize=3)(self._packed)
     self._window = functools.lru_cache(maxsize=2)(self._window)
@@ -126,13 +141,39 @@ class BatchStream:
           'examples': task.examples,
           'made from': task.split.manifest['fingerprint_parts'],
         }
-        for task, rate in zip(self.mixture.tasks, self._order.rates)
+        for task, rate in zip(self.mixture.tasks, self._windows.order.rates)
       ],
       'batch_size': self.batch_size,
       'length': self.length,
       'seed': self.seed,
       'window': self.window_size,
-    }
+    } | ({} if self.packing == 'first_fit' else {'packing': self.packing})
+
+  @property
+  def rows_per_window(self) -> int:
+    """Rows of each window."""
+    return self._windows.rows
+
+  @property
+  def examples_per_window(self) -> int:
+    """Examples of each window; with 'in_order' not exactly `window`."""
+    return self._windows.examples
+
+  def as_begun(self, saved: dict | None) -> 'BatchStream':
+    """This stream, or the one with 'first_fit' if a run of settings `saved` began with that.
+
+    Runs from before December 2026 have no 'packing' in their settings.
+    """
+    if not saved or 'packing' in saved or self.packing == 'first_fit':
+      return self
+    return BatchStream(
+      self.mixture,
+      batch_size=self.batch_size,
+      length=self.length,
+      seed=self.seed,
+      window=self.window_size,
+      packing='first_fit',
+    )
 
   @property
   def dropped(self) -> int:
@@ -149,9 +190,15 @@ class BatchStream:
         f"train.epochs = {epochs} must be above 0 and train.epochs_until = {until!r} 'all' or "
         "'first'"
       )
-    per_step = self.epochs(1).values()
-    slowest = min(per_step) if until == 'all' else max(per_step)
-    return max(1, int(np.ceil(epochs / slowest - 1e-9)))
+    order = self._windows.order
+    ends = [
+      epochs * task.examples * sum(order.rates) / rate
+      for task, rate in zip(self.mixture.tasks, order.rates)
+    ]
+    window, rest = divmod(max(ends) if until == 'all' else min(ends), self._windows.examples)
+    row = int(window) * self.rows_per_window
+    row += int(np.searchsorted(self._packed(int(window)).read, rest - 1e-6))
+    return max(1, -(-row // self.batch_size))
 
   def batch(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
     """Features of batch `step` (from 0), [rows, length] each, for `rows` of the global batch."""
@@ -181,59 +228,50 @@ class BatchStream:
 
   def epochs(self, step: int) -> dict[str, float]:
     """How often each task has been read by the start of batch `step`."""
-    examples = step * self.batch_size / self.rows_per_window * self.window_size
+    window, row = divmod(step * self.batch_size, self.rows_per_window)
+    read = window * self._windows.examples + float(self._packed(window).read[row])
+    rates = self._windows.order.rates
     return {
-      task.split.name: examples * rate / sum(self._order.rates) / task.examples
-      for task, rate in zip(self.mixture.tasks, self._order.rates)
+      task.split.name: read * rate / sum(rates) / task.examples
+      for task, rate in zip(self.mixture.tasks, rates)
     }
 
   def _row(self, row: int) -> list[tuple[int, int]]:
     return self._window(row // self.rows_per_window).rows[row % self.rows_per_window]
 
-  def _examples(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tasks and indices of the examples of one window, in mixture order."""
-    tasks, ordinals = self._order.block(window)
-    indices = np.empty(len(tasks), np.int64)
+  def _examples(self, order: mixing.TaskOrder, window: int) -> windows.Examples:
+    tasks, ordinals = order.block(window)
+    epochs, indices, lengths = (np.empty(len(tasks), np.int64) for _ in range(3))
     for t, task in enumerate(self.mixture.tasks):
       of_task = np.flatnonzero(tasks == t)
-      epochs, positions = np.divmod(ordinals[of_task], task.examples)
-      for epoch in np.unique(epochs):
-        of_epoch = epochs == epoch
+      epochs[of_task], positions = np.divmod(ordinals[of_task], task.examples)
+      for epoch in np.unique(epochs[of_task]):
+        of_epoch = epochs[of_task] == epoch
         key = mixing.fold(self._keys[t], int(epoch))
         indices[of_task[of_epoch]] = mixing.permute(positions[of_epoch], task.examples, key)
-    return tasks, indices
+      lengths[of_task] = task.split.lengths[indices[of_task]]
+    return windows.Examples(tasks, epochs, indices, lengths)
 
-  def _lengths(self, tasks, indices) -> np.ndarray:
-    lengths = np.empty(len(tasks), np.int64)
-    for t, task in enumerate(self.mixture.tasks):
-      lengths[tasks == t] = task.split.lengths[indices[tasks == t]]
-    return lengths
-
-  def _packed(self, window: int):
-    """A window packed without the examples that the window before leaves."""
-    tasks, indices = self._examples(window)
-    lengths = self._lengths(tasks, indices)
-    room = np.full(self.rows_per_window, self.length)
-    bins = packing.first_fit(lengths, self.length, room)
-    return tasks, indices, lengths, bins, room
+  def _packed(self, window: int) -> windows.Packed:
+    return self._windows.pack(self._examples(self._windows.order, window))
 
   def _window(self, window: int) -> Window:
-    tasks, indices, _, bins, room = self._packed(window)
-    position = packing.spread_empty_rows(bins, self.rows_per_window)
-    rows = [[] for _ in range(self.rows_per_window)]
+    packed = self._packed(window)
+    rows = [[] for _ in packed.rows]
 
-    def append(tasks, indices, bins):
-      for task, index, bin_ in zip(tasks.tolist(), indices.tolist(), bins.tolist()):
-        if bin_ >= 0:
-          rows[position[bin_]].append((task, index))
+    def append(examples, chosen, bins):
+      chosen, bins = chosen[bins >= 0], bins[bins >= 0]
+      columns = examples.tasks[chosen], examples.indices[chosen], packed.rows[bins]
+      for task, index, row in zip(*(column.tolist() for column in columns)):
+        rows[row].append((task, index))
 
-    append(tasks, indices, bins)
+    append(packed.examples, np.arange(len(packed.bins)), packed.bins)
     dropped = 0
     if window:
-      tasks, indices, lengths, bins, _ = self._packed(window - 1)
-      late = np.flatnonzero(bins < 0)
-      bins = packing.first_fit(lengths[late], self.length, room.copy())
-      append(tasks[late], indices[late], bins)
+      before = self._packed(window - 1)
+      late = np.flatnonzero(before.bins < 0)
+      bins = first_fit(before.examples.lengths[late], self.length, packed.room.copy())
+      append(before.examples, late, bins)
       dropped = int((bins < 0).sum())
     self._dropped[window] = dropped
     return Window(rows, dropped)
@@ -325,7 +363,8 @@ def check_resume(saved: dict, now: dict, new_stream: bool = False) -> None:
     return
 
   def flat(settings):
-    values = {key: value for key, value in settings.items() if key != 'tasks'}
+    values = {'packing': 'first_fit'} | settings
+    del values['tasks']
     for task in settings['tasks']:
       parts = {key: task[key] for key in ('rate', 'examples')} | task.get('made from', {})
       values |= {f'{key} of task {task["task"]}': value for key, value in parts.items()}

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import sys
 import time
@@ -16,17 +15,20 @@ import numpy as np
 from crossin_jax import config
 from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.checkpoints.saved_prompts import Prompts
-from crossin_jax.data.prepared import PreparedDataError
+from crossin_jax.data import conversations
+from crossin_jax.decoding import journal as journals
+from crossin_jax.decoding import nonfinite
 from crossin_jax.decoding.generation import Generator
-from crossin_jax.decoding.journal import Journal, JournalError
+from crossin_jax.decoding.journal import Journal
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Generation, Prompt
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.errors import Interrupted
-from crossin_jax.processes import distributed, interruption
+from crossin_jax.processes import distributed, interruption, sharing
 from crossin_jax.processes.exit_status import RESTART
 from crossin_jax.progress import Progress
 from crossin_jax.storage import lease, mirror, records, remote
+from crossin_jax.storage.json_rows import JsonRows
 from crossin_jax.workflow import command_line
 
 
@@ -34,9 +36,10 @@ def read_rows(path: str, tags: bool = False) -> list[dict]:
   """Reads and checks all rows of an input file.
 
   Args:
-    path: JSONL. A row has either "prompt" (text that is used as it is) or "instruction" and
-      "input" (rendered with the model's training template); "id" and "language" are optional.
-    tags: require "language" in every row with an instruction.
+    path: JSONL. A row has "prompt" (text that is used as it is), "instruction" and "input"
+      (rendered with the model's training template), or "messages" (a conversation that ends with a
+      question, rendered with the chat template); "id" and "language" are optional.
+    tags: require "language" in every row that is rendered.
 
   Raises:
     ValueError: a malformed row. Names file, line and field of the first one, and how many others
@@ -57,10 +60,18 @@ def read_rows(path: str, tags: bool = False) -> list[dict]:
 
 def _problem(row: dict, tags: bool) -> str | None:
   """What is wrong with a row, and the remedy; None if it is valid."""
-  if ('prompt' in row) == ('instruction' in row):
+  if sum(field in row for field in ('prompt', 'instruction', 'messages')) != 1:
     return (
-      'give either field "prompt" (text as it is) or "instruction" (rendered with the template)'
+      'give either field "prompt" (text as it is), or "instruction" or "messages" (rendered with '
+      'the template)'
     )
+  if 'messages' in row:
+    if not isinstance(row['messages'], list):
+      return f'field "messages" is a {type(row["messages"]).__name__}, it must be a list of turns'
+    try:
+      conversations.question(row['messages'])
+    except ValueError as error:
+      return str(error)
   for field in ('prompt', 'instruction', 'input', 'language'):
     if field in row and not isinstance(row[field], str):
       return f'field "{field}" is a {type(row[field]).__name__}, it must be a string'
@@ -68,23 +79,22 @@ def _problem(row: dict, tags: bool) -> str | None:
     return f'field "id" is a {type(row["id"]).__name__}, it must be a string or an integer'
   if 'instruction' in row and not row['instruction'].strip():
     return 'field "instruction" is empty; write the instruction, or give "prompt" for plain text'
-  if tags and 'instruction' in row and not row.get('language'):
+  if tags and 'prompt' not in row and not row.get('language'):
     return 'field "language" is missing; generate.tags needs it to name the answer\'s language'
   return None
 
 
 def prompt_tokens(row: dict, prompts: Prompts, tags: bool = False) -> list[int]:
-  """Token ids of the prompt of one row, without BOS.
+  """Token ids of the prompt of one row, with BOS if the tokenizer has one.
 
   Args:
     row: see `read_rows`.
     prompts: template and tokenizer.
     tags: append "[language]" to instructions, as the cross-lingual modes do in training.
   """
-  if 'instruction' in row:
+  if 'prompt' not in row:
     return prompts.tokens(row, f'[{row["language"]}]' if tags else '')
-  ids = prompts.vocabulary.encode_with_specials(row['prompt']) if row['prompt'] else []
-  return ids[1:] if ids[:1] == [prompts.vocabulary.bos_id] else ids
+  return prompts.plain(row['prompt'])
 
 
 @config.configurable(commands=('chunks',))
@@ -121,16 +131,17 @@ def generate(
     ValueError: a malformed row, or a vocabulary that does not fit the model.
     JournalError: the output belongs to another run.
     InUse: another process writes the remote output.
+    NonFiniteLogits: names row and step; the answers that ended before are in the output.
   """
   rows = read_rows(input_path := remote.fetched(input_path), tags)
   sampling = sampling or Sampling()
   source = SavedModel.open(checkpoint)
-  _check_vocabulary(model, source.prompts.vocabulary)
+  check_vocabulary(model, source.prompts.vocabulary)
   settings = lambda: _run_settings(input_path, source, sampling, tags)
   with (
     _local_output(output_path) as (local_path, check_lock),
     interruption.StopSignal(),
-    _journal_on_chief(local_path, output_path, settings) as journal,
+    journals.on_chief(local_path, output_path, settings) as journal,
   ):
     done = _finished_answers(journal, len(rows), sampling.samples)
     progress = Progress(done.size, f'generate {os.path.basename(output_path)}: answer')
@@ -158,12 +169,18 @@ def generate(
     return summary(local_path) | {'output': output_path} if jax.process_index() == 0 else {}
 
 
-def _check_vocabulary(model, vocabulary) -> None:
+def check_vocabulary(model, vocabulary) -> None:
   size = getattr(getattr(model, 'config', None), 'vocab_size', None)
   if size is not None and size < vocabulary.size:
     raise ValueError(
-      f'{vocabulary.path} has {vocabulary.size} ids, the model {size}; they do not belong together'
+      f'{vocabulary.path} has {vocabulary.size} ids, the model {size}. Give the tokenizer of the '
+      f'model; or, where it has new tokens, --gin.DecoderConfig.vocab_size={vocabulary.size} adds '
+      'rows for them (untrained: the mean of the others)'
     )
+
+
+def _named(rows: list[dict], row: int) -> str:
+  return f'row {row + 1} of the input (id {rows[row].get("id", row)!r})'
 
 
 def _answers(
@@ -189,13 +206,14 @@ def _answers(
     params = source.params(model, partition)
     interruption.check()
     generator = Generator(
-      model, params, partition, bos_id=vocabulary.bos_id, stop_ids=source.stop_ids,
+      model, params, partition, bos_id=None, stop_ids=source.stop_ids,
       sampling=sampling, decode=vocabulary.decode,
     )  # fmt: skip
     del params
     started = time.monotonic()
-    for answer in generator.stream(todo):
-      yield missing[answer.index], answer, time.monotonic() - started
+    with nonfinite.naming(lambda index: _named(rows, missing[index])):
+      for answer in generator.stream(todo):
+        yield missing[answer.index], answer, time.monotonic() - started
 
 
 @contextlib.contextmanager
@@ -245,59 +263,19 @@ def _run_settings(input_path: str, source: SavedModel, sampling: Sampling, tags:
   }
 
 
-def _broadcast(value) -> np.ndarray:
-  """The value of host 0, on every host."""
-  if jax.process_count() == 1:
-    return np.asarray(value)
-  from jax.experimental import multihost_utils
-
-  return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(value)))
-
-
-@contextlib.contextmanager
-def _journal_on_chief(path: str, name: str, settings):
-  """Opens the journal on host 0 and yields None on the others; if it fails, all hosts raise.
-
-  Args:
-    path: of the local file.
-    name: what messages call the file.
-    settings: returns the settings of this run; called on host 0.
-  """
-  problem, journal = None, None
-  if jax.process_index() == 0:
-    try:
-      journal = Journal(path, settings())
-    except (JournalError, PreparedDataError) as error:
-      # An error of the local disk is about the local path.
-      cause = error.__context__
-      is_local = isinstance(cause, OSError) and not isinstance(cause, BlockingIOError)
-      problem = error if is_local else type(error)(str(error).replace(path, name))
-    except Exception as error:  # raised below, when the other hosts know
-      problem = error
-  if _broadcast(problem is not None) and problem is None:
-    raise ValueError('host 0 cannot open the output; its own message has the reason')
-  if problem is not None:
-    raise problem
-  try:
-    yield journal
-  finally:
-    if journal:
-      journal.close()
-
-
 def _finished_answers(journal: Journal | None, rows: int, samples: int) -> np.ndarray:
   """Which answers host 0 has in its journal: bool [rows, samples], the same on every host."""
   done = np.zeros((rows, samples), bool)
   for index, sample in journal.done if journal else ():
     if index < rows and sample < samples:
       done[index, sample] = True
-  return _broadcast(done)
+  return sharing.from_chief(done)
 
 
 def summary(output_path: str) -> dict:
   """{'output', 'answers', 'tokens', 'finish_reasons'} of a finished file."""
-  with open(output_path, encoding='utf-8') as f:
-    counts = [((row := json.loads(line))['finish_reason'], row['tokens']) for line in f]
+  rows = (row for _, row in JsonRows(output_path).lines())
+  counts = [(row['finish_reason'], row['tokens']) for row in rows]
   return {
     'output': output_path,
     'answers': len(counts),
@@ -319,7 +297,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     '--checkpoint',
     required=True,
-    help='a MODEL_DIR, one of its checkpoints, or a Hugging Face directory',
+    help='a MODEL_DIR, one of its checkpoints, a Hugging Face directory, or a PEFT adapter',
   )
   parser.add_argument('--input', required=True, help='JSONL, one row a line')
   parser.add_argument('--output', required=True, help='JSONL; appended to, and sorted at the end')

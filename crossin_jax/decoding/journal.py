@@ -1,10 +1,15 @@
 """An output file that grows row by row, survives a kill at any moment, and is sorted at the end."""
 
+import contextlib
 import json
 import os
 from typing import Any
 
+import jax
+
+from crossin_jax.data.prepared import PreparedDataError
 from crossin_jax.errors import CrossinError
+from crossin_jax.processes import sharing
 from crossin_jax.storage import locks
 from crossin_jax.storage.files import read_json, replacing, write_json
 
@@ -20,7 +25,7 @@ class Journal:
 
   Attributes:
     path: F.
-    done: (index, sample) of the rows in it.
+    done: (index, sample) of the rows in it; indices are numbers, or texts.
   """
 
   def __init__(self, path: str, settings: dict[str, Any]):
@@ -88,6 +93,11 @@ class Journal:
     self._file.flush()
     self.done.add(_key(row))
 
+  def rows(self) -> list[dict]:
+    """All rows of the file."""
+    self._file.seek(0)
+    return [json.loads(line) for line in self._file]
+
   def finish(self) -> None:
     """Sorts the rows into the order of the input; replaces the file atomically."""
     self._file.seek(0)
@@ -102,5 +112,36 @@ class Journal:
     self._file.close()
 
 
-def _key(row: dict) -> tuple[int, int]:
+@contextlib.contextmanager
+def on_chief(path: str, name: str, settings):
+  """Opens the journal on host 0 and yields None on the others; if it fails, all hosts raise.
+
+  Args:
+    path: of the local file.
+    name: what messages call the file.
+    settings: returns the settings of this run; called on host 0.
+  """
+  problem, journal = None, None
+  if jax.process_index() == 0:
+    try:
+      journal = Journal(path, settings())
+    except (JournalError, PreparedDataError) as error:
+      # An error of the local disk is about the local path.
+      cause = error.__context__
+      is_local = isinstance(cause, OSError) and not isinstance(cause, BlockingIOError)
+      problem = error if is_local else type(error)(str(error).replace(path, name))
+    except Exception as error:  # raised below, when the other hosts know
+      problem = error
+  if sharing.from_chief(problem is not None) and problem is None:
+    raise ValueError('host 0 cannot open the output; its own message has the reason')
+  if problem is not None:
+    raise problem
+  try:
+    yield journal
+  finally:
+    if journal:
+      journal.close()
+
+
+def _key(row: dict) -> tuple[int | str, int]:
   return row['index'], row.get('sample', 0)

@@ -7,7 +7,9 @@ Letters: R rows, V vocabulary, C positions of the history.
 """
 
 import dataclasses
+import math
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -16,6 +18,10 @@ from crossin_jax import config
 # A search over blocks, then inside of one, is cheaper than one over the full vocabulary.
 _BLOCK = 128
 
+# Differences between float32 logits are not exact to this, so a lower temperature means greedy.
+_LOWEST_TEMPERATURE = 1e-5
+NO_TOKEN = -1  # of a row whose logits are not finite
+
 
 @config.configurable(commands=('chunks',))
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +29,10 @@ class Sampling:
   """Sampling settings.
 
   Attributes:
-    temperature: divides the logits; 0 = greedy, always the most likely token.
+    temperature: divides the logits; 0, like all below 1e-5, = greedy, always the most likely token.
     top_k: keep the k most likely tokens and those equal to the k-th; 0 = all.
-    top_p: keep the most likely tokens up to this total probability, (0, 1]; 1 = all.
+    top_p: keep the most likely tokens up to this total probability, [0, 1], and the most likely
+      one always; 1 = all.
     min_p: keep tokens with at least this fraction of the highest probability, [0, 1); 0 = all.
     repetition_penalty: divides positive and multiplies negative logits of tokens in prompt or
       answer (Keskar et al. 2019); 1 = none.
@@ -53,11 +60,11 @@ class Sampling:
       self, 'stop', (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
     )
     legal = {
-      'temperature': (self.temperature >= 0, 'at least 0 (0 = greedy)'),
+      'temperature': (0 <= self.temperature < math.inf, 'finite and at least 0 (0 = greedy)'),
       'top_k': (self.top_k >= 0, 'at least 0 (0 = all)'),
-      'top_p': (0 < self.top_p <= 1, 'above 0 and at most 1'),
+      'top_p': (0 <= self.top_p <= 1, 'at least 0 and at most 1'),
       'min_p': (0 <= self.min_p < 1, 'at least 0 and below 1'),
-      'repetition_penalty': (self.repetition_penalty > 0, 'above 0'),
+      'repetition_penalty': (0 < self.repetition_penalty < math.inf, 'finite and above 0'),
       'no_repeat_ngram_size': (self.no_repeat_ngram_size >= 0, 'at least 0 (0 = off)'),
       'max_new_tokens': (self.max_new_tokens >= 1, 'at least 1'),
       'stop': (all(isinstance(s, str) and s for s in self.stop), 'non-empty strings'),
@@ -75,7 +82,7 @@ class Sampling:
   @property
   def greedy(self) -> bool:
     """Whether tokens are chosen without a draw."""
-    return self.temperature == 0
+    return self.temperature < _LOWEST_TEMPERATURE
 
   @property
   def needs_history(self) -> bool:
@@ -87,8 +94,21 @@ class Sampling:
     """The settings that are compiled into a program, the others at their defaults."""
     changes = {'max_new_tokens': 1, 'stop': (), 'seed': 0, 'samples': 1}
     if self.greedy:
-      changes |= {'top_k': 0, 'top_p': 1.0, 'min_p': 0.0}
+      changes |= {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'min_p': 0.0}
     return dataclasses.replace(self, **changes)
+
+
+@flax.struct.dataclass
+class RowSampling:
+  """Settings that every row has for itself; the others are those of `Sampling`.
+
+  Attributes:
+    temperature_R, top_p_R, min_p_R: float32 [R], see `Sampling`.
+  """
+
+  temperature_R: jax.Array
+  top_p_R: jax.Array
+  min_p_R: jax.Array
 
 
 def penalised(
@@ -138,18 +158,68 @@ def choose(scores_RV: jax.Array, keys_R: jax.Array | None, sampling: Sampling) -
     sampling: temperature, top_k, top_p and min_p are read.
 
   Returns:
-    int32 [R].
+    int32 [R]; `NO_TOKEN` where the highest score is not finite (a NaN, an infinity, or all tokens
+    forbidden).
   """
+  usable_R = jnp.isfinite(scores_RV.max(axis=-1))
   if sampling.greedy:
-    return argmax(scores_RV)
-  weights_RV = weights(scores_RV, sampling)
+    return jnp.where(usable_R, argmax(scores_RV), NO_TOKEN)
+  # A row without a token to draw would never leave the loop below, and with it the whole batch.
+  token_R = _drawn(jnp.where(usable_R[:, None], scores_RV, 0), keys_R, sampling)
+  return jnp.where(usable_R, token_R, NO_TOKEN)
+
+
+def choose_by_row(
+  scores_RV: jax.Array, keys_R: jax.Array, rows: RowSampling, sampling: Sampling
+) -> jax.Array:
+  """`choose` with the settings of each row: the same token as `choose` with these settings.
+
+  Args:
+    scores_RV: float logits after penalties.
+    keys_R: a random key for each row; not read of rows that are greedy.
+    rows: temperature, top-p and min-p.
+    sampling: only top_k is read.
+  """
+  usable_R = jnp.isfinite(scores_RV.max(axis=-1))
+  greedy_R = rows.temperature_R < _LOWEST_TEMPERATURE
+
+  def drawn():
+    by_row = _ByRow(
+      # Rows that are greedy, or without a request, accept their first draw, which nobody reads.
+      temperature=jnp.where(greedy_R, 1, jnp.minimum(rows.temperature_R, 1e30))[:, None],
+      top_k=sampling.top_k,
+      top_p=jnp.where(greedy_R, 1, rows.top_p_R),
+      min_p=jnp.where(greedy_R, 0, rows.min_p_R)[:, None],
+    )
+    token_R = _drawn(jnp.where(usable_R[:, None], scores_RV, 0), keys_R, by_row)
+    return jnp.where(greedy_R, argmax(scores_RV), token_R)
+
+  token_R = jax.lax.cond(greedy_R.all(), lambda: argmax(scores_RV), drawn)
+  return jnp.where(usable_R, token_R, NO_TOKEN)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ByRow:
+  """What `_drawn` and `weights` read of a `Sampling`, with arrays [R] or [R, 1] in it."""
+
+  temperature: jax.Array
+  top_k: int
+  top_p: jax.Array
+  min_p: jax.Array
+
+
+def _drawn(scores_RV: jax.Array, keys_R: jax.Array, sampling: 'Sampling | _ByRow') -> jax.Array:
+  """A token of each row by its random key; the highest score of each row is finite."""
+  weights_RV, by_row = weights(scores_RV, sampling), isinstance(sampling, _ByRow)
   allowed_RV = (
-    weights_RV if sampling.min_p == 0 else jnp.where(weights_RV < sampling.min_p, 0, weights_RV)
+    weights_RV
+    if not by_row and sampling.min_p == 0
+    else jnp.where(weights_RV < sampling.min_p, 0, weights_RV)
   )
   uniform = lambda attempt: jax.vmap(
     lambda key: jax.random.uniform(jax.random.fold_in(key, attempt))
   )(keys_R)
-  if sampling.top_p == 1:
+  if not by_row and sampling.top_p == 1:
     return draw(allowed_RV, uniform(0))
 
   # Top-p without sorting: draw from all tokens and accept one inside the nucleus. A token outside
@@ -159,6 +229,8 @@ def choose(scores_RV: jax.Array, keys_R: jax.Array | None, sampling: Sampling) -
     number, _, floor_R, chosen_R = carry
     token_R = draw(jnp.where(weights_RV > floor_R[:, None], allowed_RV, 0), uniform(number))
     inside_R = in_nucleus(weights_RV, token_R, sampling.top_p)
+    if by_row:  # rounding puts no token outside the nucleus of all
+      inside_R |= sampling.top_p >= 1
     weight_R = jnp.take_along_axis(weights_RV, token_R[:, None], axis=1)[:, 0]
     newly_R = inside_R & (chosen_R < 0)
     return (
@@ -178,12 +250,15 @@ def choose(scores_RV: jax.Array, keys_R: jax.Array | None, sampling: Sampling) -
   return jax.lax.while_loop(lambda carry: ~carry[1].all(), attempt, start)[-1]
 
 
-def weights(scores_RV: jax.Array, sampling: Sampling) -> jax.Array:
+def weights(scores_RV: jax.Array, sampling: 'Sampling | _ByRow') -> jax.Array:
   """Probabilities after temperature and top-k, relative to the highest: float [R, V]."""
-  if sampling.temperature != 1:
-    scores_RV = scores_RV / sampling.temperature
-  best_R1 = scores_RV.max(axis=-1, keepdims=True)
-  weights_RV = jnp.exp(scores_RV - best_R1)
+  weights_RV = scores_RV - scores_RV.max(axis=-1, keepdims=True)
+  if isinstance(sampling, _ByRow):
+    weights_RV /= sampling.temperature
+  elif sampling.temperature != 1:
+    # The bound keeps 1 / temperature above 0: a forbidden token, at minus infinity, times 0 is NaN.
+    weights_RV /= min(sampling.temperature, 1e30)
+  weights_RV = jnp.exp(weights_RV)
   if 0 < sampling.top_k < scores_RV.shape[-1]:
     # The barrier keeps XLA from turning "the last of the top k" into a sort of the whole row.
     kth_R1 = jax.lax.optimization_barrier(jax.lax.top_k(scores_RV, sampling.top_k)[0])[:, -1:]
@@ -191,14 +266,16 @@ def weights(scores_RV: jax.Array, sampling: Sampling) -> jax.Array:
   return weights_RV
 
 
-def in_nucleus(weights_RV: jax.Array, token_R: jax.Array, top_p: float) -> jax.Array:
+def in_nucleus(weights_RV: jax.Array, token_R: jax.Array, top_p: float | jax.Array) -> jax.Array:
   """Whether the tokens more likely than this one have a total probability below top_p: bool [R].
 
+  The most likely token is always inside.
   Of equally likely tokens at the border, transformers keeps some; this function keeps all.
   """
   weight_R1 = jnp.take_along_axis(weights_RV, token_R[:, None], axis=1)
   above_R = jnp.where(weights_RV > weight_R1, weights_RV, 0).sum(axis=-1)
-  return (above_R < top_p * weights_RV.sum(axis=-1)) & (weight_R1[:, 0] > 0)
+  inside_R = (above_R == 0) | (above_R < top_p * weights_RV.sum(axis=-1))
+  return inside_R & (weight_R1[:, 0] > 0)
 
 
 def draw(weights_RV: jax.Array, uniform_R: jax.Array) -> jax.Array:

@@ -1,22 +1,30 @@
 """Log-likelihood of given sequences: packed, or as continuations that share a prefix."""
 
-from collections.abc import Iterator, Sequence
+import collections
+from collections.abc import Iterator
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from crossin_jax.data.packing import first_fit
 from crossin_jax.data.stream import empty_rows, put_batch, write_segment
+from crossin_jax.decoding import sampling
+from crossin_jax.decoding.nonfinite import NonFiniteLikelihood
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.processes import interruption
 from crossin_jax.training import losses
 from crossin_jax.training.losses import weighted_losses
 
+LOGITS = 2**25  # values of the logits of a batch in `continuation_scores`
+SAVED = 8  # tokens that a shared beginning must save to be worth a tree
+
 
 def sequence_losses(
-  model, params, partition: Partitioner, sequences, *, bos_id: int, length: int = 512,
+  model, params, partition: Partitioner, sequences, *, bos_id: int | None, length: int = 512,
   rows: int = 32,
 ) -> np.ndarray:  # fmt: skip
   """Sum of weighted token losses of each sequence, in nats: the negative log-likelihood.
@@ -26,7 +34,7 @@ def sequence_losses(
     params: its parameters, on the mesh of `partition`.
     partition: mesh; `partition.activate()` must be in force.
     sequences: list of (tokens int [n], weights float [n]), without BOS.
-    bos_id: first decoder input of each.
+    bos_id: first decoder input of each; None = its first token, which then has no loss.
     length: tokens in a packed row; at least the longest sequence.
     rows: rows of a batch, rounded up to a multiple of the mesh's batch parts.
 
@@ -88,112 +96,252 @@ def _bins(lengths: np.ndarray, length: int) -> list[list[int]]:
   return contents
 
 
+class Score(NamedTuple):
+  """The likelihood of one continuation.
+
+  Attributes:
+    prefix, option: which one.
+    loss: sum of its token losses, in nats.
+    greedy: whether each of its tokens is the most likely one.
+  """
+
+  prefix: int
+  option: int
+  loss: float
+  greedy: bool
+
+
 def continuation_losses(
-  model, params, partition: Partitioner, prefixes, continuations, *, bos_id: int,
+  model, params, partition: Partitioner, prefixes, continuations, *, bos_id: int | None,
   length: int = 512, rows: int = 32,
 ) -> list[np.ndarray]:  # fmt: skip
   """Sum of token losses of each continuation of each prefix, in nats: the negative log-likelihood.
 
-  Each prefix is computed once. Its continuations follow it in the same row as branches that do not
-  attend to each other; only their tokens get logits. Equal prefixes are merged.
+  Inputs that sequences share are computed once: what follows them stands in the same row as
+  branches that do not attend to each other. Only the tokens of continuations get logits.
 
   Args:
     model, params, partition: as in `sequence_losses`; the model takes `decoder_branches` and
       `decoder_logit_places`.
     prefixes: list of token lists, without BOS.
     continuations: for each prefix a list of token lists, none of them empty.
-    bos_id: first decoder input.
+    bos_id: first decoder input; None = the first token of the prefix.
     length, rows: approximate size of a batch. Longer items get longer and fewer rows.
 
   Returns:
     float64 [continuations] for each prefix, the same on every host.
 
   Raises:
-    ValueError: an empty continuation.
+    ValueError: an empty continuation, or without BOS an empty prefix.
+    NonFiniteLikelihood: a loss is not finite; names the prefix.
   """
-  for i, options in enumerate(continuations):
-    if not all(len(option) for option in options):
-      raise ValueError(f'prefix {i} has an empty continuation; it has no tokens to score')
-  unique: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-  for i, prefix in enumerate(prefixes):
-    unique.setdefault(tuple(prefix), []).extend((i, j) for j in range(len(continuations[i])))
-  trees = [
-    tree
-    for prefix, owners in unique.items()
-    for tree in _trees(prefix, [continuations[i][j] for i, j in owners], owners, length)
-  ]
+  trees = _forest(_leaves(prefixes, continuations, bos_id), length)
   results = [np.zeros(len(options)) for options in continuations]
-  for (i, j), losses_T in _score(model, params, partition, trees, bos_id, length, rows):
-    results[i][j] = losses_T.sum()
+  for (i, j), loss, _ in _score(model, params, partition, trees, length, rows):
+    results[i][j] = loss
+    _check_finite(loss, i, len(prefixes))
   return results
+
+
+def continuation_scores(
+  model, params, partition: Partitioner, prefixes, continuations, *, bos_id: int | None,
+  length: int = 512, rows: int = 8,
+) -> Iterator[Score]:  # fmt: skip
+  """The scores of `continuation_losses` as they are computed, for any number of any lengths.
+
+  Rows are as wide as `length`, 2 `length`, 4 `length` ... as their items need, the longest first;
+  those that score most of their tokens are apart, in batches of at most `LOGITS` logits. So a few
+  programs serve all lengths.
+
+  Args:
+    model, params, partition, prefixes, continuations, bos_id: as in `continuation_losses`.
+    length, rows: size of a batch of short items.
+
+  Raises:
+    ValueError, NonFiniteLikelihood: as `continuation_losses`.
+  """
+  classes = collections.defaultdict(list)
+  for tree in _forest(_leaves(prefixes, continuations, bos_id), length):
+    doublings = max(0, (-(-tree.length // length) - 1).bit_length())
+    classes[doublings, 2 * tree.places >= tree.length].append(tree)
+  for _, trees in sorted(classes.items(), reverse=True):
+    shape = {'length': length, 'rows': rows, 'most_logits': LOGITS, 'with_greedy': True}
+    for (i, j), loss, greedy in _score(model, params, partition, trees, **shape):
+      _check_finite(loss, i, len(prefixes))
+      yield Score(i, j, loss, greedy)
+
+
+def _check_finite(loss: float, prefix: int, prefixes: int) -> None:
+  if not np.isfinite(loss):
+    raise NonFiniteLikelihood(f'prefix {prefix + 1} of {prefixes}', prefix)
+
+
+@dataclasses.dataclass
+class _Leaf:
+  """Decoder inputs, and the targets of the sequences that have them.
+
+  Attributes:
+    inputs: BOS, prefix and continuation without its last token.
+    scored: (number of the first scored input, last target) -> keys of the sequences.
+  """
+
+  inputs: tuple[int, ...]
+  scored: dict[tuple[int, int], list] = dataclasses.field(default_factory=dict)
+
+  def targets(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+    """(number of an input, the target that it predicts) of a sequence of `scored`."""
+    yield from enumerate((*self.inputs[first + 1 :], last), start=first)
+
+
+def _leaves(prefixes, continuations, bos_id: int | None) -> list[_Leaf]:
+  """The different inputs of all sequences, sorted: equal beginnings are neighbours."""
+  if bos_id is None and not all(map(len, prefixes)):
+    raise ValueError('a prefix has no tokens, and the tokenizer puts none in front')
+  leaves: dict[tuple[int, ...], _Leaf] = {}
+  for i, (prefix, options) in enumerate(zip(prefixes, continuations)):
+    before = (*(() if bos_id is None else (bos_id,)), *prefix)
+    for j, option in enumerate(options):
+      if not len(option):
+        raise ValueError(f'prefix {i} has an empty continuation; it has no tokens to score')
+      inputs = (*before, *option[:-1])
+      leaf = leaves.setdefault(inputs, _Leaf(inputs))
+      leaf.scored.setdefault((len(before) - 1, int(option[-1])), []).append((i, j))
+  return [leaves[inputs] for inputs in sorted(leaves)]
+
+
+class _Layout(NamedTuple):
+  """A tree in a row, places relative to its first input.
+
+  Attributes:
+    inputs, positions, branches: int lists [tree.length]; branch 0 is the trunk.
+    places, targets: int lists [scored]: the inputs whose logits are computed, and their targets.
+    owners: (key of a sequence, numbers of its entries in `places`).
+  """
+
+  inputs: list[int]
+  positions: list[int]
+  branches: list[int]
+  places: list[int]
+  targets: list[int]
+  owners: list[tuple]
 
 
 @dataclasses.dataclass
 class _Tree:
-  """A prefix with its continuations.
+  """Leaves behind the inputs that all of them begin with.
 
   Attributes:
-    prefix: tokens, without BOS.
-    branches: tokens of each continuation.
-    owners: key of each continuation.
+    leaves: sorted.
+    trunk: number of the common inputs.
   """
 
-  prefix: Sequence[int]
-  branches: list
-  owners: list
+  leaves: list[_Leaf]
+  trunk: int
 
-  @property
+  @functools.cached_property
   def length(self) -> int:
-    """Decoder inputs: BOS, the prefix without its last token, and that token before each branch."""
-    return len(self.prefix) + self.branch_tokens
+    """Decoder inputs: the trunk once, and what follows it in each leaf."""
+    return _tokens(self.leaves, self.trunk)
 
-  @property
-  def branch_tokens(self) -> int:
-    return sum(map(len, self.branches))
+  @functools.cached_property
+  def places(self) -> int:
+    """Logits to compute."""
+    return len(self.layout().places)
 
-  def parts(self, bos_id: int) -> Iterator[tuple[int, int, list]]:
-    """(branch number, first position, decoder inputs) of the trunk, which is branch 0, and of each
-    branch.
+  def layout(self) -> _Layout:
+    """Lays out trunk and branches; a scored token that leaves share is scored once.
+
+    leaves 1 5 6 with targets 7, 8 and 1 5 9 with target 4, scored from the input 5 and 6:
+    inputs 1 5 | 6 | 9   branches 0 0 | 1 | 2   positions 0 1 | 2 | 2
+    places 1 2 2 1 3     targets 6 7 8 9 4
     """
-    *trunk, last = [bos_id, *self.prefix]
-    yield 0, 0, trunk
-    for number, branch in enumerate(self.branches, start=1):
-      yield number, len(trunk), [last, *branch[:-1]]
+    inputs = list(self.leaves[0].inputs[: self.trunk])
+    positions, branches = list(range(self.trunk)), [0] * self.trunk
+    slots: dict[tuple[int, int], int] = {}
+    owners = []
+    for number, leaf in enumerate(self.leaves, start=1):
+      shift = len(inputs) - self.trunk
+      own = leaf.inputs[self.trunk :]
+      inputs += own
+      positions += range(self.trunk, len(leaf.inputs))
+      branches += [number] * len(own)
+      for (first, last), keys in leaf.scored.items():
+        numbers = [
+          slots.setdefault((i if i < self.trunk else i + shift, target), len(slots))
+          for i, target in leaf.targets(first, last)
+        ]
+        owners += [(key, numbers) for key in keys]
+    places = [place for place, _ in slots]
+    return _Layout(inputs, positions, branches, places, [target for _, target in slots], owners)
 
 
-def _trees(prefix, branches: list, owners: list, length: int) -> Iterator[_Tree]:
-  """One tree, or several if the continuations of a prefix do not fit in a row."""
-  tree = _Tree(prefix, [], [])
-  for branch, owner in zip(branches, owners):
-    if tree.branches and tree.length + len(branch) > length:
-      yield tree
-      tree = _Tree(prefix, [], [])
-    tree.branches.append(branch)
-    tree.owners.append(owner)
-  if tree.branches:
-    yield tree
+def _tokens(leaves: list[_Leaf], trunk: int) -> int:
+  return sum(len(leaf.inputs) for leaf in leaves) - (len(leaves) - 1) * trunk
+
+
+def _forest(leaves: list[_Leaf], length: int) -> list[_Tree]:
+  """Joins neighbours in sorted leaves while that saves tokens and a tree fits in a row.
+
+  A tree is at most `length` long, or twice its longest leaf.
+  """
+  trees: list[_Tree] = []
+  group, trunk, tokens, longest = [], 0, 0, 0
+  for leaf in leaves:
+    own = len(leaf.inputs)
+    if group:
+      shared = min(trunk, _common(group[-1].inputs, leaf.inputs))
+      joined = tokens + len(group) * trunk - trunk + own - len(group) * shared
+      fits = joined <= max(length, 2 * longest, 2 * own)
+      if fits and joined + SAVED <= tokens + own:
+        group.append(leaf)
+        trunk, tokens, longest = shared, joined, max(longest, own)
+        continue
+      trees.append(_Tree(group, trunk))
+    group, trunk, tokens, longest = [leaf], own, own, own
+  return [*trees, _Tree(group, trunk)] if group else trees
+
+
+def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+  """Length of the common beginning, by bisection: slices compare fast."""
+  low, high = 0, min(len(a), len(b))
+  while low < high:
+    middle = (low + high + 1) // 2
+    low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+  return low
 
 
 def _score(
-  model, params, partition: Partitioner, trees: list[_Tree], bos_id: int, length: int, rows: int
+  model,
+  params,
+  partition: Partitioner,
+  trees: list[_Tree],
+  length: int,
+  rows: int,
+  most_logits: int | None = None,
+  with_greedy: bool = False,
 ):
-  """Computes the losses of trees packed into rows.
-
-      prefix 5 6, branches 7 8 and 9:  inputs     BOS 5 | 6 7 | 6      targets  7 8 9
-                                       branches    0  0 | 1 1 | 2
-                                       positions   0  1 | 2 3 | 2
+  """Computes trees packed into rows.
 
   Yields:
-    (owner, float64 losses of the branch's tokens).
+    (key of a sequence, its loss, whether all its tokens are the most likely ones; False without
+    `with_greedy`).
   """
   if not trees:
     return
   width, contents = _shape(np.array([tree.length for tree in trees]), length)
   contents = [[trees[i] for i in row] for row in contents]
-  rows = _full_batch(max(1, min(rows * length // width, len(contents))), partition)
-  most = max(sum(tree.branch_tokens for tree in row) for row in contents)
+  most = max(sum(tree.places for tree in row) for row in contents)
   places = -(-most // 16) * 16  # logits computed in each row
-  losses_fn = _tree_losses(model, partition.replicated)
+  rows = max(1, min(rows * length // width, len(contents)))
+  vocabulary = getattr(getattr(model, 'config', None), 'vocab_size', None)
+  if most_logits and vocabulary:
+    rows = max(1, min(rows, most_logits // (places * vocabulary)))
+  rows = _full_batch(rows, partition)
+  scores_fn = _tree_scores(model, partition.replicated, with_greedy)
+
+  @functools.lru_cache(maxsize=2)
+  def layouts(step: int) -> list[list[_Layout]]:
+    return [[tree.layout() for tree in row] for row in contents[step * rows : (step + 1) * rows]]
 
   def make(step, selected):
     batch = {
@@ -201,30 +349,30 @@ def _score(
       for name in ('inputs', 'segments', 'positions', 'branches')
     }
     batch |= {name: np.zeros((rows, places), np.int32) for name in ('places', 'targets')}
-    for i, row in enumerate(contents[step * rows : (step + 1) * rows]):
+    for i, row in enumerate(layouts(step)):
       start = scored = 0
-      for segment, tree in enumerate(row, start=1):
-        for number, first, inputs in tree.parts(bos_id):
-          count = len(inputs)
-          part = (i, slice(start, start + count))
-          batch['inputs'][part] = inputs
-          batch['segments'][part] = segment
-          batch['branches'][part] = number
-          batch['positions'][part] = np.arange(first, first + count)
-          if number:
-            part = (i, slice(scored, scored + count))
-            batch['places'][part] = np.arange(start, start + count)
-            batch['targets'][part] = tree.branches[number - 1]
-            scored += count
-          start += count
+      for segment, layout in enumerate(row, start=1):
+        part = (i, slice(start, start + len(layout.inputs)))
+        for name in ('inputs', 'positions', 'branches'):
+          batch[name][part] = getattr(layout, name)
+        batch['segments'][part] = segment
+        part = (i, slice(scored, scored + len(layout.places)))
+        batch['places'][part] = np.add(layout.places, start)
+        batch['targets'][part] = layout.targets
+        start, scored = start + len(layout.inputs), scored + len(layout.places)
     return {name: values[selected] for name, values in batch.items()}
 
-  for row, losses_M in _batches(make, losses_fn, params, partition, contents, rows, width):
-    start = 0
-    for tree in row:
-      for owner, branch in zip(tree.owners, tree.branches):
-        yield owner, losses_M[start : start + len(branch)]
-        start += len(branch)
+  for step in range(-(-len(contents) // rows)):
+    interruption.check()
+    batch = put_batch(make, step, (rows, width), partition.batch_sharding)
+    losses_BM, greedy_BM = map(np.asarray, scores_fn(params, batch))
+    for row, losses_M, greedy_M in zip(layouts(step), losses_BM.astype(np.float64), greedy_BM):
+      start = 0
+      for layout in row:
+        for key, numbers in layout.owners:
+          at = np.add(numbers, start)
+          yield key, float(losses_M[at].sum()), bool(greedy_M[at].all())
+        start += len(layout.places)
 
 
 def _shape(lengths: np.ndarray, length: int) -> tuple[int, list[list[int]]]:
@@ -245,8 +393,10 @@ def _shape(lengths: np.ndarray, length: int) -> tuple[int, list[list[int]]]:
 
 
 @functools.lru_cache(maxsize=8)
-def _tree_losses(model, replicated):
-  """A jitted (params, batch) -> losses [B, M], replicated."""
+def _tree_scores(model, replicated, with_greedy: bool):
+  """A jitted (params, batch) -> losses f32 [B, M] and whether the target is the most likely token,
+  bool [B, M], replicated.
+  """
 
   def compute(params, batch):
     logits_BMV = model.apply(
@@ -259,6 +409,11 @@ def _tree_losses(model, replicated):
       decoder_logit_places=batch['places'],
       enable_dropout=False,
     )
-    return losses.token_losses(logits_BMV, batch['targets'])[0]
+    losses_BM = losses.token_losses(logits_BMV, batch['targets'])[0]
+    if not with_greedy:
+      return losses_BM, jnp.zeros(losses_BM.shape, bool)
+    flat_NV = logits_BMV.reshape(-1, logits_BMV.shape[-1])
+    best_BM = sampling.argmax(flat_NV).reshape(losses_BM.shape)
+    return losses_BM, best_BM == batch['targets']
 
   return jax.jit(compute, out_shardings=replicated)

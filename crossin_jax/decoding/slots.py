@@ -5,6 +5,7 @@ N tokens of a chunk.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any
 
@@ -13,9 +14,18 @@ import jax
 import jax.numpy as jnp
 
 from crossin_jax.decoding import cache as cache_lib
-from crossin_jax.decoding.sampling import Sampling, choose, penalised
+from crossin_jax.decoding.sampling import (
+  NO_TOKEN,
+  RowSampling,
+  Sampling,
+  choose,
+  choose_by_row,
+  penalised,
+)
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.training import compiled
+
+TOP = 20  # most likely tokens whose log-probabilities a chunk has, if it has any
 
 
 @flax.struct.dataclass
@@ -31,6 +41,7 @@ class Slots:
     active_R: bool. Inactive rows are computed too, but their values have no meaning.
     key_RK: uint32, random key data of the row; None when greedy.
     history_RC: int32, prompt and answer; None if no penalty reads them.
+    rows: settings of each row; None = those of `Sampling` for all.
     capacity: C, maximum number of tokens of a row.
   """
 
@@ -42,6 +53,7 @@ class Slots:
   active_R: jax.Array
   key_RK: jax.Array | None
   history_RC: jax.Array | None
+  rows: RowSampling | None
   capacity: int = flax.struct.field(pytree_node=False)
 
 
@@ -55,8 +67,9 @@ class Arrivals:
     token_P: int32, last token of the prompt, which is not in the cache yet.
     length_P: int32, tokens in the cache.
     limit_P: int32, maximum number of generated tokens.
-    seed, id_P, sample_P: int32, determine the random key of a row.
-    history_PL: int32 [P, L + 1], the complete prompt.
+    seed_P, id_P, sample_P: int32, determine the random key of a row.
+    history_PL: int32 [P, width of the prefilled cache + 1], the complete prompt.
+    temperature_P, top_p_P, min_p_P: float32, read where rows have settings of their own.
   """
 
   source_P: Any
@@ -64,10 +77,13 @@ class Arrivals:
   token_P: Any
   length_P: Any
   limit_P: Any
-  seed: Any
+  seed_P: Any
   id_P: Any
   sample_P: Any
   history_PL: Any
+  temperature_P: Any
+  top_p_P: Any
+  min_p_P: Any
 
 
 @flax.struct.dataclass
@@ -75,14 +91,36 @@ class Chunk:
   """The result of one chunk, replicated on every host.
 
   Attributes:
-    new_RN: int32, new tokens; only as many are valid as count_R has grown by.
+    new_RN: int32, new tokens; only as many are valid as count_R has grown by. The last valid one
+      is `NO_TOKEN` if the logits were not finite.
     count_R: int32, tokens generated so far.
     active_R: bool, whether the row continues.
+    logprob_RN: float32, natural log-probabilities of the new tokens by the model, before penalties
+      and temperature; None if not asked for.
+    top_RNT, top_logprob_RNT: the `TOP` most likely tokens, most likely first, and theirs.
   """
 
   new_RN: jax.Array
   count_R: jax.Array
   active_R: jax.Array
+  logprob_RN: jax.Array | None = None
+  top_RNT: jax.Array | None = None
+  top_logprob_RNT: jax.Array | None = None
+
+
+def token_logprobs(
+  logits_NV: jax.Array, token_N: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Natural log-probabilities of tokens, and of the most likely ones beside them.
+
+  Returns:
+    float32 [N]; int32 [N, T] and float32 [N, T], most likely first. T is `TOP`, or the vocabulary.
+  """
+  logits_NV = logits_NV.astype(jnp.float32)
+  log_z_N1 = jax.nn.logsumexp(logits_NV, axis=-1, keepdims=True)
+  logit_N1 = jnp.take_along_axis(logits_NV, token_N[:, None], axis=-1)
+  top_logit_NT, top_NT = jax.lax.top_k(logits_NV, min(TOP, logits_NV.shape[-1]))
+  return (logit_N1 - log_z_N1)[:, 0], top_NT, top_logit_NT - log_z_N1
 
 
 class Programs:
@@ -90,15 +128,22 @@ class Programs:
 
   Attributes:
     chunk: N, maximum number of tokens that `advance` adds to a row.
+    by_row: temperature, top-p and min-p are those of each row, not compiled in.
     compiled: name and shapes of every program, in the order of their compilation.
   """
 
   def __init__(
-    self, model, partition: Partitioner, sampling: Sampling, stop_ids: tuple[int, ...], chunk: int
+    self,
+    model,
+    partition: Partitioner,
+    sampling: Sampling,
+    stop_ids: tuple[int, ...],
+    chunk: int,
+    by_row: bool = False,
   ):
     self._model, self._partition = model, partition
     self._sampling, self._stop_ids = sampling, stop_ids
-    self.chunk = chunk
+    self.chunk, self.by_row = chunk, by_row
     self.compiled: list[tuple] = []
     self._executables: dict[Any, Callable] = {}
 
@@ -108,20 +153,26 @@ class Programs:
     make = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), structure)
     return self._run(('empty', rows, capacity), make, (), shardings)
 
-  def prefill(self, params, tokens_PL: jax.Array, length_P: jax.Array):
-    """The cache of P prompts without their last tokens, which `advance` reads; no logits."""
+  def prefill(self, params, tokens_PL: jax.Array, length_P: jax.Array, width: int):
+    """The cache of P prompts without their last tokens, which `advance` reads; no logits.
+
+    It is padded to `width` slots, at least L: `insert` compiles for each width.
+    """
     rows, length = tokens_PL.shape
     tree = cache_lib.shapes(self._model, rows, length)
+    padded = cache_lib.shapes(self._model, rows, width)
 
     def run(params, tokens_PL, length_P):
       variables = {'params': params, 'cache': cache_lib.zeros(tree)}
-      return self._model.apply(
+      cache = self._model.apply(
         variables, tokens_PL, tokens_PL, enable_dropout=False, prefill=True,
         prefill_lengths=length_P, mutable=['cache'],
       )[1]['cache']  # fmt: skip
+      return cache if width == length else cache_lib.resize(cache, padded)
 
-    shardings = cache_lib.shardings(self._partition, tree)
-    return self._run(('prefill', rows, length), run, (params, tokens_PL, length_P), shardings)
+    shardings = cache_lib.shardings(self._partition, padded)
+    name = ('prefill', rows, length, *([width] if width != length else []))
+    return self._run(name, run, (params, tokens_PL, length_P), shardings)
 
   def insert(self, slots: Slots, new_cache, arrivals: Arrivals) -> Slots:
     """Writes prefilled prompts to rows and activates these. Donates `slots`."""
@@ -130,15 +181,19 @@ class Programs:
       put = lambda old, new: old.at[arrivals.row_P].set(new, mode='drop')
       key_RK, history_RC = slots.key_RK, slots.history_RC
       if key_RK is not None:
-        key = jax.random.key(arrivals.seed)
-        of_row = lambda id_, sample: jax.random.fold_in(jax.random.fold_in(key, id_), sample)
-        keys_P = jax.vmap(of_row)(arrivals.id_P, arrivals.sample_P)
+        fold = jax.random.fold_in
+        of_row = lambda seed, id_, sample: fold(fold(jax.random.key(seed), id_), sample)
+        keys_P = jax.vmap(of_row)(arrivals.seed_P, arrivals.id_P, arrivals.sample_P)
         key_RK = put(key_RK, jax.random.key_data(keys_P))
       if history_RC is not None:
         width = min(arrivals.history_PL.shape[1], slots.capacity)
         history_RC = history_RC.at[arrivals.row_P, :width].set(
           arrivals.history_PL[:, :width], mode='drop'
         )
+      row_settings = slots.rows
+      if row_settings is not None:
+        settings_P = RowSampling(arrivals.temperature_P, arrivals.top_p_P, arrivals.min_p_P)
+        row_settings = jax.tree.map(put, row_settings, settings_P)
       new_cache = cache_lib.take(new_cache, arrivals.source_P)
       return slots.replace(
         cache=cache_lib.insert(slots.cache, new_cache, arrivals.row_P),
@@ -149,6 +204,7 @@ class Programs:
         active_R=put(slots.active_R, True),
         key_RK=key_RK,
         history_RC=history_RC,
+        rows=row_settings,
       )
 
     rows, length = slots.token_R.shape[0], arrivals.history_PL.shape[1] - 1
@@ -156,7 +212,15 @@ class Programs:
     shardings = self._structure(rows, slots.capacity)[1]
     return self._run(name, run, (slots, new_cache, arrivals), shardings, donate=(0,))
 
-  def advance(self, params, slots: Slots, alive_R: jax.Array, steps: jax.Array, stop_at: jax.Array):
+  def advance(
+    self,
+    params,
+    slots: Slots,
+    alive_R: jax.Array,
+    steps: jax.Array,
+    stop_at: jax.Array,
+    logprobs: bool = False,
+  ):
     """Adds up to `steps` tokens to each active row. Donates `slots`.
 
     Args:
@@ -165,6 +229,7 @@ class Programs:
       alive_R: bool, false ends a row.
       steps: int32, at most `chunk`.
       stop_at: int32, returns early once at most this many rows are active.
+      logprobs: whether the chunk has log-probabilities; a program of its own.
 
     Returns:
       (slots, Chunk).
@@ -173,19 +238,26 @@ class Programs:
 
     def run(params, slots, alive_R, steps, stop_at):
       slots = slots.replace(active_R=slots.active_R & alive_R)
-      start = (jnp.int32(0), slots, jnp.zeros((rows, self.chunk), jnp.int32))
+      new = {'new_RN': jnp.zeros((rows, self.chunk), jnp.int32)}
+      if logprobs:
+        top = min(TOP, self._model.config.padded_vocab_size)
+        new['logprob_RN'] = jnp.zeros((rows, self.chunk), jnp.float32)
+        new['top_RNT'] = jnp.zeros((rows, self.chunk, top), jnp.int32)
+        new['top_logprob_RNT'] = jnp.zeros((rows, self.chunk, top), jnp.float32)
       unfinished = lambda carry: (carry[0] < steps) & (carry[1].active_R.sum() > stop_at)
       step = functools.partial(self._step, params)
-      _, slots, new_RN = jax.lax.while_loop(unfinished, step, start)
-      return slots, Chunk(new_RN, slots.count_R, slots.active_R)
+      _, slots, new = jax.lax.while_loop(unfinished, step, (jnp.int32(0), slots, new))
+      return slots, Chunk(count_R=slots.count_R, active_R=slots.active_R, **new)
 
-    shardings = (self._structure(rows, slots.capacity)[1], Chunk(*[self._partition.replicated] * 3))
+    replicated = [self._partition.replicated] * (6 if logprobs else 3)
+    shardings = (self._structure(rows, slots.capacity)[1], Chunk(*replicated))
     arguments = (params, slots, alive_R, steps, stop_at)
-    return self._run(('advance', rows, slots.capacity), run, arguments, shardings, donate=(1,))
+    name = ('advance', rows, slots.capacity, *(['logprobs'] if logprobs else []))
+    return self._run(name, run, arguments, shardings, donate=(1,))
 
   def _step(self, params, carry):
     """One token of every row."""
-    step, slots, new_RN = carry
+    step, slots, new = carry
     token_R1 = slots.token_R[:, None]
     logits_R1V, variables = self._model.apply(
       {'params': params, 'cache': slots.cache}, token_R1, token_R1, enable_dropout=False,
@@ -196,11 +268,20 @@ class Programs:
       scores_RV = penalised(scores_RV, history_RC, slots.length_R + 1, self._sampling)
     if slots.key_RK is not None:
       keys_R = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(slots.key_RK), slots.count_R)
-    token_R = choose(scores_RV, keys_R, self._sampling)
+    if slots.rows is None:
+      chosen_R = choose(scores_RV, keys_R, self._sampling)
+    else:
+      chosen_R = choose_by_row(scores_RV, keys_R, slots.rows, self._sampling)
+    token_R = jnp.maximum(chosen_R, 0)
+    of_step = {'new_RN': chosen_R}
+    if 'logprob_RN' in new:
+      names = ('logprob_RN', 'top_RNT', 'top_logprob_RNT')
+      of_step |= zip(names, token_logprobs(logits_R1V[:, 0], token_R))
+    new = {name: array.at[:, step].set(of_step[name]) for name, array in new.items()}
     if history_RC is not None:
       at = (jnp.arange(len(token_R)), slots.length_R + 1)
       history_RC = history_RC.at[at].set(token_R, mode='drop')
-    stopped_R = jnp.isin(token_R, jnp.asarray(self._stop_ids, jnp.int32))
+    stopped_R = jnp.isin(chosen_R, jnp.asarray((NO_TOKEN, *self._stop_ids), jnp.int32))
     count_R = slots.count_R + slots.active_R
     slots = slots.replace(
       cache=variables['cache'],
@@ -210,7 +291,7 @@ class Programs:
       active_R=slots.active_R & ~stopped_R & (count_R < slots.limit_R),
       history_RC=history_RC,
     )
-    return step + 1, slots, new_RN.at[:, step].set(token_R)
+    return step + 1, slots, new
 
   def resize(self, slots: Slots, capacity: int) -> Slots:
     """The same rows with another capacity, which every active row must fit. Donates `slots`."""
@@ -243,6 +324,7 @@ class Programs:
     tree = cache_lib.shapes(self._model, rows, capacity)
     of_row, of_rows = (self._partition.sharding(axes) for axes in (('batch',), ('batch', 'length')))
     array = lambda *shape, dtype=jnp.int32: jax.ShapeDtypeStruct((rows, *shape), dtype)
+    has_keys = self.by_row or not self._sampling.greedy
     key_size = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
     structure = Slots(
       cache=tree,
@@ -251,8 +333,9 @@ class Programs:
       count_R=array(),
       limit_R=array(),
       active_R=array(dtype=jnp.bool),
-      key_RK=None if self._sampling.greedy else array(*key_size, dtype=jnp.uint32),
+      key_RK=array(*key_size, dtype=jnp.uint32) if has_keys else None,
       history_RC=array(capacity) if self._sampling.needs_history else None,
+      rows=RowSampling(*[array(dtype=jnp.float32)] * 3) if self.by_row else None,
       capacity=capacity,
     )
     shardings = jax.tree.map(
@@ -277,12 +360,20 @@ _PROGRAMS: dict[tuple, Programs] = {}
 
 
 def programs(
-  model, partition: Partitioner, sampling: Sampling, stop_ids: tuple[int, ...], chunk: int
+  model,
+  partition: Partitioner,
+  sampling: Sampling,
+  stop_ids: tuple[int, ...],
+  chunk: int,
+  by_row: bool = False,
 ) -> Programs:
   """The programs of these settings; equal settings share one object, so nothing compiles twice."""
-  key = (model, partition.mesh, partition.rules, sampling.compiled, stop_ids, chunk)
+  if by_row:
+    sampling = dataclasses.replace(sampling, temperature=1.0, top_p=1.0, min_p=0.0, samples=1)
+  settings = sampling.compiled
+  key = (model, partition.mesh, partition.rules, settings, stop_ids, chunk, by_row)
   if key not in _PROGRAMS:
     while len(_PROGRAMS) >= 16:
       del _PROGRAMS[next(iter(_PROGRAMS))]
-    _PROGRAMS[key] = Programs(model, partition, sampling.compiled, stop_ids, chunk)
+    _PROGRAMS[key] = Programs(model, partition, settings, stop_ids, chunk, by_row)
   return _PROGRAMS[key]

@@ -11,6 +11,7 @@ from crossin_jax.devices import chips, flops
 from crossin_jax.models.decoder_config import DecoderConfig
 
 AXES = ('data', 'fsdp', 'tensor')
+EXPERT = 'expert'  # a fourth axis
 # Fraction of a device's memory for parameters, gradients and optimizer state; activations and XLA's
 # scratch space take the rest.
 STATE_SHARE = 0.5
@@ -97,7 +98,12 @@ def auto_shape(
   return shape, why
 
 
-def arranged(devices: Sequence[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
+def batch_ways(mesh: Sequence[int]) -> int:
+  """Parts of a batch on a mesh of data, fsdp, tensor and perhaps expert."""
+  return math.prod(mesh) // mesh[2]
+
+
+def arranged(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
   """Devices in the shape of the mesh, neighbours along the later axes, slices along `data` only.
 
   Raises:
@@ -111,7 +117,10 @@ def arranged(devices: Sequence[jax.Device], shape: tuple[int, int, int]) -> np.n
         'not sharded across the slow network between them'
       )
     return mesh_utils.create_hybrid_device_mesh(
-      (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices, allow_split_physical_axes=True
+      (shape[0] // slices, *shape[1:]),
+      (slices, *[1] * (len(shape) - 1)),
+      devices,
+      allow_split_physical_axes=True,
     )
   if devices[0].platform == 'tpu':
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)

@@ -13,7 +13,7 @@ from crossin_jax import config
 from crossin_jax.devices import chips, meshes
 from crossin_jax.models.decoder_config import DecoderConfig
 
-MESH_AXES = meshes.AXES
+MESH_AXES = (*meshes.AXES, meshes.EXPERT)
 
 
 @config.configurable(commands=('train', 'chunks'))
@@ -21,12 +21,13 @@ def standard_logical_axis_rules() -> tuple[tuple[str, object], ...]:
   """T5X's canonical logical axes on this project's mesh axes.
 
   Parameters are sharded along `embed` over `fsdp` and along heads, MLP and vocabulary over
-  `tensor`; batches over `data` and `fsdp`. A T5X rule list also works: `model` means `tensor`.
+  `tensor`, experts over `expert`; batches over `data`, `fsdp` and `expert`. A T5X rule list also
+  works: `model` means `tensor`.
   """
   return (
-    ('batch', ('data', 'fsdp')), ('vocab', 'tensor'), ('embed', 'fsdp'), ('mlp', 'tensor'),
-    ('heads', 'tensor'), ('joined_kv', 'tensor'), ('kv', None), ('length', None),
-    ('layers', None), ('embed_activation', None),
+    ('batch', ('data', 'fsdp', 'expert')), ('expert', 'expert'), ('vocab', 'tensor'),
+    ('embed', 'fsdp'), ('mlp', 'tensor'), ('heads', 'tensor'), ('joined_kv', 'tensor'),
+    ('kv', None), ('length', None), ('layers', None), ('embed_activation', None),
   )  # fmt: skip
 
 
@@ -35,15 +36,16 @@ class Partitioner:
   """A mesh over all devices of all processes, and its shardings.
 
   Attributes:
-    mesh: axes 'data', 'fsdp', 'tensor'.
+    mesh: axes 'data', 'fsdp', 'tensor', and 'expert' if mesh_shape has four sizes.
     rules: logical axis -> mesh axis, mesh axes or None.
   """
 
   def __init__(self, mesh_shape=(1, -1, 1), logical_axis_rules=None, devices=None, platform=None):
     """Args:
-      mesh_shape: sizes of data, fsdp and tensor; one may be -1 (all remaining devices). Or 'auto':
-        `suit` chooses them by model, batch and device memory; until then parameters are sharded
-        over all devices of a slice.
+      mesh_shape: sizes of data, fsdp and tensor, and of expert where a mixture of experts is
+        sharded by experts; one may be -1 (all remaining devices). Or 'auto': `suit` chooses them by
+        model, batch and device memory; until then parameters are sharded over all devices of a
+        slice.
       logical_axis_rules: rule list; None = `standard_logical_axis_rules()`.
       devices: None = all.
       platform: 'cpu', 'gpu' or 'tpu' to require it; None = JAX's default.
@@ -66,7 +68,8 @@ class Partitioner:
       mesh_shape = (slices, len(devices) // slices, 1)
     self._arrange(_full_shape(mesh_shape, devices))
     self.rules = tuple(
-      (name, _renamed(axis)) for name, axis in (logical_axis_rules or standard_logical_axis_rules())
+      (name, self._present(_renamed(axis)))
+      for name, axis in (logical_axis_rules or standard_logical_axis_rules())
     )
     for name, axis in self.rules:
       for part in _parts(axis):
@@ -104,9 +107,17 @@ class Partitioner:
     self._arrange(shape)
     return f'mesh data {shape[0]}, fsdp {shape[1]}, tensor {shape[2]}: {why}'
 
-  def _arrange(self, shape: tuple[int, int, int]) -> None:
+  def _arrange(self, shape: tuple[int, ...]) -> None:
     arranged = meshes.arranged(self._devices, shape)
-    self.mesh = Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    self.mesh = Mesh(arranged, MESH_AXES[: len(shape)], axis_types=(AxisType.Auto,) * len(shape))
+
+  def _present(self, axis):
+    """The mesh axes of a rule without `expert` where the mesh has none."""
+    if meshes.EXPERT in self.mesh.shape:
+      return axis
+    if isinstance(axis, tuple):
+      return tuple(part for part in axis if part != meshes.EXPERT)
+    return None if axis == meshes.EXPERT else axis
 
   @contextlib.contextmanager
   def activate(self):
@@ -155,17 +166,17 @@ class Partitioner:
     return jax.tree.map(of_leaf, names, params, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
-def _full_shape(mesh_shape, devices) -> tuple[int, int, int]:
+def _full_shape(mesh_shape, devices) -> tuple[int, ...]:
   """`mesh_shape` with -1 replaced; ValueError if it does not fit the devices."""
   shape = list(mesh_shape)
   if (
-    len(shape) != 3
+    len(shape) not in (3, 4)
     or shape.count(-1) > 1
     or any(not isinstance(s, int) or s < 1 and s != -1 for s in shape)
   ):
     raise ValueError(
-      f'Partitioner.mesh_shape = {mesh_shape!r}: three sizes for {MESH_AXES}, one of them may be '
-      "-1; or 'auto'"
+      f'Partitioner.mesh_shape = {mesh_shape!r}: three or four sizes for {MESH_AXES}, one of them '
+      "may be -1; or 'auto'"
     )
   known = math.prod(s for s in shape if s > 0)
   if -1 in shape and len(devices) % known == 0:
@@ -173,8 +184,8 @@ def _full_shape(mesh_shape, devices) -> tuple[int, int, int]:
   if math.prod(shape) != len(devices):
     raise ValueError(
       f'Partitioner.mesh_shape = {tuple(mesh_shape)} does not fit {len(devices)} '
-      f'{devices[0].platform} devices; the sizes of data, fsdp and tensor must multiply to that '
-      'number'
+      f'{devices[0].platform} devices; the sizes of {", ".join(MESH_AXES[: len(shape)])} must '
+      'multiply to that number'
     )
   return tuple(shape)
 

@@ -17,6 +17,7 @@ import threading
 import time
 
 from crossin_jax import config
+from crossin_jax.data.thoughts import without_thoughts
 from crossin_jax.endpoint.ledger import TOKENS, Counts, Ledger
 from crossin_jax.endpoint.pace import Pace
 from crossin_jax.endpoint.replies import ReplyCache
@@ -64,7 +65,7 @@ class Reply:
 
   Attributes:
     index: of the request among those given to `complete`.
-    text: None if the request failed; see `error`.
+    text: without the thoughts of a reasoning model; None if the request failed, see `error`.
     accepted: False if no reply was usable; `text` is then the last one.
     attempts: number of replies, including unusable ones.
     cached: nothing was sent for it.
@@ -242,7 +243,7 @@ class Endpoint:
     """Yields a reply for each request as it arrives; requests with equal content are sent once.
 
     A reply is on disk before it is yielded. An unusable one is requested again, up to
-    `garbage_retries` times.
+    `garbage_retries` times; not if it was cut at its limit of tokens and would be cut again.
 
     Args:
       requests: of one kind or several.
@@ -352,7 +353,7 @@ class Endpoint:
 
   def _ask(self, request: Request, accept, stop: threading.Event) -> Reply:
     """All attempts at one request, from the cache or the server."""
-    accept, usage, sent, accepted, reply, attempt = request.accept or accept, {}, 0, False, {}, 0
+    accept, usage, sent, accepted, text = request.accept or accept, {}, 0, False, ''
     for attempt in range(1, self._garbage_retries + 2):
       key = self.key(request, attempt - 1)
       reply = self._cache.get(key)
@@ -364,14 +365,18 @@ class Endpoint:
           return Reply(-1, None, False, attempt - 1, False, usage, error=str(failure))
         sent += 1
       usage = {name: usage.get(name, 0) + reply['usage'][name] for name in TOKENS}
-      cut = request.complete and reply['finish_reason'] == 'length'
-      accepted = not cut and (accept is None or bool(accept(reply['text'])))
+      text, cut = without_thoughts(reply['text']), reply['finish_reason'] == 'length'
+      is_complete = not (cut and (request.complete or not text.strip()))
+      accepted = is_complete and (accept is None or bool(accept(text)))
       if accepted:
         break
       self._ledger.count('refused')
+      same = self._sent_parameters(request, attempt) == self._sent_parameters(request, attempt - 1)
+      if cut and same:
+        break  # it would be cut again
     if not sent:
       self._ledger.count('cached')
-    return Reply(-1, reply['text'], accepted, attempt, not sent, usage, reply['finish_reason'])
+    return Reply(-1, text, accepted, attempt, not sent, usage, reply['finish_reason'])
 
   def _send(self, request: Request, attempt: int, key: str, stop: threading.Event) -> dict:
     """One reply from the server, stored when this returns; retries errors."""

@@ -1,5 +1,6 @@
 """Answers of a model to questions: the most likely option, and generated text."""
 
+from collections.abc import Sequence
 import dataclasses
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from crossin_jax.checkpoints.saved_prompts import Prompts
 from crossin_jax.data.vocabulary import Vocabulary
+from crossin_jax.decoding import nonfinite
 from crossin_jax.decoding.generation import Generator
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Prompt
@@ -16,6 +18,7 @@ from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.evaluation.answers.predictions import Predictions
 from crossin_jax.evaluation.measures import consistency
 from crossin_jax.evaluation.measures.consistency import Summary
+from crossin_jax.evaluation.measures.rankc import rankc
 from crossin_jax.evaluation.questions import Questions
 from crossin_jax.evaluation.results import METHODS
 
@@ -38,9 +41,12 @@ class Answers:
     return np.array([[int(np.argmin(losses)) for losses in item] for item in self.losses], np.int64)
 
   def normalised(self, questions: Questions) -> np.ndarray:
-    """Choices by loss per character (acc_norm of lm-evaluation-harness); shape as `chosen`."""
+    """Choices by loss per character of what was scored (acc_norm of lm-evaluation-harness);
+    shape as `chosen`.
+    """
+    scored = lambda row: row.get('continuations', row['choices'])
     per_character = [
-      [losses / [len(choice) for choice in row['choices']] for losses, row in zip(*item)]
+      [losses / [len(text.strip()) for text in scored(row)] for losses, row in zip(*item)]
       for item in zip(self.losses, questions.rows)
     ]
     return Answers([], per_character).chosen()
@@ -58,14 +64,24 @@ def pair_tokens(
   """
   stripped = context.rstrip()
   if not stripped:
-    return [], vocabulary.encode(context + continuation)
-  before = vocabulary.encode(stripped)
-  return before, vocabulary.encode(context + continuation)[len(before) :]
+    return [], vocabulary.encode_with_specials(context + continuation)
+  before = vocabulary.encode_with_specials(stripped)
+  return before, vocabulary.encode_with_specials(context + continuation)[len(before) :]
 
 
 def _plain_text(row: dict, prompts: Prompts) -> str | None:
   """The prompt of a row that needs no template; None for a row that does."""
   return row.get('prompt', row.get('raw') if prompts.untaught else None)
+
+
+def _naming_items(questions: Questions):
+  """Errors for a prompt, counted over all items and languages, name item and language."""
+
+  def name(index: int) -> str:
+    item, language = divmod(index, len(questions.languages))
+    return f'{questions.name}, item {questions.ids[item]!r} in {questions.languages[language]}'
+
+  return nonfinite.naming(name)
 
 
 def choose_by_likelihood(
@@ -82,25 +98,29 @@ def choose_by_likelihood(
 
   With a template the loss includes the stop token. Rows get longer and fewer if a prompt with its
   choice is longer than `length`.
+
+  Raises:
+    NonFiniteLikelihood: names item and language.
   """
-  prefixes, options, vocabulary = [], [], prompts.vocabulary
+  prefixes, options = [], []
   for row in (row for item in questions.rows for row in item):
     if (text := _plain_text(row, prompts)) is not None:
       continuations = row.get('continuations', row['choices'])
-      pairs = [pair_tokens(vocabulary, text, continuation) for continuation in continuations]
-      prefixes.append(pairs[0][0])
+      pairs = [
+        pair_tokens(prompts.vocabulary, text, continuation) for continuation in continuations
+      ]
+      prefixes.append(prompts.with_bos(pairs[0][0]))
       options.append([continuation for _, continuation in pairs])
     else:
       prefixes.append(prompts.tokens(row))
-      options.append([[*vocabulary.encode(choice), prompts.stop_id] for choice in row['choices']])
+      options.append([prompts.response(row, choice) for choice in row['choices']])
   longest = max(len(prefix) + max(map(len, ids)) for prefix, ids in zip(prefixes, options))
   packed = max(length, longest)
   shape = {'length': packed, 'rows': max(1, rows * length // packed)}
-  losses = iter(
-    continuation_losses(
-      model, params, partition, prefixes, options, bos_id=vocabulary.bos_id, **shape
+  with _naming_items(questions):
+    losses = iter(
+      continuation_losses(model, params, partition, prefixes, options, bos_id=None, **shape)
     )
-  )
   return [[next(losses) for _ in item] for item in questions.rows]
 
 
@@ -119,13 +139,13 @@ def generate_answers(
 
   def tokens(row: dict) -> list[int]:
     text = _plain_text(row, prompts)
-    return prompts.tokens(row) if text is None else vocabulary.encode(text)
+    return prompts.tokens(row) if text is None else prompts.plain(text)
 
   generate = Generator(
     model,
     params,
     partition,
-    bos_id=vocabulary.bos_id,
+    bos_id=None,
     stop_ids=(prompts.stop_id,),
     sampling=Sampling(
       max_new_tokens=questions.max_new_tokens or max_new_tokens, stop=questions.stop
@@ -133,7 +153,8 @@ def generate_answers(
     decode=vocabulary.decode,
     rows=rows,
   )
-  answers = iter(generate([Prompt(tokens(row)) for item in questions.rows for row in item]))
+  with _naming_items(questions):
+    answers = iter(generate([Prompt(tokens(row)) for item in questions.rows for row in item]))
   return [[next(answers).text for _ in item] for item in questions.rows]
 
 
@@ -163,6 +184,7 @@ def answer_questions(
 
   Raises:
     ValueError: an unknown method.
+    NonFiniteLikelihood, NonFiniteLogits: name item and language.
   """
   results, model_and_prompts = {}, (model, params, partition, questions, prompts)
   for method in methods:
@@ -189,7 +211,9 @@ def choice_predictions(questions: Questions, answers: Answers) -> Predictions:
 
 
 def choice_summary(questions: Questions, answers: Answers) -> tuple[Summary, np.ndarray]:
-  """Figures, and the choices, int64 [items, languages]; by likelihood with `accuracy_norm`."""
+  """Figures, and the choices, int64 [items, languages]; by likelihood with `accuracy_norm` and
+  RankC.
+  """
 
   def summarise(chosen_NL: np.ndarray) -> Summary:
     return consistency.summarise(chosen_NL, questions.answers, questions.languages)
@@ -202,5 +226,41 @@ def choice_summary(questions: Questions, answers: Answers) -> tuple[Summary, np.
     summarise(chosen_NL),
     accuracy_norm=normalised.accuracy,
     accuracy_norm_by_language=normalised.accuracy_by_language,
+    rankc=_rankc(questions, answers.losses),
   )
   return summary, chosen_NL
+
+
+def summary_of_languages(results: Sequence[tuple[Questions, Answers]]) -> Summary:
+  """Figures of questions with options, where each language may have items of its own: then nothing
+  is compared between them.
+  """
+  parts = [choice_summary(questions, answers)[0] for questions, answers in results]
+  if len(parts) == 1:
+    return parts[0]
+
+  def by_language(name: str) -> dict[str, float] | None:
+    values = [getattr(part, name) for part in parts]
+    return None if None in values else {k: v for value in values for k, v in value.items()}
+
+  mean = lambda values: float(np.mean(list(values)))
+  norm = by_language('accuracy_norm_by_language')
+  return Summary(
+    accuracy=mean(by_language('accuracy_by_language').values()),
+    accuracy_by_language=by_language('accuracy_by_language'),
+    consistency={},
+    ac3={},
+    pairwise_consistency={},
+    unparsed_rate=mean(part.unparsed_rate for part in parts),
+    items=max(part.items for part in parts),
+    accuracy_norm=None if norm is None else mean(norm.values()),
+    accuracy_norm_by_language=norm,
+  )
+
+
+def _rankc(questions: Questions, losses: list[list[np.ndarray]]) -> dict[str, float] | None:
+  """RankC of every two languages; None for one language, or where options are not the same."""
+  counts = ({len(options) for options in item} for item in losses)
+  if len(questions.languages) < 2 or any(len(count) > 1 for count in counts):
+    return None
+  return consistency.by_pair(rankc(losses), questions.languages)

@@ -21,8 +21,10 @@ from crossin_jax.evaluation.asking import (
   answer_questions,
   choice_predictions,
   choice_summary,
+  summary_of_languages,
 )
 from crossin_jax.evaluation.benchmarks.declarations import BENCHMARKS, LoadedBenchmark
+from crossin_jax.evaluation.contamination import choice_confusion
 from crossin_jax.evaluation.measures import consistency
 from crossin_jax.evaluation.measures.consistency import Summary
 from crossin_jax.evaluation.questions import Questions, read_questions
@@ -53,14 +55,19 @@ class _Task:
     summaries, choices, protocol = [], [], 'strict'
     for form in self.forms:
       answers = [ask(questions, method) for questions in form]
-      suffix = f'.p{form[0].prompt}' if len(self.forms) > 1 else ''
-      path = os.path.join(predictions_dir, f'{self.name.replace("/", ".")}{suffix}.{method}.jsonl')
-      if form[0].kind == 'choice':
+      name = self.name.replace('/', '.') + (f'.p{form[0].prompt}' if len(self.forms) > 1 else '')
+      path = os.path.join(predictions_dir, f'{name}.{method}.jsonl')
+      if form[0].kind == 'choice' and len(form) == 1:
         write_predictions(path, choice_predictions(form[0], answers[0]))
         summary, chosen_NL = choice_summary(form[0], answers[0])
         choices.append(chosen_NL)
+      elif form[0].kind == 'choice':
+        for questions, found in zip(form, answers):
+          path = os.path.join(predictions_dir, f'{name}.{questions.languages[0]}.{method}.jsonl')
+          write_predictions(path, choice_predictions(questions, found))
+        summary = summary_of_languages(list(zip(form, answers)))
       else:
-        protocol = open_answers.PROTOCOLS[self.name]
+        protocol = open_answers.PROTOCOLS[self.name][0]
         predictions = open_answers.of_questions(form, [one.texts for one in answers])
         open_answers.write_predictions(path, predictions)
         summary = open_answers.summarise(predictions, protocol)
@@ -69,7 +76,9 @@ class _Task:
     return summary, protocol, choices
 
 
-def _tasks(question_files, benchmarks, languages, prompt_forms, split, limit) -> list[_Task]:
+def _tasks(
+  question_files, benchmarks, languages, prompt_forms, split, limit, confuse_choices
+) -> list[_Task]:
   tasks = []
   for file in question_files:
     questions = read_questions(file, limit)
@@ -78,8 +87,12 @@ def _tasks(question_files, benchmarks, languages, prompt_forms, split, limit) ->
     loaded = LoadedBenchmark(name, path, languages, split, limit)
     available = range(1, len(loaded.declaration.prompts) + 1)
     numbers = [number for number in prompt_forms or available if number <= available[-1]] or [1]
-    forms = [loaded.questions(number) for number in numbers]
-    tasks.append(_Task(name, forms, loaded.declaration.methods, loaded.notes))
+    versions = {name: loaded}
+    if confuse_choices:
+      versions[name + choice_confusion.SUFFIX] = choice_confusion.confused(loaded)
+    for version, read in versions.items():
+      forms = [read.questions(number) for number in numbers]
+      tasks.append(_Task(version, forms, loaded.declaration.methods, loaded.notes))
   return tasks
 
 
@@ -96,6 +109,7 @@ def evaluate(
   split: str | None = None,
   limit: int | None = None,
   methods: Sequence[str] | None = None,
+  confuse_choices: bool = False,
   model=gin.REQUIRED,
   evaluators: tuple = (),
   partitioner=Partitioner,
@@ -114,6 +128,7 @@ def evaluate(
     languages, split, limit: see `LoadedBenchmark`.
     prompt_forms: numbers of the prompt forms, from 1; None = all.
     methods: of 'likelihood' and 'generate'; None = `answer_questions.methods`.
+    confuse_choices: ask each benchmark again as NAME/confused, see `choice_confusion`.
     model: the model of the checkpoint.
     evaluators: as in training, for instance `HeldoutLoss`.
     partitioner: mesh and axis rules.
@@ -121,10 +136,10 @@ def evaluate(
   Returns:
     The runs of results.json, and the figures of the evaluators.
   """
-  tasks = _tasks(question_files, benchmarks, languages, prompt_forms, split, limit)
+  tasks = _tasks(question_files, benchmarks, languages, prompt_forms, split, limit, confuse_choices)
   source = SavedModel.open(checkpoint)
   prompts = source.prompts if tasks else None
-  partition, runs = partitioner(), []
+  partition, runs, correct = partitioner(), [], {}
   partition.suit(model, training=False)
   with partition.activate():
     params = source.params(model, partition)
@@ -160,16 +175,31 @@ def evaluate(
           if warning := consistency.constant_answer_warning(chosen_NL, form[0].answers):
             _log(f'warning: {task.name} by {method}, prompt {form[0].prompt}: {warning}')
         if choices:
-          by_method[variant, seed or 0, 'untagged', method] = choices[len(choices) // 2]
+          middle = len(choices) // 2
+          correct[task.name, method] = choices[middle] == task.forms[middle][0].answers
+          by_method[variant, seed or 0, 'untagged', method] = choices[middle]
       if by_method and len(task.languages) > 1:
         _write_page(output_dir, task, by_method, variant, alone=len(tasks) == 1)
     figures = {
       name: value for evaluator in evaluators for name, value in evaluator(model, params, partition)
     }
+  _write_confusion(output_dir, tasks, correct)
   if runs:
     write_results(os.path.join(output_dir, 'results.json'), runs)
   write_json(os.path.join(output_dir, 'figures.json'), figures)
   return runs, figures
+
+
+def _write_confusion(output_dir: str, tasks: Sequence[_Task], correct: dict) -> None:
+  """Writes choice_confusion.json, if benchmarks were asked with confused choices."""
+  languages, found = {task.name: task.languages for task in tasks}, []
+  for (name, method), original_NL in correct.items():
+    if (confused_NL := correct.get((name + choice_confusion.SUFFIX, method))) is not None:
+      changes = choice_confusion.changes(original_NL, confused_NL, languages[name])
+      found.append({'benchmark': name, 'method': method, 'changes': changes})
+      _log(choice_confusion.sentence(name, method, changes))
+  if found:
+    write_json(os.path.join(output_dir, 'choice_confusion.json'), found)
 
 
 def _log(text: str) -> None:
@@ -248,6 +278,12 @@ def _parser() -> command_line.Parser:
   add('--prompts', help="a benchmark's prompt forms, e.g. 1,2 (default: all; figures are medians)")
   add('--methods', help='likelihood,generate (default: both, if a benchmark has both)')
   add('--split', help='part of the file names that selects one of several splits, e.g. test')
+  add(
+    '--confuse_choices',
+    action='store_true',
+    help='ask benchmarks with options again with right answers of other items in place of the '
+    'wrong options: a model that has memorised the answers, in any language, gains nothing',
+  )
   add('--limit', type=int, help='number of items to ask of each')
   add('--output_dir', required=True, help='for results.json, predictions/ and the pages')
   add('--variant', help='name in results.json (default: name of the MODEL_DIR)')
@@ -290,6 +326,7 @@ def main(argv: list[str]) -> int:
       args.split,
       args.limit,
       methods,
+      args.confuse_choices,
       model=config.resolve(config.bound('train.model')),
       evaluators=heldout,
     )
@@ -308,6 +345,9 @@ def _sentence(run: dict) -> str:
   text = f'{run["benchmark"]} by {run["method"]}: accuracy {run["accuracy"]:.3f} ({by_language})'
   if s := '3' if '3' in run['ac3'] else max(run['ac3'], default=None):
     text += f', C_{s} {run["consistency"][s]:.3f}, AC3_{s} {run["ac3"][s]:.3f}'
+    text += f', all languages right {run["all_right"]:.3f}'
+  if pairs := run.get('rankc'):
+    text += f', RankC {sum(pairs.values()) / len(pairs):.3f}'
   if 'f1' in run:
     text += f', F1 {run["f1"]:.3f}'
   spread = run['prompts']

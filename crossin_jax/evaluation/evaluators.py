@@ -38,12 +38,21 @@ class QuestionsEvaluator:
       items: number of items to ask, from the start of the file.
       name: prefix of the figures.
     """
-    self._load = functools.cache(lambda: (read_questions(path, items), Prompts(model_dir)))
+    self._questions = functools.cache(lambda: read_questions(path, items))
+    self._prompts = functools.cache(lambda: Prompts(model_dir))
     self.name = name
+
+  def figures(self) -> list[str]:
+    """Names of the numbers, once the file is known to be readable.
+
+    Raises:
+      ValueError: a malformed or missing file.
+    """
+    return _figure_names(self.name, [self._questions()])
 
   def __call__(self, model, params, partition):
     """Yields 'eval/NAME/accuracy', 'eval/NAME/consistency_3', 'eval/NAME/ac3_3' and more."""
-    questions, prompts = self._load()
+    questions, prompts = self._questions(), self._prompts()
     answers = answer_questions(
       model, params, partition, questions, prompts, methods=('likelihood',)
     )['likelihood']
@@ -90,11 +99,33 @@ class BenchmarkEvaluator:
       name: prefix of the figures; None = the benchmark.
     """
     load = lambda: LoadedBenchmark(benchmark, path, languages, split).questions(prompt)
-    self._load = functools.cache(lambda: (load(), Prompts(model_dir)))
+    self._forms = functools.cache(load)
+    self._prompts = functools.cache(lambda: Prompts(model_dir))
     self._benchmark, self._method, self._most = benchmark, method, items
     self._seconds, self._seed = seconds, seed
     self._limits: dict[int, int] = {}  # index of the Questions -> items within the budget
     self.name = name or benchmark
+
+  def figures(self) -> list[str]:
+    """Names of the numbers, once the benchmark is known to be readable.
+
+    Raises:
+      ValueError: unknown names, malformed or missing files, or a method that the benchmark does not
+        support.
+    """
+    for questions in self._forms():
+      self._method_of(questions)
+    return [*_figure_names(self.name, self._forms()), f'eval/{self.name}/items']
+
+  def _method_of(self, questions: Questions) -> str:
+    method = self._method or ('likelihood' if questions.kind == 'choice' else 'generate')
+    if method not in asking.METHODS:
+      raise ValueError(f'BenchmarkEvaluator.method = {method!r} is not one of {asking.METHODS}')
+    if questions.kind != 'choice' and method != 'generate':
+      raise ValueError(
+        f'BenchmarkEvaluator.method = {method!r}: {self._benchmark} supports generation only'
+      )
+    return method
 
   def __call__(self, model, params, partition):
     """Yields the figures of `QuestionsEvaluator` and 'eval/NAME/items'.
@@ -102,16 +133,12 @@ class BenchmarkEvaluator:
     Open answers have exact match and F1.
 
     Raises:
-      ValueError: a method that the benchmark does not support.
+      ValueError: see `figures`.
     """
-    forms, prompts = self._load()
+    forms, prompts = self._forms(), self._prompts()
     started, results = time.monotonic(), []
     for i, questions in enumerate(forms):
-      method = self._method or ('likelihood' if questions.kind == 'choice' else 'generate')
-      if questions.kind != 'choice' and method != 'generate':
-        raise ValueError(
-          f'BenchmarkEvaluator.method = {method!r}: {self._benchmark} supports generation only'
-        )
+      method = self._method_of(questions)
       order = np.random.default_rng(self._seed).permutation(len(questions.ids))[: self._most]
       limit, asked, texts, losses = self._limits.get(i, len(order)), 0, [], []
       deadline = started + self._seconds * (i + 1) / len(forms)
@@ -130,10 +157,10 @@ class BenchmarkEvaluator:
 
   def _summary(self, results: list[tuple[Questions, Answers]]) -> Summary:
     if results[0][0].kind == 'choice':
-      return asking.choice_summary(*results[0])[0]
+      return asking.summary_of_languages(results)
     questions, answers = zip(*results)
     predictions = open_answers.of_questions(questions, [one.texts for one in answers])
-    return open_answers.summarise(predictions, open_answers.PROTOCOLS[self._benchmark])
+    return open_answers.summarise(predictions, open_answers.PROTOCOLS[self._benchmark][0])
 
 
 def _before(deadline: float) -> bool:
@@ -145,6 +172,17 @@ def _before(deadline: float) -> bool:
   if jax.process_count() > 1:
     in_time = multihost_utils.broadcast_one_to_all(in_time)
   return bool(in_time)
+
+
+def _figure_names(name: str, forms: list[Questions]) -> list[str]:
+  """Names of the numbers of `_figures` that questions can have."""
+  names = ['accuracy', 'unparsed_rate']
+  languages = {language for questions in forms for language in questions.languages}
+  if forms[0].kind == 'spans':
+    names.append('f1')
+  elif len(languages) > 1 and (forms[0].kind != 'choice' or len(forms) == 1):
+    names += [f'{name}_{min(3, len(languages))}' for name in ('consistency', 'ac3')]
+  return [f'eval/{name}/{figure}' for figure in names]
 
 
 def _figures(name: str, summary: Summary):

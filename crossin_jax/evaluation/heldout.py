@@ -39,6 +39,22 @@ class HeldoutLoss:
     self._open = functools.cache(lambda: PreparedMixture(data_dir, mixture, 'validation'))
     self._length, self._rows, self._most, self.name = length, rows, examples_per_task, name
 
+  def figures(self) -> list[str]:
+    """Names of the numbers, once the mixture is known to have what an evaluation needs.
+
+    Raises:
+      PreparedDataError: no validation rows.
+      ValueError: one is longer than a row of the batch.
+    """
+    for task in self._open().tasks:
+      longest = task.split.lengths[: min(task.examples, self._most)].max(initial=0)
+      if longest > self._length:
+        raise ValueError(
+          f'HeldoutLoss.length = {self._length} is too short for the validation rows of task '
+          f'{task.split.name}: one has {longest} tokens'
+        )
+    return [f'eval/{self.name}/loss']
+
   def __call__(self, model, params, partition):
     """Yields 'eval/NAME/loss' in nats per token and 'eval/NAME/loss_by_language'.
 
@@ -54,7 +70,8 @@ class HeldoutLoss:
       pairs += [f'{info["mode"]} {info["source_language"]}>{info["target_language"]}'] * count
     shape = {'length': self._length, 'rows': self._rows}
     losses = sequence_losses(model, params, partition, sequences, bos_id=mixture.bos_id, **shape)
-    weights = [float(weights.sum()) for _, weights in sequences]
+    first = int(mixture.bos_id is None)  # without BOS nothing predicts the first token
+    weights = [float(weights[first:].sum()) for _, weights in sequences]
 
     def means(groups: list[str]) -> dict[str, float]:
       result = {}

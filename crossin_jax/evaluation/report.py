@@ -184,11 +184,11 @@ def _findings(
   guessers: list[Row],
   figures: tables.Figures,
 ) -> list[str]:
-  """Conclusions in sentences, the most important first."""
+  """Conclusions in sentences; the first is for a reader who reads no further."""
   home = words.language_name(report.languages[0])
   in_home = lambda row: f'{percent(row.languages[0].value)} %'
   in_others = lambda row: f'{percent(row.other.value)} %'
-  findings = []
+  findings = [_headline(report, rows, gains, figures)] if gains else []
   measured = (row for row in rows if row.name.casefold() == 'base' and row.other.value is not None)
   if base := next(measured, None):
     findings.append(
@@ -199,8 +199,6 @@ def _findings(
   for row in gains:
     if not tables.is_baseline(row.name) and row.base_name.casefold() != 'floor':
       findings.append(f'{row.other.sentence} {row.ac3.sentence}')
-  if gains and not any('gain' in (row.other.verdict, row.ac3.verdict) for row in gains):
-    findings.append('No comparison on this page shows a gain.')
   for row in guessers:
     if not row.at_chance:
       findings.append(
@@ -213,6 +211,37 @@ def _findings(
       if warning := consistency.constant_answer_warning(array, report.answers):
         findings.append(f'Caution, {tables.title(arm)}: {warning}')
   return findings
+
+
+def _headline(
+  report: Report, rows: list[Row], gains: list[GainRow], figures: tables.Figures
+) -> str:
+  """One sentence: what the page shows of the languages other than the first."""
+  home, chance = words.language_name(report.languages[0]), percent(figures.chance['accuracy'])
+  shown = [row for row in rows if row.other.value is not None]
+  if all(row.other.interval is None for row in gains):
+    return 'The single answers are not available, so no comparison on this page shows a gain.'
+  known = [row for row in shown if figures.above_guessing(row.name, 'accuracy')]
+  if not known:
+    return (
+      f'Outside {home} no model can be distinguished from guessing ({chance} %), so this run '
+      'cannot show which way of tuning is better.'
+    )
+  real = [
+    row for row in gains if row.other.verdict == 'gain' and row.base_name.casefold() != 'floor'
+  ]
+  if real:
+    best = max(real, key=lambda row: row.other.estimate)
+    value = next(row.other.value for row in rows if row.name == best.name)
+    return (
+      f'{best.title} answers {percent(value)} % of the questions outside {home}, '
+      f'{100 * best.other.estimate:.1f} points more than {best.base}: a real gain.'
+    )
+  best = max(known, key=lambda row: row.other.value)
+  return (
+    f'Outside {home} no way of tuning is shown to be better than another: {best.title} answers '
+    f'most, {percent(best.other.value)} % (guessing gives {chance} %).'
+  )
 
 
 def _plots(report: Report, rows: list[Row], figures: tables.Figures) -> dict[str, object]:

@@ -1,7 +1,6 @@
 """Laws of how figures depend on the shares of a mixture, fitted to the points of a sweep.
 
-`docs/design/mixing_laws.md` has the forms and the reasons. The exponential law is that of Ye et
-al., "Data Mixing Laws" (2024, arXiv 2403.16952, section 3).
+`docs/design/mixing_laws.md` has the reasons.
 
 Axis letters: B replicates, N points, M mixtures, C components, D directions, P parameters.
 """
@@ -13,8 +12,7 @@ import math
 
 import numpy as np
 
-from crossin_jax.mixing_laws.forms import BEND, FORMS, Form, minimise, robust, robust_scale
-from crossin_jax.mixing_laws.offsets import Offsets, seed_offsets
+from crossin_jax.mixing_laws.forms import FORMS, minimise, robust
 
 LEVEL = 0.95
 SAME = 5e-4  # shares that differ by less are the same: tables of shares are rounded
@@ -29,7 +27,7 @@ class Shares:
     components: their names.
     points: float64 [N, C], each row sums to 1.
     mixture: int [N], the number of each point's mixture.
-    seed: int [N], or None where seeds are unknown: then runs share nothing.
+    seed: int [N]; the same everywhere if seeds are unknown.
     mixtures: float64 [M, C], the distinct rows.
     centre: float64 [C], mean of the distinct rows.
     basis: float64 [D, C], orthonormal.
@@ -39,7 +37,7 @@ class Shares:
   components: tuple[str, ...]
   points: np.ndarray
   mixture: np.ndarray
-  seed: np.ndarray | None
+  seed: np.ndarray
   mixtures: np.ndarray
   centre: np.ndarray
   basis: np.ndarray
@@ -66,7 +64,7 @@ class Shares:
     extent = np.abs((mixtures - centre) @ directions.T).max(axis=0)
     basis = directions[(extent > SAME) & (sizes > 0.005 * sizes[0])]
     scale = float(np.abs((mixtures - centre) @ basis.T).max(initial=0)) or 1.0
-    seed = None if seeds is None else np.array(seeds, int)
+    seed = np.zeros(len(shares), int) if seeds is None else np.array(seeds, int)
     return cls(components, points, mixture, seed, mixtures, centre, basis, scale)
 
   @property
@@ -95,10 +93,6 @@ class Shares:
     """Shares [..., C] -> coordinates [..., D] along the directions, about between -1 and 1."""
     return (np.asarray(shares) - self.centre) @ self.basis.T / self.scale
 
-  def shares(self, coordinates: np.ndarray) -> np.ndarray:
-    """The inverse of `coordinates`."""
-    return self.centre + self.scale * (np.asarray(coordinates) @ self.basis)
-
 
 def _normalised(shares: Mapping[str, float], components: Sequence[str]) -> np.ndarray:
   values = np.array([float(shares.get(name, 0.0)) for name in components])
@@ -115,27 +109,87 @@ class Figure:
     values: float64 [N], NaN = not measured.
     kind: 'loss' (nats per token, at least 0) or 'fraction'.
     chance: lower end of a fraction.
-    items: number of items that a fraction is a mean over; its binomial noise weights the points.
   """
 
   values: np.ndarray
   kind: str = 'loss'
   chance: float = 0.0
-  items: int | None = None
 
 
-def default_form(kind: str) -> str:
-  return 'exponential' if kind == 'loss' else 'logistic'
+class Measured:
+  """The measured points of a figure, without the offsets of their seeds.
+
+  Attributes:
+    shares, figure: of all points; `keep`, bool [N], tells which are measured.
+    values, x, mixture: float64 [N], coordinates [N, D], number of the mixture [N].
+    mixtures, group, runs: numbers of the mixtures, index into them [N], how many runs each has.
+    offsets, remove, spent: see `seed_offsets`.
+    freedom: degrees of freedom between the runs of the mixtures.
+    unit: values are divided by this before a fit, so that nothing depends on nats or bits.
+  """
+
+  def __init__(self, shares: Shares, figure: Figure):
+    self.shares, self.figure, self.keep = shares, figure, np.isfinite(figure.values)
+    self.mixture, self.x = shares.mixture[self.keep], shares.coordinates(shares.points[self.keep])
+    self.mixtures, self.group, self.runs = np.unique(
+      self.mixture, return_inverse=True, return_counts=True
+    )
+    values, seed = figure.values[self.keep], shares.seed[self.keep]
+    self.offsets, self.remove, self.spent = seed_offsets(values, self.group, seed)
+    self.values = self.remove @ values
+    self.freedom = len(values) - len(self.mixtures) - self.spent
+    self.unit = float(np.std(self.values)) or 1.0
+
+  def means(self, values: np.ndarray) -> np.ndarray:
+    """Of values [N] by mixture."""
+    return np.bincount(self.group, values) / self.runs
+
+  def within(self, values: np.ndarray) -> float:
+    """Sum of squares of values [N] between the runs of a mixture."""
+    return float(np.sum((values - self.means(values)[self.group]) ** 2))
+
+  def base_and_unit(self, form: str) -> tuple[float, float]:
+    """The figure is base + unit * form; an exponential law of a fraction is one of its error."""
+    if form == 'logistic':
+      return 0.0, 1.0
+    error = form == 'exponential' and self.figure.kind == 'fraction'
+    return (1.0, -self.unit) if error else (0.0, self.unit)
+
+  def fit(self, form: str, rest: np.ndarray | slice = slice(None), near=None):
+    """`robust` of the points `rest`."""
+    base, unit = self.base_and_unit(form)
+    y = (self.values - base) / unit
+    return robust(FORMS[form], self.x[rest], y[rest], self.figure.chance, self.spent, near)
+
+  def predict(self, form: str, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The figure [B, K] by parameters [B, P] at coordinates [K, D]."""
+    base, unit = self.base_and_unit(form)
+    return base + unit * FORMS[form].value(theta, x, self.figure.chance)
 
 
-def _scaled(form: str, kind: str, values: np.ndarray, unit: float, back: bool = False):
-  """Figure -> what a form describes, or back; an exponential law of a fraction is of its error."""
-  if form == 'logistic':
-    return values
-  error = form == 'exponential' and kind == 'fraction'
-  if back:
-    return 1 - unit * values if error else unit * values
-  return (1 - values if error else values) / unit
+def seed_offsets(
+  values: np.ndarray, mixture: np.ndarray, seed: np.ndarray
+) -> tuple[dict[int, float], np.ndarray, int]:
+  """Fits value = mixture + offset of the seed + noise; offsets sum to zero.
+
+  A seed has its own order of examples, or its own world and questions. Every mixture has a
+  parameter here, so neither the effect of the shares nor missing runs bias the offsets.
+
+  Returns:
+    ({seed: offset}, float64 [N, N] that removes them from values [N], their degrees of freedom);
+    ({}, identity, 0) for a single seed, or if seeds have too few mixtures in common.
+  """
+  count = len(values)
+  seeds, mixtures = np.unique(seed), np.unique(mixture)
+  if len(seeds) > 1 and len(mixtures) > 1:
+    is_seed, is_mixture = seed[:, None] == seeds, (mixture[:, None] == mixtures).astype(float)
+    centred = np.eye(count) - is_mixture @ np.linalg.pinv(is_mixture)
+    spent = int(np.linalg.matrix_rank(centred @ is_seed, tol=1e-6))
+    if spent == len(seeds) - 1:
+      solve = np.linalg.pinv(centred @ is_seed, rcond=1e-6) @ centred
+      offsets = dict(zip(seeds.tolist(), (solve @ values).tolist()))
+      return offsets, np.eye(count) - is_seed @ solve, spent
+  return {}, np.eye(count), 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,120 +197,44 @@ class Law:
   """A fitted form.
 
   Attributes:
-    shares: where it was fitted.
-    form: name in `forms.FORMS`.
-    wanted: the requested form; `form` is simpler if there are fewer mixtures than parameters.
-    kind, chance: see `Figure`.
-    theta: float64 [P].
-    replicates: float64 [B, P], fits to bootstrap data; none if the noise is unknown.
-    unit: the figure is this times the form's value.
+    data: what it was fitted to.
+    form, wanted: names in `forms.FORMS`; `form` is simpler than the one that was wanted if there
+      are fewer mixtures than parameters.
+    theta, replicates: float64 [P], and [B, P] of the bootstrap; none if the noise is unknown.
     noise: standard deviation of a run around the law, without seed offsets; None = unknown.
-    seed_noise: standard deviation between the runs of a mixture, likewise.
-    offsets: what the runs of a seed share.
-    freedom: degrees of freedom of `noise`.
-    mixtures, points: how many were measured.
   """
 
-  shares: Shares
+  data: Measured
   form: str
   wanted: str
-  kind: str
-  chance: float
   theta: np.ndarray
   replicates: np.ndarray
-  unit: float
   noise: float | None
-  seed_noise: float | None
-  offsets: Offsets
-  freedom: int
-  mixtures: int
-  points: int
 
-  @property
-  def parameters(self) -> int:
-    return self.theta.size
-
-  def predict(
-    self, shares: np.ndarray | Mapping[str, float], replicates: bool = False
-  ) -> np.ndarray:
-    """The figure at shares [..., C] (or a mapping): [...], or [B, ...] of the replicates."""
-    rows = self.shares.row(shares) if isinstance(shares, Mapping) else np.asarray(shares, float)
-    x = self.shares.coordinates(rows).reshape(math.prod(rows.shape[:-1]), len(self.shares.basis))
+  def predict(self, rows: np.ndarray, replicates: bool = False) -> np.ndarray:
+    """The figure at shares [..., C]: [...], or [B, ...] of the replicates."""
+    x = self.data.shares.coordinates(rows)
     theta = self.replicates if replicates else self.theta[None]
-    values = FORMS[self.form].value(theta, x, self.chance)
-    figure = _scaled(self.form, self.kind, values, self.unit, back=True)
-    figure = figure.reshape(len(theta), *rows.shape[:-1])
-    return figure if replicates else figure[0]
+    values = self.data.predict(self.form, theta, x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
+    values = values.reshape(len(theta), *x.shape[:-1])
+    return values if replicates else values[0]
 
-  def interval(self, shares, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray] | None:
-    """Interval of the law itself, for the seeds that were run; None without replicates."""
-    if not len(self.replicates):
-      return None
-    low, high = np.quantile(self.predict(shares, True), [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high
+  def coefficients(self) -> dict[str, float]:
+    """'c' and 'k' or 'b', and t_j by the names of the components; {} for the other forms.
 
-  def coefficients(self) -> dict:
-    """{'c', 'k' or 'b', 't': {component: t_j}} of the shares; {} for the other forms.
-
-    t has only the observed directions. An exponential law of a fraction is one of its error:
-    1 - y = c + k exp(...).
+    Only the differences between t_j are known. An exponential law of a fraction is one of its
+    error: 1 - y = c + k exp(...).
     """
     if self.form not in ('exponential', 'logistic', 'linear'):
       return {}
-    first = self.theta.size - len(self.shares.basis)
-    slope = self.theta[first:] @ self.shares.basis / self.shares.scale
-    shift = float(slope @ self.shares.centre)
-    unit = self.unit if self.form == 'linear' else 1.0
-    t = {n: v * unit for n, v in self.shares.named(slope).items() if n in self.shares.varied}
+    shares, unit = self.data.shares, abs(self.data.base_and_unit(self.form)[1])
+    slope = self.theta[self.theta.size - len(shares.basis) :] @ shares.basis / shares.scale
+    shift, t = float(slope @ shares.centre), shares.named(slope)
+    t = {name: t[name] for name in shares.varied}
+    theta = (self.theta * unit).tolist()
     if self.form == 'exponential':
-      c, k = self.theta[:2] * self.unit
-      return {'c': float(c), 'k': float(k * np.exp(-shift)), 't': t}
-    return {'b': float((self.theta[0] - shift) * unit), 't': t}
-
-
-class _Data:
-  """The measured points of a figure, without the offsets of their seeds.
-
-  Attributes:
-    keep: bool [N] of all points.
-    mixture, values, x, weights: of the measured points; weights have mean 1 and are, for fractions
-      of a known number of items, one over the variance.
-    offsets: what was removed.
-    within, freedom: sum of squares between the runs of a mixture, and its degrees of freedom.
-    unit: values are divided by this before a fit, so that nothing depends on nats or bits.
-  """
-
-  def __init__(self, shares: Shares, figure: Figure):
-    self.figure, self.keep = figure, np.isfinite(figure.values)
-    self.mixture, values = shares.mixture[self.keep], figure.values[self.keep]
-    seed = None if shares.seed is None else shares.seed[self.keep]
-    self.offsets = seed_offsets(values, self.mixture, seed)
-    self.values = self.offsets.remove @ values
-    self.x = shares.coordinates(shares.points[self.keep])
-    self.within, self.freedom = self.spread(self.values)
-    self.unit = float(np.std(self.values)) or 1.0
-    self.weights = np.ones(len(values))
-    if figure.kind == 'fraction' and figure.items:
-      smooth = (np.clip(self.values, 0, 1) * figure.items + 1) / (figure.items + 2)
-      binomial = smooth * (1 - smooth) / figure.items
-      between_seeds = self.within / self.freedom - binomial.mean() if self.freedom else 0.0
-      weights = 1 / (binomial + max(0.0, between_seeds))
-      self.weights = weights / weights.mean()
-
-  def spread(self, values: np.ndarray) -> tuple[float, int]:
-    """Sum of squares of values [N] between the runs of a mixture, and its degrees of freedom."""
-    groups = [values[self.mixture == m] for m in np.unique(self.mixture)]
-    freedom = len(values) - len(groups) - self.offsets.spent
-    return float(sum(((g - g.mean()) ** 2).sum() for g in groups)), freedom
-
-  def scaled(self, form: str) -> np.ndarray:
-    return _scaled(form, self.figure.kind, self.values, self.unit)
-
-  def fit(self, name: str, weights: np.ndarray | None = None, near=None) -> np.ndarray:
-    """The robust parameters [P] of a form."""
-    weights = self.weights if weights is None else weights
-    y, chance = self.scaled(name), self.figure.chance
-    return robust(FORMS[name], self.x, y, weights, chance, self.offsets.spent, near)
+      return {'c': theta[0], 'k': theta[1] * math.exp(-shift)} | t
+    return {'b': theta[0] - shift * unit} | {name: value * unit for name, value in t.items()}
 
 
 def fit_laws(
@@ -271,78 +249,66 @@ def fit_laws(
 
   The data of a replicate are the law plus residuals drawn with random signs: those of mixtures
   (what the law misses) and those of runs, each scaled to its unbiased variance and widened for few
-  degrees of freedom. Seed offsets of the drawn noise are removed, as they were from the data. All
-  figures have the same draws, so the languages of a run stay correlated.
+  degrees of freedom. All figures have the same draws, so the languages of a run stay correlated.
 
   Args:
-    shares: of all points.
-    figures: name -> values.
-    forms: figure -> form, where it is not `default_form`.
+    shares, figures: of all points, and by name.
+    forms: figure -> form, where it is not exponential (a loss) or logistic (a fraction).
     resamples, seed: number of replicates and their seed.
   """
   rng = np.random.default_rng([seed, 11])
-  sizes = {'mixture': (resamples, len(shares.mixtures)), 'point': (resamples, len(shares.points))}
-  draws = {}
-  for name, size in sizes.items():
-    draws[name] = rng.integers(size[1], size=size), rng.choice((-1.0, 1.0), size=size)
-  draws['quantile'] = rng.random((resamples, 1))
+  draw = lambda n: (rng.integers(n, size=(resamples, n)), rng.choice((-1.0, 1.0), (resamples, n)))
+  draws = [draw(len(shares.mixtures)), draw(len(shares.points))]
+  quantile, form = rng.random(resamples), {'loss': 'exponential', 'fraction': 'logistic'}
   return {
-    name: _fit(shares, figure, (forms or {}).get(name) or default_form(figure.kind), draws)
+    name: _fit(
+      Measured(shares, figure), (forms or {}).get(name, form[figure.kind]), draws, quantile
+    )
     for name, figure in figures.items()
     if np.isfinite(figure.values).any()
   }
 
 
-def _fit(shares: Shares, figure: Figure, wanted: str, draws: dict) -> Law:
-  data = _Data(shares, figure)
-  measured, numbers = np.unique(data.mixture, return_inverse=True)
-  name = wanted if np.ptp(data.values) >= 1e-12 and len(shares.basis) else 'constant'
+def _fit(data: Measured, wanted: str, draws: list, quantile: np.ndarray) -> Law:
+  directions = len(data.shares.basis)
+  name = wanted if np.ptp(data.values) >= 1e-12 and directions else 'constant'
   for simpler in ('linear', 'constant'):
-    if len(measured) < FORMS[name].size(len(shares.basis)):
+    if len(data.mixtures) < FORMS[name].size(directions):
       name = simpler
-  form, theta = FORMS[name], data.fit(name)
-  fitted = form.value(theta[None], data.x, figure.chance)[0]
-  residuals = data.scaled(name) - fitted
-  each = np.bincount(numbers)
-  means = np.bincount(numbers, residuals) / each
+  (theta, bend), (base, unit) = data.fit(name), data.base_and_unit(name)
+  fitted = FORMS[name].value(theta[None], data.x, data.figure.chance)[0]
+  residuals = (data.values - base) / unit - fitted
+  means = data.means(residuals)
   of_mixture, of_run, freedom = _variances(
-    float(each @ means**2), len(measured) - theta.size, *data.spread(residuals), each.mean()
-  )
-  replicates = np.zeros((0, theta.size))
-  if of_run is not None:
-    pools = (means, residuals - means[numbers] if of_mixture else residuals)
-    normal = lambda pool: pool / (np.sqrt(np.mean(pool**2)) or 1.0)
-    drawn = [
-      normal(pool)[index % len(pool)] * sign
-      for pool, (index, sign) in zip(pools, (draws['mixture'], draws['point']))
-    ]
-    noise = np.sqrt(of_mixture) * drawn[0][:, data.mixture]
-    noise = noise + np.sqrt(of_run) * drawn[1][:, data.keep] @ data.offsets.remove.T
-    noise *= _widening(draws['quantile'], freedom)
-    scale = robust_scale(np.sqrt(data.weights) * residuals, theta.size + data.offsets.spent)
-    refit = functools.partial(minimise, form, data.x, bend=BEND * scale, tolerance=1e-6)
-    replicates = np.array(
-      [refit(fitted + one, data.weights, figure.chance, starts=[theta]) for one in noise]
-    )
-  unit = 1.0 if name == 'logistic' else data.unit
-  return Law(
-    shares, name, wanted, figure.kind, figure.chance, theta, replicates, data.unit,
-    noise=None if of_run is None else float(np.sqrt(of_mixture + of_run) * unit),
-    seed_noise=float(np.sqrt(data.within / data.freedom)) if data.freedom else None,
-    offsets=data.offsets, freedom=int(freedom), mixtures=len(measured), points=len(residuals),
+    float(data.runs @ means**2), len(data.mixtures) - theta.size,
+    data.within(residuals), data.freedom, data.runs.mean(),
   )  # fmt: skip
+  if of_run is None:
+    return Law(data, name, wanted, theta, np.zeros((0, theta.size)), None)
+  from scipy import stats  # slow to import
+
+  pools = (means, residuals - means[data.group] * (of_mixture > 0))
+  of_mixtures, of_runs = (
+    pool[index % len(pool)] * sign / (np.sqrt(np.mean(pool**2)) or 1.0)
+    for pool, (index, sign) in zip(pools, draws)
+  )
+  errors = np.sqrt(of_mixture) * of_mixtures[:, data.mixture]
+  errors += np.sqrt(of_run) * of_runs[:, data.keep] @ data.remove.T
+  widened = np.sqrt(freedom / stats.chi2.ppf(quantile, freedom))
+  errors *= np.minimum(_WIDEST, widened)[:, None]
+  refit = functools.partial(
+    minimise, FORMS[name], data.x, chance=data.figure.chance, starts=[theta], bend=bend
+  )
+  replicates = np.array([refit(fitted + one, tolerance=1e-6) for one in errors])
+  noise = float(np.sqrt(of_mixture + of_run) * abs(unit))
+  return Law(data, name, wanted, theta, replicates, noise)
 
 
 def _variances(between, between_freedom, within, within_freedom, runs):
-  """Variances of what the law misses of a mixture and of one run, as in an analysis of variance.
+  """Analysis of variance of residuals between and within mixtures of so many runs each.
 
-  Args:
-    between, within: sums of squares of the residuals' means by mixture, and around them.
-    between_freedom, within_freedom: their degrees of freedom.
-    runs: mean number of runs of a mixture.
-
-  Returns:
-    (of a mixture, of a run or None = unknown, degrees of freedom).
+  Args are sums of squares and degrees of freedom. Returns the variances of what the law misses of a
+  mixture and of one run (None = unknown), and degrees of freedom.
   """
   if between_freedom <= 0:
     return 0.0, within / within_freedom if within_freedom else None, within_freedom
@@ -353,60 +319,43 @@ def _variances(between, between_freedom, within, within_freedom, runs):
   return 0.0, (between + within) / freedom, freedom
 
 
-def _widening(quantile: np.ndarray, freedom: int) -> np.ndarray:
-  from scipy import stats  # slow to import
-
-  return np.minimum(_WIDEST, np.sqrt(freedom / stats.chi2.ppf(quantile, freedom)))
-
-
-def held_out(shares: Shares, figure: Figure, forms: Sequence[str] | None = None) -> dict:
+def held_out(data: Measured) -> dict:
   """Leaves out each mixture, with all its runs, and predicts it from the others.
 
   Seed offsets are those of all mixtures. For a mixture that has all seeds, this reveals nothing:
   its mean and the offsets do not depend on each other.
 
-  Args:
-    shares, figure: the points.
-    forms: names; None = mean, linear, quadratic, exponential, and logistic for a fraction.
-
   Returns:
-    {'observed': [mean of each measured mixture without offsets], 'mixtures': [its number], 'noise':
-    the error that the noise of the runs alone would give, or None, 'forms': {form: {'error': mean
-    absolute error, 'rank': Spearman's correlation or None where it has no meaning, 'predicted':
-    [...]}, or None with fewer other mixtures than parameters}}.
+    'mixtures': [number of each measured mixture]; 'observed': [its mean without offsets];
+    'noise': the error that the noise of the runs alone would give, or None;
+    'forms': {form: {'error': mean absolute error, 'rank': Spearman's correlation or None,
+      'predicted': [...]}, or None with fewer other mixtures than parameters}.
   """
-  if forms is None:
-    forms = [form for form in FORMS if form != 'logistic' or figure.kind == 'fraction']
-  data = _Data(shares, figure)
-  measured, numbers, runs = np.unique(data.mixture, return_inverse=True, return_counts=True)
-  observed, noise = np.bincount(numbers, data.values) / runs, None
+  noise, forms = None, {}
   if data.freedom:
-    noise = float(np.sqrt(2 / np.pi * data.within / data.freedom * np.mean(1 / runs)))
-  rows = shares.coordinates(shares.mixtures[measured])
-  enough = lambda form: len(measured) > max(1, FORMS[form].size(len(shares.basis)))
-  return {
-    'observed': observed.tolist(),
-    'mixtures': measured.tolist(),
-    'noise': noise,
-    'forms': {n: _left_out(data, n, rows, observed) if enough(n) else None for n in forms},
-  }
+    variance = data.within(data.values) / data.freedom
+    noise = float(np.sqrt(2 / np.pi * variance * np.mean(1 / data.runs)))
+  for name, form in FORMS.items():
+    if name != 'logistic' or data.figure.kind == 'fraction':
+      enough = len(data.mixtures) > max(1, form.size(len(data.shares.basis)))
+      forms[name] = _left_out(data, name) if enough else None
+  observed = data.means(data.values).tolist()
+  return {'mixtures': data.mixtures.tolist(), 'observed': observed, 'noise': noise, 'forms': forms}
 
 
-def _left_out(data: _Data, name: str, rows: np.ndarray, observed: np.ndarray) -> dict:
+def _left_out(data: Measured, form: str) -> dict:
   from scipy import stats  # slow to import
 
-  form: Form = FORMS[name]
-  figure, everything = data.figure, data.fit(name)
-  predicted = []
-  for row, m in zip(rows, np.unique(data.mixture)):
-    theta = data.fit(name, data.weights * (data.mixture != m), near=everything)
-    predicted.append(form.value(theta[None], row[None], figure.chance)[0, 0])
-  predicted = _scaled(name, figure.kind, np.array(predicted), data.unit, back=True)
+  observed, predicted, (near, _) = data.means(data.values), [], data.fit(form)
+  for m in data.mixtures:
+    theta, _ = data.fit(form, data.mixture != m, near)
+    x = data.shares.coordinates(data.shares.mixtures[[m]])
+    predicted.append(float(data.predict(form, theta[None], x)[0, 0]))
   # The mean of the others always falls as the one left out rises.
-  ranked = name != 'constant' and len(rows) > 2
+  ranked = form != 'constant' and len(observed) > 2
   ranked = ranked and min(np.ptp(predicted), np.ptp(observed)) > 1e-12
   return {
     'error': float(np.abs(predicted - observed).mean()),
     'rank': float(stats.spearmanr(predicted, observed).statistic) if ranked else None,
-    'predicted': predicted.tolist(),
+    'predicted': predicted,
   }

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import glob
+import json
 import os
 import re
 
@@ -67,46 +68,34 @@ def _point(output_dir: str, path: str, questions: str | None, method: str) -> di
   ]
   tasks = os.path.join(data, 'tasks')
   tokens = os.path.basename(os.readlink(tasks)) if os.path.islink(tasks) else None
-  return {
+  return result | {
     'name': os.path.basename(folder),
     'folder': folder,
     'path': path,
     'time': os.path.getmtime(path),
-    'mixture': result['mixture'],
     'shares': shares,
-    'seed': result['seed'],
-    'heldout': result['heldout'],
-    'runs': result['runs'],
     'run': runs[0] if runs else None,
     'questions': runs[0]['benchmark'] if runs else None,
-    'run_settings': settings['run'],
     'data': [settings.get('heldout'), settings.get('questions'), tokens],
   }
 
 
 def _groups(points: list[dict]) -> list[list[dict]]:
-  """Groups of points that differ only in mixture and seed.
-
-  Rows, held-out rows and questions are the same in a group, or each seed has its own.
-  """
+  """Groups of points that differ only in mixture and seed; each seed may have rows of its own."""
   groups: list[list[dict]] = []
   for point in points:
-    alike = (g for g in groups if g[0]['data'] == point['data'] and _alike(g[0], point))
-    if (group := next(alike, None)) is None:
+    fitting = [
+      group
+      for group in groups
+      if _alike(group[0], point)
+      and all(p['data'] == point['data'] for p in group if p['seed'] == point['seed'])
+    ]
+    if fitting:
+      # The group with these rows, if there is one: two worlds under the same seeds are two groups.
+      max(fitting, key=lambda group: point['data'] in [p['data'] for p in group]).append(point)
+    else:
       groups.append([point])
-    else:
-      group.append(point)
-  merged: list[list[dict]] = []
-  for group in sorted(groups, key=len, reverse=True):
-    seeds = {point['seed'] for point in group}
-    others = (
-      m for m in merged if _alike(m[0], group[0]) and not seeds & {point['seed'] for point in m}
-    )
-    if (other := next(others, None)) is None:
-      merged.append(group)
-    else:
-      other += group
-  return merged
+  return groups
 
 
 def _rate(data: str, task: Mapping) -> float:
@@ -121,27 +110,15 @@ def _rate(data: str, task: Mapping) -> float:
 
 def _alike(a: Mapping, b: Mapping) -> bool:
   """Whether two points differ only in mixture and seed; a text may name its seed ('read.0')."""
-
-  def same(x, y) -> bool:
-    if isinstance(x, dict) and isinstance(y, dict):
-      keys = (x.keys() | y.keys()) - {'RANDOM_SEED'}
-      return all(same(x.get(key), y.get(key)) for key in keys)
-    if isinstance(x, list) and isinstance(y, list):
-      return len(x) == len(y) and all(map(same, x, y))
-    if isinstance(x, str) and isinstance(y, str) and x != y:
-      left, right = re.split(r'(\d+)', x), re.split(r'(\d+)', y)
-      seeds = (str(a['seed']), str(b['seed']))
-      return len(left) == len(right) and all(l == r or (l, r) == seeds for l, r in zip(left, right))
-    return x == y
-
-  return a['questions'] == b['questions'] and same(a['run_settings'], b['run_settings'])
+  text = lambda p: json.dumps([p['questions'], p['settings']['run']], sort_keys=True)
+  left, right = (re.split(r'(\d+)', text(point)) for point in (a, b))
+  seeds = (str(a['seed']), str(b['seed']))
+  return len(left) == len(right) and all(l == r or (l, r) == seeds for l, r in zip(left, right))
 
 
 def read_figures(points: list[dict], output_dir: str) -> dict[str, Figure]:
   """name -> values at every point: 'loss', 'loss/zh', 'accuracy/zh', 'consistency_3', 'ac3_3'."""
-  rows, items = [_figures(point) for point in points], None
-  for point in points:
-    items = point['run']['items'] if point['run'] else items
+  rows = [_figures(point) for point in points]
   names = dict.fromkeys(name for row in rows for name in row)
   if not names:
     raise ValueError(
@@ -153,29 +130,24 @@ def read_figures(points: list[dict], output_dir: str) -> dict[str, Figure]:
   for name in sorted(names, key=order):
     values = np.array([row.get(name) for row in rows], float)  # None becomes NaN
     values[~np.isfinite(values)] = np.nan  # of runs that diverged
-    accuracy = name.startswith('accuracy')
-    figures[name] = Figure(
-      values,
-      'loss' if name.startswith('loss') else 'fraction',
-      chance.get('accuracy_elsewhere' if accuracy else name, 0.0),
-      items if accuracy else None,
-    )
+    kind = 'loss' if name.startswith('loss') else 'fraction'
+    level = 'accuracy_elsewhere' if name.startswith('accuracy') else name
+    figures[name] = Figure(values, kind, chance.get(level, 0.0))
   return figures
 
 
 def _figures(point: Mapping) -> dict[str, float | None]:
-  heldout, figures = point['heldout'], {}
+  heldout, run, figures = point['heldout'], point['run'], {}
   if f'{_HELDOUT}loss' in heldout:
     figures['loss'] = heldout[f'{_HELDOUT}loss']
   for language, value in heldout.get(f'{_HELDOUT}loss_by_language', {}).items():
     figures[f'loss/{language}'] = value
-  if run := point['run']:
+  if run:
     accuracy = run['accuracy_by_language']
     figures |= {f'accuracy/{language}': value for language, value in accuracy.items()}
     size = str(min(3, len(accuracy)))
-    for name in ('consistency', 'ac3'):
-      if size in run[name]:
-        figures[f'{name}_{size}'] = run[name][size]
+    names = [name for name in ('consistency', 'ac3') if size in run[name]]
+    figures |= {f'{name}_{size}': run[name][size] for name in names}
   return figures
 
 

@@ -1,8 +1,7 @@
-"""A decoder in Flax Linen for the Llama, Mistral, Qwen, Gemma, Phi and OLMo families, with T5X's
-call signature, parameter axes and cache.
+"""A decoder in Flax Linen for many model families, with T5X's call signature, parameter axes and
+cache.
 
-Letters: B batch, L length, E model width, H query heads, K key/value heads, D head size, F MLP
-width, V vocabulary, S slots of a cache.
+Letters: B batch, L length, M columns with logits, E model width, V vocabulary.
 """
 
 import dataclasses
@@ -10,178 +9,25 @@ from typing import Any
 
 from flax import linen as nn
 from flax.linen import partitioning as nn_partitioning
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from crossin_jax import config
 from crossin_jax.models import lora, rotary
-from crossin_jax.models.attention.attention import attention, cached_attention
 from crossin_jax.models.attention.blockwise import KEPT
-from crossin_jax.models.cache import KVCache
-from crossin_jax.models.decoder_config import ACTIVATIONS, DecoderConfig
-from crossin_jax.models.head import Head, product
+from crossin_jax.models.decoder_config import DecoderConfig
+from crossin_jax.models.experts import ROUTER, Experts
+from crossin_jax.models.head import Head
+from crossin_jax.models.mlp import MLP
+from crossin_jax.models.norms import Norm
+from crossin_jax.models.parameter import parameter
+from crossin_jax.models.self_attention import SelfAttention, Tokens
 
-param_with_axes = nn_partitioning.param_with_axes
 with_sharding_constraint = nn_partitioning.with_sharding_constraint
 
 
-@flax.struct.dataclass
-class Tokens:
-  """What every layer needs to know about the tokens.
-
-  Attributes:
-    segments_BL: int, 0 = padding; None = every row is one segment.
-    prefix_BL: int, 1 where a prompt is read in both directions; None = causal.
-    prefill_lengths_B: int, real tokens of each prompt; None outside prefill.
-    branches_BL: int, see `attention`; None = no branches.
-    positions_BL: int, positions within the segment; None without branches.
-    rope: kind of layer -> (sine, cosine) [B, L, R] of the positions.
-  """
-
-  segments_BL: jax.Array | None
-  prefix_BL: jax.Array | None
-  prefill_lengths_B: jax.Array | None
-  branches_BL: jax.Array | None
-  positions_BL: jax.Array | None
-  rope: dict[str, tuple[jax.Array, jax.Array]]
-
-
-class Dense(nn.Module):
-  """A matrix product with kernel [inputs, features], plus a LoRA adapter where `lora` has one."""
-
-  features: int
-  axes: tuple[str, str]
-  config: DecoderConfig
-  bias: bool = False
-
-  @nn.compact
-  def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
-    dtype, param_dtype = jnp.dtype(self.config.dtype), jnp.dtype(self.config.param_dtype)
-    fan_in = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
-    shape = (x.shape[-1], self.features)
-    kernel = param_with_axes('kernel', fan_in, shape, param_dtype, axes=self.axes)
-    # The frozen kernel of a LoRA run may be quantised.
-    y = product(x, lora.dequantised(kernel, dtype))
-    if self.bias:
-      bias = param_with_axes(
-        'bias', nn.initializers.zeros, (self.features,), param_dtype, axes=self.axes[1:]
-      )
-      y += bias.astype(dtype)
-    adapters = self.config.lora
-    if adapters is not None and self.name in adapters.targets:
-      # A as PEFT draws it: uniform within 1 / sqrt(inputs).
-      spread = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-      a = param_with_axes(
-        'lora_a', spread, (shape[0], adapters.rank), param_dtype, axes=(self.axes[0], 'lora_rank')
-      )
-      b = param_with_axes(
-        'lora_b',
-        nn.initializers.zeros,
-        (adapters.rank, shape[1]),
-        param_dtype,
-        axes=('lora_rank', self.axes[1]),
-      )
-      low = product(nn.Dropout(adapters.dropout, deterministic=deterministic)(x), a.astype(dtype))
-      y += product(low, b.astype(dtype)) * jnp.asarray(adapters.scale, dtype)
-    return y
-
-
-class RMSNorm(nn.Module):
-  """x / sqrt(mean(x^2) + epsilon) * (scale + offset), in at least f32 (Zhang and Sennrich 2019)."""
-
-  config: DecoderConfig
-  axis: str = 'embed'
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    config = self.config
-    init = nn.initializers.constant(1.0 - config.norm_offset)
-    scale = param_with_axes(
-      'scale', init, (x.shape[-1],), jnp.dtype(config.param_dtype), axes=(self.axis,)
-    )
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_epsilon)
-    return (wide * (scale.astype(wide.dtype) + config.norm_offset)).astype(config.dtype)
-
-
-class SelfAttention(nn.Module):
-  """Grouped-query self-attention with rotary positions and, while decoding, a cache."""
-
-  config: DecoderConfig
-  kind: str
-
-  @nn.compact
-  def __call__(self, x_BLE, tokens: Tokens, decode: bool, prefill: bool, deterministic: bool):
-    config, window = self.config, self.config.window_of(self.kind)
-    batch, length, _ = x_BLE.shape
-
-    def project(name, heads, norm=None):
-      bias = config.attention_bias != 'none'
-      dense = Dense(heads * config.head_dim, ('embed', 'joined_kv'), config, bias, name=name)
-      joined = dense(x_BLE, deterministic)
-      if norm and config.qk_norm == 'joined':
-        joined = RMSNorm(config, 'joined_kv', name=norm)(joined)
-      split = joined.reshape(batch, length, heads, config.head_dim)
-      return RMSNorm(config, 'kv', name=norm)(split) if norm and config.qk_norm == 'head' else split
-
-    q_BLHD = project('query', config.num_heads, 'query_norm')
-    k_BLKD = project('key', config.num_kv_heads, 'key_norm')
-    v_BLKD = project('value', config.num_kv_heads)
-
-    rope, appending = tokens.rope[self.kind], False
-    if decode or prefill:
-      cache = KVCache(self, k_BLKD.shape, window, jnp.dtype(config.dtype))
-      appending = decode and cache.exists
-    if appending:
-      q_index_BL = cache.positions(length)
-      rope = rotary.tables(config, self.kind, q_index_BL)
-    constrain = lambda x: with_sharding_constraint(x, ('batch', 'length', 'heads', 'kv'))
-    q_BLHD, k_BLKD = (
-      constrain(rotary.rotate(q_BLHD, *rope)),
-      constrain(rotary.rotate(k_BLKD, *rope)),
-    )
-    v_BLKD = constrain(v_BLKD)
-
-    options = {'window': window, 'scale': config.query_scale, 'softcap': config.attention_softcap}
-    if appending:
-      keys, values, k_index_BS = cache.append(k_BLKD, v_BLKD)
-      out_BLHD = cached_attention(
-        q_BLHD, keys, values, q_index_BT=q_index_BL, k_index_BS=k_index_BS, **options
-      )
-    else:
-      if prefill:
-        cache.fill(k_BLKD, v_BLKD, jnp.asarray(tokens.prefill_lengths_B, jnp.int32))
-      out_BLHD = attention(
-        q_BLHD, k_BLKD, v_BLKD, q_segments_BT=tokens.segments_BL,
-        k_segments_BS=tokens.segments_BL, prefix_BS=tokens.prefix_BL,
-        branches_BS=tokens.branches_BL, positions_BS=tokens.positions_BL,
-        implementation=config.attention, **options,
-      )  # fmt: skip
-    out_BLE = out_BLHD.reshape(batch, length, config.num_heads * config.head_dim)
-    bias = config.attention_bias == 'all'
-    dense = Dense(config.embed_dim, ('joined_kv', 'embed'), config, bias, name='out')
-    return dense(out_BLE, deterministic)
-
-
-class GatedMLP(nn.Module):
-  """down(activation(gate(x)) * up(x)) (Shazeer 2020)."""
-
-  config: DecoderConfig
-
-  @nn.compact
-  def __call__(self, x_BLE: jax.Array, deterministic: bool) -> jax.Array:
-    config = self.config
-    dense = lambda name, features, axes: Dense(features, axes, config, config.mlp_bias, name=name)
-    gate_BLF = dense('gate', config.mlp_dim, ('embed', 'mlp'))(x_BLE, deterministic)
-    up_BLF = dense('up', config.mlp_dim, ('embed', 'mlp'))(x_BLE, deterministic)
-    hidden_BLF = ACTIVATIONS[config.mlp_activation](gate_BLF) * up_BLF
-    hidden_BLF = with_sharding_constraint(hidden_BLF, ('batch', 'length', 'mlp'))
-    return dense('down', config.embed_dim, ('mlp', 'embed'))(hidden_BLF, deterministic)
-
-
 class Block(nn.Module):
-  """One layer: attention and MLP with norms before, after or both, each added to the residual."""
+  """One layer: attention and MLP, each with its norms, added to the residual."""
 
   config: DecoderConfig
   kind: str
@@ -189,24 +35,42 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BLE, tokens: Tokens, decode: bool, prefill: bool, deterministic: bool):
     config = self.config
-
-    def add(x_BLE, name, function):
-      y_BLE = x_BLE
-      if config.norm_placement != 'post':
-        y_BLE = RMSNorm(config, name=f'pre_{name}_norm')(y_BLE)
-      y_BLE = function(y_BLE)
-      if config.norm_placement != 'pre':
-        y_BLE = RMSNorm(config, name=f'post_{name}_norm')(y_BLE)
-      return x_BLE + nn.Dropout(
-        config.dropout_rate, broadcast_dims=(-2,), deterministic=deterministic
-      )(y_BLE)
-
-    x_BLE = with_sharding_constraint(x_BLE, ('batch', 'length', 'embed_activation'))
+    norm = lambda x_BLE, name: Norm(config, name=name)(x_BLE)
+    dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,), deterministic=deterministic)
     attend = SelfAttention(config, self.kind, name='self_attention')
-    x_BLE = add(x_BLE, 'attention', lambda y: attend(y, tokens, decode, prefill, deterministic))
-    x_BLE = add(x_BLE, 'mlp', lambda y: GatedMLP(config, name='mlp')(y, deterministic))
+    parts = {
+      'attention': lambda y: attend(y, tokens, decode, prefill, deterministic),
+      'mlp': lambda y: MLP(config, name='mlp')(y, deterministic),
+    }
+    if config.num_experts:
+      parts['mlp'] = lambda y: Experts(config, name='mlp')(y, tokens.segments_BL)
+    x_BLE = with_sharding_constraint(x_BLE, ('batch', 'length', 'embed_activation'))
+    if config.norm_placement == 'parallel':
+      y_BLE = norm(x_BLE, 'pre_attention_norm')
+      x_BLE += dropout(sum(function(y_BLE) for function in parts.values()))
+    else:
+      for name, function in parts.items():
+        y_BLE = x_BLE if config.norm_placement == 'post' else norm(x_BLE, f'pre_{name}_norm')
+        y_BLE = function(y_BLE)
+        y_BLE = y_BLE if config.norm_placement == 'pre' else norm(y_BLE, f'post_{name}_norm')
+        x_BLE += dropout(scaled(y_BLE, config.residual_multiplier))
+    if config.layer_scalars:
+      scalar = parameter(
+        self,
+        'layer_scalar',
+        nn.initializers.ones,
+        (1,),
+        jnp.dtype(config.param_dtype),
+        axes=(None,),
+      )
+      x_BLE *= jax.lax.stop_gradient(scalar).astype(x_BLE.dtype)
     # nn.scan wants (carry, output of the layer).
     return x_BLE, None
+
+
+def scaled(x: jax.Array, factor: float) -> jax.Array:
+  """x times a factor in the dtype of x."""
+  return x if factor == 1.0 else x * jnp.asarray(factor, x.dtype)
 
 
 def remat_block(policy: str):
@@ -245,7 +109,6 @@ class DecoderStack(nn.Module):
   def __call__(
     self,
     inputs_BL,
-    positions_BL,
     places_BM,
     tokens: Tokens,
     decode: bool,
@@ -255,7 +118,8 @@ class DecoderStack(nn.Module):
   ):
     config = self.config
     dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
-    embedding_VE = param_with_axes(
+    embedding_VE = parameter(
+      self,
       'token_embedding',
       nn.initializers.normal(stddev=1.0 if not config.tie_embeddings else config.embed_dim**-0.5),
       (config.padded_vocab_size, config.embed_dim),
@@ -265,9 +129,14 @@ class DecoderStack(nn.Module):
     x_BLE = jnp.take(embedding_VE.astype(dtype), inputs_BL, axis=0)
     if config.embedding_scale:
       x_BLE *= jnp.asarray(config.embed_dim**0.5, dtype)
+    x_BLE = scaled(x_BLE, config.embedding_multiplier)
     kinds = {config.kind(i) for i in range(config.num_layers)}
     tokens = tokens.replace(
-      rope={kind: rotary.tables(config, kind, positions_BL) for kind in sorted(kinds)}
+      rope={
+        kind: rotary.tables(config, kind, tokens.positions_BL)
+        for kind in sorted(kinds)
+        if config.has_positions(kind)
+      }
     )
     arguments = (tokens, decode, prefill, deterministic)
     block, period = remat_block(config.remat), len(config.layer_pattern)
@@ -277,7 +146,7 @@ class DecoderStack(nn.Module):
       # scan_layers.
       layers = nn_partitioning.scan_with_axes(
         block if period == 1 else Turn,
-        variable_axes={'params': 0, 'cache': 0},
+        variable_axes={'params': 0, 'cache': 0, ROUTER: 0},
         split_rngs={'params': True, 'dropout': True},
         in_axes=(nn.broadcast,) * len(arguments),
         length=turns,
@@ -289,10 +158,11 @@ class DecoderStack(nn.Module):
       x_BLE, _ = block(config, config.kind(i), name=config.layer_path(i)[0])(x_BLE, *arguments)
     if places_BM is not None:
       x_BLE = jnp.take_along_axis(x_BLE, places_BM[..., None], axis=1)
-    x_BLE = RMSNorm(config, name='final_norm')(x_BLE)
+    x_BLE = scaled(Norm(config, name='final_norm')(x_BLE), config.logit_scale)
     kernel = embedding_VE
     if not config.tie_embeddings:
-      kernel = param_with_axes(
+      kernel = parameter(
+        self,
         'lm_head',
         nn.initializers.normal(stddev=config.embed_dim**-0.5),
         (config.embed_dim, config.padded_vocab_size),
@@ -371,7 +241,7 @@ class Decoder(nn.Module):
       raise ValueError('decode and prefill exclude each other')
     if prefill and prefill_lengths is None:
       raise ValueError('prefill needs prefill_lengths')
-    tokens, positions = self._tokens(
+    tokens = self._tokens(
       decoder_input_tokens,
       decoder_segment_ids,
       decoder_positions,
@@ -380,14 +250,7 @@ class Decoder(nn.Module):
       decoder_branches,
     )
     return self.decoder(
-      decoder_input_tokens,
-      positions,
-      decoder_logit_places,
-      tokens,
-      decode,
-      prefill,
-      not enable_dropout,
-      False,
+      decoder_input_tokens, decoder_logit_places, tokens, decode, prefill, not enable_dropout, False
     )
 
   def hidden(
@@ -403,25 +266,20 @@ class Decoder(nn.Module):
 
     For a loss that never holds all logits: `model.apply(..., method='hidden')`.
     """
-    tokens, positions = self._tokens(
+    tokens = self._tokens(
       decoder_input_tokens, decoder_segment_ids, decoder_positions, decoder_causal_attention
     )
-    return self.decoder(
-      decoder_input_tokens, positions, None, tokens, False, False, not enable_dropout, True
-    )
+    return self.decoder(decoder_input_tokens, None, tokens, False, False, not enable_dropout, True)
 
   def _tokens(
     self, inputs_BL, segments_BL, positions_BL, prefix_BL, prefill_lengths_B=None, branches_BL=None
   ):
-    """`Tokens` for the layers, without rotary tables, and the positions [B, L]."""
+    """`Tokens` for the layers, without rotary tables."""
     if branches_BL is not None and positions_BL is None:
       raise ValueError('decoder_branches needs decoder_positions')
-    of_branches = None if branches_BL is None else positions_BL
     if positions_BL is None:
       positions_BL = jnp.broadcast_to(jnp.arange(inputs_BL.shape[1]), inputs_BL.shape)
-    return Tokens(
-      segments_BL, prefix_BL, prefill_lengths_B, branches_BL, of_branches, {}
-    ), positions_BL
+    return Tokens(segments_BL, prefix_BL, prefill_lengths_B, branches_BL, positions_BL, {})
 
 
 def unrolled(model: Decoder, params: Any) -> tuple[Decoder, Any]:

@@ -15,7 +15,7 @@ def tables(config, kind: str, positions_BL: jax.Array) -> tuple[jax.Array, jax.A
 
   Args:
     config: a `DecoderConfig`.
-    kind: 'global' or 'local'.
+    kind: of the layer.
     positions_BL: int positions within the segment, from 0.
 
   Returns:
@@ -33,15 +33,41 @@ def tables(config, kind: str, positions_BL: jax.Array) -> tuple[jax.Array, jax.A
   return jnp.sin(angle_BLR) * factor, jnp.cos(angle_BLR) * factor
 
 
-def rotate(x_BLHD: jax.Array, sin_BLR: jax.Array, cos_BLR: jax.Array) -> jax.Array:
-  """Rotates the first 2 R of each head, in the halves layout of Llama; returns the dtype of x."""
+def rotate(
+  x_BLHD: jax.Array, sin_BLR: jax.Array, cos_BLR: jax.Array, interleaved: bool = False
+) -> jax.Array:
+  """Rotates the first 2 R of each head; returns the dtype of x.
+
+  A pair is (i, i + R), as in Llama, or if interleaved (2 i, 2 i + 1), as in GPT-J and Cohere.
+  """
   rotated = 2 * sin_BLR.shape[-1]
   sin, cos = sin_BLR[:, :, None], cos_BLR[:, :, None]
-  first, second = jnp.split(x_BLHD[..., :rotated].astype(sin.dtype), 2, axis=-1)
+  turning = x_BLHD[..., :rotated].astype(sin.dtype)
+  if interleaved:
+    first, second = turning[..., ::2], turning[..., 1::2]
+  else:
+    first, second = jnp.split(turning, 2, axis=-1)
   parts = [first * cos - second * sin, second * cos + first * sin]
+  if interleaved:
+    parts = [jnp.stack(parts, axis=-1).reshape(turning.shape)]
   if rotated < x_BLHD.shape[-1]:
     parts.append(x_BLHD[..., rotated:].astype(sin.dtype))
   return jnp.concatenate(parts, axis=-1).astype(x_BLHD.dtype)
+
+
+def scaled_queries(config, q_BLHD: jax.Array, positions_BL: jax.Array) -> jax.Array:
+  """Queries times 1 + beta log(1 + floor(position / original length)), as in Ministral 3.
+
+  beta is `llama_4_scaling_beta` of rope_scaling; without it nothing changes.
+  """
+  scaling = dict(config.rope_scaling or {})
+  beta = scaling.get('llama_4_scaling_beta')
+  if beta is None:
+    return q_BLHD
+  wide = jnp.promote_types(q_BLHD.dtype, jnp.float32)
+  turns_BL = jnp.floor(positions_BL.astype(wide) / scaling['original_max_position_embeddings'])
+  factor_BL = 1 + beta * jnp.log1p(turns_BL)
+  return q_BLHD * factor_BL[:, :, None, None].astype(q_BLHD.dtype)
 
 
 def wavelengths(config, kind: str):
@@ -49,15 +75,18 @@ def wavelengths(config, kind: str):
 
   For 'longrope' the first is (short [R], long [R], the first position that uses long).
   """
-  local = kind == 'local' and config.rope_local_theta is not None
+  local = config.window_of(kind) is not None and config.rope_local_theta is not None
+  config = config.of_kind(kind)
   theta = config.rope_local_theta if local else config.rope_theta
+  scaling = {} if local or not config.rope_scaling else dict(config.rope_scaling)
+  kind_of_scaling = scaling.get('rope_type')
   dim = int(config.head_dim * config.rope_fraction)
   # f32 as in transformers: at position 100,000 the last bit of the power is an angle of 0.01.
   wide = np.float64 if config.dtype == 'float64' else np.float32
   power = wide(theta) ** (np.arange(0, dim, 2, dtype=wide) / wide(dim))
   inverse = wide(1.0) / power
-  scaling = {} if local or not config.rope_scaling else dict(config.rope_scaling)
-  kind_of_scaling = scaling.get('rope_type')
+  if kind_of_scaling == 'proportional':
+    return _proportional(config.head_dim, theta, scaling, wide), 1.0
   if kind_of_scaling == 'linear':
     return inverse / wide(scaling['factor']), 1.0
   if kind_of_scaling == 'llama3':
@@ -75,6 +104,13 @@ def wavelengths(config, kind: str):
     )
     return (short, long, original), attention
   return inverse, 1.0
+
+
+def _proportional(head_dim: int, theta: float, scaling: dict, wide):
+  """Gemma 4: the wavelengths of a whole head; those beyond `partial_rotary_factor` do not turn."""
+  angles = int(scaling.get('partial_rotary_factor', 1.0) * head_dim // 2)
+  power = wide(theta) ** (np.arange(0, 2 * angles, 2, dtype=wide) / wide(head_dim))
+  return np.pad(wide(1.0) / power, (0, head_dim // 2 - angles)) / wide(scaling.get('factor', 1.0))
 
 
 def _llama3(inverse, scaling):

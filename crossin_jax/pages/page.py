@@ -12,10 +12,14 @@ TEMPLATES = Path(__file__).parent / 'templates'
 
 
 def write(path: str | os.PathLike, template: str, values: Mapping, **filters) -> None:
-  """Renders a template into a file, atomically.
+  """Renders a template into a file, atomically; the arguments are those of `render`."""
+  write_text(path, render(template, values, **filters))
+
+
+def render(template: str, values: Mapping, **filters) -> str:
+  """The text of a page.
 
   Args:
-    path: the page.
     template: name of a file in `TEMPLATES`; it may include "style.css.j2".
     values: variables of the template; a missing one is an error.
     **filters: filters in addition to `percent`, `points` and `sub`.
@@ -30,7 +34,7 @@ def write(path: str | os.PathLike, template: str, values: Mapping, **filters) ->
     lstrip_blocks=True,
   )
   environment.filters.update(percent=words.percent, points=words.points, sub=sub, **filters)
-  write_text(path, environment.get_template(template).render(**values))
+  return environment.get_template(template).render(**values)
 
 
 def language(code: str) -> dict:

@@ -47,11 +47,12 @@ def points(
     colour, marker = _colour_and_marker(one)
     if len(one.low):
       axes.vlines(x, one.low, one.high, color=colour, linewidth=1.6, alpha=0.8)
-    axes.plot(x, np.asarray(one.y, float), marker, color=colour, markersize=5, label=one.label)
+    dots = {'color': colour, 'markersize': 5, 'clip_on': False, 'zorder': 3}
+    axes.plot(x, np.asarray(one.y, float), marker, label=one.label, **dots)
   axes.axhline(level, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.7, zorder=1)
   axes.set_xticks(range(len(labels)), labels)
   axes.set_xlim(-0.6, len(labels) - 0.4)
-  axes.set_ylim(0, min(100, axes.get_ylim()[1] * 1.04))
+  axes.set_ylim(0, min(100, axes.get_ylim()[1] * 1.04))  # dots at 0 and 100 are drawn whole
   # The label is outside the axes, where it cannot cover a dot.
   axes.annotate(
     level_label,

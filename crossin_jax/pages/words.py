@@ -1,6 +1,8 @@
-"""Formats of figures, languages and durations on pages."""
+"""Formats of figures, languages, durations and tables on pages and in terminals."""
 
-from crossin_jax.languages import ENGLISH_NAMES
+from collections.abc import Sequence
+
+from crossin_jax.languages import english_name
 
 _NONE = '\N{EM DASH}'
 
@@ -18,7 +20,7 @@ def thousands(value: float | None) -> str:
 
 
 def language_name(code: str) -> str:
-  return ENGLISH_NAMES.get(code, code)
+  return english_name(code)
 
 
 def percent(value: float | None) -> str:
@@ -36,6 +38,14 @@ def points(value: float | None) -> str:
 def shortened(text: str, most: int) -> str:
   """The text, or its beginning with an ellipsis: at most `most` characters."""
   return text if len(text) <= most else text[: most - 1] + '\N{HORIZONTAL ELLIPSIS}'
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+  """Rows of cells as columns of text, aligned to the left."""
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  return '\n'.join(
+    '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+  )
 
 
 _FIGURE_TITLES = {

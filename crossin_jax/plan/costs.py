@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from crossin_jax.data.stream import FEATURES
 from crossin_jax.devices import flops
+from crossin_jax.devices.meshes import batch_ways
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models import lora
 from crossin_jax.models.decoder_config import DecoderConfig
@@ -112,17 +113,20 @@ def bound(
   )
 
 
-def figures(setting: Setting, mesh: tuple[int, int, int], state: State, slices: int = 1) -> Figures:
+def figures(setting: Setting, mesh: tuple[int, ...], state: State, slices: int = 1) -> Figures:
   """All figures of a train step by formula.
 
   Args:
     setting: the model must have a DecoderConfig.
-    mesh: sizes of data, fsdp and tensor.
+    mesh: sizes of data, fsdp and tensor, and perhaps expert.
     state: of `step.state_bytes`, for this mesh.
     slices: number of slices, over which the data axis is divided.
   """
-  config, (data, fsdp, tensor), parts = setting.model.config, mesh, setting.microbatches
-  tokens, rows = setting.batch_size * setting.length, setting.batch_size // (parts * data * fsdp)
+  config, tensor, parts = setting.model.config, mesh[2], setting.microbatches
+  tokens, rows = (
+    setting.batch_size * setting.length,
+    setting.batch_size // parts // batch_ways(mesh),
+  )
   width = jnp.dtype(config.dtype).itemsize
   matrices, trained = _matrices(config), _trained_matrices(config)
   saved, full_logits = saved_bytes(setting.model, setting.length, rows)
@@ -165,14 +169,15 @@ def _sent(
 
   fsdp gathers matrices for the forward and the backward pass and scatters their gradients. data
   sums gradients. tensor sums activations, twice a layer in each pass, and once more with full
-  remat. All is in the dtype of the computation, and in each microbatch: XLA moves nothing out of
-  their loop.
+  remat. expert collects the tokens of a layer and scatters the sums of its experts, in each pass,
+  and sums the gradients of what is not an expert. All is in the dtype of the computation, and in
+  each microbatch: XLA moves nothing out of their loop.
 
   Args:
     tokens: of a microbatch on one chip.
     trained_bytes: of a chip's part of the trained parameters.
   """
-  data, fsdp, tensor = mesh
+  data, fsdp, tensor, expert = (*mesh, 1)[:4]
   width, share = jnp.dtype(config.dtype).itemsize, lambda n: (n - 1) / n
   gradients = trained_bytes * width / jnp.dtype(config.param_dtype).itemsize
   matrices = 2 * _matrices(config) + _trained_matrices(config)
@@ -183,6 +188,12 @@ def _sent(
     'tensor': sums * 2 * tokens * config.embed_dim * width * share(tensor),
     BETWEEN_SLICES: 2 * gradients * share(slices),
   }
+  if expert > 1:
+    passes = 4 + 2 * (config.remat == 'full')
+    of_tokens = passes * config.num_layers * tokens * config.embed_dim * width * (expert - 1)
+    dense = _trained_matrices(config) * (1 - flops.expert_share(config)) * width / fsdp / tensor
+    sent['expert'] = of_tokens + 2 * dense * share(expert)
+    sent['fsdp'] *= 1 - flops.expert_share(config) * share(expert)
   return {axis: parts * count for axis, count in sent.items() if count}
 
 
@@ -198,17 +209,18 @@ def _recomputed(config: DecoderConfig, length: int) -> float:
   if config.remat == 'minimal':
     return attention
   last = config.num_layers * config.mlp_dim * config.embed_dim
-  last = last if config.norm_placement == 'pre' else 0
-  return 2 * (_matrices(config) - _head(config) - last) + attention
+  last *= config.experts_per_token if config.num_experts else 1
+  last = last if config.norm_placement in ('pre', 'parallel') else 0
+  return 2 * (_matrices(config, active=True) - _head(config) - last) + attention
 
 
 def _head(config: DecoderConfig) -> int:
   return config.embed_dim * config.padded_vocab_size
 
 
-def _matrices(config: DecoderConfig) -> float:
-  """Elements of all matrices, without an embedding that is only looked up."""
-  return flops.matrix_parameters(config) + flops.adapter_parameters(config)
+def _matrices(config: DecoderConfig, active: bool = False) -> float:
+  """Elements of all matrices, without an embedding that is only looked up; see `flops`."""
+  return flops.matrix_parameters(config, active) + flops.adapter_parameters(config, active)
 
 
 def _trained_matrices(config: DecoderConfig) -> float:
@@ -289,5 +301,5 @@ def decode_seconds(
   """
   return {
     'HBM': (parameters + cache) / topology.kind.bandwidth,
-    'compute': 2 * _matrices(config) * rows_per_chip / topology.kind.flops,
+    'compute': 2 * _matrices(config, active=True) * rows_per_chip / topology.kind.flops,
   }

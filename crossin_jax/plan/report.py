@@ -1,6 +1,7 @@
 """A plan as text and as one JSON object."""
 
 import dataclasses
+import math
 
 from crossin_jax.devices.chips import GIB
 from crossin_jax.plan import costs
@@ -48,7 +49,7 @@ def as_json(trial: Trial, price: float | None = None) -> dict:
     'num_slices': topology.slices,
     'chips': topology.chips,
     'device_kind': topology.devices[0].device_kind,
-    'mesh': dict(zip(('data', 'fsdp', 'tensor'), trial.mesh)),
+    'mesh': dict(trial.partition.mesh.shape),
     'mesh_why': trial.why or None,
     'batch_size': trial.setting.batch_size,
     'length': trial.setting.length,
@@ -94,7 +95,7 @@ def as_text(trial: Trial, price: float | None = None) -> str:
   """A human-readable page."""
   topology, setting, bound = trial.topology, trial.setting, trial.bound
   config, kind = setting.model.config, topology.kind
-  data, fsdp, tensor = trial.mesh
+  mesh = ', '.join(f'{axis} {size}' for axis, size in trial.partition.mesh.shape.items())
   tuned = (
     f'LoRA rank {config.lora.rank} on {config.lora.base_dtype}' if config.lora else 'all parameters'
   )
@@ -102,7 +103,7 @@ def as_text(trial: Trial, price: float | None = None) -> str:
   lines = [
     f'{topology}: {topology.chips} chips ({topology.devices[0].device_kind}), '
     f'{_gib(topology.usable)} each for programs',
-    f'mesh      {trial.why.removeprefix("mesh ") or f"data {data}, fsdp {fsdp}, tensor {tensor}"}',
+    f'mesh      {trial.why.removeprefix("mesh ") or mesh}',
     f'step      {setting.batch_size} rows of {setting.length:,} tokens, {parts}, remat '
     f'{config.remat}, {config.dtype}, {tuned}',
     f'memory    of a chip, {"as compiled" if trial.compiled else "by formula"}',
@@ -239,10 +240,9 @@ def decode_text(trial: Trial, decoding: Decoding) -> str:
 
 
 def _decode_seconds(trial: Trial, decoding: Decoding) -> dict:
-  data, fsdp, tensor = trial.mesh
-  rows = decoding.rows / (data * fsdp * tensor)
+  rows = decoding.rows / math.prod(trial.mesh)
   # fsdp gathers parameters: each chip reads the complete matrices.
-  parameters = decoding.parameters * fsdp
+  parameters = decoding.parameters * trial.mesh[1]
   return costs.decode_seconds(
     trial.setting.model.config, trial.topology, parameters, decoding.cache, rows
   )

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
+import math
 import sys
 
+from crossin_jax.devices.meshes import batch_ways
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.lora import LoraConfig
 from crossin_jax.plan import collectives, costs
@@ -226,19 +228,19 @@ def _remat(asked: Trial):
 
 
 def _mesh(asked: Trial):
-  cut = asked.mesh[1] * asked.mesh[2]
+  cut = math.prod(asked.mesh[1:])
   full = asked.setting.replace(remat='full')
   remat = () if asked.setting.model.config.remat == 'full' else (_FULL_REMAT,)
   more = [
     mesh
     for mesh in meshes_for(asked.setting, asked.topology)
-    if mesh[1] * mesh[2] > cut or mesh[2] > asked.mesh[2]
+    if math.prod(mesh[1:]) > cut or mesh[2] > asked.mesh[2]
   ]
   # tensor last: it sends activations.
   for mesh in sorted(more, key=lambda mesh: (mesh[2], mesh[1])):
     flag = f'--gin.Partitioner.mesh_shape="{mesh}"'.replace(' ', '')
     yield full, mesh, (flag, *remat)
-    for parts in _divided(dataclasses.replace(full, microbatches=1), mesh[0] * mesh[1]):
+    for parts in _divided(dataclasses.replace(full, microbatches=1), batch_ways(mesh)):
       yield full.replace(parts), mesh, (flag, *remat, f'--gin.train.microbatches={parts}')
 
 
@@ -264,26 +266,32 @@ def _larger(asked: Trial):
       yield asked.setting.replace(remat='full'), topology, changes
 
 
-def _mesh_on(setting: Setting, topology: Topology) -> tuple[int, int, int] | None:
+def _mesh_on(setting: Setting, topology: Topology) -> tuple[int, ...] | None:
   """The mesh of a larger slice with most of fsdp."""
   fits = meshes_for(setting, topology)
   return max(fits, key=lambda mesh: (mesh[1], -mesh[2]), default=None)
 
 
-def meshes_for(setting: Setting, topology: Topology) -> list[tuple[int, int, int]]:
-  """Sizes of data, fsdp and tensor that divide the chips, the batch and the model."""
+def meshes_for(setting: Setting, topology: Topology) -> list[tuple[int, ...]]:
+  """Sizes of data, fsdp and tensor that divide the chips, the batch and the model.
+
+  With experts, also those with a fourth axis over which the experts are sharded.
+  """
   config, chips, meshes = setting.model.config, topology.chips // topology.slices, []
   for tensor in range(1, min(MOST_TENSOR, chips) + 1):
     if chips % tensor or config.num_heads % tensor or config.mlp_dim % tensor:
       continue
     for fsdp in range(1, chips // tensor + 1):
-      mesh = (topology.chips // tensor // fsdp, fsdp, tensor)
-      if (
-        chips // tensor % fsdp == 0
-        and setting.batch_size % (mesh[0] * fsdp) == 0
-        and config.embed_dim % fsdp == 0
-      ):
-        meshes.append(mesh)
+      rest = chips // tensor // fsdp
+      if chips // tensor % fsdp or config.embed_dim % fsdp:
+        continue
+      for expert in range(1, rest + 1 if config.num_experts else 2):
+        mesh = (topology.chips // tensor // fsdp // expert, fsdp, tensor, expert)[
+          : 3 + (expert > 1)
+        ]
+        divides = rest % expert == 0 and (expert == 1 or config.num_experts % expert == 0)
+        if divides and setting.batch_size % batch_ways(mesh) == 0:
+          meshes.append(mesh)
   return meshes
 
 
@@ -291,7 +299,7 @@ def ranked(planner: Planner, setting: Setting, topology: Topology) -> list[Trial
   """Settings that may fit by formula, fastest first: meshes, microbatches and remat."""
   trials = []
   for mesh in meshes_for(setting, topology):
-    ways, parts = mesh[0] * mesh[1], 1
+    ways, parts = batch_ways(mesh), 1
     while setting.batch_size % (ways * parts) == 0:
       for remat in ('none', 'minimal', 'full'):
         flags = (

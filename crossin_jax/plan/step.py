@@ -17,7 +17,7 @@ from crossin_jax.data.stream import FEATURES
 from crossin_jax.decoding import slots as slots_lib
 from crossin_jax.decoding.generation import CHUNK
 from crossin_jax.decoding.sampling import Sampling
-from crossin_jax.devices.partitioning import MESH_AXES, Partitioner
+from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models import lora
 from crossin_jax.models.decoder import unrolled
 from crossin_jax.plan import collectives as plan_collectives
@@ -112,9 +112,7 @@ def bytes_of(tree, full: bool = False) -> float:
 
 def abstract_state(setting: Setting, partition: Partitioner) -> train_state.TrainState:
   """The TrainState of `train` as shapes with shardings, also with a quantised base."""
-  state = train_state.state_shardings(
-    setting.model, setting.optimizer.transform, partition, setting.length
-  )
+  state = train_state.state_shardings(setting.model, setting.optimizer.transform, partition)
   adapters = lora.of_model(setting.model)
   if adapters is None or adapters.base_dtype not in lora.QUANTISED:
     return state
@@ -282,9 +280,18 @@ def _compiled(
 ) -> Compiled:
   options = {'exec_time_optimization_effort': float(effort)} if effort else None
   refused, program = '', None
+  build = lambda options: compilation.in_thread(
+    functools.partial(lowered.compile, compiler_options=options)
+  )
   with announced(f'compiling {what}'):
     try:
-      program = compilation.in_thread(functools.partial(lowered.compile, compiler_options=options))
+      try:
+        program = build(options)
+      except jax.errors.JaxRuntimeError as error:
+        # The compiler of jax 0.12 has no such option; programs are those of effort 0.
+        if options is None or 'No such compile option' not in str(error):
+          raise
+        program = build(None)
     except jax.errors.JaxRuntimeError as error:
       refused = str(error)
       if 'RESOURCE_EXHAUSTED' not in refused:
@@ -300,7 +307,8 @@ def _compiled(
   code = memory.generated_code_size_in_bytes
   peak = memory.argument_size_in_bytes + fresh + memory.temp_size_in_bytes + code
   shape = tuple(partition.mesh.shape.values())
-  collectives = plan_collectives.collectives(program.as_text(), shape, MESH_AXES, topology.slices)
+  axes = partition.mesh.axis_names
+  collectives = plan_collectives.collectives(program.as_text(), shape, axes, topology.slices)
   return Compiled(
     peak <= topology.usable,
     peak,

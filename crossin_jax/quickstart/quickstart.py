@@ -29,6 +29,7 @@ from crossin_jax.languages import code_of
 from crossin_jax.progress import duration
 from crossin_jax.quickstart.guessers import guessers
 from crossin_jax.storage.files import read_json, write_json
+from crossin_jax.storage.records import read_records
 from crossin_jax.workflow import command_line
 from crossin_jax.workflow.jobs import Jobs
 from crossin_jax.workflow.steps import Task, run_missing
@@ -243,8 +244,8 @@ class Quickstart:
       for form, method in itertools.product(FORMS, ('likelihood', 'generate')):
         path = os.path.join(evaluation, 'predictions', f'questions.{form}.{method}.jsonl')
         choices[arm, seed, form, method] = read_predictions(path).extract('strict')
-      text = Path(directory, 'metrics.jsonl').read_text(encoding='utf-8')
-      metrics[arm, seed] = [json.loads(line) for line in text.splitlines()]
+      rows = read_records(os.path.join(directory, 'metrics.jsonl'))
+      metrics[arm, seed] = [row for _, row in rows]
       for row in metrics[arm, seed]:
         if 'tokens' in row:
           tokens[arm] += int(row['tokens'])
@@ -323,8 +324,8 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin quickstart`."""
   parser = command_line.Parser(
     'quickstart',
-    'Train on an invented world told in English, tune five arms, evaluate them in every language, '
-    'and write a report.',
+    'Train on an invented world described in English, tune five arms, evaluate them in every '
+    'language and write a report.',
     'crossin quickstart --languages en,vi,es --seeds 1 --output_dir runs/quickstart',
   )
   parser.add_argument('--output_dir', default='runs/quickstart', help='of all files')

@@ -57,7 +57,7 @@ class Mirror(Folder):
     names: Sequence[str] | None = None,
     pull: Callable[[set[str]], set[str]] | None = None,
     markers: Sequence[str] = (),
-    anew: bool = False,
+    replace: bool = False,
     period: float | None = None,
   ):
     """Args:
@@ -67,7 +67,7 @@ class Mirror(Folder):
     pull: chooses which of the remote names are copied on entry; None = all. The others stay as
       they are.
     markers: patterns of names, pushed in this order after everything else.
-    anew: the existing markers stand for results that are about to be replaced; they are removed
+    replace: the existing markers stand for results that are about to be replaced; they are removed
       locally now, and remotely before the first change is pushed.
     period: seconds between pushes; None = PERIOD.
     """
@@ -75,7 +75,7 @@ class Mirror(Folder):
     known = hashlib.sha256('\n'.join([url.rstrip('/'), *(names or ())]).encode()).hexdigest()[:16]
     super().__init__(remote.cache('mirrors', f'{remote.split(url)[0]}-{known}'))
     self.url, self._folders, self._only, self._pull = url.rstrip('/'), folders, names, pull
-    self._markers, self._anew, self._period = tuple(markers), anew, period or lease.PERIOD
+    self._markers, self._replace, self._period = tuple(markers), replace, period or lease.PERIOD
     self._pushed: dict[str, tuple] = {}
     self._outlived: list[str] = []  # markers there of what is about to be replaced
     self._thread, self._limit = (
@@ -154,7 +154,7 @@ class Mirror(Folder):
       remote.listing(self.url) if self._folders is None and self._only is None else self._some()
     )
     there = {name: entry for name, entry in there.items() if self._is_ours(name)}
-    if self._anew:
+    if self._replace:
       self._outlived = [name for name in there if self._rank(name)]
       there = {name: entry for name, entry in there.items() if not self._rank(name)}
     wanted = set(there) if self._pull is None else self._pull(set(there))
@@ -247,4 +247,4 @@ def written(path: str, markers: Sequence[str] = ()) -> contextlib.AbstractContex
   """
   if not remote.is_remote(path):
     return contextlib.nullcontext(Folder(path))
-  return Mirror(path, pull=lambda names: set(), markers=markers, anew=True)
+  return Mirror(path, pull=lambda names: set(), markers=markers, replace=True)

@@ -1,21 +1,17 @@
-"""Records of a file: JSON Lines, a JSON list, CSV or TSV, plain or gzipped, every malformed one
-named.
+"""Records of a file: JSON Lines, a JSON list, CSV or TSV, plain or gzipped, or Parquet; every
+malformed one is named.
 """
 
 from collections.abc import Iterator, Sequence
 import csv
-import gzip
 import io
-import json
 import os
-from pathlib import Path
-import zlib
 
-from crossin_jax.errors import CrossinError
-from crossin_jax.storage import remote
+from crossin_jax.errors import RowError
+from crossin_jax.storage.json_rows import JsonRows, located, not_utf8, unpacked
 
 
-class RecordError(CrossinError, ValueError):
+class RecordError(RowError):
   """A file that cannot be read as records; the text names the file, the line and the remedy."""
 
 
@@ -26,20 +22,13 @@ def read_text(path: str | os.PathLike) -> str:
     RecordError: damaged gzip, or not UTF-8 (with the line).
     OSError: the file cannot be opened.
   """
-  try:
-    raw = Path(remote.fetched(path)).read_bytes()
-    content = gzip.decompress(raw) if raw[:2] == b'\x1f\x8b' else raw
-  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-    raise RecordError(
-      f'{path}: the gzip stream is damaged or cut off ({error}); copy or write the file again'
-    ) from error
+  with unpacked(path, RecordError) as file:
+    content = file.read()
   try:
     return content.decode('utf-8-sig')
   except UnicodeDecodeError as error:
     line = content[: error.start].count(b'\n') + 1
-    raise RecordError(
-      f'{path}, line {line}: not UTF-8 ({error.reason}); convert the file to UTF-8'
-    ) from error
+    raise RecordError(f'{path}, line {line}: {not_utf8(error.start, content[:2])}') from None
 
 
 def read_records(
@@ -48,8 +37,8 @@ def read_records(
   """(where, record) of each: 'file, line 3' or 'file, record 3', counted from 1.
 
   Args:
-    path: `.csv` and `.tsv` (before `.gz`) are tables whose first line names the columns; anything
-      else is JSON.
+    path: `.csv` and `.tsv` (before `.gz`) are tables whose first line names the columns;
+      `.parquet` is Parquet; anything else is JSON.
     problems: takes a message for each malformed line, and the rest is read; None = the first is
       raised.
     columns: of a table without such a first line.
@@ -63,35 +52,36 @@ def read_records(
       raise RecordError(text)
     problems.append(text)
 
-  text = read_text(path)
   suffix = os.path.splitext(str(path).removesuffix('.gz'))[1]
   if suffix in ('.csv', '.tsv'):
-    yield from _table(path, text, suffix == '.tsv', columns, refuse)
-  elif text.lstrip().startswith('['):
-    try:
-      listed = json.loads(text)
-    except json.JSONDecodeError as error:
-      raise RecordError(f'{path}, line {error.lineno}: not valid JSON ({error.msg})') from error
-    for number, record in enumerate(listed, 1):
-      if isinstance(record, dict):
-        yield f'{path}, record {number}', record
-      else:
-        refuse(f'{path}, record {number}: expected a JSON object, found {type(record).__name__}')
-  else:
-    # NB: splitlines would cut at U+2028 inside a text
-    for number, line in enumerate(text.split('\n'), 1):
-      if not line.strip():
-        continue
-      where = f'{path}, line {number}'
-      try:
-        record = json.loads(line)
-      except json.JSONDecodeError as error:
-        refuse(f'{where}: not valid JSON ({error.msg} at column {error.colno})')
-        continue
-      if isinstance(record, dict):
-        yield where, record
-      else:
-        refuse(f'{where}: expected a JSON object, found {type(record).__name__}')
+    yield from _table(path, read_text(path), suffix == '.tsv', columns, refuse)
+    return
+  if suffix == '.parquet':
+    yield from _parquet(path)
+    return
+  for number, (line, record) in enumerate(JsonRows(path, RecordError).rows(refuse)):
+    where = located(path, number, line)
+    if isinstance(record, dict):
+      yield where, record
+    else:
+      refuse(f'{where}: expected a JSON object, found {type(record).__name__}')
+
+
+def _parquet(path) -> Iterator[tuple[str, dict]]:
+  import pyarrow as pa  # slow to import
+  import pyarrow.parquet as pq
+
+  try:
+    number = 0
+    with pq.ParquetFile(path) as file:
+      for batch in file.iter_batches(batch_size=256):
+        for record in batch.to_pylist():
+          number += 1
+          yield f'{path}, row {number}', record
+  except pa.ArrowException as error:
+    raise RecordError(
+      f'{path}: not a complete Parquet file ({str(error).splitlines()[0]}); copy it again'
+    ) from None
 
 
 def _table(

@@ -94,7 +94,7 @@ def prepare(*paths) -> bool:
 # Commands that take gs:// paths: in all arguments (None), or only in these and in gin values.
 _TAKE = {
   'train': None, 'evaluate': None, 'generate': None, 'import-hf': None, 'export-hf': None,
-  'inspect': None, 'compare': None,
+  'inspect': None, 'compare': None, 'serve': None,
   'score': None, 'plan': None, 'bench': None, 'prepare': ('--output_dir',),
   'sweep': ('--remote_dir',), 'contamination': ('--data_dir',),
   'translate': ('--checkpoint',),

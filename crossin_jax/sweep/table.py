@@ -10,7 +10,7 @@ from crossin_jax.config import ConfigError
 from crossin_jax.evaluation.answers.predictions import Predictions, read_predictions
 from crossin_jax.evaluation.measures import bootstrap
 from crossin_jax.evaluation.measures.chance import chance_figures
-from crossin_jax.pages.words import figure_title
+from crossin_jax.pages.words import aligned, figure_title
 from crossin_jax.storage.files import write_bytes, write_json, write_text
 from crossin_jax.sweep.plot import plot
 from crossin_jax.sweep.points import question_name
@@ -210,10 +210,7 @@ def _figure(figure: dict | None) -> str:
 def terminal(table: Sequence[dict]) -> str:
   """Aligned columns."""
   head, rows = _cells(table)
-  widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-  return '\n'.join(
-    '  '.join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in [head, *rows]
-  )
+  return aligned([head, *rows])
 
 
 def markdown(table: Sequence[dict]) -> str:

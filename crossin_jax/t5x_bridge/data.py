@@ -86,6 +86,7 @@ class StreamIterator(collections.abc.Iterator):
     """
     with open(os.fspath(filename), encoding='utf-8') as f:
       saved = json.load(f)
+    self._stream = self._stream.as_begun(saved['stream'])
     check_resume(saved['stream'], _as_json(self._stream.settings))
     self.seek(saved['step'])
 
@@ -134,21 +135,23 @@ def t5x_dataset(
     seed=cfg.seed or 0,
   )
   if model_dir:
-    _keep_settings(model_dir, _as_json(stream.settings), new_stream, chief=shard_id == 0)
+    stream = _as_begun(stream, model_dir, new_stream, chief=shard_id == 0)
   return StreamIterator(stream, shard_id, num_shards)
 
 
-def _keep_settings(model_dir: str, settings: dict, new_stream: bool, chief: bool) -> None:
+def _as_begun(stream: BatchStream, model_dir: str, new_stream: bool, chief: bool) -> BatchStream:
+  """The stream as the run began with it; keeps its settings in MODEL_DIR/stream.json."""
   path = os.path.join(model_dir, 'stream.json')
   begun = os.path.isdir(model_dir) and any(
     name.startswith(f'{places.PREFIX}_') for name in os.listdir(model_dir)
   )
   if begun and os.path.exists(path):
-    check_resume(
-      read_json(path, f'or use another MODEL_DIR than {model_dir}'), settings, new_stream
-    )
+    saved = read_json(path, f'or use another MODEL_DIR than {model_dir}')
+    stream = stream if new_stream else stream.as_begun(saved)
+    check_resume(saved, _as_json(stream.settings), new_stream)
   if chief:
-    write_json(path, settings)
+    write_json(path, _as_json(stream.settings))
+  return stream
 
 
 def _as_json(settings: dict) -> dict:

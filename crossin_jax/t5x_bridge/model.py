@@ -32,7 +32,7 @@ def t5x_model(
 
   Args:
     module: `models.decoder.Decoder`, or any with its call signature.
-    vocabulary: the tokenizer; its BOS begins every row.
+    vocabulary: the tokenizer; every row starts with its BOS, if it has one.
     optimizer: called with total_steps, as by `crossin train`; None = no training (evaluation,
       inference).
     total_steps: steps of the run, for the schedule.
@@ -65,10 +65,11 @@ def prepared_vocabulary(data_dir: str, mixture: str) -> Vocabulary:
 
 
 def prompt_lengths(causal_BL: jax.Array) -> jax.Array:
-  """Tokens of each prompt without BOS, int [B]. T5X counts ids other than 0 and so loses real ones.
+  """Tokens of each prompt but the first, int [B]. T5X counts ids other than 0 and so loses real
+  ones.
 
-  `decoder_causal_attention` has a one for BOS and each token of the prompt: 1 1 1 0 0 is a prompt
-  of two.
+  `decoder_causal_attention` has a one for each token of the prompt and for BOS, if there is one:
+  1 1 1 0 0 is BOS and a prompt of two.
   """
   return jnp.sum(causal_BL, axis=-1).astype(jnp.int32) - 1
 
@@ -167,7 +168,7 @@ def _model_class():
 
     def summed_loss_fn(self, params, batch, dropout_rng):
       """The sum of weighted token losses, for a trainer that divides once over all microbatches."""
-      objective, loss_BL = losses.cross_entropy(
+      objective, loss_BL, _ = losses.cross_entropy(
         self.module, params, batch, self._z_loss, dropout_rng
       )
       return objective, _metrics(batch, loss_BL)

@@ -1,6 +1,6 @@
 """What a training run records: metric lines, skipped steps, evaluations, and its saved state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import sys
 import time
@@ -25,6 +25,7 @@ class RunState:
   Attributes:
     stream: settings of the batch stream, see `BatchStream.settings`.
     base: {'path', 'digest'} of the parameters that a LoRA run freezes; None without LoRA.
+    optimizer: `Optimizer.settings`; None in checkpoints that were saved without them.
     period: sums of the next metrics line; None = none yet.
     losses: see `SpikeThreshold.losses`.
     best: best value so far of `CheckpointConfig.best_metric`.
@@ -35,6 +36,7 @@ class RunState:
 
   stream: dict
   base: dict | None = None
+  optimizer: dict | None = None
   period: dict | None = None
   losses: list = dataclasses.field(default_factory=list)
   best: float | None = None
@@ -103,6 +105,7 @@ class Bookkeeping:
     learning_rate: (step, from 0) -> rate.
     utilisation: (tokens per second) -> MFU, or None where the peak is unknown.
     blame: (step, its metrics on the host) -> what went wrong and in which examples.
+    trackers: see `MetricsWriter`.
   """
 
   run: RunState
@@ -118,6 +121,7 @@ class Bookkeeping:
   learning_rate: Callable[[int], float]
   utilisation: Callable[[float], float | None]
   blame: Callable
+  trackers: Sequence | None = None
 
   def __post_init__(self):
     self._table = metrics.TaskTable(self.tasks)
@@ -126,7 +130,9 @@ class Bookkeeping:
     self._progress = Progress(self.total_steps, f'train {self.name}: step')
     self._writer, self._skipped_in_a_row, self._clock = None, 0, time.monotonic()
     if jax.process_index() == 0:
-      self._writer = metrics.MetricsWriter(self.files.path, self.step, evaluated=self.run.evaluated)
+      self._writer = metrics.MetricsWriter(
+        self.files.path, self.step, self.run.evaluated, self.trackers
+      )
 
   def finish(self, step: int, step_metrics) -> None:
     """Reads the metrics of a step, applies `nan_policy`, and writes a line at the end of a period.
@@ -182,6 +188,6 @@ class Bookkeeping:
     return dataclasses.replace(self.run, period=self._period.sums, losses=self.spikes.losses)
 
   def close(self) -> None:
-    """Closes metrics.jsonl and TensorBoard."""
+    """Closes metrics.jsonl and the trackers."""
     if self._writer:
       self._writer.close()

@@ -11,7 +11,9 @@ import gin
 import jax
 import jax.numpy as jnp
 
-from crossin_jax.training import chunked_loss
+from crossin_jax.models.experts import ROUTER
+from crossin_jax.training import chunked_loss, router
+from crossin_jax.training.router import RouterSums
 
 
 @functools.lru_cache(maxsize=8)
@@ -19,7 +21,7 @@ def weighted_losses(model, replicated):
   """A jitted (params, batch) -> float [B, L], weighted token losses, replicated."""
 
   def compute(params, batch):
-    _, loss_BL = cross_entropy(model, params, batch)
+    _, loss_BL, _ = cross_entropy(model, params, batch)
     weight_BL = batch['decoder_loss_weights']
     return jnp.where(weight_BL != 0, loss_BL * weight_BL, 0)
 
@@ -35,6 +37,7 @@ class LossSums:
     weight: float [], sum of loss weights.
     tokens: float [], tokens that are not padding.
     loss_by_task: float [T]; weight_by_task: float [T].
+    router: sums of the routers; None for a model without experts.
   """
 
   loss: jax.Array
@@ -42,6 +45,7 @@ class LossSums:
   tokens: jax.Array
   loss_by_task: jax.Array
   weight_by_task: jax.Array
+  router: RouterSums | None = None
 
   def __add__(self, other: 'LossSums') -> 'LossSums':
     return jax.tree.map(jnp.add, self, other)
@@ -55,18 +59,32 @@ def token_losses(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.Arra
 
 
 def apply_model(
-  model, params: Any, batch: dict[str, jax.Array], dropout_key: jax.Array | None = None
-) -> jax.Array:
-  """Logits [B, L, V] of a packed batch; with dropout if a key is given."""
-  return model.apply(
+  model,
+  params: Any,
+  batch: dict[str, jax.Array],
+  dropout_key: jax.Array | None = None,
+  hidden: bool = False,
+) -> tuple[Any, RouterSums | None]:
+  """Logits [B, L, V] of a packed batch, and what the routers did.
+
+  Args:
+    model, params, batch: as in `batch_loss`.
+    dropout_key: None = no dropout.
+    hidden: return hidden states and head (`Decoder.hidden`) in place of logits.
+  """
+  tokens = [batch['decoder_input_tokens']] + [batch['decoder_target_tokens']] * (not hidden)
+  has_experts = bool(getattr(getattr(model, 'config', None), 'num_experts', 0))
+  output = model.apply(
     {'params': params},
-    batch['decoder_input_tokens'],
-    batch['decoder_target_tokens'],
+    *tokens,
     decoder_segment_ids=batch['decoder_segment_ids'],
     decoder_positions=batch['decoder_positions'],
     enable_dropout=dropout_key is not None,
     rngs=None if dropout_key is None else {'dropout': dropout_key},
+    method='hidden' if hidden else None,
+    mutable=[ROUTER] if has_experts else False,
   )
+  return (output[0], router.sums_of(output[1])) if has_experts else (output, None)
 
 
 @gin.configurable(allowlist=['chunk'])
@@ -77,8 +95,8 @@ def cross_entropy(
   z_loss: float = 0.0,
   dropout_key: jax.Array | None = None,
   chunk: int | str | None = 'auto',
-) -> tuple[jax.Array, jax.Array]:
-  """The sum to differentiate, and the loss of each token.
+) -> tuple[jax.Array, jax.Array, RouterSums | None]:
+  """The sum to differentiate, the loss of each token, and what the routers did.
 
   Args:
     model, params, batch, z_loss, dropout_key: as in `batch_loss`.
@@ -87,7 +105,8 @@ def cross_entropy(
       model without `hidden` and `config` (see `Decoder`) always computes all logits.
 
   Returns:
-    Scalar; [B, L] in nats, f32 or wider, without gradient. Tokens without weight have a loss too.
+    Scalar; [B, L] in nats, f32 or wider, without gradient, also for tokens without weight; sums of
+    the routers, or None.
 
   Raises:
     ValueError: a chunk that is none of these.
@@ -103,26 +122,23 @@ def cross_entropy(
   elif chunk == 'auto':
     width = jnp.promote_types(config.dtype, jnp.float32).itemsize
     chunk = chunked_loss.auto_chunk(*targets_BL.shape, config.padded_vocab_size, width)
+  output, of_router = apply_model(model, params, batch, dropout_key, hidden=chunk is not None)
   if chunk is not None:
-    x_BLE, head = model.apply(
-      {'params': params},
-      batch['decoder_input_tokens'],
-      decoder_segment_ids=batch['decoder_segment_ids'],
-      decoder_positions=batch['decoder_positions'],
-      enable_dropout=dropout_key is not None,
-      rngs=None if dropout_key is None else {'dropout': dropout_key},
-      method='hidden',
+    objective, loss_BL = chunked_loss.cross_entropy(
+      *output, targets_BL, weight_BL, z_loss=z_loss, chunk=chunk
     )
-    return chunked_loss.cross_entropy(
-      x_BLE, head, targets_BL, weight_BL, z_loss=z_loss, chunk=chunk
-    )
-  loss_BL, log_z_BL = token_losses(apply_model(model, params, batch, dropout_key), targets_BL)
-  weight_BL = weight_BL.astype(loss_BL.dtype)
-  # `where`, not a product: a token of weight 0 must not turn an infinite loss into NaN.
-  objective = jnp.where(weight_BL != 0, loss_BL * weight_BL, 0).sum()
-  if z_loss:
-    objective += z_loss * jnp.where(weight_BL != 0, log_z_BL**2 * weight_BL, 0).sum()
-  return objective, jax.lax.stop_gradient(loss_BL)
+  else:
+    loss_BL, log_z_BL = token_losses(output, targets_BL)
+    weight_BL = weight_BL.astype(loss_BL.dtype)
+    # `where`, not a product: a token of weight 0 must not turn an infinite loss into NaN.
+    objective = jnp.where(weight_BL != 0, loss_BL * weight_BL, 0).sum()
+    if z_loss:
+      objective += z_loss * jnp.where(weight_BL != 0, log_z_BL**2 * weight_BL, 0).sum()
+  if of_router is not None and (config.router_loss or config.router_z_loss):
+    # The sum is divided by the weights later; the router's losses are means already.
+    added = router.objective(of_router, config.router_loss, config.router_z_loss)
+    objective += added * weight_BL.sum()
+  return objective, jax.lax.stop_gradient(loss_BL), jax.lax.stop_gradient(of_router)
 
 
 def batch_loss(
@@ -146,7 +162,7 @@ def batch_loss(
   Returns:
     The scalar to differentiate, and the sums.
   """
-  objective, loss_BL = cross_entropy(model, params, batch, z_loss, dropout_key)
+  objective, loss_BL, of_router = cross_entropy(model, params, batch, z_loss, dropout_key)
   weight_BL = batch['decoder_loss_weights'].astype(loss_BL.dtype)
   weighted_BL = jnp.where(weight_BL != 0, loss_BL * weight_BL, 0)
   by_task = lambda x_BL: jnp.zeros(tasks, x_BL.dtype).at[batch['decoder_task_ids']].add(x_BL)
@@ -156,5 +172,6 @@ def batch_loss(
     tokens=(batch['decoder_segment_ids'] > 0).sum().astype(loss_BL.dtype),
     loss_by_task=by_task(weighted_BL),
     weight_by_task=by_task(weight_BL),
+    router=of_router,
   )
   return objective, jax.lax.stop_gradient(sums)

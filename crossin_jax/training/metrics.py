@@ -1,5 +1,7 @@
-"""metrics.jsonl and TensorBoard."""
+"""metrics.jsonl, and the figures that trackers show."""
 
+from collections.abc import Sequence
+import dataclasses
 import json
 import math
 import os
@@ -7,6 +9,9 @@ import os
 import numpy as np
 
 from crossin_jax.storage.files import write_text
+from crossin_jax.training import router
+from crossin_jax.training.router import RouterSums
+from crossin_jax.training.trackers import TensorBoard, Trackers
 
 
 class TaskTable:
@@ -71,7 +76,26 @@ class Period:
         sums[name] += float(getattr(step, name))
       for name in ('loss_by_task', 'weight_by_task'):
         sums[name] = [a + float(b) for a, b in zip(sums[name], np.asarray(getattr(step, name)))]
+      if step.router is not None:
+        sums['router'] = _added(sums.get('router'), step.router)
     self.sums = sums
+
+
+def _added(sums: dict | None, step: RouterSums) -> dict:
+  """The sums of the routers with one step more."""
+  values = {
+    field.name: np.asarray(getattr(step, field.name), np.float64)
+    for field in dataclasses.fields(step)
+  }
+  return {name: (value + (sums or {}).get(name, 0.0)).tolist() for name, value in values.items()}
+
+
+def _router_line(sums: dict) -> dict:
+  """The routers' part of a line: balance loss, and the busiest expert's tokens over the mean."""
+  chosen_X = np.asarray(sums['chosen_X'])
+  balance = router.balance_loss(RouterSums(**{k: np.asarray(v) for k, v in sums.items()}))
+  busiest = float(chosen_X.max() / chosen_X.mean()) if chosen_X.any() else float('nan')
+  return {'router_balance_loss': float(balance), 'busiest_expert': busiest}
 
 
 def line(sums: dict, table, learning_rate: float, seconds: float) -> dict:
@@ -91,23 +115,25 @@ def line(sums: dict, table, learning_rate: float, seconds: float) -> dict:
     'mfu': None,
     'loss_by_source': by_source,
     'loss_by_language': by_language,
+    **(_router_line(sums['router']) if 'router' in sums else {}),
   }
 
 
 class MetricsWriter:
-  """Appends lines to MODEL_DIR/metrics.jsonl and scalars to MODEL_DIR/tensorboard (host 0 only).
+  """Appends lines to MODEL_DIR/metrics.jsonl, and hands scalars to trackers (host 0 only).
 
   A resumed run first truncates metrics.jsonl to the restored step.
   """
 
-  def __init__(self, model_dir: str, resumed_step: int, evaluated: int = 0):
+  def __init__(
+    self, model_dir: str, resumed_step: int, evaluated: int = 0, trackers: Sequence | None = None
+  ):
     """Args:
-    model_dir: where metrics.jsonl and tensorboard/ are.
+    model_dir: where metrics.jsonl is.
     resumed_step: later lines are removed.
     evaluated: last step with a completed evaluation; figures of later ones are removed too.
+    trackers: see `trackers`; None = TensorBoard.
     """
-    from tensorboardX import SummaryWriter
-
     self._path = os.path.join(model_dir, 'metrics.jsonl')
     kept = []
     if resumed_step and os.path.exists(self._path):
@@ -121,22 +147,23 @@ class MetricsWriter:
             break  # a line truncated by a kill
     write_text(self._path, ''.join(kept))
     self._file = open(self._path, 'a', encoding='utf-8')
-    self._board = SummaryWriter(os.path.join(model_dir, 'tensorboard'), purge_step=resumed_step + 1)
+    trackers = (TensorBoard(),) if trackers is None else trackers
+    self._trackers = Trackers(trackers, model_dir, resumed_step)
 
   def write(self, step: int, values: dict) -> None:
-    """Writes one line. TensorBoard gets nested dicts as name/key; JSON gets null for NaN and
-    infinities.
+    """Writes one line. Trackers get nested dicts as name/key, and no NaN and infinities, which are
+    null in JSON.
     """
     self._file.write(json.dumps({'step': step, **_finite(values)}, ensure_ascii=False) + '\n')
     self._file.flush()
-    for name, value in _flat(values):
-      if isinstance(value, (int, float)) and math.isfinite(value):
-        self._board.add_scalar(f'train/{name}' if '/' not in name else name, value, step)
+    is_scalar = lambda value: isinstance(value, (int, float)) and math.isfinite(value)
+    scalars = {name: value for name, value in _flat(values) if is_scalar(value)}
+    self._trackers.log(scalars, step)
 
   def close(self) -> None:
-    """Closes both."""
+    """Closes all."""
     self._file.close()
-    self._board.close()
+    self._trackers.close()
 
 
 def _finite(value):

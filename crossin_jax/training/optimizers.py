@@ -9,16 +9,60 @@ import gin
 import jax
 import optax
 
-Schedule = Callable[[jax.Array], jax.Array]
 DECAYS = ('cosine', 'linear', 'rsqrt', 'constant')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+  """A learning rate by step.
+
+  Attributes:
+    rate: step, from 0 -> learning rate.
+    settings: name -> value, as JSON has it.
+  """
+
+  rate: Callable[[jax.Array], jax.Array]
+  settings: dict
+
+  def __call__(self, step: jax.Array) -> jax.Array:
+    return self.rate(step)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Optimizer:
-  """An optax transform and its learning-rate schedule."""
+  """An optax transform and its learning-rate schedule.
+
+  Attributes:
+    transform: its state is saved in checkpoints.
+    schedule: step, from 0 -> learning rate.
+    settings: name -> value, as JSON has it; saved too, so that a resumed run can name changes.
+  """
 
   transform: optax.GradientTransformation
-  schedule: Schedule
+  schedule: Callable[[jax.Array], jax.Array]
+  settings: dict = dataclasses.field(default_factory=dict)
+
+
+def build(optimizer: Callable[..., Optimizer], total_steps: int) -> Optimizer:
+  """`optimizer(total_steps=...)`; one that lists no settings gets its name and the steps."""
+  name = getattr(optimizer, '__name__', type(optimizer).__name__)
+  built = optimizer(total_steps=total_steps)
+  settings = built.settings or {'optimizer': name, 'train.total_steps': total_steps}
+  return dataclasses.replace(built, settings=settings)
+
+
+def changes(saved: dict | None, now: dict) -> list[str]:
+  """'name was old, now new' for each setting of both that has changed.
+
+  Args:
+    saved: `Optimizer.settings` of a checkpoint; None = saved without them.
+    now: those of this run.
+  """
+  return [
+    f'{name} was {before!r}, now {now[name]!r}'
+    for name, before in (saved or {}).items()
+    if name in now and before != now[name]
+  ]
 
 
 @gin.configurable
@@ -44,6 +88,8 @@ def schedule(
   Raises:
     ValueError: unknown decay or a warm-up longer than the run.
   """
+  settings = {f'schedule.{name}': value for name, value in locals().items()}
+  settings['train.total_steps'] = settings.pop('schedule.total_steps')
   if decay not in DECAYS:
     raise ValueError(f'schedule.decay = {decay!r} is not one of {DECAYS}')
   warmup = round(warmup_ratio * total_steps) if warmup_steps is None else warmup_steps
@@ -58,18 +104,21 @@ def schedule(
     'rsqrt': lambda: lambda step: peak * jax.lax.rsqrt(1.0 + step / max(1, warmup)),
     'constant': lambda: optax.constant_schedule(peak),
   }[decay]()
-  if not warmup:
-    return after
-  # The rate of step 0 is above zero: a first step at rate zero would be wasted.
-  return optax.join_schedules(
-    [optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1)), after], [warmup]
-  )
+  if warmup:
+    # The rate of step 0 is above zero: a first step at rate zero would be wasted.
+    rising = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
+    after = optax.join_schedules([rising, after], [warmup])
+  return Schedule(after, settings)
+
+
+# Leaves that are no matrices: norm scales, biases, scalars of xIELU and factors of layers.
+_NOT_DECAYED = ('scale', 'bias', 'alpha_p', 'alpha_n', 'beta', 'eps', 'layer_scalar')
 
 
 def decay_mask(params):
-  """True for matrices, False for norm scales and biases (also when layers are stacked)."""
+  """True for matrices, False for everything else (also when layers are stacked)."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, _: str(getattr(path[-1], 'key', path[-1])) not in ('scale', 'bias'), params
+    lambda path, _: str(getattr(path[-1], 'key', path[-1])) not in _NOT_DECAYED, params
   )
 
 
@@ -92,6 +141,7 @@ def adamw(
     weight_decay: multiplied by the learning rate.
     clip_norm: largest norm of the gradient; None = no clipping.
   """
+  settings = _named('adamw', locals())
   rate = schedule(total_steps)
   return Optimizer(
     _chain(
@@ -99,6 +149,7 @@ def adamw(
       optax.adamw(rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay, mask=decay_mask),
     ),
     rate,
+    settings | rate.settings,
   )
 
 
@@ -122,6 +173,7 @@ def adafactor(
     weight_decay: None = none.
     clip_norm: largest norm of the gradient before it; None = no clipping.
   """
+  settings = _named('adafactor', locals())
   rate = schedule(total_steps)
   factored = optax.adafactor(
     rate,
@@ -131,7 +183,13 @@ def adafactor(
     weight_decay_rate=weight_decay,
     weight_decay_mask=decay_mask,
   )
-  return Optimizer(_chain(clip_norm, factored), rate)
+  return Optimizer(_chain(clip_norm, factored), rate, settings | rate.settings)
+
+
+def _named(optimizer: str, arguments: dict) -> dict:
+  """Settings with the name of their optimizer, except for what the schedule has."""
+  own = {name: value for name, value in arguments.items() if name != 'total_steps'}
+  return {'optimizer': optimizer} | {f'{optimizer}.{name}': value for name, value in own.items()}
 
 
 def _chain(clip_norm, transform):

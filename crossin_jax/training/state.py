@@ -1,6 +1,7 @@
 """The train state, its sharded initialisation, and one training step."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 from flax import traverse_util
@@ -50,9 +51,7 @@ class StepMetrics:
   skipped: jax.Array
 
 
-def state_shardings(
-  model, transform: optax.GradientTransformation, partitioner: Partitioner, length: int
-):
+def state_shardings(model, transform: optax.GradientTransformation, partitioner: Partitioner):
   """Abstract TrainState with the sharding of each leaf; allocates nothing.
 
   Optimizer leaves are sharded like their parameter; those of another shape (counts, factored
@@ -62,12 +61,11 @@ def state_shardings(
     A TrainState of jax.ShapeDtypeStruct with shardings.
   """
 
-  def build(key):
-    trained, frozen = lora.split(_init_params(model, key, length), lora.of_model(model))
-    return TrainState(jnp.zeros((), jnp.int32), trained, transform.init(trained), frozen)
-
-  shapes = jax.eval_shape(lambda: build(jax.random.key(0)))
-  params, frozen = lora.split(parameter_shardings(model, partitioner, length), lora.of_model(model))
+  split = lambda tree: lora.split(tree, lora.of_model(model))
+  trained, frozen = split(_held_shapes(model))
+  step = jax.ShapeDtypeStruct((), jnp.int32)
+  shapes = TrainState(step, trained, jax.eval_shape(transform.init, trained), frozen)
+  params, frozen = split(parameter_shardings(model, partitioner))
 
   like_params = lambda node: jax.tree.structure(node) == jax.tree.structure(shapes.params)
 
@@ -89,28 +87,37 @@ def state_shardings(
 
 def parameter_shapes(model, partitioner: Partitioner):
   """Shapes, dtypes and shardings of all parameters; allocates nothing."""
-  shapes = jax.eval_shape(lambda: _init_params(model, jax.random.key(0), 8))
-  shardings = parameter_shardings(model, partitioner, 8)
   return jax.tree.map(
-    lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings
+    lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d),
+    _held_shapes(model),
+    parameter_shardings(model, partitioner),
   )
 
 
-def parameter_shardings(model, partitioner: Partitioner, length: int):
+def parameter_shardings(model, partitioner: Partitioner):
   """The sharding of every parameter by its logical axes."""
-  variables = jax.eval_shape(lambda: _init(model, jax.random.key(0), length))
+  variables = _abstract_variables(model)
   return partitioner.parameter_shardings(variables['params_axes'], variables['params'])
 
 
-def init_state(
-  model, transform, abstract: TrainState, length: int, seed: int, params=None
-) -> TrainState:
+# Tracing an initialisation takes as long as tracing a step; what is asked for here depends on
+# nothing but the model.
+@functools.lru_cache(maxsize=64)
+def _abstract_variables(model):
+  return jax.eval_shape(lambda: _init(model, jax.random.key(0)))
+
+
+def _held_shapes(model):
+  shapes = _abstract_variables(model)['params']
+  return jax.eval_shape(functools.partial(_held, model), shapes)
+
+
+def init_state(model, transform, abstract: TrainState, seed: int, params=None) -> TrainState:
   """A new state, each leaf initialised in its shards: no host ever holds the full model.
 
   Args:
     model, transform: the model and the optax transformation.
     abstract: of `state_shardings`.
-    length: tokens in a row.
     seed: of the initialisation.
     params: parameters from a checkpoint, a tree with any of the model's
       leaves; they are not drawn.
@@ -120,10 +127,11 @@ def init_state(
   shardings = {path: leaf.sharding for path, leaf in flat.items() if path not in known}
 
   def draw(key):
-    drawn = traverse_util.flatten_dict(_init_params(model, key, length))
+    drawn = traverse_util.flatten_dict(_held(model, _init(model, key)['params']))
     return {path: drawn[path] for path in shardings}
 
-  everything = {**known, **jax.jit(draw, out_shardings=shardings)(jax.random.key(seed))}
+  drawn = jax.jit(draw, out_shardings=shardings)(jax.random.key(seed)) if shardings else {}
+  everything = {**known, **drawn}
   trained, frozen = lora.split(traverse_util.unflatten_dict(everything), lora.of_model(model))
   of = lambda tree: jax.tree.map(lambda leaf: leaf.sharding, tree)
   opt_state = jax.jit(transform.init, out_shardings=of(abstract.opt_state))(trained)
@@ -131,14 +139,13 @@ def init_state(
   return TrainState(step, trained, opt_state, lora.quantised(frozen, lora.of_model(model)))
 
 
-def _init(model, key, length):
-  tokens = jnp.zeros((1, length), jnp.int32)
+def _init(model, key):
+  tokens = jnp.zeros((1, 8), jnp.int32)
   return model.init(key, tokens, tokens, enable_dropout=False)
 
 
-def _init_params(model, key, length):
-  """New parameters; frozen ones in the dtype in which they are held."""
-  params = _init(model, key, length)['params']
+def _held(model, params):
+  """Parameters with the frozen ones in the dtype in which they are held."""
   adapters = lora.of_model(model)
   if adapters is None:
     return params

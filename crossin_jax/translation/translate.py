@@ -23,8 +23,9 @@ from crossin_jax import config
 from crossin_jax.endpoint import flags as endpoint_flags
 from crossin_jax.endpoint.client import Request, rough_tokens
 from crossin_jax.errors import Interrupted
-from crossin_jax.languages import ENGLISH_NAMES, code_of
+from crossin_jax.languages import code_of, english_name
 from crossin_jax.storage.files import write_json, write_jsonl, write_text
+from crossin_jax.storage.records import read_records
 from crossin_jax.translation.masks import Masked, marker_problem, mask, unmask
 from crossin_jax.workflow import command_line
 
@@ -105,8 +106,8 @@ def _cleaned(reply: str) -> str:
 def prompt(item: Item, masked: Masked, source: str) -> str:
   """The prompt of an item."""
   return PROMPT.format(
-    source=ENGLISH_NAMES[source],
-    target=ENGLISH_NAMES[item.language],
+    source=english_name(source),
+    target=english_name(item.language),
     markers=MARKERS if masked.pieces else 'Keep signs and symbols as they are.',
     context=CONTEXT.format(item.context[:400]) if item.context else '',
     text=masked.text,
@@ -180,10 +181,9 @@ def by_checkpoint(
     sampling = Sampling(temperature=RETRY_TEMPERATURE, seed=number) if number else Sampling()
     if generate(checkpoint, f'{stem}.in.jsonl', f'{stem}.jsonl', model, sampling=sampling) is None:
       return None
-    with open(f'{stem}.jsonl', encoding='utf-8') as file:
-      for row in map(json.loads, file):
-        i = row['id']
-        outcomes[i] = _outcome(masks[i], row['output'], row['finish_reason'] == 'length', ratio)
+    for _, row in read_records(f'{stem}.jsonl'):
+      i = row['id']
+      outcomes[i] = _outcome(masks[i], row['output'], row['finish_reason'] == 'length', ratio)
     left = [i for i in left if outcomes[i].reason]
   return outcomes
 
@@ -266,6 +266,11 @@ def read(path: str) -> list:
 
   rows, first_of = list(read_rows(path)), {}
   for row in rows:
+    if fault := row.fault or ('conversation' if row.messages else ''):
+      raise ValueError(
+        f'{path}: row {row.number} (from 0) has a fault: {fault}; translate reads one question '
+        'and one answer in each row. Fix or remove it'
+      )
     if row.id is not None and (first := first_of.setdefault(row.id, row.number)) != row.number:
       raise ValueError(
         f'{path}: rows {first} and {row.number} (from 0) both have the id {row.id!r}; remove '

@@ -13,6 +13,7 @@ import numpy as np
 
 from crossin_jax import config
 from crossin_jax.checkpoints.saved_model import SavedModel
+from crossin_jax.decoding import nonfinite
 from crossin_jax.decoding.generation import Generator
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Prompt
@@ -66,14 +67,19 @@ class ChunkWorker:
         self._levels = [vocabulary.encode(str(level)) for level in levels.LEVELS]
       else:
         self._generate = Generator(
-            model, self._params, self._partition, bos_id=vocabulary.bos_id,
+            model, self._params, self._partition, bos_id=None,
             stop_ids=source.stop_ids,
             sampling=Sampling(), decode=vocabulary.decode, rows=rows,
         )  # fmt: skip
 
   def __call__(self, rows: list[dict]) -> list[dict]:
-    """The rows of one chunk, in order."""
-    with self._partition.activate():
+    """The rows of one chunk, in order.
+
+    Raises:
+      NonFiniteLikelihood, NonFiniteLogits: name the row.
+    """
+    name = lambda index: f'row {index + 1} of the chunk (id {rows[index]["id"]!r})'
+    with self._partition.activate(), nonfinite.naming(name):
       if self._kind == 'rate':
         asked = [rows_lib.plain(row['instruction'], row['language']) for row in rows]
         prompts = [
@@ -82,7 +88,7 @@ class ChunkWorker:
         # One pass per sample: the levels are branches of the same prompt.
         losses = continuation_losses(
             self._model, self._params, self._partition, prompts, [self._levels] * len(rows),
-            bos_id=self._prompts.vocabulary.bos_id, length=self._prompt_tokens + 64,
+            bos_id=None, length=self._prompt_tokens + 64,
             rows=self._rows,
         )  # fmt: skip
         scores = levels.expected_level(-np.array(losses))

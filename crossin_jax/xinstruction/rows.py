@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 
-from crossin_jax.languages import ENGLISH_NAMES, code_of
+from crossin_jax.languages import code_of, english_name
 from crossin_jax.storage.files import write_text
 from crossin_jax.storage.records import read_records
 
@@ -45,12 +45,12 @@ def write(path: str, rows: Iterable[Mapping]) -> int:
 
 def plain(instruction: str, language: str) -> str:
   """Prompt of rows from natural text (docs/design/methods.md#b-6-prompts)."""
-  return f'{instruction} Answer in {ENGLISH_NAMES[language]}.'
+  return f'{instruction} Answer in {english_name(language)}.'
 
 
 def assistant(instruction: str, language: str) -> str:
   """Prompt of seed rows and of inference (docs/design/methods.md#b-6-prompts)."""
-  return f'{instruction} Answer in {ENGLISH_NAMES[language]} and the style of an AI assistant.'
+  return f'{instruction} Answer in {english_name(language)} and the style of an AI assistant.'
 
 
 STYLES = {'assistant': assistant, 'plain': plain, 'none': lambda instruction, language: instruction}

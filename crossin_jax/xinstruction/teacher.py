@@ -18,7 +18,7 @@ from crossin_jax.endpoint.client import Endpoint, Estimate, Request, stoppable
 from crossin_jax.endpoint.ledger import BudgetError
 from crossin_jax.endpoint.transport import Transport
 from crossin_jax.errors import Interrupted
-from crossin_jax.languages import ENGLISH_NAMES
+from crossin_jax.languages import english_name
 from crossin_jax.progress import Progress
 from crossin_jax.workflow.steps import StepError
 from crossin_jax.xinstruction import rows as rows_lib
@@ -240,7 +240,7 @@ class _Chunk:
   def __init__(self, kind: str, language: str, path: str, output: str, tokens: int):
     self._kind, self._language, self._path, self._tokens = (
       KINDS[kind],
-      ENGLISH_NAMES[language],
+      english_name(language),
       path,
       tokens,
     )

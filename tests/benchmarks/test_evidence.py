@@ -4,6 +4,8 @@ what was answered.
 
 import importlib.util
 import json
+import os
+import subprocess
 
 from conftest import REPOSITORY
 import gin
@@ -94,6 +96,69 @@ def test_every_volume_can_be_had(worlds, monkeypatch, path):
   gin.parse_config_file(path)
   volumes = [volume for volume in gin.query_parameter('sweep.axes')['volume'] if volume != 'all']
   assert max(volumes) <= len(training) * 2  # Trans has two pairs of languages
+
+
+def start(monkeypatch, out, statuses, *flags):
+  """Runs run.py with commands that only leave their statuses; returns its status and the commands:
+  the folder of a sweep, else the script.
+  """
+  ran = []
+
+  def command(words, check):
+    found = [word for word in words if word.startswith('--output_dir=')]
+    script = os.path.basename(words[1])
+    ran.append(os.path.basename(found[0]) if script == '-m' else script)
+    return subprocess.CompletedProcess(words, statuses.get(ran[-1], 0))
+
+  run = module('run')
+  monkeypatch.setattr(run.subprocess, 'run', command)
+  return run.main([f'--output_dir={out}', *flags]), ran
+
+
+def finished(out):
+  """What the commands that `start` replaces would have left."""
+  (out / 'world.0').mkdir()
+  (out / 'world.0' / 'world.json').write_text('{"tested_relations": ["trade"]}')
+  (out / 'reading').mkdir()
+  points = [
+    {'values': {'TELL_TESTED': told}, 'seed': 0, 'directory': f'points/{told}'}
+    for told in (True, False)
+  ]
+  (out / 'reading' / 'sweep.json').write_text(json.dumps({'points': points}))
+
+
+def test_experiments_run_in_order_and_link_their_readings(tmp_path, monkeypatch):
+  finished(tmp_path)
+  status, ran = start(monkeypatch, tmp_path, {})
+  sweeps = ['volume', 'ratio', 'longer', 'proposal']
+  compared = ['compare.py'] * 4  # two forms, all questions and one relation
+  assert status == 0
+  assert ran == ['worlds.py', 'reading', 'comparison', 'floor', *compared, *sweeps]
+  assert os.readlink(tmp_path / 'read.0') == 'reading/points/True/model'
+  assert os.readlink(tmp_path / 'read_floor.0') == 'reading/points/False/model'
+  status, ran = start(monkeypatch, tmp_path, {}, '--only', 'ratio,worlds', '--no_floor')
+  assert (status, ran) == (0, ['worlds.py', 'ratio'])
+
+
+def test_an_experiment_that_fails_stops_those_that_need_it(tmp_path, monkeypatch, capsys):
+  finished(tmp_path)
+  status, ran = start(monkeypatch, tmp_path, {'volume': 1}, '--only', 'volume,ratio')
+  assert (status, ran) == (1, ['volume', 'ratio'])
+  assert 'FAILED volume: -m crossin_jax.cli sweep ... failed with status 1' in (
+    capsys.readouterr().err
+  )
+  status, ran = start(monkeypatch, tmp_path, {'reading': 3}, '--only', 'worlds,reading,ratio')
+  assert (status, ran) == (1, ['worlds.py', 'reading'])
+  assert 'FAILED ratio' in capsys.readouterr().err
+  (tmp_path / 'reading' / 'sweep.json').unlink()
+  status, ran = start(monkeypatch, tmp_path, {}, '--only', 'reading,ratio')
+  assert (status, ran) == (1, ['reading'])
+  assert 'sweep.json does not exist; run the experiment' in capsys.readouterr().err
+  with pytest.raises(SystemExit) as interrupted:
+    start(monkeypatch, tmp_path, {'volume': 75}, '--only', 'volume,ratio')
+  assert interrupted.value.code == 75
+  with pytest.raises(SystemExit):
+    start(monkeypatch, tmp_path, {}, '--only', 'volumes')
 
 
 RELATIONS = ('trade', 'radio')

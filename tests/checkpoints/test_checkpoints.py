@@ -13,7 +13,13 @@ import orbax.checkpoint as ocp
 import pytest
 
 from crossin_jax.checkpoints import digests as digests_lib
-from crossin_jax.checkpoints.manager import CheckpointConfig, Checkpoints, restore_tree
+from crossin_jax.checkpoints import manager, parameters
+from crossin_jax.checkpoints.manager import (
+  CheckpointConfig,
+  Checkpoints,
+  OptimizerStateError,
+  restore_tree,
+)
 from crossin_jax.checkpoints.places import CheckpointError, latest_checkpoint
 from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.devices.partitioning import Partitioner
@@ -39,7 +45,7 @@ def adamw():
 def abstract_on(transform, mesh=(1, 1, 1), model=MODEL):
   partition = Partitioner(mesh_shape=mesh, devices=jax.devices()[: int(np.prod(mesh))])
   with partition.activate():
-    return train_state.state_shardings(model, transform, partition, 16)
+    return train_state.state_shardings(model, transform, partition)
 
 
 @functools.cache
@@ -257,6 +263,71 @@ def test_another_model_is_an_error_that_names_the_parameters(tmp_path, adamw):
   with pytest.raises(CheckpointError, match='of another model'):
     checkpoints.restore_latest(wider)
   checkpoints.close()
+
+
+@pytest.mark.parametrize(
+  'saved, wanted, parts',
+  [
+    ({}, {'clip_norm': None}, ['1/0/mu', 'in this run 0/count, 0/mu']),
+    ({'clip_norm': None}, {}, ['in the checkpoint 0/count, 0/mu', '1/0/mu']),
+    ({}, {'kind': optimizers.adafactor}, ['1/0/nu', '0/v_row']),
+    ({'kind': optimizers.adafactor}, {}, ['0/v_row', '1/0/nu']),
+    (
+      {'kind': optimizers.adafactor},
+      {'kind': optimizers.adafactor, 'clipping_threshold': None},
+      ['2/count; in this run 0/count', '1/count'],
+    ),
+    (
+      {'kind': optimizers.adafactor},
+      {'kind': optimizers.adafactor, 'clip_norm': 1.0},
+      ['in this run 1/0/count'],
+    ),
+  ],
+)
+def test_another_optimizer_is_explained_by_its_structure(tmp_path, saved, wanted, parts):
+  def transform(kind=optimizers.adamw, **settings):
+    return kind(10, **settings).transform
+
+  save(tmp_path, transform(**saved), [1, 2])
+  with pytest.raises(OptimizerStateError) as error:
+    restore(tmp_path, transform(**wanted))
+  said = str(error.value)
+  assert all(part in said for part in (*parts, 'checkpoint_2. ', 'The checkpoint is complete'))
+  assert 'damaged' not in said and 'elete' not in said and len(said) < 1200
+  named = str(error.value.because_of(['adamw.clip_norm was 1.0, now None']))
+  assert 'has changed since' in named and 'clip_norm was 1.0, now None. Undo the change' in named
+  assert restore(tmp_path, transform(**saved))[1]['step'] == 2
+
+
+def test_parameters_without_optimizer_state_say_how_to_start_from_them(tmp_path, adamw):
+  parameters.save_params(str(tmp_path), init_params(MODEL))
+  with pytest.raises(OptimizerStateError, match='in the checkpoint none') as error:
+    restore(tmp_path, adamw.transform)
+  assert 'INITIAL_CHECKPOINT_PATH' in str(error.value)
+
+
+def test_a_complete_checkpoint_that_cannot_be_read_is_not_called_damaged(
+  tmp_path, adamw, monkeypatch
+):
+  save(tmp_path, adamw.transform, [10, 20])
+
+  def fail(*_):
+    raise MemoryError('12 GiB\nand a trace')
+
+  monkeypatch.setattr(manager, 'restore_tree', fail)
+  with pytest.raises(
+    CheckpointError, match='checkpoint_20 cannot be read .MemoryError: 12 GiB.,'
+  ) as e:
+    restore(tmp_path, adamw.transform)
+  said = str(e.value)
+  assert 'as they were saved' in said and 'damaged' not in said and 'elete' not in said
+  assert 'trace' not in said
+  for step in (10, 20):
+    (tmp_path / 'digests' / f'checkpoint_{step}.json').unlink()
+  with pytest.warns(UserWarning, match='no digest'), pytest.raises(CheckpointError) as e:
+    restore(tmp_path, adamw.transform)
+  said = str(e.value)
+  assert 'damaged' not in said and 'elete' not in said and 'another MODEL_DIR' in said
 
 
 def test_restore_params_from_either_path_and_whatever_the_optimizer(tmp_path, optimizer):

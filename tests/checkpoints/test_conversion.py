@@ -1,5 +1,6 @@
 """Hugging Face directories in and out: byte for byte, and read by transformers and PEFT themselves."""
 
+import dataclasses
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models import lora
 from crossin_jax.models.decoder import Decoder
-from crossin_jax.models.huggingface import families, weights
+from crossin_jax.models.huggingface import families, tensor_files, weights
 from crossin_jax.models.lora import LoraConfig
 from crossin_jax.training import optimizers
 from crossin_jax.training import state as train_state
@@ -95,18 +96,18 @@ def trained_lora(directory, tmp_path, **changes):
   partition = Partitioner(mesh_shape=(1, 1, 1), devices=jax.devices()[:1])
   rng = np.random.default_rng(0)
   with partition.activate():
-    abstract = train_state.state_shardings(model, optimizers.adamw(10).transform, partition, 8)
+    abstract = train_state.state_shardings(model, optimizers.adamw(10).transform, partition)
     known = weights.load_params(
       directory, model.config, lora.without_adapters(lora.merge(abstract.params, abstract.frozen))
     )
-    state = train_state.init_state(model, optimizers.adamw(10).transform, abstract, 8, 0, known)
+    state = train_state.init_state(model, optimizers.adamw(10).transform, abstract, 0, known)
     noisy = lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(x.dtype)
     state = state.replace(params=jax.tree.map(noisy, state.params))
     model_dir = str(tmp_path / 'run')
     saved = manager.Checkpoints(model_dir, manager.CheckpointConfig())
     saved.save(1, state, {'base': SavedModel.open(directory).base})
     saved.close()
-  weights.copy_companions(directory, os.path.join(model_dir, saved_model.COMPANIONS))
+  tensor_files.copy_companions(directory, os.path.join(model_dir, saved_model.COMPANIONS))
   return model_dir, model, state.model_params
 
 
@@ -115,7 +116,9 @@ def trained_lora(directory, tmp_path, **changes):
     ('mistral', {'train_embeddings': True}),
     ('qwen2', {'train_embeddings': True}), ('phi3', {}),
     ('phi3', {'targets': ('key', 'up', 'out'), 'rs_lora': True}),
-    ('gemma2', {}),
+    ('gemma2', {}), ('olmo3', {}), ('seed_oss', {}), ('ministral3', {}), ('granite', {}),
+    ('smollm3', {}), ('cohere_plus', {}), ('cohere2', {}), ('apertus', {}), ('gemma4', {}),
+    ('qwen3_moe', {}), ('mixtral', {}), ('olmoe', {'targets': ('query', 'down')}),
 ])  # fmt: skip
 def test_peft_and_merged_equal_our_adapters(directories, tmp_path, name, changes):
   peft = pytest.importorskip('peft', reason='the comparison with PEFT needs the extra `test`')
@@ -141,6 +144,68 @@ def test_peft_and_merged_equal_our_adapters(directories, tmp_path, name, changes
   )
   np.testing.assert_allclose(our_logits(plain, folded, tokens), ours, atol=1e-4)
   assert not [n for n in os.listdir(tmp_path / 'peft') if n.startswith('model')]
+
+
+@pytest.mark.parametrize('held', ['bfloat16', 'float32', 'int8'])
+@pytest.mark.parametrize(
+  'name, dtype', [('llama3', 'float32'), ('qwen2', 'float16'), ('gemma2', 'bfloat16')]
+)
+def test_a_merged_export_has_the_precision_of_its_directory(
+  directories, tmp_path, name, dtype, held
+):
+  """Tensors without an adapter are those of the directory, bit for bit, the others those of PEFT."""
+  peft = pytest.importorskip('peft', reason='the comparison with PEFT needs the extra `test`')
+  source = directories(name, dtype)
+  targets = {'targets': ('query', 'down')}
+  model_dir, model, _ = trained_lora(source, tmp_path, **targets)
+  lora_config = dataclasses.replace(model.config.lora, base_dtype=held)
+  model = model.clone(config=dataclasses.replace(model.config, lora=lora_config))
+  result = export_hf(model_dir, str(tmp_path / 'merged'), model, format='merged')
+  assert result['dtype'] == dtype
+  export_hf(model_dir, str(tmp_path / 'peft'), model, format='peft')
+  before, after = tensors_of(source), tensors_of(tmp_path / 'merged')
+  assert before.keys() == after.keys()
+  base = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+  merged = peft.PeftModel.from_pretrained(base, str(tmp_path / 'peft')).merge_and_unload()
+  theirs = dict(merged.named_parameters())
+  for tensor, value in after.items():
+    assert value.dtype == before[tensor].dtype
+    if 'q_proj' not in tensor and 'down_proj' not in tensor or 'bias' in tensor:
+      np.testing.assert_array_equal(value, before[tensor], err_msg=tensor)
+      continue
+    assert (value != before[tensor]).any(), tensor
+    wanted = theirs[tensor].detach().to(getattr(torch, dtype)).float().numpy()
+    step = {'float32': 1e-6, 'float16': 1e-3, 'bfloat16': 8e-3}[dtype]
+    np.testing.assert_allclose(value.astype(np.float32), wanted, rtol=step, atol=1e-6)
+
+
+def test_a_merged_export_of_a_trained_embedding_keeps_the_rest(directories, tmp_path):
+  source = directories('llama3', 'float16')
+  model_dir, model, params = trained_lora(source, tmp_path, train_embeddings=True)
+  export_hf(model_dir, str(tmp_path / 'merged'), model, format='merged')
+  before, after = tensors_of(source), tensors_of(tmp_path / 'merged')
+  np.testing.assert_array_equal(
+    after['model.embed_tokens.weight'],
+    np.asarray(params['decoder']['token_embedding']).astype(np.float16),
+  )
+  assert (after['lm_head.weight'] != before['lm_head.weight']).any()
+  for tensor in before:
+    if 'norm' in tensor:
+      np.testing.assert_array_equal(after[tensor], before[tensor], err_msg=tensor)
+
+
+def test_a_dtype_of_transformers_4_is_read(directories, tmp_path):
+  source = str(tmp_path / 'hf')
+  shutil.copytree(directories('llama3', 'float16'), source)
+  path = os.path.join(source, 'config.json')
+  with open(path) as f:
+    config = json.load(f)
+  config['torch_dtype'] = f'torch.{config.pop("dtype")}'
+  with open(path, 'w') as f:
+    json.dump(config, f)
+  model_dir, model, _ = trained_lora(source, tmp_path)
+  result = export_hf(model_dir, str(tmp_path / 'merged'), model, format='merged')
+  assert result['dtype'] == 'float16'
 
 
 def test_a_lora_checkpoint_holds_only_what_was_trained(directories, tmp_path):
@@ -276,9 +341,12 @@ MALFORMED = {
     'pickle only': (only_pickle, r'pytorch_model.bin, which is not opened because it could run code'),
     'no config': (lambda d: os.unlink(os.path.join(d, 'config.json')), 'no config.json'),
     'config no json': (lambda d: open(os.path.join(d, 'config.json'), 'w').write('{'), 'is not JSON'),
-    'unknown architecture': (lambda d: edit_config(d, model_type='mamba'), "model_type 'mamba' is "
-                                                                           "not supported; "
-                                                                           "supported are llama"),
+    'unknown architecture': (lambda d: edit_config(d, model_type='unheard'), "model_type 'unheard' is "
+                                                                             "not supported; "
+                                                                             "supported are llama"),
+    'another kind of model': (lambda d: edit_config(d, model_type='mamba'), "'mamba' is not supported: "
+                                                                            "it has state-space.*what "
+                                                                            "works: Granite 3"),
     'unknown field': (lambda d: edit_config(d, attention_chunk=5), 'field attention_chunk = 5 is '
                                                                    'not known for llama'),
     'quantised': (lambda d: edit_config(d, quantization_config={'bits': 4}), 'quantization_config '
@@ -479,7 +547,9 @@ print(json.dumps({'beyond': peak - before - live, 'live': live}))
 """
 
 
-@pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='needs /proc to measure memory')
+@pytest.mark.skipif(
+  not os.path.exists('/proc/self/status'), reason='memory is read from /proc: run on Linux'
+)
 def test_reading_takes_no_more_than_a_tensor_beyond_the_arrays(tmp_path):
   """Stacked layers never lie on the host as a whole: 80 MB a leaf here, of 3 MB a layer."""
   import subprocess

@@ -108,9 +108,6 @@ def test_tokens_equal_transformers(byte_level, name, in_config):
 @pytest.mark.parametrize('template, message', [
     ("{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor "
      "%}</s>", 'no token would be trained'),
-    ("{% for m in messages %}{{ m['content'] }}{% endfor %}", 'would not end'),
-    ("{% for m in messages %}{{ m['role'] + ':' + m['content'] + '</s>' }}{% endfor %}", 'these must be equal'),
-    ("{% for m in messages %}{{ m['content'] + '##' }}{% endfor %}", 'is not a special token'),
     ('{% for %}', 'not valid Jinja'),
     ("{{ raise_exception('no thanks') }}", 'refuses the conversation: no thanks'),
     ("{{ ''.__class__.__mro__ }}", 'cannot be rendered'),
@@ -167,7 +164,7 @@ def test_what_training_used_is_used_again(byte_level, tiny_settings, tmp_path):
   os.unlink(vocabulary.path)
   prompts = Prompts(str(tmp_path / 'run'))
   assert prompts.template == 'chat' and prompts.stop_id == SPECIALS.index('<|im_end|>')
-  assert prompts.vocabulary.eos_id == 1 and prompts.vocabulary.bos_id == 0
+  assert prompts.vocabulary.eos_id == 1 and prompts.vocabulary.bos_id is None
   task = next(t for t in prepared.tasks if t.info['mode'] == 'base')
   tokens, weights = task.split.example(0)
   text = prompts.vocabulary.decode(tokens[weights == 0])

@@ -1,5 +1,6 @@
 """Where sources end: epochs, a source of one row, a source of none, a rate of zero."""
 
+import json
 import warnings
 
 from conftest import write_prepared
@@ -66,23 +67,43 @@ def test_nothing_at_all_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
+  'parts, advice',
+  [
+    ({'validation_rows': 0}, 'because MixtureSettings.validation_rows = 0. Prepare it with more'),
+    ({'validation_rows': 200}, 'validation_rows = 200: at most a twentieth .* fewer than 20 rows'),
+    ({}, 'of at least 20 rows'),
+  ],
+)
+def test_no_validation_rows_say_what_gives_them(tmp_path, parts, advice):
+  name = write_prepared(tmp_path, {'a.en': (1.0, None, examples(9))})
+  manifest = tmp_path / 'tasks' / 'a.en' / 'manifest.json'
+  saved = json.loads(manifest.read_text())
+  manifest.write_text(json.dumps({**saved, 'fingerprint_parts': parts}))
+  with pytest.raises(PreparedDataError, match=advice) as error:
+    PreparedMixture(str(tmp_path), name, 'validation')
+  assert '--gin.train.evaluators="()"' in str(error.value)
+
+
+@pytest.mark.parametrize('packing, slack', [('in_order', 2), ('first_fit', 128)])
+@pytest.mark.parametrize(
   'until, epochs', [('all', 1.0), ('first', 1.0), ('all', 2.5), ('first', 0.5)]
 )
-def test_epochs_end_a_run_when_all_or_the_first_task_was_read_so_often(tmp_path, until, epochs):
+def test_epochs_end_a_run_when_all_or_the_first_task_was_read_so_often(
+  tmp_path, until, epochs, packing, slack
+):
   counts = {'a.en': 600, 'b.en': 150}
-  stream = open_stream(tmp_path, {name: (0.5, None, examples(n)) for name, n in counts.items()})
+  tasks = {name: (0.5, None, examples(n)) for name, n in counts.items()}
+  stream = open_stream(tmp_path, tasks, packing=packing)
   steps = stream.steps_for_epochs(epochs, until)
   read_by = lambda at: [stream.epochs(at)[name] for name in counts]
   reach = min if until == 'all' else max
   assert reach(read_by(steps)) >= epochs - 1e-9
   assert steps == 1 or reach(read_by(steps - 1)) < epochs
-  # What was really read agrees with what the formula says, up to the packing of one window.
+  # What was really read agrees with what `epochs` says, up to the packing.
   seen = read(stream, steps)
   for name in counts:
     really = sum(n for (task, _), n in seen.items() if task == name)
-    assert really == pytest.approx(
-      stream.epochs(steps)[name] * counts[name], abs=stream.window_size / 2
-    )
+    assert really == pytest.approx(stream.epochs(steps)[name] * counts[name], abs=slack)
 
 
 @pytest.mark.parametrize('epochs, until', [(0, 'all'), (-1.0, 'first'), (1.0, 'last')])

@@ -7,6 +7,8 @@ import pytest
 
 from crossin_jax.data import inspection
 from crossin_jax.data.prepared import PreparedMixture
+from crossin_jax.data.prompts import render_example, stop_id
+from crossin_jax.data.vocabulary import Vocabulary
 
 
 def test_shares_follow_the_rates_and_sum_to_one(tiny_prepared):
@@ -37,3 +39,28 @@ def test_command_prints_json(tiny_prepared, capsys):
   out, err = capsys.readouterr()
   assert json.loads(out.splitlines()[-1])['mixture'] == name
   assert 'packing:' in err and '⏎stop' in err
+
+
+def test_every_trained_turn_of_a_conversation_is_marked(tmp_path):
+  import chat_templates
+  import small_models
+
+  template = chat_templates.TEMPLATES['Phi-4']
+  names = {'eos_token': template.eos, 'unk_token': '<unk>'}
+  small_models.write_tokenizer(tmp_path, chat_templates.SPECIALS, names, template.text)
+  vocabulary = Vocabulary(str(tmp_path / 'tokenizer.json')).with_template('chat')
+  turns = [
+    {'role': role, 'content': content}
+    for role, content in (
+      ('system', 'Be brief.'), ('user', 'Hi'), ('assistant', 'Ho'), ('user', 'Why?'),
+      ('assistant', 'So.'),
+    )
+  ]  # fmt: skip
+  example = render_example(vocabulary, 'chat', {'messages': turns}, '', None)
+  stop = stop_id(vocabulary, 'chat')
+  text = inspection.marked(vocabulary, example.tokens, example.loss_weights, False, stop)
+  assert text == (
+    '<|im_start|>system<|im_sep|>Be brief.<|im_end|><|im_start|>user<|im_sep|>Hi<|im_end|>'
+    '<|im_start|>assistant<|im_sep|>⟦Ho⏎stop⟧<|im_start|>user<|im_sep|>Why?<|im_end|>'
+    '<|im_start|>assistant<|im_sep|>⟦So.⏎stop⟧'
+  )

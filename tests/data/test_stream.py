@@ -1,6 +1,8 @@
 """Batch n is a pure function of (settings, n); packing isolates; nothing is lost unseen."""
 
 import collections
+import json
+import tempfile
 import time
 
 from conftest import write_prepared
@@ -12,7 +14,14 @@ import numpy as np
 import pytest
 
 from crossin_jax.data.prepared import PreparedDataError, PreparedMixture, TaskSplit
-from crossin_jax.data.stream import FEATURES, BatchStream, Loader, fingerprint, put_batch
+from crossin_jax.data.stream import (
+  FEATURES,
+  BatchStream,
+  Loader,
+  check_resume,
+  fingerprint,
+  put_batch,
+)
 
 BOS = 1
 
@@ -46,6 +55,13 @@ def synthetic(tmp_path_factory):
 def stream_of(synthetic, **changes):
   mixture = PreparedMixture(synthetic[0], synthetic[1])
   return BatchStream(mixture, **{'batch_size': 4, 'length': 32, 'seed': 3, 'window': 64, **changes})
+
+
+def drawn_in(stream, window, fields=None):
+  """The indices of a window's examples, or several fields of `windows.Examples`."""
+  examples = stream._packed(window).examples
+  columns = [getattr(examples, field).tolist() for field in fields or ('indices',)]
+  return columns if fields else columns[0]
 
 
 def segments_of(batch):
@@ -151,12 +167,86 @@ def test_volume_is_a_prefix_and_rates_are_kept(synthetic):
       counted.update(row)
   by_task = {task: sum(n for (t, _), n in counted.items() if t == task) for task in synthetic[2]}
   total = sum(by_task.values())
-  assert abs(total - 4 * 512) <= 16
+  assert abs(total - 4 * stream.examples_per_window) <= 16
   for task, (rate, _, _) in synthetic[2].items():
     assert abs(by_task[task] - total * rate) < 16
   assert {int(id_.split('/')[1]) for (task, id_), _ in counted.items() if task == 'b.zh'} == set(
     range(40)
   )
+
+
+@hypothesis.given(
+  st.lists(
+    st.tuples(st.floats(0.05, 1), st.integers(1, 60), st.integers(2, 60)), min_size=1, max_size=4
+  ),
+  st.integers(1, 12),
+  st.integers(0, 3),
+)
+@hypothesis.settings(max_examples=25, deadline=None)
+def test_rates_and_epochs_hold_after_any_number_of_steps(tasks, batch_size, seed):
+  """What any number of batches has read is a prefix of the stream, up to two waiting examples;
+  short and long ones, tasks larger and smaller than the window.
+  """
+  rng = np.random.default_rng(seed)
+  with tempfile.TemporaryDirectory() as folder:
+    name = write_prepared(folder, {
+      f't{t}': (rate, None, examples(rng, count, 64, first=1000 * t, mean=mean))
+      for t, (rate, count, mean) in enumerate(tasks)
+    }, max_length=64)  # fmt: skip
+    stream = BatchStream(
+      PreparedMixture(folder, name), batch_size=batch_size, length=64, seed=seed, window=200
+    )
+    total = sum(rate for rate, _, _ in tasks)
+    counted = collections.Counter()
+    for step in range(stream.rows_per_window // batch_size):
+      for row in stream.examples(step):
+        counted.update(row)
+      read = sum(counted.values())
+      for t, (rate, count, _) in enumerate(tasks):
+        of_task = [counted[f't{t}', f't{t}/{i}'] for i in range(count)]
+        assert abs(sum(of_task) - read * rate / total) < 1 + 2
+        # An example is read again once the others were read, but for those that wait.
+        assert max(of_task) - min(of_task) <= 1
+      epochs = stream.epochs(step + 1)
+      for t, (_, count, _) in enumerate(tasks):
+        of_task = sum(n for (task, _), n in counted.items() if task == f't{t}')
+        assert abs(epochs[f't{t}'] * count - of_task) <= 3 + sum(map(len, stream.examples(step)))
+
+
+@pytest.mark.parametrize('batch_size', [2, 8, 64])
+def test_alpaca_is_read_at_its_rates_in_full_rows(batch_size, tmp_path, shared_data):
+  """Real lengths, equal rates of languages whose texts cost unlike numbers of tokens."""
+  tasks = {}
+  for language in ('en', 'zh', 'vi'):
+    path = shared_data / 'alpaca_parallel' / f'alpaca.{language}.json'
+    rows = json.loads(path.read_text(encoding='utf-8'))
+    sizes = [len(''.join(map(str, row.values())).encode()) // 4 + 2 for row in rows]
+    items = [(np.zeros(n, np.int32), np.ones(n, np.float32)) for n in np.clip(sizes, 2, 2048)]
+    tasks[language] = (1.0, None, items)
+  name = write_prepared(tmp_path, tasks, max_length=2048)
+  stream = BatchStream(PreparedMixture(str(tmp_path), name), batch_size=batch_size, length=2048)
+  used, counted = 0, collections.Counter()
+  steps = stream.steps_for_epochs(2)
+  for step in range(steps):
+    counted.update(task for row in stream.examples(step) for task, _ in row)
+    used += int((stream.batch(step)['decoder_segment_ids'] > 0).sum())
+    if sum(counted.values()) > 300:
+      for task in tasks:
+        assert abs(counted[task] / sum(counted.values()) - 1 / 3) < 0.01
+  assert used / (steps * batch_size * 2048) >= 0.96
+
+
+def test_a_run_keeps_the_packing_that_it_began_with(synthetic):
+  new, old = stream_of(synthetic), stream_of(synthetic, packing='first_fit')
+  assert 'packing' not in old.settings and new.settings['packing'] == 'in_order'
+  assert new.as_begun(None) is new and new.as_begun(new.settings) is new
+  assert new.as_begun(old.settings).settings == old.settings
+  equal(new.as_begun(old.settings).batch(5), old.batch(5))
+  assert any((new.batch(5)[name] != old.batch(5)[name]).any() for name in FEATURES)
+  with pytest.raises(ValueError, match='packing was in_order, now first_fit'):
+    check_resume(new.settings, old.as_begun(new.settings).settings)
+  with pytest.raises(ValueError, match="packing = 'best' is none of"):
+    stream_of(synthetic, packing='best')
 
 
 def test_every_example_comes_once_an_epoch_and_moved_ones_are_accounted_for(tmp_path):
@@ -171,9 +261,11 @@ def test_every_example_comes_once_an_epoch_and_moved_ones_are_accounted_for(tmp_
     str(tmp_path),
     write_prepared(tmp_path, {'a': (1.0, None, items)}, max_length=64),
   )
-  stream = BatchStream(PreparedMixture(directory, name), batch_size=1, length=64, seed=0, window=32)
+  stream = BatchStream(
+    PreparedMixture(directory, name), batch_size=1, length=64, window=32, packing='first_fit'
+  )
   # No margin, so that much is moved and some dropped: the rule must hold all the same.
-  stream.rows_per_window = int(np.ceil(32 * np.mean([len(tokens) for tokens, _ in items]) / 64))
+  stream._windows.rows = int(np.ceil(32 * np.mean([len(tokens) for tokens, _ in items]) / 64))
   windows = 60
   rows = stream.rows_per_window
   read = [
@@ -185,14 +277,14 @@ def test_every_example_comes_once_an_epoch_and_moved_ones_are_accounted_for(tmp_
   for window in range(windows):
     mine = collections.Counter(i for row in read[window * rows : (window + 1) * rows] for i in row)
     seen.update(mine)
-    drawn = stream._examples(window)[1].tolist()
-    previous = stream._examples(window - 1)[1].tolist() if window else []
-    packed = stream._packed(window)[3]
+    drawn = drawn_in(stream, window)
+    previous = drawn_in(stream, window - 1) if window else []
+    packed = stream._packed(window).bins
     late = collections.Counter(i for i, bin_ in zip(drawn, packed) if bin_ < 0)
     before = collections.Counter()
     if window:
       before = collections.Counter(
-        i for i, bin_ in zip(previous, stream._packed(window - 1)[3]) if bin_ < 0
+        i for i, bin_ in zip(previous, stream._packed(window - 1).bins) if bin_ < 0
       )
     from_before = mine - (collections.Counter(drawn) - late)
     assert not (from_before - before) and not (collections.Counter(drawn) - late) - mine
@@ -200,10 +292,10 @@ def test_every_example_comes_once_an_epoch_and_moved_ones_are_accounted_for(tmp_
     assert sum(lost.values()) == stream._window(window).dropped
     moved, dropped = moved + sum(from_before.values()), dropped + sum(lost.values())
   assert moved > 20 and dropped > 0, 'the test is to see both'
-  pending = sum(stream._packed(windows - 1)[3] < 0)
+  pending = sum(stream._packed(windows - 1).bins < 0)
   assert sum(seen.values()) + dropped + pending == windows * 32
   # An epoch is 500 examples: over 1,920 places each is drawn three or four times.
-  drawn = collections.Counter(i for w in range(windows) for i in stream._examples(w)[1].tolist())
+  drawn = collections.Counter(i for w in range(windows) for i in drawn_in(stream, w))
   assert set(drawn.values()) == {3, 4} and len(drawn) == 500
 
 
@@ -214,8 +306,10 @@ def test_dropped_counts_each_window_once(tmp_path):
     for n in np.clip(rng.lognormal(2, 1.2, 500), 2, 64)
   ]
   name = write_prepared(tmp_path, {'a': (1.0, None, items)}, max_length=64)
-  stream = BatchStream(PreparedMixture(str(tmp_path), name), batch_size=1, length=64, window=32)
-  stream.rows_per_window = int(np.ceil(32 * np.mean([len(tokens) for tokens, _ in items]) / 64)) - 1
+  stream = BatchStream(
+    PreparedMixture(str(tmp_path), name), batch_size=1, length=64, window=32, packing='first_fit'
+  )
+  stream._windows.rows = int(np.ceil(32 * np.mean([len(tokens) for tokens, _ in items]) / 64)) - 1
   expected = 0
   for _ in range(3):
     for window in range(12):
@@ -227,7 +321,10 @@ def test_dropped_counts_each_window_once(tmp_path):
 def test_each_epoch_is_another_permutation_of_all_examples(synthetic):
   stream = stream_of(synthetic, window=64)
   drawn = [
-    i for w in range(40) for t, i in zip(*map(np.ndarray.tolist, stream._examples(w))) if t == 0
+    index
+    for window in range(40)
+    for task, index in zip(*drawn_in(stream, window, ('tasks', 'indices')))
+    if task == 0
   ]
   epochs = [drawn[i : i + 150] for i in range(0, len(drawn) - 150, 150)]
   assert len(epochs) >= 9

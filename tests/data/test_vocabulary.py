@@ -16,7 +16,7 @@ def bpe(tmp_path_factory):
   has them.
   """
   import tokenizers
-  from tokenizers import decoders, models, pre_tokenizers, trainers
+  from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
   tokenizer = tokenizers.Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -31,6 +31,10 @@ def bpe(tmp_path_factory):
     ['the night ferry from the port', 'the port of the ferry'] * 5, trainer
   )
   tokenizer.add_special_tokens(['<|begin|>', '<|end|>', '<|other|>'])
+  begin = tokenizer.token_to_id('<|begin|>')
+  tokenizer.post_processor = processors.TemplateProcessing(
+    single='<|begin|> $A', special_tokens=[('<|begin|>', begin)]
+  )
   # What a downloaded tokenizer may carry, and must not reach training.
   tokenizer.enable_truncation(5)
   tokenizer.enable_padding(length=12)
@@ -95,8 +99,7 @@ def test_special_tokens(bpe, tiny_vocabulary, tmp_path):
   lone.write_bytes(bpe.read_bytes())
   with pytest.raises(ValueError, match='set Vocabulary.eos_token'):
     print(Vocabulary(str(lone)).eos_id)
-  # No BOS (Qwen): the stop token begins.
-  assert Vocabulary(str(lone), eos_token='<|end|>').bos_id == size - 2
+  assert Vocabulary(str(bpe), bos_token='').bos_id is None
   for kind in ('bos_token', 'eos_token'):
     with pytest.raises(ValueError, match=f"Vocabulary.{kind} = '<nothing>' is not a token of"):
       print(Vocabulary(str(bpe), **{kind: '<nothing>'}).digest)

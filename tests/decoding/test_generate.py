@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 
 from conftest import REPOSITORY, init_params, tiny_config
 import jax
+import jax.numpy as jnp
 import pytest
 
 from crossin_jax import cli
@@ -134,10 +136,11 @@ def test_every_row_is_answered_in_order(model_dir, tmp_path, capsys):
 def test_prompts_are_those_of_training(model_dir, tiny_vocabulary):
   prompts = lib.Prompts(str(model_dir))
   row = {'instruction': 'Ask.', 'input': '', 'language': 'es'}
-  assert lib.prompt_tokens(row, prompts) == tiny_vocabulary.encode('Ask.\n')
-  assert lib.prompt_tokens(row, prompts, tags=True) == tiny_vocabulary.encode('Ask.\n\n[es]\n')
-  assert lib.prompt_tokens({'prompt': 'Ask.'}, prompts) == tiny_vocabulary.encode('Ask.')
-  assert lib.prompt_tokens({'prompt': ''}, prompts) == []
+  encode = lambda text: [tiny_vocabulary.bos_id, *tiny_vocabulary.encode(text)]
+  assert lib.prompt_tokens(row, prompts) == encode('Ask.\n')
+  assert lib.prompt_tokens(row, prompts, tags=True) == encode('Ask.\n\n[es]\n')
+  assert lib.prompt_tokens({'prompt': 'Ask.'}, prompts) == encode('Ask.')
+  assert lib.prompt_tokens({'prompt': ''}, prompts) == encode('')
 
 
 def test_a_killed_run_continues(model_dir, tmp_path, undisturbed, monkeypatch):
@@ -268,6 +271,16 @@ def test_another_input_or_model_is_named(model_dir, tmp_path, capsys):
     ('{"prompt": 3}', 'line 2: field "prompt" is a int, it must be a string'),
     ('{"instruction": "a", "prompt": "b"}', 'line 2: give either field "prompt"'),
     ('{"text": "a"}', 'line 2: give either field "prompt"'),
+    ('{"messages": [], "prompt": "b"}', 'line 2: give either field "prompt"'),
+    ('{"messages": "Hi"}', 'line 2: field "messages" is a str, it must be a list of turns'),
+    (
+      '{"messages": [{"role": "assistant", "content": "Hi"}]}',
+      "line 2: field 'messages' has the roles assistant; give",
+    ),
+    (
+      '{"messages": [{"role": "tool", "content": "Hi"}]}',
+      "line 2: field 'messages': unknown_role in",
+    ),
     ('{"instruction": " "}', 'line 2: field "instruction" is empty'),
     ('{"instruction": "a", "input": null}', 'line 2: field "input" is a NoneType'),
     ('{"prompt": "a", "id": [1]}', 'line 2: field "id" is a list'),
@@ -296,9 +309,9 @@ def test_other_bad_arguments(model_dir, tmp_path, capsys):
   status, said = run('--gin.Sampling.temprature=1.0')
   assert status == 2 and 'Nearest known: temperature' in said
   status, said = run('--gin.Sampling.top_p=2.0')
-  assert status == 1 and 'Sampling.top_p = 2.0 must be above 0' in said
+  assert status == 1 and 'Sampling.top_p = 2.0 must be at least 0 and at most 1' in said
   status, said = run('--gin.DecoderConfig.vocab_size=1000')
-  assert status == 1 and 'they do not belong together' in said
+  assert status == 1 and 'has 1200 ids, the model 1000' in said
   (tmp_path / 'out.jsonl').write_text('mine\n')
   status, said = run()
   assert (
@@ -313,6 +326,24 @@ def test_other_bad_arguments(model_dir, tmp_path, capsys):
   arguments = flags(model_dir, tmp_path)
   (tmp_path / 'in.jsonl').unlink()
   assert cli.main(arguments) == 1 and 'in.jsonl is not a file' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('flag', ['temperature=0.0', 'temperature=0.7', 'top_p=0.9'])
+def test_logits_that_are_not_finite_are_an_error_of_row_and_step(model_dir, tmp_path, capsys, flag):
+  model = Decoder(tiny_config(vocab_size=1216))
+  params = init_params(model, 2)
+  params['decoder']['token_embedding'] = params['decoder']['token_embedding'].at[:, 0].set(jnp.nan)
+  damaged = tmp_path / 'damaged'
+  shutil.copytree(model_dir, damaged, ignore=shutil.ignore_patterns('checkpoint_*', 'digests'))
+  parameters.save_params(str(damaged), params)
+  flags_ = ['--gin.Sampling.temperature=1.0', f'--gin.Sampling.{flag}']
+  assert cli.main(flags(damaged, tmp_path, *flags_)) == 1
+  said = capsys.readouterr().err
+  assert re.search(
+    r"row \d+ of the input \(id '?(row )?\d+'?\): the logits are not finite at step 1 of the answer",
+    said,
+  )
+  assert 'Traceback' not in said and 'DecoderConfig.dtype' in said
 
 
 def test_tags_need_languages():

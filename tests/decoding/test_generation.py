@@ -14,6 +14,7 @@ import pytest
 from crossin_jax.decoding import sampling as sampling_lib
 from crossin_jax.decoding.cache import bucket
 from crossin_jax.decoding.generation import Generator
+from crossin_jax.decoding.nonfinite import NonFiniteLogits
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Prompt
 from crossin_jax.devices.partitioning import Partitioner
@@ -194,7 +195,7 @@ def test_samples_of_a_prompt_can_be_asked_for_one_by_one():
   assert [a.tokens for a in some] == [every[2, 2], every[4, 0], every[4, 1]]
 
 
-def letters(tokens):
+def letters(tokens, shown=()):
   return ''.join(chr(ord('A') + t) for t in tokens)
 
 
@@ -287,3 +288,84 @@ def test_buckets():
   assert [bucket(n) for n in (0, 1, 16, 17, 24, 25, 33, 48, 49, 100, 129, 192, 193)] == [
       16, 16, 16, 24, 24, 32, 48, 48, 64, 128, 192, 192, 256,
   ]  # fmt: skip
+
+
+def unreadable(token):
+  """The tiny model with an output head of its own, and NaN in the embedding of a token."""
+  model, params = tiny(tie_embeddings=False)
+  table = params['decoder']['token_embedding']
+  table = table if token is None else table.at[token].set(jnp.nan)
+  damaged = {**params['decoder'], 'token_embedding': table}
+  return model, {**params, 'decoder': damaged}
+
+
+@pytest.mark.parametrize(
+  'settings',
+  [
+    {},
+    {'temperature': 1.0},
+    {'temperature': 0.8, 'top_p': 0.9},
+    {'temperature': 1.0, 'top_p': 0.0},
+  ],
+  ids=str,
+)
+@pytest.mark.parametrize('count', [1, 4], ids=['1 device', '4 devices'])
+def test_logits_that_are_not_finite_name_prompt_and_step(settings, count):
+  prompts = [*random_prompts(6, seed=5), [8, 2, 9], *random_prompts(3, seed=6)]
+  sampling = Sampling(max_new_tokens=1, **settings)
+  with pytest.raises(NonFiniteLogits, match='prompt 7 of 10: .* not finite at step 1') as error:
+    generate(prompts, sampling, model=unreadable(2), stop=-1, partition=devices(count))
+  assert error.value.exit_status == 1
+  assert (error.value.index, error.value.sample, error.value.step) == (6, 0, 1)
+
+
+def test_the_step_is_the_one_behind_the_token_that_breaks_it():
+  """The last new token of each of six answers, the longest of which take two chunks of 32."""
+  sampling, steps = Sampling(max_new_tokens=60), []
+  for prompt in random_prompts(6, seed=8):
+    tokens = generate([prompt], sampling, model=unreadable(None), stop=-1)[0][0].tokens[:-1]
+    new = [i for i, t in enumerate(tokens) if t not in (0, *prompt, *tokens[:i])]
+    with pytest.raises(NonFiniteLogits, match=f'at step {new[-1] + 2} of the answer'):
+      generate([prompt], sampling, model=unreadable(tokens[new[-1]]), stop=-1)
+    steps.append(new[-1] + 2)
+  assert len(set(steps)) > 2 and max(steps) > 32
+
+
+def test_answers_that_ended_are_yielded_before_the_error():
+  prompts = [Prompt([8, 9], max_new_tokens=3), Prompt([8, 2], max_new_tokens=9), Prompt([7, 7])]
+  model, params = unreadable(2)
+  partition = devices(1)
+  found = []
+  with partition.activate(), pytest.raises(NonFiniteLogits, match='prompt 2 of 3'):
+    generator = Generator(
+      model, params, partition, bos_id=BOS, stop_ids=(-1,), rows=4,
+      sampling=Sampling(max_new_tokens=5),
+    )  # fmt: skip
+    for answer in generator.stream(prompts):
+      found.append(answer)
+  assert {answer.index for answer in found} == {0, 2}
+
+
+def test_the_sample_without_a_token_is_named():
+  sampling = Sampling(temperature=1.0, top_p=0.9, samples=3, max_new_tokens=4)
+  with pytest.raises(NonFiniteLogits, match='prompt 1 of 1, sample 0: '):
+    generate([[2]], sampling, model=unreadable(2), stop=-1)
+
+
+@pytest.mark.parametrize('temperature', [0.0, 1.0])
+def test_a_vocabulary_that_no_repeat_ngram_size_exhausts_is_named(temperature):
+  sampling = Sampling(temperature=temperature, no_repeat_ngram_size=1, max_new_tokens=70)
+  with pytest.raises(
+    NonFiniteLogits, match='no_repeat_ngram_size = 1 forbids every token'
+  ) as error:
+    generate([[5, 6, 7]], sampling, stop=-1)
+  assert error.value.step == 61 - 4 + 1, 'BOS and the prompt are forbidden from the start'
+
+
+def test_a_stop_text_before_the_damage_ends_the_answer():
+  whole, limit = unreadable(None), Sampling(max_new_tokens=12)
+  tokens = generate([[8, 9]], limit, model=whole, stop=-1)[0][0].tokens
+  bad = next(t for t in tokens[2:] if t not in (8, 9, *tokens[:2]))
+  stopped = Sampling(max_new_tokens=12, stop=(letters(tokens[:2]),))
+  found = generate([[8, 9]], stopped, model=unreadable(bad), stop=-1, decode=letters)[0][0]
+  assert found.finish_reason == 'stop_string' and found.text == ''

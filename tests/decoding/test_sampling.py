@@ -183,14 +183,19 @@ def test_argmax_is_the_first_greatest(vocabulary):
 @pytest.mark.parametrize(
   'settings, message',
   [
-    ({'temperature': -1.0}, 'Sampling.temperature = -1.0 must be at least 0'),
-    ({'top_p': 0.0}, 'Sampling.top_p = 0.0 must be above 0'),
+    ({'temperature': -1.0}, 'Sampling.temperature = -1.0 must be finite and at least 0'),
+    ({'temperature': float('inf')}, 'Sampling.temperature = inf must be finite'),
+    ({'temperature': float('nan')}, 'Sampling.temperature = nan must be finite'),
+    ({'top_p': -0.1}, 'Sampling.top_p = -0.1 must be at least 0'),
+    ({'top_p': float('nan')}, 'Sampling.top_p = nan must be at least 0'),
     ({'min_p': 1.0}, 'Sampling.min_p = 1.0 must be at least 0 and below 1'),
     ({'top_k': -1}, 'Sampling.top_k'),
     ({'repetition_penalty': 0.0}, 'Sampling.repetition_penalty'),
     ({'max_new_tokens': 0}, 'Sampling.max_new_tokens'),
     ({'stop': ('',)}, 'Sampling.stop'),
+    ({'repetition_penalty': float('inf')}, 'Sampling.repetition_penalty = inf must be finite'),
     ({'samples': 2}, 'answers would be equal at temperature 0'),
+    ({'samples': 2, 'temperature': 1e-9}, 'answers would be equal at temperature 0'),
   ],
 )
 def test_wrong_settings_are_refused(settings, message):
@@ -205,3 +210,84 @@ def test_what_is_not_compiled_in_shares_a_program():
   )
   assert Sampling(top_k=3, top_p=0.5).compiled == Sampling().compiled, 'greedy reads no filter'
   assert Sampling(temperature=0.7).compiled != Sampling(temperature=0.8).compiled
+  assert Sampling(temperature=1e-9, top_p=0.5).compiled == Sampling().compiled
+
+
+@pytest.mark.parametrize('temperature', [1e-5, 1e-4, 1e-3])
+@pytest.mark.parametrize('filters', [{}, {'top_p': 0.9}, {'top_k': 3, 'top_p': 0.5, 'min_p': 0.2}])
+def test_low_temperatures_choose_the_most_likely_token(temperature, filters):
+  scores = 30 * np.random.default_rng(6).standard_normal((50, 300)).astype(np.float32)
+  settings = {'temperature': temperature, **filters}
+  exactly = their_probabilities(scores.astype(np.float64), settings)
+  np.testing.assert_allclose(our_probabilities(scores, settings), exactly, atol=2e-6)
+  tokens = _chooser(tuple(settings.items()))(jnp.asarray(scores), 1, 50)
+  np.testing.assert_array_equal(tokens, scores.argmax(axis=-1))
+
+
+@pytest.mark.parametrize('temperature', [0.0, 1e-45, 1e-40, 1e-38, 1e-7, 9e-6])
+def test_tiny_temperatures_are_greedy(temperature):
+  assert Sampling(temperature=temperature, top_p=0.9).greedy
+  scores = np.random.default_rng(7).standard_normal((20, 61)).astype(np.float32)
+  settings = (('temperature', temperature), ('top_p', 0.9), ('top_k', 5))
+  np.testing.assert_array_equal(_chooser(settings)(scores, 1, 20), scores.argmax(axis=-1))
+
+
+@pytest.mark.parametrize('top_p', [0.0, 1e-45, 1e-12, 1e-4])
+@pytest.mark.parametrize('temperature', [0.5, 1.0, 3.0])
+def test_a_tiny_top_p_keeps_the_most_likely_token_as_in_transformers(top_p, temperature):
+  scores = np.random.default_rng(8).standard_normal((40, 61)).astype(np.float32)
+  settings = {'temperature': temperature, 'top_p': top_p}
+  np.testing.assert_allclose(
+    our_probabilities(scores, settings), their_probabilities(scores, settings), atol=2e-6
+  )
+  tokens = _chooser(tuple(settings.items()))(scores, 2, 40)
+  np.testing.assert_array_equal(tokens, scores.argmax(axis=-1))
+
+
+@pytest.mark.parametrize('top_p', [0.999999, 0.9999999999, 1.0])
+def test_a_top_p_next_to_one_ends_on_many_equal_tokens(top_p):
+  scores = np.zeros((4, 5000), np.float32)
+  tokens = _chooser((('temperature', 1.0), ('top_p', top_p)))(scores, 3, 4)
+  assert ((tokens >= 0) & (tokens < 5000)).all()
+
+
+@pytest.mark.parametrize('temperature', [1e30, 1e38, 1e300])
+def test_a_huge_temperature_draws_evenly_and_nothing_forbidden(temperature):
+  scores = np.where(np.arange(40) % 2, -np.inf, 9.0 * np.arange(40)).astype(np.float32)
+  scores = np.tile(scores, (4000, 1))
+  for filters in ((), (('top_p', 0.9),)):
+    tokens = np.asarray(_chooser((('temperature', temperature), *filters))(scores, 4, 4000))
+    assert not (tokens % 2).any()
+    assert chi_square_passes(np.bincount(tokens, minlength=40)[::2], np.full(20, 200.0))
+
+
+@pytest.mark.parametrize('settings', [{}, *WARPERS, {'temperature': 1.0, 'top_p': 0.0}], ids=show)
+@pytest.mark.parametrize(
+  'damage',
+  [
+    [(5, np.nan)],
+    [(5, np.inf)],
+    [(0, np.inf), (1, -np.inf)],
+    [(5, np.nan), (6, np.inf)],
+    [(slice(None), np.nan)],
+    [(slice(None), -np.inf)],
+  ],
+  ids=['nan', 'inf', 'both infinities', 'nan and inf', 'all nan', 'all forbidden'],
+)
+def test_a_row_without_finite_logits_has_no_token_and_harms_no_other(settings, damage):
+  scores = np.random.default_rng(9).standard_normal((6, 200)).astype(np.float32)
+  damaged = scores.copy()
+  for at, value in damage:
+    damaged[1, at] = damaged[4, at] = value
+  pick = _chooser(tuple(settings.items()))
+  found, whole = np.asarray(pick(damaged, 5, 6)), np.asarray(pick(scores, 5, 6))
+  assert (found[[1, 4]] == lib.NO_TOKEN).all()
+  np.testing.assert_array_equal(found[[0, 2, 3, 5]], whole[[0, 2, 3, 5]])
+
+
+@pytest.mark.parametrize('settings', [{}, *WARPERS], ids=show)
+def test_forbidden_tokens_are_no_damage(settings):
+  scores = np.full((8, 200), -np.inf, np.float32)
+  scores[np.arange(8), 20 * np.arange(8)] = 2.0
+  tokens = _chooser(tuple(settings.items()))(scores, 6, 8)
+  np.testing.assert_array_equal(tokens, 20 * np.arange(8))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from crossin_jax.decoding import scoring
+from crossin_jax.decoding.nonfinite import NonFiniteLikelihood
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder
 
@@ -127,9 +128,101 @@ def test_an_empty_continuation_is_refused():
     scoring.continuation_losses(None, None, partition, [[3], [4]], [[[5]], [[6], []]], bos_id=1)
 
 
+@pytest.mark.parametrize('count', [1, 4], ids=['1 device', '4 devices'])
+def test_a_likelihood_that_is_not_finite_names_its_prefix(count):
+  """With an output head of its own, only the packed row that reads the damaged token has NaN."""
+  model = Decoder(tiny_config(tie_embeddings=False))
+  params = init_params(model, 1)
+  table = params['decoder']['token_embedding'].at[7].set(np.nan)
+  params = {**params, 'decoder': {**params['decoder'], 'token_embedding': table}}
+  partition = Partitioner((1, -1, 1), devices=jax.devices()[:count])
+  prefixes, options = [[4] * 60, [5] * 61, [8] * 59], [[[9], [10]], [[9], [7, 9]], [[9], [10, 7]]]
+
+  def score():
+    return scoring.continuation_losses(
+      model, params, partition, prefixes, options, bos_id=1, length=64
+    )
+
+  with partition.activate():
+    with pytest.raises(NonFiniteLikelihood, match='prefix 2 of 3: .* not finite.*dtype') as error:
+      score()
+    assert error.value.index == 1 and error.value.exit_status == 1
+    options[1] = [[9], [10]]
+    assert np.isfinite(score()).all()  # nothing reads the last token of an option
+
+
 def test_nothing_to_score():
   partition = Partitioner((1, 1, 1), devices=jax.devices()[:1])
   assert [
     len(found)
     for found in scoring.continuation_losses(None, None, partition, [[3]], [[]], bos_id=1)
   ] == [0]
+
+
+def shared_questions(seed=4):
+  """Options with a common beginning, options of one token, contexts with a common beginning, and
+  prefixes of very different lengths.
+  """
+  rng = np.random.default_rng(seed)
+  draw = lambda n: rng.integers(3, 61, n).tolist()
+  premise, shots = draw(20), draw(50)
+  prefixes, options = [[1]], [[premise + draw(n) for n in (3, 1, 5)]]
+  for _ in range(4):
+    prefixes.append([1, *shots, *draw(9)])
+    options.append([[5], [6], [7], [5, 8]])
+  ending = draw(4)
+  for n in (2, 3):
+    prefixes.append([1, *premise[:12], *draw(n)])
+    options.append([ending])
+  prefixes.append([1, *draw(150)])
+  options.append([draw(3), draw(90)])
+  prefixes.append([1])
+  options.append([[4]])
+  return prefixes, options
+
+
+@pytest.mark.parametrize('count', [1, 4], ids=['1 device', '4 devices'])
+def test_scores_of_any_lengths(count, monkeypatch):
+  """Losses of whole sequences, whether greedy decoding gives a continuation, few shapes, and shared
+  beginnings read once.
+  """
+  model = Decoder(tiny_config())
+  params = init_params(model, 1)
+  partition = Partitioner((1, -1, 1), devices=jax.devices()[:count])
+  prefixes, options = shared_questions()
+  tokens = np.array([[*prefixes[1], 0]])
+  logits = model.apply({'params': params}, tokens, tokens, enable_dropout=False)
+  best = int(np.argmax(np.asarray(logits)[0, len(prefixes[1]) - 1]))
+  options[1] = [[best], *options[1]]
+  whole = [
+    (prefix[1:] + option, [0.0] * (len(prefix) - 1) + [1.0] * len(option))
+    for prefix, own in zip(prefixes, options)
+    for option in own
+  ]
+  read = []
+  put = scoring.put_batch
+  monkeypatch.setattr(
+    scoring,
+    'put_batch',
+    lambda make, step, shape, *a: read.append(shape) or put(make, step, shape, *a),
+  )
+  with partition.activate():
+    scores = list(
+      scoring.continuation_scores(
+        model, params, partition, prefixes, options, bos_id=None, length=96, rows=2
+      )
+    )
+    shapes = list(read)
+    expected = scoring.sequence_losses(
+      model, params, partition, whole, bos_id=1, length=256, rows=4
+    )
+  found = {(s.prefix, s.option): s for s in scores}
+  keys = [(i, j) for i, own in enumerate(options) for j in range(len(own))]
+  assert sorted(found) == sorted(keys) and len(scores) == len(keys)
+  np.testing.assert_allclose([found[key].loss for key in keys], expected, rtol=1e-5, atol=1e-5)
+  greedy = [(1, j) for j, option in enumerate(options[1]) if option == [best]]
+  assert [key for key in keys if found[key].greedy] == greedy
+  assert max(scores, key=lambda s: len(prefixes[s.prefix])) in scores[:2]  # the longest first
+  assert len(set(shapes)) <= 4
+  if count == 1:
+    assert sum(rows * width for rows, width in shapes) < 0.7 * sum(len(t) for t, _ in whole)

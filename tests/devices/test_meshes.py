@@ -13,7 +13,7 @@ from crossin_jax.devices import chips, flops, meshes
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder
 from crossin_jax.models.decoder_config import DecoderConfig
-from crossin_jax.models.huggingface.families import FAMILIES  # noqa: F401  # the import registers what the gin files name
+from crossin_jax.models.huggingface import families  # noqa: F401  # registers what the gin files name
 from crossin_jax.models.lora import LoraConfig
 
 GIB = chips.GIB
@@ -30,7 +30,7 @@ SMALL = DecoderConfig(
 @pytest.fixture(scope='module')
 def described():
   """topology name -> devices of a slice that is not there."""
-  pytest.importorskip('libtpu', reason='libtpu describes TPU slices; it is not installed')
+  pytest.importorskip('libtpu', reason='TPU slices need libtpu, of the extra `test`')
   from jax.experimental import topologies
 
   return lambda name, **more: (
@@ -45,7 +45,7 @@ def test_bytes_of_a_state_are_those_of_the_tree():
   for config in (SMALL, dataclasses.replace(SMALL, tie_embeddings=False)):
     partition = Partitioner((1, 1, 1), devices=jax.devices()[:1])
     state = train_state.state_shardings(
-      Decoder(config), optimizers.adamw(total_steps=1).transform, partition, 8
+      Decoder(config), optimizers.adamw(total_steps=1).transform, partition
     )
     size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     found = meshes.state_bytes(config, training=True)

@@ -44,8 +44,8 @@ def test_t5xs_rules_are_read():
 
 
 def test_a_rule_that_names_no_mesh_axis_is_refused():
-  with pytest.raises(ValueError, match="'expert' is not one of"):
-    Partitioner(logical_axis_rules=[('batch', 'data'), ('mlp', 'expert')])
+  with pytest.raises(ValueError, match="'stage' is not one of"):
+    Partitioner(logical_axis_rules=[('batch', 'data'), ('mlp', 'stage')])
 
 
 def test_unknown_logical_axes_are_not_cut():

@@ -25,6 +25,8 @@ FOLDERS = 'crossin_jax|seqio_tasks|gin_configs|launch|benchmarks|tests|docs'
 # released code of CrossIn.
 FOREIGN = {
   '--strict',
+  '--model_args',  # of lm_eval
+  '--use_cache',
   '--initialization_timeout',
   '--help',
   '--editable',
@@ -280,7 +282,7 @@ def test_citations_of_methods_have_an_anchor():
 
 @pytest.mark.slow
 def test_site_builds(tmp_path):
-  pytest.importorskip('material', reason='the extra docs is not installed')
+  pytest.importorskip('material', reason='building the site needs the extra `docs`')
   command = [
     sys.executable,
     '-m',

@@ -236,9 +236,87 @@ def test_no_claim_when_the_interval_includes_zero(tmp_path):
   assert 'a real gain' not in page and 'a real loss' not in page
   assert (
     'does not differ significantly from Base' in page
-    and 'No comparison on this page shows a gain.' in page
+    and 'no way of tuning is shown to be better than another' in page
   )
   assert 'class="v gain"' not in page and 'class="v loss"' not in page
+
+
+def told_apart(arms, accuracies, *, seeds=(0, 1), items=400):
+  """A report in which each arm has an accuracy in English, and one in the others."""
+  report = synthetic(['en', 'zh', 'vi'], seeds=seeds, arms=arms, items=items)
+  for i, key in enumerate(report.choices):
+    rng, (home, others) = np.random.default_rng([5, i]), accuracies[key[0]]
+    right = rng.random((items, 3)) < [home, others, others]
+    wrong = (report.answers[:, None] + rng.integers(1, 4, (items, 3))) % 4
+    report.choices[key] = np.where(right, report.answers[:, None], wrong)
+  return report
+
+
+@pytest.mark.parametrize('base', [0.25, 0.2, 0.12])
+def test_a_difference_of_two_guessers_is_no_gain(tmp_path, base):
+  """Above Base, by much, and yet at chance."""
+  accuracies = {'floor': (0.26, 0.25), 'base': (0.95, base), 'x2x': (0.95, 0.25)}
+  page = render(tmp_path, told_apart(['floor', 'base', 'x2x'], accuracies))
+  assert re.search(
+    r'Outside English no model can be distinguished from guessing \(25\.0\s%\)', page
+  )
+  assert 'class="v gain"' not in page and 'real gain' not in page
+  if base < 0.2:
+    assert 'cannot be distinguished from guessing: no gain' in page
+
+
+@pytest.mark.parametrize('floor', [0.45, 0.5])
+def test_a_gain_must_be_above_floor(tmp_path, floor):
+  """Floor above chance: the questions give answers away."""
+  accuracies = {'floor': (0.5, floor), 'base': (0.9, 0.3), 'x2x': (0.9, 0.45)}
+  page = render(tmp_path, told_apart(['floor', 'base', 'x2x'], accuracies))
+  assert 'points above Base' in page and 'real gain' not in page
+
+
+def test_a_gain_is_the_headline(tmp_path):
+  accuracies = {'floor': (0.25, 0.25), 'base': (0.9, 0.3), 'x2x': (0.9, 0.6)}
+  page = render(tmp_path, told_apart(['floor', 'base', 'x2x'], accuracies))
+  first = re.search(r'<div class="findings".*?<li>(.*?)</li>', page, re.DOTALL)[1]
+  assert re.fullmatch(
+    r'x2x answers \d\d\.\d\s% of the questions outside English, \d\d\.\d points more than Base: a '
+    r'real gain\.',
+    first,
+  )
+  assert '6 comparisons together' in page
+
+
+def test_intervals_allow_for_the_number_of_comparisons():
+  """Arms that do not differ: a gain on one page in twenty, not in one of three."""
+  claims = 0
+  for trial in range(40):
+    rng = np.random.default_rng(trial)
+    report = synthetic(['en', 'zh', 'vi'], seeds=(0,), arms=['base', 'mono', 'x2x', 'x2x + Trans'])
+    report.resamples = 1000
+    report.choices = {key: guesses(rng, report.answers, 3, (0.6, 0.5)) for key in report.choices}
+    rows = tables.Figures(report).gains()
+    claims += any('none' != cell.verdict for row in rows for cell in (row.other, row.ac3))
+  assert claims <= 6
+
+
+def test_a_guesser_has_no_consistency_that_reads_like_a_result(tmp_path):
+  report = synthetic(['en', 'zh', 'vi'], seeds=(0,), arms=['base', 'x2x'])
+  same = np.repeat(np.arange(len(report.answers))[:, None] % 4, 3, axis=1)
+  report.guessers = {'frequency': same}
+  page = render(tmp_path, report)
+  row = re.search(r'<tr class="aside.*?Frequency guesser.*?</tr>', page, re.DOTALL)[0]
+  assert '100.0' not in row and row.count('&mdash;') == 2
+
+
+def test_dots_at_the_ends_are_drawn_whole():
+  from crossin_jax.pages import plots
+
+  svg = plots.points(
+    [plots.Series('a', 0, [0, 1], [100, 0])], ['en', 'vi'], 'accuracy (%)', 25, 'chance'
+  )
+  dots = re.search(r'<g id="line2d_\d+">\s*<defs>.*?</g>\s*</g>', svg, re.DOTALL)
+  assert svg.count('<use') > 2 and dots
+  uses = [use for use in re.findall(r'<g[^>]*>\s*<use[^>]*fill|<g clip-path[^>]*>\s*<use', svg)]
+  assert not any('clip-path' in use for use in uses)
 
 
 def test_runs_alone_give_figures_without_intervals_or_claims(tmp_path):

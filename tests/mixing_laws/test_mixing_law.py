@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
-from scipy import optimize, special, stats
+from scipy import optimize, spatial, special, stats
 
+from crossin_jax.mixing_laws import law as law_lib
 from crossin_jax.mixing_laws.forms import FORMS, SPAN, minimise
-from crossin_jax.mixing_laws.law import Figure, Shares, fit_laws, held_out
-from crossin_jax.mixing_laws.offsets import seed_offsets
+from crossin_jax.mixing_laws.law import Figure, Measured, Shares, fit_laws, seed_offsets
 from crossin_jax.mixing_laws.proposal import Limit, Objective, Region, _band, propose
 
 ABC = ('base', 'x2x', 'trans')
@@ -34,6 +34,19 @@ def losses(rows, slopes, c=1.5, k=0.8):
 
 def one(shares, figure, **options):
   return fit_laws(shares, {'figure': figure}, **{'resamples': 60, **options})['figure']
+
+
+def held_out(shares, figure):
+  return law_lib.held_out(Measured(shares, figure))
+
+
+def interval(law, rows):
+  """95 % interval of the law itself."""
+  return np.quantile(law.predict(rows, True), [0.025, 0.975], axis=0)
+
+
+def best_fit(form, x, y, chance=0.0, bend=None):
+  return minimise(FORMS[form], x, y, chance, FORMS[form].starts(x, y, chance), bend)
 
 
 # ---- recovery ----
@@ -58,11 +71,11 @@ def test_a_law_without_noise_is_found_exactly(slopes, c, k, seed):
   if np.ptp(slopes) > 1.5:
     found = law.coefficients()
     centred = np.array(slopes) - np.mean(slopes)
-    assert [found['t'][name] for name in ABC] == pytest.approx(centred, abs=0.05)
+    assert [found[name] for name in ABC] == pytest.approx(centred, abs=0.05)
     assert found['c'] == pytest.approx(c, abs=0.05)
     # r sums to one, so the mean of t goes into k.
     assert found['k'] == pytest.approx(k * np.exp(np.mean(slopes)), rel=0.05)
-    by_hand = found['c'] + found['k'] * np.exp(rows @ [found['t'][name] for name in ABC])
+    by_hand = found['c'] + found['k'] * np.exp(rows @ [found[name] for name in ABC])
     assert by_hand == pytest.approx(law.predict(rows), abs=1e-9)
 
 
@@ -75,14 +88,14 @@ def test_a_law_without_noise_is_found_exactly(slopes, c, k, seed):
 def test_a_logistic_law_is_found(slopes, b, seed):
   rows = simplex(8, seed)
   truth = lambda r: 0.25 + 0.75 / (1 + np.exp(-(b + r @ np.array(slopes))))
-  law = one(Shares.of(table(rows)), Figure(truth(rows), 'fraction', 0.25, 200), resamples=20)
+  law = one(Shares.of(table(rows)), Figure(truth(rows), 'fraction', 0.25), resamples=20)
   new = simplex(40, seed + 50)
   assert law.form == 'logistic' or np.ptp(truth(rows)) < 1e-9
   assert np.abs(law.predict(new) - truth(new)).max() < 0.01
   if np.ptp(truth(rows)) > 0.01:
     found = law.coefficients()
     assert (
-      0.25 + 0.75 / (1 + np.exp(-found['b'] - rows @ [found['t'][n] for n in ABC]))
+      0.25 + 0.75 / (1 + np.exp(-found['b'] - rows @ [found[n] for n in ABC]))
     ) == pytest.approx(law.predict(rows), abs=1e-9)  # fmt: skip
 
 
@@ -96,8 +109,8 @@ def test_noise_widens_and_does_not_mislead(seed):
   law = one(Shares.of(table(rows)), Figure(truth + 0.02 * rng.normal(size=30)), seed=seed)
   assert np.abs(law.predict(rows) - truth).max() < 0.1 and 0.008 < law.noise < 0.045
   order = np.argsort(slopes)
-  t = np.array([law.coefficients()['t'][name] for name in ABC])
-  assert (np.argsort(t) == order).all() and law.freedom > 0
+  t = np.array([law.coefficients()[name] for name in ABC])
+  assert (np.argsort(t) == order).all()
 
 
 @pytest.mark.parametrize('form', ['logistic', 'linear', 'exponential'])
@@ -108,7 +121,6 @@ def test_noise_of_a_fraction_is_in_its_own_unit(form):
   figures = {'y': Figure(values, 'fraction', 0.25)}
   law = fit_laws(Shares.of(table(rows)), figures, forms={'y': form}, resamples=20)['y']
   assert law.noise == pytest.approx(0.02, rel=0.35)
-  assert law.seed_noise == pytest.approx(0.02, rel=0.35)
 
 
 @pytest.mark.parametrize('form', ['linear', 'quadratic', 'exponential', 'logistic'])
@@ -122,12 +134,10 @@ def test_no_worse_than_another_optimiser(form, bend):
   )
   y = y + 0.05 * rng.normal(size=14)
   y[3] += 0.2 if form == 'logistic' else 0.8
-  weights = rng.uniform(0.5, 2, 14)
-  own = FORMS[form]
-  theta = minimise(own, x, y, weights, 0.25, bend=bend)
+  own, theta = FORMS[form], best_fit(form, x, y, 0.25, bend)
 
   def cost(theta):
-    residuals = np.sqrt(weights) * (y - own.value(theta[None], x, 0.25)[0])
+    residuals = y - own.value(theta[None], x, 0.25)[0]
     return float(np.sum(residuals**2 if bend is None else 2 * special.huber(bend, residuals)))
 
   low = np.full(theta.size, -np.inf)
@@ -149,14 +159,14 @@ def test_no_worse_than_another_optimiser(form, bend):
 def test_floor_and_size_of_an_exponential_stay_positive():
   """For the fitted slopes they are those of non-negative least squares."""
   rng = np.random.default_rng(1)
-  x, weights = rng.uniform(-1, 1, (9, 2)), rng.uniform(0.5, 2, 9)
+  x = rng.uniform(-1, 1, (9, 2))
   for y in (
     1 + np.exp(x @ [2, -1]), 3 - np.exp(x @ [1, 0]), np.exp(x @ [4, -2]) - 0.01, x @ [3, -1] + 2,
   ):  # fmt: skip
-    theta = minimise(FORMS['exponential'], x, y, weights, 0.0)
+    theta = best_fit('exponential', x, y)
     columns = np.stack([np.ones(9), np.exp(x @ theta[2:])], axis=1)
-    wanted, error = optimize.nnls(columns * np.sqrt(weights)[:, None], y * np.sqrt(weights))
-    residuals = np.sqrt(weights) * (y - columns @ theta[:2])
+    wanted, error = optimize.nnls(columns, y)
+    residuals = y - columns @ theta[:2]
     assert (theta[:2] >= 0).all() and theta[:2] == pytest.approx(wanted, rel=1e-3, abs=1e-3)
     assert np.linalg.norm(residuals) == pytest.approx(error, rel=1e-4, abs=1e-6)
 
@@ -168,7 +178,7 @@ def test_one_run_gone_wrong_bends_little():
   values[7] += 3
   shares = Shares.of(table(rows))
   law = one(shares, Figure(values), resamples=20)
-  plain = minimise(FORMS['exponential'], shares.coordinates(rows), values, np.ones(30), 0.0)
+  plain = best_fit('exponential', shares.coordinates(rows), values)
   squares = FORMS['exponential'].value(plain[None], shares.coordinates(rows), 0.0)[0]
   assert np.abs(law.predict(rows) - truth).max() < 0.06 < 0.3 * np.abs(squares - truth).max()
 
@@ -186,9 +196,11 @@ def test_order_of_components_points_and_scale_of_weights(order, seed, factor):
   first = one(Shares.of(table(rows)), Figure(values), resamples=20)
   turned = [{ABC[i]: factor * row[i] for i in order} for row in rows][::-1]
   second = one(Shares.of(turned), Figure(values[::-1]), resamples=20)
-  shares = dict(zip(ABC, (0.3, 0.4, 0.3)))
-  assert first.predict(shares) == pytest.approx(float(second.predict(shares)), abs=1e-5)
-  assert first.coefficients()['t'] == pytest.approx(second.coefficients()['t'], abs=1e-2)
+  predict = lambda law: float(law.predict(law.data.shares.row(dict(zip(ABC, (0.3, 0.4, 0.3))))))
+  assert predict(first) == pytest.approx(predict(second), abs=1e-5)
+  assert [first.coefficients()[name] for name in ABC] == pytest.approx(
+    [second.coefficients()[name] for name in ABC], abs=1e-2
+  )
 
 
 def test_units_and_replay_do_not_matter():
@@ -198,12 +210,12 @@ def test_units_and_replay_do_not_matter():
   bits = one(Shares.of(table(rows)), Figure(values / np.log(2)))
   replayed = [{'replay': 1.0} | shares for shares in table(rows)]
   half = one(Shares.of(replayed), Figure(values))
-  probe = dict(zip(ABC, (0.2, 0.5, 0.3)))
-  assert bits.predict(probe) * np.log(2) == pytest.approx(float(plain.predict(probe)), rel=1e-6)
-  assert half.predict({'replay': 1.0} | probe) == pytest.approx(
-    float(plain.predict(probe)), abs=1e-5
+  predict = lambda law, **more: float(
+    law.predict(law.data.shares.row(dict(zip(ABC, (0.2, 0.5, 0.3))) | more))
   )
-  assert 'replay' not in half.coefficients()['t'] and half.shares.varied == ABC
+  assert predict(bits) * np.log(2) == pytest.approx(predict(plain), rel=1e-6)
+  assert predict(half, replay=1.0) == pytest.approx(predict(plain), abs=1e-5)
+  assert 'replay' not in half.coefficients() and half.data.shares.varied == ABC
   # Equal seeds, equal bootstraps.
   again = one(Shares.of(table(rows)), Figure(values))
   assert (again.replicates == plain.replicates).all()
@@ -217,7 +229,7 @@ def test_components_that_move_together_are_one_direction():
   shares = Shares.of(table(rows))
   assert shares.basis.shape == (1, 3)
   law = one(shares, Figure(losses(np.array(rows), [-3, 0, 0])), resamples=20)
-  assert law.parameters == 3 and law.predict(rows[1]) == pytest.approx(
+  assert law.theta.size == 3 and law.predict(np.array(rows[1])) == pytest.approx(
     losses(np.array(rows[1]), [-3, 0, 0]), abs=1e-5
   )
 
@@ -238,14 +250,9 @@ def test_fewer_mixtures_than_parameters_fall_back_and_say_so():
     rows = np.stack([x, 1 - x], axis=1)
     shares = Shares.of([dict(zip(('base', 'x2x'), row)) for row in rows])
     law = one(shares, Figure(losses(rows, [-3, 0])))
-    assert (law.form, law.wanted, law.mixtures) == (form, 'exponential', count)
+    assert (law.form, law.wanted, len(law.data.mixtures)) == (form, 'exponential', count)
     # One seed, and a law through all points: nothing tells the noise.
-    assert (
-      (len(law.replicates) > 0)
-      == (count == 4)
-      == (law.noise is not None)
-      == (law.interval(rows) is not None)
-    )
+    assert (len(law.replicates) > 0) == (count == 4) == (law.noise is not None)
     forms = held_out(shares, Figure(losses(rows, [-3, 0])))['forms']
     assert (forms['exponential'] is None) == (count < 4) and (forms['constant'] is None) == (
       count < 2
@@ -266,14 +273,14 @@ def test_figures_that_do_not_change_or_are_not_there():
   broken = values.copy()
   broken[[3, 4, 5]] = np.nan
   law = one(shares, Figure(broken))
-  assert law.points == 13 and np.abs(law.predict(rows) - values).max() < 1e-3
+  assert len(law.data.values) == 13 and np.abs(law.predict(rows) - values).max() < 1e-3
   assert 'none' not in fit_laws(
     shares, {'none': Figure(np.full(16, np.nan)), 'figure': Figure(values)}, resamples=20
   )
   check = held_out(shares, Figure(broken))
   assert len(check['observed']) == 7 and np.isfinite(check['forms']['exponential']['error'])
   for chance_only in (np.full(16, 0.25), np.where(np.arange(16) % 2, 0.2, 0.25), np.ones(16)):
-    found = one(shares, Figure(chance_only, 'fraction', 0.25, 40))
+    found = one(shares, Figure(chance_only, 'fraction', 0.25))
     assert np.isfinite(found.predict(rows, True)).all() and np.isfinite(found.predict(rows)).all()
 
 
@@ -321,10 +328,10 @@ def test_error_that_seeds_alone_would_give():
   rng = np.random.default_rng(0)
   rows = simplex(40, 5, seeds=4)
   values = losses(rows, [1.0, -1.0, 0.0]) + 0.1 * rng.normal(size=160)
-  check = held_out(Shares.of(table(rows)), Figure(values), ['exponential'])
+  check = held_out(Shares.of(table(rows)), Figure(values))
   assert check['noise'] == pytest.approx(0.1 / 2 * np.sqrt(2 / np.pi), rel=0.2)
   assert check['forms']['exponential']['error'] == pytest.approx(check['noise'], rel=0.4)
-  assert held_out(Shares.of(table(rows[::4])), Figure(values[::4]), ['linear'])['noise'] is None
+  assert held_out(Shares.of(table(rows[::4])), Figure(values[::4]))['noise'] is None
 
 
 # ---- intervals ----
@@ -341,7 +348,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(kind):
   truth, figure = losses(rows, [2.0, -2.0, 0.0]), lambda values: Figure(values)
   if kind == 'fraction':
     truth = 0.25 + 0.75 / (1 + np.exp(-(rows @ [3.0, -2.0, 0.0])))
-    figure = lambda values: Figure(values, 'fraction', 0.25, 150)
+    figure = lambda values: Figure(values, 'fraction', 0.25)
   inside, sweeps = [], 40
   for sweep in range(sweeps):
     if kind == 'fraction':
@@ -350,7 +357,8 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(kind):
       values = truth + 0.05 * rng.normal(size=24)
     if kind == 'lack of fit':
       values += np.repeat(0.05 * rng.normal(size=8), 3)
-    low, high = one(shares, figure(values), resamples=150, seed=sweep).interval(shares.mixtures)
+    law = one(shares, figure(values), resamples=150, seed=sweep)
+    low, high = interval(law, shares.mixtures)
     inside.append((low <= truth[::3]) & (truth[::3] <= high))
   assert 0.88 <= np.mean(inside) <= 0.995
 
@@ -362,39 +370,34 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(kind):
 @given(
   offsets=st.lists(st.floats(-3, 3), min_size=2, max_size=4),
   lacking=st.sets(st.tuples(st.integers(0, 6), st.integers(1, 3))),
-  broken=st.booleans(),
 )
-def test_offsets_of_seeds_are_found_whatever_is_missing(offsets, lacking, broken):
-  """Mixtures differ wildly and lack any seeds but the first; one run may have gone wrong."""
+def test_offsets_of_seeds_are_found_whatever_is_missing(offsets, lacking):
+  """Mixtures differ wildly and lack any seeds but the first."""
   runs = [(m, s) for m in range(8) for s in range(len(offsets)) if (m, s) not in lacking]
   mixture, seed = np.array(runs).T
   level = np.array([5.0, -1, 0, 2, 2, 7, -4, 3])
-  truth = level[mixture] + np.array(offsets)[seed]
-  values = truth + 20.0 * (broken and not lacking) * (np.arange(len(runs)) == 4)
-  found = seed_offsets(values, mixture, 10 + seed)
+  values = level[mixture] + np.array(offsets)[seed]
+  found, remove, spent = seed_offsets(values, mixture, 10 + seed)
   wanted = np.array(offsets) - np.mean(offsets)
-  assert [found.of_seed[10 + s] for s in range(len(offsets))] == pytest.approx(
-    wanted, abs=0.5 if broken else 1e-9
-  )
-  assert found.spent == len(offsets) - 1 and not found.apart
-  assert found.remove @ values == pytest.approx(values - wanted[seed], abs=0.5 if broken else 1e-9)
+  assert [found[10 + s] for s in range(len(offsets))] == pytest.approx(wanted, abs=1e-9)
+  assert spent == len(offsets) - 1
+  assert remove @ values == pytest.approx(values - wanted[seed], abs=1e-9)
   # What mixtures do is left as it is.
-  assert found.remove @ level[mixture] == pytest.approx(level[mixture])
+  assert remove @ level[mixture] == pytest.approx(level[mixture])
 
 
-def test_seeds_that_cannot_be_compared_have_no_offsets():
-  mixture = np.repeat(np.arange(3), 2)
-  values = np.arange(6.0) ** 2
-  for seed in (None, np.arange(6), np.full(6, 4)):
-    found = seed_offsets(values, mixture, seed)
-    assert found.spent == 0 and not found.apart and (found.remove == np.eye(6)).all()
-    assert not any(found.of_seed.values())
-  # Two islands of mixtures: seeds are compared inside each alone.
-  islands = seed_offsets(
-    np.array([0, 1, 2, 3.5, 7]), np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 2])
-  )
-  assert islands.apart and islands.spent == 1 and set(islands.of_seed) == {0, 1}
-  assert sum(islands.of_seed.values()) == pytest.approx(0)
+@pytest.mark.parametrize(
+  'mixture, seed',
+  [
+    ((0, 0, 1, 1), (0, 1, 2, 3)),
+    ((0, 0, 1, 1), (4, 4, 4, 4)),
+    ((0, 0, 0, 0), (0, 1, 2, 3)),
+    ((0, 1, 2, 3), (0, 0, 1, 1)),  # seeds without a common mixture
+  ],
+)
+def test_seeds_that_cannot_be_compared_have_no_offsets(mixture, seed):
+  found, remove, spent = seed_offsets(np.arange(4.0) ** 2, np.array(mixture), np.array(seed))
+  assert found == {} and spent == 0 and (remove == np.eye(4)).all()
 
 
 RATIO = [
@@ -424,7 +427,11 @@ def test_a_world_a_seed_widens_nothing():
     figure = Figure(values + np.tile(offsets, 13), 'fraction', 0.25)
     told = ratio(3, known)[0]
     laws.append(fit_laws(told, {'y': figure}, resamples=120))
-    ends.append(propose(laws[-1], Objective({'y': 1.0}, True), told.mixtures[0])['gain_interval'])
+    ends.append(
+      propose(laws[-1], Objective({'y': 1.0}, True), told.mixtures[0], Region(told))[
+        'gain_interval'
+      ]
+    )
     checks.append(held_out(told, figure))
   without, with_them, unknown = (high - low for low, high in ends)
   assert with_them == pytest.approx(without, rel=0.3) and unknown > 4 * without
@@ -433,7 +440,7 @@ def test_a_world_a_seed_widens_nothing():
   assert (
     checks[1]['noise'] < 0.15 * checks[2]['noise'] and checks[1]['forms']['linear']['error'] < 0.004
   )
-  found = [laws[1]['y'].offsets.of_seed[s] - laws[0]['y'].offsets.of_seed[s] for s in range(3)]
+  found = [laws[1]['y'].data.offsets[s] - laws[0]['y'].data.offsets[s] for s in range(3)]
   assert found == pytest.approx([-0.06, 0, 0.06], abs=1e-6)
 
 
@@ -455,15 +462,16 @@ def test_offsets_and_missing_runs_leave_laws_unbiased_and_intervals_true():
     figure = Figure(np.where(lost, np.nan, values))
     law = one(shares, figure, resamples=120, seed=sweep)
     truth = clean[::3] + offsets.mean()
-    low, high = law.interval(shares.mixtures)
+    low, high = interval(law, shares.mixtures)
     inside.append((low <= truth) & (truth <= high))
     gain = lambda law: float(law.predict(shares.mixtures[0]) - law.predict(shares.mixtures[3]))
     errors.append(gain(law) - (truth[0] - truth[3]))
     naive.append(gain(one(ratio(3, False)[0], figure, resamples=2)) - (truth[0] - truth[3]))
-    noise.append(law.seed_noise)
+    noise.append(held_out(shares, figure)['noise'])
   assert 0.88 <= np.mean(inside) <= 0.995
   assert abs(np.mean(errors)) < 0.012 < 0.1 < abs(np.mean(naive))
-  assert np.sqrt(np.mean(np.square(noise))) == pytest.approx(0.02, rel=0.15)
+  # Mixtures have one to three runs.
+  assert 0.02 / np.sqrt(3) < np.mean(noise) / np.sqrt(2 / np.pi) < 0.02
 
 
 # ---- the proposal ----
@@ -491,13 +499,18 @@ def test_the_proposal_is_the_best_of_a_grid(seed, limited):
   shares, laws, _ = laws_of_three(seed)
   objective = Objective({'loss/zh': 2.0, 'loss/vi': 1.0, 'loss/en': 0.5}, maximise=False)
   limits = [Limit('loss/en', False, 1.9)] if limited else []
-  found = propose(laws, objective, shares.centre, limits=limits, bounds={'trans': (0.05, 0.3)})
+  region = Region(shares, 0.0, {'trans': (0.05, 0.3)})
+  found = propose(laws, objective, shares.centre, region, limits)
   steps = np.linspace(0, 0.5, 126)
   grid = np.array(
     [(0.5, b, x, 0.5 - b - x) for b, x in itertools.product(steps, steps) if b + x <= 0.5 + 1e-9]
   )
-  region = Region(shares, 0.0, {'trans': (0.05, 0.3)})
-  grid = grid[region.inside(shares.coordinates(grid), 1e-9)]
+  hull = spatial.Delaunay(shares.coordinates(shares.mixtures))
+  inside = lambda rows: (
+    (hull.find_simplex(shares.coordinates(rows), tol=1e-9) >= 0)
+    & (abs(rows[..., shares.components.index('trans')] - 0.175) < 0.125 + 1e-9)
+  )
+  grid = grid[inside(grid)]
   if limited:
     grid = grid[laws['loss/en'].predict(grid) <= 1.9]
   values = objective.value(laws, grid)
@@ -506,7 +519,7 @@ def test_the_proposal_is_the_best_of_a_grid(seed, limited):
   assert found['value'] <= values.min() + 1e-7 and values.min() - found['value'] < 0.01
   assert np.abs(chosen - best).max() < 0.02
   assert chosen.sum() == pytest.approx(1) and found['shares']['replay'] == pytest.approx(0.5)
-  assert region.inside(shares.coordinates(chosen), 1e-6)
+  assert region.inside(chosen)
   if limited:
     assert found['limits'][0]['value'] <= 1.9 + 1e-6 and 0 <= found['limits'][0]['kept'] <= 1
   for name, (low, high) in found['intervals'].items():
@@ -516,17 +529,19 @@ def test_the_proposal_is_the_best_of_a_grid(seed, limited):
     float(objective.value(laws, shares.centre) - objective.value(laws, chosen))
   )
   assert found['gain_interval'][0] < found['gain'] < found['gain_interval'][1]
-  kept = [
-    m for m, row in enumerate(shares.mixtures) if not limited or laws['loss/en'].predict(row) <= 1.9
-  ]
-  assert found['best_observed'] == min(
-    kept, key=lambda m: objective.value(laws, shares.mixtures[m])
+  measured = np.array(
+    [
+      objective.value(laws, row)
+      for row in shares.mixtures
+      if not limited or laws['loss/en'].predict(row) <= 1.9
+    ]
   )
+  assert found['gain_over_best'] == pytest.approx(measured.min() - found['value'])
 
 
 def test_the_region_is_the_hull_of_what_was_run_as_far_as_there_are_shares():
   shares = Shares.of(table([(1, 0, 0), (0.6, 0.4, 0), (0.6, 0, 0.4), (0.8, 0.1, 0.1)]))
-  inside = lambda region, row: bool(region.inside(shares.coordinates(np.array(row))))
+  inside = lambda region, row: region.inside(np.array(row))
   hull, wider = Region(shares), Region(shares, 0.2)
   for row, seen, margin in (
     ((0.75, 0.125, 0.125), True, True),
@@ -537,10 +552,9 @@ def test_the_region_is_the_hull_of_what_was_run_as_far_as_there_are_shares():
   ):
     assert (inside(hull, row), inside(wider, row)) == (seen, margin)
   for region in (hull, wider):
-    places = region.candidates(np.random.default_rng(0))
-    assert (
-      len(places) > 500 and region.inside(places).all() and (shares.shares(places) > -1e-6).all()
-    )
+    rows = region.candidates(np.random.default_rng(0)) @ region.corners
+    rows = rows[region.within_bounds(rows)]
+    assert len(rows) > 500 and all(map(region.inside, rows[::20])) and (rows > -1e-6).all()
 
 
 def test_a_single_law_goes_to_the_edge_and_says_so():
@@ -553,42 +567,32 @@ def test_a_single_law_goes_to_the_edge_and_says_so():
     resamples=60,
   )
   objective = Objective({'loss': 1.0}, False)
-  found = propose(laws, objective, np.array(rows[0]))
-  assert found['shares']['x2x'] == pytest.approx(0.7, abs=1e-6) and found['on_border']
-  assert {(edge['component'], edge['end']) for edge in found['edges']} == {
-    ('x2x', 'high'),
-    ('base', 'low'),
-  }
-  assert found['gain_over_best'] == pytest.approx(0, abs=1e-6) and found['better'] > 0.9
-  wider = propose(laws, objective, np.array(rows[0]), margin=0.5)
+  found = propose(laws, objective, np.array(rows[0]), Region(shares))
+  assert found['shares']['x2x'] == pytest.approx(0.7, abs=1e-6)
+  assert found['gain_over_best'] == pytest.approx(0, abs=1e-6)
+  wider = propose(laws, objective, np.array(rows[0]), Region(shares, 0.5))
   assert wider['shares']['x2x'] == pytest.approx(0.85, abs=1e-6)
-  nothing = propose(laws, objective, np.array(rows[0]), limits=[Limit('loss', False, 0.5)])
+  nothing = propose(laws, objective, np.array(rows[0]), Region(shares), [Limit('loss', False, 0.5)])
   assert nothing['shares'] is None
-  # Nothing of base is the end of what there is, and no border to go beyond.
-  rows[-1] = (0.0, 1.0)
-  whole = Shares.of([dict(zip(('base', 'x2x'), row)) for row in rows])
-  fitted = fit_laws(whole, {'loss': Figure(losses(np.array(rows), (0, -3)))}, resamples=20)
-  assert not propose(fitted, objective, np.array(rows[0]))['on_border']
-  same = propose(laws, Objective({'loss': 1.0}, True), np.array(rows[0]))
+  same = propose(laws, Objective({'loss': 1.0}, True), np.array(rows[0]), Region(shares))
   assert same['shares']['x2x'] == pytest.approx(0.1, abs=1e-6) and same['gain'] == pytest.approx(
     0, abs=1e-9
   )
 
 
-def test_an_interval_of_the_gain_holds_the_true_gain_and_optimism_is_told():
-  held, optimism, chased = [], [], []
+def test_an_interval_of_the_gain_holds_the_true_gain():
+  held, chased = [], []
   objective = Objective({'loss/zh': 1.0, 'loss/vi': 1.0, 'loss/en': 1.0}, False)
   for seed in range(12):
     shares, laws, truths = laws_of_three(seed, noise=0.1, count=7)
-    found = propose(laws, objective, shares.centre, seed=seed)
+    found = propose(laws, objective, shares.centre, Region(shares))
     row = np.array([found['shares'][name] for name in ABC]) * 2
     true = np.mean([t(shares.centre[1:] * 2) - t(row) for t in truths.values()])
     held.append(found['gain_interval'][0] <= true <= found['gain_interval'][1])
-    optimism.append(found['optimism'])
     chased.append(found['gain'] - true)
   assert np.mean(held) >= 0.75
-  # The best by the laws looks better than it is, and the fit knows by about how much.
-  assert np.mean(optimism) > 0 and np.mean(chased) > 0
+  # The best by the laws looks better than it is.
+  assert np.mean(chased) > 0
 
 
 def test_a_gain_of_nothing_is_rarely_called_one():
@@ -596,6 +600,7 @@ def test_a_gain_of_nothing_is_rarely_called_one():
   is still seen.
   """
   shares, rows = ratio(2)
+  region = Region(shares)
   above, seen, covered = 0, 0, 0
   for sweep in range(60):
     noise = 0.5 + 0.02 * np.random.default_rng([sweep, 5]).normal(size=26)
@@ -604,7 +609,7 @@ def test_a_gain_of_nothing_is_rarely_called_one():
       figures['gain'] = Figure(noise + 0.2 * rows[:, 1], 'fraction', 0.25)
     laws = fit_laws(shares, figures, resamples=120, seed=sweep)
     ends = {
-      name: propose(laws, Objective({name: 1.0}, True), shares.centre)['gain_interval']
+      name: propose(laws, Objective({name: 1.0}, True), shares.centre, region)['gain_interval']
       for name in figures
     }
     above += ends['nothing'][0] > 0
@@ -630,7 +635,7 @@ def test_span_keeps_a_law_from_being_a_spike():
   law = one(
     Shares.of([dict(zip(('base', 'x2x'), row)) for row in rows]), Figure(values), resamples=20
   )
-  t = law.coefficients()['t']
+  t = law.coefficients()
   assert abs(t['base'] - t['x2x']) <= SPAN + 1e-6 and law.predict(rows[0]) == pytest.approx(
     3.0, abs=0.05
   )

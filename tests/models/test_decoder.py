@@ -97,7 +97,7 @@ def test_nothing_reaches_back_or_across_by_gradient(scan):
 def test_packed_logits_equal_unpacked_ones(tiny):
   model, params = tiny
   batch, examples = ragged_batch(np.random.default_rng(1), 4, 24)
-  packed = jax.jit(lambda batch: losses.apply_model(model, params, batch))(batch)
+  packed = jax.jit(lambda batch: losses.apply_model(model, params, batch)[0])(batch)
   alone = jax.jit(
     lambda inputs: model.apply({'params': params}, inputs, inputs, enable_dropout=False)
   )

@@ -30,6 +30,13 @@ FAMILIES = (
   'phi3',
   'olmo2',
   'smollm',
+  'ministral3',
+  'granite',
+  'smollm3',
+  'cohere_plus',
+  'cohere2',
+  'apertus',
+  'gemma4',
 )
 SHAPES = [shape for shape in itertools.product((1, 2, 4), repeat=3) if np.prod(shape) == 4]
 LENGTH, ROWS = 32, 8
@@ -50,13 +57,20 @@ def packed_batch(vocabulary: int) -> dict:
   }  # fmt: skip
 
 
-def step(model, shape) -> tuple[float, float, dict]:
-  """(loss, gradient norm, parameters) after one step on a mesh."""
+def step(model, shape, params=None) -> tuple[float, float, dict, dict]:
+  """(loss, gradient norm, parameters after one step on a mesh, parameters before it); the first
+  ones are drawn, or `params`.
+  """
   partition = Partitioner(shape, devices=jax.devices()[: int(np.prod(shape))])
   optimizer = Optimizer(optax.sgd(1.0), lambda count: 1.0)
   with partition.activate():
-    abstract = train_state.state_shardings(model, optimizer.transform, partition, LENGTH)
-    state = train_state.init_state(model, optimizer.transform, abstract, LENGTH, 0)
+    abstract = train_state.state_shardings(model, optimizer.transform, partition)
+    if params is not None:
+      params = jax.tree.map(
+        lambda x, leaf: jax.device_put(x, leaf.sharding), params, abstract.params
+      )
+    state = train_state.init_state(model, optimizer.transform, abstract, 0, params)
+    before = jax.device_get(state.params)
     batch = {
       name: jax.device_put(
         value.astype(np.float32) if value.dtype == np.float64 else value, partition.batch_sharding
@@ -72,7 +86,8 @@ def step(model, shape) -> tuple[float, float, dict]:
       leaf.size / leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(state.params)
     )
     assert cut == shape[1] * shape[2]  # the largest matrices lie in as many pieces as there are
-    return float(metrics.sums.loss), float(metrics.gradient_norm), jax.device_get(state.params)
+    figures = float(metrics.sums.loss), float(metrics.gradient_norm)
+    return *figures, jax.device_get(state.params), before
 
 
 @pytest.mark.slow
@@ -89,9 +104,9 @@ def test_a_step_on_any_mesh_is_that_of_one_device(name, tmp_path):
   }
   getattr(transformers, kind)(**settings).save_pretrained(tmp_path)
   model = Decoder(families.from_huggingface(str(tmp_path)))
-  loss, norm, params = step(model, (1, 1, 1))
+  loss, norm, params, before = step(model, (1, 1, 1))
   shape = SHAPES[FAMILIES.index(name) % len(SHAPES)]
-  found = step(model, shape)
+  found = step(model, shape, before)
   np.testing.assert_allclose(found[:2], (loss, norm), rtol=2e-5, err_msg=str(shape))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), found[2], params

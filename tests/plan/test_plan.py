@@ -21,7 +21,7 @@ from crossin_jax.plan import topology as plan_topology
 from crossin_jax.plan.step import Compiled
 from crossin_jax.training import optimizers
 
-pytest.importorskip('libtpu', reason='libtpu compiles for TPUs; it is not installed')
+pytest.importorskip('libtpu', reason='compiling for TPUs needs libtpu, of the extra `test`')
 
 SIZES = {
   'vocab_size': 4096, 'embed_dim': 256, 'num_layers': 2, 'num_heads': 4, 'num_kv_heads': 2,
@@ -223,6 +223,19 @@ def test_a_search_believes_the_compiler(by_hand):
   topology = plan_topology.parse('v5p:2x2x2')
   winner, _ = plan_search.best(planner, large(), topology, tries=5)
   assert winner.fits and winner.compiled.temporaries == pytest.approx(3 * winner.figures.scratch)
+
+
+EXPERTS = ['--gin.DecoderConfig.num_experts=8', '--gin.DecoderConfig.experts_per_token=2']
+
+
+@pytest.mark.slow
+def test_a_mesh_with_experts(capsys):
+  """Compiled for a TPU with a fourth axis."""
+  mesh = '--gin.MESH_SHAPE=(1,2,1,2)'
+  found, seen = crossin_plan(capsys, '--topology=v5p:2x2x1', *EXPERTS, mesh)
+  assert found['compiled'] and found['fits']
+  assert found['mesh'] == {'data': 1, 'fsdp': 2, 'tensor': 1, 'expert': 2}
+  assert 'expert 2' in seen
 
 
 def test_gpus_are_planned_by_formula(capsys):

@@ -109,7 +109,7 @@ def test_bytes_of_a_state_are_cut_as_the_mesh_says():
 @pytest.mark.parametrize('base_dtype, size', [('bfloat16', 2), ('int8', 1), ('nf4', 0.5 + 2 / 64)])
 def test_bytes_of_a_frozen_base(base_dtype, size):
   if base_dtype != 'bfloat16':
-    pytest.importorskip('qwix', reason='int8 and nf4 need qwix')
+    pytest.importorskip('qwix', reason='int8 and nf4 need the extra `quant`')
   config = dataclasses.replace(
     TWO_LAYERS, scan_layers=True, lora=LoraConfig(rank=4, base_dtype=base_dtype)
   )

@@ -6,7 +6,7 @@ import pytest
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.plan import topology as plan_topology
 
-libtpu = pytest.importorskip('libtpu', reason='libtpu describes TPU slices; it is not installed')
+libtpu = pytest.importorskip('libtpu', reason='TPU slices need libtpu, of the extra `test`')
 
 
 @pytest.mark.parametrize('name, slices, chips, kind', [

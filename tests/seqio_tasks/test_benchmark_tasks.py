@@ -8,7 +8,7 @@ import seqio
 
 from crossin_jax.evaluation.asking import pair_tokens
 from crossin_jax.evaluation.benchmarks import declarations
-from crossin_jax.languages import ENGLISH_NAMES
+from crossin_jax.languages import english_name
 from seqio_tasks import benchmark_tasks
 
 
@@ -23,7 +23,7 @@ def mmlu(tmp_path_factory):
   }
   path.write_text(
     json.dumps(
-      [{'id': i} | {ENGLISH_NAMES[l]: fields(i, l) for l in ('en', 'zh')} for i in range(6)]
+      [{'id': i} | {english_name(l): fields(i, l) for l in ('en', 'zh')} for i in range(6)]
     )
   )
   return str(path)

@@ -7,81 +7,11 @@ import subprocess
 import sys
 
 from conftest import REPOSITORY
-import hypothesis
-import hypothesis.strategies as st
 import pytest
 
-from crossin_jax.data import json_lists
 from crossin_jax.data.readers import read_rows
 from seqio_tasks import columns
 from seqio_tasks.sources import ParallelFiles, SourceError
-
-TEXT = st.text(st.characters(exclude_categories=('Cs',)), max_size=30)
-VALUE = st.recursive(
-  TEXT | st.integers() | st.floats(allow_nan=False) | st.booleans() | st.none(),
-  lambda v: st.lists(v, max_size=3),
-)
-ROWS = st.lists(
-  st.fixed_dictionaries({'instruction': TEXT, 'output': TEXT}, optional={'other': VALUE}),
-  min_size=1,
-  max_size=6,
-)
-
-
-@hypothesis.given(ROWS, st.booleans(), st.sampled_from([None, 0, 3]), st.booleans())
-@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
-def test_a_streamed_json_list_is_what_json_reads(tmp_path, rows, ascii_, indent, mark):
-  path = tmp_path / 'a.json'
-  text = json.dumps(rows, ensure_ascii=ascii_, indent=indent)
-  path.write_text(text, encoding='utf-8-sig' if mark else 'utf-8')
-  assert list(json_lists.read_json(str(path))) == [(None, fields) for fields in rows]
-
-
-@hypothesis.given(ROWS, st.data())
-@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
-def test_a_fault_is_where_json_finds_it(tmp_path, rows, data):
-  content = json.dumps(rows, ensure_ascii=False, indent=1).encode()
-  cut = data.draw(st.integers(1, len(content) - 1))
-  content = data.draw(
-    st.sampled_from(
-      [content[:cut], content[:cut] + b'\xff' + content[cut:], content[:cut] + content[cut + 1 :]]
-    )
-  )
-  path = tmp_path / 'a.json'
-  path.write_bytes(content)
-  try:
-    outcome = [item for _, item in json_lists.read_json(str(path))]
-  except SourceError as error:
-    outcome = str(error)
-  try:
-    wanted = json.loads(content.decode())
-    assert outcome == wanted
-  except UnicodeDecodeError as error:
-    assert f'byte offset {error.start}' in outcome
-  except json.JSONDecodeError as error:
-    assert f'column {error.colno}: {error.msg}' in outcome
-
-
-@hypothesis.given(
-  st.lists(st.text(st.sampled_from('a\\"\ud83d\ude00é'), max_size=8), max_size=9),
-  st.integers(13, 40),
-)
-@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
-def test_surrogates_are_read_as_json_reads_them(tmp_path, texts, size):
-  path = tmp_path / 'a.json'
-  path.write_text(json.dumps([{'a': text} for text in texts]))
-  with pytest.MonkeyPatch.context() as patch:
-    read = json_lists._Scanned.read
-    patch.setattr(json_lists._Scanned, 'read', lambda self, n: read(self, min(n, size)))
-    rows = [item for _, item in json_lists.read_json(str(path))]
-  assert rows == json.loads(path.read_text())
-
-
-def test_numbers_that_only_python_reads(tmp_path):
-  path = tmp_path / 'a.json'
-  path.write_text('[{"a": 1}, {"a": NaN}, {"a": Infinity}]')
-  rows = [item['a'] for _, item in json_lists.read_json(str(path))]
-  assert rows[0] == 1 and rows[1] != rows[1] and rows[2] == float('inf')
 
 
 def test_a_row_longer_than_a_window(tmp_path):
@@ -148,7 +78,9 @@ def test_nothing_is_left_behind_and_a_missing_folder_is_named(tmp_path, monkeypa
   assert done.returncode == -9 and not list(folder.iterdir())
 
 
-@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs a full device')
+@pytest.mark.skipif(
+  not os.path.exists('/dev/full'), reason='the full disk is /dev/full: run on Linux'
+)
 def test_a_full_disk_is_named(tmp_path, monkeypatch):
   (tmp_path / 'a.jsonl').write_text(json.dumps({'instruction': '', 'output': 'o' * 1000}) + '\n')
   monkeypatch.setattr(

@@ -71,7 +71,7 @@ def peaks(*stems):
 
 
 @pytest.mark.skipif(
-  not pathlib.Path('/proc/self/status').exists(), reason='needs /proc to measure memory'
+  not pathlib.Path('/proc/self/status').exists(), reason='memory is read from /proc: run on Linux'
 )
 @pytest.mark.parametrize(
   'ext, rows, most', [('.json', 2500, 12e6), ('.jsonl', 2500, 12e6), ('.parquet', 5000, 160e6)]
@@ -89,7 +89,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path, ext, rows, most):
 
 
 @pytest.mark.skipif(
-  not pathlib.Path('/proc/self/status').exists(), reason='needs /proc to measure memory'
+  not pathlib.Path('/proc/self/status').exists(), reason='memory is read from /proc: run on Linux'
 )
 def test_memory_for_a_row_is_tens_of_bytes(tmp_path):
   write(tmp_path / 'few', '.jsonl', 10_000, 40)

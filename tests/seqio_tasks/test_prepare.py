@@ -81,6 +81,9 @@ def test_summary_and_mixture_file(tmp_path, small_settings, tiny_vocabulary):
     'template': 'plain',
     'tags': True,
     'chat_template': None,
+    'chat_options': {},
+    'special_tokens_in_text': False,
+    'system_role': 'first_user',
     'stop_id': tiny_vocabulary.eos_id,
   }
   assert written['prompts'] == said and written['max_length'] == 64
@@ -95,8 +98,10 @@ def test_summary_and_mixture_file(tmp_path, small_settings, tiny_vocabulary):
 
 def test_every_rejected_row_is_counted(tmp_path, small_settings):
   directory = tmp_path / 'tight'
-  found = run(directory, small_settings(max_length=12))
+  found = run(directory, small_settings(max_length=20))
   assert found['dropped']['prompt_too_long'] > 0
+  with pytest.raises(PreparedDataError, match=r'no example left: \d+ prompt_too_long dropped'):
+    run(tmp_path / 'nothing', small_settings(max_length=12))
   for task in tasks_of(directory):
     for split in json.loads((directory / 'tasks' / task / 'manifest.json').read_text())[
       'splits'

@@ -24,7 +24,7 @@ from seqio_tasks.sources import ParallelFiles, Source, SourceError, TfdsRows
 
 ROOT = pathlib.Path(__file__).parents[2]
 REAL = ROOT.parent / 'shared' / 'data'
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason='no ../shared/data beside the repository')
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason='put the real data into ../shared/data')
 
 # Text that a careless reader breaks: line separators, CRLF, quotes, an empty input, letters outside
 # the BMP.
@@ -378,7 +378,9 @@ def test_unknown_kind_of_file(tmp_path):
   assert '.parquet' in error(one(tmp_path / 'rows.csv', 'instruction,output\n'))
 
 
-@pytest.mark.skipif(os.name != 'posix' or os.geteuid() == 0, reason='root may read everything')
+@pytest.mark.skipif(
+  os.name != 'posix' or os.geteuid() == 0, reason='root may read everything: run as another user'
+)
 def test_no_permission(tmp_path):
   source = one(tmp_path / 'a.json', '[]')
   (tmp_path / 'a.json').chmod(0)
@@ -404,10 +406,7 @@ def test_no_rows(tmp_path):
 def test_broken_json(tmp_path):
   whole = json.dumps([row(), row(), row()], indent=0)
   message = error(one(tmp_path / 'a.json', whole[: whole.rindex('output') + 10]))
-  assert (
-    'a.json: not valid JSON at line 12 column' in message
-    and 'Complete rows before it: 2' in message
-  )
+  assert 'a.json, row 2 (line 12): not valid JSON at column' in message and 'cut off' in message
   message = error(one(tmp_path / 'a.jsonl', json.dumps(row()) + '\n\n' + json.dumps(row())[:20]))
   assert 'a.jsonl, row 1 (line 3): not valid JSON at column' in message and 'cut off' in message
   assert 'digits' in error(one(tmp_path / 'a.json', '[{"id": ' + '9' * 5000 + '}]'))
@@ -467,11 +466,32 @@ def test_wrong_id(tmp_path, value):
   )
 
 
-def test_null_output(tmp_path):
-  for ext in ('.json', '.parquet'):
-    write(tmp_path / f'a{ext}', [row(), row(output=None)])
-    message = error(ParallelFiles(str(tmp_path / f'a{ext}')))
-    assert f"a{ext}, row 1 (counted from 0): field 'output' must be a string, found null" in message
+@pytest.mark.parametrize('ext', ['.json', '.jsonl', '.parquet'])
+def test_null_output_is_counted(tmp_path, ext):
+  write(tmp_path / f'a{ext}', [row(), row(output=None)])
+  source = ParallelFiles(str(tmp_path / f'a{ext}'))
+  assert len(source) == 1 and source.set_aside() == {('en', 'null_field'): 1}
+
+
+def test_faults_of_rows_are_counted_and_other_languages_noted(tmp_path):
+  rows = [
+    row('1'), row('2', system='Be brief.'), row('3', history=[['a', 'b']]),
+    row('5', output=None), {'id': '6', 'messages': [{'role': 'tool', 'content': 'x'}]},
+    {'id': '4', 'messages': [{'role': 'user', 'content': 'i'}, {'role': 'assistant', 'content': 'o'}]},
+    row('7', tools='[{"name": "f"}]'), row('8', tools='[]', images=None),
+  ]  # fmt: skip
+  for language in ('en', 'zh', 'pl'):
+    write(tmp_path / f'a.{language}.json', rows)
+  source = ParallelFiles(str(tmp_path / 'a'), ('en', 'zh'))
+  assert list(source.ids()) == ['1', '2', '3', '4', '8']
+  assert source.set_aside() == {
+    ('en', fault): 1 for fault in ('null_field', 'unknown_role', 'unread_field')
+  }
+  assert source.notes() == ['a: a.pl.json not read, Polish is not in its languages en, zh']
+  long = [fields | {'language': code} for fields in rows for code in ('en', 'pl')]
+  write(tmp_path / 'long.jsonl', long)
+  source = ParallelFiles(str(tmp_path / 'long.jsonl'), ('en',))
+  assert source.notes() == ['long: 8 rows not read, Polish is not in its languages en']
 
 
 def test_invalid_utf8(tmp_path):

@@ -5,11 +5,10 @@ import pathlib
 import pickle
 
 import pytest
+import tensorflow_datasets as tfds
 
+from seqio_tasks import tfds_builder
 from seqio_tasks.sources import ParallelFiles, Source, SourceError, TfdsRows
-
-tfds = pytest.importorskip('tensorflow_datasets')
-tfds_builder = pytest.importorskip('seqio_tasks.tfds_builder')
 
 ENGLISH = (
   '{"id": "a", "instruction": "Name a colour.", "output": "Red"}\n'

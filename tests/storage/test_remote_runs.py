@@ -148,7 +148,8 @@ def test_what_no_run_of_ours_began_is_left_alone(gcs, adamw, capsys):
   said_of = capsys.readouterr().err.splitlines()
   assert (
     len(said_of) == 3
-    and 'gs://bucket/run/checkpoint_40 was not finished by the previous run: it is removed' in said_of
+    and 'gs://bucket/run/checkpoint_40 was not finished by the previous run: it is removed'
+    in said_of
   )
   assert all(f'checkpoint_{step} has no commit_success.txt' in ''.join(said_of) for step in (7, 30))
   assert before - set(gcs.names('run')) == {
@@ -284,22 +285,20 @@ def test_model_dir_is_held_by_one_run(gcs, impatient):
 
 def test_answers_end_where_the_lock_is_lost_and_are_called_by_their_url(gcs, impatient):
   from crossin_jax.decoding import generate
+  from crossin_jax.decoding import journal as journals
   from crossin_jax.decoding.journal import JournalError
 
   url = 'gs://bucket/out.jsonl'
   with (
     generate._local_output(url) as (path, check),
-    generate._journal_on_chief(path, url, lambda: {'a': 1}) as journal,
+    journals.on_chief(path, url, lambda: {'a': 1}) as journal,
   ):
     journal.append({'index': 0})
     check()
   with pytest.raises(
     JournalError, match=f'^{url} was started .*delete {url} and {url}.run.json to restart$'
   ):
-    with (
-      generate._local_output(url) as (path, _),
-      generate._journal_on_chief(path, url, lambda: {'a': 2}),
-    ):
+    with generate._local_output(url) as (path, _), journals.on_chief(path, url, lambda: {'a': 2}):
       pass
   with (
     pytest.raises(lease.InUse, match='was taken over'),
@@ -382,9 +381,7 @@ def killed(undisturbed, tiny_prepared, tmp_path_factory):
     running.send_signal(signal.SIGKILL)
     running.wait()
   told = said(folder / 'run', 0)
-  assert (
-    'no permission for gs://bucket/run/metrics.jsonl' in told and 'is saved anyway' in told
-  )
+  assert 'no permission for gs://bucket/run/metrics.jsonl' in told and 'is saved anyway' in told
   objects = dict(gcs.buckets['bucket'])
   names = set(objects)
   assert {

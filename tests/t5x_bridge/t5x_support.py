@@ -36,7 +36,10 @@ def t5x_home() -> str:
   """The checkout, or a skip that says so."""
   home = os.environ.get('T5X_HOME')
   if not home:
-    pytest.skip('T5X_HOME names no T5X checkout (git clone https://github.com/google-research/t5x)')
+    pytest.skip(
+      'T5X_HOME names no T5X checkout: git clone https://github.com/google-research/t5x ~/t5x and '
+      'set T5X_HOME=~/t5x'
+    )
   return home
 
 

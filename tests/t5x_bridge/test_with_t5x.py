@@ -303,9 +303,10 @@ def test_logits_shards_and_predictions(ours, theirs, data, vocabulary, run_progr
   prompts = [rng.integers(0, 4, n).tolist() for n in (1, 3, 8, 20, 5, 2, 40, 12)]
   prompts[1], prompts[4] = [0, 0, 0], [5, 7, 0, 0, 0]
   inputs, causal = np.zeros((2, BATCH, LENGTH), np.int32)
+  start = [] if vocabulary.bos_id is None else [vocabulary.bos_id]
   for row, prompt in enumerate(prompts):
-    inputs[row, : len(prompt) + 1] = [vocabulary.bos_id, *prompt]
-    causal[row, : len(prompt) + 1] = 1
+    read = [*start, *prompt]
+    inputs[row, : len(read)], causal[row, : len(read)] = read, 1
   np.savez(tmp_path / 'prompts.npz', decoder_input_tokens=inputs, decoder_causal_attention=causal)
   last = {
     name: os.path.join(path, f'checkpoint_{STEPS}')
@@ -320,13 +321,13 @@ def test_logits_shards_and_predictions(ours, theirs, data, vocabulary, run_progr
   with partition.activate():
     for name, path in last.items():
       params = SavedModel.open(path).restore(train_state.parameter_shapes(model, partition), model)
-      logits = jax.jit(lambda p: losses.apply_model(model, p, batch))(params)
+      logits = jax.jit(lambda p: losses.apply_model(model, p, batch)[0])(params)
       real = batch['decoder_segment_ids'] > 0
       np.testing.assert_allclose(
         answers[f'logits {name}'][real], np.asarray(logits)[real], atol=2e-5, rtol=1e-4
       )
     for row, prompt in enumerate(prompts):
-      room = LENGTH - len(prompt)
+      room = LENGTH - len([*start, *prompt]) + 1
       found = greedy(
         model,
         params,

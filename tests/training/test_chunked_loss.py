@@ -169,7 +169,7 @@ def test_training_loss_on_meshes(name, mesh):
   partition = Partitioner(mesh_shape=mesh, devices=jax.devices()[: int(np.prod(mesh))])
   with partition.activate():
     model = Decoder(tiny_config(num_layers=1, **CONFIGS[name]))
-    on_mesh = jax.device_put(params, train_state.parameter_shardings(model, partition, 16))
+    on_mesh = jax.device_put(params, train_state.parameter_shardings(model, partition))
     found = run(on_mesh, 130)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), found, expected)
   assert float(found[0][1].weight) > 0
@@ -181,9 +181,7 @@ def test_no_device_of_a_mesh_has_the_head_or_its_gradient_whole():
   partition = Partitioner(mesh_shape=(1, 2, 2), devices=jax.devices()[:4])
   gin.bind_parameter('cross_entropy.chunk', 128)
   with partition.activate():
-    params = jax.device_put(
-      init_params(model), train_state.parameter_shardings(model, partition, 16)
-    )
+    params = jax.device_put(init_params(model), train_state.parameter_shardings(model, partition))
     text = (
       jax.jit(jax.grad(lambda p: losses.batch_loss(model, p, batch, 3)[0]))
       .lower(params)

@@ -118,7 +118,7 @@ def test_z_loss_enters_the_objective_alone(tiny, batch):
   objective, sums = jax.jit(lambda p, b: losses.batch_loss(model, p, b, 3, z_loss=0.1))(
     params, batch[0]
   )
-  logits = jax.jit(lambda p, b: losses.apply_model(model, p, b))(params, batch[0])
+  logits = jax.jit(lambda p, b: losses.apply_model(model, p, b)[0])(params, batch[0])
   log_z = np.asarray(jax.nn.logsumexp(logits, axis=-1), np.float64)
   extra = 0.1 * (log_z**2 * batch[0]['decoder_loss_weights']).sum()
   np.testing.assert_allclose(objective, float(sums.loss) + extra, rtol=1e-5)

@@ -1,5 +1,7 @@
 """Schedules against closed forms, AdamW against arithmetic, decay where it belongs."""
 
+import json
+
 from conftest import init_params, tiny_config
 import gin
 import jax
@@ -181,3 +183,38 @@ def test_adafactor_trains():
   for _ in range(60):
     params, state = step(params, state)
   assert float(loss(params)) < 0.3 * first
+
+
+def test_settings_name_every_argument_of_optimizer_and_schedule():
+  gin.bind_parameter('schedule.decay', 'linear')
+  settings = optimizers.adamw(40, b2=0.95, clip_norm=None).settings
+  assert settings['optimizer'] == 'adamw' and settings['adamw.b2'] == 0.95
+  assert settings['adamw.clip_norm'] is None and settings['schedule.decay'] == 'linear'
+  assert settings['train.total_steps'] == 40
+  assert json.loads(json.dumps(settings)) == settings, 'as a checkpoint stores them'
+  named = {name.split('.')[-1] for name in optimizers.adafactor(40).settings}
+  assert named == {
+    'optimizer', 'decay_rate', 'clipping_threshold', 'multiply_by_parameter_scale', 'weight_decay',
+    'clip_norm', 'total_steps', 'peak', 'decay', 'warmup_steps', 'warmup_ratio', 'final_ratio',
+  }  # fmt: skip
+
+
+def test_changes_name_settings_that_both_have():
+  saved = optimizers.adamw(40, weight_decay=0.1).settings
+  assert optimizers.changes(saved, saved) == optimizers.changes(None, saved) == []
+  assert optimizers.changes(saved, optimizers.adamw(50, weight_decay=0.0).settings) == [
+    'adamw.weight_decay was 0.1, now 0.0',
+    'train.total_steps was 40, now 50',
+  ]
+  assert optimizers.changes(saved, optimizers.adafactor(40).settings) == [
+    "optimizer was 'adamw', now 'adafactor'"
+  ]
+
+
+def test_an_optimizer_without_settings_has_its_name():
+  def lion(total_steps):
+    return optimizers.Optimizer(optax.lion(1e-4), lambda step: 1e-4)
+
+  assert optimizers.build(lion, 7).settings == {'optimizer': 'lion', 'train.total_steps': 7}
+  built = optimizers.build(optimizers.adamw, 7)
+  assert built.settings['train.total_steps'] == 7 and built.settings['adamw.b1'] == 0.9

@@ -55,7 +55,7 @@ def prepared_step(dtype, mesh, microbatches, tie):
   optimizer = recorder()
   partition = Partitioner(mesh_shape=mesh, devices=jax.devices()[: int(np.prod(mesh))])
   with partition.activate():
-    abstract = train_state.state_shardings(model, optimizer.transform, partition, LENGTH)
+    abstract = train_state.state_shardings(model, optimizer.transform, partition)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     params = init_params(model, seed=1)
     state = train_state.TrainState(
@@ -235,15 +235,15 @@ def test_init_lies_in_shards_and_is_the_same_on_every_mesh():
   for mesh in ((1, 1, 1), (1, 2, 2)):
     partition = Partitioner(mesh_shape=mesh, devices=jax.devices()[: int(np.prod(mesh))])
     with partition.activate():
-      abstract = train_state.state_shardings(model, optimizer.transform, partition, LENGTH)
-      states.append(train_state.init_state(model, optimizer.transform, abstract, LENGTH, seed=1))
+      abstract = train_state.state_shardings(model, optimizer.transform, partition)
+      states.append(train_state.init_state(model, optimizer.transform, abstract, seed=1))
       jax.tree.map(
         lambda leaf, want: leaf.sharding == want.sharding or pytest.fail(str(leaf.sharding)),
         states[-1],
         abstract,
       )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *states)
-  other = train_state.init_state(model, optimizer.transform, abstract, LENGTH, seed=2)
+  other = train_state.init_state(model, optimizer.transform, abstract, seed=2)
   assert (
     np.abs(
       np.asarray(other.params['decoder']['lm_head']) - states[0].params['decoder']['lm_head']

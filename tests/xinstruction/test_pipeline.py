@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from crossin_jax import cli
+from crossin_jax.decoding.nonfinite import NonFiniteLikelihood
 from crossin_jax.workflow.steps import Step, StepError, Steps
-from crossin_jax.xinstruction import levels
+from crossin_jax.xinstruction import chunk_worker, levels
 from crossin_jax.xinstruction import rows as rows_lib
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -288,6 +289,24 @@ def test_shares_of_chunks_are_the_whole(undisturbed, tmp_path):
   assert cli.main([*base, '--share', '3/3']) == 2
 
 
+def test_a_rater_whose_likelihoods_are_not_finite_names_the_row(
+  undisturbed, tmp_path, monkeypatch, capsys
+):
+  def broken(*args, **kwargs):
+    raise NonFiniteLikelihood('prefix 2 of 9', 1)
+
+  monkeypatch.setattr(chunk_worker, 'continuation_losses', broken)
+  pairs = undisturbed / 'pairs'
+  chunk = sorted(path for path in pairs.glob('*/*.jsonl') if path.stat().st_size)[0]
+  second = json.loads(chunk.read_text().splitlines()[1])['id']
+  model = str(undisturbed / 'train-rater.0' / 'model')
+  argv = ['xinstruction', 'chunks', '--kind', 'rate', '--checkpoint', model, '--input', str(pairs)]
+  assert cli.main([*argv, '--output', str(tmp_path / 'rated')]) == 1
+  said = capsys.readouterr().err
+  assert f'row 2 of the chunk (id {second!r}): the log-probability' in said
+  assert not list(tmp_path.glob('rated/*/*'))
+
+
 def test_levels():
   seed = {
     'sw': [
@@ -382,7 +401,7 @@ def test_ten_languages_of_real_text(shared_data, tmp_path):
     f"--gin.DOCUMENTS='{text}/native.{{language}}.jsonl'", f"--gin.SEED='{tmp_path}/seed'",
     f"--gin.VOCABULARY='{vocabulary}'",
     f"--gin.XInstruction.model_gin=('{tmp_path}/model.gin',)", '--gin.XInstruction.rounds=1',
-    '--gin.XInstruction.chunk=64',
+    '--gin.XInstruction.chunk=512',
     "--gin.XInstruction.values={'TRAIN_STEPS': 2, 'train.epochs': None, 'BATCH_SIZE': 4, "
     "'train.evaluators': ()}",
     '--gin.XInstruction.max_length=1024', '--gin.XInstruction.instruction_tokens=8',

@@ -1,4 +1,4 @@
-"""Open answers: numbers extracted from text (MGSM), and spans scored by F1 and exact match.
+"""Open answers: numbers (MGSM), and spans scored by F1 and exact match.
 
 F1 and exact match are SQuAD v1.1's (Rajpurkar et al. 2016, arXiv 1606.05250) under the name
 'squad', which XQuAD uses in all languages, and MLQA's (Lewis et al. 2020, arXiv 1910.07475) under
@@ -17,16 +17,18 @@ import unicodedata
 
 import numpy as np
 
+from crossin_jax.data.thoughts import without_thoughts
 from crossin_jax.evaluation import record_fields
+from crossin_jax.evaluation.answers import extraction
+from crossin_jax.evaluation.answers.numbers import extracted_number, same_number
 from crossin_jax.evaluation.measures import consistency
 from crossin_jax.evaluation.measures.consistency import Summary
-from crossin_jax.languages import code_of
+from crossin_jax.languages import code_of, languages
 from crossin_jax.storage.files import write_jsonl
 from crossin_jax.storage.records import RecordError
 
-# benchmark -> protocol that reads or compares its answers
-PROTOCOLS = {'mgsm': 'number', 'xquad': 'squad', 'mlqa': 'mlqa'}
-_NUMBER = re.compile(r'-?[$0-9.,]{2,}|-?[0-9]+')
+# benchmark -> protocols that read or compare its answers, the usual one first
+PROTOCOLS = {'mgsm': ('number',), 'xquad': ('squad', 'mlqa'), 'mlqa': ('mlqa', 'squad')}
 _ENGLISH_ARTICLES = re.compile(r'\b(?:a|an|the)\b')
 _MLQA_ARTICLES = {
   'en': _ENGLISH_ARTICLES,
@@ -37,22 +39,13 @@ _MLQA_ARTICLES = {
 }
 
 
-def extracted_number(text: str) -> str:
-  """The last number of a text as plain digits; '' without one.
-
-  'She makes $1,800.50 a day.' -> '1800.50'      '16 - 3 = 13' -> '13'
-  """
-  matches = _NUMBER.findall(text)
-  digits = matches[-1].replace('$', '').replace(',', '').rstrip('.') if matches else ''
-  return digits if any(map(str.isdigit, digits)) else ''
-
-
-def same_number(one: str, other: str) -> bool:
-  """Whether two numbers have the same value: '18.00' equals '18'."""
-  try:
-    return float(one) == float(other)
-  except ValueError:
-    return False
+def _mlqa_articles(language: str) -> re.Pattern | None:
+  """The articles of MLQA's script, or those of `languages.added`."""
+  if language in _MLQA_ARTICLES:
+    return _MLQA_ARTICLES[language]
+  entry = languages().get(language)
+  words = '|'.join(map(re.escape, entry.articles)) if entry else ''
+  return re.compile(rf'\b(?:{words})\b') if words else None
 
 
 @functools.cache
@@ -73,7 +66,7 @@ def normalised(text: str, protocol: str, language: str) -> list[str]:
     language: code; 'squad' ignores it.
   """
   text = text.lower().translate(_deletion(protocol))
-  articles = _ENGLISH_ARTICLES if protocol == 'squad' else _MLQA_ARTICLES.get(language)
+  articles = _ENGLISH_ARTICLES if protocol == 'squad' else _mlqa_articles(language)
   text = articles.sub(' ', text) if articles else text
   if protocol == 'mlqa' and language == 'zh':
     text = re.sub('([\u4e00-\u9fa5])', r' \1 ', text)
@@ -114,9 +107,21 @@ class OpenPredictions:
   malformed: list[str] = field(default_factory=list)
 
   def cells(self, language: str) -> list[tuple[str, list[str]]]:
-    """(predicted text, accepted texts) of each item of a language."""
+    """(predicted text without thoughts, accepted texts) of each item of a language."""
     answers = self.answers[language]
-    return [(text, answers[item_id]) for item_id, text in self.texts[language].items()]
+    return [
+      (without_thoughts(text), answers[item_id]) for item_id, text in self.texts[language].items()
+    ]
+
+  @property
+  def missing(self) -> dict[str, list[str]]:
+    """Language -> IDs that it lacks of those that any language has."""
+    every = dict.fromkeys(item_id for texts in self.texts.values() for item_id in texts)
+    lacking = {
+      language: [item_id for item_id in every if item_id not in texts]
+      for language, texts in self.texts.items()
+    }
+    return {language: ids for language, ids in lacking.items() if ids}
 
 
 def read_predictions(path: str | os.PathLike, *, allow_partial: bool = False) -> OpenPredictions:
@@ -187,14 +192,18 @@ def summarise(predictions: OpenPredictions, protocol: str) -> Summary:
     }
     return float(np.mean(list(by_language.values()))), by_language
 
-  scores, parsed = (None, None), str.strip
+  scores, parsed = (None, None), lambda text, _: text.strip()
   if protocol == 'number':
-    accuracy = mean(lambda text, answers, _: same_number(_value(text), answers[0]))
+    accuracy = mean(lambda text, answers, language: same_number(_value(text, language), answers[0]))
     parsed = _value
   else:
     accuracy = mean(lambda text, answers, language: exact_match(text, answers, protocol, language))
     scores = mean(lambda text, answers, language: f1(text, answers, protocol, language))
-  unparsed = [not parsed(text) for texts in predictions.texts.values() for text in texts.values()]
+  unparsed = [
+    not parsed(text, language)
+    for language in predictions.texts
+    for text, _ in predictions.cells(language)
+  ]
   return Summary(
     *accuracy,
     consistency={},
@@ -217,14 +226,14 @@ def _summarise_parallel_numbers(predictions: OpenPredictions) -> Summary:
     for j, language in enumerate(languages):
       answer = float(predictions.answers[language][item_id][0])
       answers_NL[i, j] = options.setdefault(answer, len(options))
-      if number := _value(predictions.texts[language][item_id]):
+      if number := _value(predictions.texts[language][item_id], language):
         chosen_NL[i, j] = options.setdefault(float(number), len(options))
   return consistency.summarise(chosen_NL, answers_NL, languages)
 
 
-def _value(text: str) -> str:
+def _value(text: str, language: str) -> str:
   """The extracted number, '' if it is not a valid one such as '1.2.3'."""
-  number = extracted_number(text)
+  number = extracted_number(text, language)
   return number if same_number(number, number) else ''
 
 
@@ -243,5 +252,24 @@ def of_questions(questions: Sequence, texts: Sequence[Sequence[Sequence[str]]]) 
 
 
 def benchmark_protocol(name: str) -> str | None:
-  """Protocol of an open benchmark; None for a benchmark with options."""
-  return PROTOCOLS.get(name.split('/')[0])
+  """The usual protocol of an open benchmark; None for a benchmark with options."""
+  return PROTOCOLS.get(name.split('/')[0], (None,))[0]
+
+
+def readers(benchmark: str) -> tuple[str, ...]:
+  """Protocols that read the answers of a benchmark, the usual one first."""
+  return PROTOCOLS.get(benchmark.split('/')[0], extraction.PROTOCOLS)
+
+
+def chosen_protocol(benchmark: str, wanted: str | None) -> str:
+  """The protocol for a benchmark; `wanted` None = the usual one.
+
+  Raises:
+    ValueError: the benchmark is not read by that protocol.
+  """
+  legal = readers(benchmark)
+  if wanted and wanted not in legal:
+    raise ValueError(
+      f'--protocol {wanted} does not read the answers of {benchmark}; choose {" or ".join(legal)}'
+    )
+  return wanted or legal[0]

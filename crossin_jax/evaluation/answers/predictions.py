@@ -19,7 +19,8 @@ import numpy as np
 
 from crossin_jax.evaluation import record_fields
 from crossin_jax.evaluation.answers import extraction
-from crossin_jax.languages import ENGLISH_NAMES, code_of
+from crossin_jax.evaluation.answers.choices import LETTERS, choice_text
+from crossin_jax.languages import code_of, english_name
 from crossin_jax.storage.files import write_bytes
 from crossin_jax.storage.records import RecordError, read_records
 
@@ -152,7 +153,7 @@ def write_predictions(
     for j, language in enumerate(predictions.languages):
       choices, text = predictions.choices[i][j], predictions.texts[i][j]
       fields = {'choices': choices, 'answer': choices[predictions.answers[i, j]]}
-      by_language[ENGLISH_NAMES.get(language, language)] = fields | {'model_prediction': text}
+      by_language[english_name(language)] = fields | {'model_prediction': text}
       if layout == LINES:
         records.append({'id': item_id, 'language': language, **fields, 'prediction': text})
     if layout == SEAEVAL:
@@ -195,7 +196,7 @@ def _cell(name: str, fields: Mapping, where: str) -> tuple[str, list[str], int, 
       f"{where}: {name!r} is not a language; use a code such as 'zh' or an English name such as "
       "'Chinese'"
     ) from None
-  choices, most = fields.get('choices'), len(extraction.LETTERS)
+  choices, most = fields.get('choices'), len(LETTERS)
   if not record_fields.are_strings(choices, least=2) or len(choices) > most:
     raise PredictionError(
       f"{where}, {name}: 'choices' must be a list of 2 to {most} strings, found "
@@ -215,8 +216,8 @@ def _answer_index(answer: object, choices: Sequence[str], where: str) -> int:
   if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
     return answer
   if isinstance(answer, str):
-    texts = [extraction.choice_text(choice) for choice in choices]
-    letters = list(extraction.LETTERS[: len(choices)])
+    texts = [choice_text(choice) for choice in choices]
+    letters = list(LETTERS[: len(choices)])
     for candidates in (list(choices), texts, letters, [f'({letter})' for letter in letters]):
       key = answer if answer in candidates else answer.strip()
       if candidates.count(key) == 1:

@@ -13,9 +13,9 @@ import os
 import sys
 import unicodedata
 
-from crossin_jax.evaluation.answers.extraction import LETTERS
+from crossin_jax.evaluation.answers.choices import LETTERS
 from crossin_jax.evaluation.benchmarks import files as benchmark_files
-from crossin_jax.languages import ENGLISH_NAMES, code_of
+from crossin_jax.languages import code_of, english_name
 from crossin_jax.storage.files import write_json
 from crossin_jax.storage.records import RecordError
 from crossin_jax.workflow import command_line
@@ -79,7 +79,7 @@ def build(path: str, languages: Sequence[str], split: str | None = None) -> Buil
     for i, language in enumerate(languages):
       choices = [f'({letter}) {answers[o][i]}' for letter, o in zip(LETTERS, options)]
       fields = items.fields[language][item_id]
-      record[ENGLISH_NAMES[language]] = {
+      record[english_name(language)] = {
         'context': fields['context'],
         'question': fields['question'],
         'choices': choices,

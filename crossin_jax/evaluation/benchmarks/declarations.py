@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import itertools
 import re
 
-from crossin_jax.evaluation.answers.extraction import LETTERS
-from crossin_jax.evaluation.benchmarks import files
+from crossin_jax.evaluation.answers.choices import LETTERS
+from crossin_jax.evaluation.benchmarks import files, hub_files
 from crossin_jax.evaluation.benchmarks.files import WORDS
 from crossin_jax.evaluation.questions import Questions
 from crossin_jax.storage import remote
@@ -70,7 +70,7 @@ def _row(prompt: str, choices: Sequence[str], continuations: list[str], answer: 
 
 def _xcopa(fields: Mapping, language: str) -> Row:
   """The premise without its full stop, a conjunction, and the choice as the end of the sentence."""
-  connector = WORDS['xcopa'][language][fields['question'] == 'effect']
+  connector = files.words_of('xcopa')[language][fields['question'] == 'effect']
   choices = [fields['choice1'], fields['choice2']]
   continuations = [' ' + choice[0].lower() + choice[1:] for choice in choices]
   prompt = f'{fields["premise"].strip()[:-1]} {connector}'
@@ -79,13 +79,13 @@ def _xcopa(fields: Mapping, language: str) -> Row:
 
 def _xnli(fields: Mapping, language: str) -> Row:
   """Compares three complete sentences after an empty prompt."""
-  right, *words = WORDS['xnli'][language]
+  right, *words = files.words_of('xnli')[language]
   sentences = [f' {fields["premise"]}, {right}? {word}, {fields["hypothesis"]}' for word in words]
   return _row('', files.NLI_LABELS, sentences, fields['answer'])
 
 
 def _pawsx(fields: Mapping, language: str) -> Row:
-  right, *words = WORDS['pawsx'][language]
+  right, *words = files.words_of('pawsx')[language]
   first, second = fields['sentence1'], fields['sentence2']
   if language in ('en', 'es', 'fr', 'de'):
     first, second = _detokenised(first), _detokenised(second)
@@ -117,13 +117,38 @@ def _belebele(fields: Mapping, language: str) -> Row:
   return _row(prompt, letters, [f' {letter}' for letter in letters], fields['answer'])
 
 
+def _lettered(head: str, before_d: str = '') -> Prompt:
+  """A question with lettered choices; compares the letters."""
+
+  def prompt(fields: Mapping, language: str) -> Row:
+    letters = LETTERS[: len(fields['choices'])]
+    lines = [f'{letter}. {choice}' for letter, choice in zip(letters, fields['choices'])]
+    lines[3] = before_d + lines[3]
+    text = '\n'.join([head + fields['question'].strip(), *lines, 'Answer:'])
+    return _row(text, letters, [f' {letter}' for letter in letters], fields['answer'])
+
+  return prompt
+
+
+def _bmlama(fields: Mapping, language: str) -> Row:
+  """Compares complete sentences after an empty prompt, as the authors do for decoders."""
+  sentences = [fields['prompt'].replace(hub_files.MASK, choice) for choice in fields['choices']]
+  return _row('', fields['choices'], sentences, fields['answer'])
+
+
+def _polymath(fields: Mapping, language: str) -> Row:
+  """The question, and where the answer belongs."""
+  prompt = f'{fields["question"]}\nPut the final answer in \\boxed{{}}.\n'
+  return {'prompt': prompt, 'answers': fields['answers']}
+
+
 def _mgsm(fields: Mapping, language: str) -> Row:
-  question, answer = WORDS['mgsm'][language]
+  question, answer = files.words_of('mgsm')[language]
   return {'prompt': f'{question}{fields["question"]}\n{answer}', 'answers': fields['answers']}
 
 
 def _xquad(fields: Mapping, language: str) -> Row:
-  context, question, answer = WORDS['xquad'][language]
+  context, question, answer = files.words_of('xquad')[language]
   prompt = f'{context}: {fields["context"]}\n\n{question}: {fields["question"]}\n\n{answer}:'
   return {'prompt': prompt, 'answers': fields['answers']}
 
@@ -164,12 +189,25 @@ BENCHMARKS: dict[str, Benchmark] = {
   'pawsx': _worded('pawsx', files.read_pawsx, _pawsx),
   'mgsm': _worded('mgsm', files.read_mgsm, _mgsm, **_MGSM),
   'xquad': _worded('xquad', files.read_squad, _xquad, **_SPANS),
+  'global_mmlu': Benchmark(hub_files.read_global_mmlu, (_lettered(''),)),
+  # The harness' prompt has a space before D.
+  'include': Benchmark(hub_files.read_include, (_lettered('', ' '),), parallel=False),
+  'xcsqa': Benchmark(hub_files.read_xcsqa, (_lettered('Question: '),)),
+  'bmlama': Benchmark(hub_files.read_bmlama, (_bmlama,)),
+  'polymath': Benchmark(
+    hub_files.read_polymath, (_polymath,), 'number', ('generate',), max_new_tokens=2048
+  ),
   'mlqa': Benchmark(files.read_squad, (_mlqa,), parallel=False, **_SPANS),
 }
 
 
 class LoadedBenchmark:
-  """A benchmark with its items; `notes` are human-readable notes of its reader."""
+  """A benchmark with its items.
+
+  Attributes:
+    notes: human-readable notes of its reader.
+    fields: language -> ID -> fields of the item.
+  """
 
   def __init__(
     self,
@@ -195,6 +233,8 @@ class LoadedBenchmark:
       raise ValueError(f'no benchmark {name!r}; choose one of {", ".join(BENCHMARKS)}')
     self.name, self.declaration = name, BENCHMARKS[name]
     supported = self.declaration.prompt_languages
+    if supported is not None:
+      supported = supported | files.words_of(name).keys()
     if supported and (lacking := [code for code in languages or () if code not in supported]):
       raise ValueError(
         f'{name} has no prompt in {", ".join(lacking)}; it has {", ".join(sorted(supported))}'
@@ -206,17 +246,19 @@ class LoadedBenchmark:
         f'{path}: none of the languages {", ".join(items.languages)} has a prompt of {name}'
       )
     self.notes = items.notes
-    self._fields = {language: items.fields[language] for language in self.languages}
+    if lacking := [code for code in items.languages if code not in self.languages]:
+      self.notes.append(f'{name} has no prompt in {", ".join(lacking)}; these were not read')
+    self.fields = {language: items.fields[language] for language in self.languages}
     if self.declaration.parallel:
       self._keep_parallel(path)
-    self._ids = {language: list(fields)[:limit] for language, fields in self._fields.items()}
+    self._ids = {language: list(fields)[:limit] for language, fields in self.fields.items()}
     if self.declaration.parallel:
       self._ids = dict.fromkeys(self.languages, self._ids[self.languages[0]])
 
   def _keep_parallel(self, path: str) -> None:
     """Checks that the items are parallel; drops PAWS-X pairs that a language lacks."""
-    ids, incomplete = list(dict.fromkeys(itertools.chain(*self._fields.values()))), set()
-    for language, fields in self._fields.items():
+    ids, incomplete = list(dict.fromkeys(itertools.chain(*self.fields.values()))), set()
+    for language, fields in self.fields.items():
       missing = [item_id for item_id in ids if item_id not in fields]
       incomplete.update(missing)
       if missing and self.name != 'pawsx':
@@ -225,8 +267,8 @@ class LoadedBenchmark:
           f'{path}: {len(missing)} items have no {language} ({shown}); consistency needs every '
           'language: fix the files, or choose other languages with --languages'
         )
-    first = self._fields[self.languages[0]]
-    for language, fields in self._fields.items():
+    first = self.fields[self.languages[0]]
+    for language, fields in self.fields.items():
       for item_id in incomplete:
         fields.pop(item_id, None)
       # NB: options must have the same order in all languages, or consistency compares letters.
@@ -252,7 +294,7 @@ class LoadedBenchmark:
     def questions(languages: list[str]) -> Questions:
       ids = self._ids[languages[0]]
       rows = [
-        [render(self._fields[code][id_], code) | {'language': code} for code in languages]
+        [render(self.fields[code][id_], code) | {'language': code} for code in languages]
         for id_ in ids
       ]
       settings = (declared.kind, prompt, declared.stop, declared.max_new_tokens)

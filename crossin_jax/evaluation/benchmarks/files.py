@@ -2,7 +2,8 @@
 
 A reader takes a file or a folder and returns `Items` with the benchmark's field names. A folder has
 one file per language with the language code in its name: `val.th.jsonl`, `dev-sw.tsv`,
-`mgsm_bn.tsv`, `eng_Latn.jsonl`.
+`mgsm_bn.tsv`, `eng_Latn.jsonl`; or a folder per language, as the Hub has them:
+`th/test-00000-of-00001.parquet`.
 """
 
 from collections import Counter
@@ -16,13 +17,19 @@ import re
 import tomllib
 
 from crossin_jax.evaluation import record_fields
-from crossin_jax.evaluation.answers.extraction import draw
-from crossin_jax.languages import ENGLISH_NAMES, code_of
+from crossin_jax.evaluation.answers.seaeval import draw
+from crossin_jax.languages import code_of, english_name, in_order, languages
 from crossin_jax.storage.records import RecordError, read_records, read_text
 
 WORDS = tomllib.loads(Path(__file__).with_name('words.toml').read_text(encoding='utf-8'))
 NLI_LABELS = ('entailment', 'neutral', 'contradiction')
-_SUFFIXES = ('.json', '.jsonl', '.tsv', '.csv')
+_ENGLISH_WORDS = frozenset('am as be is my no or so he it to in'.split())
+_SCRIPTS = frozenset(
+  'latn arab beng cyrl deva hans hant thai taml grek jpan hang telu ethi hebr armn geor gujr guru '
+  'khmr knda laoo mlym mymr orya sinh tibt'.split()
+)
+_SUFFIXES = ('.json', '.jsonl', '.tsv', '.csv', '.parquet')
+_OTHER_CODES = {'jap': 'ja'}  # X-CSQA
 # XCOPA languages whose column `question` agrees with the English original. The column of the others
 # is wrong in the published files.
 _XCOPA_TRUSTED = ('en', 'zh', 'vi', 'ta')
@@ -44,12 +51,22 @@ class Items:
 # ---- finding files ----
 
 
-def language_files(path: str, split: str | None = None) -> dict[str, str]:
+def words_of(name: str) -> dict[str, Sequence[str]]:
+  """Language code -> the words of a benchmark's prompt, those of `languages.added` included."""
+  own = {code: entry.words[name] for code, entry in languages().items() if name in entry.words}
+  return WORDS[name] | own
+
+
+def language_files(
+  path: str, split: str | None = None, notes: list[str] | None = None
+) -> dict[str, str]:
   """Language code -> file, by the code in the file name.
 
   Args:
-    path: a folder, or a file whose name contains a language code.
+    path: a folder, or a file, whose name (or that of its folder) contains a language code or an
+      English name.
     split: part of the name, 'val', 'dev', 'test' ..., where a language has several files.
+    notes: receives a note on files whose language is not known.
 
   Raises:
     RecordError: no file, or two files of one language (the message names both).
@@ -58,12 +75,14 @@ def language_files(path: str, split: str | None = None) -> dict[str, str]:
     raise RecordError(f'{path} does not exist; give the downloaded folder or file of the benchmark')
   folder, single = (path, None) if os.path.isdir(path) else os.path.split(path)
   files: dict[str, str] = {}
-  for name in [single] if single else sorted(os.listdir(folder)):
-    language = _language_of_name(name, split)
+  unknown = []
+  for name in [single] if single else _names(folder):
+    language, is_unknown = _language_of_name(name, split)
+    unknown += [name] * is_unknown
     if language in files:
       raise RecordError(
-        f'{folder}: {os.path.basename(files[language])} and {name} are both '
-        f'{ENGLISH_NAMES[language]}; select the split (--split test), or give a folder with one '
+        f'{folder}: {os.path.relpath(files[language], folder)} and {name} are both '
+        f'{english_name(language)}; select the split (--split test), or give a folder with one '
         'file per language'
       )
     if language:
@@ -73,23 +92,47 @@ def language_files(path: str, split: str | None = None) -> dict[str, str]:
     raise RecordError(
       f'{path}: no {", ".join(_SUFFIXES)} file with a language code in its name{suffix}'
     )
-  return {language: files[language] for language in ENGLISH_NAMES if language in files}
+  if unknown and notes is not None:
+    notes.append(
+      f'{folder}: not read, since no known language is in the name: {", ".join(unknown[:8])}'
+      f'{", ..." if len(unknown) > 8 else ""}. A language is added with --gin.languages.added'
+    )
+  return {language: files[language] for language in in_order(files)}
 
 
-def _language_of_name(name: str, split: str | None) -> str | None:
-  """The language of a file; None if the name has none or two, or another split or script."""
+def _names(folder: str) -> list[str]:
+  """The files of a folder and of its folders."""
+  names = []
+  for name in sorted(os.listdir(folder)):
+    inside = os.path.join(folder, name)
+    below = sorted(os.listdir(inside)) if os.path.isdir(inside) else None
+    names += [name] if below is None else [os.path.join(name, one) for one in below]
+  return names
+
+
+def _language_of_name(name: str, split: str | None) -> tuple[str | None, bool]:
+  """The language of a file, None if it is not to be read; and whether it names none that is known.
+
+  Files of two languages, of another split or script are not to be read.
+  """
   stem = name.removesuffix('.gz')
   if not stem.endswith(_SUFFIXES):
-    return None
-  parts = re.split(r'[._\- ]', os.path.splitext(stem)[0].lower())
-  codes = {WORDS['iso_639_3'].get(part, part) for part in parts}
-  languages = [code for code in ENGLISH_NAMES if code in codes]
-  # MLQA has files with the context in one language and the question in another; skip them.
-  if len(languages) != 1 or (split and split.lower() not in parts):
-    return None
-  scripts = [part for part in parts if re.fullmatch('latn|arab|beng|cyrl|deva|hans|hant', part)]
-  usual = WORDS['usual_scripts'].get(languages[0], 'latn')
-  return None if scripts and len(parts) <= 3 and scripts[0] != usual else languages[0]
+    return None, False
+  parts = re.split(r'[/._\- ]', os.path.splitext(stem)[0].lower())
+  if split and split.lower() not in parts:
+    return None, False
+  known = languages()
+  codes = {entry.name.lower(): code for code, entry in known.items()} | _OTHER_CODES
+  codes |= {long: code for code, entry in known.items() for long in entry.alpha3}
+  found = in_order(codes.get(part, part) for part in parts)
+  # Codes that are English words count where there is no other.
+  found = [code for code in found if code not in _ENGLISH_WORDS] or found
+  # MLQA has files with the context in one language and the question in another.
+  if len(found) != 1:
+    return None, not found
+  scripts = [part for part in parts if part in _SCRIPTS]
+  usual = known[found[0]].script.lower()
+  return (None if scripts and len(parts) <= 3 and scripts[0] != usual else found[0]), False
 
 
 def _select(available: Mapping, languages: Sequence[str] | None, path: str) -> dict:
@@ -99,29 +142,30 @@ def _select(available: Mapping, languages: Sequence[str] | None, path: str) -> d
   return {language: available[language] for language in languages or available}
 
 
-def _one_file_per_language(read: Callable[[str], Iterator[tuple[str, dict]]]):
+def one_file_per_language(read: Callable[[str], Iterator[tuple[str, dict]]]):
   """Makes a reader from a generator of (ID, fields) of one file."""
 
   @functools.wraps(read)
   def reader(path: str, languages: Sequence[str] | None = None, split: str | None = None) -> Items:
-    files = _select(language_files(path, split), languages, path)
-    return Items({language: dict(read(file)) for language, file in files.items()})
+    notes: list[str] = []
+    files = _select(language_files(path, split, notes), languages, path)
+    return Items({language: dict(read(file)) for language, file in files.items()}, notes)
 
   return reader
 
 
-def _string(record: Mapping, name: str, where: str, *others: str) -> str:
+def text_field(record: Mapping, name: str, where: str, *others: str) -> str:
   for key in (name, *others):
     if isinstance(record.get(key), str):
       return record[key]
   raise RecordError(f'{where}: field {name!r} must be a string, found {record.get(name)!r}')
 
 
-def _strings(record: Mapping, names: Sequence[str], where: str) -> dict[str, str]:
-  return {name: _string(record, name, where) for name in names}
+def text_fields(record: Mapping, names: Sequence[str], where: str) -> dict[str, str]:
+  return {name: text_field(record, name, where) for name in names}
 
 
-def _index(value, labels: Sequence, where: str, name: str) -> int:
+def label_index(value, labels: Sequence, where: str, name: str) -> int:
   """Index of a label given as a string or a number."""
   for i, label in enumerate(labels):
     if str(value).strip() == str(label):
@@ -159,21 +203,21 @@ def read_seaeval(
         raise RecordError(f'{at}: item {item_id!r} is given twice')
       names = ['question'] + ['context'] * ('context' in fields)
       answer = choices.index(fields['answer'])
-      by_id[item_id] = _strings(fields, names, at) | {'choices': choices, 'answer': answer}
+      by_id[item_id] = text_fields(fields, names, at) | {'choices': choices, 'answer': answer}
   if not items:
     raise RecordError(f'{path} holds no item')
   return Items(_select(items, languages, path))
 
 
-@_one_file_per_language
+@one_file_per_language
 def _read_xcopa_files(file: str):
   for where, record in read_records(file):
     if record.get('question') not in ('cause', 'effect'):
       raise RecordError(
         f"{where}: 'question' must be 'cause' or 'effect', found {record.get('question')!r}"
       )
-    fields = _strings(record, ('premise', 'choice1', 'choice2', 'question'), where)
-    answer = _index(record.get('label'), (0, 1), where, 'label')
+    fields = text_fields(record, ('premise', 'choice1', 'choice2', 'question'), where)
+    answer = label_index(record.get('label'), (0, 1), where, 'label')
     yield str(record.get('idx')), fields | {'answer': answer}
 
 
@@ -215,13 +259,13 @@ def read_xcopa(
   )
 
 
-@_one_file_per_language
+@one_file_per_language
 def _read_xnli_files(file: str):
   columns = ('premise', 'hypothesis', 'label')
   for number, (where, record) in enumerate(read_records(file, columns=columns)):
     label = record.get('label')
-    answer = label if label in (0, 1, 2) else _index(label, NLI_LABELS, where, 'label')
-    yield str(number), _strings(record, columns[:2], where) | {'answer': int(answer)}
+    answer = label if label in (0, 1, 2) else label_index(label, NLI_LABELS, where, 'label')
+    yield str(number), text_fields(record, columns[:2], where) | {'answer': int(answer)}
 
 
 def read_xnli(path: str, languages: Sequence[str] | None = None, split: str | None = None) -> Items:
@@ -236,15 +280,15 @@ def read_xnli(path: str, languages: Sequence[str] | None = None, split: str | No
   for where, record in read_records(path):
     by_id = items.setdefault(record['language'], {})
     by_id[str(len(by_id))] = {
-      'premise': _string(record, 'sentence1', where),
-      'hypothesis': _string(record, 'sentence2', where),
-      'answer': _index(record.get('gold_label'), NLI_LABELS, where, 'gold_label'),
+      'premise': text_field(record, 'sentence1', where),
+      'hypothesis': text_field(record, 'sentence2', where),
+      'answer': label_index(record.get('gold_label'), NLI_LABELS, where, 'gold_label'),
     }
-  known = {language: items[language] for language in ENGLISH_NAMES if language in items}
+  known = {language: items[language] for language in in_order(items)}
   return Items(_select(known, languages, path))
 
 
-@_one_file_per_language
+@one_file_per_language
 def read_story_cloze(file: str):
   """XStoryCloze and IndoCloze.
 
@@ -255,21 +299,21 @@ def read_story_cloze(file: str):
   for number, (where, record) in enumerate(read_records(file)):
     record = {re.sub('[^a-z0-9]', '', key.lower()): value for key, value in record.items()}
     if 'correctending' in record:
-      story = [_string(record, f'kalimat{i}', where) for i in range(1, 5)]
-      endings = [_string(record, f'{kind}ending', where) for kind in ('correct', 'incorrect')]
+      story = [text_field(record, f'kalimat{i}', where) for i in range(1, 5)]
+      endings = [text_field(record, f'{kind}ending', where) for kind in ('correct', 'incorrect')]
       answer, item_id = draw(2, 'story_cloze', number), str(number)
       endings = endings[::-1] if answer else endings
     else:
-      story = [_string(record, f'inputsentence{i}', where) for i in range(1, 5)]
+      story = [text_field(record, f'inputsentence{i}', where) for i in range(1, 5)]
       endings = [
-        _string(record, f'sentencequiz{i}', where, f'randomfifthsentencequiz{i}') for i in (1, 2)
+        text_field(record, f'sentencequiz{i}', where, f'randomfifthsentencequiz{i}') for i in (1, 2)
       ]
-      answer = _index(record.get('answerrightending'), (1, 2), where, 'answer_right_ending')
+      answer = label_index(record.get('answerrightending'), (1, 2), where, 'answer_right_ending')
       item_id = str(record.get('storyid', record.get('inputstoryid', number)))
     yield item_id, {'story': story, 'choices': endings, 'answer': answer}
 
 
-@_one_file_per_language
+@one_file_per_language
 def read_belebele(file: str):
   """Belebele: JSONL with a question or a passage per line.
 
@@ -280,27 +324,27 @@ def read_belebele(file: str):
     if 'items' not in record:
       number = record.get('correct_answer_num')
       item = {
-        'passage': _string(record, 'flores_passage', where),
-        'question': _string(record, 'question', where),
-        'choices': [_string(record, f'mc_answer{i}', where) for i in range(1, 5)],
-        'answer': _index(number, (1, 2, 3, 4), where, 'correct_answer_num'),
+        'passage': text_field(record, 'flores_passage', where),
+        'question': text_field(record, 'question', where),
+        'choices': [text_field(record, f'mc_answer{i}', where) for i in range(1, 5)],
+        'answer': label_index(number, (1, 2, 3, 4), where, 'correct_answer_num'),
       }
       yield f'{record.get("link")}/{record.get("question_number")}', item
       continue
-    passage = _string(record, 'text', where)
+    passage = text_field(record, 'text', where)
     key = record.get('metadata', {}).get('link') or where.rsplit(' ', 1)[1]
     for number, asked in enumerate(record['items']):
       correct = [answer.get('correct') for answer in asked['answers']]
       item = {
         'passage': passage,
-        'question': _string(asked, 'question', where),
-        'choices': [_string(answer, 'text', where) for answer in asked['answers']],
-        'answer': _index(True, correct, where, 'correct'),
+        'question': text_field(asked, 'question', where),
+        'choices': [text_field(answer, 'text', where) for answer in asked['answers']],
+        'answer': label_index(True, correct, where, 'correct'),
       }
       yield f'{key}/{number}', item
 
 
-@_one_file_per_language
+@one_file_per_language
 def read_pawsx(file: str):
   """PAWS-X: a TSV per language, or JSONL.
 
@@ -311,23 +355,23 @@ def read_pawsx(file: str):
   first_column = read_text(file).split('\n', 1)[0].strip().split('\t')[0]
   header = None if first_column in ('id', 'sentence1') else columns
   for number, (where, record) in enumerate(read_records(file, columns=header)):
-    sentences = _strings(record, columns[:2], where)
+    sentences = text_fields(record, columns[:2], where)
     if all(sentence.strip() for sentence in sentences.values()):
-      answer = _index(record.get('label'), (0, 1), where, 'label')
+      answer = label_index(record.get('label'), (0, 1), where, 'label')
       yield str(record.get('id', number)), sentences | {'answer': answer}
 
 
-@_one_file_per_language
+@one_file_per_language
 def read_mgsm(file: str):
   """MGSM: a TSV per language without header: question, number."""
   for number, (where, record) in enumerate(read_records(file, columns=('question', 'answer'))):
-    target = _string(record, 'answer', where).strip().replace(',', '')
+    target = text_field(record, 'answer', where).strip().replace(',', '')
     if not re.fullmatch(r'-?\d+(\.\d+)?', target):
       raise RecordError(f'{where}: the answer {target!r} is not a number')
-    yield str(number), {'question': _string(record, 'question', where), 'answers': [target]}
+    yield str(number), {'question': text_field(record, 'question', where), 'answers': [target]}
 
 
-@_one_file_per_language
+@one_file_per_language
 def read_squad(file: str):
   """XQuAD, MLQA and others in SQuAD's JSON.
 
@@ -341,10 +385,10 @@ def read_squad(file: str):
     for j, paragraph in enumerate(article['paragraphs']):
       for question in paragraph['qas']:
         where = f'{file}, question {question.get("id")!r}'
-        answers = dict.fromkeys(_string(answer, 'text', where) for answer in question['answers'])
+        answers = dict.fromkeys(text_field(answer, 'text', where) for answer in question['answers'])
         item = {
-          'context': _string(paragraph, 'context', where),
-          'question': _string(question, 'question', where),
+          'context': text_field(paragraph, 'context', where),
+          'question': text_field(question, 'question', where),
           'answers': list(answers),
           'article': i,
           'paragraph': (i, j),

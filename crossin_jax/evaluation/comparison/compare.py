@@ -11,7 +11,7 @@ import re
 import sys
 
 from crossin_jax.evaluation import results
-from crossin_jax.evaluation.answers import extraction
+from crossin_jax.evaluation.answers import extraction, open_answers
 from crossin_jax.evaluation.comparison.differences import (
   LEVEL,
   Comparisons,
@@ -87,12 +87,19 @@ def compare(
       f'{paths[0]} and {paths[1]} have no benchmark in common ({", ".join(only_a)} against '
       f'{", ".join(only_b)})'
     )
+  protocol = settings.get('protocol', 'strict')
+  readers = {reader for name, _ in keys for reader in open_answers.readers(name)}
+  if protocol not in readers and protocol != 'strict':
+    raise ValueError(
+      f'--protocol {protocol} reads the answers of none of {", ".join(dict(keys))}; choose one of '
+      f'{", ".join(sorted(readers))}'
+    )
   pairs = [
     pair_up(*key, first[key], second[key], allow_partial=allow_partial, **settings) for key in keys
   ]
   result = Comparisons(
     *names,
-    settings.get('protocol', 'strict'),
+    protocol,
     LEVEL,
     resamples,
     only_a,
@@ -115,7 +122,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   add('b', help='the other one; differences are B minus A')
   add('--names', help='of both, as base,x2x (default: the variants of results.json)')
   add('--output_dir', help='for compare.html and compare.json')
-  add('--protocol', choices=extraction.PROTOCOLS, default='strict', help='extraction of the option')
+  add(
+    '--protocol',
+    choices=[*extraction.PROTOCOLS, 'squad', 'mlqa'],
+    default='strict',
+    help='how options are read (strict, seaeval), or spans compared (squad, mlqa; default: the '
+    'usual rule of the benchmark)',
+  )
   add('--first_line', action='store_true', help='cut predictions at the first newline (few-shot)')
   add('--flips', type=int, default=60, help='changed items listed per benchmark')
   add('--examples', type=int, default=2, help='items shown in every language')

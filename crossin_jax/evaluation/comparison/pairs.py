@@ -12,8 +12,10 @@ import re
 
 import numpy as np
 
+from crossin_jax.data.thoughts import without_thoughts
 from crossin_jax.evaluation import record_fields, results
-from crossin_jax.evaluation.answers import open_answers
+from crossin_jax.evaluation.answers import extraction, open_answers
+from crossin_jax.evaluation.answers.numbers import extracted_number, same_number
 from crossin_jax.evaluation.answers.predictions import read_predictions
 from crossin_jax.evaluation.measures import consistency
 from crossin_jax.storage.records import RecordError
@@ -77,16 +79,18 @@ def read_cells(
   prompt: int = 1,
 ) -> Cells:
   """The answers of a file, with options or open."""
-  if open_protocol := open_answers.benchmark_protocol(benchmark):
+  if usual := open_answers.benchmark_protocol(benchmark):
+    open_protocol = protocol if protocol in open_answers.readers(benchmark) else usual
     opened = open_answers.read_predictions(path, allow_partial=allow_partial)
     cells: Cells = {language: {} for language in opened.texts}
     for language, texts in opened.texts.items():
       for id_, text in texts.items():
         answers = opened.answers[language][id_]
-        right = _is_right(text, answers, open_protocol, language)
+        right = _is_right(without_thoughts(text), answers, open_protocol, language)
         cells[language][id_] = Cell(right, None, text, (), tuple(answers))
     return cells
   read = read_predictions(path, allow_partial=allow_partial)
+  protocol = protocol if protocol in extraction.PROTOCOLS else 'strict'
   chosen_NL = read.extract(protocol, first_line=first_line, prompt=prompt)
   right_NL = consistency.correctness(chosen_NL, read.answers)
 
@@ -102,7 +106,7 @@ def read_cells(
 
 def _is_right(text: str, answers: Sequence[str], protocol: str, language: str) -> bool:
   if protocol == 'number':
-    return open_answers.same_number(open_answers.extracted_number(text), answers[0])
+    return same_number(extracted_number(text, language), answers[0])
   return open_answers.exact_match(text, answers, protocol, language)
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-import gzip
 import json
 import os
 import re
 
 from crossin_jax.languages import code_of
+from crossin_jax.storage.json_rows import JsonRows
 from crossin_jax.storage.records import RecordError, read_records, read_text
 
 UNKNOWN = 'unknown'  # language of an item without one in its fields or the file name
@@ -17,7 +17,6 @@ _NO_TEXT = {
   *(*_ID_FIELDS, 'language', 'lang', 'label', 'category', 'source', 'split', 'version'),
   'answer_letter',
 }
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -142,56 +141,13 @@ def training_fields(path: str) -> Iterator[Field]:
 
 
 def _streamed(path: str) -> Iterator[tuple[str, dict]]:
-  """(position, record) of JSON Lines or of a JSON list.
-
-  NB: not `read_records`, which holds the file in memory: training data may be larger than that.
-  """
-  with open(path, 'rb') as raw:
-    packed = raw.read(2) == b'\x1f\x8b'
-  with (gzip.open if packed else open)(path, 'rt', encoding='utf-8-sig') as file:
-    try:
-      first = file.read(1)
-      while first.isspace():
-        first = file.read(1)
-      elements = _list_elements(path, file) if first == '[' else _lines(path, file, first)
-      for where, record in elements:
-        if isinstance(record, str):
-          record = {'text': record}
-        if not isinstance(record, dict):
-          raise RecordError(
-            f'{path}, {where}: expected a JSON object or a string, found {type(record).__name__}'
-          )
-        yield where, record
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+  """(position, record) of JSON Lines or of a JSON list; a text is a record of one field."""
+  for number, (line, record) in enumerate(JsonRows(path, RecordError).rows(), 1):
+    where = f'row {number}' if line is None else f'line {line}'
+    if isinstance(record, str):
+      record = {'text': record}
+    if not isinstance(record, dict):
       raise RecordError(
-        f'{path} cannot be read as UTF-8 text ({error}); convert or copy the file again'
-      ) from None
-
-
-def _lines(path: str, file, first: str) -> Iterator[tuple[str, object]]:
-  for number, line in enumerate(file, 1):
-    line, first = first + line, ''
-    if not line.strip():
-      continue
-    try:
-      yield f'line {number}', json.loads(line)
-    except json.JSONDecodeError as error:
-      raise RecordError(f'{path}, line {number}: not valid JSON ({error.msg})') from None
-
-
-def _list_elements(path: str, file) -> Iterator[tuple[str, object]]:
-  decoder, buffer, number, ended = json.JSONDecoder(), '', 1, False
-  while not (buffer := buffer.lstrip(' \t\r\n,')).startswith(']'):
-    try:
-      element, end = decoder.raw_decode(buffer)
-    except json.JSONDecodeError as error:
-      if ended:
-        raise RecordError(
-          f'{path}, row {number}: not valid JSON ({error.msg}), or the file is cut off'
-        ) from None
-      # NB: doubling, or a row of 100 MB would be parsed a hundred times from its beginning
-      more = file.read(max(_CHUNK, len(buffer)))
-      ended, buffer = not more, buffer + more
-      continue
-    yield f'row {number}', element
-    number, buffer = number + 1, buffer[end:]
+        f'{path}, {where}: expected a JSON object or a string, found {type(record).__name__}'
+      )
+    yield where, record

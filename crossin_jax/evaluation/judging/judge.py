@@ -18,14 +18,16 @@ from typing import NamedTuple
 import numpy as np
 
 from crossin_jax import config
+from crossin_jax.data.thoughts import without_thoughts
 from crossin_jax.endpoint import flags as endpoint_flags
 from crossin_jax.endpoint.client import Endpoint, Request
 from crossin_jax.evaluation import record_fields
 from crossin_jax.evaluation.judging import page as judge_page
 from crossin_jax.evaluation.judging import verdicts
-from crossin_jax.evaluation.judging.verdicts import NO_REPLY, NO_SCORES, Judgement, Pair
+from crossin_jax.evaluation.judging.verdicts import CUT, NO_REPLY, NO_SCORES, Judgement, Pair
 from crossin_jax.languages import code_of
 from crossin_jax.pages.words import language_name
+from crossin_jax.processes import exit_status
 from crossin_jax.storage.files import write_json, write_jsonl
 from crossin_jax.workflow import command_line
 
@@ -162,12 +164,12 @@ def request(
 
 
 def scores(text: str) -> tuple[int, int] | None:
-  """Both scores of a reply; None unless each is given once, from 0 to 10.
+  """Both scores of a reply behind any thoughts; None unless each is given once, from 0 to 10.
 
   scores('<score1>8</score1>\\n<score2>7.0</score2>') == (8, 7)
   scores('<score1>8</score1>') is scores('<score1>11</score1> <score2>7</score2>') is None
   """
-  parsed = []
+  parsed, text = [], without_thoughts(text)
   for pattern in _SCORE:
     values = {float(value) for value in pattern.findall(text)}
     if len(values) != 1 or not 0 <= (value := values.pop()) <= 10:
@@ -185,7 +187,8 @@ def ask(
     requests, lambda text: scores(text) is not None, progress='judge', check=check
   ):
     if reply.text is not None:
-      replies[reply.index] = scores(reply.text) if reply.accepted else NO_SCORES
+      unusable = CUT if reply.finish_reason == 'length' else NO_SCORES
+      replies[reply.index] = scores(reply.text) if reply.accepted else unusable
   table = [Judgement(*replies[i : i + 2]) for i in range(0, len(replies), 2)]
   return {model: table[i * count : (i + 1) * count] for i, model in enumerate(models)}
 
@@ -330,11 +333,13 @@ def main(argv: list[str]) -> int:
   write_jsonl(directory / 'judgements.jsonl', _rows(pairs, judgements))
   judge_page.write_page(directory / 'judge.html', result, pairs, judgements, args.examples)
   write_json(directory / 'judge.json', content, allow_nan=False)
-  print('\n'.join(_summary(result, directory)), file=sys.stderr)
-  return command_line.finish(args, {'status': 0, **content, 'endpoint': used})
+  print('\n'.join(_summary(result, directory, args.max_tokens)), file=sys.stderr)
+  judged = any(judge.overall.judged for judge in result.judges)
+  status = exit_status.DONE if judged else exit_status.FAILED
+  return command_line.finish(args, {'status': status, **content, 'endpoint': used}, status)
 
 
-def _summary(result: Result, directory: Path) -> Iterator[str]:
+def _summary(result: Result, directory: Path, max_tokens: int) -> Iterator[str]:
   """The tables and sentences for the terminal, as lines."""
   for judge in result.judges:
     yield f'\njudge {judge.model}: {judge.sentence}'
@@ -358,6 +363,11 @@ def _summary(result: Result, directory: Path) -> Iterator[str]:
       yield (
         f'  {missing} pairs have no reply and are unjudged; start the same command again to retry '
         'them'
+      )
+    if cut := judge.overall.unjudged[CUT]:
+      yield (
+        f'  {cut} pairs are unjudged because a reply was cut off at --max_tokens {max_tokens} '
+        'before both scores: give more, a judge that reasons needs 4,096 or more'
       )
   for row in result.agreement:
     if row.equal.value is not None:

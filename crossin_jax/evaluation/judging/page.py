@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import os
 
 from crossin_jax.evaluation.judging.verdicts import Judgement, Pair
-from crossin_jax.languages import RIGHT_TO_LEFT
+from crossin_jax.languages import is_right_to_left
 from crossin_jax.pages import page, words
 
 LONGEST_SHOWN = 1200  # characters of a text
@@ -41,7 +41,7 @@ def write_page(
       for code in (languages if examples else ())
     },
   }
-  direction = lambda code: 'rtl' if code in RIGHT_TO_LEFT else 'ltr'
+  direction = lambda code: 'rtl' if is_right_to_left(code) else 'ltr'
   page.write(
     path, 'judge.html.j2', values, language=words.language_name, direction=direction, shown=_shown
   )

@@ -18,7 +18,7 @@ from crossin_jax.evaluation.measures.bootstrap import Figure, Interval, draw_cou
 from crossin_jax.evaluation.measures.tables import verdict
 from crossin_jax.pages.words import language_name, points
 
-NO_REPLY, NO_SCORES = 'no_reply', 'no_scores'
+NO_REPLY, NO_SCORES, CUT = REASONS = 'no_reply', 'no_scores', 'cut'  # of an unjudged pair
 OUTCOMES = ('win', 'tie', 'loss')
 POINTS = {'win': 1.0, 'tie': 0.5, 'loss': 0.0}
 ENGLISH = 'en'
@@ -43,14 +43,15 @@ class Pair:
 class Judgement:
   """Scores of one pair by one judge."""
 
-  ab: tuple[int, int] | str  # (score1, score2) with A's answer first; or NO_REPLY, NO_SCORES
+  ab: tuple[int, int] | str  # (score1, score2) with A's answer first; or one of REASONS
   ba: tuple[int, int] | str  # the same with B's answer first
 
   @property
   def unjudged(self) -> str | None:
-    """NO_REPLY or NO_SCORES; None for a judged pair."""
-    missing = [scores for scores in (self.ab, self.ba) if isinstance(scores, str)]
-    return None if not missing else NO_REPLY if NO_REPLY in missing else NO_SCORES
+    """One of REASONS; None for a judged pair."""
+    return next(
+      (reason for reason in (NO_REPLY, CUT, NO_SCORES) if reason in (self.ab, self.ba)), None
+    )
 
   @property
   def scores(self) -> tuple[int, int] | None:
@@ -249,7 +250,7 @@ def _row(both: Sequence[tuple[Pair, Judgement]], resamples: int, seed: int) -> R
   return Row(
     len(both),
     len(judged),
-    {reason: reasons.count(reason) for reason in (NO_REPLY, NO_SCORES)},
+    {reason: reasons.count(reason) for reason in REASONS},
     *map(outcomes.count, OUTCOMES),
     float(np.mean(worth)) if worth else None,
     *_ends(span),

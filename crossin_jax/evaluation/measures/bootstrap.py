@@ -34,6 +34,7 @@ class Interval:
   Attributes:
     estimate: mean over seeds of the statistic on all items.
     level: nominal coverage, 0.95.
+    comparisons: number of intervals that cover together with that probability.
     share_above_zero: of the resamples; only for a difference.
     note: what the interval covers.
   """
@@ -47,6 +48,7 @@ class Interval:
   resamples: int
   share_above_zero: float | None = None
   note: str = ''
+  comparisons: int = 1
 
   @property
   def figure(self) -> Figure:
@@ -64,6 +66,7 @@ def interval(
   resamples: int = 2000,
   seed: int = 0,
   level: float = 0.95,
+  comparisons: int = 1,
 ) -> Interval:
   """Interval of the statistic of one arm, or of a paired difference of two.
 
@@ -85,6 +88,8 @@ def interval(
     s: group size of C_s and AC3_s.
     resamples, seed: number of draws and their seed.
     level: 0.95 gives the 2.5 and 97.5 percentiles.
+    comparisons: of so many intervals all hold together at that level (Bonferroni): the tails are
+      divided by it. There should be 400 resamples for each.
 
   Raises:
     ValueError: no seeds, unequal shapes, arms of unequal seeds or items, or fewer than s languages.
@@ -117,7 +122,8 @@ def interval(
   figures_SNF = np.concatenate(by_arm, axis=2)
   means_RSF, drawn_RS = _resample(figures_SNF, resamples, seed, separate_items)
   values_R = (value(means_RSF) * drawn_RS).sum(axis=1) / drawn_RS.sum(axis=1)
-  low, high = np.quantile(values_R, [(1.0 - level) / 2.0, (1.0 + level) / 2.0]).tolist()
+  tail = (1.0 - level) / 2.0 / comparisons
+  low, high = np.quantile(values_R, [tail, 1.0 - tail]).tolist()
   above = float((values_R > 0).mean() + 0.5 * (values_R == 0).mean())
   note = f'resampled over {items} items and {seeds} seeds'
   if seeds == 1:
@@ -134,6 +140,7 @@ def interval(
     resamples=resamples,
     share_above_zero=None if minus is None else above,
     note=note,
+    comparisons=comparisons,
   )
 
 

@@ -31,6 +31,12 @@ class Summary:
     items: number.
     f1, f1_by_language: of spans.
     accuracy_norm, accuracy_norm_by_language: by loss per character.
+    all_right: share of items that every language answers correctly; agreement on a wrong answer
+      does not count, as it does for consistency.
+    rankc: 'en,zh' -> RankC, see `rankc`; by likelihood.
+    drawn: by the protocol `seaeval`, what it drew at random: 'items', 'by_language' (counts), and
+      the 95 % intervals that the draws leave open of 'accuracy', 'accuracy_by_language',
+      'consistency' and 'ac3', each [lower, upper].
     prompt_figures: 'accuracy', 'consistency_2' ... -> median, min and max over the prompts.
     by_prompt: the summaries whose medians these figures are.
   """
@@ -46,6 +52,9 @@ class Summary:
   f1_by_language: Mapping[str, float] | None = None
   accuracy_norm: float | None = None
   accuracy_norm_by_language: Mapping[str, float] | None = None
+  all_right: float | None = None
+  rankc: Mapping[str, float] | None = None
+  drawn: Mapping[str, object] | None = None
   prompt_figures: Mapping[str, Mapping[str, float]] | None = None
   by_prompt: Sequence['Summary'] | None = None
 
@@ -196,6 +205,7 @@ def summarise(choices: np.ndarray, answers: np.ndarray, languages: Sequence[str]
     pairwise_consistency=by_pair(pairwise_consistency(choices_NL), languages),
     unparsed_rate=float((choices_NL == UNPARSED).mean()),
     items=len(choices_NL),
+    all_right=float(correctness(choices_NL, answers).all(axis=1).mean()),
   )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+import functools
 
 import numpy as np
 
@@ -39,15 +40,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Gain:
-  """A difference of two arms; `interval` is None if it is only an estimate, or None at all."""
+  """A difference of two arms; `interval` is None if it is only an estimate, or None at all.
+
+  Attributes:
+    verdict: 'gain', 'loss' or 'none'.
+  """
 
   interval: Interval | None
   estimate: float | None
   sentence: str
-
-  @property
-  def verdict(self) -> str:
-    return verdict(self.interval)
+  verdict: str
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Figures:
     self.others = list(range(1, len(report.languages)))
     acc, c = 1.0 / report.options, float(report.options) ** (1 - self.s)
     self.chance = {'accuracy': acc, 'consistency': c, 'ac3': consistency.ac3(acc, c)}
+    self.above_guessing = functools.cache(self.above_guessing)
 
   def by_seed(
     self, arm: str, form: str | None = None, method: str | None = None
@@ -146,30 +149,66 @@ class Figures:
     return Row(name, shown, report.form, report.method, 1, **cells, at_chance=at_chance)
 
   def gains(self) -> list[GainRow]:
-    """Every arm minus each baseline before it."""
+    """Every arm minus each baseline before it; all intervals hold together."""
+    return [self._gain_row(arm, base) for arm, base in self._pairs]
+
+  @property
+  def _pairs(self) -> list[tuple]:
     arms = self.report.arms
     return [
-      self._gain_row(arm, base)
-      for i, base in enumerate(arms)
-      if is_baseline(base.name)
-      for arm in arms[i + 1 :]
+      (arm, base) for i, base in enumerate(arms) if is_baseline(base.name) for arm in arms[i + 1 :]
     ]
+
+  @property
+  def _together(self) -> dict:
+    """Settings of intervals that hold together, over all comparisons of the page."""
+    comparisons = max(1, 2 * len(self._pairs))
+    return {
+      'comparisons': comparisons,
+      'resamples': max(self.report.resamples, min(400 * comparisons, 20_000)),
+    }
+
+  def above_guessing(self, arm: str, statistic: str) -> bool:
+    """Whether an arm is above chance, and above Floor if there is one.
+
+    Args:
+      arm: its name.
+      statistic: 'accuracy' (in the other languages) or 'ac3'.
+    """
+    columns = self.others if statistic == 'accuracy' else None
+    arrays = self.by_seed(arm)
+    if not arrays:
+      return False
+    own = self._interval(list(arrays.values()), statistic, columns, **self._together)
+    if own.low <= self.chance[statistic]:
+      return False
+    floor = next((one.name for one in self.report.arms if one.name.casefold() == 'floor'), arm)
+    seeds = [seed for seed in arrays if seed in self.by_seed(floor)]
+    if floor == arm or not seeds:
+      return True
+    one, two = ([self.by_seed(name)[seed] for seed in seeds] for name in (arm, floor))
+    return self._interval(one, statistic, columns, minus=two, **self._together).low > 0
 
   def _gain_row(self, arm, base) -> GainRow:
     one, two = self.by_seed(arm.name), self.by_seed(base.name)
     seeds = [seed for seed in one if seed in two]
 
     def gain(key: str, statistic: str, columns, measure: str) -> Gain:
-      interval = estimate = None
-      if seeds:
-        minus = [two[seed] for seed in seeds]
-        interval = self._interval([one[seed] for seed in seeds], statistic, columns, minus=minus)
-        estimate = interval.estimate
-      else:
+      names = title(arm), title(base)
+      if not seeds:
         values = [getattr(self.arm_row(x), key).value for x in (arm, base)]
         estimate = None if None in values else values[0] - values[1]
-      sentence = gain_sentence(title(arm), title(base), measure, interval, estimate)
-      return Gain(interval, estimate, sentence)
+        sentence = gain_sentence(*names, measure, None, estimate)
+        return Gain(None, estimate, sentence, 'none')
+      arrays = [one[seed] for seed in seeds]
+      minus = [two[seed] for seed in seeds]
+      interval = self._interval(arrays, statistic, columns, minus=minus, **self._together)
+      outcome = verdict(interval)
+      higher = arm if outcome == 'gain' else base
+      # A difference of two guessers is none.
+      known = outcome == 'none' or self.above_guessing(higher.name, statistic)
+      sentence = gain_sentence(*names, measure, interval, is_guess=not known)
+      return Gain(interval, interval.estimate, sentence, outcome if known else 'none')
 
     return GainRow(
       name=arm.name,
@@ -216,17 +255,24 @@ class Figures:
 
 
 def gain_sentence(
-  name: str, other: str, measure: str, gain: Interval | None, estimate: float | None = None
+  name: str,
+  other: str,
+  measure: str,
+  gain: Interval | None,
+  estimate: float | None = None,
+  is_guess: bool = False,
 ) -> str:
   """A sentence about `name` minus `other`.
 
-  It claims a gain or loss only if the interval, as printed, excludes zero.
+  It claims a gain or loss only if the interval, as printed, excludes zero, and the higher of the
+  two is above guessing.
 
   Args:
     name, other: titles of the arms.
     measure: e.g. 'accuracy outside English'.
     gain: paired interval of the difference, in fractions.
     estimate: the difference, if `gain` is None.
+    is_guess: the higher of the two cannot be distinguished from guessing.
   """
   if gain is None:
     if estimate is None:
@@ -237,7 +283,8 @@ def gain_sentence(
     )
   ends = (gain.low, gain.high, gain.estimate)
   low, high, estimate = (points(value).lstrip('+') for value in ends)
-  span = f'{100 * gain.level:.0f} % interval {low} to {high}'
+  several = f' of {gain.comparisons} comparisons together' if gain.comparisons > 1 else ''
+  span = f'{100 * gain.level:.0f} % interval{several} {low} to {high}'
   outcome = verdict(gain)
   if outcome == 'none':
     return (
@@ -245,6 +292,12 @@ def gain_sentence(
       f'points, {span}).'
     )
   side = 'above' if outcome == 'gain' else 'below'
+  if is_guess:
+    higher = name if outcome == 'gain' else other
+    return (
+      f'{name} is {abs(100 * gain.estimate):.1f} points {side} {other} in {measure} ({span}), but '
+      f'{higher} itself cannot be distinguished from guessing: no {outcome}.'
+    )
   once = ', as far as one seed can show' if gain.seeds == 1 else ''
   return (
     f'{name} is {abs(100 * gain.estimate):.1f} points {side} {other} in {measure} ({span}): a real '

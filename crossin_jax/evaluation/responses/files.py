@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import sys
 
 from crossin_jax.evaluation import record_fields
-from crossin_jax.languages import ENGLISH_NAMES, code_of
+from crossin_jax.languages import code_of, english_name
 from crossin_jax.storage.files import write_jsonl
 from crossin_jax.storage.records import RecordError
 from crossin_jax.workflow import command_line
@@ -67,7 +67,7 @@ def asked_rows(english: dict[str, dict], native: dict[str, dict], language: str)
   for id_, question in english.items():
     if id_ not in native:
       continue
-    in_english = f'{question["text"].rstrip()} Answer in {ENGLISH_NAMES[language]}.'
+    in_english = f'{question["text"].rstrip()} Answer in {english_name(language)}.'
     for asked_in, text in (('en', in_english), (language, native[id_]['text'])):
       row = {'id': f'{id_}/{asked_in}', 'question': id_, 'language': language, 'asked_in': asked_in}
       category = question['category'] or native[id_]['category']
@@ -176,7 +176,7 @@ def ask_main(argv: Sequence[str] | None = None) -> int:
   for problem in problems:
     print(f'skipped: {problem}', file=sys.stderr)
   write_jsonl(options.output, rows)
-  count, name = len(rows) // 2, ENGLISH_NAMES[language]
+  count, name = len(rows) // 2, english_name(language)
   print(f'{options.output}: {count} questions, each in English and {name}', file=sys.stderr)
   result = {'output': options.output, 'questions': count, 'rows': len(rows), 'problems': problems}
   return command_line.finish(options, result)

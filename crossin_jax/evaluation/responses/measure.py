@@ -16,9 +16,10 @@ import sys
 import numpy as np
 
 from crossin_jax import language_id
+from crossin_jax.data.thoughts import without_thoughts
 from crossin_jax.evaluation.measures import bootstrap, tables
 from crossin_jax.evaluation.responses.files import Response, read_responses
-from crossin_jax.languages import ENGLISH_NAMES
+from crossin_jax.languages import english_name
 from crossin_jax.pages import words
 from crossin_jax.storage.files import write_json
 from crossin_jax.workflow import command_line
@@ -57,8 +58,8 @@ def duplicated_share(text: str) -> float:
 
 
 def language_of(text: str) -> str:
-  """Code of the language of a response, '' if undetermined; ignores code and URLs."""
-  return language_id.identify(_FENCED.sub(' ', text), limit=8192)[0]
+  """Code of the language of a response, '' if undetermined; ignores thoughts, code and URLs."""
+  return language_id.identify(_FENCED.sub(' ', without_thoughts(text)), limit=8192)[0]
 
 
 # ---- tables ----
@@ -182,7 +183,7 @@ def _claim(
   first, second = (_faithful(group, identified, shared) for group in (native, english))
   samples = min(len(first), len(second))
   gain = bootstrap.difference(first[:samples], second[:samples], None, resamples=resamples)
-  name, verdict = ENGLISH_NAMES.get(language, language), tables.verdict(gain)
+  name, verdict = english_name(language), tables.verdict(gain)
   real = verdict != 'none' and len(shared) >= FEW
   estimate, low, high = (words.points(value) for value in (gain.estimate, gain.low, gain.high))
   span = f'{estimate} points, 95 % interval {low} to {high}, {len(shared)} questions'
@@ -238,8 +239,8 @@ def _lines(groups: Sequence[Group], claims: Sequence[Claim]) -> Iterator[str]:
   for group in groups:
     shares = (group.english, group.undetermined, group.empty, group.repetitive, group.repetition)
     yield row(
-      ENGLISH_NAMES[group.language],
-      ENGLISH_NAMES[group.asked_in],
+      english_name(group.language),
+      english_name(group.asked_in),
       group.responses,
       words.percent(group.fidelity.estimate),
       f'{words.percent(group.fidelity.low)} to {words.percent(group.fidelity.high)}',

@@ -1,217 +1,31 @@
-"""Model families: conversion between config.json and DecoderConfig.
-
-A family declares the fields in which it differs, the keys of config.json that it reads, and the
-names of its tensors. Any other key is an error, unless it is known to have no effect.
-"""
+"""Conversion between config.json and DecoderConfig, for the families of `declarations`."""
 
 from collections.abc import Mapping
 import dataclasses
 import json
 import os
+import warnings
 
 import gin
 
 from crossin_jax import config
-from crossin_jax.errors import CrossinError
 from crossin_jax.models.decoder_config import DecoderConfig
-from crossin_jax.storage import remote
-
-# config.json key -> DecoderConfig field with the same value.
-SAME = {
-  'vocab_size': 'vocab_size',
-  'hidden_size': 'embed_dim',
-  'intermediate_size': 'mlp_dim',
-  'num_hidden_layers': 'num_layers',
-  'num_attention_heads': 'num_heads',
-  'num_key_value_heads': 'num_kv_heads',
-  'head_dim': 'head_dim',
-  'rms_norm_eps': 'norm_epsilon',
-  'tie_word_embeddings': 'tie_embeddings',
-  'mlp_bias': 'mlp_bias',
-  'attn_logit_softcapping': 'attention_softcap',
-  'final_logit_softcapping': 'logit_softcap',
-}
-ACTIVATION_NAMES = {
-  'silu': 'silu', 'swish': 'silu', 'gelu_pytorch_tanh': 'gelu', 'gelu': 'gelu_exact',
-}  # fmt: skip
-# Keys that do not change the forward pass of the text model.
-IGNORED = frozenset(
-  """
-    _name_or_path architectures auto_map boi_token_index bos_token_id cache_implementation
-    chunk_size_feed_forward diversity_penalty dtype eoi_token_index eos_token_id
-    finetuning_task id2label image_token_index initializer_range is_decoder
-    is_encoder_decoder label2id max_position_embeddings mm_tokens_per_image model_type
-    output_attentions output_hidden_states pad_token_id prefix pretraining_tp problem_type
-    return_dict sep_token_id task_specific_params text_config torch_dtype torchscript
-    transformers_version typical_p unk_token_id use_cache vision_config image_token_id
-  """.split()
+from crossin_jax.models.huggingface import json_keys
+from crossin_jax.models.huggingface.declarations import (
+  ACTIVATION_NAMES,
+  COMMON,
+  DEFAULTS,
+  FAMILIES,
+  OUTER,
+  SAME,
+  SIZES,
+  WRAPPERS,
+  Family,
 )
-# Keys that must have one of these values.
-NEUTRAL = {
-  'attention_dropout': (0, None),
-  'resid_pdrop': (0, None),
-  'embd_pdrop': (0, None),
-  'add_cross_attention': (False, None),
-  'use_bidirectional_attention': (False, None),
-  'quantization_config': (None,),
-  'is_causal': (True,),
-}
-_LAYER = {
-  'self_attn.o_proj.weight': ('self_attention/out/kernel',),
-  'self_attn.o_proj.bias': ('self_attention/out/bias',),
-  'self_attn.q_norm.weight': ('self_attention/query_norm/scale',),
-  'self_attn.k_norm.weight': ('self_attention/key_norm/scale',),
-  'mlp.down_proj.weight': ('mlp/down/kernel',),
-  'mlp.down_proj.bias': ('mlp/down/bias',),
-  'input_layernorm.weight': ('pre_attention_norm/scale',),
-}
-_SEPARATE = {
-  f'{module}.{theirs}_proj.{name}': (f'{path}/{ours}/{leaf}',)
-  for module, path, pairs in (
-    ('self_attn', 'self_attention', (('q', 'query'), ('k', 'key'), ('v', 'value'))),
-    ('mlp', 'mlp', (('gate', 'gate'), ('up', 'up'))),
-  )
-  for theirs, ours in pairs
-  for name, leaf in (('weight', 'kernel'), ('bias', 'bias'))
-}
-_FUSED = {
-  'self_attn.qkv_proj.weight': tuple(
-    f'self_attention/{name}/kernel' for name in ('query', 'key', 'value')
-  ),
-  'mlp.gate_up_proj.weight': ('mlp/gate/kernel', 'mlp/up/kernel'),
-}
-_PRE_NORMS = {'post_attention_layernorm.weight': ('pre_mlp_norm/scale',)}
-_POST_NORMS = {
-  'post_attention_layernorm.weight': ('post_attention_norm/scale',),
-  'pre_feedforward_layernorm.weight': ('pre_mlp_norm/scale',),
-  'post_feedforward_layernorm.weight': ('post_mlp_norm/scale',),
-}
-# Tensor names -> leaves. A tensor of several leaves concatenates them along its rows; kernels are
-# stored transposed.
-LLAMA_TENSORS = {**_LAYER, **_SEPARATE, **_PRE_NORMS}
-POST_NORM_TENSORS = {**_LAYER, **_SEPARATE, **_POST_NORMS}
-FUSED_TENSORS = {**_LAYER, **_FUSED, **_PRE_NORMS}
-TOP_TENSORS = {
-  'model.embed_tokens.weight': ('token_embedding',),
-  'model.norm.weight': ('final_norm/scale',),
-  'lm_head.weight': ('lm_head',),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-  """The differences of one `model_type`.
-
-  Attributes:
-    architecture: class in transformers.
-    fields: DecoderConfig fields of all its models.
-    keys: additional keys of config.json.
-    defaults: values of missing keys.
-    tensors: names inside `model.layers.<i>.` -> leaves of a block.
-    activation_key: the key that names the activation.
-  """
-
-  architecture: str
-  fields: Mapping = dataclasses.field(default_factory=dict)
-  keys: tuple[str, ...] = ()
-  defaults: Mapping = dataclasses.field(default_factory=dict)
-  tensors: Mapping = dataclasses.field(default_factory=lambda: LLAMA_TENSORS)
-  activation_key: str = 'hidden_act'
-
-
-_COMMON = (
-  'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads',
-  'num_key_value_heads',
-  'head_dim', 'rms_norm_eps', 'tie_word_embeddings', 'rope_theta', 'rope_scaling',
-  'rope_parameters',
-)  # fmt: skip
-_GEMMA = {'norm_offset': 1.0, 'embedding_scale': True}
-_GEMMA_DEFAULTS = {
-    'tie_word_embeddings': True, 'rms_norm_eps': 1e-6, 'head_dim': 256, 'rope_theta': 10_000.0,
-    'hidden_act': 'gelu_pytorch_tanh', 'hidden_activation': 'gelu_pytorch_tanh',
-    'attention_bias': False,
-}  # fmt: skip
-_SOFTCAPS = ('attn_logit_softcapping', 'final_logit_softcapping')
-FAMILIES = {
-  'llama': Family('LlamaForCausalLM', keys=('attention_bias', 'mlp_bias')),
-  'mistral': Family(
-    'MistralForCausalLM', keys=('sliding_window',), defaults={'sliding_window': 4096}
-  ),
-  'qwen2': Family(
-    'Qwen2ForCausalLM',
-    fields={'attention_bias': 'qkv'},
-    keys=('use_sliding_window', 'sliding_window', 'max_window_layers', 'layer_types'),
-  ),
-  'qwen3': Family(
-    'Qwen3ForCausalLM',
-    fields={'qk_norm': 'head'},
-    keys=(
-        'use_sliding_window', 'sliding_window', 'max_window_layers', 'layer_types',
-        'attention_bias',
-    ),
-    defaults={'head_dim': 128},
-  ),
-  'gemma': Family(
-    'GemmaForCausalLM',
-    fields=_GEMMA,
-    keys=('attention_bias', 'hidden_activation'),
-    defaults={**_GEMMA_DEFAULTS, 'hidden_activation': None},
-  ),
-  'gemma2': Family(
-    'Gemma2ForCausalLM',
-    fields={**_GEMMA, 'norm_placement': 'both'},
-    keys=(
-        'attention_bias', 'query_pre_attn_scalar', *_SOFTCAPS, 'sliding_window', 'layer_types',
-        'hidden_act',
-    ),
-    defaults={
-        **_GEMMA_DEFAULTS, 'query_pre_attn_scalar': 256, 'attn_logit_softcapping': 50.0,
-        'final_logit_softcapping': 30.0,
-        'sliding_window': 4096, 'sliding_window_pattern': 2,
-    },
-    tensors=POST_NORM_TENSORS,
-    activation_key='hidden_activation',
-  ),
-  'gemma3_text': Family(
-    'Gemma3ForCausalLM',
-    fields={**_GEMMA, 'norm_placement': 'both', 'qk_norm': 'head'},
-    keys=(
-        'attention_bias', 'query_pre_attn_scalar', *_SOFTCAPS, 'sliding_window',
-        'sliding_window_pattern',
-        '_sliding_window_pattern', 'layer_types', 'rope_local_base_freq', 'hidden_act',
-    ),
-    # Those of transformers: the published config.json of the 4B model omits nearly all keys.
-    defaults={
-        **_GEMMA_DEFAULTS, 'vocab_size': 262_208, 'num_attention_heads': 8,
-        'num_key_value_heads': 4, 'rope_theta': 1e6,
-        'query_pre_attn_scalar': 256, 'sliding_window': 4096, 'sliding_window_pattern': 6,
-        'rope_local_base_freq': 10_000.0,
-    },
-    tensors=POST_NORM_TENSORS,
-    activation_key='hidden_activation',
-  ),
-  'phi3': Family(
-    'Phi3ForCausalLM',
-    keys=('sliding_window', 'partial_rotary_factor', 'original_max_position_embeddings'),
-    defaults={'rms_norm_eps': 1e-5, 'sliding_window': None},
-    tensors=FUSED_TENSORS,
-  ),
-  'olmo2': Family(
-    'Olmo2ForCausalLM',
-    fields={'qk_norm': 'joined', 'norm_placement': 'post'},
-    keys=('attention_bias',),
-    defaults={'rms_norm_eps': 1e-5},
-    tensors=POST_NORM_TENSORS,
-  ),
-}  # fmt: skip
-# Values of missing keys for all families, as in transformers.
-DEFAULTS = {
-  'tie_word_embeddings': False, 'rms_norm_eps': 1e-6, 'rope_theta': 10_000.0, 'hidden_act': 'silu',
-}  # fmt: skip
-
-
-class ArchitectureError(CrossinError, ValueError):
-  """An unsupported config.json; the message names the field and the supported values."""
+from crossin_jax.models.huggingface.json_keys import ArchitectureError
+from crossin_jax.models.huggingface.rope_settings import rope_fields
+from crossin_jax.models.huggingface.unsupported import REFUSED
+from crossin_jax.storage import remote
 
 
 def read_json_config(directory: str) -> dict:
@@ -230,17 +44,23 @@ def read_json_config(directory: str) -> dict:
     ) from None
   except ValueError as error:
     raise ArchitectureError(f'{path} is not JSON ({error}); copy it again') from None
-  if json_config.get('model_type') == 'gemma3' and 'text_config' in json_config:
-    outer = {
-      key: json_config[key]
-      for key in ('dtype', 'torch_dtype', 'tie_word_embeddings')
-      if key in json_config
-    }
-    json_config = {**outer, **json_config['text_config'], 'model_type': 'gemma3_text'}
+  if not isinstance(json_config, dict):
+    raise ArchitectureError(
+      f'{path} is a {type(json_config).__name__}, not an object; copy it again'
+    )
+  kind, text = json_config.get('model_type'), json_config.get('text_config')
+  if kind in WRAPPERS and isinstance(text, dict):
+    outer = {key: json_config[key] for key in OUTER if key in json_config}
+    json_config = {'model_type': WRAPPERS[kind], **text, **outer}
+    if kind == 'gemma3':
+      json_config['model_type'] = 'gemma3_text'
+    kind = f'{kind} with a text model of type {json_config["model_type"]}'
+  if (reason := REFUSED.get(json_config.get('model_type'))) is not None:
+    raise ArchitectureError(f'{path}: model_type {kind!r} is not supported: {reason}')
   if json_config.get('model_type') not in FAMILIES:
     raise ArchitectureError(
-      f'{path}: model_type {json_config.get("model_type")!r} is not supported; supported are '
-      f'{", ".join(FAMILIES)}'
+      f'{path}: model_type {kind!r} is not supported; supported are {", ".join(FAMILIES)}, and as '
+      f'text models of {", ".join(WRAPPERS)}'
     )
   return json_config
 
@@ -248,6 +68,9 @@ def read_json_config(directory: str) -> dict:
 @config.configurable(commands=('train', 'chunks'))
 def from_huggingface(directory: str = gin.REQUIRED, ignore: tuple[str, ...] = ()) -> DecoderConfig:
   """The DecoderConfig of a Hugging Face directory; gin sets the rest (dtype, lora, remat ...).
+
+  A `DecoderConfig.vocab_size` above that of config.json gives the model new rows for new tokens:
+  the mean of the old ones at first, and trained, also by a LoRA run.
 
   Args:
     directory: has config.json.
@@ -258,9 +81,23 @@ def from_huggingface(directory: str = gin.REQUIRED, ignore: tuple[str, ...] = ()
   """
   json_config = read_json_config(directory)
   try:
-    return DecoderConfig(**decoder_fields(json_config, ignore))
+    fields = decoder_fields(json_config, ignore)
   except ArchitectureError as error:
     raise ArchitectureError(f'{os.path.join(directory, "config.json")}: {error}') from None
+  wanted = config.bound('DecoderConfig.vocab_size')
+  if not isinstance(wanted, int) or wanted <= fields['vocab_size']:
+    return DecoderConfig(**fields)
+  rows = fields.pop('vocab_size')
+  decoder_config = DecoderConfig(**fields)  # gin gives vocab_size, so that the run records it
+  adapters = decoder_config.lora
+  if adapters is None or adapters.train_embeddings:
+    return decoder_config
+  warnings.warn(
+    f'{wanted - rows} rows of the vocabulary are new: LoraConfig.train_embeddings '
+    'is on, because adapters alone would leave them untrained'
+  )
+  adapters = dataclasses.replace(adapters, train_embeddings=True)
+  return dataclasses.replace(decoder_config, lora=adapters)
 
 
 def decoder_fields(json_config: Mapping, ignore: tuple[str, ...] = ()) -> dict:
@@ -270,36 +107,26 @@ def decoder_fields(json_config: Mapping, ignore: tuple[str, ...] = ()) -> dict:
     ArchitectureError: a missing or unsupported field or value.
   """
   family = FAMILIES[json_config['model_type']]
-  known = {*_COMMON, *family.keys, family.activation_key}
-  for key, value in json_config.items():
-    if key in NEUTRAL and value not in NEUTRAL[key]:
-      raise ArchitectureError(f'{key} = {value!r} is not supported (only {NEUTRAL[key][0]!r} is)')
-    if (
-      key in known
-      or key in IGNORED
-      or key in NEUTRAL
-      or key in ignore
-      or key in _inert(json_config)
-    ):
-      continue
-    raise ArchitectureError(
-      f'field {key} = {value!r} is not known for {json_config["model_type"]}; if it has no '
-      'effect on the forward pass, add it to from_huggingface.ignore'
-    )
+  json_config = {_own_name(key, family): value for key, value in json_config.items()}
+  known = {*COMMON, *family.same, *family.keys, *family.fixed, family.activation_key}
+  json_keys.check(json_config, known, (*ignore, *_inert(json_config)))
   values = {
     **DEFAULTS,
     **family.defaults,
     **{key: value for key, value in json_config.items() if value is not None},
   }
+  if json_config.get('rope_scaling') and not json_config.get('rope_parameters'):
+    values.pop('rope_parameters', None)  # transformers replaces the default by it
+  _check_fixed(family, json_config, values)
   # An explicit null overrides the default.
   values.update(
     {key: None for key, value in json_config.items() if value is None and key in family.keys}
   )
   fields = dict(family.fields)
-  for key in _COMMON[:5]:  # the sizes without a default
+  for key in SIZES:  # the sizes without a default
     if not isinstance(values.get(key), int):
       raise ArchitectureError(f'field {key} is missing or not an integer')
-  for key, field in SAME.items():
+  for key, field in {**SAME, **family.same}.items():
     if key in known and values.get(key) is not None:
       fields[field] = values[key]
   fields.setdefault('num_kv_heads', values['num_attention_heads'])
@@ -316,9 +143,33 @@ def decoder_fields(json_config: Mapping, ignore: tuple[str, ...] = ()) -> dict:
   fields['mlp_activation'] = ACTIVATION_NAMES[activation]
   if 'query_pre_attn_scalar' in values and 'query_pre_attn_scalar' in known:
     fields['query_scale'] = values['query_pre_attn_scalar'] ** -0.5
-  fields.update(_layers(values, known))
-  fields.update(_rope(values))
+  fields.update(_layers(values, known, family.without_positions))
+  fields.update(rope_fields(values))
+  fields.update(family.read(values))
   return fields
+
+
+def vocab_size(directory: str) -> int:
+  """Rows of the embedding of a Hugging Face directory; Gemma 3's file leaves them out."""
+  json_config = read_json_config(directory)
+  return {**FAMILIES[json_config['model_type']].defaults, **json_config}['vocab_size']
+
+
+def _own_name(key: str, family: Family) -> str:
+  """transformers 5 writes num_local_experts for num_experts, and reads both."""
+  other = {'num_local_experts': 'num_experts', 'num_experts': 'num_local_experts'}.get(key)
+  return other if other in family.same else key
+
+
+def _check_fixed(family: Family, json_config: Mapping, values: Mapping) -> None:
+  """Raises ArchitectureError for the values of keys of which only some are supported."""
+  for key, supported in family.fixed.items():
+    if key in values and values[key] not in supported:
+      written = repr(json_config[key]) if key in json_config else f'missing, so {values[key]!r}'
+      raise ArchitectureError(
+        f'{key} is {written}; supported: {", ".join(map(repr, supported))}'
+        + (f'. {family.relatives}' if family.relatives else '')
+      )
 
 
 def _inert(json_config: Mapping) -> tuple[str, ...]:
@@ -330,7 +181,7 @@ def _inert(json_config: Mapping) -> tuple[str, ...]:
   )
 
 
-def _layers(values: Mapping, known) -> dict:
+def _layers(values: Mapping, known, without_positions: str) -> dict:
   """layer_pattern and window."""
   layers = values['num_hidden_layers']
   window = values.get('sliding_window') if 'sliding_window' in known else None
@@ -343,6 +194,8 @@ def _layers(values: Mapping, known) -> dict:
   if types is None:
     if window is None:
       types = ['full_attention'] * layers
+    elif without_positions == 'listed':  # only layers without positions have a window
+      types = ['full_attention' if rope else 'sliding_attention' for rope in _positions(values)]
     elif period:
       types = [
         'full_attention' if (i + 1) % period == 0 else 'sliding_attention' for i in range(layers)
@@ -350,6 +203,8 @@ def _layers(values: Mapping, known) -> dict:
     else:
       first = values.get('max_window_layers', 0) if 'max_window_layers' in known else 0
       types = ['sliding_attention' if i >= first else 'full_attention' for i in range(layers)]
+  if values['model_type'].startswith('gemma4'):  # as transformers does, with a warning
+    types = [*types[:-1], 'full_attention']
   kinds = {'full_attention': 'global', 'sliding_attention': 'local'}
   if unknown := [t for t in types if t not in kinds]:
     raise ArchitectureError(f'layer_types has {unknown[0]!r}; supported are {", ".join(kinds)}')
@@ -358,86 +213,27 @@ def _layers(values: Mapping, known) -> dict:
       f'layer_types names {len(types)} layers, num_hidden_layers says {layers}'
     )
   pattern = [kinds[t] for t in types]
+  if without_positions == 'listed':
+    pattern = [kind if rope else f'{kind}_nope' for kind, rope in zip(pattern, _positions(values))]
+  elif without_positions == 'global':
+    pattern = [kind if kind == 'local' else f'{kind}_nope' for kind in pattern]
   period = next(
     p for p in range(1, layers + 1) if all(pattern[i] == pattern[i % p] for i in range(layers))
   )
   pattern = tuple(pattern[:period])
-  return {'layer_pattern': pattern, 'window': window if 'local' in pattern else None}
+  has_windows = any(kind.startswith('local') for kind in pattern)
+  return {'layer_pattern': pattern, 'window': window if has_windows else None}
 
 
-# rope_type -> (required, optional) keys.
-_ROPE_KEYS = {
-  'linear': ({'factor'}, set()),
-  'llama3': (
-    {'factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'},
-    set(),
-  ),
-  'yarn': (
-    {'factor', 'original_max_position_embeddings'},
-    {'attention_factor', 'beta_fast', 'beta_slow', 'mscale', 'mscale_all_dim', 'truncate'},
-  ),
-  'longrope': (
-    {'factor', 'original_max_position_embeddings', 'short_factor', 'long_factor'},
-    {'attention_factor'},
-  ),
-}
-
-
-def _rope(values: Mapping) -> dict:
-  """rope_theta, rope_local_theta, rope_scaling and rope_fraction, from old or new keys."""
-  result = {'rope_theta': float(values['rope_theta'])}
-  scaling = dict(values.get('rope_scaling') or {})
-  if 'rope_local_base_freq' in values:
-    result['rope_local_theta'] = float(values['rope_local_base_freq'])
-  if new := values.get('rope_parameters'):
-    if 'full_attention' in new or 'sliding_attention' in new:  # one set for each kind of layer
-      local = dict(new.get('sliding_attention') or {})
-      if local.get('rope_type', 'default') != 'default':
-        raise ArchitectureError(
-          f'rope_parameters.sliding_attention.rope_type = {local["rope_type"]!r} is not supported'
-        )
-      if 'rope_theta' in local:
-        result['rope_local_theta'] = float(local['rope_theta'])
-      new = new.get('full_attention') or {}
-    scaling = dict(new)
-    if 'rope_theta' in scaling:
-      result['rope_theta'] = float(scaling['rope_theta'])
-  fraction = scaling.pop('partial_rotary_factor', values.get('partial_rotary_factor', 1.0))
-  result['rope_fraction'] = float(fraction)
-  scaling.pop('rope_theta', None)
-  if 'type' in scaling:
-    scaling.setdefault('rope_type', scaling['type'])
-    del scaling['type']
-  if scaling := _rope_scaling(scaling, values):
-    result['rope_scaling'] = scaling
-  return result
-
-
-def _rope_scaling(scaling: dict, values: Mapping) -> dict | None:
-  """The checked `scaling` with its defaults from config.json; None if it has the default type."""
-  kind = scaling.get('rope_type', 'default')
-  kind = 'longrope' if kind == 'su' else kind
-  if kind == 'default':
-    if scaling.keys() - {'rope_type'}:
-      raise ArchitectureError(f'rope_scaling without a rope_type has {", ".join(sorted(scaling))}')
-    return None
-  if kind not in _ROPE_KEYS:
-    raise ArchitectureError(f'rope_type {kind!r} is not one of default, {", ".join(_ROPE_KEYS)}')
-  if kind in ('yarn', 'longrope'):
-    name, longest = 'original_max_position_embeddings', values.get('max_position_embeddings')
-    original = scaling.get(name) or values.get(name)
-    scaling[name] = original or longest
-    if kind == 'longrope' or scaling.get('factor') is None:
-      scaling['factor'] = scaling.get('factor') or (longest or original) / scaling[name]
-  required, optional = _ROPE_KEYS[kind]
-  scaling['rope_type'] = kind
-  if missing := required - scaling.keys():
-    raise ArchitectureError(f'rope_scaling of type {kind} lacks {", ".join(sorted(missing))}')
-  if extra := scaling.keys() - required - optional - {'rope_type'}:
+def _positions(values: Mapping) -> list[int]:
+  """1 for each layer with rotary positions, else 0 (SmolLM3)."""
+  layers, interval = values['num_hidden_layers'], values['no_rope_layer_interval']
+  listed = values.get('no_rope_layers') or [int((i + 1) % interval != 0) for i in range(layers)]
+  if len(listed) < layers:
     raise ArchitectureError(
-      f'rope_scaling of type {kind} has {", ".join(sorted(extra))}, which is not supported'
+      f'no_rope_layers names {len(listed)} layers, num_hidden_layers says {layers}'
     )
-  return {key: value for key, value in scaling.items() if value is not None}
+  return listed[:layers]
 
 
 def to_json_config(config: DecoderConfig, *, max_position_embeddings: int = 4096) -> dict:
@@ -471,8 +267,9 @@ FREE_FIELDS = frozenset(
 
 
 def _written(model_type: str, family: Family, config: DecoderConfig, positions: int) -> dict:
-  known = {*_COMMON, *family.keys}
-  json_config = {key: getattr(config, field) for key, field in SAME.items() if key in known}
+  known = {*COMMON, *family.same, *family.keys}
+  same = {**SAME, **family.same}
+  json_config = {key: getattr(config, field) for key, field in same.items() if key in known}
   json_config |= {
     'architectures': [family.architecture],
     'model_type': model_type,
@@ -490,7 +287,7 @@ def _written(model_type: str, family: Family, config: DecoderConfig, positions: 
   rope = {'rope_theta': config.rope_theta, **scaling}
   if config.rope_fraction != 1.0:
     rope['partial_rotary_factor'] = config.rope_fraction
-  local = 'rope_local_base_freq' in family.keys
+  local = 'rope_local_base_freq' in family.defaults
   json_config['rope_parameters'] = rope
   if local:
     theta = config.rope_local_theta if config.rope_local_theta is not None else config.rope_theta
@@ -511,5 +308,9 @@ def _written(model_type: str, family: Family, config: DecoderConfig, positions: 
     json_config['use_sliding_window'] = config.window is not None
   if 'layer_types' in family.keys:
     names = {'global': 'full_attention', 'local': 'sliding_attention'}
-    json_config['layer_types'] = [names[config.kind(i)] for i in range(config.num_layers)]
-  return json_config
+    kinds = [config.kind(i).removesuffix('_nope') for i in range(config.num_layers)]
+    json_config['layer_types'] = [names[kind] for kind in kinds]
+  if family.without_positions == 'listed':
+    kinds = [config.kind(i) for i in range(config.num_layers)]
+    json_config['no_rope_layers'] = [int(config.has_positions(kind)) for kind in kinds]
+  return json_config | family.write(config)

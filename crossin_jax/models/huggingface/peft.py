@@ -7,6 +7,7 @@ import numpy as np
 
 from crossin_jax.models.decoder_config import DecoderConfig
 from crossin_jax.models.huggingface import weights
+from crossin_jax.models.huggingface.leaves import leaf_shape, tensor_leaves, tensor_shape
 
 WEIGHTS = 'adapter_model.safetensors'
 CONFIG = 'adapter_config.json'
@@ -23,7 +24,7 @@ def adapter_tensors(
   """
   flat = traverse_util.flatten_dict(params['decoder'], sep='/')
   rank = config.lora.rank
-  for name, leaves in weights.tensor_leaves(model_type, config).items():
+  for name, leaves in tensor_leaves(model_type, config).items():
     kernels = [
       (path, index, path.removesuffix('kernel'))
       for path, index in leaves
@@ -34,7 +35,7 @@ def adapter_tensors(
     ]
     if adapted:
       stem = _PREFIX + name.removesuffix('.weight')
-      rows, columns = weights.tensor_shape(leaves, config)
+      rows, columns = tensor_shape(leaves, config)
 
       def a(adapted=adapted):
         return np.concatenate(
@@ -44,7 +45,7 @@ def adapter_tensors(
       def b(kernels=kernels, adapted=adapted):
         blocks, column = [], 0
         for path, index, module in kernels:
-          outputs = weights.leaf_shape(path, config)[1]
+          outputs = leaf_shape(path, config)[1]
           block = np.zeros((outputs, rank * len(adapted)), dtype)
           if f'{module}lora_b' in flat:
             adapter = weights.to_host(flat[f'{module}lora_b'], index, dtype)
@@ -73,7 +74,7 @@ def adapter_config(model_type: str, config: DecoderConfig, base: str) -> dict:
   """
   lora = config.lora
   parts: dict[str, int] = {}
-  for name, leaves in weights.tensor_leaves(model_type, config).items():
+  for name, leaves in tensor_leaves(model_type, config).items():
     count = sum(
       path.endswith('kernel') and path.split('/')[-2] in lora.targets for path, _ in leaves
     )

@@ -1,234 +1,24 @@
-"""Reads and writes Hugging Face weights: safetensors only, one tensor at a time, sharded."""
+"""Between arrays and Hugging Face tensors: one tensor at a time, sharded."""
 
 from collections.abc import Callable, Iterator, Mapping
 import functools
-import hashlib
-import json
-import os
-import shutil
-import struct
 
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from crossin_jax.errors import CrossinError
 from crossin_jax.models.decoder_config import DecoderConfig
-from crossin_jax.models.huggingface.families import FAMILIES, TOP_TENSORS
-from crossin_jax.storage import remote
-from crossin_jax.storage.files import write_json
-
-INDEX = 'model.safetensors.index.json'
-SINGLE = 'model.safetensors'
-DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'F64': 'float64'}
-# Parts of multimodal checkpoints outside the text model.
-NOT_TEXT = (
-  'vision_tower.', 'multi_modal_projector.', 'model.vision_tower.', 'model.multi_modal_projector.',
-)  # fmt: skip
-# Old and new names of the text model in multimodal checkpoints.
-TEXT_PREFIXES = (
-  ('language_model.model.', 'model.'),
-  ('model.language_model.', 'model.'),
-  ('language_model.', ''),
+from crossin_jax.models.huggingface.families import read_json_config, vocab_size
+from crossin_jax.models.huggingface.leaves import (
+  PER_TOKEN,
+  is_transposed,
+  leaf_shape,
+  tensor_leaves,
+  tensor_shape,
 )
-# Files of a model other than its weights.
-COMPANIONS = (
-  'config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer.model',
-  'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'vocab.json',
-  'merges.txt', 'chat_template.jinja',
-)  # fmt: skip
-
-
-class WeightsError(CrossinError, ValueError):
-  """Hugging Face weights that cannot be read; the message names file, tensor and remedy."""
-
-
-def is_directory(path: str) -> bool:
-  """Whether this is a Hugging Face directory: it has a config.json."""
-  return remote.exists(os.path.join(path, 'config.json'))
-
-
-# ---- tensor names and leaves ----
-
-
-def tensor_leaves(
-  model_type: str, config: DecoderConfig
-) -> dict[str, tuple[tuple[str, int | None], ...]]:
-  """Tensor name -> its leaves, each (path below `decoder/`, index in a stacked array or None)."""
-  leaves = {name: tuple((path, None) for path in paths) for name, paths in TOP_TENSORS.items()}
-  if config.tie_embeddings:
-    del leaves['lm_head.weight']
-  exists = _exists(config)
-  for i in range(config.num_layers):
-    layer, index = config.layer_path(i)
-    for name, paths in FAMILIES[model_type].tensors.items():
-      if all(exists(path) for path in paths):
-        leaves[f'model.layers.{i}.{name}'] = tuple((f'{layer}/{path}', index) for path in paths)
-  return leaves
-
-
-def _exists(config: DecoderConfig):
-  """Returns a function that tells whether a block has a leaf."""
-  without = set()
-  if config.norm_placement == 'pre':
-    without |= {'post_attention_norm/scale', 'post_mlp_norm/scale'}
-  if config.norm_placement == 'post':
-    without |= {'pre_attention_norm/scale', 'pre_mlp_norm/scale'}
-  if config.qk_norm == 'none':
-    without |= {'self_attention/query_norm/scale', 'self_attention/key_norm/scale'}
-  if not config.mlp_bias:
-    without |= {f'mlp/{name}/bias' for name in ('gate', 'up', 'down')}
-  if config.attention_bias != 'all':
-    without.add('self_attention/out/bias')
-  if config.attention_bias == 'none':
-    without |= {f'self_attention/{name}/bias' for name in ('query', 'key', 'value')}
-  return lambda path: path not in without
-
-
-def _is_transposed(path: str) -> bool:
-  return path.endswith('kernel') or path == 'lm_head'
-
-
-# ---- reading ----
-
-
-class Tensors:
-  """The tensors of a directory by name, read on demand.
-
-  Attributes:
-    shapes: name -> shape.
-  """
-
-  def __init__(self, directory: str):
-    """Opens all files and checks them against the index.
-
-    Raises:
-      WeightsError: no safetensors, a missing or damaged file, or a wrong index.
-    """
-    self.directory = directory = _fetched(directory)
-    listed, files = _listed_files(directory)
-    self._files, self._where, self.shapes, self._dtypes = {}, {}, {}, {}
-    for file in files:
-      self._open(file)
-    if listed is not None:
-      self._check_index(listed)
-
-  def _open(self, file: str) -> None:
-    """Opens one file and registers its tensors."""
-    path = os.path.join(self.directory, file)
-    if os.path.basename(file) != file:
-      raise WeightsError(
-        f'{os.path.join(self.directory, INDEX)} names {file!r}, which is outside of the directory'
-      )
-    if not os.path.isfile(path):
-      raise WeightsError(f'{path} is missing; {INDEX} names it. Copy it too')
-    try:
-      self._files[file] = opened = safetensors.safe_open(path, 'np')
-    except (safetensors.SafetensorError, OSError) as error:
-      raise WeightsError(f'{path} is damaged or cut off ({error}); copy it again') from None
-    for name in opened.keys():
-      part, plain = opened.get_slice(name), self._plain(name)
-      if plain is None:
-        continue
-      if plain in self._where:
-        raise WeightsError(f'tensor {name} is both in {self._where[plain][0]} and in {file}')
-      if part.get_dtype() not in DTYPES:
-        raise WeightsError(
-          f'{path}: tensor {name} has dtype {part.get_dtype()}; supported are {", ".join(DTYPES)}. '
-          'Quantised weights must be converted first'
-        )
-      self._where[plain] = (file, name)
-      self.shapes[plain], self._dtypes[plain] = tuple(part.get_shape()), DTYPES[part.get_dtype()]
-
-  def _check_index(self, listed: dict[str, str]) -> None:
-    """Raises WeightsError if the index, tensor name -> file, does not match the files."""
-    index = os.path.join(self.directory, INDEX)
-    listed = {
-      plain: file for name, file in listed.items() if (plain := self._plain(name)) is not None
-    }
-    for name, file in listed.items():
-      if self._where.get(name, ('',))[0] != file:
-        actual = f'it is in {self._where[name][0]}' if name in self._where else 'no file has it'
-        raise WeightsError(f'{index} says that {name} is in {file}, but {actual}')
-    if extra := sorted(self._where.keys() - listed.keys()):
-      raise WeightsError(f'{self._where[extra[0]][0]} has {extra[0]}, which {index} does not name')
-
-  @staticmethod
-  def _plain(name: str) -> str | None:
-    """The name in a text-only checkpoint; None outside the text model."""
-    if name.startswith(NOT_TEXT):
-      return None
-    for prefix, replacement in TEXT_PREFIXES:
-      if name.startswith(prefix):
-        return replacement + name[len(prefix) :]
-    return name
-
-  def dtype(self, name: str) -> str:
-    """'float32', 'bfloat16', 'float16' or 'float64'."""
-    return self._dtypes[name]
-
-  def read(self, name: str, selection: tuple[slice, ...] = ()) -> np.ndarray:
-    """Reads a tensor, or only the selected part of it."""
-    file, name = self._where[name]
-    if not selection:
-      return self._files[file].get_tensor(name)
-    return self._files[file].get_slice(name)[selection]
-
-  def digest(self) -> str:
-    """SHA-256 of the header and both ends of the data of every file; takes seconds for 100 GB."""
-    digest = hashlib.sha256()
-    for file in sorted(self._files):
-      path = os.path.join(self.directory, file)
-      size = os.path.getsize(path)
-      digest.update(f'{file}\0{size}\0'.encode())
-      with open(path, 'rb') as f:
-        header = struct.unpack('<Q', f.read(8))[0]
-        digest.update(f.read(header + 65_536))
-        f.seek(max(0, size - 65_536))
-        digest.update(f.read())
-    return digest.hexdigest()
-
-
-def _listed_files(directory: str) -> tuple[dict[str, str] | None, list[str]]:
-  """The index, tensor name -> file, or None without one; and the names of all files."""
-  index = os.path.join(directory, INDEX)
-  if os.path.exists(index):
-    try:
-      with open(index, encoding='utf-8') as f:
-        listed = dict(json.load(f)['weight_map'])
-    except (ValueError, KeyError, TypeError) as error:
-      raise WeightsError(
-        f'{index} is not an index of safetensors ({error!r}); copy it again'
-      ) from None
-    return listed, sorted(set(listed.values()))
-  if os.path.exists(os.path.join(directory, SINGLE)):
-    return None, [SINGLE]
-  pickled = ('.bin', '.pt', '.pth', '.ckpt', '.msgpack')
-  unsafe = next((n for n in sorted(os.listdir(directory)) if n.endswith(pickled)), None)
-  hint = (
-    f', only {unsafe}, which is not opened because it could run code. Convert it with '
-    '`save_pretrained(..., safe_serialization=True)`'
-  )
-  raise WeightsError(f'{directory} has neither {SINGLE} nor {INDEX}{hint if unsafe else ""}')
-
-
-def _fetched(directory: str) -> str:
-  """The local directory of the safetensors; downloads remote ones."""
-  if not remote.is_remote(directory):
-    return directory
-  here = remote.fetched(directory, [INDEX], optional=True)
-  try:
-    with open(os.path.join(here, INDEX), encoding='utf-8') as f:
-      files = set(json.load(f)['weight_map'].values())
-  except FileNotFoundError:
-    files = [SINGLE]
-  except (ValueError, KeyError, TypeError, AttributeError):
-    return here  # `Tensors` reports the error
-  return remote.fetched(directory, sorted(files))
+from crossin_jax.models.huggingface.tensor_files import Tensors, WeightsError
 
 
 def load_params(directory: str, config: DecoderConfig, abstract):
@@ -248,11 +38,11 @@ def load_params(directory: str, config: DecoderConfig, abstract):
   Raises:
     WeightsError: a tensor is missing, unknown or has another shape.
   """
-  from crossin_jax.models.huggingface.families import read_json_config
-
   tensors = Tensors(directory)
   table = tensor_leaves(read_json_config(directory)['model_type'], config)
   wanted = traverse_util.flatten_dict(abstract['decoder'], sep='/')
+  if config.tie_embeddings:
+    _tie(tensors)
   _check(tensors, table, config, directory)
   known = {path for leaves in table.values() for path, _ in leaves}
   if unknown := sorted(wanted.keys() - known):
@@ -268,36 +58,64 @@ def load_params(directory: str, config: DecoderConfig, abstract):
       first += rows
   loaded = {}
   for path, leaf in wanted.items():
-    read = functools.partial(_read_leaf, tensors, path, config)
-    if parts[path][0][0] is None:
+    new_row = _new_row(tensors, parts[path], path, config)
+    read = functools.partial(_read_leaf, tensors, path, config, new_row)
+    stacked = len(parts[path][0][0])
+    if not stacked:
       [(_, name, first, rows)] = parts[path]
       loaded[path] = read(leaf.shape, leaf.dtype, leaf.sharding, name, first, rows)
       continue
-    of_layer = NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[1:]))
-    stack = jax.jit(
-      lambda leaf=leaf: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding
-    )()
-    put = _put(leaf.sharding)
+    of_layer = NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[stacked:]))
+    stack, put = _zeros(leaf.shape, leaf.dtype, leaf.sharding)(), _put(leaf.sharding)
     for index, name, first, rows in parts[path]:
-      stack = put(stack, read(leaf.shape[1:], leaf.dtype, of_layer, name, first, rows), index)
+      layer = read(leaf.shape[stacked:], leaf.dtype, of_layer, name, first, rows)
+      stack = put(stack, layer, index)
     loaded[path] = stack
     jax.block_until_ready(stack)  # else the host runs ahead and holds many tensors
   return {'decoder': traverse_util.unflatten_dict(loaded, sep='/')}
 
 
+# These are kept because a function that JAX has not seen is compiled anew.
+@functools.lru_cache(maxsize=64)
+def _zeros(shape, dtype, sharding):
+  """A jitted function without arguments."""
+  return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
+
+
 @functools.lru_cache(maxsize=64)
 def _put(sharding):
-  """A jitted (stack, layer, index) -> stack with that layer replaced."""
-  write = lambda stack, layer, index: jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
+  """A jitted (stack, layer, index) -> stack with that layer, or expert of a layer, replaced."""
+
+  def write(stack, layer, index):
+    start = (*index, *[0] * layer.ndim)
+    return jax.lax.dynamic_update_slice(stack, layer[(None,) * len(index)], start)
+
   return jax.jit(write, donate_argnums=0, out_shardings=sharding)
 
 
-def _read_leaf(tensors, path, config, shape, dtype, sharding, name, first, rows):
-  """Reads one leaf, or one layer of it, as a sharded array; vocabulary padding is zero."""
+def _new_row(tensors: Tensors, parts: list, path: str, config: DecoderConfig) -> np.ndarray | None:
+  """The mean of the rows of embedding or output head, if the model has more; f32 [E] or None."""
+  name = parts[0][1]
+  if path not in PER_TOKEN or (rows := tensors.shapes[name][0]) >= config.vocab_size:
+    return None
+  total = np.zeros(tensors.shapes[name][1], np.float64)
+  for start in range(0, rows, 8192):  # a few at a time: the sum takes 8 bytes a number
+    part = slice(start, min(rows, start + 8192)), slice(None)
+    total += tensors.read(name, part).astype(np.float64).sum(0)
+  return (total / rows).astype(np.float32)
 
-  transposed = _is_transposed(path)
+
+def _read_leaf(tensors, path, config, new_row, shape, dtype, sharding, name, first, rows):
+  """Reads one leaf, or one layer of it, as a sharded array; vocabulary padding is zero.
+
+  Rows between those of the tensor and `config.vocab_size` are `new_row`.
+  """
+
+  transposed = is_transposed(path)
 
   def part(selection):
+    if not shape:  # a scalar
+      return tensors.read(name).astype(dtype)
     bounds = [s.indices(n)[:2] for s, n in zip(selection, shape)]
     if transposed:
       bounds = bounds[::-1]
@@ -308,6 +126,13 @@ def _read_leaf(tensors, path, config, shape, dtype, sharding, name, first, rows)
     missing = (stop - start) - (inside.stop - inside.start)
     if missing > 0:
       values = np.pad(values, [(0, missing * (i == transposed)) for i in range(values.ndim)])
+    if new_row is not None:
+      new = slice(max(0, rows - start), max(0, min(stop, config.vocab_size) - start))
+      columns = new_row[slice(*rest[0])].astype(dtype)
+      if transposed:
+        values[:, new] = columns[:, None]
+      else:
+        values[new] = columns
     return values
 
   return jax.make_array_from_callback(tuple(shape), sharding, part)
@@ -316,50 +141,64 @@ def _read_leaf(tensors, path, config, shape, dtype, sharding, name, first, rows)
 def _rows(shape, leaves, path, config: DecoderConfig) -> int:
   """Number of rows of one leaf in its tensor."""
   if len(leaves) == 1:
-    return shape[0]
+    return shape[0] if shape else 1
   return leaf_shape(path, config)[1]
 
 
-def leaf_shape(path: str, config: DecoderConfig) -> tuple[int, ...]:
-  """Shape of a leaf of one layer, without padding of the vocabulary."""
-  embed, mlp = config.embed_dim, config.mlp_dim
-  wide, narrow = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-  if path == 'token_embedding':
-    return config.vocab_size, embed
-  if path == 'lm_head':
-    return embed, config.vocab_size
-  *_, module, leaf = path.split('/')
-  if leaf == 'scale':
-    joined = {'query_norm': wide, 'key_norm': narrow}
-    if module in joined and config.qk_norm != 'joined':
-      return (config.head_dim,)
-    return (joined.get(module, embed),)
-  kernels = {
-    'query': (embed, wide), 'key': (embed, narrow), 'value': (embed, narrow), 'out': (wide, embed),
-    'gate': (embed, mlp), 'up': (embed, mlp), 'down': (mlp, embed),
-  }  # fmt: skip
-  return kernels[module] if leaf == 'kernel' else kernels[module][1:]
+def _tie(tensors: Tensors) -> None:
+  """Makes one tensor of an embedding and its tied head, whichever of them are stored.
+
+  Raises:
+    WeightsError: both are, with different values.
+  """
+  embedding, head = 'model.embed_tokens.weight', 'lm_head.weight'
+  if head not in tensors.shapes:
+    return
+  if embedding not in tensors.shapes:
+    tensors.rename(head, embedding)
+    return
+  if not _are_equal(tensors, embedding, head):
+    raise WeightsError(
+      f'{tensors.directory}: config.json says tie_word_embeddings, but {head} is a tensor of its '
+      f'own with other values than {embedding}, as after merging an adapter that trained one of '
+      'them. transformers 5 uses both, older versions drop the head. If both are meant, write '
+      f'"tie_word_embeddings": false in config.json; if not, remove {head} from the weights'
+    )
+  tensors.forget(head)
 
 
-def tensor_shape(leaves, config: DecoderConfig) -> tuple[int, ...]:
-  """Shape of a tensor made of these leaves."""
-  shapes = [leaf_shape(path, config)[:: -1 if _is_transposed(path) else 1] for path, _ in leaves]
-  return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+def _are_equal(tensors: Tensors, one: str, other: str, rows: int = 4096) -> bool:
+  """Whether two tensors have the same values, some rows at a time."""
+  if tensors.shapes[one] != tensors.shapes[other]:
+    return False
+  size = tensors.shapes[one][0]
+  parts = (slice(first, min(first + rows, size)) for first in range(0, size, rows))
+  return all(
+    np.array_equal(
+      tensors.read(one, (part,)).astype(np.float32), tensors.read(other, (part,)).astype(np.float32)
+    )
+    for part in parts
+  )
 
 
 def _check(tensors: Tensors, table: Mapping, config: DecoderConfig, directory: str) -> None:
   extra = tensors.shapes.keys() - table.keys()
-  # Some writers also store the tied head, or tables that the configuration determines.
+  # Some writers also store tables that the configuration determines.
   extra = {name for name in extra if not name.endswith('rotary_emb.inv_freq')}
-  if config.tie_embeddings:
-    extra -= {'lm_head.weight'}
+  known_rows = vocab_size(directory)
+
+  def fits(shape, leaves) -> bool:
+    wanted = tensor_shape(leaves, config)
+    grown = leaves[0][0] in PER_TOKEN and config.vocab_size > known_rows
+    return shape == wanted or (grown and shape == (known_rows, *wanted[1:]))
+
   problems = [f'tensor {name} is missing' for name in sorted(table.keys() - tensors.shapes.keys())]
   problems += [f'tensor {name} is not part of the model' for name in sorted(extra)]
   problems += [
     f'tensor {name} has shape {tensors.shapes[name]}, config.json says '
     f'{tensor_shape(leaves, config)}'
     for name, leaves in table.items()
-    if name in tensors.shapes and tensors.shapes[name] != tensor_shape(leaves, config)
+    if name in tensors.shapes and not fits(tensors.shapes[name], leaves)
   ]
   if problems:
     more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
@@ -392,7 +231,7 @@ def model_tensors(
         value = value[: config.vocab_size]
       if path == 'lm_head':
         value = value[:, : config.vocab_size]
-      parts.append(value.T if _is_transposed(path) else value)
+      parts.append(value.T if is_transposed(path) else value)
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
   for name, leaves in tensor_leaves(model_type, config).items():
@@ -407,64 +246,15 @@ def _adapter(flat: Mapping, path: str) -> tuple | None:
   return flat[f'{module}/lora_a'], flat[f'{module}/lora_b']
 
 
-def to_host(leaf, index: int | None, dtype: str) -> np.ndarray:
-  """A leaf, or one layer of it, as NumPy on every host."""
+def to_host(leaf, index: tuple[int, ...], dtype: str) -> np.ndarray:
+  """A leaf, or one layer or expert of it, as NumPy on every host."""
   if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-    replicated = NamedSharding(leaf.sharding.mesh, PartitionSpec())
-    pick = lambda x: (x if index is None else x[index]).astype(dtype)
-    return np.asarray(jax.jit(pick, out_shardings=replicated)(leaf))
-  return np.asarray(leaf if index is None else leaf[index]).astype(dtype)
+    return np.asarray(_taken(leaf.sharding.mesh, dtype)(leaf, index))
+  return np.asarray(leaf[index]).astype(dtype)
 
 
-def write_tensors(
-  directory: str, tensors, dtype: str, *, shard_bytes: int, single: str = SINGLE
-) -> None:
-  """Writes safetensors files and, if there are several, their index.
-
-  Args:
-    directory: must exist; only host 0 writes.
-    tensors: of `model_tensors`.
-    dtype: of the values.
-    shard_bytes: maximum bytes of a file, and of the tensors in memory; a larger tensor gets a
-      separate file.
-    single: name of the file if there is only one.
-  """
-  chief = jax.process_index() == 0
-  width = jnp.dtype(dtype).itemsize
-  files: list[list] = [[]]
-  used = 0
-  tensors = list(tensors)
-  for tensor in tensors:
-    size = int(np.prod(tensor[1])) * width
-    if files[-1] and used + size > shard_bytes:
-      files.append([])
-      used = 0
-    files[-1].append(tensor)
-    used += size
-  weight_map = {}
-  for number, group in enumerate(files, start=1):
-    stem, end = os.path.splitext(single)
-    file = single if len(files) == 1 else f'{stem}-{number:05d}-of-{len(files):05d}{end}'
-    values = {}
-    for name, _, fetch in group:
-      value = fetch()
-      if chief:
-        values[name] = np.ascontiguousarray(value)  # safetensors writes raw memory
-      weight_map[name] = file
-    if chief:
-      safetensors.numpy.save_file(values, os.path.join(directory, file), metadata={'format': 'pt'})
-  if chief and len(files) > 1:
-    total = sum(int(np.prod(shape)) * width for _, shape, _ in tensors)
-    write_json(
-      os.path.join(directory, INDEX), {'metadata': {'total_size': total}, 'weight_map': weight_map}
-    )
-
-
-def copy_companions(source: str, target: str) -> list[str]:
-  """Copies the configuration and tokenizer files that exist; returns their names."""
-  os.makedirs(target, exist_ok=True)
-  source = remote.fetched(source, COMPANIONS, optional=True)
-  names = [name for name in COMPANIONS if os.path.isfile(os.path.join(source, name))]
-  for name in names:
-    shutil.copyfile(os.path.join(source, name), os.path.join(target, name))
-  return names
+@functools.lru_cache(maxsize=64)
+def _taken(mesh, dtype: str):
+  """A jitted (leaf, index) -> that layer or expert of it, on every device."""
+  replicated = NamedSharding(mesh, PartitionSpec())
+  return jax.jit(lambda leaf, index: leaf[index].astype(dtype), out_shardings=replicated)

@@ -15,7 +15,7 @@ import sys
 from crossin_jax import config
 from crossin_jax.endpoint import flags as endpoint_flags
 from crossin_jax.endpoint.client import Request, rough_tokens
-from crossin_jax.languages import ENGLISH_NAMES
+from crossin_jax.languages import english_name
 from crossin_jax.storage.files import write_json
 from crossin_jax.translation import translate
 from crossin_jax.workflow import command_line
@@ -31,7 +31,7 @@ Instruction: {instruction}
 
 def request(instruction: str, language: str) -> Request:
   """The request to the teacher; an empty or truncated answer is requested again."""
-  content = PROMPT.format(language=ENGLISH_NAMES[language], instruction=instruction)
+  content = PROMPT.format(language=english_name(language), instruction=instruction)
   expected = min(PARAMETERS['max_tokens'], 200 + rough_tokens(instruction))
   return Request(
     ({'role': 'user', 'content': content},), PARAMETERS, accept=lambda text: bool(text.strip()),

@@ -199,7 +199,7 @@ def _of_checkpoint(distinct: list[str], checkpoint: str, model, max_tokens: int)
 
 
 def mean_states(
-  model, params, partition, tokens: Sequence[Sequence[int]], *, bos_id: int, rows: int = 32
+  model, params, partition, tokens: Sequence[Sequence[int]], *, bos_id: int | None, rows: int = 32
 ) -> np.ndarray:
   """Mean of the model's last hidden states over the tokens of each text.
 
@@ -207,7 +207,7 @@ def mean_states(
     model: a `Decoder`.
     params: its parameters, on the mesh of `partition`, which must be active.
     tokens: of each text, without BOS; BOS is read before them and not counted in the mean.
-    bos_id: first input.
+    bos_id: first input; None = the first token.
     rows: texts read together, rounded up to a multiple of the mesh's batch parts.
 
   Returns:
@@ -230,8 +230,9 @@ def mean_states(
       own = places[first : first + rows]
       inputs, segments = np.zeros((2, rows, length), np.int32)
       for row, i in enumerate(own):
-        inputs[row, : len(tokens[i]) + 1] = [bos_id, *tokens[i]]
-        segments[row, : len(tokens[i]) + 1] = 1
+        read = tokens[i] if bos_id is None else [bos_id, *tokens[i]]
+        inputs[row, : len(read)] = read
+        segments[row, : len(read)] = 1
       make = lambda _, selected: {'inputs': inputs[selected], 'segments': segments[selected]}
       batch = put_batch(make, 0, (rows, length), partition.batch_sharding)
       vectors[own] = np.asarray(compute(params, batch))[: len(own)]

@@ -1,8 +1,8 @@
-"""Streams documents from JSON Lines, Parquet and plain text files, also gzipped.
+"""Streams documents from JSON lines, JSON lists, Parquet and plain text, also .gz and .zst.
 
 A file is read in blocks of complete records of about 1 MiB, which any process can decode. A
 document without an id gets the id 'file:position': the line on which it begins, or the row of a
-Parquet file, counted from 1. Records that are not documents are counted.
+Parquet file or a list, counted from 1. Records that are not documents are counted.
 """
 
 from collections import Counter
@@ -10,12 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 import glob
 import gzip
+import io
 import json
 import os
 import re
+from typing import BinaryIO
 import zlib
 
 from crossin_jax import config
+from crossin_jax.storage.json_rows import skip_mark
 
 # reason -> why a record of a file is not a document
 REFUSALS = {
@@ -160,22 +163,28 @@ class Reader:
         self.problems[source] = (
           f'the gzip stream is damaged or cut off ({error}); what precedes the damage was read'
         )
-      except (OSError, ValueError) as error:
+      except (OSError, ValueError) as error:  # of Arrow's zstd too
         self.problems[source] = str(error)
       done += _size(path)
     self.bytes_read = done
 
   def _file(self, source: str, path: str) -> Iterator[tuple[int, Block]]:
-    kind = KINDS.get(os.path.splitext(source.removesuffix('.gz'))[1].lower())
+    stem = source.removesuffix('.gz').removesuffix('.zst')
+    kind = KINDS.get(os.path.splitext(stem)[1].lower())
     if kind is None:
-      raise ValueError(f'unknown kind of file; known are {", ".join(KINDS)}, each also with .gz')
+      raise ValueError(
+        f'unknown kind of file; known are {", ".join(KINDS)}, each also with .gz or .zst'
+      )
     if kind == 'parquet':
       yield from self._parquet(source, path)
       return
     with open(path, 'rb') as raw:
-      packed = raw.read(2) == b'\x1f\x8b'
-      raw.seek(0)
-      file = gzip.GzipFile(fileobj=raw) if packed else raw
+      file = _unpacked(raw)
+      skip_mark(file)
+      if kind == 'json' and stem.lower().endswith('.json') and _begins_list(file):
+        for first, content in _list_items(file):
+          yield raw.tell(), Block(source, kind, first, content)
+        return
       paragraphs = kind == 'text' and self._reading.text_files == 'paragraphs'
       for first, content in self._records(file, paragraphs):
         yield raw.tell(), Block(source, kind, first, content)
@@ -221,6 +230,51 @@ class Reader:
         position = _size(path) * (rows + len(batch)) // max(1, file.metadata.num_rows)
         yield position, Block(source, 'parquet', rows + 1, sink.getvalue().to_pybytes())
         rows += len(batch)
+
+
+def _unpacked(raw: BinaryIO) -> BinaryIO:
+  """The content of a file that may be gzip or zstd, told by its first bytes.
+
+  NB: Arrow's stream closes the file with itself.
+  """
+  magic = raw.peek(4)[:4]
+  if magic[:2] == b'\x1f\x8b':
+    return gzip.GzipFile(fileobj=raw)
+  if magic == b'\x28\xb5\x2f\xfd':
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, 'r'), 'zstd'))
+  return raw
+
+
+def _begins_list(file: BinaryIO) -> bool:
+  """Whether the file holds a JSON list. NB: a line may be one, so '[{' or '["' is wanted."""
+  start = file.peek(4096).lstrip()
+  return start[:1] == b'[' and start[1:].lstrip()[:1] in (b'{', b'"', b']', b'')
+
+
+def _list_items(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+  """(number of the first item, items as lines) of a JSON list, read as a stream."""
+  import ijson
+
+  first, lines, size = 1, [], 0
+  try:
+    for item in ijson.items(file, 'item', use_float=True):
+      line = json.dumps(item, ensure_ascii=False).encode('utf-8', 'surrogatepass') + b'\n'
+      lines.append(line)
+      size += len(line)
+      if size >= _BLOCK:
+        yield first, b''.join(lines)
+        first, lines, size = first + len(lines), [], 0
+  except ijson.JSONError as error:
+    if lines:
+      yield first, b''.join(lines)
+    raise ValueError(
+      f'not a valid JSON list behind item {first + len(lines) - 1} ({error}); what precedes the '
+      'damage was read'
+    ) from None
+  if lines:
+    yield first, b''.join(lines)
 
 
 def read_documents(
@@ -275,11 +329,10 @@ def decode(block: Block, reading: Reading, tally: Counter[str]) -> Iterator[Docu
 
 def _pieces(block: Block, reading: Reading) -> Iterator[tuple[int, bytes, None]]:
   """(line, record, None) of lines or paragraphs."""
-  content = block.content.removeprefix(b'\xef\xbb\xbf') if block.first == 1 else block.content
   if block.kind == 'json' or reading.text_files == 'lines':
-    pieces = enumerate(content.split(b'\n'), block.first)
+    pieces = enumerate(block.content.split(b'\n'), block.first)
   else:
-    pieces = _paragraphs(content, block.first)
+    pieces = _paragraphs(block.content, block.first)
   for line, piece in pieces:
     if piece.strip():
       yield line, piece, None

@@ -5,15 +5,19 @@ end in one newline character, with at most one empty line between them, and word
 single spaces. These characters are removed: control characters, marks of direction (which can
 change the display of Urdu beside Latin words), soft hyphens, zero-width spaces, byte order marks,
 private-use and interlinear characters, and joiners (U+200C, U+200D) except in scripts that spell
-with them. A text with traces of a wrong encoding (U+FFFD, half a surrogate pair) is dropped.
+with them. A text with traces of a wrong decoding (U+FFFD, half a surrogate pair, sequences that
+ftfy takes for mojibake) is dropped.
 """
 
 import dataclasses
 import functools
 import html
+from pathlib import Path
 import re
+import tomllib
 import unicodedata
 
+from ftfy import badness
 import numpy as np
 
 from crossin_jax import config, language_id
@@ -24,7 +28,7 @@ from crossin_jax.xinstruction.filtering.duplicates import THRESHOLD
 REASONS = {
   'empty': 'no text, or spaces only',
   'too_long': 'more than most_characters',
-  'encoding': 'U+FFFD or half a surrogate pair: damaged by a wrong encoding',
+  'encoding': 'damaged by a wrong decoding: U+FFFD, half a surrogate pair, or or Ã¼ for ü',
   'binary': 'more than 1 % control or private-use characters',
   'html': 'markup that was not removed',
   'too_short': 'less than least_characters',
@@ -44,6 +48,10 @@ _ENDS = '.!?…。！？｡।॥۔؟։።។၊။:;"\'”’»)]）】」』'
 _UNSPACED = frozenset({'th', 'lo', 'my', 'km'})  # languages whose sentences end in a space
 _SENTENCE = re.compile(r'[.!?…।॥۔؟։።។။]+["\'”’»)\]]*(?=\s|$)|[。！？｡]+[”’」』）]*|(?=\n)')
 _DAMAGED = re.compile('[\ufffd\ud800-\udfff]')
+# What UTF-8 looks like when it is decoded as Latin-1, Windows-125x or a DOS code page.
+_SUSPECT = re.compile(
+  '[\x80-\xff\u0102-\u0178\u0192\u02c6\u0391-\u03c9\u0400-\u045f\u2010-\u2044\u2500-\u25a0]'
+)
 _NONCHARACTERS = '\ufdd0-\ufdef' + ''.join(
   f'{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}' for plane in range(0, 0x110000, 0x10000)
 )
@@ -72,15 +80,6 @@ _TAG = re.compile(
 )
 _LINK = re.compile(r'(?:https?://|www\.)\S+')
 _SEPARATORS = re.compile('[|•»›¦▪►→←]')
-_NOTICES = (
-  'all rights reserved', 'accept cookies', 'use cookies', 'uses cookies', 'cookie policy',
-  'privacy policy', 'terms of use',
-  'terms of service', 'terms and conditions', 'enable javascript', 'your browser', 'click here',
-  'read more', 'sign up',
-  'sign in', 'log in', 'subscribe', 'newsletter', 'leave a comment', 'leave a reply', 'add to cart',
-  'lorem ipsum',
-  'share on facebook', 'share on twitter', 'powered by', 'copyright ©', '404 not found',
-)  # fmt: skip
 _SHORT_LINE = 40  # characters
 _RUN = 12  # letters
 
@@ -107,12 +106,13 @@ class Filters:
     most_separators: share of characters that divide menus (| • » and such), 0..1; 1 = any.
     most_links: share of the characters that belong to http addresses, 0..1; 1 = any.
     most_braces: share of the characters that are { or }, 0..1; 1 = any.
-    most_notices: different phrases of web pages in English ('privacy policy', 'log in'), 0 or more.
+    most_notices: different phrases of web pages ('privacy policy', 'log in') in the language and in
+      English, see notices.toml; 0 or more.
     near_duplicate: estimated Jaccard index of their 5-letter shingles from which two texts are
       nearly the same, 0..1; see `duplicates.THRESHOLD`. Texts made by pattern (weather, prices)
       need more.
-    common_line: a line of ten characters or more that stands in so many kept documents is
-      boilerplate; 2 or more, 0 = never.
+    common_line: a line or sentence of ten characters or more that stands in so many kept documents
+      is boilerplate, in any language; 2 or more, 0 = never.
     most_common_lines: share of the characters that stand in such lines, 0..1; 1 = any.
   """
 
@@ -182,7 +182,7 @@ def clean(text: str, language: str, filters: Filters) -> tuple[str, str | None]:
       return '', 'too_long'
     text = text[: 16 * filters.most_characters]  # a longer text is not normalised completely
   unusual = _unusual(text)
-  if unusual and _DAMAGED.search(text):
+  if unusual and _DAMAGED.search(text) or _SUSPECT.search(text) and badness.is_bad(text):
     return '', 'encoding'
   if unusual and len(_BINARY.findall(text)) > 0.01 * len(text):
     return '', 'binary'
@@ -197,7 +197,9 @@ def clean(text: str, language: str, filters: Filters) -> tuple[str, str | None]:
       return '', 'too_long'
   if len(text) < filters.least_characters:
     return '', 'too_short'
-  reason = _form(text, filters) or _boilerplate(text, filters) or _repetition(text, filters)
+  reason = (
+    _form(text, filters) or _boilerplate(text, language, filters) or _repetition(text, filters)
+  )
   if reason is None and filters.least_confidence > 0:
     identified, confidence = language_id.identify(text, filters.language_bytes)
     if identified != language:
@@ -288,7 +290,15 @@ def _form(text: str, filters: Filters) -> str | None:
   return 'repeated_lines' if repeated > filters.most_repeated_lines * len(text) else None
 
 
-def _boilerplate(text: str, filters: Filters) -> str | None:
+@functools.cache
+def _notices(language: str) -> tuple[str, ...]:
+  """Phrases of web pages in a language and in English."""
+  phrases = tomllib.loads(Path(__file__).with_name('notices.toml').read_text(encoding='utf-8'))
+  own = phrases.get(language, []) + phrases['en']
+  return tuple(dict.fromkeys(unicodedata.normalize('NFC', phrase) for phrase in own))
+
+
+def _boilerplate(text: str, language: str, filters: Filters) -> str | None:
   lines = _lines(text)
   short = sum(len(line) < _SHORT_LINE and line[-1] not in _ENDS for line in lines)
   if len(lines) >= 5 and short > filters.most_short_lines * len(lines):
@@ -304,13 +314,27 @@ def _boilerplate(text: str, filters: Filters) -> str | None:
   if text.count('{') + text.count('}') > filters.most_braces * len(text):
     return 'code'
   lower = text.lower()
-  return 'notices' if sum(phrase in lower for phrase in _NOTICES) > filters.most_notices else None
+  notices = sum(phrase in lower for phrase in _notices(language))
+  return 'notices' if notices > filters.most_notices else None
 
 
 def _repetition(text: str, filters: Filters) -> str | None:
   runs = np.sort(characters.shingles(characters.folded(characters.codes(text)), _RUN))
   again = np.count_nonzero(runs[1:] == runs[:-1])
   return 'repeated_text' if again > filters.most_repeated_text * len(runs) else None
+
+
+def sentences(text: str) -> list[str]:
+  """The different lines of a text, and the sentences of lines with several; at least one a line."""
+  found: dict[str, None] = {}
+  for line in _lines(text):
+    start = 0
+    for match in _SENTENCE.finditer(line):
+      found[line[start : match.end()].strip()] = None
+      start = match.end()
+    found[line[start:].strip()] = None
+  found.pop('', None)
+  return list(found)
 
 
 def _lines(text: str) -> list[str]:

@@ -32,7 +32,7 @@ class Part:
     rows: JSON lines, one behind the other; ends: (n,) int64, where each ends.
     sketches: of the n texts. ties: (n,) uint64, hash of id (48 bits) and source (16), decides
       between identical texts.
-    line_hashes: (l,) uint64 of the different longer lines of documents of several lines.
+    line_hashes: (l,) uint64 of the different longer lines, or sentences of lines with several.
     line_shares: (l,) float32, share of the document's characters. line_owners: (l,) int32, the
       document, from 0.
     tally: 'read', 'invalid_bytes' and reasons.
@@ -63,12 +63,11 @@ def filter_block(
     row = {'id': document.id, 'text': text, 'language': language, 'source': document.source}
     rows.append(json.dumps(row, ensure_ascii=False).encode() + b'\n')
     ties.append(_hash(document.id.encode(), 6) + _hash(document.source.encode(), 2))
-    if '\n' in text:
-      for line in dict.fromkeys(text.split('\n')):
-        if len(line) >= _LEAST_LINE:
-          hashes.append(_hash(line.encode(), 8))
-          shares.append(len(line) / len(text))
-          owners.append(len(texts))
+    for line in filters.sentences(text):
+      if len(line) >= _LEAST_LINE:
+        hashes.append(_hash(line.encode(), 8))
+        shares.append(len(line) / len(text))
+        owners.append(len(texts))
     texts.append(text)
   return Part(
     b''.join(rows),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 import os
 
-from crossin_jax.languages import ENGLISH_NAMES
+from crossin_jax.languages import english_name
 from crossin_jax.pages import page
 from crossin_jax.progress import duration
 from crossin_jax.world.documents import ANSWERS
@@ -22,7 +22,7 @@ def write_page(path: str | os.PathLike, found: Mapping) -> None:
     'quickstart.html.j2',
     {
       'found': found,
-      'names': {code: ENGLISH_NAMES[code] for code in found['settings']['languages']},
+      'names': {code: english_name(code) for code in found['settings']['languages']},
       'heard': ANSWERS,
       'seconds': {
         **{name: s for name, s in found['seconds'].items() if name != 'pipeline'},

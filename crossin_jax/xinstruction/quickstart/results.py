@@ -8,7 +8,7 @@ import os
 import numpy as np
 
 from crossin_jax.evaluation.measures import bootstrap
-from crossin_jax.languages import ENGLISH_NAMES
+from crossin_jax.languages import english_name
 from crossin_jax.xinstruction import rows as rows_lib
 from crossin_jax.xinstruction.run import Run
 
@@ -221,7 +221,7 @@ def responses(
 def findings(found: Results) -> list[str]:
   """The results as sentences."""
   percent = lambda share: '-' if share is None else f'{100 * share:.0f} %'
-  right = [f'{ENGLISH_NAMES[code]} {percent(share)}' for code, share in found.generator.items()]
+  right = [f'{english_name(code)} {percent(share)}' for code, share in found.generator.items()]
   sentences = [
     f'The generator asks for what a text of unseen facts tells in {", ".join(right)} of the texts.'
   ]

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 import re
 
-from crossin_jax.languages import RIGHT_TO_LEFT
+from crossin_jax.languages import is_right_to_left
 from crossin_jax.pages import plots, words
 from crossin_jax.pages.plots import Series
 from crossin_jax.storage.files import write_text
@@ -40,7 +40,7 @@ def write_page(path: str | os.PathLike, found: Mapping, title: str = 'Instructio
   environment.filters.update(
     percent=words.percent,
     language=words.language_name,
-    direction=lambda code: 'rtl' if code in RIGHT_TO_LEFT else 'ltr',
+    direction=lambda code: 'rtl' if is_right_to_left(code) else 'ltr',
     shown=_shown,
     thousands=lambda n: f'{n:,}',
   )

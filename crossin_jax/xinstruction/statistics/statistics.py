@@ -19,7 +19,7 @@ from crossin_jax import language_id
 from crossin_jax.evaluation.contamination import contamination, text_fields
 from crossin_jax.evaluation.contamination.text_fields import Field
 from crossin_jax.evaluation.responses import measure
-from crossin_jax.languages import ENGLISH_NAMES, code_of
+from crossin_jax.languages import code_of
 from crossin_jax.storage.records import RecordError, read_records
 from crossin_jax.xinstruction.diversity import diversification, embeddings
 from crossin_jax.xinstruction.statistics import verbs
@@ -226,8 +226,10 @@ def _score(row: Mapping, where: str) -> float | None:
 
 def _code(language: str) -> str:
   """The code of a known language; any other name unchanged."""
-  known = {*ENGLISH_NAMES, *map(str.lower, ENGLISH_NAMES.values())}
-  return code_of(language) if language.lower() in known else language
+  try:
+    return code_of(language)
+  except ValueError:
+    return language
 
 
 def _digest(*parts: str) -> bytes:

@@ -15,18 +15,19 @@ from crossin_jax.evaluation.measures import consistency
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / '..' / 'shared' / 'data' / 'seaeval' / 'golden'
 CASES = json.loads((GOLDEN / 'INDEX.json').read_text()) if (GOLDEN / 'INDEX.json').exists() else []
+# In the other cases the reference drew answers at random.
+REPRODUCIBLE = [case for case in CASES if case['exact_reproduction']]
+needs_golden = pytest.mark.skipif(
+  not CASES, reason='put the predictions published with SeaEval into ../shared/data/seaeval/golden'
+)
 
 LETTERED = ['(A) Paris', '(B) Lima', '(C) New Lima', '(D) Oslo']
 PLAIN = ['Paris', 'Lima', 'New Lima', 'Oslo']
 
 
-@pytest.mark.skipif(
-  not CASES, reason="the authors' predictions (../shared/data/seaeval/golden) are not here"
-)
-@pytest.mark.parametrize('case', CASES, ids=lambda case: case['case'])
+@needs_golden
+@pytest.mark.parametrize('case', REPRODUCIBLE, ids=lambda case: case['case'])
 def test_published_scores_are_reproduced(case):
-  if not case['exact_reproduction']:
-    pytest.skip('the reference drew at random here')
   with gzip.open(GOLDEN / f'{case["case"]}.pred.jsonl.gz', 'rt', encoding='utf-8') as file:
     rows = [json.loads(line) for line in file]
   reference = json.loads((GOLDEN / f'{case["case"]}.score.json').read_text())
@@ -145,3 +146,15 @@ def test_bad_arguments():
     extraction.extract('x', LETTERED, 'lenient')
   with pytest.raises(ValueError, match='1 choices'):
     extraction.strict('x', ['only'])
+
+
+@needs_golden
+@pytest.mark.parametrize('case', CASES, ids=lambda case: case['case'])
+def test_strict_reads_all_golden_predictions(case):
+  with gzip.open(GOLDEN / f'{case["case"]}.pred.jsonl.gz', 'rt', encoding='utf-8') as file:
+    rows = [json.loads(line) for line in file]
+  cut = extraction.first_line if case['first_line_only'] else str
+  cells = [fields for row in rows for fields in row.values() if isinstance(fields, dict)]
+  assert cells and all(
+    extraction.strict(cut(fields['model_prediction']), fields['choices']) >= 0 for fields in cells
+  )

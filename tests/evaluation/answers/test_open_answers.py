@@ -10,6 +10,7 @@ import pytest
 
 from crossin_jax.evaluation import results
 from crossin_jax.evaluation.answers import open_answers
+from crossin_jax.evaluation.answers.numbers import extracted_number
 from crossin_jax.storage.records import RecordError
 
 WORDS = st.lists(
@@ -79,7 +80,7 @@ def test_the_mock_predictions_of_xtreme(shared_data, benchmark, mlqa, squad):
   for language, fields in items.fields.items():
     written = json.loads((folder / 'predictions' / benchmark / f'test-{language}.json').read_text())
     for item_id, text in written.items():
-      answers, protocol = fields[item_id]['answers'], open_answers.PROTOCOLS[benchmark]
+      answers, protocol = fields[item_id]['answers'], open_answers.readers(benchmark)[0]
       if benchmark == 'mlqa':
         wanted = mlqa.process_results_lang({'answers': answers}, [text], language)['f1']
       else:
@@ -97,7 +98,7 @@ def test_the_mock_predictions_of_xtreme(shared_data, benchmark, mlqa, squad):
   ],
 )  # fmt: skip
 def test_the_last_number_counts(text, number):
-  assert open_answers.extracted_number(text) == number
+  assert extracted_number(text) == number
 
 
 def _predictions(texts, answers):
@@ -127,13 +128,13 @@ def test_files_round_trip_and_runs_are_valid(tmp_path, benchmark):
   open_answers.write_predictions(tmp_path / 'p.jsonl', predictions)
   again = open_answers.read_predictions(tmp_path / 'p.jsonl')
   assert (again.texts, again.answers) == (predictions.texts, predictions.answers)
-  summary = open_answers.summarise(again, open_answers.PROTOCOLS[benchmark])
+  summary = open_answers.summarise(again, open_answers.readers(benchmark)[0])
   run = results.build_run(
     summary,
     variant='a',
     seed=None,
     benchmark=benchmark,
-    protocol=open_answers.PROTOCOLS[benchmark],
+    protocol=open_answers.readers(benchmark)[0],
     method='generate',
   )
   results.write_results(tmp_path / 'results.json', [run])

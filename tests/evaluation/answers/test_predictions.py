@@ -148,7 +148,7 @@ def test_damaged_files(tmp_path):
   with pytest.raises(predictions.RecordError, match='cut off'):
     predictions.read_predictions(tmp_path / 'cut.jsonl.gz')
   (tmp_path / 'latin.jsonl').write_bytes(json.dumps(line()).encode() + b'\n\xe9\n')
-  with pytest.raises(predictions.RecordError, match='line 2: not UTF-8'):
+  with pytest.raises(predictions.RecordError, match='line 2: not valid UTF-8 at byte'):
     predictions.read_predictions(tmp_path / 'latin.jsonl')
   (tmp_path / 'empty.jsonl').write_text('\n')
   with pytest.raises(predictions.PredictionError, match='no predictions'):
@@ -220,7 +220,7 @@ GOLDEN = Path(__file__).resolve().parents[3] / '..' / 'shared' / 'data' / 'seaev
 
 @pytest.mark.skipif(
   not GOLDEN.exists(),
-  reason="the authors' predictions (../shared/data/seaeval/golden) are not here",
+  reason='put the predictions published with SeaEval into ../shared/data/seaeval/golden',
 )
 def test_score_command_on_published_predictions(capsys):
   for case in json.loads((GOLDEN / 'INDEX.json').read_text()):

@@ -211,7 +211,7 @@ def test_languages_are_found_by_name(tmp_path):
   assert found == {
     'th': 'val.th.jsonl', 'sw': 'dev-sw.tsv', 'bn': 'mgsm_bn.tsv', 'en': 'eng_Latn.jsonl',
     'ur': 'urd_Arab.jsonl',
-    'es': 'dev-context-es-question-es.json', 'id': 'dev.id-translated.csv',
+    'es': 'dev-context-es-question-es.json', 'id': 'dev.id-translated.csv', 'qu': 'val.qu.jsonl',
   }  # fmt: skip
   (tmp_path / 'test.th.jsonl').write_text('')
   with pytest.raises(

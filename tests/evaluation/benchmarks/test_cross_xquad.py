@@ -10,7 +10,7 @@ import pytest
 from crossin_jax import cli
 from crossin_jax.evaluation.benchmarks import cross_xquad
 from crossin_jax.evaluation.benchmarks.declarations import LoadedBenchmark
-from crossin_jax.languages import ENGLISH_NAMES
+from crossin_jax.languages import english_name
 from crossin_jax.storage.records import RecordError
 
 
@@ -67,10 +67,10 @@ def test_the_real_files(shared_data, tmp_path, capsys):
   loaded = LoadedBenchmark('cross_xquad', str(tmp_path / 'a'))
   assert sorted(loaded.languages) == ['en', 'es', 'vi', 'zh']
   for record in json.loads((tmp_path / 'a').read_text()):
-    letters = {record[ENGLISH_NAMES[language]]['answer'][:3] for language in loaded.languages}
+    letters = {record[english_name(language)]['answer'][:3] for language in loaded.languages}
     assert len(letters) == 1
     for language in loaded.languages:
-      options = [_bare(choice[4:]) for choice in record[ENGLISH_NAMES[language]]['choices']]
+      options = [_bare(choice[4:]) for choice in record[english_name(language)]['choices']]
       assert len(options) == 4
       assert not any(
         one in other for i, one in enumerate(options) for j, other in enumerate(options) if i != j

@@ -153,7 +153,7 @@ def test_pairs_without_scores_are_unjudged_and_named(files, tmp_path, capsys):
       assert cli.main(flags(files, server.url, tmp_path / 'out', '--json')) == 0
       found = json.loads(capsys.readouterr().out.splitlines()[-1])
       row = found['judges'][0]['overall']
-      assert row['unjudged'] == {'no_reply': 0, 'no_scores': 4} and row['judged'] == 36
+      assert row['unjudged'] == {'no_reply': 0, 'no_scores': 4, 'cut': 0} and row['judged'] == 36
       assert row['wins'] + row['ties'] + row['losses'] == 36
       count = len(server.log())
   assert count == 72 + 8 * 3 and found['endpoint']['sent'] == 0
@@ -162,6 +162,38 @@ def test_pairs_without_scores_are_unjudged_and_named(files, tmp_path, capsys):
     line['unjudged'] == 'no_scores' for line in unjudged
   )
   assert all(line['ab'] is None for line in unjudged)
+
+
+@pytest.mark.parametrize('hide', [0, 1])
+def test_thoughts_that_use_up_the_tokens_are_named_and_not_repeated(files, tmp_path, capsys, hide):
+  with running(tmp_path, thinks=20, hide=hide) as server:
+    assert cli.main(flags(files, server.url, tmp_path / 'out', '--json')) == 1
+    spoken = capsys.readouterr()
+    found = json.loads(spoken.out.splitlines()[-1])
+    assert found['judges'][0]['overall']['unjudged'] == {'no_reply': 0, 'no_scores': 0, 'cut': 40}
+    assert 'cut off at --max_tokens 256' in spoken.err and 'No pair' in spoken.err
+    assert len(server.log()) == 80
+    more = flags(files, server.url, tmp_path / 'out', '--json', '--max_tokens', '4096')
+    assert cli.main(more) == 0
+  found = json.loads(capsys.readouterr().out.splitlines()[-1])
+  # The scores in the thoughts (1 and 1) are not the judge's.
+  assert found['judges'][0]['overall']['judged'] == 40
+  assert found['judges'][0]['overall']['win_rate'] > 0.5
+  assert sum(line['verdict'] == 'tie' for line in lines(tmp_path / 'out')) < 20
+
+
+@pytest.mark.parametrize(
+  'text, wanted',
+  [
+    ('<think>8 and 7?</think><score1>8</score1><score2>7</score2>', (8, 7)),
+    ('<think><score1>1</score1></think><score1>8</score1><score2>7</score2>', (8, 7)),
+    ('</think>\n<score1>8</score1>\n<score2>7</score2>', (8, 7)),
+    ('<think><score1>8</score1><score2>7</score2>', None),
+    ('[THINK]<score1>1</score1>[/THINK]<score1>0</score1><score2>10</score2>', (0, 10)),
+  ],
+)
+def test_scores_behind_thoughts(text, wanted):
+  assert judge.scores(text) == wanted
 
 
 def test_kill_9_and_a_dead_server_change_nothing(files, tmp_path):

@@ -343,7 +343,7 @@ def gpu():
   try:
     return jax.devices('gpu')[0]
   except RuntimeError:
-    pytest.skip('cuDNN needs an NVIDIA GPU')
+    pytest.skip('cuDNN needs an NVIDIA GPU: set CROSSIN_TEST_PLATFORMS=cuda,cpu on one')
 
 
 @pytest.mark.parametrize('packed, most', [(False, 6), (True, 6), (True, 120)])

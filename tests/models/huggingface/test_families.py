@@ -2,6 +2,8 @@
 weights in and out.
 """
 
+import functools
+
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import pytest
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder, unrolled
 from crossin_jax.models.huggingface import families, weights
+from crossin_jax.models.huggingface.leaves import is_transposed, tensor_leaves
 from crossin_jax.training import state as train_state
 
 REASON = 'the comparison with the real models needs the extra `test`'
@@ -53,6 +56,45 @@ MODELS = {
         'head_dim': None, 'original_max_position_embeddings': 24, 'partial_rotary_factor': 0.5,
         'rope_scaling': {'type': 'longrope', 'short_factor': [1.0, 1.5, 2.0], 'long_factor': [2.0, 4.0, 8.0]}}),
     'olmo2': ('Olmo2Config', {'head_dim': None}),
+    'olmo3': ('Olmo3Config', {
+        'head_dim': None, 'sliding_window': 6, 'num_hidden_layers': 5, 'rope_parameters': {
+            'sliding_attention': {'rope_type': 'default', 'rope_theta': 5e5},
+            'full_attention': {'rope_type': 'yarn', 'rope_theta': 5e5, 'factor': 8.0,
+                               'original_max_position_embeddings': 24, 'attention_factor': 1.2,
+                               'beta_fast': 32.0, 'beta_slow': 1.0}}}),
+    'seed_oss': ('SeedOssConfig', {'attention_dropout': 0.1, 'residual_dropout': 0.1}),
+    'ministral': ('MinistralConfig', {
+        'sliding_window': 7, 'num_hidden_layers': 4,
+        'layer_types': ['full_attention', 'sliding_attention'] * 2}),
+    'ministral3': ('Ministral3Config', {'tie_word_embeddings': True, 'rope_parameters': {
+        'rope_type': 'yarn', 'rope_theta': 1e6, 'factor': 16.0, 'beta_fast': 32.0, 'beta_slow': 1.0,
+        'original_max_position_embeddings': 16, 'mscale': 1.0, 'mscale_all_dim': 1.0,
+        'llama_4_scaling_beta': 0.1}}),
+    'granite': ('GraniteConfig', {
+        'head_dim': None, 'embedding_multiplier': 6.0, 'residual_multiplier': 0.22,
+        'attention_multiplier': 0.05, 'logits_scaling': 0.25, 'tie_word_embeddings': True}),
+    'smollm3': ('SmolLM3Config', {'num_hidden_layers': 5, 'head_dim': None}),
+    'cohere': ('CohereConfig', {'head_dim': None, 'logit_scale': 1.5}),
+    'cohere_plus': ('CohereConfig', {'head_dim': None, 'logit_scale': 1.5, 'use_qk_norm': True}),
+    'cohere2': ('Cohere2Config', {
+        'head_dim': None, 'sliding_window': 6, 'num_hidden_layers': 5, 'logit_scale': 2.0}),
+    'apertus': ('ApertusConfig', {'head_dim': None}),
+    'qwen3_moe': ('Qwen3MoeConfig', {
+        'num_experts': 6, 'num_experts_per_tok': 3, 'moe_intermediate_size': 24,
+        'norm_topk_prob': True}),
+    'mixtral': ('MixtralConfig', {'num_local_experts': 4, 'num_experts_per_tok': 2}),
+    'olmoe': ('OlmoeConfig', {'head_dim': None, 'num_experts': 5, 'num_experts_per_tok': 2}),
+    'gemma4': ('Gemma4TextConfig', {
+        'sliding_window': 6, 'num_hidden_layers': 6, 'hidden_size_per_layer_input': 0,
+        'global_head_dim': 24, 'num_global_key_value_heads': 1, 'attention_k_eq_v': True,
+        'final_logit_softcapping': 30.0}),
+    'gemma4_separate': ('Gemma4TextConfig', {
+        'sliding_window': 6, 'num_hidden_layers': 3, 'hidden_size_per_layer_input': 0,
+        'global_head_dim': 24}),
+    'gemma4_unified': ('Gemma4UnifiedTextConfig', {
+        'sliding_window': 6, 'num_hidden_layers': 6, 'global_head_dim': 24,
+        'num_global_key_value_heads': 1, 'attention_k_eq_v': True,
+        'final_logit_softcapping': 30.0}),
     'smollm': ('LlamaConfig', {'num_attention_heads': 3, 'num_key_value_heads': 1, 'head_dim': 16,
                                'tie_word_embeddings': True}),
 }  # fmt: skip
@@ -70,7 +112,15 @@ def their_model(name, seed=0, **changes):
   model = transformers.AutoModelForCausalLM.from_config(
     getattr(transformers, kind)(**settings)
   ).eval()
+  return randomised(model)
+
+
+def randomised(model):
+  """The model with norms away from one, and matrices that keep the scale of their inputs."""
   with torch.no_grad():
+    for buffer_name, buffer in model.named_buffers():
+      if buffer_name.endswith('layer_scalar'):
+        buffer.mul_(0.9)
     for _, parameter in model.named_parameters():
       if parameter.ndim == 1:
         parameter.add_(0.2 * torch.randn_like(parameter))
@@ -109,11 +159,19 @@ def their_logits(model, tokens, **kwargs):
     return model(torch.tensor(np.asarray(tokens)), **kwargs).logits.float().numpy()
 
 
-def our_logits(model, params, tokens, **kwargs):
-  run = lambda params, tokens: model.apply(
-    {'params': params}, tokens, tokens, enable_dropout=False, **kwargs
+@functools.lru_cache(maxsize=8)
+def forward(model):
+  """Compiled once for each shape."""
+  return jax.jit(
+    lambda params, tokens, **kwargs: model.apply(
+      {'params': params}, tokens, tokens, enable_dropout=False, **kwargs
+    )
   )
-  return np.asarray(jax.jit(run)(params, jnp.asarray(tokens)))
+
+
+def our_logits(model, params, tokens, **kwargs):
+  kwargs = {name: jnp.asarray(value) for name, value in kwargs.items()}
+  return np.asarray(forward(model)(params, jnp.asarray(tokens), **kwargs))
 
 
 def ragged(seed=0, rows=3, length=40):
@@ -131,37 +189,59 @@ def test_logits_equal_transformers(saved, name):
   expected = their_logits(theirs, tokens[:1])
   assert np.abs(expected).max() > 1
   np.testing.assert_allclose(our_logits(model, params, tokens[:1]), expected, atol=2e-4)
-  # Rows one after the other in one: what transformers says of each alone.
-  packed = np.concatenate([row[:n] for row, n in zip(tokens, lengths)])[None]
-  segments = np.concatenate([np.full(n, i + 1) for i, n in enumerate(lengths)])[None]
-  positions = np.concatenate([np.arange(n) for n in lengths])[None]
+  # One batch, compiled once: the rows one after the other in one; then each padded on the right,
+  # then on the left.
+  width, sides = lengths.sum(), ('right', 'left')
+  inputs, segments, positions = np.zeros((3, 7, width), int)
+  inputs[0] = np.concatenate([row[:n] for row, n in zip(tokens, lengths)])
+  segments[0] = np.concatenate([np.full(n, i + 1) for i, n in enumerate(lengths)])
+  positions[0] = np.concatenate([np.arange(n) for n in lengths])
+  for side, first in zip(sides, (1, 4)):
+    for i, n in enumerate(lengths, first):
+      place = slice(0, n) if side == 'right' else slice(width - n, width)
+      inputs[i, place], segments[i, place] = tokens[i - first, :n], 1
+  positions[1:] = np.clip(segments[1:].cumsum(axis=1) - 1, 0, None)
   found = our_logits(
-    model, params, packed, decoder_segment_ids=segments, decoder_positions=positions
+    model, params, inputs, decoder_segment_ids=segments, decoder_positions=positions
   )
-  # there the longest row of a batch decides over all of them, in transformers too
-  if name != 'phi3_long':
-    start = 0
-    for row, n in zip(tokens, lengths):
-      np.testing.assert_allclose(
-        found[0, start : start + n], their_logits(theirs, row[None, :n])[0], atol=2e-4
-      )
-      start += n
-  # Padded, with the mask and positions of transformers.
-  for side in ('right', 'left'):
-    inputs, mask = np.zeros((3, 40), int), np.zeros((3, 40), int)
-    for i, n in enumerate(lengths):
-      place = slice(0, n) if side == 'right' else slice(40 - n, 40)
-      inputs[i, place], mask[i, place] = tokens[i, :n], 1
-    positions = np.clip(mask.cumsum(axis=1) - 1, 0, None)
-    expected = their_logits(
-      theirs, inputs, attention_mask=torch.tensor(mask), position_ids=torch.tensor(positions)
-    )
-    per_row = slice(0, 1) if name == 'phi3_long' else slice(None)
-    found = our_logits(model, params, inputs[per_row], decoder_segment_ids=mask[per_row],
-                       decoder_positions=positions[per_row])  # fmt: skip
+  # With LongRoPE the longest row of a batch decides over all of them, in transformers too.
+  alone = name != 'phi3_long'
+  start = 0
+  for row, n in zip(tokens, lengths if alone else ()):
     np.testing.assert_allclose(
-      found[mask[per_row] > 0], expected[per_row][mask[per_row] > 0], atol=2e-4
+      found[0, start : start + n], their_logits(theirs, row[None, :n])[0], atol=2e-4
     )
+    start += n
+  for first in (1, 4):
+    rows = slice(first, first + (3 if alone else 1))
+    real = segments[rows] > 0
+    expected = their_logits(
+      theirs,
+      inputs[rows],
+      attention_mask=torch.tensor(segments[rows]),
+      position_ids=torch.tensor(positions[rows]),
+    )
+    np.testing.assert_allclose(found[rows][real], expected[real], atol=2e-4)
+
+
+def as_published(tensors: dict, model_type: str) -> dict:
+  """Names and shapes of published experts, for those that transformers holds in one tensor."""
+  found = {}
+  mixtral = model_type == 'mixtral'
+  module = 'block_sparse_moe' if mixtral else 'mlp'
+  gate, up, down = ('w1', 'w3', 'w2') if mixtral else ('gate_proj', 'up_proj', 'down_proj')
+  for name, value in tensors.items():
+    stem, _, last = name.partition('.mlp.')
+    if last == 'experts.gate_up_proj':
+      for i, (one, other) in enumerate(np.split(matrix, 2) for matrix in value):
+        found[f'{stem}.{module}.experts.{i}.{gate}.weight'] = one
+        found[f'{stem}.{module}.experts.{i}.{up}.weight'] = other
+    elif last == 'experts.down_proj':
+      for i, matrix in enumerate(value):
+        found[f'{stem}.{module}.experts.{i}.{down}.weight'] = matrix
+    else:
+      found[f'{stem}.{module}.{last}' if last == 'gate.weight' else name] = value
+  return found
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -180,12 +260,16 @@ def test_gradients_equal_autograd(saved, name):
 
   flat = traverse_util.flatten_dict(jax.jit(jax.grad(loss))(params)['decoder'], sep='/')
   expected = {n: p.grad.numpy() for n, p in theirs.named_parameters()}
-  table = weights.tensor_leaves(families.read_json_config(directory)['model_type'], model.config)
-  assert table.keys() == expected.keys()
+  expected = as_published(expected, theirs.config.model_type)
+  table = tensor_leaves(families.read_json_config(directory)['model_type'], model.config)
+  assert table.keys() == expected.keys() | dict(theirs.named_buffers()).keys() & table.keys()
   for tensor, leaves in table.items():
-    parts = [flat[path] if index is None else flat[path][index] for path, index in leaves]
+    if tensor not in expected:  # a constant
+      assert not any(np.any(flat[path]) for path, _ in leaves)
+      continue
+    parts = [flat[path][index] for path, index in leaves]
     parts = [
-      np.asarray(p).T if weights._is_transposed(path) else np.asarray(p)
+      np.asarray(p).T if is_transposed(path) else np.asarray(p)
       for p, (path, _) in zip(parts, leaves)
     ]
     ours, wanted = np.concatenate(parts).ravel(), expected[tensor].ravel()
@@ -195,17 +279,18 @@ def test_gradients_equal_autograd(saved, name):
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_scanned_unrolled_cached_and_plain_forward_agree(saved, name):
+def test_scanned_forward_and_unrolled_cached_decoding_agree(saved, name):
   """Prefill of ragged prompts, single tokens and several at a time give the logits of the whole
-  row.
+  row, which are those of transformers, scanned and unrolled.
   """
-  _, _, model, params = saved(name)
+  theirs, _, model, params = saved(name)
   plain, plain_params = unrolled(model, params)
   tokens, _ = ragged(2, 3, 30)
   if name == 'phi3_long':
     # beyond, keys in the cache were turned by the short factors; transformers does the same
     tokens = tokens[:, :22]
   full = our_logits(model, params, tokens)
+  np.testing.assert_allclose(full, their_logits(theirs, tokens), atol=2e-4)
   np.testing.assert_allclose(our_logits(plain, plain_params, tokens), full, atol=2e-5)
   length = tokens.shape[1]
   lengths = np.array([15, 4, 9])
@@ -214,7 +299,7 @@ def test_scanned_unrolled_cached_and_plain_forward_agree(saved, name):
     *args, enable_dropout=False, mutable=['cache'], **kwargs
   )
   shapes = jax.eval_shape(lambda: apply({'params': plain_params}, ones, ones, decode=True)[1])
-  cache = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+  cache = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
   prefill = jax.jit(
     lambda cache, t: apply(
       {'params': plain_params, **cache}, t, t, prefill=True, prefill_lengths=lengths

@@ -169,3 +169,85 @@ def test_parquet_texts_that_are_not_utf8(tmp_path):
 def test_settings_are_checked():
   with pytest.raises(ValueError, match='paragraphs'):
     Reading(text_files='pages')
+
+
+@pytest.mark.parametrize('packing', ['', '.gz', '.zst'])
+@pytest.mark.parametrize('indent', [None, 1])
+@pytest.mark.parametrize('mark', ['', '\ufeff'])
+def test_a_json_list_is_read_as_lines_are(tmp_path, packing, indent, mark):
+  rows = [{'id': f'r{i}', 'text': text, 'score': 0.5} for i, text in enumerate(TEXTS)] + [
+    'plain',
+    7,
+  ]
+  content = (mark + json.dumps(rows, indent=indent, ensure_ascii=False)).encode()
+  path = tmp_path / f'a.json{packing}'
+  path.write_bytes(PACK[packing](content))
+  found, tally = read(path)
+  assert [one.text for one in found] == [*TEXTS, 'plain']
+  assert [one.id for one in found] == ['r0', 'r1', 'r2', 'r3', f'a.json{packing}:5']
+  assert tally == {'read': 6, 'invalid_json': 1}
+
+
+def zstd(content: bytes) -> bytes:
+  return pa.compress(content, 'zstd', asbytes=True)
+
+
+PACK = {'': bytes, '.gz': gzip.compress, '.zst': zstd}
+
+
+@pytest.mark.parametrize('packing', PACK)
+@pytest.mark.parametrize('name', ['a.jsonl', 'a.json', 'a.txt'])
+@pytest.mark.parametrize('text_files', ['paragraphs', 'lines'])
+def test_a_byte_order_mark_is_no_text(tmp_path, packing, name, text_files):
+  texts = ['first', '\ufeffsecond', 'third']
+  lines = texts if name == 'a.txt' else [json.dumps(text, ensure_ascii=False) for text in texts]
+  path = tmp_path / f'{name}{packing}'
+  path.write_bytes(PACK[packing]('\n\n'.join(lines).encode('utf-8-sig')))
+  found, tally = read(path, text_files=text_files)
+  assert [one.text.strip('\n') for one in found] == texts and tally == {'read': 3}
+  assert [one.id for one in found] == [f'{path.name}:{line}' for line in (1, 3, 5)]
+
+
+@pytest.mark.parametrize('packing', PACK)
+def test_a_json_file_of_lines_that_are_lists_is_no_list(tmp_path, packing):
+  path = tmp_path / f'a.json{packing}'
+  path.write_bytes(PACK[packing](b'\xef\xbb\xbf[1, 2]\n{"text": "good"}\n'))
+  found, tally = read(path)
+  assert [one.text for one in found] == ['good'] and tally == {'read': 2, 'invalid_json': 1}
+
+
+@pytest.mark.parametrize('name', ['a.jsonl.zst', 'a.ndjson.zst', 'a.txt.zst', 'a.jsonl'])
+def test_zstd_is_read_whatever_the_name_says(tmp_path, name):
+  lines = [json.dumps({'text': text}) for text in TEXTS]
+  content = '\n\n'.join(TEXTS) if '.txt' in name else '\n'.join(lines)
+  (tmp_path / name).write_bytes(zstd(content.encode()))
+  assert [one.text.strip() for one in read(tmp_path / name)[0]] == TEXTS
+
+
+def test_two_zstd_frames_are_one_file(tmp_path):
+  frames = [zstd((json.dumps({'text': text}) + '\n').encode()) for text in TEXTS]
+  (tmp_path / 'a.jsonl.zst').write_bytes(b''.join(frames))
+  assert [one.text for one in read(tmp_path / 'a.jsonl.zst')[0]] == TEXTS
+
+
+@pytest.mark.parametrize('cut', [0.3, 0.6, 0.95])
+def test_damaged_lists_and_streams_are_named_and_what_precedes_is_read(tmp_path, cut):
+  rows = [{'text': f'{i} {text}'} for i in range(30_000) for text in TEXTS]
+  content = json.dumps(rows).encode()
+  (tmp_path / 'a.json').write_bytes(content[: int(cut * len(content))])
+  packed = zstd(content)
+  (tmp_path / 'b.json.zst').write_bytes(packed[: int(cut * len(packed))])
+  for name in ('a.json', 'b.json.zst'):
+    reader = documents.Reader(find_files(tmp_path / name), Reading())
+    tally = Counter()
+    found = [one for block in reader.blocks() for one in documents.decode(block, Reading(), tally)]
+    assert [name] == list(reader.problems)
+    assert [one.text for one in found] == [row['text'] for row in rows[: len(found)]]
+    assert len(found) > 0.5 * cut * len(rows)
+
+
+def test_a_large_list_is_cut_into_blocks(tmp_path):
+  rows = [{'text': f'{i} ' + 'x' * 1000} for i in range(5000)]
+  (tmp_path / 'a.json').write_text(json.dumps(rows))
+  blocks = list(documents.Reader(find_files(tmp_path / 'a.json'), Reading()).blocks())
+  assert len(blocks) > 3 and blocks[1].first == blocks[0].content.count(b'\n') + 1

@@ -135,6 +135,17 @@ def test_lines_of_many_documents(tmp_path):
     run(path, tmp_path / 'out', Filters(least_confidence=0.0, most_common_lines=0.9))['dropped']
     == {}
   )
+  # On one line, after a sentence: in any language, without a list of words.
+  notice = (
+    'Tovuti hii hukusanya taarifa za wageni wake kila siku ya juma, na zaidi ya hapo Jumapili pia.'
+  )
+  rows = rows_of([f'{text[:240]}. {notice}' if i % 2 else text for i, text in enumerate(texts)])
+  found = run(
+    write(tmp_path / 'c.jsonl', rows),
+    tmp_path / 'out',
+    Filters(least_confidence=0.0, most_common_lines=0.2),
+  )
+  assert found['dropped'] == {'common_lines': 30}
   # Thirty copies of one document are no boilerplate: one of them stays.
   copies = write(tmp_path / 'b.jsonl', rows_of(['\n'.join(texts[:3])] * 30))
   assert run(copies, tmp_path / 'out')['kept'] == 1

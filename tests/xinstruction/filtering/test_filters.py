@@ -173,3 +173,78 @@ def test_web_pages_are_refused(shared_data):
     assert (
       why_dropped(page.read_text(encoding='utf-8'), code, Filters(most_characters=10**6)) == 'html'
     )
+
+
+def wrongly_decoded(text: str, encoding: str, times: int) -> str:
+  for _ in range(times):
+    text = text.encode().decode(encoding, 'replace').replace('\ufffd', '')
+  return text
+
+
+NATIVE = {
+  'vi': 'Mỗi buổi sáng, nông dân trong làng tôi ra đồng trước khi mặt trời mọc. Bà tôi giữ công thức '
+  'nấu ăn trong chiếc hộp thiếc trên bếp. Con sông ấy ngày xưa có rất nhiều cá, thầy giáo kể vậy. '
+  'Trẻ con đá bóng cho đến khi trời tối mới về nhà.',
+  'tr': 'Büyükannem tariflerini ocağın üstündeki teneke kutuda saklar. Köyümüzün çiftçileri her sabah '
+  'güneş doğmadan tarlaya gider. Öğretmen o ırmakta eskiden çok balık olduğunu söyledi. Çocuklar '
+  'karanlık çökene kadar top oynadılar.',
+  'fi': 'Isoäitini säilyttää reseptejään peltirasiassa lieden yläpuolella. Kylämme maanviljelijät '
+  'lähtevät pellolle ennen auringonnousua. Opettaja kertoi, että joessa oli ennen paljon kaloja. '
+  'Lapset pelasivat palloa pimeän tuloon asti.',
+  'th': 'ยายของฉันเก็บสูตรอาหารไว้ในกล่องดีบุกเหนือเตา ชาวนาในหมู่บ้านของเราออกไปทุ่งนาก่อนพระอาทิตย์ขึ้น '
+  'ครูบอกเราว่าแม่น้ำสายนั้นเคยมีปลามากมาย เด็ก ๆ เล่นฟุตบอลจนมืดแล้วจึงกลับบ้าน ตลาดเต็มไปด้วยผลไม้จากภูเขา',
+  'hi': 'मेरी दादी अपने व्यंजन चूल्हे के ऊपर टिन के डिब्बे में रखती हैं। हमारे गाँव के किसान सूरज निकलने से पहले खेत '
+  'जाते हैं। शिक्षक ने बताया कि उस नदी में पहले बहुत मछलियाँ थीं। बच्चे अँधेरा होने तक गेंद खेलते रहे।',
+  'ur': 'میری دادی اپنی ترکیبیں چولہے کے اوپر ٹین کے ڈبے میں رکھتی ہیں۔ ہمارے گاؤں کے کسان سورج نکلنے سے '
+  'پہلے کھیت جاتے ہیں۔ استاد نے بتایا کہ اس دریا میں پہلے بہت مچھلیاں تھیں۔ بچے اندھیرا ہونے تک گیند کھیلتے رہے۔',
+}
+
+
+@pytest.mark.parametrize('language', NATIVE)
+def test_text_of_a_wrong_decoding_is_dropped(language):
+  text = NATIVE[language]
+  assert why_dropped(text, language, Filters()) is None
+  for encoding in ('latin-1', 'cp1252', 'cp437'):
+    for times in (1, 2):
+      damaged = wrongly_decoded(text, encoding, times)
+      reason = why_dropped(damaged, language, Filters(most_characters=20_000))
+      assert reason in ('encoding', 'binary'), (encoding, times, damaged[:40])
+
+
+def test_native_texts_are_not_damaged(shared_data):
+  for path in sorted((shared_data / 'native_text').glob('*.jsonl')):
+    for line in path.read_text(encoding='utf-8').splitlines():
+      text = json.loads(line)['text']
+      assert why_dropped(text, path.name.split('.')[1], Filters()) != 'encoding', text[:80]
+
+
+@pytest.mark.parametrize(
+  'text', ['Ã¼ber', 'naïve café', '10 €', '“quoted” – it’s', 'Ångström Ø', '½ × 3°']
+)
+def test_signs_and_accents_are_no_damage(text):
+  wanted = 'encoding' if text == 'Ã¼ber' else None
+  found = why_dropped(f'{GOOD} {text}.', 'sw', dataclasses.replace(ANY, most_notices=9))
+  assert found == wanted
+
+
+@pytest.mark.parametrize(
+  'language, text',
+  [
+    ('sw', 'Tovuti hii inatumia vidakuzi ili kuboresha huduma. Soma sera ya faragha. Jisajili ili upate '
+     'jarida letu kila wiki. Haki zote zimehifadhiwa.'),
+    ('bn', 'এই সাইট কুকি ব্যবহার করে। আমাদের গোপনীয়তা নীতি পড়ুন। মন্তব্য করতে লগ ইন করুন। সর্বস্বত্ব সংরক্ষিত।'),
+    ('hi', 'यह वेबसाइट कुकीज़ का उपयोग करती है। हमारी गोपनीयता नीति पढ़ें। टिप्पणी करने के लिए लॉग इन करें। सर्वाधिकार सुरक्षित।'),
+    ('ta', 'இந்தத் தளம் குக்கீகளைப் பயன்படுத்துகிறது. எங்கள் தனியுரிமைக் கொள்கை. செய்திமடல் பெற பதிவு செய்யவும்.'),
+    ('ur', 'یہ ویب سائٹ کوکیز کا استعمال کرتی ہے۔ ہماری رازداری کی پالیسی پڑھیں۔ تبصرے کے لیے لاگ ان کریں۔ جملہ حقوق محفوظ ہیں۔'),
+    ('es', 'Este sitio utiliza cookies. Consulta la política de privacidad. Inicia sesión para comentar. Suscríbete al boletín.'),
+    ('de', 'Diese Seite verwendet Cookies. Lesen Sie die Datenschutzerklärung. Alle Rechte vorbehalten.'),
+    ('ar', 'يستخدم هذا الموقع ملفات تعريف الارتباط. اقرأ سياسة الخصوصية. جميع الحقوق محفوظة.'),
+  ],
+)  # fmt: skip
+def test_notices_in_other_languages(language, text):
+  assert why_dropped(text, language, ANY) == 'notices'
+
+
+@pytest.mark.parametrize('language', NATIVE)
+def test_natural_texts_are_no_notices(language):
+  assert why_dropped(NATIVE[language], language, ANY) is None

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from crossin_jax import cli
 from crossin_jax.xinstruction.quickstart import quickstart, results
@@ -23,10 +24,9 @@ def test_usage(capsys):
 
 def test_intervals_of_shares():
   """Against the interval as scipy gives it."""
-  scipy_stats = pytest.importorskip('scipy.stats')
   for part, whole in ((0, 7), (9, 10), (45, 100), (10, 10)):
     found = results._wilson(part, whole)
-    theirs = scipy_stats.binomtest(part, whole).proportion_ci(method='wilson')
+    theirs = scipy.stats.binomtest(part, whole).proportion_ci(method='wilson')
     np.testing.assert_allclose([found.low, found.high], [theirs.low, theirs.high], atol=1e-4)
   assert results._wilson(0, 0) is None
 

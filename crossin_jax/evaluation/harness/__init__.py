@@ -1,0 +1,1 @@
+"""lm-evaluation-harness on this project's scorer and decoder (`crossin harness`)."""
