@@ -109,7 +109,7 @@ def write(batch, row, start, segment, tokens, loss_weights, branches, bos_id, ta
   branched, pair = 'decoder_branches' in batch, segment
   numbers = batch['decoder_branches' if branched else 'decoder_answers']
   for half in halves(branches):
-    first = [] if bos_id is None else [bos_id]
+    first = np.array([] if bos_id is None else [bos_id], np.int32)
     known = len(first) + half.prompt.stop - half.prompt.start - 1  # inputs before the answers
     if known < 0:
       raise ValueError('a pair with an empty prompt needs a tokenizer with BOS')
