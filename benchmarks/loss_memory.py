@@ -20,7 +20,6 @@ os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
 
 import jax
 from jax.experimental import topologies
-import jax.numpy as jnp
 
 from crossin_jax.models.head import Head
 from crossin_jax.training import chunked_loss, losses
@@ -37,9 +36,10 @@ def compiled(device, width: int, dtype: str, tokens: int, words: int, chunk: int
   def loss(x, kernel, targets, weights):
     head = Head(kernel, False, None, words)
     if chunk is not None:
-      return chunked_loss.cross_entropy(x, head, targets, weights, chunk=chunk)[0]
-    each, _ = losses.token_losses(head.logits(x), targets)
-    return jnp.where(weights != 0, each * weights, 0).sum()
+      each, _ = chunked_loss.cross_entropy(x, head, targets, chunk=chunk)
+    else:
+      each, _ = losses.token_losses(head.logits(x), targets)
+    return losses.weighted(weights, each).sum()
 
   arrays = (
     make((*shape, width), dtype),

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import os
 import sys
+from typing import Any
 import warnings
 
 import gin
@@ -20,10 +21,11 @@ from crossin_jax.devices import flops
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.errors import Interrupted
 from crossin_jax.models import lora
+from crossin_jax.models.decoder import attention_kernel
 from crossin_jax.processes import distributed, interruption
 from crossin_jax.processes.exit_status import DONE, RESTART
 from crossin_jax.storage.records import read_records
-from crossin_jax.training import compiled, nonfinite, optimizers
+from crossin_jax.training import compiled, nonfinite, objectives, optimizers
 from crossin_jax.training import state as train_state
 from crossin_jax.training.bookkeeping import Bookkeeping, RunState, TrainingError
 from crossin_jax.workflow import command_line
@@ -34,6 +36,7 @@ def train(
   model_dir: str = gin.REQUIRED,
   model: Callable = gin.REQUIRED,
   optimizer: Callable[..., optimizers.Optimizer] = optimizers.adamw,
+  objective: Any = None,
   data_dir: str = gin.REQUIRED,
   mixture: str = gin.REQUIRED,
   total_steps: int | None = None,
@@ -64,6 +67,8 @@ def train(
       pushed every 30 s and before each checkpoint.
     model: a Linen module with the signature of `models.decoder.Decoder`.
     optimizer: called with total_steps; returns an `Optimizer`.
+    objective: of @Likelihood(), and for preference pairs @Preference() and @DirectConsistency();
+      None = the likelihood.
     data_dir: D of `crossin prepare`.
     mixture: name of a prepared mixture.
     total_steps: batches of the run; sources repeat, in a new order, as often as needed.
@@ -116,7 +121,14 @@ def train(
   ):
     partition = partitioner()
     prepared = PreparedMixture(data_dir, mixture)
-    stream = BatchStream(prepared, batch_size=batch_size, length=length, seed=seed)
+    source = SavedModel.open(initial_checkpoint) if initial_checkpoint else None
+    objective = objective or objectives.LIKELIHOOD
+    objective.check(prepared, z_loss)
+    stream = BatchStream(
+      prepared, batch_size=batch_size, length=length, seed=seed,
+      auto_pairs=_layout_of_pairs(model, length, prepared),
+      reference=objective.stored_reference(model, source),
+    )  # fmt: skip
     if not new_stream:
       stream = stream.as_begun(manager.saved_run(model_dir).get('stream'))
     total_steps = total_steps or stream.steps_for_epochs(epochs, epochs_until)
@@ -127,8 +139,8 @@ def train(
     keeping = checkpoint_config()
     _check_fit(model, prepared, partition, batch_size, microbatches)
     _check_evaluation(evaluators, evaluation_period, keeping, early_stopping_patience)
-    distributed.barrier('the start', _must_be_equal(model, partition, stream, total_steps))
-    source = SavedModel.open(initial_checkpoint) if initial_checkpoint else None
+    of_all = _must_be_equal((model, objective), partition, stream, total_steps)
+    distributed.barrier('the start', of_all)
     tasks = [task.info for task in prepared.tasks]
     with partition.activate():
       distributed.barrier('restoring')
@@ -153,7 +165,7 @@ def train(
       )  # fmt: skip
       step_fn = train_state.jit_train_step(
         model, optimizer, state, tasks=len(tasks), microbatches=microbatches, z_loss=z_loss,
-        seed=seed,
+        seed=seed, objective=objective,
       )  # fmt: skip
       threshold_of = lambda at: jax.device_put(books.spikes.at(at), partition.replicated)
       loader = Loader(stream, partition.batch_sharding, step)
@@ -217,6 +229,20 @@ def train(
           f'{stream.dropped} examples did not fit into their window or the next and were skipped'
         )
   return DONE
+
+
+def _layout_of_pairs(model, length: int, prepared: PreparedMixture) -> str:
+  """What 'auto' is of `BatchStream.pairs`; says so if it is not 'branches'."""
+  kernel = attention_kernel(model, length) if prepared.has_pairs else None
+  if kernel is None:
+    return 'branches'
+  if jax.process_index() == 0 and config.bound('BatchStream.pairs') in (None, 'auto'):
+    print(
+      f'preference pairs: {kernel} attention knows no branches, so the prompt of a pair is read '
+      'twice (BatchStream.pairs; DecoderConfig.attention = "blockwise" reads it once)',
+      file=sys.stderr,
+    )
+  return 'plain'
 
 
 def _begin(model, optimizer, partition, stream, source, checkpoints, new_stream):
@@ -336,11 +362,11 @@ def _check_evaluation(evaluators, period: int, keeping, patience: int | None) ->
     )
 
 
-def _must_be_equal(model, partition, stream, total_steps: int) -> str:
+def _must_be_equal(trained, partition, stream, total_steps: int) -> str:
   """What the processes of a run must have in common, short enough for an error message."""
   digest = lambda value: hashlib.sha256(repr(value).encode()).hexdigest()[:8]
   return (
-    f'jax {jax.__version__}, model {digest(model)}, data {digest(fingerprint(stream.settings))}, '
+    f'jax {jax.__version__}, model {digest(trained)}, data {digest(fingerprint(stream.settings))}, '
     f'mesh {tuple(partition.mesh.shape.values())}, steps {total_steps}'
   )
 

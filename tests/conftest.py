@@ -188,7 +188,8 @@ def write_prepared(
 
   Args:
     directory: D of `crossin_jax.data.prepared`.
-    tasks: name -> (rate, volume or None, list of (tokens, weights)).
+    tasks: name -> (rate, volume or None, list of (tokens, weights) or, for pairs, of (tokens,
+      weights, branches)).
     name, max_length, bos_id, vocabulary_size: of the mixture.
     parts: Arrow files per task.
   """
@@ -211,8 +212,8 @@ def write_prepared(
       records.append({
           'file': file,
           'examples': len(chunk),
-          'tokens': int(sum(len(t) for t, _ in chunk)),
-          'loss_tokens': float(sum(np.sum(w) for _, w in chunk)),
+          'tokens': int(sum(len(t) for t, *_ in chunk)),
+          'loss_tokens': float(sum(np.sum(w) for _, w, *_ in chunk)),
       })  # fmt: skip
     source, _, language = task.partition('.')
     info = {

@@ -1,7 +1,9 @@
 """Prepared token files, which `crossin prepare` writes and training reads.
 
 D/tasks/<task>/manifest.json            fingerprint, counts, dropped rows by reason
-D/tasks/<task>/<split>-00000.arrow      id, rank, tokens, loss_weights; one record batch a file
+D/tasks/<task>/<split>-00000.arrow      id, rank, tokens, loss_weights; one record batch a file;
+                                        a Task of pairs has `branches` too, see `data.pairs`
+D/tasks/<task>/reference-<digest>/      log-probabilities of pairs, see `data.references`
 D/mixtures/<mixture>.json               tasks with rate and volume, max_length, prompts, vocabulary
 D/vocabularies/<digest>.<suffix>        the tokenizer
 """
@@ -30,6 +32,7 @@ SCHEMA = pa.schema(
     ('loss_weights', pa.list_(pa.float32())),
   ]
 )
+BRANCHES = pa.field('branches', pa.list_(pa.int8()))  # one more column of Tasks of pairs
 
 
 class PreparedDataError(CrossinError, ValueError):
@@ -41,22 +44,32 @@ def _read_json(path: str, remedy: str) -> dict:
 
 
 def write_part(path: str, examples) -> None:
-  """Writes one Arrow file from (id, rank, tokens, loss_weights) tuples, atomically."""
-  ids, ranks, tokens, weights = zip(*examples) if examples else ((), (), (), ())
+  """Writes one Arrow file atomically.
+
+  Args:
+    path: of the file.
+    examples: (id, rank, tokens, loss_weights) tuples; of a Task of pairs with `branches` as a fifth
+      (int [tokens], see `data.pairs`).
+  """
+  ids, ranks, tokens, weights, *branches = zip(*examples) if examples else ((), (), (), ())
   offsets = np.zeros(len(ids) + 1, np.int32)
   np.cumsum([len(t) for t in tokens], out=offsets[1:])
-  joined = lambda arrays, dtype: np.concatenate([*arrays, np.zeros(0, dtype)]).astype(dtype)
+  joined = lambda arrays, dtype: pa.ListArray.from_arrays(
+    offsets, np.concatenate([*arrays, np.zeros(0, dtype)]).astype(dtype)
+  )
+  schema = SCHEMA.append(BRANCHES) if branches else SCHEMA
   batch = pa.record_batch(
     [
       pa.array(ids, pa.string()),
       pa.array(ranks, pa.int64()),
-      pa.ListArray.from_arrays(offsets, joined(tokens, np.int32)),
-      pa.ListArray.from_arrays(offsets, joined(weights, np.float32)),
+      joined(tokens, np.int32),
+      joined(weights, np.float32),
+      *(joined(arrays, np.int8) for arrays in branches),
     ],
-    schema=SCHEMA,
+    schema=schema,
   )
   with files.replacing(path) as temporary:
-    with pa.OSFile(temporary, 'wb') as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+    with pa.OSFile(temporary, 'wb') as sink, pa.ipc.new_file(sink, schema) as writer:
       writer.write_batch(batch)
 
 
@@ -121,9 +134,13 @@ class TaskSplit:
 
   Attributes:
     name: the Task's name.
+    url: D/tasks/<name>, also of a remote D.
+    parts: [{'file', 'examples', ...}] of the manifest.
     ranks: int64 [examples], position of each in the Task's hash order.
     lengths: int32 [examples], tokens of each.
     loss_tokens: float64, sum of all loss weights.
+    has_pairs: whether the examples are preference pairs.
+    prompt_lengths: int32 [examples], tokens of the prompts of pairs; zeros without pairs.
   """
 
   def __init__(self, directory: str, name: str, split: str, here: str | None = None):
@@ -134,6 +151,7 @@ class TaskSplit:
     here: the local copy of a remote D.
     """
     self.name, self.directory = name, os.path.join(here or directory, 'tasks', name)
+    self.url = os.path.join(directory, 'tasks', name)
     remedy = f'run `crossin prepare` for the mixture again with --output_dir {directory}'
     self.manifest = _read_json(os.path.join(self.directory, 'manifest.json'), remedy)
     if self.manifest.get('format') != FORMAT:
@@ -141,8 +159,8 @@ class TaskSplit:
         f'{self.directory} has format {self.manifest.get("format")}, this version reads {FORMAT}; '
         f'{remedy} --overwrite'
       )
-    parts = _parts(self.manifest, split)
-    self._batches, lengths, ranks = [], [], []
+    self.parts = parts = _parts(self.manifest, split)
+    self._batches, lengths, ranks, prompts = [], [], [], []
     for part in parts:
       path = os.path.join(self.directory, part['file'])
       try:
@@ -157,14 +175,21 @@ class TaskSplit:
       # NumPy views on the mapped file, without copies.
       tokens, weights = batch.column('tokens'), batch.column('loss_weights')
       offsets = tokens.offsets.to_numpy()
+      branches = None
+      if BRANCHES.name in batch.schema.names:
+        branches = batch.column(BRANCHES.name).values.to_numpy()
       self._batches.append(
-        (batch.column('id'), offsets, tokens.values.to_numpy(), weights.values.to_numpy())
+        (batch.column('id'), offsets, tokens.values.to_numpy(), weights.values.to_numpy(), branches)
       )
       lengths.append(np.diff(offsets))
+      of_prompts = np.concatenate([[0], np.cumsum(branches == 0)]) if branches is not None else None
+      prompts.append(0 * lengths[-1] if of_prompts is None else np.diff(of_prompts[offsets]))
       ranks.append(batch.column('rank').to_numpy())
     self._starts = np.cumsum([0, *(len(r) for r in ranks)])
     self.lengths = np.concatenate([*lengths, np.zeros(0, np.int32)]).astype(np.int32)
     self.ranks = np.concatenate([*ranks, np.zeros(0, np.int64)])
+    self.prompt_lengths = np.concatenate([*prompts, np.zeros(0, np.int32)]).astype(np.int32)
+    self.has_pairs = any(branches is not None for *_, branches in self._batches)
     self.loss_tokens = float(sum(part['loss_tokens'] for part in parts))
 
   def __len__(self) -> int:
@@ -177,9 +202,26 @@ class TaskSplit:
   def example(self, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens int32 [length] and loss weights float32 [length] of one example, as views."""
     part, row = self._locate(index)
-    _, offsets, tokens, weights = self._batches[part]
+    _, offsets, tokens, weights, _ = self._batches[part]
     start, end = offsets[row], offsets[row + 1]
     return tokens[start:end], weights[start:end]
+
+  def branches(self, index: int) -> np.ndarray:
+    """The parts of a pair, int8 [length], as a view; see `data.pairs`."""
+    part, row = self._locate(index)
+    _, offsets, *_, branches = self._batches[part]
+    return branches[offsets[row] : offsets[row + 1]]
+
+  @functools.cached_property
+  def halves(self) -> np.ndarray:
+    """How many prompts with two answers each example has, int8 [examples]: 0 = it is no pair."""
+    found = [np.zeros(0, np.int8)]
+    for _, offsets, _, _, branches in self._batches:
+      full = np.diff(offsets) > 0
+      found.append(np.zeros(len(full), np.int8))
+      if branches is not None and full.any():
+        found[-1][full] = np.maximum.reduceat(branches, offsets[:-1][full]) // 2
+    return np.concatenate(found)
 
   def id(self, index: int) -> str:
     """The id of the example's row."""
@@ -212,6 +254,7 @@ class PreparedMixture:
     description: the mixture's JSON.
     tasks: its tasks, without those that have no example or a rate of 0.
     directory: where it was prepared. The required files of a remote one are copied to this machine.
+    split: 'train' or 'validation'.
   """
 
   def __init__(self, directory: str, name: str, split: str = 'train'):
@@ -220,7 +263,7 @@ class PreparedMixture:
     self.description = _read_json(
       path, f'run `crossin prepare --mixture {name} --output_dir {directory}`'
     )
-    self.tasks, manifests = [], []
+    self.split, self.tasks, manifests = split, [], []
     here = _fetched(directory, self.description, split)
     for entry in self.description['tasks']:
       task = TaskSplit(directory, entry['task'], split, here)
@@ -244,6 +287,11 @@ class PreparedMixture:
       raise PreparedDataError(
         f'mixture {name} in {directory} has no example in split {split!r}{remedy}'
       )
+
+  @property
+  def has_pairs(self) -> bool:
+    """Whether any task has preference pairs."""
+    return any(task.split.has_pairs for task in self.tasks)
 
   @functools.cached_property
   def bos_id(self) -> int | None:

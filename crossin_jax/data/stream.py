@@ -10,7 +10,8 @@ import gin
 import jax
 import numpy as np
 
-from crossin_jax.data import mixing, windows
+from crossin_jax.data import mixing, references, windows
+from crossin_jax.data import pairs as pair_rows
 from crossin_jax.data.packing import first_fit
 from crossin_jax.data.prepared import PreparedDataError, PreparedMixture
 
@@ -25,9 +26,9 @@ FEATURES = {
 }
 
 
-def empty_rows(rows: int, length: int) -> dict[str, np.ndarray]:
+def empty_rows(rows: int, length: int, features: dict = FEATURES) -> dict[str, np.ndarray]:
   """A batch of padding: every feature zero, [rows, length]."""
-  return {name: np.zeros((rows, length), dtype) for name, dtype in FEATURES.items()}
+  return {name: np.zeros((rows, length), dtype) for name, dtype in features.items()}
 
 
 def write_segment(batch, row, start, segment, tokens, loss_weights, bos_id, task) -> None:
@@ -74,7 +75,7 @@ class Window:
   dropped: int
 
 
-@gin.configurable(denylist=['mixture'])
+@gin.configurable(denylist=['mixture', 'auto_pairs', 'reference'])
 class BatchStream:
   """Batches of packed rows.
 
@@ -84,6 +85,8 @@ class BatchStream:
 
   Attributes:
     packing: 'in_order' or 'first_fit'.
+    layout: 'branches' or 'plain', how preference pairs stand in a row; None = there are none.
+    features: name -> dtype of what `batch` returns.
   """
 
   def __init__(
@@ -95,6 +98,9 @@ class BatchStream:
     seed: int = 0,
     window: int = 16_384,
     packing: str = 'in_order',
+    pairs: str = 'auto',
+    auto_pairs: str = 'branches',
+    reference: str | None = None,
   ):
     """Args:
       mixture: to read.
@@ -106,24 +112,46 @@ class BatchStream:
       packing: 'in_order' keeps the rates in every batch: a batch is a run of consecutive examples.
         'first_fit' packs a whole window as tightly as possible, so that its first rows hold more of
         its short examples; runs from before December 2026 go on with it.
+      pairs: 'branches' reads the prompt of a preference pair once, with both answers as branches
+        behind it; 'plain' reads it twice, once before each answer; 'auto' is 'branches' where the
+        attention of the model knows them. The loss is the same.
+      auto_pairs: what 'auto' is.
+      reference: digest of a model whose log-probabilities of the answers are stored, see
+        `data.references`; None = they are not in the batches.
 
     Raises:
-      ValueError: an example is longer than a row, or `packing` is neither.
+      ValueError: an example is longer than a row, or `packing` or `pairs` is none of its values.
+      PreparedDataError: nothing is stored for `reference`.
     """
     if packing not in windows.PACKINGS:
       raise ValueError(f'BatchStream.packing = {packing!r} is none of {windows.PACKINGS}')
-    longest = max(int(task.split.lengths[: task.examples].max()) for task in mixture.tasks)
+    if pairs not in (layouts := ('auto', *pair_rows.LAYOUTS)):
+      raise ValueError(f'BatchStream.pairs = {pairs!r} is none of {layouts}')
+    self.pairs, self.layout, self.reference = pairs, None, reference
+    if mixture.has_pairs:
+      self.layout = auto_pairs if pairs == 'auto' else pairs
+    self._lengths = [
+      pair_rows.lengths(self.layout, task.split.lengths, task.split.prompt_lengths)[: task.examples]
+      for task in mixture.tasks
+    ]
+    longest = max(int(lengths.max()) for lengths in self._lengths)
     if longest > length:
+      twice = ' (the prompt of a pair twice)' if self.layout == 'plain' else ''
       raise ValueError(
         f'mixture {mixture.name} was prepared with max_length {mixture.description["max_length"]} '
-        f'and has an example of {longest} tokens, rows have {length}; increase the row length or '
-        'prepare with a smaller max_length'
+        f'and has an example of {longest} tokens{twice}, rows have {length}; increase the row '
+        'length or prepare with a smaller max_length'
       )
     self.mixture, self.batch_size, self.length = mixture, batch_size, length
     self.seed, self.window_size, self.packing = seed, window, packing
+    self.features = FEATURES | pair_rows.features(self.layout, bool(reference))
+    self._logps = [
+      references.read(task.split, reference) if reference and task.split.has_pairs else None
+      for task in mixture.tasks
+    ]
     self._keys = [mixing.fold(seed, task.split.name) for task in mixture.tasks]
     kind = windows.InOrder if packing == 'in_order' else windows.FirstFit
-    self._windows = kind(mixture.tasks, self._examples, window, length, batch_size)
+    self._windows = kind(mixture.tasks, self._lengths, self._examples, window, length, batch_size)
     self._dropped = {}  # window -> examples; a window may be packed again after cache eviction
     self._packed = functools.lru_cache(maxsize=3)(self._packed)
     self._window = functools.lru_cache(maxsize=2)(self._window)
@@ -147,7 +175,10 @@ class BatchStream:
       'length': self.length,
       'seed': self.seed,
       'window': self.window_size,
-    } | ({} if self.packing == 'first_fit' else {'packing': self.packing})
+      **({} if self.packing == 'first_fit' else {'packing': self.packing}),
+      **({'pairs': self.layout} if self.layout else {}),
+      **({'reference': self.reference} if self.reference else {}),
+    }
 
   @property
   def rows_per_window(self) -> int:
@@ -160,11 +191,17 @@ class BatchStream:
     return self._windows.examples
 
   def as_begun(self, saved: dict | None) -> 'BatchStream':
-    """This stream, or the one with 'first_fit' if a run of settings `saved` began with that.
+    """This stream, or with what a run of settings `saved` began with and a resumed one must keep.
 
-    Runs from before December 2026 have no 'packing' in their settings.
+    That is 'first_fit', for runs from before December 2026, which have no 'packing' in their
+    settings; and the layout of pairs where that is 'auto'.
     """
-    if not saved or 'packing' in saved or self.packing == 'first_fit':
+    packing, layout = self.packing, self.layout
+    if saved and 'packing' not in saved:
+      packing = 'first_fit'
+    if saved and self.pairs == 'auto':
+      layout = saved.get('pairs', layout)
+    if (packing, layout) == (self.packing, self.layout):
       return self
     return BatchStream(
       self.mixture,
@@ -172,7 +209,10 @@ class BatchStream:
       length=self.length,
       seed=self.seed,
       window=self.window_size,
-      packing='first_fit',
+      packing=packing,
+      pairs='auto',
+      auto_pairs=layout or 'branches',
+      reference=self.reference,
     )
 
   @property
@@ -203,28 +243,57 @@ class BatchStream:
   def batch(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
     """Features of batch `step` (from 0), [rows, length] each, for `rows` of the global batch."""
     wanted = range(self.batch_size)[rows]
-    batch = empty_rows(len(wanted), self.length)
+    batch = empty_rows(len(wanted), self.length, self.features)
     for i, row in enumerate(wanted):
-      start = 0
-      for segment, (task, index) in enumerate(self._row(step * self.batch_size + row), start=1):
-        split = self.mixture.tasks[task].split
-        tokens, weights = split.example(index)
-        if tokens.max() >= self.mixture.vocabulary_size or tokens.min() < 0:
-          raise PreparedDataError(
-            f'task {split.name}, row {split.id(index)} has id {tokens.max()}, the vocabulary has '
-            f'{self.mixture.vocabulary_size}; prepare it again with --overwrite'
-          )
-        write_segment(batch, i, start, segment, tokens, weights, self.mixture.bos_id, task)
-        start += len(tokens)
+      start, segment = 0, 1
+      for task, index in self._row(step * self.batch_size + row):
+        start, segment = self._write(batch, i, start, segment, task, index)
     return batch
+
+  def _write(self, batch, row: int, start: int, segment: int, task: int, index: int):
+    """Writes one example; returns (column behind it, next segment)."""
+    split, bos_id = self.mixture.tasks[task].split, self.mixture.bos_id
+    tokens, weights = split.example(index)
+    if tokens.max() >= self.mixture.vocabulary_size or tokens.min() < 0:
+      raise PreparedDataError(
+        f'task {split.name}, row {split.id(index)} has id {tokens.max()}, the vocabulary has '
+        f'{self.mixture.vocabulary_size}; prepare it again with --overwrite'
+      )
+    if not split.has_pairs:
+      write_segment(batch, row, start, segment, tokens, weights, bos_id, task)
+      return start + len(tokens), segment + 1
+    logps = None if self._logps[task] is None else self._logps[task][index]
+    try:
+      return pair_rows.write(
+        batch, row, start, segment, tokens, weights, split.branches(index), bos_id, task, logps
+      )
+    except ValueError as error:
+      raise PreparedDataError(
+        f'task {split.name}, row {split.id(index)}: {error}; prepare it again with --overwrite'
+      ) from None
 
   def examples(self, step: int) -> list[list[tuple[str, str]]]:
     """(task, id) of every example of batch `step`, row by row, for error messages."""
-    first, splits = step * self.batch_size, [task.split for task in self.mixture.tasks]
+    return [[self._named(*at) for at in row] for row in self._rows(step)]
+
+  def segments(self, step: int) -> list[list[tuple[str, str]]]:
+    """(task, id) of the example of every segment of batch `step`, row by row, in order."""
     return [
-      [(splits[task].name, splits[task].id(index)) for task, index in self._row(row)]
-      for row in range(first, first + self.batch_size)
+      [self._named(*at) for at in row for _ in range(self._parts(*at))] for row in self._rows(step)
     ]
+
+  def _named(self, task: int, index: int) -> tuple[str, str]:
+    split = self.mixture.tasks[task].split
+    return split.name, split.id(index)
+
+  def _parts(self, task: int, index: int) -> int:
+    """Segments of an example."""
+    halves = int(self.mixture.tasks[task].split.halves[index])
+    return max(1, halves if self.layout == 'branches' else 2 * halves)
+
+  def _rows(self, step: int) -> list[list[tuple[int, int]]]:
+    first = step * self.batch_size
+    return [self._row(row) for row in range(first, first + self.batch_size)]
 
   def epochs(self, step: int) -> dict[str, float]:
     """How often each task has been read by the start of batch `step`."""
@@ -249,7 +318,7 @@ class BatchStream:
         of_epoch = epochs[of_task] == epoch
         key = mixing.fold(self._keys[t], int(epoch))
         indices[of_task[of_epoch]] = mixing.permute(positions[of_epoch], task.examples, key)
-      lengths[of_task] = task.split.lengths[indices[of_task]]
+      lengths[of_task] = self._lengths[t][indices[of_task]]
     return windows.Examples(tasks, epochs, indices, lengths)
 
   def _packed(self, window: int) -> windows.Packed:

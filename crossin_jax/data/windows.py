@@ -58,11 +58,12 @@ class InOrder:
     order: tasks of the positions, in blocks of one window.
   """
 
-  def __init__(self, tasks, draw, window: int, capacity: int, batch_size: int):
+  def __init__(self, tasks, lengths, draw, window: int, capacity: int, batch_size: int):
     """Chooses a number of batches, and as many examples as surely fit into them.
 
     Args:
       tasks: of the prepared mixture.
+      lengths: for each task the columns that its examples take, int [examples].
       draw: (TaskOrder, window number) -> `Examples`.
       window: examples; at least those of eight batches are taken.
       capacity: tokens in a row.
@@ -71,7 +72,7 @@ class InOrder:
     self._capacity, self._batch_size = capacity, batch_size
     rates = [task.rate for task in tasks]
     shares = [rate / (1 << 40) for rate in mixing.integer_rates(rates)]
-    lengths = [task.split.lengths[: task.examples].astype(np.int64) for task in tasks]
+    lengths = [of_task.astype(np.int64) for of_task in lengths]
     mean = sum(share * float(x.mean()) for share, x in zip(shares, lengths))
     window = max(window, math.ceil(8 * batch_size * capacity / mean))
     first = draw(mixing.TaskOrder(rates, window), 0)
@@ -105,9 +106,9 @@ class FirstFit:
     order: tasks of the positions, in blocks of one window.
   """
 
-  def __init__(self, tasks, draw, window: int, capacity: int, batch_size: int):
+  def __init__(self, tasks, lengths, draw, window: int, capacity: int, batch_size: int):
     """As `InOrder`; the first window sets the rows of each window."""
-    del batch_size
+    del lengths, batch_size
     self._capacity, self.examples = capacity, window
     self.order = mixing.TaskOrder([task.rate for task in tasks], window)
     self.rows = packing.rows_for(draw(self.order, 0).lengths, capacity)

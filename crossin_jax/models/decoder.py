@@ -14,7 +14,10 @@ import jax.numpy as jnp
 
 from crossin_jax import config
 from crossin_jax.models import lora, rotary
+from crossin_jax.models.attention.attention import choose
 from crossin_jax.models.attention.blockwise import KEPT
+from crossin_jax.models.attention.mask import Mask
+from crossin_jax.models.attention.shards import platform
 from crossin_jax.models.decoder_config import DecoderConfig
 from crossin_jax.models.experts import ROUTER, Experts
 from crossin_jax.models.head import Head
@@ -261,14 +264,16 @@ class Decoder(nn.Module):
     decoder_causal_attention: jax.Array | None = None,
     *,
     enable_dropout: bool = True,
+    decoder_branches: jax.Array | None = None,
   ) -> tuple[jax.Array, Head]:
     """Hidden states [B, L, E] after the final norm, and the head that makes them logits.
 
     For a loss that never holds all logits: `model.apply(..., method='hidden')`.
     """
     tokens = self._tokens(
-      decoder_input_tokens, decoder_segment_ids, decoder_positions, decoder_causal_attention
-    )
+      decoder_input_tokens, decoder_segment_ids, decoder_positions, decoder_causal_attention,
+      branches_BL=decoder_branches,
+    )  # fmt: skip
     return self.decoder(decoder_input_tokens, None, tokens, False, False, not enable_dropout, True)
 
   def _tokens(
@@ -280,6 +285,30 @@ class Decoder(nn.Module):
     if positions_BL is None:
       positions_BL = jnp.broadcast_to(jnp.arange(inputs_BL.shape[1]), inputs_BL.shape)
     return Tokens(segments_BL, prefix_BL, prefill_lengths_B, branches_BL, positions_BL, {})
+
+
+def attention_kernel(model, length: int) -> str | None:
+  """'splash' or 'cudnn' if a layer uses it in packed rows of this length, which then may have
+  neither branches nor bidirectional prompts; None = all layers take any mask.
+  """
+  config = getattr(model, 'config', None)
+  if not isinstance(config, DecoderConfig):
+    return None
+  of = lambda *shape: jax.ShapeDtypeStruct((1, length, *shape), jnp.dtype(config.dtype))
+  segments = jax.ShapeDtypeStruct((1, length), jnp.int32)
+  for kind in dict.fromkeys(config.layer_pattern):
+    kind_config = config.of_kind(kind)
+    chosen = choose(
+      config.attention,
+      of(kind_config.num_heads, kind_config.head_dim),
+      of(kind_config.num_kv_heads, kind_config.head_dim),
+      Mask(segments, segments, window=config.window_of(kind)),
+      kind_config.attention_softcap,
+      platform(),
+    )
+    if chosen in ('splash', 'cudnn'):
+      return chosen
+  return None
 
 
 def unrolled(model: Decoder, params: Any) -> tuple[Decoder, Any]:

@@ -4,6 +4,7 @@ settings that fit if the given ones do not.
 
 import argparse
 import sys
+from typing import Any
 
 import gin
 
@@ -17,6 +18,7 @@ from crossin_jax.plan import step as plan_step
 from crossin_jax.plan import topology as plan_topology
 from crossin_jax.processes import interruption
 from crossin_jax.training import optimizers
+from crossin_jax.training.objectives import LIKELIHOOD
 from crossin_jax.workflow import command_line
 
 # Values that a run needs and a plan does not (HF_DIR only if something else names the model).
@@ -25,8 +27,8 @@ PLACEHOLDERS = {
   'TRAIN_STEPS': '1000000', 'HF_DIR': "'plan'",
 }  # fmt: skip
 SHARED = (
-  'model', 'optimizer', 'batch_size', 'length', 'microbatches', 'z_loss', 'total_steps',
-  'partitioner',
+  'model', 'optimizer', 'objective', 'batch_size', 'length', 'microbatches', 'z_loss',
+  'total_steps', 'partitioner',
 )  # fmt: skip
 MACROS = {name: name.upper() for name in ('model', 'batch_size', 'length', 'optimizer')}
 
@@ -39,14 +41,15 @@ def plan_settings(
   length: int = 2048,
   microbatches: int = 1,
   z_loss: float = 0.0,
+  objective: Any = None,
   total_steps: int | None = None,
   partitioner=Partitioner,
 ) -> tuple[plan_step.Setting, type]:
   """The settings of the planned run; the default of each is the value of `train`.
 
   Args:
-    model, optimizer, batch_size, length, microbatches, z_loss, total_steps, partitioner: see
-      `train`.
+    model, optimizer, batch_size, length, microbatches, z_loss, objective, total_steps, partitioner:
+      see `train`.
 
   Returns:
     (setting, partitioner).
@@ -61,7 +64,10 @@ def plan_settings(
   if batch_size % microbatches:
     raise ValueError(f'batch_size = {batch_size} is no multiple of microbatches = {microbatches}')
   optimizer = optimizer(total_steps=total_steps or 1_000_000)  # the schedule changes no shape
-  return plan_step.Setting(model, optimizer, batch_size, length, microbatches, z_loss), partitioner
+  setting = plan_step.Setting(
+    model, optimizer, batch_size, length, microbatches, z_loss, objective or LIKELIHOOD
+  )
+  return setting, partitioner
 
 
 def parse_gin(args: argparse.Namespace) -> None:

@@ -148,6 +148,9 @@ def figures(setting: Setting, mesh: tuple[int, ...], state: State, slices: int =
   logits = rows * setting.length * config.padded_vocab_size * max(4, width) / tensor
   work = (2 if config.remat == 'none' else 4) * internal + 2 * kept
   work += (3 if full_logits else 4) * logits
+  if setting.objective.has_second_pass(setting.model):  # the reference, forward alone
+    passes += 1
+    model += flops.forward_flops(dataclasses.replace(config, lora=None), setting.length) * tokens
   memory = parts * ((passes * matrices + 2 * trained) * width / tensor + work)
   memory += 2 * (state.parameters + state.optimizer) + 2 * parts * state.trained
 

@@ -19,11 +19,11 @@ from crossin_jax.decoding.generation import CHUNK
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models import lora
-from crossin_jax.models.decoder import unrolled
+from crossin_jax.models.decoder import attention_kernel, unrolled
 from crossin_jax.plan import collectives as plan_collectives
 from crossin_jax.plan.topology import Topology
 from crossin_jax.training import compiled as compilation
-from crossin_jax.training import optimizers
+from crossin_jax.training import objectives, optimizers
 from crossin_jax.training import state as train_state
 
 _SIZE = re.compile(r'([\d.]+)([KMGT]?)')
@@ -39,7 +39,7 @@ class Setting:
     batch_size: rows of the global batch.
     length: tokens of a row.
     microbatches: parts of the batch.
-    z_loss: see `train`.
+    z_loss, objective: see `train`.
   """
 
   model: Any
@@ -48,6 +48,7 @@ class Setting:
   length: int
   microbatches: int = 1
   z_loss: float = 0.0
+  objective: Any = objectives.LIKELIHOOD
 
   def replace(self, microbatches: int | None = None, **config) -> 'Setting':
     """With other microbatches, and other fields of the model's DecoderConfig."""
@@ -137,9 +138,12 @@ def abstract_state(setting: Setting, partition: Partitioner) -> train_state.Trai
 def abstract_batch(setting: Setting, partition: Partitioner) -> dict[str, jax.ShapeDtypeStruct]:
   """A batch of the loader as shapes."""
   shape = (setting.batch_size, setting.length)
+  with partition.activate():
+    layout = 'plain' if attention_kernel(setting.model, setting.length) else 'branches'
+  features = FEATURES | setting.objective.features(setting.model, layout)
   return {
     name: jax.ShapeDtypeStruct(shape, dtype, sharding=partition.batch_sharding)
-    for name, dtype in FEATURES.items()
+    for name, dtype in features.items()
   }
 
 
@@ -190,6 +194,7 @@ def train_step(
     tasks=1,
     microbatches=setting.microbatches,
     z_loss=setting.z_loss,
+    objective=setting.objective,
   )
   threshold = jax.ShapeDtypeStruct((), jnp.float32, sharding=partition.replicated)
   with partition.activate():

@@ -168,7 +168,7 @@ def _model_class():
 
     def summed_loss_fn(self, params, batch, dropout_rng):
       """The sum of weighted token losses, for a trainer that divides once over all microbatches."""
-      objective, loss_BL, _ = losses.cross_entropy(
+      objective, loss_BL, _ = losses.summed_loss(
         self.module, params, batch, self._z_loss, dropout_rng
       )
       return objective, _metrics(batch, loss_BL)

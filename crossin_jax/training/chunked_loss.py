@@ -1,10 +1,10 @@
 """Cross-entropy from hidden states by chunks of the vocabulary, without all logits of a batch.
 
-A first pass over the head computes each token's log-sum-exp. In training a second pass computes the
-logits again together with the gradients; the backward pass only scales them, because the loss is a
-sum. This costs a third more arithmetic in the head. Because the vocabulary is cut and not the
-tokens, each part of the head's gradient is complete at once: no f32 accumulator is needed, and on a
-mesh no device ever holds the full head or its gradient. A frozen head gets no gradient.
+The forward pass goes over the head once and keeps each token's log-sum-exp. The backward pass
+computes the logits again, and from the cotangent of every token the gradients. This costs a third
+more arithmetic in the head. Because the vocabulary is cut and not the tokens, each part of the
+head's gradient is complete at once: no f32 accumulator is needed, and on a mesh no device ever
+holds the full head or its gradient. A frozen head gets no gradient.
 
 Letters: B batch, L length, E model width, V vocabulary, N tokens of a device, C words of a chunk.
 """
@@ -12,7 +12,9 @@ Letters: B batch, L length, E model width, V vocabulary, N tokens of a device, C
 import dataclasses
 import functools
 import math
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -40,15 +42,9 @@ def auto_chunk(rows: int, length: int, vocabulary: int, bytes_each: int = 4) -> 
 
 
 def cross_entropy(
-  x_BLE: jax.Array,
-  head,
-  targets_BL: jax.Array,
-  weights_BL: jax.Array,
-  *,
-  z_loss: float = 0.0,
-  chunk: int,
+  x_BLE: jax.Array, head, targets_BL: jax.Array, *, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
-  """The sum of weight x cross-entropy + z_loss x weight x log(Z)^2.
+  """The cross-entropy of each token, and log(Z) of its softmax.
 
   On a mesh every device computes its tokens and its part of the vocabulary.
 
@@ -56,74 +52,72 @@ def cross_entropy(
     x_BLE: hidden states.
     head: `models.head.Head`.
     targets_BL: int.
-    weights_BL: float; tokens of weight 0 do not count, whatever their loss.
-    z_loss: see `losses.batch_loss`.
     chunk: words per chunk and device.
 
   Returns:
-    The sum, a scalar to differentiate towards x_BLE and head.kernel (and nothing else); and the
-    cross-entropy of each token [B, L], which has no gradient.
+    [B, L] each, in nats, at least f32. Both have gradients towards x_BLE and head.kernel (and
+    nothing else); a token whose cotangents are zero adds nothing to them, even if its loss is
+    infinite.
   """
-  settings = (float(z_loss), int(chunk), head.tied, head.softcap, head.vocab_size)
-  objective, loss_BL = _cross_entropy(settings, x_BLE, head.kernel, targets_BL, weights_BL)
-  return objective, jax.lax.stop_gradient(loss_BL)
+  mesh, words_axis = mesh_in_force(), 0 if head.tied else 1
+  rows = axes_of('batch', x_BLE.shape[0])
+  vocabulary = axes_of('vocab', head.kernel.shape[words_axis])
+  # The kernel's width is sharded over some of the axes that shard the tokens: it is gathered, and
+  # its gradient scattered, chunk by chunk.
+  width = axes_of('embed', head.kernel.shape[1 - words_axis])
+  width = tuple(axis for axis in width if axis in rows)
+  shard = _Shard(
+    mesh, int(chunk), head.tied, head.softcap, head.vocab_size, rows, vocabulary, width
+  )
+  return _cross_entropy(shard, x_BLE, head.kernel, targets_BL)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cross_entropy(settings, x_BLE, kernel, targets_BL, weights_BL):
-  return _on_devices(settings, x_BLE, kernel, targets_BL, weights_BL, (False, False))[:2]
+def _cross_entropy(shard: '_Shard', x_BLE, kernel, targets_BL):
+  return shard.losses(x_BLE, kernel, targets_BL)
 
 
-def _forward(settings, x_BLE, kernel, targets_BL, weights_BL):
-  wanted = (x_BLE.perturbed, kernel.perturbed)
-  values = (leaf.value for leaf in (x_BLE, kernel, targets_BL, weights_BL))
-  objective, loss_BL, dx_BLE, d_kernel = _on_devices(settings, *values, wanted)
-  return (objective, loss_BL), (dx_BLE, d_kernel)
+@flax.struct.dataclass
+class _Kept:
+  """What the backward pass needs; `wanted` says whether x and the kernel get a gradient."""
+
+  x_BLE: jax.Array
+  kernel: jax.Array
+  targets_BL: jax.Array
+  log_z_BL: jax.Array
+  wanted: tuple[bool, bool] = flax.struct.field(pytree_node=False)
 
 
-def _backward(settings, kept, gradients):
-  del settings
-  scale = gradients[0]
-  if isinstance(scale, jax.custom_derivatives.SymbolicZero):
-    return None, None, None, None
-  return *(None if d is None else d * scale.astype(d.dtype) for d in kept), None, None
+def _forward(shard: '_Shard', x_BLE, kernel, targets_BL):
+  values = tuple(leaf.value for leaf in (x_BLE, kernel, targets_BL))
+  loss_BL, log_z_BL = shard.losses(*values)
+  return (loss_BL, log_z_BL), _Kept(*values, log_z_BL, (x_BLE.perturbed, kernel.perturbed))
+
+
+def _backward(shard: '_Shard', kept: _Kept, cotangents):
+  is_zero = lambda d: isinstance(d, jax.custom_derivatives.SymbolicZero)
+  if all(map(is_zero, cotangents)) or not any(kept.wanted):
+    return None, None, None
+  d_loss_BL, d_log_z_BL = (
+    jnp.zeros_like(kept.log_z_BL) if is_zero(d) else d for d in cotangents
+  )  # fmt: skip
+  return *shard.gradients(kept, d_loss_BL, d_log_z_BL), None
 
 
 _cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _on_devices(settings, x_BLE, kernel, targets_BL, weights_BL, wanted: tuple[bool, bool]):
-  """(objective [], loss [B, L], gradient of x or None, of the kernel or None) on any mesh."""
-  z_loss, chunk, tied, softcap, vocab_size = settings
-  mesh, (words_axis, width_axis) = mesh_in_force(), (0, 1) if tied else (1, 0)
-  rows = axes_of('batch', x_BLE.shape[0])
-  vocabulary = axes_of('vocab', kernel.shape[words_axis])
-  # The kernel's width is sharded over some of the axes that shard the tokens: it is gathered, and
-  # its gradient scattered, chunk by chunk.
-  width = tuple(axis for axis in axes_of('embed', kernel.shape[width_axis]) if axis in rows)
-  shard = _Shard(z_loss, chunk, tied, softcap, vocab_size, rows, vocabulary, width)
-  local = functools.partial(shard, wanted=wanted)
-  if not rows and not vocabulary:
-    return local(x_BLE, kernel, targets_BL, weights_BL)
-  tokens, states = PartitionSpec(rows or None, None), PartitionSpec(rows or None, None, None)
-  of_kernel = PartitionSpec(*(((vocabulary or None), (width or None))[:: 1 if tied else -1]))
-  out = (PartitionSpec(), tokens, states if wanted[0] else None, of_kernel if wanted[1] else None)
-  mapped = jax.shard_map(
-    local, mesh=mesh, in_specs=(states, of_kernel, tokens, tokens), out_specs=out, check_vma=False
-  )  # fmt: skip
-  return mapped(x_BLE, kernel, targets_BL, weights_BL)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-  """The loss of the tokens and the part of the vocabulary that one device has.
+  """Cross-entropy and its gradients, each on one device from its tokens and its vocabulary.
 
   Attributes:
-    z_loss, chunk, tied, softcap, vocab_size: see `cross_entropy`.
+    mesh: in force.
+    chunk, tied, softcap, vocab_size: see `cross_entropy`.
     rows, vocabulary, width: mesh axes over which tokens, words and the kernel's width are sharded.
   """
 
-  z_loss: float
+  mesh: Any
   chunk: int
   tied: bool
   softcap: float | None
@@ -132,28 +126,45 @@ class _Shard:
   vocabulary: tuple[str, ...]
   width: tuple[str, ...]
 
-  def __call__(self, x_BLE, kernel, targets_BL, weights_BL, *, wanted: tuple[bool, bool]):
-    accumulate = jnp.promote_types(x_BLE.dtype, jnp.float32)
-    x_NE = x_BLE.reshape(-1, x_BLE.shape[-1])
-    target_N, weight_N = targets_BL.reshape(-1), weights_BL.reshape(-1).astype(accumulate)
-    chunks = _Chunks(self, x_NE, kernel, accumulate)
+  def losses(self, x_BLE, kernel, targets_BL):
+    """(loss [B, L], log(Z) [B, L]) on any mesh."""
+    states, of_kernel, tokens = self._specs()
+    return self._mapped(self._losses, (states, of_kernel, tokens), (tokens, tokens))(
+      x_BLE, kernel, targets_BL
+    )
+
+  def gradients(self, kept: _Kept, d_loss_BL, d_log_z_BL):
+    """Gradients of x and of the kernel on any mesh, each None where it is not wanted."""
+    states, of_kernel, tokens = self._specs()
+    out = tuple(spec if wanted else None for spec, wanted in zip((states, of_kernel), kept.wanted))
+    local = functools.partial(self._gradients, wanted=kept.wanted)
+    arrays = kept.x_BLE, kept.kernel, kept.targets_BL, kept.log_z_BL, d_loss_BL, d_log_z_BL
+    return self._mapped(local, (states, of_kernel, tokens, tokens, tokens, tokens), out)(*arrays)
+
+  def _specs(self):
+    """Of hidden states, of the kernel and of arrays [B, L]."""
+    rows, kernel = self.rows or None, ((self.vocabulary or None), (self.width or None))
+    of_kernel = PartitionSpec(*kernel[:: 1 if self.tied else -1])
+    return PartitionSpec(rows, None, None), of_kernel, PartitionSpec(rows, None)
+
+  def _mapped(self, local, in_specs, out_specs):
+    if not self.rows and not self.vocabulary:
+      return local
+    return jax.shard_map(
+      local, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+
+  def _losses(self, x_BLE, kernel, targets_BL):
+    """First pass, on one device."""
+    target_N = targets_BL.reshape(-1)
+    chunks = _Chunks(self, x_BLE.reshape(-1, x_BLE.shape[-1]), kernel)
     log_z_N, logit_N = self._log_z(chunks, target_N)
     in_vocabulary_N = (target_N >= 0) & (target_N < chunks.all_words)
     loss_N = log_z_N - jnp.where(in_vocabulary_N, logit_N, jnp.nan)
-    # `where`, not a product: a token of weight 0 must not turn an infinite loss into NaN.
-    penalised_N = loss_N + self.z_loss * log_z_N**2 if self.z_loss else loss_N
-    objective_N = jnp.where(weight_N != 0, weight_N * penalised_N, 0)
-    objective = _over(jax.lax.psum, objective_N.sum(), self.rows)
-    loss_BL = loss_N.reshape(targets_BL.shape)
-    if not any(wanted):
-      return objective, loss_BL, None, None
-    dx_NE, d_kernel = self._gradients(chunks, target_N, weight_N, log_z_N, wanted)
-    if wanted[0]:
-      dx_NE = _over(jax.lax.psum, dx_NE, self.vocabulary).astype(x_BLE.dtype).reshape(x_BLE.shape)
-    return objective, loss_BL, dx_NE, d_kernel
+    return loss_N.reshape(targets_BL.shape), log_z_N.reshape(targets_BL.shape)
 
   def _log_z(self, chunks: '_Chunks', target_N):
-    """First pass: log-sum-exp over all words, and the logit of the target, [N] each."""
+    """Log-sum-exp over all words, and the logit of the target, [N] each."""
 
     def step(carry, i):
       highest_N, total_N, logit_N = carry
@@ -180,10 +191,17 @@ class _Shard:
       logit_N = jax.lax.pmax(logit_N, self.vocabulary)
     return jnp.log(total_N) + _finite(highest_N), logit_N
 
-  def _gradients(self, chunks: '_Chunks', target_N, weight_N, log_z_N, wanted):
-    """Second pass: computes the logits again and with them the wanted gradients."""
-    x_NE, kernel, words_axis = chunks.x_NE, chunks.kernel, chunks.words_axis
-    scale_N = weight_N * (1 + 2 * self.z_loss * log_z_N)
+  def _gradients(
+    self, x_BLE, kernel, targets_BL, log_z_BL, d_loss_BL, d_log_z_BL, *, wanted: tuple[bool, bool]
+  ):
+    """Second pass, on one device: computes the logits again and with them the wanted gradients."""
+    x_NE = x_BLE.reshape(-1, x_BLE.shape[-1])
+    target_N, log_z_N, d_loss_N, d_log_z_N = (
+      array.reshape(-1) for array in (targets_BL, log_z_BL, d_loss_BL, d_log_z_BL)
+    )
+    chunks = _Chunks(self, x_NE, kernel)
+    scale_N, counts_N = d_loss_N + d_log_z_N, (d_loss_N != 0) | (d_log_z_N != 0)
+    words_axis = chunks.words_axis
     unsharded = tuple(axis for axis in self.rows if axis not in self.width)
 
     def step(carry, i):
@@ -191,10 +209,11 @@ class _Shard:
       start, part, word_C, capped_NC, logits_NC = chunks.logits(i)
       d_NC = jnp.exp(logits_NC - log_z_N[:, None]) * scale_N[:, None]
       is_target_NC = (word_C == target_N[:, None]) & jnp.isfinite(logits_NC)
-      d_NC -= jnp.where(is_target_NC, weight_N[:, None], 0)
+      d_NC -= jnp.where(is_target_NC, d_loss_N[:, None], 0)
       if self.softcap is not None:
         d_NC *= 1 - (capped_NC / self.softcap) ** 2
-      d_NC = jnp.where((weight_N != 0)[:, None], d_NC, 0).astype(x_NE.dtype)
+      # `where`, not a product: a token that does not count must not turn infinity into NaN.
+      d_NC = jnp.where(counts_N[:, None], d_NC, 0).astype(x_NE.dtype)
       if wanted[0]:
         dx_NE += chunks.product(f'nc,{chunks.layout}->ne', d_NC, part)
       if wanted[1]:
@@ -213,7 +232,10 @@ class _Shard:
       jnp.zeros(x_NE.shape, chunks.accumulate) if wanted[0] else None,
       jnp.zeros_like(kernel) if wanted[1] else None,
     )
-    return jax.lax.scan(step, start, jnp.arange(chunks.count))[0]
+    dx_NE, d_kernel = jax.lax.scan(step, start, jnp.arange(chunks.count))[0]
+    if wanted[0]:
+      dx_NE = _over(jax.lax.psum, dx_NE, self.vocabulary).astype(x_BLE.dtype).reshape(x_BLE.shape)
+    return dx_NE, d_kernel
 
 
 class _Chunks:
@@ -226,8 +248,9 @@ class _Chunks:
       one before.
   """
 
-  def __init__(self, shard: _Shard, x_NE, kernel, accumulate):
-    self._shard, self.x_NE, self.kernel, self.accumulate = shard, x_NE, kernel, accumulate
+  def __init__(self, shard: _Shard, x_NE, kernel):
+    self._shard, self.x_NE, self.kernel = shard, x_NE, kernel
+    self.accumulate = accumulate = jnp.promote_types(x_NE.dtype, jnp.float32)
     self.words_axis, self.layout = (0, 'ce') if shard.tied else (1, 'ec')
     self.product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
     self._words = words = kernel.shape[self.words_axis]

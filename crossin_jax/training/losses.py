@@ -21,9 +21,7 @@ def weighted_losses(model, replicated):
   """A jitted (params, batch) -> float [B, L], weighted token losses, replicated."""
 
   def compute(params, batch):
-    _, loss_BL, _ = cross_entropy(model, params, batch)
-    weight_BL = batch['decoder_loss_weights']
-    return jnp.where(weight_BL != 0, loss_BL * weight_BL, 0)
+    return weighted(batch['decoder_loss_weights'], cross_entropy(model, params, batch)[0])
 
   return jax.jit(compute, out_shardings=replicated)
 
@@ -38,6 +36,9 @@ class LossSums:
     tokens: float [], tokens that are not padding.
     loss_by_task: float [T]; weight_by_task: float [T].
     router: sums of the routers; None for a model without experts.
+    pairs: for objectives of preference pairs name -> float [T], the number of pairs and the sums of
+      the objective's figures over them; then loss and weight are sums over pairs and rows, see
+      `objectives`. None for the likelihood.
   """
 
   loss: jax.Array
@@ -46,6 +47,7 @@ class LossSums:
   loss_by_task: jax.Array
   weight_by_task: jax.Array
   router: RouterSums | None = None
+  pairs: dict[str, jax.Array] | None = None
 
   def __add__(self, other: 'LossSums') -> 'LossSums':
     return jax.tree.map(jnp.add, self, other)
@@ -79,6 +81,7 @@ def apply_model(
     *tokens,
     decoder_segment_ids=batch['decoder_segment_ids'],
     decoder_positions=batch['decoder_positions'],
+    **({'decoder_branches': batch['decoder_branches']} if 'decoder_branches' in batch else {}),
     enable_dropout=dropout_key is not None,
     rngs=None if dropout_key is None else {'dropout': dropout_key},
     method='hidden' if hidden else None,
@@ -92,21 +95,20 @@ def cross_entropy(
   model,
   params: Any,
   batch: dict[str, jax.Array],
-  z_loss: float = 0.0,
   dropout_key: jax.Array | None = None,
   chunk: int | str | None = 'auto',
 ) -> tuple[jax.Array, jax.Array, RouterSums | None]:
-  """The sum to differentiate, the loss of each token, and what the routers did.
+  """The loss of each token, log(Z) of its softmax, and what the routers did; all have gradients.
 
   Args:
-    model, params, batch, z_loss, dropout_key: as in `batch_loss`.
+    model, params, batch, dropout_key: as in `batch_loss`.
     chunk: words of a device's vocabulary per chunk, at a third more arithmetic in the head; None =
       all logits at once; 'auto' = all at once up to 512 MiB per device, else chunks of 128 MiB. A
       model without `hidden` and `config` (see `Decoder`) always computes all logits.
 
   Returns:
-    Scalar; [B, L] in nats, f32 or wider, without gradient, also for tokens without weight; sums of
-    the routers, or None.
+    [B, L] in nats, f32 or wider, also for tokens without weight; [B, L] likewise; sums of the
+    routers, or None.
 
   Raises:
     ValueError: a chunk that is none of these.
@@ -115,7 +117,7 @@ def cross_entropy(
     raise ValueError(
       f"cross_entropy.chunk = {chunk!r} is neither 'auto' nor None nor a number of words above 0"
     )
-  targets_BL, weight_BL = batch['decoder_target_tokens'], batch['decoder_loss_weights']
+  targets_BL = batch['decoder_target_tokens']
   config = getattr(model, 'config', None)
   if config is None or not hasattr(model, 'hidden'):
     chunk = None
@@ -124,21 +126,50 @@ def cross_entropy(
     chunk = chunked_loss.auto_chunk(*targets_BL.shape, config.padded_vocab_size, width)
   output, of_router = apply_model(model, params, batch, dropout_key, hidden=chunk is not None)
   if chunk is not None:
-    objective, loss_BL = chunked_loss.cross_entropy(
-      *output, targets_BL, weight_BL, z_loss=z_loss, chunk=chunk
-    )
-  else:
-    loss_BL, log_z_BL = token_losses(output, targets_BL)
-    weight_BL = weight_BL.astype(loss_BL.dtype)
-    # `where`, not a product: a token of weight 0 must not turn an infinite loss into NaN.
-    objective = jnp.where(weight_BL != 0, loss_BL * weight_BL, 0).sum()
-    if z_loss:
-      objective += z_loss * jnp.where(weight_BL != 0, log_z_BL**2 * weight_BL, 0).sum()
-  if of_router is not None and (config.router_loss or config.router_z_loss):
-    # The sum is divided by the weights later; the router's losses are means already.
-    added = router.objective(of_router, config.router_loss, config.router_z_loss)
-    objective += added * weight_BL.sum()
+    return *chunked_loss.cross_entropy(*output, targets_BL, chunk=chunk), of_router
+  return *token_losses(output, targets_BL), of_router
+
+
+def weighted(weight_BL: jax.Array, x_BL: jax.Array) -> jax.Array:
+  """weight x value, and 0 where the weight is 0, whatever the value there and its gradient are."""
+  weight_BL = weight_BL.astype(x_BL.dtype)
+  # Two `where`: a token of weight 0 must not turn infinity into NaN, nor a gradient of 0 times it.
+  return jnp.where(weight_BL != 0, jnp.where(weight_BL != 0, x_BL, 0) * weight_BL, 0)
+
+
+def summed_loss(
+  model,
+  params: Any,
+  batch: dict[str, jax.Array],
+  z_loss: float = 0.0,
+  dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, RouterSums | None]:
+  """The sum of weight x (cross-entropy + z_loss x log(Z)^2), to differentiate.
+
+  Args:
+    model, params, batch, z_loss, dropout_key: as in `batch_loss`.
+
+  Returns:
+    Scalar, with the losses of the routers; the loss of each token [B, L], and the sums of the
+    routers, or None, both without gradient.
+  """
+  loss_BL, log_z_BL, of_router = cross_entropy(model, params, batch, dropout_key)
+  weight_BL = batch['decoder_loss_weights']
+  objective = weighted(weight_BL, loss_BL).sum()
+  if z_loss:
+    # Masked before it is squared: the square's gradient is infinite where log(Z) is.
+    log_z_BL = jnp.where(weight_BL != 0, log_z_BL, 0)
+    objective += z_loss * weighted(weight_BL, log_z_BL**2).sum()
+  objective += router_loss(model, of_router, weight_BL.sum())
   return objective, jax.lax.stop_gradient(loss_BL), jax.lax.stop_gradient(of_router)
+
+
+def router_loss(model, of_router: RouterSums | None, denominator: jax.Array) -> jax.Array | float:
+  """What the routers add to a sum that `denominator` divides later: their losses are means."""
+  config = getattr(model, 'config', None)
+  if of_router is None or not (config.router_loss or config.router_z_loss):
+    return 0.0
+  return router.objective(of_router, config.router_loss, config.router_z_loss) * denominator
 
 
 def batch_loss(
@@ -162,9 +193,9 @@ def batch_loss(
   Returns:
     The scalar to differentiate, and the sums.
   """
-  objective, loss_BL, of_router = cross_entropy(model, params, batch, z_loss, dropout_key)
+  objective, loss_BL, of_router = summed_loss(model, params, batch, z_loss, dropout_key)
   weight_BL = batch['decoder_loss_weights'].astype(loss_BL.dtype)
-  weighted_BL = jnp.where(weight_BL != 0, loss_BL * weight_BL, 0)
+  weighted_BL = weighted(weight_BL, loss_BL)
   by_task = lambda x_BL: jnp.zeros(tasks, x_BL.dtype).at[batch['decoder_task_ids']].add(x_BL)
   sums = LossSums(
     loss=weighted_BL.sum(),

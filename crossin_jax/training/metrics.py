@@ -42,6 +42,17 @@ class TaskTable:
       for labels in (self._sources, self._languages)
     )
 
+  def pairs(self, sums: dict[str, list[float]]) -> dict:
+    """The figures of preference pairs in a line: means over all pairs, and by language."""
+    counts, figures = sums['pairs'], [name for name in sums if name != 'pairs']
+    total = sum(counts)
+    by_language: dict[str, dict[str, float]] = {}
+    for name in figures:
+      for language, mean in self.means(sums[name], counts)[1].items():
+        by_language.setdefault(language, {})[name] = mean
+    means = {name: sum(sums[name]) / total if total else float('nan') for name in figures}
+    return {'preference': {'pairs': total} | means, 'preference_by_language': by_language}
+
 
 class Period:
   """Sums since the last logged line, in float64; saved in checkpoints, so that a resumed run logs
@@ -77,16 +88,17 @@ class Period:
       for name in ('loss_by_task', 'weight_by_task'):
         sums[name] = [a + float(b) for a, b in zip(sums[name], np.asarray(getattr(step, name)))]
       if step.router is not None:
-        sums['router'] = _added(sums.get('router'), step.router)
+        fields = dataclasses.fields(step.router)
+        of_router = {field.name: getattr(step.router, field.name) for field in fields}
+        sums['router'] = _added(sums.get('router'), of_router)
+      if step.pairs is not None:
+        sums['pairs'] = _added(sums.get('pairs'), step.pairs)
     self.sums = sums
 
 
-def _added(sums: dict | None, step: RouterSums) -> dict:
-  """The sums of the routers with one step more."""
-  values = {
-    field.name: np.asarray(getattr(step, field.name), np.float64)
-    for field in dataclasses.fields(step)
-  }
+def _added(sums: dict | None, step: dict) -> dict:
+  """Named sums with one step more."""
+  values = {name: np.asarray(value, np.float64) for name, value in step.items()}
   return {name: (value + (sums or {}).get(name, 0.0)).tolist() for name, value in values.items()}
 
 
@@ -99,23 +111,28 @@ def _router_line(sums: dict) -> dict:
 
 
 def line(sums: dict, table, learning_rate: float, seconds: float) -> dict:
-  """One line of metrics.jsonl from the sums of a period."""
+  """One line of metrics.jsonl from the sums of a period.
+
+  With preference pairs the loss is a mean over pairs and rows, `loss_examples`, not over tokens.
+  """
   mean = sums['loss'] / sums['weight'] if sums['weight'] else float('nan')
   by_source, by_language = table.means(sums['loss_by_task'], sums['weight_by_task'])
+  unit = 'examples' if 'pairs' in sums else 'tokens'
   return {
     'loss': mean,
-    'loss_tokens': sums['weight'],
+    f'loss_{unit}': sums['weight'],
     'tokens': sums['tokens'],
     'gradient_norm': sums['gradient_norm'],
     'learning_rate': learning_rate,
     'skipped_steps': sums['skipped'],
     'seconds_per_step': seconds / max(1, sums['steps']),
     'tokens_per_second': sums['tokens'] / seconds if seconds else None,
-    'loss_tokens_per_second': sums['weight'] / seconds if seconds else None,
+    f'loss_{unit}_per_second': sums['weight'] / seconds if seconds else None,
     'mfu': None,
     'loss_by_source': by_source,
     'loss_by_language': by_language,
     **(_router_line(sums['router']) if 'router' in sums else {}),
+    **(table.pairs(sums['pairs']) if 'pairs' in sums else {}),
   }
 
 

@@ -67,12 +67,13 @@ def blame(model, params, partition: Partitioner, stream: BatchStream, step: int,
     stream.batch(step)[name] for name in ('decoder_loss_weights', 'decoder_segment_ids')
   )
   losses = []
-  for row, examples in enumerate(stream.examples(step)):
+  for row, examples in enumerate(stream.segments(step)):
     for segment, (task, id_) in enumerate(examples, start=1):
       tokens = segments[row] == segment
       total = loss_BL[row, tokens].sum()
       losses.append((total / max(weights[row, tokens].sum(), 1e-8), task, id_))
-  bad = [(task, id_) for loss, task, id_ in losses if not np.isfinite(loss)]
+  # A pair may have several segments.
+  bad = list(dict.fromkeys((task, id_) for loss, task, id_ in losses if not np.isfinite(loss)))
   if bad:
     more = f' and {len(bad) - 5} more' if len(bad) > 5 else ''
     return (

@@ -164,6 +164,7 @@ def make_train_step(
   z_loss: float = 0.0,
   seed: int = 0,
   dropout: bool = False,
+  objective: Callable = losses.batch_loss,
 ) -> Callable[[TrainState, dict[str, jax.Array], jax.Array], tuple[TrainState, StepMetrics]]:
   """One step: gradients of the summed loss over microbatches, divided once by the summed weights.
 
@@ -175,6 +176,7 @@ def make_train_step(
     z_loss: see `losses.batch_loss`.
     seed: of dropout; the key of a step is folded from (seed, step, microbatch).
     dropout: whether the model has any.
+    objective: of `objectives`, called as `losses.batch_loss` is; its sums are divided once.
 
   Returns:
     A function (state, batch, threshold float []) -> (state, metrics), to be jitted; a mean loss
@@ -186,10 +188,10 @@ def make_train_step(
 
     def gradients(part, index):
       key = jax.random.fold_in(base_key, index) if dropout else None
-      objective = lambda params: losses.batch_loss(
+      of = lambda params: objective(
         model, lora.merge(params, state.frozen), part, tasks, z_loss, key
       )
-      (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+      (_, sums), grads = jax.value_and_grad(of, has_aux=True)(state.params)
       return grads, sums
 
     if microbatches == 1:

@@ -26,13 +26,17 @@ from crossin_jax.training.optimizers import adamw
 
 def plain(x, head, targets, weights, z_loss):
   """The definition, over whole logits."""
-  loss, log_z = losses.token_losses(head.logits(x), targets)
-  objective = jnp.where(weights != 0, loss * weights, 0).sum()
-  return objective + z_loss * jnp.where(weights != 0, log_z**2 * weights, 0).sum(), loss
+  return summed(*losses.token_losses(head.logits(x), targets), weights, z_loss)
 
 
 def chunked(x, head, targets, weights, z_loss, chunk):
-  return chunked_loss.cross_entropy(x, head, targets, weights, z_loss=z_loss, chunk=chunk)
+  return summed(*chunked_loss.cross_entropy(x, head, targets, chunk=chunk), weights, z_loss)
+
+
+def summed(loss, log_z, weights, z_loss):
+  """(the sum that training differentiates, the loss of each token)."""
+  objective = losses.weighted(weights, loss).sum()
+  return objective + z_loss * losses.weighted(weights, log_z**2).sum(), loss
 
 
 def case(
@@ -89,12 +93,62 @@ def test_in_float64_and_bfloat16():
   assert_equal(gradients(chunked, *arrays, (0.0, 130)), gradients(plain, *arrays, (0.0,)), 0.01)
 
 
-def test_a_scaled_loss_has_a_scaled_gradient_and_token_losses_have_none():
-  x, head, targets, weights = case(np.random.default_rng(1))
-  sums = lambda x: chunked(x, head, targets, weights, 0.0, 130)
-  once = jax.grad(lambda x: sums(x)[0])(x)
-  assert_equal(jax.grad(lambda x: -3 * sums(x)[0])(x), -3 * once)
-  assert (jax.grad(lambda x: sums(x)[1].sum())(x) == 0).all()
+@settings(max_examples=10)
+@given(
+  seed=st.integers(0, 2**20),
+  of_loss=st.sampled_from(('none', 'all', 'some')),
+  of_log_z=st.sampled_from(('none', 'all', 'some')),
+)
+def test_each_token_has_its_own_gradient(seed, of_loss, of_log_z):
+  """Any cotangents of the losses and of log(Z), negative ones too; a scaled loss has a scaled
+  gradient.
+  """
+  rng = np.random.default_rng(seed)
+  x, head, targets, _ = case(rng, softcap=4.0)
+  shares = {'none': 0, 'all': 1, 'some': 0.5}
+  draw = lambda kind: jnp.asarray(
+    rng.standard_normal(targets.shape) * (rng.random(targets.shape) < shares[kind]), np.float32
+  )
+  cotangents = draw(of_loss), draw(of_log_z)
+
+  def gradient(function, scale=1.0):
+    of = lambda x, kernel: function(x, head.replace(kernel=kernel))
+    return jax.vjp(of, x, head.kernel)[1](tuple(scale * d for d in cotangents))
+
+  cut = lambda x, head: chunked_loss.cross_entropy(x, head, targets, chunk=130)
+  found = gradient(cut)
+  assert_equal(found, gradient(lambda x, head: losses.token_losses(head.logits(x), targets)))
+  assert_equal(gradient(cut, -3.0), jax.tree.map(lambda d: -3 * d, found))
+
+
+def test_no_gradient_of_what_is_not_asked_for():
+  x, head, targets, _ = case(np.random.default_rng(1))
+  losses_of = lambda x: chunked_loss.cross_entropy(x, head, targets, chunk=130)
+  for used in (0, 1):
+    program = str(jax.make_jaxpr(jax.grad(lambda x, used=used: losses_of(x)[used].sum()))(x))
+    assert 'f32[8,300] = dynamic_update_slice' not in program  # of the kernel
+    of_kernel = lambda kernel, used=used: chunked_loss.cross_entropy(
+      x, head.replace(kernel=kernel), targets, chunk=130
+    )[used].sum()
+    assert 'f32[8,300] = dynamic_update_slice' in str(
+      jax.make_jaxpr(jax.grad(of_kernel))(head.kernel)
+    )
+  stopped = jax.make_jaxpr(jax.grad(lambda x: jax.lax.stop_gradient(losses_of(x)[0]).sum()))(x)
+  assert str(stopped).count('scan[') == 1  # the first pass alone
+
+
+def test_an_infinite_token_without_weight_reaches_no_gradient():
+  """Nor with z-loss, where log(Z) itself is infinite."""
+  x, head, targets, weights = case(np.random.default_rng(3))
+  x, weights = x.at[0, 0].set(jnp.inf), weights.at[0, 0].set(0).at[0, 1].set(1.0)
+
+  def of(x, kernel):
+    loss, log_z = chunked_loss.cross_entropy(x, head.replace(kernel=kernel), targets, chunk=130)
+    log_z = jnp.where(weights != 0, log_z, 0)
+    return losses.weighted(weights, loss).sum() + 0.1 * losses.weighted(weights, log_z**2).sum()
+
+  dx, _ = jax.grad(of, (0, 1))(x, head.kernel)
+  assert np.isfinite(dx).all() and (dx[0, 0] == 0).all() and (dx[0, 1] != 0).any()
 
 
 @pytest.mark.parametrize('bad', ['weight', 'hidden', 'infinite target'])

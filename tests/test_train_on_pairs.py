@@ -1,0 +1,116 @@
+"""Training on preference pairs and rows in one mixture: resumed to the bit, with the figures of
+pairs, and refused with the reference of another model.
+"""
+
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from test_train import arguments, bindings, lines, one_device, params, stop_at
+
+from crossin_jax.checkpoints.saved_model import SavedModel
+from crossin_jax.data.prepared import PreparedDataError, PreparedMixture, TaskSplit, write_part
+from crossin_jax.decoding.reference import store_reference
+from crossin_jax.processes.exit_status import RESTART
+from crossin_jax.train import train
+from crossin_jax.training.objectives import ObjectiveError, Preference
+
+
+@pytest.fixture(scope='module')
+def mixture(tiny_prepared, tmp_path_factory):
+  """The tiny mixture with pairs in the place of one task: an answer against that of another row."""
+  directory = str(tmp_path_factory.mktemp('pairs') / 'data')
+  shutil.copytree(tiny_prepared[0], directory)
+  split = PreparedMixture(directory, tiny_prepared[1]).tasks[0].split
+  cut = lambda i: (split.example(i)[0], int(np.argmax(split.example(i)[1] > 0)))
+  examples = []
+  for i in range(len(split)):
+    (tokens, first), (other, start) = cut(i), cut((i + 1) % len(split))
+    joined = np.concatenate([tokens, other[start:]])
+    branches = np.repeat([0, 1, 2], [first, len(tokens) - first, len(other) - start])
+    example = joined, (branches > 0).astype(np.float32), branches
+    examples.append((split.id(i), int(split.ranks[i]), *example))
+  first = 0
+  for part in split.parts:
+    chunk = examples[first : first + part['examples']]
+    os.unlink(path := os.path.join(split.directory, part['file']))  # the old one is mapped
+    write_part(path, chunk)
+    first += part['examples']
+  return directory, tiny_prepared[1]
+
+
+@pytest.fixture(scope='module')
+def start(tiny_prepared, tmp_path_factory):
+  """Two runs of two steps, from different seeds."""
+  found = []
+  for seed in (0, 1):
+    bindings()
+    found.append(str(tmp_path_factory.mktemp(f'start{seed}')))
+    assert train(**arguments(tiny_prepared, found[-1], total_steps=2, seed=seed)) == 0
+  return found
+
+
+def settings(mixture, model_dir, start, **changes):
+  own = {'objective': Preference(beta=0.3, nll=0.2), 'initial_checkpoint': start, 'length': 96}
+  return arguments(mixture, model_dir, **{**own, 'total_steps': 8, 'log_period': 2, **changes})
+
+
+def store(mixture, start):
+  run = settings(mixture, 'none', start)
+  return store_reference(
+    PreparedMixture(*mixture), SavedModel.open(start), run['model'], one_device(), length=96
+  )
+
+
+def test_a_run_on_pairs(mixture, start, tmp_path, capsys):
+  bindings()
+  with pytest.raises(ObjectiveError, match='has preference pairs, which the likelihood'):
+    train(**settings(mixture, tmp_path / 'none', start[0], objective=None))
+  with pytest.raises(PreparedDataError, match='no log-probabilities of the model that this run'):
+    train(**settings(mixture, tmp_path / 'none', start[0]))
+  assert store(mixture, start[0])['computed'] > 0
+  assert train(**settings(mixture, tmp_path / 'a', start[0])) == 0
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    stop_at(monkeypatch, 4)
+    assert train(**settings(mixture, tmp_path / 'b', start[0])) == RESTART
+  assert train(**settings(mixture, tmp_path / 'b', start[0])) == 0
+  jax.tree.map(np.testing.assert_array_equal, params(tmp_path / 'a', 8), params(tmp_path / 'b', 8))
+  of = lambda name: [
+    {key: value for key, value in line.items() if key != 'loss_examples_per_second'}
+    for line in lines(tmp_path / name)
+  ]
+  assert of('a') == of('b')
+  line = of('a')[0]
+  figures = {'pairs', 'logp_chosen', 'logp_rejected', 'margin', 'accuracy', 'drift'}
+  assert set(line['preference']) == figures and 'loss_tokens' not in line
+  language = PreparedMixture(*mixture).tasks[0].info['target_language']
+  assert set(line['preference_by_language']) == {language}
+  assert set(line['preference_by_language'][language]) == figures - {'pairs'}
+  assert 0 < line['preference']['pairs'] < line['loss_examples']
+  # The reference of another model, after it was computed for the first one.
+  with pytest.raises(PreparedDataError, match='no log-probabilities of the model that this run'):
+    train(**settings(mixture, tmp_path / 'c', start[1]))
+  with pytest.raises(ValueError, match='reference was .* now'):
+    store(mixture, start[1])
+    train(**settings(mixture, tmp_path / 'b', start[1], total_steps=10))
+
+
+def test_a_pair_that_is_not_finite_is_named(mixture, start, tmp_path, capsys):
+  directory = str(tmp_path / 'data')
+  shutil.copytree(mixture[0], directory)
+  split = TaskSplit(directory, PreparedMixture(*mixture).tasks[0].split.name, 'train')
+  store((directory, mixture[1]), start[0])
+  rows = [
+    (split.id(i), int(split.ranks[i]), *map(np.array, split.example(i)), split.branches(i).copy())
+    for i in range(split.parts[0]['examples'])
+  ]
+  for row in rows:
+    row[3][-1] = np.nan
+  os.unlink(path := os.path.join(split.directory, split.parts[0]['file']))
+  write_part(path, rows)
+  bindings()
+  run = settings((directory, mixture[1]), tmp_path / 'run', start[0], total_steps=2)
+  assert train(**run) == 0
+  assert f'because of task {split.name}, row ' in capsys.readouterr().err
