@@ -1,4 +1,4 @@
-"""Pair rows: a prompt, the answer to prefer and the one to avoid, as JSON Lines or in TRL's layouts.
+"""Pair rows: a prompt, an answer to prefer and one to avoid; as JSON Lines, or in TRL's layouts.
 
 {"id": "7.zh", "prompt": "树木最常见的运动是什么？", "chosen": "树木不做运动。", "rejected": "足球",
  "language": "zh", "prompt_language": "zh", "margin": 0.31, "how": "pivot"}
