@@ -10,7 +10,7 @@ import dataclasses
 import os
 from typing import Any
 
-from crossin_jax.data import conversations
+from crossin_jax.data import characters, conversations
 from crossin_jax.data.conversations import Message
 from crossin_jax.data.readers import holds_content, read_fields
 from crossin_jax.data.source_errors import SourceError, at
@@ -24,6 +24,7 @@ HOWS = ('pivot', 'implicit', 'options', 'given')
 # Why a row is left out; conversations have those of `conversations.FAULTS` too.
 FAULTS = (
   'equal_answers', 'empty_answer', 'no_prompt', 'prompts_differ', 'has_reasoning', 'half_missing',
+  *characters.FAULTS,
 )  # fmt: skip
 _OWN = tuple(f for f in conversations.UNREAD_FIELDS if f not in ('chosen', 'rejected'))
 _COLUMNS = (
@@ -223,7 +224,10 @@ def _fault(prompt: str | tuple, chosen: str, rejected: str) -> str:
     return 'equal_answers'
   if not (chosen.strip() and rejected.strip()):
     return 'empty_answer'
-  return '' if (prompt.strip() if isinstance(prompt, str) else prompt) else 'no_prompt'
+  texts = [prompt] if isinstance(prompt, str) else [message['content'] for message in prompt]
+  if not any(text.strip() for text in texts):
+    return 'no_prompt'
+  return next(filter(None, map(characters.fault, (*texts, chosen, rejected))), '')
 
 
 def _conversation(

@@ -12,7 +12,7 @@ from crossin_jax.data.source_errors import SourceError, at, first_line
 from crossin_jax.storage.files import read_json
 
 STATE = 'state.json'  # of a saved dataset: names its Arrow files
-_FIELDS = (
+FIELDS = (
   'id', 'language', 'system', 'history', 'instruction', 'input', 'output', *conversations.FIELDS,
   *conversations.UNREAD_FIELDS,
 )  # fmt: skip
@@ -82,14 +82,14 @@ def _columns(names: list[str], path: str, wanted: Sequence[str] | None) -> list[
   """The columns to read among those that a table has."""
   in_turns = {'messages', 'conversations'} & {*names} or {'prompt', 'completion'} <= {*names}
   needed = () if in_turns or wanted else ('instruction', 'output')
-  for field in wanted or _FIELDS:
+  for field in wanted or FIELDS:
     if names.count(field) > 1 or field in needed and field not in names:
       what = 'occurs twice' if field in names else 'is missing'
       present = ', '.join(names) or 'none'
       raise SourceError(
         f'{path}: column {field!r} {what}, found the columns {present}; rename them'
       )
-  return [field for field in wanted or _FIELDS if field in names]
+  return [field for field in wanted or FIELDS if field in names]
 
 
 def _rows(batches: Iterable[pa.RecordBatch], path: str) -> Iterator[tuple[None, dict[str, Any]]]:

@@ -55,6 +55,7 @@ def mean_states(
 @functools.lru_cache(maxsize=8)
 def _mean_states(model, replicated):
   """A jitted (params, batch) -> float32 [B, E]."""
+
   def compute(params, batch):
     _, captured = model.apply(
       {'params': params},
