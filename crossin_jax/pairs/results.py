@@ -11,7 +11,7 @@ from crossin_jax.data.pair_rows import Counts, PairRow
 from crossin_jax.pairs.answers import Answers
 from crossin_jax.pairs.chunks import Chunks
 from crossin_jax.pairs.questions import Question
-from crossin_jax.pairs.selection import LARGEST, candidates, length_alpha, pick
+from crossin_jax.pairs.selection import candidates, length_alpha, pick
 
 
 @dataclasses.dataclass
@@ -96,7 +96,7 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 def alphas(chunks: Chunks, languages: Sequence[str], by: str) -> dict[str, float]:
   """Language -> alpha of the length control."""
   return {
-    language: length_alpha(map(candidates, _scored(chunks, language)), LARGEST[by])
+    language: length_alpha(lambda: map(candidates, _scored(chunks, language)), by)
     for language in languages
   }
 
