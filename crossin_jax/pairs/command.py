@@ -178,11 +178,11 @@ def _sampled(args, directory: str, questions, languages: list[str], left_out: Co
     return command_line.finish(args, {'status': 0, 'chunks': len(chunks), 'missing': missing})
   if jax.process_index():
     return 0
-  return _assemble(args, directory, chunks, questions, languages, left_out, {
-      'checkpoint': {'path': args.checkpoint, 'digest': source.digest},
-      'reference': reference and {'path': reference.path, 'digest': reference.digest},
-      'samples': settings.samples,
-  })  # fmt: skip
+  told = lambda model: model and {'path': model.path, 'digest': model.digest}
+  made_by = {
+    'checkpoint': told(source), 'reference': told(reference), 'samples': settings.samples
+  }  # fmt: skip
+  return _assemble(args, directory, chunks, questions, languages, left_out, made_by)
 
 
 def _reference(args, source: SavedModel) -> SavedModel:
@@ -303,4 +303,7 @@ def _print(found: dict, directory: str) -> None:
       ', '.join(f'{reason} {n}' for reason, n in own['left_out'].items()),
     ))  # fmt: skip
   print(words.aligned(lines), file=sys.stderr)
-  print(f'{found["pairs"]:,} pairs in {directory}/pairs.jsonl; page: pairs.html', file=sys.stderr)
+  count = f'{found["pairs"]:,} pairs'
+  if found['by'] == 'options':
+    count = f'{found["pairs"]:,} rows, two for each of {found["pairs"] // 2:,} instances,'
+  print(f'{count} in {directory}/pairs.jsonl; page: pairs.html', file=sys.stderr)
