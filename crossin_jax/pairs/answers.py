@@ -25,7 +25,8 @@ class Answer:
   Attributes:
     text: without white space around it.
     finish_reason: of `schedule.Generation`.
-    language: identified with a confidence of at least SURE, else ''.
+    language: identified with a confidence of at least SURE, else ''; '' where `language_id` does
+      not know the language of the question.
     score: of a mode of `crossin pairs`; None before it, and of an unusable answer.
   """
 
@@ -79,11 +80,12 @@ class Answers:
 
 def of_generations(question: Question, language: str, generations: Sequence[Generation]) -> Answers:
   """The answers of the model, with their languages."""
-  choices, texts = question.asked[language].choices, [made.text.strip() for made in generations]
-  answers = [
-    Answer(text, made.finish_reason, _language(text, choices))
-    for text, made in zip(texts, generations)
-  ]
+  choices, is_checked = question.asked[language].choices, not unknown_languages([language])
+  answers = []
+  for made in generations:
+    text = made.text.strip()
+    written_in = _language(text, choices) if is_checked else ''
+    answers.append(Answer(text, made.finish_reason, written_in))
   return Answers(question.id, language, tuple(answers))
 
 
@@ -96,7 +98,7 @@ def _language(text: str, choices: Sequence[str]) -> str:
 
 
 def unknown_languages(languages: Sequence[str]) -> list[str]:
-  """Languages that `language_id` never identifies, so that no answer in them could be chosen."""
+  """Languages that `language_id` never identifies, so that answers in them cannot be checked."""
   known = {*language_id.CANDIDATES, *(code for code, _ in with_letters())}
   return [language for language in languages if language not in known]
 

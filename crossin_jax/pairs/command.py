@@ -1,7 +1,7 @@
 """`crossin pairs`: pairs of answers in several languages, for preference optimisation."""
 
 import argparse
-from collections import Counter, defaultdict
+from collections import Counter
 import copy
 import dataclasses
 import hashlib
@@ -258,14 +258,12 @@ def _assemble(
   """Picks the pairs, once all chunks are there."""
   controlled = args.length_control or ('on' if args.by == 'implicit' else 'off')
   alphas = results.alphas(chunks, languages, args.by) if controlled == 'on' else {}
-  answers: dict[str, Counter] = defaultdict(Counter)
   tally = results.Tally(left_out)
-  rows = results.rows_of(chunks, languages, args.by, alphas, left_out, answers)
+  rows = results.rows_of(chunks, languages, args.by, alphas, tally)
   unchecked = unknown_languages(languages)
   made_by |= {'round': args.round, 'unchecked_languages': unchecked}
   return _write(
-    args, directory, tally.passing(rows), len(questions), made_by,
-    lambda: tally.figures(languages, answers, alphas),
+    args, directory, rows, len(questions), made_by, lambda: tally.figures(languages, alphas),
   )  # fmt: skip
 
 

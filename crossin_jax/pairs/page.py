@@ -8,14 +8,10 @@ import numpy as np
 
 from crossin_jax.data.pair_rows import PairRow, read_pairs
 from crossin_jax.pages import page, plots
-from crossin_jax.pages.words import shown, thousands
+from crossin_jax.pages.words import language_name, shown, thousands
 
 SHOWN = 600  # characters of a text
 REASONS = {
-  'empty': 'without text',
-  'control_characters': 'with control characters',
-  'cut_off': 'cut off at Sampling.max_new_tokens',
-  'wrong_language': 'in another language',
   'no_prompt': 'the language lacks the prompt',
   'prompt_too_long': 'the prompt is longer than Sampler.prompt_tokens',
   'no_english_prompt': 'no English prompt',
@@ -63,7 +59,7 @@ def write(path: str | os.PathLike, pairs: str, results: Mapping[str, Any], examp
     'examples': chosen,
     'reasons': lambda name: REASONS.get(name, name.replace('_', ' ')),
   }
-  page.write(path, 'pairs.html.j2', values, thousands=thousands)
+  page.write(path, 'pairs.html.j2', values, thousands=thousands, language=language_name)
 
 
 def _plot(margins: Mapping[str, list[float]], by: str) -> str:

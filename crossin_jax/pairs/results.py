@@ -22,7 +22,8 @@ class Figures:
     questions: asked in it.
     pairs: made of them.
     left_out: reason -> questions without a pair.
-    answers: sampled ones, and how many of them can never be chosen, by reason.
+    answers: sampled ones, and those that can never be chosen, by reason; None without a model.
+    identified: language -> answers identified as it; 'none' = undetermined.
     alpha: of the length control, score per character; None = without.
     characters: means of the 'chosen' and 'rejected' answers, and their 'difference'; None without
       pairs.
@@ -33,16 +34,23 @@ class Figures:
   pairs: int
   left_out: dict[str, int]
   answers: dict[str, int] | None = None
+  identified: dict[str, int] | None = None
   alpha: float | None = None
   characters: dict[str, float] | None = None
   margin: dict[str, float] | None = None
 
 
 class Tally:
-  """Counts rows by language as they pass."""
+  """Counts by language what passes.
+
+  Attributes:
+    left_out: (language, reason) -> questions without a pair.
+  """
 
   def __init__(self, left_out: Counts):
     self.left_out = left_out
+    self._answers: dict[str, Counter] = defaultdict(Counter)
+    self._identified: dict[str, Counter] = defaultdict(Counter)
     self._rows: dict[str, list[tuple[int, int, float | None]]] = defaultdict(list)
 
   def passing(self, rows: Iterable[PairRow]) -> Iterator[PairRow]:
@@ -51,28 +59,37 @@ class Tally:
       self._rows[row.language].append((len(row.chosen), len(row.rejected), row.margin))
       yield row
 
+  def add(self, found: Answers) -> None:
+    """Counts answers."""
+    counts = self._answers[found.language]
+    counts['sampled'] += len(found.answers)
+    counts.update(filter(None, (answer.fault(found.language) for answer in found.answers)))
+    self._identified[found.language].update(a.language or 'none' for a in found.answers)
+
   def figures(
-    self,
-    languages: Sequence[str],
-    answers: Mapping[str, Counter] | None = None,
-    alphas: Mapping[str, float] | None = None,
+    self, languages: Sequence[str], alphas: Mapping[str, float] | None = None
   ) -> dict[str, Figures]:
     """Those of each language, once all rows passed.
 
     Args:
       languages: in the order wanted.
-      answers: language -> counts of answers.
-      alphas: language -> alpha.
+      alphas: language -> alpha of the length control.
     """
     found = {}
     for language in languages:
       rows = self._rows[language]
       reasons = {why: n for (code, why), n in sorted(self.left_out.items()) if code == language}
+      lengths, margin = _summaries(rows)
       found[language] = Figures(
-        len(rows) + sum(reasons.values()), len(rows), reasons,
-        dict(answers[language]) if answers else None,
-        alphas.get(language) if alphas else None, *_summaries(rows),
-      )  # fmt: skip
+        questions=len(rows) + sum(reasons.values()),
+        pairs=len(rows),
+        left_out=reasons,
+        answers=dict(self._answers[language]) if self._answers else None,
+        identified=dict(self._identified[language].most_common()) if self._answers else None,
+        alpha=(alphas or {}).get(language),
+        characters=lengths,
+        margin=margin,
+      )
     return found
 
 
@@ -107,12 +124,7 @@ def _scored(chunks: Chunks, language: str) -> Iterator[Answers]:
 
 
 def rows_of(
-  chunks: Chunks,
-  languages: Sequence[str],
-  by: str,
-  alpha_of: Mapping[str, float],
-  left_out: Counts,
-  answers: Mapping[str, Counter],
+  chunks: Chunks, languages: Sequence[str], by: str, alphas: Mapping[str, float], tally: Tally
 ) -> Iterator[PairRow]:
   """The pairs of all questions, in order.
 
@@ -120,21 +132,22 @@ def rows_of(
     chunks: all of them.
     languages: codes of the pairs.
     by: how.
-    alpha_of: language -> alpha; 0 where it is not in.
-    left_out: counts (language, reason) of questions without a pair.
-    answers: language -> counts of 'sampled' answers, and of those that can never be chosen.
+    alphas: language -> alpha of the length control; 0 where it is not in.
+    tally: counts answers and questions without a pair; the rows pass through it.
   """
-  for part, found in chunks.read():
-    by_id = {question.id: question for question in part}
-    for one in (one for one in found if one.language in languages):
-      counts = answers[one.language]
-      counts['sampled'] += len(one.answers)
-      counts.update(filter(None, (answer.fault(one.language) for answer in one.answers)))
-      row = _row(by_id[one.id], one, by, alpha_of.get(one.language, 0.0))
-      if isinstance(row, str):
-        left_out[one.language, row] += 1
-      else:
-        yield row
+
+  def rows() -> Iterator[PairRow]:
+    for part, found in chunks.read():
+      by_id = {question.id: question for question in part}
+      for one in (one for one in found if one.language in languages):
+        tally.add(one)
+        row = _row(by_id[one.id], one, by, alphas.get(one.language, 0.0))
+        if isinstance(row, str):
+          tally.left_out[one.language, row] += 1
+        else:
+          yield row
+
+  return tally.passing(rows())
 
 
 def _row(question: Question, found: Answers, by: str, alpha: float) -> PairRow | str:

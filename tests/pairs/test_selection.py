@@ -1,6 +1,6 @@
 """Which pairs come of planted answers: better over worse, in the language, equally long."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 
 import hypothesis
 from hypothesis import strategies as st
@@ -8,8 +8,9 @@ import numpy as np
 import planted
 import pytest
 
+from crossin_jax.decoding.schedule import Generation
 from crossin_jax.pairs import results
-from crossin_jax.pairs.answers import Answer, Answers
+from crossin_jax.pairs.answers import Answer, Answers, of_generations
 from crossin_jax.pairs.chunks import Chunks
 from crossin_jax.pairs.questions import Asked, Question
 from crossin_jax.pairs.scores import implicit_reward, nearness
@@ -25,11 +26,10 @@ def pairs_of(tmp_path, questions, scorer, model, by, controlled):
   worker = lambda: lambda part, done: scorer(part, model.answers(part, LANGUAGES, done))
   chunks.compute(worker, (0, 1), lambda question: 40)
   assert chunks.missing() == []
-  left_out, answers = Counter(), defaultdict(Counter)
   alphas = results.alphas(chunks, LANGUAGES, by) if controlled else {}
-  tally = results.Tally(left_out)
-  rows = list(tally.passing(results.rows_of(chunks, LANGUAGES, by, alphas, left_out, answers)))
-  return rows, tally.figures(LANGUAGES, answers, alphas)
+  tally = results.Tally(Counter())
+  rows = list(results.rows_of(chunks, LANGUAGES, by, alphas, tally))
+  return rows, tally.figures(LANGUAGES, alphas)
 
 
 def precision(rows) -> float:
@@ -57,7 +57,8 @@ def test_a_planted_set_by_implicit_reward(tmp_path):
   for language, own in figures.items():
     assert abs(own.characters['difference']) < 2 and own.alpha > 0, (language, own)
     assert own.questions == own.pairs == 150 and own.left_out == {}
-    assert own.answers['sampled'] == 1500 and own.answers['wrong_language'] == 300
+    assert own.answers == {'sampled': 1500, 'wrong_language': 300}
+    assert own.identified[language] == 1200 and sum(own.identified.values()) == 1500
   plain = pairs_of(tmp_path, questions, scorer, model, 'implicit', False)[1]
   assert all(own.characters['difference'] > 100 for own in plain.values()), 'what it takes away'
 
@@ -129,6 +130,24 @@ def test_answers_that_are_never_chosen():
   assert pick(candidates(best)) == 'no_worse_answer'
   twice = Answers('q', 'en', (Answer('good', 'stop', '', 1.0), Answer('good', 'stop', '', 0.9)))
   assert pick(candidates(twice)) == 'no_worse_answer'
+
+
+def test_what_the_language_check_says():
+  spanish = planted.SENTENCES['es']
+  made = [
+    Generation(0, i, [1], 'stop', text) for i, text in enumerate((spanish, 'Lima Torres', 'B'))
+  ]
+  identified = lambda language, *choices: [
+    answer.language
+    for answer in of_generations(
+      Question('q', {language: Asked('?', choices)}), language, made
+    ).answers
+  ]
+  assert identified('en') == ['es', '', ''], 'a name says nothing'
+  assert identified('en', spanish, 'x') == ['', '', ''], 'an option is what it is'
+  assert identified('bo') == ['es', '', ''] and identified('mi') == ['', '', ''], (
+    'unknown languages'
+  )
 
 
 numbers = st.integers(-50, 50).map(float)
