@@ -18,7 +18,7 @@ from crossin_jax.pairs import answers as answers_lib
 from crossin_jax.pairs.answers import Answers
 from crossin_jax.pairs.questions import Question
 
-# ICR samples 10 answers at temperature 0.9: docs/design/methods.md. Bound values of gin come first.
+# As ICR samples (arXiv 2503.04647). What gin binds comes first.
 _DEFAULTS = {'samples': 10, 'temperature': 0.9}
 
 

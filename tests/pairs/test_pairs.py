@@ -158,6 +158,27 @@ def test_answers_do_not_depend_on_the_prompts_beside_them(undisturbed, models, p
   assert len(set(flat)) > len(flat) / 2, 'the draws differ'
 
 
+def test_an_interrupted_run_continues(undisturbed, models, prompts, tmp_path, monkeypatch, capsys):
+  """SIGTERM while a chunk is computed: that one is lost, those before are kept."""
+  of_generations, count = answers.of_generations, 0
+
+  def stopping(*args):
+    nonlocal count
+    if (count := count + 1) == 8:  # of six prompts in a chunk
+      os.kill(os.getpid(), signal.SIGTERM)
+    return of_generations(*args)
+
+  more = command('pivot', prompts, models[0], tmp_path, '--json')
+  with monkeypatch.context() as patch:
+    patch.setattr(answers, 'of_generations', stopping)
+    assert cli.main(more) == 75
+  said = capsys.readouterr()
+  assert 'start the same command again' in said.err and json.loads(said.out) == {'status': 75}
+  assert 1 <= len(list(tmp_path.glob('round_1/chunks/0*'))) < 4
+  assert cli.main(more) == 0
+  assert written(tmp_path) == written(undisturbed)
+
+
 @pytest.mark.slow
 def test_kill_9(undisturbed, models, prompts, tmp_path):
   """Killed once a chunk is there; what is left of the next one does not matter."""
