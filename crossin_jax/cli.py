@@ -89,6 +89,11 @@ COMMANDS = {
     'main',
     'translate English rows with an endpoint or a model',
   ),
+  'pairs': (
+    'crossin_jax.pairs.command',
+    'main',
+    'make pairs of answers across languages, for preference optimisation',
+  ),
   'xinstruction': (
     'crossin_jax.xinstruction.pipeline',
     'main',

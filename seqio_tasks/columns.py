@@ -6,24 +6,19 @@ import functools
 import hashlib
 import json
 import os
-import re
 import struct
 import tempfile
 
 import numpy as np
 
-from crossin_jax.data import conversations
+from crossin_jax.data import characters, conversations
 from crossin_jax.data.readers import Row
 from crossin_jax.data.source_errors import SourceError
 
 # What is wrong with a row; a row's fault is an index into this.
 FAULTS = (
-  '', 'empty_response', 'too_long', 'control_characters', 'lone_surrogates', 'turns_not_aligned',
-  *conversations.FAULTS,
+  '', 'empty_response', 'too_long', *characters.FAULTS, 'turns_not_aligned', *conversations.FAULTS,
 )  # fmt: skip
-# Unicode category Cc without \t \n \r, and half surrogate pairs ("\ud83d" alone in JSON), which
-# UTF-8 cannot hold.
-_UNUSABLE = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]')
 # row number, bytes of id (-1 = none), instruction, input, output and messages
 _HEADER = struct.Struct('<qiIIII')
 # What memory holds of a row until rows are aligned: where its record ends, digest of its id,
@@ -196,6 +191,4 @@ def _fault_of_row(row: Row, max_characters: int) -> int:
 
 
 def _fault_of_characters(text: str) -> int:
-  if unusable := _UNUSABLE.search(text):
-    return FAULTS.index('lone_surrogates' if unusable[0] >= '\ud800' else 'control_characters')
-  return 0
+  return FAULTS.index(characters.fault(text))

@@ -14,8 +14,8 @@ from conftest import REPOSITORY
 # From the ground up: a folder or file imports only from those before it.
 ORDER = (
   'errors languages language_id moved progress storage processes config workflow data world models '
-  'devices training checkpoints decoding endpoint pages serve evaluation translation plan mixing_laws '
-  'sweep xinstruction quickstart train bench seqio_tasks t5x_bridge cli'
+  'devices training checkpoints decoding endpoint pages serve evaluation translation pairs plan '
+  'mixing_laws sweep xinstruction quickstart train bench seqio_tasks t5x_bridge cli'
 ).split()
 HEAVY = ('tensorflow', 'seqio', 'tensorflow_datasets', 't5x', 'torch', 'transformers')
 

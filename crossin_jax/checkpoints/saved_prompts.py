@@ -99,10 +99,17 @@ class Prompts:
     return (ids if ids[:1] == start else start + ids) or [self.vocabulary.eos_id]
 
   def response(self, row: dict, response: str) -> list[int]:
-    """Ids of a response to the prompt of a row, through the stop token."""
-    return response_tokens(
-      self._templated, self.template, response, row['instruction'], row.get('input', '')
-    )
+    """Ids of a response to the prompt of a row, see `tokens`, through the stop token."""
+    vocabulary = self._templated
+    if 'messages' not in row:
+      return response_tokens(
+        vocabulary, self.template, response, row['instruction'], row.get('input', '')
+      )
+    messages = conversations.question(row['messages'])
+    prompt = vocabulary.chat_prompt(messages)
+    answer = {'role': 'assistant', 'content': response}
+    tokens, spans, _ = vocabulary.chat_turns([*messages, answer], 'last')
+    return tokens[len(prompt) if tokens[: len(prompt)] == prompt else spans[-1][0] :]
 
 
 def _start(vocabulary: Vocabulary) -> list[int]:

@@ -66,20 +66,37 @@ def read_rows(path: str, with_language: bool = False) -> Iterator[Row]:
     SourceError: missing, empty or unreadable file; invalid JSON, UTF-8, gzip or Parquet; a row that
       is not an object; a field that is missing or of the wrong type; an unknown language.
   """
+  for number, line, fields in read_fields(path):
+    yield check_row(fields, path, number, line, with_language)
+
+
+def read_fields(
+  path: str, columns: Sequence[str] | None = None
+) -> Iterator[tuple[int, int | None, Any]]:
+  """The rows of one file unchecked, as (number from 0, line from 1 or None, JSON value).
+
+  Args:
+    path: see `read_rows`.
+    columns: of a table, to read where they exist; None = those of an instruction row.
+
+  Raises:
+    SourceError: missing, empty or unreadable file; invalid JSON, UTF-8, gzip or Parquet.
+  """
   saved, ext = tables.is_saved(path), extension(path)
   if not saved:
     _check_file(path, ext)
   rows = JsonRows(path, SourceError, at)
   readers = {
-    '.json': rows.items, '.jsonl': rows.lines, '.parquet': lambda: tables.read_parquet(path),
+    '.json': rows.items, '.jsonl': rows.lines,
+    '.parquet': lambda: tables.read_parquet(path, columns),
   }  # fmt: skip
-  read = (lambda: tables.read_saved(path)) if saved else readers[ext.removesuffix('.gz')]
+  read = (lambda: tables.read_saved(path, columns)) if saved else readers[ext.removesuffix('.gz')]
   number = -1
   with naming(path):
     if not saved and is_gzip(path) != ext.endswith('.gz'):
       raise _wrong_packing(path, ext)
     for number, (line, fields) in enumerate(read()):
-      yield check_row(fields, path, number, line, with_language)
+      yield number, line, fields
   if number < 0:
     raise SourceError(
       f'{path}: has no rows; write or copy the file again, or remove it from the sources'
@@ -222,7 +239,7 @@ def check_row(
       f'{describe(fields)}{hint}; fix or remove the row'
     )
   texts, messages, fault = _contents(fields, refuse)
-  if any(_holds_content(fields.get(field)) for field in conversations.UNREAD_FIELDS):
+  if any(holds_content(fields.get(field)) for field in conversations.UNREAD_FIELDS):
     fault = fault or 'unread_field'
   id_, language = fields.get('id'), None
   if isinstance(id_, int) and not isinstance(id_, bool):
@@ -288,7 +305,7 @@ def _texts(fields: dict, refuse) -> tuple[tuple[str, str, str], str]:
   return tuple(texts), fault
 
 
-def _holds_content(value) -> bool:
+def holds_content(value) -> bool:
   """Whether a field says something; LLaMA-Factory writes '[]' for no tools."""
   return _is_filled(value) and not (
     isinstance(value, str) and value.strip() in ('[]', '{}', 'null')

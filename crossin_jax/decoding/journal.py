@@ -75,17 +75,7 @@ class Journal:
         )
       return
     restart = f'delete {self.path} and {self._manifest} to restart'
-    before, now = read_json(self._manifest, restart), {'format': FORMAT, **settings}
-    differences = '; '.join(
-      f'{name} was {before.get(name)!r}, now {now.get(name)!r}'
-      for name in {**before, **now}
-      if before.get(name) != now.get(name)
-    )
-    if differences:
-      raise JournalError(
-        f'{self.path} was started with other settings: {differences}. Undo the change, choose '
-        f'another output, or {restart}'
-      )
+    check_settings(self._manifest, settings, self.path, f'choose another output, or {restart}')
 
   def append(self, row: dict) -> None:
     """Appends a row; the file has the complete line when this returns."""
@@ -110,6 +100,30 @@ class Journal:
   def close(self) -> None:
     """Closes the file and releases its lock."""
     self._file.close()
+
+
+def check_settings(manifest: str, settings: dict[str, Any], what: str, remedy: str) -> None:
+  """Compares the settings of a run with those that it was started with.
+
+  Args:
+    manifest: file of these.
+    settings: of this run, as a flat JSON object.
+    what: the output, for messages.
+    remedy: besides undoing the change.
+
+  Raises:
+    JournalError: they differ.
+  """
+  before, now = read_json(manifest, remedy), {'format': FORMAT, **settings}
+  differences = '; '.join(
+    f'{name} was {before.get(name)!r}, now {now.get(name)!r}'
+    for name in {**before, **now}
+    if before.get(name) != now.get(name)
+  )
+  if differences:
+    raise JournalError(
+      f'{what} was started with other settings: {differences}. Undo the change, {remedy}'
+    )
 
 
 @contextlib.contextmanager

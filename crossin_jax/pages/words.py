@@ -1,10 +1,14 @@
 """Formats of figures, languages, durations and tables on pages and in terminals."""
 
 from collections.abc import Sequence
+import re
 
 from crossin_jax.languages import english_name
 
 _NONE = '\N{EM DASH}'
+_CONTROL = re.compile(
+  '[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]'
+)
 
 
 def duration(seconds: float | None) -> str:
@@ -38,6 +42,17 @@ def points(value: float | None) -> str:
 def shortened(text: str, most: int) -> str:
   """The text, or its beginning with an ellipsis: at most `most` characters."""
   return text if len(text) <= most else text[: most - 1] + '\N{HORIZONTAL ELLIPSIS}'
+
+
+def shown(text: str, most: int) -> str:
+  """The text, or its first `most` characters with an ellipsis, without control characters and
+  direction marks.
+  """
+  text = text.strip()
+  short = text[:most]
+  if len(text) > most:
+    short = f'{short.rstrip()} \N{HORIZONTAL ELLIPSIS}'
+  return _CONTROL.sub('\N{REPLACEMENT CHARACTER}', short.replace('\r\n', '\n').replace('\r', '\n'))
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -97,7 +97,7 @@ _TAKE = {
   'inspect': None, 'compare': None, 'serve': None,
   'score': None, 'plan': None, 'bench': None, 'prepare': ('--output_dir',),
   'sweep': ('--remote_dir',), 'contamination': ('--data_dir',),
-  'translate': ('--checkpoint',),
+  'translate': ('--checkpoint',), 'pairs': ('--checkpoint', '--reference'),
 }  # fmt: skip
 
 

@@ -66,6 +66,26 @@ class Parser(argparse.ArgumentParser):
     return f'{flag}{equals}{value}' if name.startswith('--') and flag in known else word
 
 
+def add_share(parser: Parser) -> None:
+  """Adds `--share`, by which workers that know nothing of each other divide chunks."""
+  parser.add_argument(
+    '--share', default='0/1', help='i/n: this worker takes every n-th chunk from the i-th'
+  )
+
+
+def share_of(args: argparse.Namespace) -> tuple[int, int]:
+  """(i, n) of `--share`; raises ConfigError."""
+  try:
+    i, n = map(int, args.share.split('/'))
+    if not 0 <= i < n:
+      raise ValueError
+  except ValueError:
+    raise config.ConfigError(
+      f'--share {args.share!r}: write i/n with 0 <= i < n, e.g. 0/4'
+    ) from None
+  return i, n
+
+
 def finish(args: argparse.Namespace, result: dict, status: int = exit_status.DONE) -> int:
   """Prints the result as JSON with `--json`; returns the exit status."""
   if args.json:

@@ -177,17 +177,8 @@ def main(argv: list[str]) -> int:
   parser.add_argument('--checkpoint', required=True, help='a MODEL_DIR or a Hugging Face directory')
   parser.add_argument('--input', required=True, help='folder of <language>/00000.jsonl ...')
   parser.add_argument('--output', required=True, help='folder that gets the same names')
-  parser.add_argument(
-    '--share', default='0/1', help='i/n: this worker takes every n-th chunk from the i-th'
-  )
+  command_line.add_share(parser)
   args = parser.parse_args(argv)
-  try:
-    i, n = map(int, args.share.split('/'))
-    if not 0 <= i < n:
-      raise ValueError
-  except ValueError:
-    raise config.ConfigError(
-      f'--share {args.share!r}: write i/n with 0 <= i < n, e.g. 0/4'
-    ) from None
+  share = command_line.share_of(args)
   model = SavedModel.open(args.checkpoint).module(args)
-  return 0 if run(args.checkpoint, model, args.kind, args.input, args.output, (i, n)) else RESTART
+  return 0 if run(args.checkpoint, model, args.kind, args.input, args.output, share) else RESTART

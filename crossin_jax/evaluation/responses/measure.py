@@ -57,9 +57,14 @@ def duplicated_share(text: str) -> float:
   return 1.0 - len({tuple(units[i : i + n]) for i in range(count)}) / count
 
 
+def identified(text: str) -> tuple[str, float]:
+  """`language_id.identify` of a response; ignores thoughts, code and URLs."""
+  return language_id.identify(_FENCED.sub(' ', without_thoughts(text)), limit=8192)
+
+
 def language_of(text: str) -> str:
   """Code of the language of a response, '' if undetermined; ignores thoughts, code and URLs."""
-  return language_id.identify(_FENCED.sub(' ', without_thoughts(text)), limit=8192)[0]
+  return identified(text)[0]
 
 
 # ---- tables ----

@@ -1,10 +1,9 @@
 """Embeds English instructions as unit vectors.
 
-Letters: N texts, D dimensions, B rows of a batch, L tokens, E width of the model.
+Letters: N texts, D dimensions.
 """
 
 from collections.abc import Sequence
-import functools
 import hashlib
 
 import numpy as np
@@ -75,7 +74,9 @@ def embed(
   elif method == 'characters':
     vectors = _ngrams(distinct, dimensions, seed, analyzer='char_wb', ngram_range=(3, 4))
   elif kind == 'sentence-transformers' and name:
-    vectors = _sentence_transformer(distinct, name)
+    from crossin_jax.decoding.text_vectors import sentence_vectors
+
+    vectors = sentence_vectors(distinct, name)
   elif method == 'model':
     vectors = _of_checkpoint(distinct, checkpoint, model, max_tokens)
   else:
@@ -159,25 +160,9 @@ def _digest(text: str) -> bytes:
 # ---- models ----
 
 
-def _sentence_transformer(distinct: list[str], name: str) -> np.ndarray:
-  try:
-    from sentence_transformers import SentenceTransformer
-  except ImportError:
-    raise ValueError(
-      f'embed.method = "sentence-transformers:{name}" needs that library: pip install '
-      'sentence-transformers; '
-      'or use embed.method = "tfidf"'
-    ) from None
-  # Sorted by length for little padding, and independent of the order of the texts.
-  order = sorted(range(len(distinct)), key=lambda i: (-len(distinct[i]), distinct[i]))
-  encoded = SentenceTransformer(name).encode([distinct[i] for i in order], convert_to_numpy=True)
-  vectors = np.empty((len(distinct), encoded.shape[1]), np.float32)
-  vectors[order] = encoded
-  return vectors
-
-
 def _of_checkpoint(distinct: list[str], checkpoint: str, model, max_tokens: int) -> np.ndarray:
   from crossin_jax.checkpoints.saved_model import SavedModel
+  from crossin_jax.decoding.text_vectors import mean_states
   from crossin_jax.devices.partitioning import Partitioner
 
   if not checkpoint or model is None:
@@ -196,73 +181,3 @@ def _of_checkpoint(distinct: list[str], checkpoint: str, model, max_tokens: int)
   if read.sum() > 1:
     vectors[read] -= vectors[read].mean(0)
   return vectors
-
-
-def mean_states(
-  model, params, partition, tokens: Sequence[Sequence[int]], *, bos_id: int | None, rows: int = 32
-) -> np.ndarray:
-  """Mean of the model's last hidden states over the tokens of each text.
-
-  Args:
-    model: a `Decoder`.
-    params: its parameters, on the mesh of `partition`, which must be active.
-    tokens: of each text, without BOS; BOS is read before them and not counted in the mean.
-    bos_id: first input; None = the first token.
-    rows: texts read together, rounded up to a multiple of the mesh's batch parts.
-
-  Returns:
-    float32 [N, E]; zeros for a text without tokens.
-  """
-  from crossin_jax.data.stream import put_batch
-  from crossin_jax.decoding.cache import bucket
-  from crossin_jax.processes import interruption
-
-  rows = -(-rows // partition.batch_ways) * partition.batch_ways
-  compute = _mean_states(model, partition.replicated)
-  vectors = np.zeros((len(tokens), model.config.embed_dim), np.float32)
-  shapes: dict[int, list[int]] = {}
-  for i, ids in enumerate(tokens):
-    if len(ids):
-      shapes.setdefault(bucket(len(ids) + 1), []).append(i)
-  for length, places in shapes.items():
-    for first in range(0, len(places), rows):
-      interruption.check()
-      own = places[first : first + rows]
-      inputs, segments = np.zeros((2, rows, length), np.int32)
-      for row, i in enumerate(own):
-        read = tokens[i] if bos_id is None else [bos_id, *tokens[i]]
-        inputs[row, : len(read)] = read
-        segments[row, : len(read)] = 1
-      make = lambda _, selected: {'inputs': inputs[selected], 'segments': segments[selected]}
-      batch = put_batch(make, 0, (rows, length), partition.batch_sharding)
-      vectors[own] = np.asarray(compute(params, batch))[: len(own)]
-  return vectors
-
-
-@functools.lru_cache(maxsize=8)
-def _mean_states(model, replicated):
-  """A jitted (params, batch) -> float32 [B, E]."""
-  import jax
-  import jax.numpy as jnp
-
-  def compute(params, batch):
-    _, captured = model.apply(
-      {'params': params},
-      batch['inputs'],
-      batch['inputs'],
-      decoder_segment_ids=batch['segments'],
-      enable_dropout=False,
-      capture_intermediates=lambda module, method: (
-        module.name == 'final_norm' and method == '__call__'
-      ),
-      mutable=['intermediates'],
-    )
-    state_BLE = captured['intermediates']['decoder']['final_norm']['__call__'][0].astype(
-      jnp.float32
-    )
-    weight_BL = (batch['segments'] > 0).at[:, 0].set(False).astype(jnp.float32)
-    return jnp.einsum('ble,bl->be', state_BLE, weight_BL) / jnp.maximum(
-      weight_BL.sum(1, keepdims=True), 1
-    )
-
-  return jax.jit(compute, out_shardings=replicated)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 import json
 import os
 from pathlib import Path
-import re
 
 from crossin_jax.languages import is_right_to_left
 from crossin_jax.pages import plots, words
@@ -14,9 +13,6 @@ from crossin_jax.storage.files import write_text
 LONGEST_SHOWN = 700  # characters of a text
 FAR = 0.5  # a mean length this far from the published one, as a share of that, is named
 FAITHFUL = 0.95  # below this share of responses in their language it is named
-_CONTROL = re.compile(
-  '[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]'
-)
 
 
 def write_page(path: str | os.PathLike, found: Mapping, title: str = 'Instruction set') -> None:
@@ -41,7 +37,7 @@ def write_page(path: str | os.PathLike, found: Mapping, title: str = 'Instructio
     percent=words.percent,
     language=words.language_name,
     direction=lambda code: 'rtl' if is_right_to_left(code) else 'ltr',
-    shown=_shown,
+    shown=lambda text: words.shown(text, LONGEST_SHOWN),
     thousands=lambda n: f'{n:,}',
   )
   page = environment.get_template('statistics.html.j2').render(
@@ -68,15 +64,6 @@ def write_page(path: str | os.PathLike, found: Mapping, title: str = 'Instructio
 def _printable(text: str) -> str:
   """Replaces halves of surrogate pairs, which UTF-8 cannot encode."""
   return text.encode('utf-8', 'replace').decode()
-
-
-def _shown(text: str) -> str:
-  """The shortened text without control characters and direction marks."""
-  text = text.strip()
-  short = text[:LONGEST_SHOWN]
-  if len(text) > LONGEST_SHOWN:
-    short = f'{short.rstrip()} \N{HORIZONTAL ELLIPSIS}'
-  return _CONTROL.sub('\N{REPLACEMENT CHARACTER}', short.replace('\r\n', '\n').replace('\r', '\n'))
 
 
 def _findings(report: Mapping) -> list[str]:

@@ -18,6 +18,7 @@ pytest.importorskip(
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
 from crossin_jax.checkpoints import parameters
+from crossin_jax.decoding import text_vectors
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder
 from crossin_jax.storage.files import write_json
@@ -119,7 +120,7 @@ def test_states_are_what_the_logits_are_made_of_whatever_stands_beside(changes):
   rng = np.random.default_rng(0)
   tokens = [rng.integers(3, 61, n).tolist() for n in (1, 20, 7, 0, 1)]
   with partition.activate():
-    found = embeddings.mean_states(model, params, partition, tokens, bos_id=1, rows=2)
+    found = text_vectors.mean_states(model, params, partition, tokens, bos_id=1, rows=2)
   head_EV = (
     params['decoder']['lm_head']
     if 'lm_head' in params['decoder']

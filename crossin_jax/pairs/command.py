@@ -1,0 +1,307 @@
+"""`crossin pairs`: pairs of answers in several languages, for preference optimisation."""
+
+import argparse
+from collections import Counter
+import copy
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from typing import Any
+
+import jax
+
+from crossin_jax import config
+from crossin_jax.checkpoints.saved_model import SavedModel
+from crossin_jax.data.pair_rows import Counts, write_pairs
+from crossin_jax.languages import code_of
+from crossin_jax.pages import words
+from crossin_jax.pairs import page, results
+from crossin_jax.pairs import scores as scores_lib
+from crossin_jax.pairs.answers import unknown_languages
+from crossin_jax.pairs.chunks import Chunks, Worker
+from crossin_jax.pairs.options import option_pairs
+from crossin_jax.pairs.questions import Question, read_questions
+from crossin_jax.pairs.sampler import Sampler, sampling
+from crossin_jax.pairs.scores import PIVOT
+from crossin_jax.processes import distributed
+from crossin_jax.storage.files import read_json, write_json
+from crossin_jax.workflow import command_line
+
+MODES = {
+  'pivot': 'chosen is nearest to the English answer that agrees most with the others (CM-Align)',
+  'implicit': 'chosen has the highest implicit reward behind the English prompt (ICR)',
+  'options': 'two options in two languages, chosen at random (DCO); needs no model',
+}
+# Flags that a mode does not read.
+_FOREIGN = {
+  'pivot': ('reference', 'leave_out_answer', 'draws', 'seed'),
+  'implicit': ('leave_out_answer', 'draws', 'seed'),
+  'options': ('checkpoint', 'reference', 'length_control', 'round', 'chunk', 'share'),
+}
+_DEFAULTS = {'draws': 1, 'seed': 0, 'round': 1, 'chunk': 16, 'share': '0/1'}
+
+
+def main(argv: list[str]) -> int:
+  """The command line of `crossin pairs`."""
+  args = _parser().parse_args(argv)
+  languages = _checked(args)
+  directory = os.path.join(args.output_dir, f'round_{args.round}')
+  left_out: Counts = Counter()
+  if args.by == 'options':
+    config.parse(args)
+    questions = read_questions(args.prompts, languages, args.limit, left_out)
+    return _options(args, directory, questions, languages, left_out)
+  read = read_questions(args.prompts, [*dict.fromkeys([PIVOT, *languages])], args.limit, left_out)
+  questions = [question for question in read if PIVOT in question.asked]
+  for question in read:
+    if PIVOT not in question.asked:
+      left_out.update((code, 'no_english_prompt') for code in languages if code in question.asked)
+  if PIVOT not in languages:
+    left_out = Counter({key: n for key, n in left_out.items() if key[0] != PIVOT})
+  return _sampled(args, directory, questions, languages, left_out)
+
+
+def _parser() -> command_line.Parser:
+  parser = command_line.Parser(
+    'pairs',
+    'Make pairs of answers, one to prefer and one to avoid, from prompts that are asked in several '
+    'languages. The same command continues an interrupted run.',
+    'crossin pairs --by pivot --prompts data/prompts --languages en,zh,sw --checkpoint runs/a '
+    '--output_dir pairs --gin.Sampling.max_new_tokens=512',
+    gin=True,
+    processes=True,
+  )
+  add = parser.add_argument
+  modes = '; '.join(f'{mode}: {what}' for mode, what in MODES.items())
+  add('--by', required=True, choices=MODES, help=modes)
+  add(
+    '--prompts',
+    required=True,
+    help='stem NAME of files NAME.<language>.json or .jsonl, or one file whose rows have '
+    '"language"; any rows, or prompts without answers',
+  )
+  add('--languages', required=True, help='languages of the pairs, separated by commas')
+  add('--output_dir', required=True, help='gets round_1/pairs.jsonl, pairs.json and pairs.html')
+  add('--checkpoint', help='the model: a MODEL_DIR, a Hugging Face directory or an adapter')
+  add('--reference', help='implicit: what the model was tuned from; of a LoRA run it is its base')
+  add('--round', type=int, help='2: the model was trained on the pairs of round 1 (1)')
+  add(
+    '--length_control',
+    choices=('on', 'off'),
+    help='answers score less the longer they are, so that chosen and rejected ones are equally '
+    'long on average (implicit: on, pivot: off)',
+  )
+  add('--limit', type=int, help='the first prompts only')
+  add('--leave_out_answer', action='store_true', help='options: not the right one')
+  add('--draws', type=int, help='options: pairs of languages drawn for each prompt (1)')
+  add('--seed', type=int, help='options: of the draws (0)')
+  add('--chunk', type=int, help='prompts that are computed and saved together (16)')
+  add('--examples', type=int, default=3, help='examples of each language on the page')
+  command_line.add_share(parser)
+  parser.set_defaults(share=None)
+  return parser
+
+
+def _checked(args: argparse.Namespace) -> list[str]:
+  """The languages; sets defaults in `args`. Raises ValueError."""
+  for flag in _FOREIGN[args.by]:
+    if getattr(args, flag) not in (None, False):
+      raise config.ConfigError(f'--by {args.by} does not read --{flag}; leave it out')
+  for flag, value in _DEFAULTS.items():
+    if getattr(args, flag) is None:
+      setattr(args, flag, value)
+  if args.by != 'options' and not args.checkpoint:
+    raise config.ConfigError(f'--by {args.by} needs --checkpoint, the model that answers')
+  for flag, least in (('round', 1), ('chunk', 1), ('draws', 1), ('limit', 1), ('examples', 0)):
+    if getattr(args, flag) is not None and getattr(args, flag) < least:
+      raise config.ConfigError(f'--{flag} {getattr(args, flag)}: must be at least {least}')
+  languages = list(dict.fromkeys(code_of(code) for code in args.languages.split(',')))
+  if args.by == 'options' and len(languages) < 2:
+    raise config.ConfigError('--by options compares languages; name at least two')
+  return languages
+
+
+# ---- options ----
+
+
+def _options(args, directory: str, questions, languages: list[str], left_out: Counts) -> int:
+  tally = results.Tally(left_out)
+  rows = option_pairs(
+    questions, languages, draws=args.draws, leave_out_answer=args.leave_out_answer,
+    seed=args.seed, left_out=left_out,
+  )  # fmt: skip
+  made_by = {'draws': args.draws, 'leave_out_answer': args.leave_out_answer, 'seed': args.seed}
+  return _write(
+    args, directory, tally.passing(rows), len(questions), made_by, lambda: tally.figures(languages)
+  )
+
+
+# ---- sampled answers ----
+
+
+def _sampled(args, directory: str, questions, languages: list[str], left_out: Counts) -> int:
+  source, reference = SavedModel.open(args.checkpoint), None
+  if args.by == 'implicit':
+    reference = _reference(args, source)
+  _check_round(args, source)
+  share = command_line.share_of(args)
+  # The flags of the last module that is configured are in force.
+  module_of = {}
+  for model in filter(None, (reference, source)):
+    module_of[model.path] = model.module(copy.deepcopy(args))
+  distributed.initialize(args)
+  settings = sampling()
+  if settings.samples < 2:
+    raise config.ConfigError('Sampling.samples = 1: a pair needs at least 2 answers to a prompt')
+  asked = list(dict.fromkeys([*([PIVOT] if args.by == 'pivot' else []), *languages]))
+
+  def worker() -> Worker:
+    sampler = Sampler(source, module_of[source.path])
+    if args.by == 'pivot':
+      scored = scores_lib.nearness(sampler, questions)
+    else:
+      scored = scores_lib.implicit_reward(sampler, Sampler(reference, module_of[reference.path]))
+    return lambda part, finished: scored(part, sampler.answers(part, asked, finished))
+
+  chunks = Chunks(directory, questions, args.chunk)
+  chunks.begin(_settings(args, source, reference, questions, asked))
+  count = lambda question: settings.samples * sum(language in question.asked for language in asked)
+  chunks.compute(worker, share, count)
+  if missing := len(chunks.missing()):
+    print(
+      f'{missing} of {len(chunks)} chunks are still missing; the worker that finishes the last one '
+      'writes the pairs',
+      file=sys.stderr,
+    )
+    return command_line.finish(args, {'status': 0, 'chunks': len(chunks), 'missing': missing})
+  if jax.process_index():
+    return 0
+  told = lambda model: model and {'path': model.path, 'digest': model.digest}
+  made_by = {
+    'checkpoint': told(source), 'reference': told(reference), 'samples': settings.samples
+  }  # fmt: skip
+  return _assemble(args, directory, chunks, questions, languages, left_out, made_by)
+
+
+def _reference(args, source: SavedModel) -> SavedModel:
+  """The model of which the checkpoint is a tuned one. Raises ConfigError."""
+  path = args.reference or (source.base['path'] if source.has_adapters else None)
+  if path is None:
+    raise config.ConfigError(
+      '--by implicit needs --reference: the model that --checkpoint was tuned from'
+    )
+  reference = SavedModel.open(path)
+  if reference.digest == source.digest:
+    raise config.ConfigError(
+      f'--reference {path} has the same weights as --checkpoint: all rewards would be 0. Give the '
+      'model before its preference tuning'
+    )
+  if reference.prompts.vocabulary.digest != source.prompts.vocabulary.digest:
+    raise config.ConfigError(
+      f'--reference {path} has another tokenizer than --checkpoint; give the model that it was '
+      'tuned from'
+    )
+  return reference
+
+
+def _check_round(args, source: SavedModel) -> None:
+  """Raises ConfigError if a later round would sample from the model of the one before."""
+  if args.round == 1:
+    return
+  path = os.path.join(args.output_dir, f'round_{args.round - 1}', 'pairs.json')
+  before = read_json(path, f'finish round {args.round - 1} first, with the same --output_dir')
+  if before['checkpoint']['digest'] == source.digest:
+    raise config.ConfigError(
+      f'--round {args.round}: {args.checkpoint} has the weights that answered in round '
+      f'{args.round - 1}; train on {os.path.dirname(path)}/pairs.jsonl first, and give that model'
+    )
+
+
+def _settings(
+  args, source: SavedModel, reference: SavedModel | None, questions: list[Question], asked
+) -> dict[str, Any]:
+  """Everything that chunks depend on, flat."""
+  digest = hashlib.sha256()
+  for question in questions:
+    own = {language: dataclasses.astuple(one) for language, one in question.asked.items()}
+    digest.update(json.dumps([question.id, own]).encode())
+  embedder = config.resolve(config.bound('nearness.embedder'))
+  embedder = getattr(embedder, '__qualname__', embedder and repr(embedder))
+  drawn = {f'Sampling.{k}': v for k, v in dataclasses.asdict(sampling()).items()}
+  own = {
+    f'Sampler.{name}': config.bound(f'Sampler.{name}')
+    for name in ('prompt_tokens', 'vector_tokens')
+  }
+  return {
+    'by': args.by,
+    'round': args.round,
+    'digest of the prompts': digest.hexdigest(),
+    'languages asked': asked,
+    'prompts of a chunk': args.chunk,
+    'digest of the weights': source.digest,
+    'digest of the reference': reference and reference.digest,
+    'template': source.prompts.template,
+    'tokenizer': source.prompts.vocabulary.digest,
+    'nearness.embedder': embedder,
+    **own,
+    **drawn,
+    'Sampling.stop': list(sampling().stop),
+  }
+
+
+def _assemble(
+  args, directory: str, chunks: Chunks, questions, languages: list[str], left_out: Counts,
+  made_by: dict,
+) -> int:  # fmt: skip
+  """Picks the pairs, once all chunks are there."""
+  controlled = args.length_control or ('on' if args.by == 'implicit' else 'off')
+  alphas = results.alphas(chunks, languages, args.by) if controlled == 'on' else {}
+  tally = results.Tally(left_out)
+  rows = results.rows_of(chunks, languages, args.by, alphas, tally)
+  unchecked = unknown_languages(languages)
+  made_by |= {'round': args.round, 'unchecked_languages': unchecked}
+  return _write(
+    args, directory, rows, len(questions), made_by, lambda: tally.figures(languages, alphas),
+  )  # fmt: skip
+
+
+# ---- files ----
+
+
+def _write(args, directory: str, rows, questions: int, made_by: dict, figures) -> int:
+  """Writes pairs, page and, last, the results; `figures()` has them once all rows passed."""
+  path = {kind: os.path.join(directory, f'pairs.{kind}') for kind in ('jsonl', 'json', 'html')}
+  if os.path.exists(path['json']):
+    os.unlink(path['json'])  # until all files are of this run
+  write_pairs(path['jsonl'], rows)
+  fixed = {'checkpoint': None, 'reference': None, 'round': 1, 'samples': None}
+  found = {
+    'by': args.by, **fixed, 'unchecked_languages': [], **made_by, 'prompts': args.prompts,
+    'questions': questions, **results.as_json(figures()),
+  }  # fmt: skip
+  page.write(path['html'], path['jsonl'], found, args.examples)
+  write_json(path['json'], found)
+  _print(found, directory)
+  if not found['pairs']:
+    print('warning: no pairs; pairs.html says why', file=sys.stderr)
+  return command_line.finish(args, {'status': 0, 'output': path['jsonl'], **found})
+
+
+def _print(found: dict, directory: str) -> None:
+  """The table and where the files are."""
+  lines = [('language', 'prompts', 'pairs', 'chosen', 'rejected', 'alpha', 'without a pair')]
+  for language, own in found['by_language'].items():
+    lengths = own['characters'] or {}
+    lines.append((
+      words.language_name(language), str(own['questions']), str(own['pairs']),
+      *(f'{lengths[side]:.1f}' if lengths else '-' for side in ('chosen', 'rejected')),
+      '-' if own['alpha'] is None else f'{own["alpha"]:.5g}',
+      ', '.join(f'{reason} {n}' for reason, n in own['left_out'].items()),
+    ))  # fmt: skip
+  print(words.aligned(lines), file=sys.stderr)
+  count = f'{found["pairs"]:,} pairs'
+  if found['by'] == 'options':
+    count = f'{found["pairs"]:,} rows, two for each of {found["pairs"] // 2:,} instances,'
+  print(f'{count} in {directory}/pairs.jsonl; page: pairs.html', file=sys.stderr)
