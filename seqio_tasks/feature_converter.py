@@ -43,6 +43,11 @@ class CrossInFeatureConverter(seqio.FeatureConverter):
     self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
   ) -> tf.data.Dataset:
     length = task_feature_lengths['targets']
+    if 'branches' in ds.element_spec:
+      raise ValueError(
+        'the mixture has preference pairs, which no converter of SeqIO packs: train on the files '
+        'of `crossin prepare` with train.objective = @Preference() or @DirectConsistency()'
+      )
 
     def rows():
       row, start, segment = empty_rows(1, length), 0, 1

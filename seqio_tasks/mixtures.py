@@ -8,7 +8,9 @@ import numpy as np
 from crossin_jax import config
 from crossin_jax.data.mixture_name import CROSSIN_MODES, MixtureName
 from crossin_jax.data.vocabulary import Vocabulary
+from crossin_jax.languages import in_order
 from seqio_tasks.crossin import Preset, TaskSpec, language_pairs
+from seqio_tasks.pair_task import pair_tasks
 
 RATES = ('counts', 'shares', 'temperature', 'epochs')
 
@@ -22,6 +24,7 @@ class MixtureSettings:
     parallel: aligned rows for the CrossIn modes (`ParallelFiles`, `TfdsRows`, `WorldInstructions`).
     english: rows of Base; None = the aligned rows in English.
     texts: name -> list of one-language sources of running text, usable as components.
+    pairs: name -> list of sources of preference pairs (`PairFiles`), usable as components.
     vocabulary: the tokenizer.
     template: 'alpaca', 'cl_boost', 'llama', 'gemma', 'plain', or 'chat' (the template beside
       the tokenizer).
@@ -40,6 +43,7 @@ class MixtureSettings:
   parallel: object = None
   english: object = None
   texts: dict | None = None
+  pairs: dict | None = None
   vocabulary: Vocabulary = gin.REQUIRED
   template: str = 'alpaca'
   presets: tuple[Preset, ...] = ()
@@ -106,35 +110,14 @@ def mixture_entries(name: MixtureName, settings: MixtureSettings) -> list[Mixtur
     )
   entries = []
   for component in name.components:
-    for mode, source, pair in _component(component, name, settings, preset):
-      needed = {*pair, 'en'} if mode == 'x2en2x' else {*pair}
-      missing = needed - set(source.languages)
-      if missing:
-        raise ValueError(
-          f'source {source.name} has no rows in {", ".join(sorted(missing))}; it has '
-          f'{", ".join(source.languages)}'
-        )
-      task = TaskSpec(
-        source=source,
-        component=component,
-        mode=mode,
-        source_language=pair[0],
-        target_language=pair[1],
-        languages=name.languages,
-        preset=preset,
-        seed=settings.seed,
-        validation_rows=settings.validation_rows,
-        template=settings.template,
-        vocabulary=settings.vocabulary,
-        trained_turns=settings.trained_turns,
-      )
-      volume = name.volume if mode in CROSSIN_MODES else None
+    for task in _tasks(component, name, settings, preset):
+      volume = name.volume if task.mode in CROSSIN_MODES else None
       if volume is not None:
         train = len(task.drawn('train').rows)
         if volume > train:
           raise ValueError(
             f'mixture {name}: volume {volume} is more than the {train} examples that '
-            f'{source.name} gives for {mode}; '
+            f'{task.source.name} gives for {task.mode}; '
             f"use 'all' or a smaller volume"
           )
       ranks = task.items('train')[:, 0]
@@ -158,8 +141,51 @@ def mixture_entries(name: MixtureName, settings: MixtureSettings) -> list[Mixtur
   ]
 
 
+def _tasks(component, name, settings, preset) -> list[TaskSpec]:
+  """The Tasks of a component."""
+  shared = {
+    'component': component,
+    'preset': preset,
+    'seed': settings.seed,
+    'validation_rows': settings.validation_rows,
+    'template': settings.template,
+    'vocabulary': settings.vocabulary,
+  }
+  if component in (settings.pairs or {}):
+    sources = settings.pairs[component]
+    tasks = [task for source in sources for task in pair_tasks(source, name.languages, **shared)]
+    if not tasks:
+      held = ', '.join(in_order({code for source in sources for code in source.languages}))
+      raise ValueError(
+        f'mixture {name}: component {component!r} has no pair whose languages are all among those '
+        f'of the name; it has {held or "no usable pair"}'
+      )
+    return tasks
+  tasks = []
+  for mode, source, pair in _component(component, name, settings, preset):
+    needed = {*pair, 'en'} if mode == 'x2en2x' else {*pair}
+    missing = needed - set(source.languages)
+    if missing:
+      raise ValueError(
+        f'source {source.name} has no rows in {", ".join(sorted(missing))}; it has '
+        f'{", ".join(source.languages)}'
+      )
+    tasks.append(
+      TaskSpec(
+        source=source,
+        mode=mode,
+        source_language=pair[0],
+        target_language=pair[1],
+        languages=name.languages,
+        trained_turns=settings.trained_turns,
+        **shared,
+      )
+    )
+  return tasks
+
+
 def _component(component, name, settings, preset):
-  """(mode, source, language pair) of each Task of a component."""
+  """(mode, source, language pair) of each Task of a component of rows."""
   texts = settings.texts or {}
   if component in texts:
     return [
@@ -174,9 +200,9 @@ def _component(component, name, settings, preset):
   else:
     raise ValueError(
       f'mixture {name}: component {component!r} is none of base, '
-      f'{", ".join(CROSSIN_MODES + tuple(texts))}; sources of text '
-      'are components too (MixtureSettings.texts; of X-Instruction: set ROWS, SEED_ROWS, '
-      'TRANSLATED or DISTILLED)'
+      f'{", ".join((*CROSSIN_MODES, *texts, *(settings.pairs or {})))}; sources of text and of '
+      'preference pairs are components too (MixtureSettings.texts and pairs; of X-Instruction: set '
+      'ROWS, SEED_ROWS, TRANSLATED or DISTILLED)'
     )
   if source is None:
     raise ValueError(f'mixture {name}: component {component!r} needs MixtureSettings.parallel')

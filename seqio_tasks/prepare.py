@@ -1,5 +1,6 @@
 """`crossin prepare`: tokenises the Tasks of a Mixture once, in parts, on all cores."""
 
+import argparse
 import collections
 from collections.abc import Mapping
 import concurrent.futures
@@ -327,7 +328,8 @@ def _tokenise_part(spec: TaskSpec, job, max_length: int) -> int:
       continue
     if example.shortened:
       shortened[example.shortened] += 1
-    examples.append((fields['id'], rank, example.tokens, example.loss_weights))
+    branches = () if example.branches is None else (example.branches,)
+    examples.append((fields['id'], rank, example.tokens, example.loss_weights, *branches))
   write_part(f'{base}.arrow', examples)
   write_json(
     f'{base}.json',
@@ -358,9 +360,16 @@ def main(argv: list[str]) -> int:
   parser.add_argument('--output_dir', required=True, help='where tasks/ and mixtures/ are written')
   parser.add_argument('--workers', type=int, help='processes (default: all cores)')
   parser.add_argument('--overwrite', action='store_true', help='rewrite stale tasks')
+  parser.add_argument(
+    '--reference',
+    help='checkpoint whose log-probabilities of preference pairs are stored: that which training '
+    'starts from, where it trains all parameters',
+  )
   args = parser.parse_args(argv)
   config.parse(args)
   summary = prepare(args.mixture, args.output_dir, MixtureSettings(), args.workers, args.overwrite)
+  if args.reference:
+    summary['reference'] = _store_reference(args)
   counts = f'dropped: {_reasons(summary["dropped"])}'
   if summary['shortened']:
     counts += f', shortened: {_reasons(summary["shortened"])}'
@@ -374,10 +383,34 @@ def main(argv: list[str]) -> int:
       * bool(summary['set_aside'])
     ),
     *summary['notes'],
+    *(
+      f'reference {args.reference}: log-probabilities of {stored["pairs"]:,} pairs '
+      f'({stored["computed"]:,} new)'
+      for stored in [summary.get('reference')]
+      if stored
+    ),
     sep='\n',
     file=sys.stderr,
   )
   return command_line.finish(args, summary)
+
+
+def _store_reference(args) -> dict:
+  """Stores the log-probabilities of the pairs under a checkpoint, see `store_reference`."""
+  # Here, so that no process with the threads of JAX forks.
+  from crossin_jax.checkpoints.saved_model import SavedModel
+  from crossin_jax.decoding.reference import store_reference
+  from crossin_jax.devices.partitioning import Partitioner
+
+  mixture = prepared.PreparedMixture(args.output_dir, args.mixture)
+  if not mixture.has_pairs:
+    raise PreparedDataError(f'--reference: mixture {args.mixture} has no preference pairs')
+  source = SavedModel.open(args.reference)
+  # The gin files are those of the mixture, the configuration of the model is its own.
+  own = argparse.Namespace(
+    gin_file=[], gin_search_paths=args.gin_search_paths, gin_bindings=list(args.gin_bindings)
+  )
+  return store_reference(mixture, source, source.module(own), Partitioner())
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

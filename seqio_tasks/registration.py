@@ -13,6 +13,7 @@ from crossin_jax.data.mixture_name import MixtureName
 from crossin_jax.data.prompts import Rejected
 from seqio_tasks.crossin import TaskSpec
 from seqio_tasks.mixtures import MixtureEntry, MixtureSettings, mixture_entries
+from seqio_tasks.pair_task import PairTask
 from seqio_tasks.vocabularies import SeqioVocabulary
 
 
@@ -25,26 +26,31 @@ def register(mixture: str, settings: MixtureSettings | None = None) -> seqio.Mix
 
   Returns:
     The seqio.Mixture. Task features are `targets` (int32 ids, prompt and response) and
-    `loss_weights` (float32); use it with `feature_converter.CrossInFeatureConverter`.
+    `loss_weights` (float32); use it with `feature_converter.CrossInFeatureConverter`. Those of a
+    mixture with preference pairs have `branches` too (int32, 0 on rows; see `data.pairs`).
 
   Raises:
     ValueError: see `mixtures.mixture_entries`.
   """
   name = MixtureName.parse(mixture)
   entries = mixture_entries(name, settings or MixtureSettings())
-  rates = []
+  rates, with_pairs = [], any(isinstance(entry.task, PairTask) for entry in entries)
   for entry in entries:
     if entry.examples:
-      rates.append((_register_task(entry).name, entry.rate))
+      rates.append((_register_task(entry, with_pairs).name, entry.rate))
   seqio.MixtureRegistry.remove(mixture)
   return seqio.MixtureRegistry.add(mixture, rates)
 
 
-def _register_task(entry: MixtureEntry) -> seqio.Task:
+def _register_task(entry: MixtureEntry, with_pairs: bool) -> seqio.Task:
   spec, volume = entry.task, entry.volume
   name = spec.name if volume is None else f'{spec.name}.{volume}'
+  # The Tasks of a Mixture have the same features; a name may be in Mixtures of both kinds.
+  if with_pairs and not isinstance(spec, PairTask):
+    name += '.beside_pairs'
   seqio.TaskRegistry.remove(name)
   vocabulary = SeqioVocabulary(spec.vocabulary)
+  number = lambda dtype: seqio.Feature(seqio.PassThroughVocabulary(1), add_eos=False, dtype=dtype)
   return seqio.TaskRegistry.add(
     name,
     source=seqio.FunctionDataSource(
@@ -52,12 +58,11 @@ def _register_task(entry: MixtureEntry) -> seqio.Task:
       splits=('train', 'validation'),
       num_input_examples={'train': entry.examples, 'validation': len(spec.items('validation'))},
     ),
-    preprocessors=[functools.partial(render, spec=spec)],
+    preprocessors=[functools.partial(render, spec=spec, with_branches=with_pairs)],
     output_features={
       'targets': seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32),
-      'loss_weights': seqio.Feature(
-        seqio.PassThroughVocabulary(1), add_eos=False, dtype=tf.float32
-      ),
+      'loss_weights': number(tf.float32),
+      **({'branches': number(tf.int32)} if with_pairs else {}),
     },
   )
 
@@ -84,11 +89,15 @@ def _rows(spec: TaskSpec, volume, split, shuffle_files=False, seed=None) -> tf.d
   return tf.data.Dataset.from_generator(generate, output_signature=signature)
 
 
-def render(dataset: tf.data.Dataset, sequence_length, spec: TaskSpec) -> tf.data.Dataset:
-  """Preprocessor from string fields to `targets` and `loss_weights`; drops rejected rows.
+def render(
+  dataset: tf.data.Dataset, sequence_length, spec: TaskSpec, with_branches: bool = False
+) -> tf.data.Dataset:
+  """Preprocessor from string fields to `targets` and `loss_weights`, and to `branches` if asked;
+  drops rejected rows.
 
   `sequence_length['targets']` is the most tokens of an example, as max_length is in `prepare`.
   """
+  dtypes = {'targets': tf.int32, 'loss_weights': tf.float32, 'branches': tf.int32}
   max_length = (sequence_length or {}).get('targets')
 
   def tokens_of(*values):
@@ -97,16 +106,18 @@ def render(dataset: tf.data.Dataset, sequence_length, spec: TaskSpec) -> tf.data
     try:
       example = spec.example(fields, max_length)
     except Rejected:
-      return np.zeros(0, np.int32), np.zeros(0, np.float32)
-    return example.tokens, example.loss_weights
+      return np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.int32)
+    branches = np.zeros(len(example.tokens)) if example.branches is None else example.branches
+    return example.tokens, example.loss_weights, branches.astype(np.int32)
 
-  def convert(features):
-    targets, weights = tf.numpy_function(
-      tokens_of, [features[f] for f in FIELDS], (tf.int32, tf.float32)
-    )
-    targets.set_shape((None,))
-    weights.set_shape((None,))
-    return {'id': features['id'], 'targets': targets, 'loss_weights': weights}
+  def convert(row):
+    arrays = tf.numpy_function(tokens_of, [row[f] for f in FIELDS], [*dtypes.values()])
+    for array in arrays:
+      array.set_shape((None,))
+    named = dict(zip(dtypes, arrays))
+    if not with_branches:
+      del named['branches']
+    return {'id': row['id'], **named}
 
   dataset = dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
   return dataset.filter(lambda features: tf.size(features['targets']) > 0)

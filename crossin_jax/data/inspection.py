@@ -97,23 +97,32 @@ def _static_counts(task: MixtureTask) -> dict:
 
 
 def marked(
-  vocabulary: Vocabulary, tokens, loss_weights, colour: bool, stop_id: int | None = None
-) -> str:
+  vocabulary: Vocabulary, tokens, loss_weights, colour: bool, stop_id: int | None = None,
+  branches=None,
+) -> str:  # fmt: skip
   """An example as text, its trained parts underlined and green or between ⟦ and ⟧.
 
-  Decodes the ids of each part, so the text is what the model sees, not what the row has. Special
-  tokens of a chat template are shown; the stop token that is trained is ⏎stop.
+  Of a preference pair each answer stands on a line of its own behind + or -, the rejected one in
+  red. Decodes the ids of each part, so the text is what the model sees, not what the row has.
+  Special tokens of a chat template are shown; the stop token that is trained is ⏎stop.
   """
   pieces = []
   trained = np.asarray(loss_weights) > 0
-  edges = [0, *(np.flatnonzero(np.diff(trained.astype(int))) + 1).tolist(), len(tokens)]
+  numbers = np.zeros(len(tokens), int) if branches is None else np.asarray(branches)
+  changes = np.diff(trained.astype(int)).astype(bool) | np.diff(numbers).astype(bool)
+  edges = [0, *(np.flatnonzero(changes) + 1).tolist(), len(tokens)]
   for start, end in zip(edges, edges[1:]):
     ids = [int(i) for i in tokens[start:end]]
     stop = bool(trained[start]) and ids[-1] in (vocabulary.eos_id, stop_id)
     shown = vocabulary.specials_in(ids[:-1] if stop else ids)
     text = vocabulary.decode(ids[:-1] if stop else ids, shown) + '⏎stop' * stop
+    rejected = numbers[start] > 0 and numbers[start] % 2 == 0
     if trained[start]:
-      text = f'\033[4;32m{text}\033[0m' if colour else f'⟦{text}⟧'
+      text = f'\033[4;{31 if rejected else 32}m{text}\033[0m' if colour else f'⟦{text}⟧'
+    if numbers[start]:
+      text = f'\n{"-" if rejected else "+"} {text}'
+    elif start and branches is not None:  # the prompt of the second half
+      text = f'\n{text}'
     pieces.append(text)
   return ''.join(pieces)
 
@@ -193,5 +202,6 @@ def main(argv: list[str]) -> int:
         f'\n--- {task.split.name}, row {task.split.id(index)}: {len(tokens)} tokens, '
         f'{weights.sum():g} trained'
       )
-      show(marked(vocabulary, tokens, weights, colour, stop_id))
+      branches = task.split.branches(index) if task.split.has_pairs else None
+      show(marked(vocabulary, tokens, weights, colour, stop_id, branches))
   return command_line.finish(args, report)

@@ -15,6 +15,8 @@ MODES = {
   'x2en2x': 'instruction in x, reasoning in English, response in x; no tag',
   'trans': 'translate the instruction text from x into English; no tag',
   'text': 'running text, every token trained',
+  'pairs': 'a prompt with a chosen and a rejected response',
+  'consistency': 'one question in two languages, with the same two candidates for each',
 }
 CROSSIN_MODES = ('mono', 'en2x', 'x2en', 'x2x', 'x2en2x', 'trans')  # those that a volume limits
 

@@ -71,11 +71,13 @@ class Example:
     loss_weights: float32 [length], weight of each token in the loss: 0 on the prompt.
     shortened: what was cut to fit: '', 'input', 'output' or 'input+output'; of a conversation also
       'untrained_turns': earlier answers that the chat template writes in another way later.
+    branches: int8 [length], of a preference pair, see `data.pairs`; None = it is none.
   """
 
   tokens: np.ndarray
   loss_weights: np.ndarray
   shortened: str = ''
+  branches: np.ndarray | None = None
 
 
 class Rejected(ValueError):
