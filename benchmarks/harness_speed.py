@@ -198,7 +198,6 @@ def one_side(side: str, model: str, folder: str, out: str, names: str, threads: 
     assert not cli.main([
       'harness', f'--checkpoint={model}', f'--include_path={folder}', f'--tasks={names}',
       f'--output_dir={out}', '--log_samples', "--gin.DecoderConfig.dtype='float32'",
-      '--gin.Generator.rows=16',
     ])  # fmt: skip
   else:
     import lm_eval

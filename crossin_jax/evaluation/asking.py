@@ -94,7 +94,7 @@ def choose_by_likelihood(
   length: int,
   rows: int,
 ) -> list[list[np.ndarray]]:
-  """Loss of every choice in nats, [item][language][option].
+  """Loss of every choice in nats, [item][language][option]; with `Questions.per_token` per token.
 
   With a template the loss includes the stop token. Rows get longer and fewer if a prompt with its
   choice is longer than `length`.
@@ -121,7 +121,9 @@ def choose_by_likelihood(
     losses = iter(
       continuation_losses(model, params, partition, prefixes, options, bos_id=None, **shape)
     )
-  return [[next(losses) for _ in item] for item in questions.rows]
+    if questions.per_token:
+      losses = (own / list(map(len, ids)) for own, ids in zip(losses, options, strict=True))
+    return [[next(losses) for _ in item] for item in questions.rows]
 
 
 def generate_answers(
@@ -211,8 +213,8 @@ def choice_predictions(questions: Questions, answers: Answers) -> Predictions:
 
 
 def choice_summary(questions: Questions, answers: Answers) -> tuple[Summary, np.ndarray]:
-  """Figures, and the choices, int64 [items, languages]; by likelihood with `accuracy_norm` and
-  RankC.
+  """Figures, and the choices, int64 [items, languages]; by likelihood with RankC, and with
+  `accuracy_norm` where sums were compared.
   """
 
   def summarise(chosen_NL: np.ndarray) -> Summary:
@@ -221,13 +223,15 @@ def choice_summary(questions: Questions, answers: Answers) -> tuple[Summary, np.
   if answers.losses is None:
     chosen_NL = choice_predictions(questions, answers).extract('strict', prompt=questions.prompt)
     return summarise(chosen_NL), chosen_NL
-  chosen_NL, normalised = answers.chosen(), summarise(answers.normalised(questions))
-  summary = dataclasses.replace(
-    summarise(chosen_NL),
-    accuracy_norm=normalised.accuracy,
-    accuracy_norm_by_language=normalised.accuracy_by_language,
-    rankc=_rankc(questions, answers.losses),
-  )
+  chosen_NL = answers.chosen()
+  summary = dataclasses.replace(summarise(chosen_NL), rankc=_rankc(questions, answers.losses))
+  if not questions.per_token:
+    normalised = summarise(answers.normalised(questions))
+    summary = dataclasses.replace(
+      summary,
+      accuracy_norm=normalised.accuracy,
+      accuracy_norm_by_language=normalised.accuracy_by_language,
+    )
   return summary, chosen_NL
 
 

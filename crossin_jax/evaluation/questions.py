@@ -32,6 +32,7 @@ class Questions:
     prompt: number of the prompt form, from 1.
     stop: strings that end a generated answer.
     max_new_tokens: maximum length of a generated answer; None = the caller's.
+    per_token: whether likelihood compares means over tokens in place of sums.
   """
 
   name: str
@@ -42,6 +43,7 @@ class Questions:
   prompt: int = 1
   stop: tuple[str, ...] = ()
   max_new_tokens: int | None = None
+  per_token: bool = False
 
   @property
   def answers(self) -> np.ndarray:

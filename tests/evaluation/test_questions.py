@@ -142,6 +142,10 @@ def test_likelihood_chooses_the_most_probable_option_with_its_stop_token(
   found = asking.choose_by_likelihood(
     model, params, partition, questions, prompts, length=96, rows=4
   )
+  means = asking.choose_by_likelihood(
+    model, params, partition, dataclasses.replace(questions, per_token=True), prompts,
+    length=96, rows=4,
+  )  # fmt: skip
   for i, item in enumerate(questions.rows):
     for j, row in enumerate(item):
       prompt = tiny_vocabulary.encode(render_prompt('gemma', row['instruction']))
@@ -152,6 +156,8 @@ def test_likelihood_chooses_the_most_probable_option_with_its_stop_token(
           _plain_loss(model, params, prompt + answer, [0] * len(prompt) + [1] * len(answer))
         )
       np.testing.assert_allclose(found[i][j], scores, rtol=1e-4)
+      lengths = [len(tiny_vocabulary.encode(choice)) + 1 for choice in row['choices']]
+      np.testing.assert_allclose(means[i][j], np.divide(scores, lengths), rtol=1e-4)
 
 
 @pytest.mark.parametrize(

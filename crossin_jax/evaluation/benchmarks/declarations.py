@@ -33,6 +33,7 @@ class Benchmark:
     prompt_languages: the languages that its prompt is written in; None = all.
     stop: strings that end a generated answer.
     max_new_tokens: maximum length of a generated answer.
+    per_token: whether likelihood compares means over tokens in place of sums.
   """
 
   read: Callable[[str, Sequence[str] | None, str | None], files.Items]
@@ -43,6 +44,7 @@ class Benchmark:
   prompt_languages: frozenset[str] | None = None
   stop: tuple[str, ...] = ()
   max_new_tokens: int = 128
+  per_token: bool = False
 
 
 # ---- CrossIn's benchmarks: SeaEval's prompts ----
@@ -130,8 +132,8 @@ def _lettered(head: str, before_d: str = '') -> Prompt:
   return prompt
 
 
-def _bmlama(fields: Mapping, language: str) -> Row:
-  """Compares complete sentences after an empty prompt, as the authors do for decoders."""
+def _cloze(fields: Mapping, language: str) -> Row:
+  """Compares complete sentences after an empty prompt, as BMLAMA's authors do for decoders."""
   sentences = [fields['prompt'].replace(hub_files.MASK, choice) for choice in fields['choices']]
   return _row('', fields['choices'], sentences, fields['answer'])
 
@@ -193,7 +195,8 @@ BENCHMARKS: dict[str, Benchmark] = {
   # The harness' prompt has a space before D.
   'include': Benchmark(hub_files.read_include, (_lettered('', ' '),), parallel=False),
   'xcsqa': Benchmark(hub_files.read_xcsqa, (_lettered('Question: '),)),
-  'bmlama': Benchmark(hub_files.read_bmlama, (_bmlama,)),
+  'bmlama': Benchmark(hub_files.read_bmlama, (_cloze,), per_token=True),
+  'klar': Benchmark(hub_files.read_klar, (_cloze,), per_token=True),
   'polymath': Benchmark(
     hub_files.read_polymath, (_polymath,), 'number', ('generate',), max_new_tokens=2048
   ),
@@ -297,7 +300,9 @@ class LoadedBenchmark:
         [render(self.fields[code][id_], code) | {'language': code} for code in languages]
         for id_ in ids
       ]
-      settings = (declared.kind, prompt, declared.stop, declared.max_new_tokens)
+      settings = (
+        declared.kind, prompt, declared.stop, declared.max_new_tokens, declared.per_token
+      )  # fmt: skip
       return Questions(self.name, ids, languages, rows, *settings)
 
     groups = [self.languages] if declared.parallel else [[code] for code in self.languages]

@@ -108,6 +108,39 @@ def test_bmlama(tmp_path):
     LoadedBenchmark('bmlama', str(tmp_path))
 
 
+def test_klar(tmp_path):
+  def write(code, template, samples):
+    folder = tmp_path / code
+    folder.mkdir(exist_ok=True)
+    samples = [dict(zip(('index', 'subject', 'object'), sample)) for sample in samples]
+    content = {'relation_name': 'capital_of', 'prompt_templates': [template], 'samples': samples}
+    (folder / 'capital_of.json').write_text(json.dumps(content))
+
+  german = [(7, 'Tiflis', 'Georgien'), (8, 'Paris', 'Frankreich'), (9, 'Atlanta', 'Georgia')]
+  english = [(7, 'Tbilisi', 'Georgia'), (8, 'Paris', 'France'), (9, 'Atlanta', 'Georgia')]
+  write('de', '<subject> ist die Hauptstadt von <mask>.', german)
+  write('en', 'Where is <subject> the capital? The answer is: <mask>', [*english, (10, 'X', 'Y')])
+  loaded = LoadedBenchmark('klar', str(tmp_path))
+  [questions] = loaded.questions()
+  assert questions.ids == ['capital_of-7', 'capital_of-8', 'capital_of-9']
+  assert loaded.notes == ['1 samples were left out: a language lacks them'] and questions.per_token
+  english, german = questions.rows[2]
+  # one candidate, since its English names are equal; the sample's own name is asked for
+  assert (english['choices'], german['choices']) == (
+    ['Georgia', 'France'],
+    ['Georgia', 'Frankreich'],
+  )
+  assert german['continuations'][0] == 'Atlanta ist die Hauptstadt von Georgia.'
+  assert questions.rows[0][1]['choices'] == ['Georgien', 'Frankreich']
+  assert questions.answers.tolist() == [[0, 0], [1, 1], [0, 0]]
+  assert LoadedBenchmark('klar', str(tmp_path), ['de']).languages == ['de']
+  write('en', 'no place', [(7, 'Tbilisi', 'Georgia')])
+  with pytest.raises(RecordError, match='must have <subject> and one <mask>'):
+    LoadedBenchmark('klar', str(tmp_path))
+  with pytest.raises(RecordError, match='no folder with a language code'):
+    LoadedBenchmark('klar', str(tmp_path / 'en'))
+
+
 def test_polymath(tmp_path):
   rows = lambda code: [
     {'id': f'low-{code}-{i}', 'question': f'How many, {i}?', 'answer': answer}
