@@ -145,7 +145,9 @@ def train(
     with partition.activate():
       distributed.barrier('restoring')
       checkpoints = manager.Checkpoints(model_dir, keeping)
-      state, run = _begin(model, optimizer, partition, stream, source, checkpoints, new_stream)
+      state, run = _begin(
+        model, optimizer, objective, partition, stream, source, checkpoints, new_stream
+      )
       step = int(state.step)
       if jax.process_index() == 0:
         if step > total_steps:
@@ -245,7 +247,7 @@ def _layout_of_pairs(model, length: int, prepared: PreparedMixture) -> str:
   return 'plain'
 
 
-def _begin(model, optimizer, partition, stream, source, checkpoints, new_stream):
+def _begin(model, optimizer, objective, partition, stream, source, checkpoints, new_stream):
   """Restores the latest checkpoint, or initialises.
 
   Returns:
@@ -258,8 +260,8 @@ def _begin(model, optimizer, partition, stream, source, checkpoints, new_stream)
       'LoRA adapters need a base model: set train.initial_checkpoint (INITIAL_CHECKPOINT_PATH)'
     )
   base = source.base if adapters else None
-  now = {'base': base, 'optimizer': optimizer.settings}
-  restored = _restored(checkpoints, abstract, optimizer)
+  now = {'base': base, 'optimizer': optimizer.settings, 'objective': repr(objective)}
+  restored = _restored(checkpoints, abstract, optimizer, repr(objective))
   if not restored:
     params = _initial_params(source, model, abstract)
     state = train_state.init_state(model, optimizer.transform, abstract, stream.seed, params)
@@ -275,11 +277,12 @@ def _begin(model, optimizer, partition, stream, source, checkpoints, new_stream)
   return state, dataclasses.replace(run, **now)
 
 
-def _restored(checkpoints, abstract, optimizer):
+def _restored(checkpoints, abstract, optimizer, objective: str):
   """The latest checkpoint, see `Checkpoints.restore_latest`; changed settings are named."""
-  changed = optimizers.changes(
-    manager.saved_run(checkpoints.model_dir).get('optimizer'), optimizer.settings
-  )
+  saved = manager.saved_run(checkpoints.model_dir)
+  changed = optimizers.changes(saved.get('optimizer'), optimizer.settings)
+  if saved.get('objective', objective) != objective:
+    changed = [*changed, f'objective was {saved["objective"]}, now {objective}']
   try:
     restored = checkpoints.restore_latest(abstract)
   except manager.OptimizerStateError as error:

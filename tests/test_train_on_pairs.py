@@ -89,6 +89,9 @@ def test_a_run_on_pairs(mixture, start, tmp_path, capsys):
   assert set(line['preference_by_language']) == {language}
   assert set(line['preference_by_language'][language]) == figures - {'pairs'}
   assert 0 < line['preference']['pairs'] < line['loss_examples']
+  run = settings(mixture, tmp_path / 'a', start[0], objective=Preference('ipo'), total_steps=9)
+  assert train(**run) == 0
+  assert "objective was Preference(kind='dpo', beta=0.3" in capsys.readouterr().err
   # The reference of another model, after it was computed for the first one.
   with pytest.raises(PreparedDataError, match='no log-probabilities of the model that this run'):
     train(**settings(mixture, tmp_path / 'c', start[1]))

@@ -65,6 +65,17 @@ def halves(branches: np.ndarray) -> list[Half]:
   return found
 
 
+def sequences(
+  tokens: np.ndarray, loss_weights: np.ndarray, branches: np.ndarray
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+  """Each answer behind its prompt: number of the branch -> (tokens, loss weights)."""
+  return {
+    number: tuple(np.concatenate([x[half.prompt], x[answer]]) for x in (tokens, loss_weights))
+    for half in halves(branches)
+    for number, answer in half.answers.items()
+  }
+
+
 def features(layout: str | None, reference: bool) -> dict[str, type]:
   """Names and dtypes of what pairs add to a batch.
 

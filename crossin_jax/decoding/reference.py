@@ -4,8 +4,7 @@ import jax
 import numpy as np
 
 from crossin_jax.checkpoints.saved_model import SavedModel
-from crossin_jax.data import references
-from crossin_jax.data.pairs import halves
+from crossin_jax.data import pairs, references
 from crossin_jax.data.prepared import PreparedDataError, PreparedMixture, TaskSplit
 from crossin_jax.decoding.nonfinite import NonFiniteLikelihood
 from crossin_jax.decoding.scoring import sequence_losses
@@ -87,19 +86,14 @@ def _log_probabilities(
   length: int, rows: int,
 ) -> np.ndarray:  # fmt: skip
   """Of the answers of some examples, float64 [examples, 4]."""
-  sequences, places = [], []
+  answers, places = [], []
   for index in indices:
-    tokens, weights = split.example(index)
-    for half in halves(split.branches(index)):
-      for number, answer in half.answers.items():
-        joined = lambda array, half=half, answer=answer: np.concatenate(
-          [array[half.prompt], array[answer]]
-        )
-        sequences.append((joined(tokens), joined(weights)))
-        places.append((index - indices.start, number - 1))
-  longest = max((len(tokens) for tokens, _ in sequences), default=0)
+    of_pair = pairs.sequences(*split.example(index), split.branches(index))
+    answers += of_pair.values()
+    places += [(index - indices.start, number - 1) for number in of_pair]
+  longest = max((len(tokens) for tokens, _ in answers), default=0)
   losses = sequence_losses(
-    model, params, partition, sequences, bos_id=mixture.bos_id, length=max(length, longest),
+    model, params, partition, answers, bos_id=mixture.bos_id, length=max(length, longest),
     rows=rows,
   )  # fmt: skip
   if not np.isfinite(losses).all():

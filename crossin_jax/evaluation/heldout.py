@@ -4,13 +4,15 @@ import functools
 
 import gin
 
-from crossin_jax.data.prepared import PreparedMixture
+from crossin_jax.data import pairs
+from crossin_jax.data.prepared import PreparedMixture, TaskSplit
 from crossin_jax.decoding.scoring import sequence_losses
 
 
 @gin.configurable
 class HeldoutLoss:
-  """Mean loss per trained token over the validation rows of a mixture.
+  """Mean loss per trained token over the validation rows of a mixture; of pairs, over the chosen
+  answers.
 
   Attributes:
     name: prefix of the figures.
@@ -65,7 +67,7 @@ class HeldoutLoss:
     for task in mixture.tasks:
       info = task.info
       count = min(task.examples, self._most)
-      sequences += [task.split.example(index) for index in range(count)]
+      sequences += [_sequence(task.split, index) for index in range(count)]
       languages += [info['target_language']] * count
       pairs += [f'{info["mode"]} {info["source_language"]}>{info["target_language"]}'] * count
     shape = {'length': self._length, 'rows': self._rows}
@@ -85,3 +87,9 @@ class HeldoutLoss:
     yield f'eval/{self.name}/loss_by_language', means(languages)
     if self._by_pair:
       yield f'eval/{self.name}/loss_by_pair', means(pairs)
+
+
+def _sequence(split: TaskSplit, index: int):
+  """Tokens and loss weights of a row, or of the prompt and the chosen answer of a pair."""
+  example = split.example(index)
+  return pairs.sequences(*example, split.branches(index))[1] if split.has_pairs else example

@@ -26,6 +26,7 @@ class RunState:
     stream: settings of the batch stream, see `BatchStream.settings`.
     base: {'path', 'digest'} of the parameters that a LoRA run freezes; None without LoRA.
     optimizer: `Optimizer.settings`; None in checkpoints that were saved without them.
+    objective: repr of the objective; None in checkpoints that were saved without it.
     period: sums of the next metrics line; None = none yet.
     losses: see `SpikeThreshold.losses`.
     best: best value so far of `CheckpointConfig.best_metric`.
@@ -37,6 +38,7 @@ class RunState:
   stream: dict
   base: dict | None = None
   optimizer: dict | None = None
+  objective: str | None = None
   period: dict | None = None
   losses: list = dataclasses.field(default_factory=list)
   best: float | None = None

@@ -20,6 +20,7 @@ from crossin_jax.plan import step as plan_step
 from crossin_jax.plan import topology as plan_topology
 from crossin_jax.plan.step import Compiled
 from crossin_jax.training import optimizers
+from crossin_jax.training.objectives import Preference
 
 pytest.importorskip('libtpu', reason='compiling for TPUs needs libtpu, of the extra `test`')
 
@@ -103,6 +104,38 @@ def test_real_steps_compile(capsys, topology, chips, usable, more):
     'per million tokens',
   ):
     assert words in seen
+
+
+def test_an_objective_of_pairs_compiles(capsys):
+  """With adapters the reference is a second forward pass, in the program and in the figures."""
+  flags = [
+    '--topology=v6e:2x2',
+    '--gin.DecoderConfig.lora=@LoraConfig()',
+    '--gin.LoraConfig.rank=4',
+  ]
+  plain, _ = crossin_plan(capsys, *flags)
+  pairs, _ = crossin_plan(capsys, *flags, '--gin.train.objective=@Preference()')
+  orpo = ['--gin.train.objective=@Preference()', "--gin.Preference.kind='orpo'"]
+  alone, _ = crossin_plan(capsys, *flags, *orpo)
+  assert pairs['compiled'] and pairs['fits']
+  # Of the frozen matrices: one product forward, one backward, and one for the reference.
+  assert 1.3 < pairs['flops_per_step'] / plain['flops_per_step'] < 1.6
+  assert alone['flops_per_step'] == plain['flops_per_step']
+  sent = lambda found: sum(found['sent_bytes_per_chip'].values())
+  assert sent(pairs) > sent(alone), 'the second pass gathers matrices too'
+
+
+@pytest.mark.parametrize('length, name', [(64, 'decoder_branches'), (256, 'decoder_answers')])
+def test_features_of_pairs(length, name):
+  """Splash knows no branches: there the prompt stands twice."""
+  setting = plan_step.Setting(
+    Decoder(DecoderConfig(**{**SIZES, 'dtype': 'bfloat16'})), optimizers.adamw(total_steps=9), 8,
+    length, objective=Preference(),
+  )  # fmt: skip
+  topology = plan_topology.parse('v5e:2x2', 1)
+  partition = Partitioner(mesh_shape=(1, 4, 1), devices=topology.devices)
+  batch = plan_step.abstract_batch(setting, partition)
+  assert name in batch and 'decoder_reference_logps' in batch and 'decoder_pair_ids' in batch
 
 
 def test_what_is_too_large_and_what_fits_instead(capsys):
