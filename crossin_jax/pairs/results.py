@@ -113,7 +113,7 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 def alphas(chunks: Chunks, languages: Sequence[str], by: str) -> dict[str, float]:
   """Language -> alpha of the length control."""
   return {
-    language: length_alpha(lambda: map(candidates, _scored(chunks, language)), by)
+    language: round(length_alpha(lambda: map(candidates, _scored(chunks, language)), by), 9)
     for language in languages
   }
 
