@@ -8,6 +8,7 @@ import numpy as np
 import planted
 import pytest
 
+from crossin_jax.decoding.nonfinite import NonFiniteLikelihood
 from crossin_jax.decoding.schedule import Generation
 from crossin_jax.pairs import results
 from crossin_jax.pairs.answers import Answer, Answers, of_generations
@@ -114,6 +115,21 @@ def test_without_a_pivot_there_are_no_pairs():
   long = [Answers('q', 'en', left_out='prompt_too_long'), found[1]]
   scored = nearness(model, [question])([question], long)
   assert [one.left_out for one in scored] == ['prompt_too_long', 'no_english_answer']
+
+
+def test_vectors_and_rewards_that_are_not_finite():
+  question = Question('q', {'en': Asked(planted.SENTENCES['en'])})
+  found = [Answers('q', 'en', (Answer('one', 'stop', ''), Answer('two', 'stop', '')))]
+  broken = lambda texts: np.full((len(texts), 3), np.nan)
+  with pytest.raises(ValueError, match='vectors of answers are not finite'):
+    nearness(None, [question], embedder=broken)([question], found)
+
+  class Broken(planted.Reference):
+    def log_probabilities(self, prefixes, continuations):
+      raise NonFiniteLikelihood('prefix 1 of 1', 0)
+
+  with pytest.raises(NonFiniteLikelihood, match="question 'q', answers in en: the log-prob"):
+    implicit_reward(planted.Reference({}), Broken({}))([question], found)
 
 
 def test_answers_that_are_never_chosen():
