@@ -1,9 +1,9 @@
-"""The smallest TPU slices for known models, and the least time of a step from 16 chips to two
+r"""The smallest TPU slices for known models, and the least time of a step from 16 chips to two
 v5p-2048: tables for RESULTS.md.
 
-  python benchmarks/plan_table.py smallest --models llama3_8b,gemma_2b,qwen3_0.6b --kinds v5e,v5p
-  --tuning full,lora --output smallest.jsonl python benchmarks/plan_table.py times --models
-  llama3_8b --kinds v5e,v5p
+    python benchmarks/plan_table.py smallest --models llama3_8b,gemma_2b,qwen3_0.6b \
+      --kinds v5e,v5p --tuning full,lora --output smallest.jsonl
+    python benchmarks/plan_table.py times --models llama3_8b --kinds v5e,v5p
 
 `smallest` compiles the real step on ever larger slices until one fits; a row of 4,096 tokens for
 each chip, at least 16 rows. `times` is by formula. No accelerator is needed for either. Compiling
@@ -29,6 +29,7 @@ LENGTH, ROWS = 4096, 16
 LORA = ['--gin.DecoderConfig.lora=@LoraConfig()', '--gin.LoraConfig.rank=64']
 SLICES = {
   'v5e': [('v5e:4x4', 1), ('v5e:4x8', 1), ('v5e:8x8', 1), ('v5e:8x16', 1), ('v5e:16x16', 1)],
+  'v6e': [('v6e:4x4', 1), ('v6e:4x8', 1), ('v6e:8x8', 1), ('v6e:8x16', 1), ('v6e:16x16', 1)],
   'v5p': [
     ('v5p:2x2x4', 1),
     ('v5p:2x4x4', 1),
