@@ -129,8 +129,8 @@ def _options(question: Question, answers: Answers) -> np.ndarray:
 def _unit(vectors_ND: np.ndarray) -> np.ndarray:
   if not np.isfinite(vectors_ND).all():
     raise ValueError(
-      'vectors of answers are not finite: the weights are damaged, or they overflow in the precision '
-      'of the model or embedder; try --gin.DecoderConfig.dtype="\'float32\'"'
+      'vectors of answers are not finite: the weights are damaged, or they overflow in the '
+      'precision of the model or embedder; try --gin.DecoderConfig.dtype="\'float32\'"'
     )
   norms = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
   return np.divide(vectors_ND, norms, out=np.zeros_like(vectors_ND), where=norms > 1e-9)
