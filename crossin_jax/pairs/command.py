@@ -2,6 +2,7 @@
 
 import argparse
 from collections import Counter
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -273,7 +274,7 @@ def _assemble(
 def _write(args, directory: str, rows, questions: int, made_by: dict, figures) -> int:
   """Writes pairs, page and, last, the results; `figures()` has them once all rows passed."""
   path = {kind: os.path.join(directory, f'pairs.{kind}') for kind in ('jsonl', 'json', 'html')}
-  if os.path.exists(path['json']):
+  with contextlib.suppress(FileNotFoundError):
     os.unlink(path['json'])  # until all files are of this run
   write_pairs(path['jsonl'], rows)
   fixed = {'checkpoint': None, 'reference': None, 'round': 1, 'samples': None}

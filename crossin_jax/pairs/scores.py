@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 
 from crossin_jax import config
-from crossin_jax.decoding import text_vectors
+from crossin_jax.decoding import nonfinite, text_vectors
 from crossin_jax.evaluation.answers.strict import strict
 from crossin_jax.pairs.answers import Answers
 from crossin_jax.pairs.questions import Question
@@ -127,6 +127,11 @@ def _options(question: Question, answers: Answers) -> np.ndarray:
 
 
 def _unit(vectors_ND: np.ndarray) -> np.ndarray:
+  if not np.isfinite(vectors_ND).all():
+    raise ValueError(
+      'vectors of answers are not finite: the weights are damaged, or they overflow in the '
+      'precision of the model or embedder; try --gin.DecoderConfig.dtype="\'float32\'"'
+    )
   norms = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
   return np.divide(vectors_ND, norms, out=np.zeros_like(vectors_ND), where=norms > 1e-9)
 
@@ -150,7 +155,9 @@ def implicit_reward(sampler: Sampler, reference: Sampler) -> Scorer:
     options = [
       [sampler.prompts.response(english[one.id], text) for text in one.texts] for one in kept
     ]
-    own, before = (model.log_probabilities(prefixes, options) for model in (sampler, reference))
+    name = lambda i: f'question {kept[i].id!r}, answers in {kept[i].language}'
+    with nonfinite.naming(name):
+      own, before = (model.log_probabilities(prefixes, options) for model in (sampler, reference))
     scored = {
       (one.id, one.language): one.scored(np.round(after - earlier, 4))
       for one, after, earlier in zip(kept, own, before)

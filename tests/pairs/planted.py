@@ -15,11 +15,9 @@ from crossin_jax.pairs.questions import Asked, Question
 SENTENCES = {
   'en': 'The old harbour lies at the mouth of the river, and the boats leave early every morning. ',
   'es': 'El puerto viejo está en la boca del río, y los barcos salen temprano todas las mañanas. ',
-  'sw': 'Bandari ya zamani iko kwenye mdomo wa mto, na mashua huondoka mapema kila asubuhi. ',
   'ur': 'پرانی بندرگاہ دریا کے دہانے پر ہے، اور کشتیاں ہر صبح سویرے روانہ ہوتی ہیں۔ ',
 }
 DIMENSIONS = 24
-GOOD, BAD = 1.0, 0.0
 
 
 def text_of(question: int, sample: int, quality: float, language: str, sentences: int) -> str:
@@ -34,8 +32,8 @@ def quality_of(text: str) -> float:
 def planted(questions: int, languages, samples: int = 10, seed: int = 0):
   """Questions, and their answers by (id, language).
 
-  Of 10 answers 3 are the best, 3 the worst, 2 of extreme length, bad and good by turns, and 2 are
-  in another language and score highest.
+  Of 10 answers 3 are good and 3 bad; a very long and a very short one are one of the best and one
+  of the worst, either way round; 2 are in another language and score highest.
   """
   rng = np.random.default_rng(seed)
   asked, made = [], {}
@@ -44,15 +42,15 @@ def planted(questions: int, languages, samples: int = 10, seed: int = 0):
     asked.append(Question(str(number), own))
     for language in languages:
       others = [code for code in languages if code != language]
-      kinds = ['best'] * 3 + ['worst'] * 3 + ['long', 'short'] + ['elsewhere'] * (samples - 8)
+      kinds = ['good'] * 3 + ['bad'] * 3 + ['long', 'short'] + ['elsewhere'] * (samples - 8)
+      best = rng.choice(['long', 'short'])
       texts = []
       for sample, kind in enumerate(rng.permutation(kinds)):
-        quality = {
-          'best': rng.uniform(0.85, 1), 'worst': rng.uniform(0, 0.15),
-          'long': rng.uniform(0.3, 0.45), 'short': rng.uniform(0.3, 0.45), 'elsewhere': 1.0,
-        }[kind]  # fmt: skip
+        is_good = kind in ('good', best)
+        quality = rng.uniform(0.85, 1) if is_good else rng.uniform(0, 0.15)
+        quality = 1.0 if kind == 'elsewhere' else quality
         written = rng.choice(others) if kind == 'elsewhere' else language
-        length = {'long': 30, 'short': 1}.get(kind, int(rng.integers(2, 6)))
+        length = {'long': 12, 'short': 1}.get(kind, int(rng.integers(2, 6)))
         texts.append(text_of(number, sample, quality, written, length))
       made[str(number), language] = texts
   return asked, made
@@ -107,7 +105,7 @@ class Model:
     assert all('harbour' in text for (text,) in prefixes), 'scored behind the English prompt'
     score = lambda text: 20 * quality_of(text) + self._per_character * len(text)
     return [
-      np.array([score(text) + self._rng.normal(0, 0.5) for (text,) in own]) for own in continuations
+      np.array([score(text) + self._rng.normal(0, 2) for (text,) in own]) for own in continuations
     ]
 
 
