@@ -175,7 +175,7 @@ def test_loss_and_gradients(base, tmp_path, name, adapters):
   reference = None
   if not adapters and objective.has_reference:
     reference = opened(base)[2]
-  for layout in pairs.LAYOUTS:
+  for layout in pairs.LAYOUTS if name == 'dpo' else ('branches',):
     found, ours, sums = our_step(objective, model, params, reference, batch_of(layout))
     assert float(sums.weight) == len(PAIRS)
     np.testing.assert_allclose(found, loss, rtol=1e-5)
