@@ -1,5 +1,8 @@
 """Pairs in a row: each token has its target, its context and its pair, in either layout."""
 
+import os
+import shutil
+
 from conftest import write_prepared
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,6 +108,25 @@ def mixture_of(directory, count=40, dco=False, seed=0):
     rows.append((tokens, (np.arange(len(tokens)) > 1).astype(np.float32)))
   tasks = {'pairs.vi': (1.0, None, examples), 'rows.en': (2.0, None, rows)}
   return write_prepared(directory, tasks), examples
+
+
+def with_pairs(mixture, directory) -> tuple[str, str]:
+  """A copy of a prepared mixture with pairs in the place of its first task: an answer against that
+  of another row; returns (directory, name).
+  """
+  shutil.copytree(mixture[0], directory)
+  split = PreparedMixture(str(directory), mixture[1]).tasks[0].split
+  cut = lambda i: (split.example(i)[0], int(np.argmax(split.example(i)[1] > 0)))
+  examples = []
+  for i in range(len(split)):
+    (tokens, first), (other, start) = cut(i), cut((i + 1) % len(split))
+    example = pair(tokens[:first], tokens[first:], other[start:])
+    examples.append((split.id(i), int(split.ranks[i]), *example))
+  for part in split.parts:
+    os.unlink(path := os.path.join(split.directory, part['file']))  # the old one is mapped
+    prepared.write_part(path, examples[: part['examples']])
+    del examples[: part['examples']]
+  return str(directory), mixture[1]
 
 
 def test_a_file_without_pairs_is_as_before(tmp_path):
