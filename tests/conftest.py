@@ -230,7 +230,8 @@ def write_prepared(
         'fingerprint': f'of {task}',
         'fingerprint_parts': {'source': task},
         'task': info | {'target_language': language or 'en'},
-        'splits': {'train': {'parts': records}},
+        'splits': {'train': {'parts': records, 'dropped': {}, 'shortened': {}}},
+        'source_rows_set_aside': {},
       },
     )
     entries.append(

@@ -12,6 +12,7 @@ from crossin_jax.checkpoints import places
 from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.data.stream import BatchStream, check_resume
 from crossin_jax.storage.files import read_json, write_json
+from crossin_jax.training.objectives import LIKELIHOOD
 
 AHEAD = 2  # batches made ahead in a thread
 # T5X does not use the task of each token, so it is not transferred to the devices.
@@ -123,13 +124,16 @@ def t5x_dataset(
     new_stream: go on with other data settings than the run began with, on purpose.
 
   Raises:
-    ValueError: changed data on resume; names what changed.
+    ValueError: changed data on resume; names what changed. ObjectiveError: preference pairs, which
+      T5X cannot train on.
   """
   import clu.data.dataset_iterator
 
   clu.data.dataset_iterator.DatasetIterator.register(StreamIterator)  # T5X asks isinstance
+  mixture = PreparedMixture(data_dir, cfg.mixture_or_task_name)
+  LIKELIHOOD.check(mixture, z_loss=0.0)
   stream = BatchStream(
-    PreparedMixture(data_dir, cfg.mixture_or_task_name),
+    mixture,
     batch_size=cfg.batch_size,
     length=cfg.task_feature_lengths['targets'],
     seed=cfg.seed or 0,

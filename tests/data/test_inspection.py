@@ -2,10 +2,13 @@
 
 import json
 
+from conftest import write_prepared
+import gin
 import numpy as np
 import pytest
 
 from crossin_jax.data import inspection
+from crossin_jax.data.pair_layout import LAYOUTS
 from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.data.prompts import render_example, stop_id
 from crossin_jax.data.vocabulary import Vocabulary
@@ -19,6 +22,20 @@ def test_shares_follow_the_rates_and_sum_to_one(tiny_prepared):
   for row in found['tasks']:
     assert row['share_examples'] == pytest.approx(row['rate'], abs=0.02)
   assert 0.8 < found['packing_utilisation'] <= 1
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_a_question_in_two_languages_is_one_example(tmp_path, layout):
+  row = np.arange(4, dtype=np.int32), np.ones(4, np.float32)
+  half = np.array([0, 1, 2], np.int8)
+  both = np.concatenate([half, half + 2 * (half > 0)])
+  question = np.zeros(6, np.int32), (both > 0).astype(np.float32), both
+  tasks = {'pairs.en': (1.0, None, [question] * 8), 'rows.en': (1.0, None, [row] * 8)}
+  mixture = PreparedMixture(str(tmp_path), write_prepared(tmp_path, tasks))
+  with gin.unlock_config():
+    gin.bind_parameter('BatchStream.pairs', layout)
+  found = inspection.inspect(mixture, batch_size=4, length=16, steps=20)
+  assert [row['share_examples'] for row in found['tasks']] == pytest.approx([0.5, 0.5], abs=0.02)
 
 
 def test_trained_tokens_are_marked(tiny_vocabulary):

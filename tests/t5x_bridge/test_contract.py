@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import types
 
 from conftest import init_params, tiny_config, write_prepared
 from flax import traverse_util
@@ -229,6 +230,16 @@ def test_changed_data_are_noticed_on_resume(stream, tmp_path):
   with pytest.raises(ValueError, match='batch_size was 8, now 4'):
     get(Config())
   get(Config(), new_stream=True)
+
+
+def test_pairs_are_refused(tmp_path):
+  pair = np.arange(3, dtype=np.int32), np.ones(3, np.float32), np.array([0, 1, 2], np.int8)
+  name = write_prepared(tmp_path, {'pairs.en': (1.0, None, [pair])})
+  config = types.SimpleNamespace(
+    mixture_or_task_name=name, task_feature_lengths={'targets': 16}, batch_size=1, seed=None
+  )
+  with pytest.raises(ValueError, match='pairs.en .* has preference pairs, which the likelihood'):
+    data.t5x_dataset(config, 0, 1, data_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize('optimizer', [optimizers.adamw, optimizers.adafactor])
