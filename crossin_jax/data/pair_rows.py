@@ -150,7 +150,7 @@ def _checked(
     )
   language = _language(fields, 'language', language, refuse)
   if language is None:
-    raise refuse("field 'language' is missing; add it, or name the language of the whole file")
+    raise refuse("field 'language' is missing; add it, or set PairFiles.language (PAIR_LANGUAGE)")
   prompt_language = _language(fields, 'prompt_language', language, refuse)
   prompt, chosen, rejected, fault = _sides(fields, refuse)
   if any(holds_content(fields.get(field)) for field in _OWN):

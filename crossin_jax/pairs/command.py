@@ -49,6 +49,7 @@ def main(argv: list[str]) -> int:
   args = _parser().parse_args(argv)
   languages = _checked(args)
   directory = os.path.join(args.output_dir, f'round_{args.round}')
+  _check_folder(directory, args.by)
   left_out: Counts = Counter()
   if args.by == 'options':
     config.parse(args)
@@ -122,6 +123,18 @@ def _checked(args: argparse.Namespace) -> list[str]:
   if args.by == 'options' and len(languages) < 2:
     raise config.ConfigError('--by options compares languages; name at least two')
   return languages
+
+
+def _check_folder(directory: str, by: str) -> None:
+  """Raises ConfigError if the folder has the work of another mode."""
+  for name in ('run.json', 'pairs.json'):
+    path = os.path.join(directory, name)
+    if os.path.exists(path):
+      before = read_json(path, f'delete {directory} to restart').get('by')
+      if before != by:
+        raise config.ConfigError(
+          f'{directory} has the pairs of --by {before}; choose another --output_dir'
+        )
 
 
 # ---- options ----

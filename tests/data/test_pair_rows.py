@@ -145,7 +145,7 @@ def test_malformed_rows_are_refused(tmp_path, row, parts):
 
 
 def test_rows_need_a_language(tmp_path):
-  with pytest.raises(SourceError, match="'language' is missing; add it, or name the language"):
+  with pytest.raises(SourceError, match="'language' is missing; add it, or set PairFiles.language"):
     read(tmp_path, PLAIN, language=None)
 
 

@@ -336,6 +336,18 @@ def test_options_without_the_right_one(tmp_path):
   }  # fmt: skip
 
 
+def test_modes_do_not_share_a_folder(undisturbed, models, prompts, tmp_path, capsys):
+  before, path = written(undisturbed), write_options(tmp_path / 'questions.jsonl')
+  assert cli.main(options(path, undisturbed)) == 2
+  assert (
+    'round_1 has the pairs of --by pivot; choose another --output_dir' in capsys.readouterr().err
+  )
+  assert written(undisturbed) == before
+  assert cli.main(options(path, tmp_path / 'out')) == 0
+  assert cli.main(command('pivot', prompts, models[0], tmp_path / 'out')) == 2
+  assert 'has the pairs of --by options' in capsys.readouterr().err
+
+
 # ---- bad input ----
 
 
