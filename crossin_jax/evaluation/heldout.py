@@ -65,11 +65,14 @@ class HeldoutLoss:
     mixture = self._open()
     sequences, languages, pairs = [], [], []
     for task in mixture.tasks:
-      info = task.info
-      count = min(task.examples, self._most)
-      sequences += [_sequence(task.split, index) for index in range(count)]
-      languages += [info['target_language']] * count
-      pairs += [f'{info["mode"]} {info["source_language"]}>{info["target_language"]}'] * count
+      own = [
+        one for i in range(min(task.examples, self._most)) for one in _sequences(task.split, i)
+      ]
+      source, target = (task.info[f'{side}_language'] for side in ('source', 'target'))
+      sequences += [sequence for _, sequence in own]
+      # The first half of a question in two languages is in the first of them.
+      languages += [source if is_first else target for is_first, _ in own]
+      pairs += [f'{task.info["mode"]} {source}>{target}'] * len(own)
     shape = {'length': self._length, 'rows': self._rows}
     losses = sequence_losses(model, params, partition, sequences, bos_id=mixture.bos_id, **shape)
     first = int(mixture.bos_id is None)  # without BOS nothing predicts the first token
@@ -89,7 +92,12 @@ class HeldoutLoss:
       yield f'eval/{self.name}/loss_by_pair', means(pairs)
 
 
-def _sequence(split: TaskSplit, index: int):
-  """Tokens and loss weights of a row, or of the prompt and the chosen answer of a pair."""
+def _sequences(split: TaskSplit, index: int) -> list:
+  """A row, or the prompts of a pair with their chosen answers: [(whether another half follows,
+  (tokens, loss weights))].
+  """
   example = split.example(index)
-  return pair_layout.sequences(*example, split.branches(index))[1] if split.has_pairs else example
+  if not split.has_pairs:
+    return [(False, example)]
+  chosen = pair_layout.sequences(*example, split.branches(index))
+  return [(number + 2 in chosen, chosen[number]) for number in (1, 3) if number in chosen]
