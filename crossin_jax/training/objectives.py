@@ -30,6 +30,7 @@ from crossin_jax.training.pair_sums import (
 )
 
 KINDS = ('dpo', 'ipo', 'orpo')
+_LANGUAGES = ('no language', 'one language', 'two languages')  # by halves
 
 
 class ObjectiveError(CrossinError, ValueError):
@@ -99,9 +100,10 @@ class PairObjective:
       if task.split.has_pairs and (halves != self.halves).any():
         row = int(np.flatnonzero(halves != self.halves)[0])
         raise ObjectiveError(
-          f'task {task.split.name}, row {task.split.id(row)} has {halves[row]} of the '
-          f'{self.halves} halves that @{name}() needs: a pair of one language has one, a row of '
-          'direct consistency two. Use the other objective, or remove the row and prepare again'
+          f'task {task.split.name}, row {task.split.id(row)} has its question in '
+          f'{_LANGUAGES[halves[row]]}, and @{name}() needs {_LANGUAGES[self.halves]}: the rows of '
+          '`crossin pairs --by options` are for @DirectConsistency(), all others for @Preference(). '
+          'Set the other objective, or prepare a mixture without such rows'
         )
 
   def stored_reference(self, model, source) -> str | None:
