@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossin_jax.data import pairs as pair_rows
+from crossin_jax.data import pair_layout
 from crossin_jax.data.stream import FEATURES, empty_rows
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder, DecoderConfig
@@ -48,12 +48,12 @@ def ours(layout: str, tokens: np.ndarray):
   )  # fmt: skip
   model, optimizer, partition = Decoder(config), optimizers.adamw(total_steps=1000), Partitioner()
   branches = np.repeat([0, 1, 2], [PROMPT, ANSWER, ANSWER])
-  length = int(pair_rows.lengths(layout, np.array(len(branches)), np.array(PROMPT)))
-  batch = empty_rows(len(tokens), length, FEATURES | pair_rows.features(layout, True))
+  length = int(pair_layout.lengths(layout, np.array(len(branches)), np.array(PROMPT)))
+  batch = empty_rows(len(tokens), length, FEATURES | pair_layout.features(layout, True))
   weights = (branches > 0).astype(np.float32)
   logps = np.full(4, -ANSWER * np.log(IDS))
   for row, example in enumerate(tokens):
-    pair_rows.write(batch, row, 0, 1, example, weights, branches, 1, 0, logps)
+    pair_layout.write(batch, row, 0, 1, example, weights, branches, 1, 0, logps)
   with partition.activate():
     abstract = train_state.state_shardings(model, optimizer.transform, partition)
     state = train_state.init_state(model, optimizer.transform, abstract, 0)
@@ -134,7 +134,7 @@ def main() -> int:
 
       torch.set_num_threads(args.threads)
       steps['trl'] = theirs(tokens, directory)
-    steps |= {layout: ours(layout, tokens) for layout in pair_rows.LAYOUTS}
+    steps |= {layout: ours(layout, tokens) for layout in pair_layout.LAYOUTS}
     times: dict[str, list[float]] = {name: [] for name in steps}
     cpu_times: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(args.rounds + 1):

@@ -5,6 +5,7 @@ pairs, and refused with the reference of another model.
 import os
 import shutil
 
+from data.test_pair_layout import with_pairs
 import jax
 import numpy as np
 import pytest
@@ -20,25 +21,8 @@ from crossin_jax.training.objectives import ObjectiveError, Preference
 
 @pytest.fixture(scope='module')
 def mixture(tiny_prepared, tmp_path_factory):
-  """The tiny mixture with pairs in the place of one task: an answer against that of another row."""
-  directory = str(tmp_path_factory.mktemp('pairs') / 'data')
-  shutil.copytree(tiny_prepared[0], directory)
-  split = PreparedMixture(directory, tiny_prepared[1]).tasks[0].split
-  cut = lambda i: (split.example(i)[0], int(np.argmax(split.example(i)[1] > 0)))
-  examples = []
-  for i in range(len(split)):
-    (tokens, first), (other, start) = cut(i), cut((i + 1) % len(split))
-    joined = np.concatenate([tokens, other[start:]])
-    branches = np.repeat([0, 1, 2], [first, len(tokens) - first, len(other) - start])
-    example = joined, (branches > 0).astype(np.float32), branches
-    examples.append((split.id(i), int(split.ranks[i]), *example))
-  first = 0
-  for part in split.parts:
-    chunk = examples[first : first + part['examples']]
-    os.unlink(path := os.path.join(split.directory, part['file']))  # the old one is mapped
-    write_part(path, chunk)
-    first += part['examples']
-  return directory, tiny_prepared[1]
+  """The tiny mixture with pairs in the place of one task."""
+  return with_pairs(tiny_prepared, tmp_path_factory.mktemp('pairs') / 'data')
 
 
 @pytest.fixture(scope='module')

@@ -2,7 +2,7 @@
 
 D/tasks/<task>/manifest.json            fingerprint, counts, dropped rows by reason
 D/tasks/<task>/<split>-00000.arrow      id, rank, tokens, loss_weights; one record batch a file;
-                                        a Task of pairs has `branches` too, see `data.pairs`
+                                        a Task of pairs has `branches` too, see `data.pair_layout`
 D/tasks/<task>/reference-<digest>/      log-probabilities of pairs, see `data.references`
 D/mixtures/<mixture>.json               tasks with rate and volume, max_length, prompts, vocabulary
 D/vocabularies/<digest>.<suffix>        the tokenizer
@@ -49,7 +49,7 @@ def write_part(path: str, examples) -> None:
   Args:
     path: of the file.
     examples: (id, rank, tokens, loss_weights) tuples; of a Task of pairs with `branches` as a fifth
-      (int [tokens], see `data.pairs`).
+      (int [tokens], see `data.pair_layout`).
   """
   ids, ranks, tokens, weights, *branches = zip(*examples) if examples else ((), (), (), ())
   offsets = np.zeros(len(ids) + 1, np.int32)
@@ -207,7 +207,7 @@ class TaskSplit:
     return tokens[start:end], weights[start:end]
 
   def branches(self, index: int) -> np.ndarray:
-    """The parts of a pair, int8 [length], as a view; see `data.pairs`."""
+    """The parts of a pair, int8 [length], as a view; see `data.pair_layout`."""
     part, row = self._locate(index)
     _, offsets, *_, branches = self._batches[part]
     return branches[offsets[row] : offsets[row + 1]]

@@ -10,8 +10,7 @@ import gin
 import jax
 import numpy as np
 
-from crossin_jax.data import mixing, references, windows
-from crossin_jax.data import pairs as pair_rows
+from crossin_jax.data import mixing, pair_layout, references, windows
 from crossin_jax.data.packing import first_fit
 from crossin_jax.data.prepared import PreparedDataError, PreparedMixture
 
@@ -125,13 +124,15 @@ class BatchStream:
     """
     if packing not in windows.PACKINGS:
       raise ValueError(f'BatchStream.packing = {packing!r} is none of {windows.PACKINGS}')
-    if pairs not in (layouts := ('auto', *pair_rows.LAYOUTS)):
+    if pairs not in (layouts := ('auto', *pair_layout.LAYOUTS)):
       raise ValueError(f'BatchStream.pairs = {pairs!r} is none of {layouts}')
     self.pairs, self.layout, self.reference = pairs, None, reference
     if mixture.has_pairs:
       self.layout = auto_pairs if pairs == 'auto' else pairs
     self._lengths = [
-      pair_rows.lengths(self.layout, task.split.lengths, task.split.prompt_lengths)[: task.examples]
+      pair_layout.lengths(self.layout, task.split.lengths, task.split.prompt_lengths)[
+        : task.examples
+      ]
       for task in mixture.tasks
     ]
     longest = max(int(lengths.max()) for lengths in self._lengths)
@@ -144,7 +145,7 @@ class BatchStream:
       )
     self.mixture, self.batch_size, self.length = mixture, batch_size, length
     self.seed, self.window_size, self.packing = seed, window, packing
-    self.features = FEATURES | pair_rows.features(self.layout, bool(reference))
+    self.features = FEATURES | pair_layout.features(self.layout, bool(reference))
     self._logps = [
       references.read(task.split, reference) if reference and task.split.has_pairs else None
       for task in mixture.tasks
@@ -264,7 +265,7 @@ class BatchStream:
       return start + len(tokens), segment + 1
     logps = None if self._logps[task] is None else self._logps[task][index]
     try:
-      return pair_rows.write(
+      return pair_layout.write(
         batch, row, start, segment, tokens, weights, split.branches(index), bos_id, task, logps
       )
     except ValueError as error:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from crossin_jax.checkpoints.saved_model import SavedModel
-from crossin_jax.data import pairs, references
+from crossin_jax.data import pair_layout, references
 from crossin_jax.data.prepared import PreparedDataError, PreparedMixture, TaskSplit
 from crossin_jax.decoding.nonfinite import NonFiniteLikelihood
 from crossin_jax.decoding.scoring import sequence_losses
@@ -88,7 +88,7 @@ def _log_probabilities(
   """Of the answers of some examples, float64 [examples, 4]."""
   answers, places = [], []
   for index in indices:
-    of_pair = pairs.sequences(*split.example(index), split.branches(index))
+    of_pair = pair_layout.sequences(*split.example(index), split.branches(index))
     answers += of_pair.values()
     places += [(index - indices.start, number - 1) for number in of_pair]
   longest = max((len(tokens) for tokens, _ in answers), default=0)

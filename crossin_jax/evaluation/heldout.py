@@ -4,7 +4,7 @@ import functools
 
 import gin
 
-from crossin_jax.data import pairs
+from crossin_jax.data import pair_layout
 from crossin_jax.data.prepared import PreparedMixture, TaskSplit
 from crossin_jax.decoding.scoring import sequence_losses
 
@@ -92,4 +92,4 @@ class HeldoutLoss:
 def _sequence(split: TaskSplit, index: int):
   """Tokens and loss weights of a row, or of the prompt and the chosen answer of a pair."""
   example = split.example(index)
-  return pairs.sequences(*example, split.branches(index))[1] if split.has_pairs else example
+  return pair_layout.sequences(*example, split.branches(index))[1] if split.has_pairs else example

@@ -48,8 +48,8 @@ def plan_settings(
   """The settings of the planned run; the default of each is the value of `train`.
 
   Args:
-    model, optimizer, objective, batch_size, length: see `train`.
-    microbatches, z_loss, total_steps, partitioner: see `train`.
+    model, optimizer, objective, batch_size, length, microbatches: see `train`.
+    z_loss, total_steps, partitioner: see `train`.
 
   Returns:
     (setting, partitioner).

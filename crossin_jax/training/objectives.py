@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossin_jax.data import pairs as pair_rows
+from crossin_jax.data import pair_layout
 from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.errors import CrossinError
 from crossin_jax.models import lora
@@ -125,7 +125,7 @@ class PairObjective:
 
   def features(self, model, layout: str) -> dict[str, type]:
     """Names and dtypes of what a batch has for this objective beside `stream.FEATURES`."""
-    return pair_rows.features(layout, self.has_reference and not self.has_second_pass(model))
+    return pair_layout.features(layout, self.has_reference and not self.has_second_pass(model))
 
   def has_second_pass(self, model) -> bool:
     """Whether a step computes the reference itself: the model without its adapters."""
@@ -175,7 +175,7 @@ class PairObjective:
 
   def _reference(self, model, params: Any, batch, policy: Answers) -> Answers:
     """The answers under the reference, without gradient."""
-    if pair_rows.REFERENCE in batch:
+    if pair_layout.REFERENCE in batch:
       return stored_answers(batch, policy)
     if not self.has_second_pass(model):
       raise ObjectiveError('a batch without log-probabilities of the reference, and no adapters')

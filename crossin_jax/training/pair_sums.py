@@ -1,14 +1,14 @@
 """Log-probabilities of the answers of preference pairs, and mean losses of the rows beside them.
 
 Letters: B batch, L length, P places for pairs or segments of a row (L + 1), A answers (see
-`data.pairs`).
+`data.pair_layout`).
 """
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from crossin_jax.data.pairs import ANSWERS, REFERENCE
+from crossin_jax.data.pair_layout import ANSWERS, REFERENCE
 from crossin_jax.training.losses import weighted
 
 

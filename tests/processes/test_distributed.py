@@ -3,6 +3,7 @@
 import json
 import shutil
 
+from data.test_pair_layout import with_pairs
 from many_processes import Processes
 import numpy as np
 import pytest
@@ -93,6 +94,18 @@ def test_a_run_saved_on_two_processes_goes_on(train, alone, on_two, tmp_path, pr
   with path.open('a') as f:
     f.write(lines[SAVED + 2][:20])
   equal(train(tmp_path / 'run', processes, mesh=mesh), alone)
+
+
+@pytest.mark.slow
+def test_pairs_on_two_processes(tiny_prepared, tmp_path):
+  """One numerator over one denominator: pairs and rows, whichever host has them."""
+  directory, mixture = with_pairs(tiny_prepared, tmp_path / 'data')
+  starter = Processes(directory, mixture, str(tmp_path / 'compiled'))
+  flags = ['--gin.train.objective=@Preference()', "--gin.Preference.kind='orpo'"]
+  run = lambda name, count, parts: starter.run(
+    tmp_path / name, count, {'TRAIN_STEPS': 6, 'train.microbatches': parts}, more=flags
+  )
+  equal(run('two', 2, 2), run('one', 1, 1))
 
 
 def test_flags_go_together(capsys):

@@ -2,12 +2,12 @@
 and the same pairs.
 """
 
-from data.test_pairs import pair
+from data.test_pair_layout import pair
 import jax
 import numpy as np
 import pytest
 
-from crossin_jax.data import pairs
+from crossin_jax.data import pair_layout
 from crossin_jax.data.stream import FEATURES, empty_rows
 from crossin_jax.models import lora
 from crossin_jax.training import losses
@@ -129,11 +129,11 @@ def their_step(name, base, tmp_path, adapters):
 
 def batch_of(layout):
   """All pairs in two rows, the last row empty."""
-  batch = empty_rows(3, LENGTH, FEATURES | pairs.features(layout, False))
+  batch = empty_rows(3, LENGTH, FEATURES | pair_layout.features(layout, False))
   place = {0: (0, 1), 1: (0, 1)}
   for row, (prompt, chosen, rejected) in zip((0, 0, 1), PAIRS):
     example = pair(prompt, [*chosen, EOS], [*rejected, EOS])
-    place[row] = pairs.write(batch, row, *place[row], *example, None, 0)
+    place[row] = pair_layout.write(batch, row, *place[row], *example, None, 0)
   return batch
 
 
@@ -141,7 +141,7 @@ def our_step(objective, model, params, reference, batch):
   """(mean loss, gradients of the trained parameters, sums)."""
   trained, frozen = lora.split(params, lora.of_model(model))
   if reference is not None:
-    batch = {**batch, pairs.REFERENCE: stored(model, reference, batch)}
+    batch = {**batch, pair_layout.REFERENCE: stored(model, reference, batch)}
 
   def mean(trained):
     value, sums = objective(model, lora.merge(trained, frozen), batch, 1)
@@ -175,7 +175,7 @@ def test_loss_and_gradients(base, tmp_path, name, adapters):
   reference = None
   if not adapters and objective.has_reference:
     reference = opened(base)[2]
-  for layout in pairs.LAYOUTS:
+  for layout in pair_layout.LAYOUTS if name == 'dpo' else ('branches',):
     found, ours, sums = our_step(objective, model, params, reference, batch_of(layout))
     assert float(sums.weight) == len(PAIRS)
     np.testing.assert_allclose(found, loss, rtol=1e-5)

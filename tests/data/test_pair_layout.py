@@ -1,5 +1,8 @@
 """Pairs in a row: each token has its target, its context and its pair, in either layout."""
 
+import os
+import shutil
+
 from conftest import write_prepared
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from crossin_jax.data import pairs, prepared, references
+from crossin_jax.data import pair_layout, prepared, references
 from crossin_jax.data.prepared import PreparedDataError, PreparedMixture
 from crossin_jax.data.stream import FEATURES, BatchStream, check_resume, empty_rows
 
@@ -23,8 +26,8 @@ def pair(prompt, chosen, rejected, second=None):
 
 
 def written(layout, example, bos_id=1, logps=None, length=24):
-  batch = empty_rows(1, length, FEATURES | pairs.features(layout, logps is not None))
-  end, segment = pairs.write(batch, 0, 0, 1, *example, bos_id, 0, logps)
+  batch = empty_rows(1, length, FEATURES | pair_layout.features(layout, logps is not None))
+  end, segment = pair_layout.write(batch, 0, 0, 1, *example, bos_id, 0, logps)
   return {name: array[0, :end].tolist() for name, array in batch.items()}, segment
 
 
@@ -61,10 +64,10 @@ def test_every_token_of_an_answer_sees_what_it_would_see_alone(first, second, bo
   for number, half in ((0, first), (2, second)):
     for i in (1, 2) if half else ():
       expected[number + i] = ([bos_id] if bos_id else []) + [*half[0], *half[i]], len(half[i])
-  for layout in pairs.LAYOUTS:
+  for layout in pair_layout.LAYOUTS:
     batch, _ = written(layout, example, bos_id, length=48)
     columns = len(batch['decoder_input_tokens'])
-    lengths = pairs.lengths(layout, len(example[0]), int((example[2] == 0).sum()))
+    lengths = pair_layout.lengths(layout, len(example[0]), int((example[2] == 0).sum()))
     assert columns == lengths - (bos_id is None) * max(batch['decoder_segment_ids'])
     numbers = batch['decoder_branches' if layout == 'branches' else 'decoder_answers']
     found = {}
@@ -90,7 +93,7 @@ def test_every_token_of_an_answer_sees_what_it_would_see_alone(first, second, bo
 @pytest.mark.parametrize('branches', [[], [1, 1], [0, 2, 1], [0, 1, 2, 0], [0, 1, 2, 0, 3], [0, 0]])
 def test_parts_that_are_no_pair(branches):
   with pytest.raises(ValueError, match='the parts of a pair are'):
-    pairs.halves(np.array(branches, np.int8))
+    pair_layout.halves(np.array(branches, np.int8))
 
 
 def mixture_of(directory, count=40, dco=False, seed=0):
@@ -107,6 +110,25 @@ def mixture_of(directory, count=40, dco=False, seed=0):
   return write_prepared(directory, tasks), examples
 
 
+def with_pairs(mixture, directory) -> tuple[str, str]:
+  """A copy of a prepared mixture with pairs in the place of its first task: an answer against that
+  of another row; returns (directory, name).
+  """
+  shutil.copytree(mixture[0], directory)
+  split = PreparedMixture(str(directory), mixture[1]).tasks[0].split
+  cut = lambda i: (split.example(i)[0], int(np.argmax(split.example(i)[1] > 0)))
+  examples = []
+  for i in range(len(split)):
+    (tokens, first), (other, start) = cut(i), cut((i + 1) % len(split))
+    example = pair(tokens[:first], tokens[first:], other[start:])
+    examples.append((split.id(i), int(split.ranks[i]), *example))
+  for part in split.parts:
+    os.unlink(path := os.path.join(split.directory, part['file']))  # the old one is mapped
+    prepared.write_part(path, examples[: part['examples']])
+    del examples[: part['examples']]
+  return str(directory), mixture[1]
+
+
 def test_a_file_without_pairs_is_as_before(tmp_path):
   """Byte for byte: the schema is the old one."""
   prepared.write_part(tmp_path / 'rows.arrow', [('a', 0, [1, 2], [0.0, 1.0])])
@@ -114,7 +136,7 @@ def test_a_file_without_pairs_is_as_before(tmp_path):
   assert table.schema == prepared.SCHEMA
 
 
-@pytest.mark.parametrize('layout', pairs.LAYOUTS)
+@pytest.mark.parametrize('layout', pair_layout.LAYOUTS)
 @pytest.mark.parametrize('dco', [False, True])
 def test_a_stream_of_pairs_and_rows(tmp_path, layout, dco):
   name, examples = mixture_of(tmp_path, dco=dco)
