@@ -42,7 +42,7 @@ class PairTask(TaskSpec):
     return {**empty, 'id': self.source.ids()[row], 'messages': halves}
 
   def example(self, fields: dict[str, Any], max_length: int | None) -> Example:
-    """Tokens, weights and branches of one pair; see `data.pairs`.
+    """Tokens, weights and branches of one pair; see `data.pair_layout`.
 
     Answers that are too long together lose their ends, the longest first.
 

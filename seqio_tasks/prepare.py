@@ -5,6 +5,7 @@ import collections
 from collections.abc import Mapping
 import concurrent.futures
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -366,6 +367,9 @@ def main(argv: list[str]) -> int:
     'starts from, where it trains all parameters',
   )
   args = parser.parse_args(argv)
+  if args.reference:
+    # Models have settings too, which must be known before any is read.
+    importlib.import_module('crossin_jax.decoding.reference')
   config.parse(args)
   summary = prepare(args.mixture, args.output_dir, MixtureSettings(), args.workers, args.overwrite)
   if args.reference:
@@ -397,7 +401,7 @@ def main(argv: list[str]) -> int:
 
 def _store_reference(args) -> dict:
   """Stores the log-probabilities of the pairs under a checkpoint, see `store_reference`."""
-  # Here, so that no process with the threads of JAX forks.
+  # Here, because they take seconds to import.
   from crossin_jax.checkpoints.saved_model import SavedModel
   from crossin_jax.decoding.reference import store_reference
   from crossin_jax.devices.partitioning import Partitioner

@@ -27,7 +27,7 @@ def register(mixture: str, settings: MixtureSettings | None = None) -> seqio.Mix
   Returns:
     The seqio.Mixture. Task features are `targets` (int32 ids, prompt and response) and
     `loss_weights` (float32); use it with `feature_converter.CrossInFeatureConverter`. Those of a
-    mixture with preference pairs have `branches` too (int32, 0 on rows; see `data.pairs`).
+    mixture with preference pairs have `branches` too (int32, 0 on rows; see `data.pair_layout`).
 
   Raises:
     ValueError: see `mixtures.mixture_entries`.

@@ -5,7 +5,10 @@ a stored reference.
 import json
 import math
 import os
+import subprocess
+import sys
 
+from conftest import REPOSITORY
 import pytest
 from test_recipe import REASON, hf  # noqa: F401
 
@@ -36,10 +39,18 @@ def prepare(hf, pairs, how, data, *flags):  # noqa: F811
   values = {'PAIRS': str(pairs / f'{how}.jsonl'), 'VOCABULARY': os.path.join(hf, 'tokenizer.model')}
   values |= {'MixtureSettings.template': 'gemma', 'MixtureSettings.max_length': 64}
   settings = [f'--gin.{name}={value!r}' for name, value in values.items()]
-  return cli.main([
+  command = [
     'prepare', '--gin_file=gin_configs/mixtures/pairs.gin', *settings,
     '--mixture=tuned.pairs.all.en_es.default', f'--output_dir={data}', *flags,
-  ])  # fmt: skip
+  ]  # fmt: skip
+  if not flags:
+    return cli.main(command), ''
+  # A process that has imported nothing yet.
+  done = subprocess.run(
+    [sys.executable, '-m', 'crossin_jax.cli', *command], cwd=REPOSITORY, text=True,
+    stderr=subprocess.PIPE,
+  )  # fmt: skip
+  return done.returncode, done.stderr
 
 
 def train(hf, data, run, *flags):  # noqa: F811
@@ -60,10 +71,11 @@ def lines(run):
 
 
 @pytest.mark.parametrize('lora', [True, False])
-def test_pairs_are_learnt(hf, pairs, tmp_path, lora, capsys):  # noqa: F811
+def test_pairs_are_learnt(hf, pairs, tmp_path, lora):  # noqa: F811
   stored = [] if lora else ['--reference', hf, "--gin.DecoderConfig.dtype='float32'"]
-  assert prepare(hf, pairs, 'given', tmp_path / 'D', *stored) == 0
-  assert ('log-probabilities of 24 pairs (24 new)' in capsys.readouterr().err) != lora
+  status, told = prepare(hf, pairs, 'given', tmp_path / 'D', *stored)
+  assert status == 0, told
+  assert ('log-probabilities of 24 pairs (24 new)' in told) != lora
   flags = [] if lora else ['--gin.DecoderConfig.lora=None']
   assert train(hf, tmp_path / 'D', tmp_path / 'run', *flags) == 0
   first, *_, last = lines(tmp_path / 'run')
@@ -74,7 +86,7 @@ def test_pairs_are_learnt(hf, pairs, tmp_path, lora, capsys):  # noqa: F811
 
 
 def test_direct_consistency_closes_the_gap(hf, pairs, tmp_path):  # noqa: F811
-  assert prepare(hf, pairs, 'options', tmp_path / 'D') == 0
+  assert prepare(hf, pairs, 'options', tmp_path / 'D') == (0, '')
   objective = '--gin.OBJECTIVE=@DirectConsistency()'
   assert train(hf, tmp_path / 'D', tmp_path / 'run', objective) == 0
   first, *_, last = lines(tmp_path / 'run')

@@ -71,7 +71,7 @@ class Example:
     loss_weights: float32 [length], weight of each token in the loss: 0 on the prompt.
     shortened: what was cut to fit: '', 'input', 'output' or 'input+output'; of a conversation also
       'untrained_turns': earlier answers that the chat template writes in another way later.
-    branches: int8 [length], of a preference pair, see `data.pairs`; None = it is none.
+    branches: int8 [length], of a preference pair, see `data.pair_layout`; None = it is none.
   """
 
   tokens: np.ndarray

@@ -95,7 +95,7 @@ def prepare(*paths) -> bool:
 _TAKE = {
   'train': None, 'evaluate': None, 'generate': None, 'import-hf': None, 'export-hf': None,
   'inspect': None, 'compare': None, 'serve': None,
-  'score': None, 'plan': None, 'bench': None, 'prepare': ('--output_dir',),
+  'score': None, 'plan': None, 'bench': None, 'prepare': ('--output_dir', '--reference'),
   'sweep': ('--remote_dir',), 'contamination': ('--data_dir',),
   'translate': ('--checkpoint',), 'pairs': ('--checkpoint', '--reference'),
 }  # fmt: skip
