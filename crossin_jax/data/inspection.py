@@ -46,7 +46,11 @@ def inspect(
     tasks, weights = batch['decoder_task_ids'], batch['decoder_loss_weights']
     tokens += np.bincount(tasks[real], minlength=count)
     loss_tokens += np.bincount(tasks[real], weights=weights[real], minlength=count)
-    examples += np.bincount(tasks[real & (batch['decoder_positions'] == 0)], minlength=count)
+    first = real & (batch['decoder_positions'] == 0)
+    if 'decoder_pair_ids' in batch:  # a pair is one example, and may have several segments
+      pairs = batch['decoder_pair_ids']
+      first &= (pairs == 0) | (pairs == batch['decoder_segment_ids'])
+    examples += np.bincount(tasks[first], minlength=count)
   total_rate = sum(task.rate for task in mixture.tasks)
   per_1000 = stream.epochs(1000)
   rows = [

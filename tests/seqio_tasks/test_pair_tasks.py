@@ -10,7 +10,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from crossin_jax.data import inspection, pairs
+from crossin_jax.data import inspection, pair_layout
 from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.data.prompts import Rejected, render_example
 from crossin_jax.data.source_errors import SourceError
@@ -80,7 +80,7 @@ def test_prepared_pairs_are_the_prompt_with_each_answer(settings, tmp_path, tiny
     held_out += split.manifest['splits']['validation']['examples']
     for i in range(len(split)):
       tokens, weights = split.example(i)
-      halves = pairs.halves(split.branches(i))
+      halves = pair_layout.halves(split.branches(i))
       rows = by_id[split.id(i)]
       assert len(halves) == len(rows)
       for half, own in zip(halves, rows):
@@ -94,6 +94,9 @@ def test_prepared_pairs_are_the_prompt_with_each_answer(settings, tmp_path, tiny
             np.concatenate([weights[half.prompt], weights[answer]]), wanted.loss_weights
           )
   assert held_out == 2
+  report = inspection.inspect(PreparedMixture(str(tmp_path / 'D'), MIXTURE), length=96, steps=400)
+  for task in report['tasks']:
+    assert task['share_examples'] == pytest.approx(task['rate'], abs=0.002)
   shown = inspection.marked(
     tiny_vocabulary, *split.example(0), False, branches=split.branches(0)
   )  # fmt: skip
