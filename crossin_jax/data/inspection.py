@@ -47,9 +47,9 @@ def inspect(
     tokens += np.bincount(tasks[real], minlength=count)
     loss_tokens += np.bincount(tasks[real], weights=weights[real], minlength=count)
     first = real & (batch['decoder_positions'] == 0)
-    if 'decoder_pair_ids' in batch:  # a pair may have several segments; its id is that of the first
-      pairs, segments = batch['decoder_pair_ids'], batch['decoder_segment_ids']
-      first &= (pairs == 0) | (pairs == segments)
+    if 'decoder_pair_ids' in batch:  # a pair is one example, and may have several segments
+      pairs = batch['decoder_pair_ids']
+      first &= (pairs == 0) | (pairs == batch['decoder_segment_ids'])
     examples += np.bincount(tasks[first], minlength=count)
   total_rate = sum(task.rate for task in mixture.tasks)
   per_1000 = stream.epochs(1000)

@@ -344,7 +344,9 @@ def _sentence(run: dict) -> str:
   )
   text = f'{run["benchmark"]} by {run["method"]}: accuracy {run["accuracy"]:.3f} ({by_language})'
   if s := '3' if '3' in run['ac3'] else max(run['ac3'], default=None):
-    text += f', C_{s} {run["consistency"][s]:.3f}, AC3_{s} {run["ac3"][s]:.3f}'
+    wrong = run.get('wrong_consistency', {}).get(s)
+    part = '' if wrong is None else f' ({wrong:.3f} on wrong options)'
+    text += f', C_{s} {run["consistency"][s]:.3f}{part}, AC3_{s} {run["ac3"][s]:.3f}'
     text += f', all languages right {run["all_right"]:.3f}'
   if pairs := run.get('rankc'):
     text += f', RankC {sum(pairs.values()) / len(pairs):.3f}'

@@ -165,7 +165,11 @@ def _table(run: Mapping, predictions: Predictions) -> Iterator[str]:
     yield f'  {english_name(language):<14}{100 * value:7.1f} %'
   yield f'  {"accuracy":<14}{100 * run["accuracy"]:7.1f} %'
   for s, value in run['consistency'].items():
-    yield f'  {"C_" + s:<14}{100 * value:7.1f} %    {"AC3_" + s:<6}{100 * run["ac3"][s]:7.1f} %'
+    wrong = 100 * run['wrong_consistency'][s]
+    yield (
+      f'  {"C_" + s:<14}{100 * value:7.1f} %    {"AC3_" + s:<6}{100 * run["ac3"][s]:7.1f} %    '
+      f'on wrong options {wrong:.1f} %'
+    )
   if drawn := run.get('drawn'):
     counts = ', '.join(f'{code} {count}' for code, count in drawn['by_language'].items() if count)
     low, high = (100 * value for value in drawn['accuracy'])

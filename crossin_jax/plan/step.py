@@ -138,13 +138,19 @@ def abstract_state(setting: Setting, partition: Partitioner) -> train_state.Trai
 def abstract_batch(setting: Setting, partition: Partitioner) -> dict[str, jax.ShapeDtypeStruct]:
   """A batch of the loader as shapes."""
   shape = (setting.batch_size, setting.length)
-  with partition.activate():
-    layout = 'plain' if attention_kernel(setting.model, setting.length) else 'branches'
-  features = FEATURES | setting.objective.features(setting.model, layout)
+  features = FEATURES | setting.objective.features(setting.model, _layout(setting, partition))
   return {
     name: jax.ShapeDtypeStruct(shape, dtype, sharding=partition.batch_sharding)
     for name, dtype in features.items()
   }
+
+
+def _layout(setting: Setting, partition: Partitioner) -> str:
+  """How preference pairs stand in a row. The sizes are the same in both layouts."""
+  if partition.mesh.devices.flat[0].platform != 'tpu':
+    return 'branches'  # whether a GPU has a kernel is known only there
+  with partition.activate():
+    return 'plain' if attention_kernel(setting.model, setting.length) else 'branches'
 
 
 def check_rows(setting: Setting, partition: Partitioner) -> None:

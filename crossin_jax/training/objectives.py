@@ -102,7 +102,7 @@ class PairObjective:
         raise ObjectiveError(
           f'task {task.split.name}, row {task.split.id(row)} has its question in '
           f'{_LANGUAGES[halves[row]]}, and @{name}() needs {_LANGUAGES[self.halves]}: the rows of '
-          '`crossin pairs --by options` are for @DirectConsistency(), all others for @Preference(). '
+          '`crossin pairs --by options` are for @DirectConsistency(), others for @Preference(). '
           'Set the other objective, or prepare a mixture without such rows'
         )
 

@@ -94,6 +94,9 @@ def test_prepared_pairs_are_the_prompt_with_each_answer(settings, tmp_path, tiny
             np.concatenate([weights[half.prompt], weights[answer]]), wanted.loss_weights
           )
   assert held_out == 2
+  report = inspection.inspect(PreparedMixture(str(tmp_path / 'D'), MIXTURE), length=96, steps=400)
+  for task in report['tasks']:
+    assert task['share_examples'] == pytest.approx(task['rate'], abs=0.002)
   shown = inspection.marked(
     tiny_vocabulary, *split.example(0), False, branches=split.branches(0)
   )  # fmt: skip

@@ -31,6 +31,7 @@ class Summary:
     items: number.
     f1, f1_by_language: of spans.
     accuracy_norm, accuracy_norm_by_language: by loss per character.
+    wrong_consistency: s -> the part of C_s that is agreement on wrong options.
     all_right: share of items that every language answers correctly; agreement on a wrong answer
       does not count, as it does for consistency.
     rankc: 'en,zh' -> RankC, see `rankc`; by likelihood.
@@ -52,6 +53,7 @@ class Summary:
   f1_by_language: Mapping[str, float] | None = None
   accuracy_norm: float | None = None
   accuracy_norm_by_language: Mapping[str, float] | None = None
+  wrong_consistency: Mapping[str, float] | None = None
   all_right: float | None = None
   rankc: Mapping[str, float] | None = None
   drawn: Mapping[str, object] | None = None
@@ -196,7 +198,9 @@ def summarise(choices: np.ndarray, answers: np.ndarray, languages: Sequence[str]
     raise ValueError(f'a language is named twice: {", ".join(languages)}')
   by_language_L = accuracy_by_language(choices_NL, answers)
   acc = float(by_language_L.mean())
-  consistencies = {str(s): consistency(choices_NL, s) for s in range(2, len(languages) + 1)}
+  right_NL, sizes = correctness(choices_NL, answers), range(2, len(languages) + 1)
+  consistencies = {str(s): consistency(choices_NL, s) for s in sizes}
+  wrong_NL = np.where(right_NL, UNPARSED, choices_NL)
   return Summary(
     accuracy=acc,
     accuracy_by_language=dict(zip(languages, by_language_L.tolist())),
@@ -205,7 +209,8 @@ def summarise(choices: np.ndarray, answers: np.ndarray, languages: Sequence[str]
     pairwise_consistency=by_pair(pairwise_consistency(choices_NL), languages),
     unparsed_rate=float((choices_NL == UNPARSED).mean()),
     items=len(choices_NL),
-    all_right=float(correctness(choices_NL, answers).all(axis=1).mean()),
+    wrong_consistency={str(s): consistency(wrong_NL, s) for s in sizes},
+    all_right=float(right_NL.all(axis=1).mean()),
   )
 
 

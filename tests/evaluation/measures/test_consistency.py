@@ -3,6 +3,7 @@ score.
 """
 
 from itertools import combinations
+import math
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,6 +59,11 @@ def test_invariances_and_order(choices, seed):
   for s, c in one.consistency.items():
     low, high = sorted((one.accuracy, c))
     assert low - 1e-9 <= one.ac3[s] <= high + 1e-9
+  # What is no agreement on wrong options is agreement on the right one.
+  total, right = choices.shape[1], (choices == answers[:, None]).sum(axis=1).tolist()
+  for s, c in one.consistency.items():
+    on_right = np.mean([math.comb(m, int(s)) for m in right]) / math.comb(total, int(s))
+    assert one.wrong_consistency[s] == pytest.approx(c - on_right, abs=1e-12)
 
 
 def test_random_constant_and_perfect_predictors():
