@@ -226,7 +226,7 @@ def _check_round(args, source: SavedModel) -> None:
     return
   path = os.path.join(args.output_dir, f'round_{args.round - 1}', 'pairs.json')
   before = read_json(path, f'finish round {args.round - 1} first, with the same --output_dir')
-  if before['checkpoint']['digest'] == source.digest:
+  if (before['checkpoint'] or {}).get('digest') == source.digest:  # `options` has no model
     raise config.ConfigError(
       f'--round {args.round}: {args.checkpoint} has the weights that answered in round '
       f'{args.round - 1}; train on {os.path.dirname(path)}/pairs.jsonl first, and give that model'
