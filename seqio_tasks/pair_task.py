@@ -1,5 +1,6 @@
 """Tasks of preference pairs: from a pair to tokens, loss weights and branches."""
 
+import collections
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -13,8 +14,13 @@ from seqio_tasks.pair_files import PairFiles
 
 
 @functools.lru_cache(maxsize=64)
-def _ranks(source: PairFiles, split: str, validation_rows: int, seed: int) -> np.ndarray:
-  return split_rows(source, validation_rows, seed)[('train', 'validation').index(split)]
+def _items(source: PairFiles, split: str, validation_rows: int, seed: int) -> dict:
+  """Kind, see `PairFiles.kinds` -> rank and number of each instance, int64 [n, 2]."""
+  order = split_rows(source, validation_rows, seed)[('train', 'validation').index(split)]
+  kinds, found = source.kinds, collections.defaultdict(list)
+  for at in enumerate(order.tolist()):
+    found[kinds[at[1]]].append(at)
+  return {kind: np.array(items, np.int64) for kind, items in found.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,20 +32,18 @@ class PairTask(TaskSpec):
 
   def items(self, split: str) -> np.ndarray:
     """As `TaskSpec.items`: rank and number of each instance."""
-    order = _ranks(self.source, split, self.validation_rows, self.seed)
-    mine, kinds = (self.mode, self.source_language, self.target_language), self.source.kinds
-    ranks = np.array([rank for rank, i in enumerate(order.tolist()) if kinds[i] == mine], np.int64)
-    return np.stack([ranks, order[ranks]], axis=1)
+    found = _items(self.source, split, self.validation_rows, self.seed)
+    mine = self.mode, self.source_language, self.target_language
+    return found.get(mine, np.zeros((0, 2), np.int64))
 
   def fields(self, row: int) -> dict[str, Any]:
     """As `TaskSpec.fields`: 'id', and as 'messages' the halves, each the instruction rows of both
     answers (`PairRow.example`).
     """
-    halves = [
-      [half.example(half.chosen), half.example(half.rejected)] for half in self.source.instance(row)
-    ]
+    instance = self.source.instance(row)
+    halves = [[half.example(half.chosen), half.example(half.rejected)] for half in instance]
     empty = dict.fromkeys(('instruction', 'input', 'output', 'tag'), '')
-    return {**empty, 'id': self.source.ids()[row], 'messages': halves}
+    return {**empty, 'id': instance[0].id, 'messages': halves}
 
   def example(self, fields: dict[str, Any], max_length: int | None) -> Example:
     """Tokens, weights and branches of one pair; see `data.pair_layout`.

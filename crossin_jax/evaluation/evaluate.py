@@ -334,6 +334,11 @@ def main(argv: list[str]) -> int:
     return 0
   for line in (*(f'{name}: {value}' for name, value in figures.items()), *map(_sentence, runs)):
     _log(line)
+  if not runs and not figures:
+    _log(
+      'warning: nothing was measured: give --benchmark or --questions, or train with '
+      'train.evaluators = (@HeldoutLoss(),)'
+    )
   return command_line.finish(args, {'runs': runs, 'figures': figures})
 
 

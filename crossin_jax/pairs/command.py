@@ -314,7 +314,8 @@ def _check_round(args, digest: str | None) -> None:
     return
   path = os.path.join(args.output_dir, f'round_{args.round - 1}', 'pairs.json')
   before = read_json(path, f'finish round {args.round - 1} first, with the same --output_dir')
-  if digest and before['checkpoint']['digest'] == digest:
+  # `options` has no model, and the weights behind an endpoint are not known.
+  if digest and (before['checkpoint'] or {}).get('digest') == digest:
     raise config.ConfigError(
       f'--round {args.round}: {args.checkpoint} has the weights that answered in round '
       f'{args.round - 1}; train on {os.path.dirname(path)}/pairs.jsonl first, and give that model'

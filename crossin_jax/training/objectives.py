@@ -267,8 +267,9 @@ class Preference(PairObjective):
     return ((1 - smoothing) * clean_BP - smoothing * flipped_BP) / (1 - 2 * smoothing)
 
   def _orpo(self, policy, exists_BP):
-    # Where there is no pair any finite number below 0 does.
+    # Where there is no pair any finite number below 0 does. A probability of 1 has infinite odds.
     logps_BP2 = jnp.stack([policy.logps(answer, mean=True) for answer in (1, 2)], axis=-1)
+    logps_BP2 = jnp.minimum(logps_BP2, -jnp.finfo(logps_BP2.dtype).eps)
     logps_BP2 = jnp.where(exists_BP[..., None], logps_BP2, -1)
     odds_BP2 = logps_BP2 - _log1mexp(logps_BP2)
     all_BP, tokens_BP = (x[..., :2].sum(axis=-1) for x in (policy.logps_BPA, policy.tokens_BPA))

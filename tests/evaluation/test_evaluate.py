@@ -104,6 +104,11 @@ def test_a_damaged_model_answers_nothing(hf, files, tmp_path, capsys, method):
   assert 'Traceback' not in said and not (tmp_path / 'out' / 'results.json').exists()
 
 
+def test_nothing_to_measure_is_said(hf, tmp_path, capsys):
+  assert cli.main(['evaluate', '--checkpoint', hf, '--output_dir', str(tmp_path / 'out')]) == 0
+  assert 'nothing was measured: give --benchmark' in capsys.readouterr().err
+
+
 def test_benchmarks_on_a_directory(hf, files, tmp_path, capsys, tiny_vocabulary):
   mmlu = str(files / 'mmlu.json')
   assert (

@@ -346,6 +346,8 @@ def test_modes_do_not_share_a_folder(undisturbed, models, prompts, tmp_path, cap
   assert cli.main(options(path, tmp_path / 'out')) == 0
   assert cli.main(command('pivot', prompts, models[0], tmp_path / 'out')) == 2
   assert 'has the pairs of --by options' in capsys.readouterr().err
+  later = command('pivot', prompts, models[0], tmp_path / 'out', '--round=2', '--limit=1')
+  assert cli.main(later) == 0  # round 1 had no model that this one could be
 
 
 # ---- bad input ----

@@ -30,6 +30,7 @@ from crossin_jax.training.objectives import (
   ObjectiveError,
   Preference,
 )
+from crossin_jax.training.pair_sums import Answers
 
 TASKS, ROWS, LENGTH = 3, 8, 96
 
@@ -256,6 +257,18 @@ def test_what_is_no_pair_changes_nothing():
       jax.value_and_grad(lambda p, objective=objective: objective(model, p, batch, TASKS)[0])
     )(init_params(model))
     assert value == 0 and all((leaf == 0).all() for leaf in jax.tree.leaves(gradients))
+
+
+def test_certain_answers_have_a_finite_gradient():
+  """A probability of 1 in f32 has infinite odds."""
+
+  def loss(logps_BPA):
+    policy = Answers(logps_BPA, jnp.array([[[2.0, 3, 3, 0, 0]]]))
+    return Preference('orpo').of_pairs(policy, None)[0].sum()
+
+  for chosen, rejected in ((0.0, -6.0), (-6.0, 0.0), (0.0, 0.0)):
+    value, gradient = jax.value_and_grad(loss)(jnp.array([[[-1.0, chosen, rejected, 0, 0]]]))
+    assert np.isfinite(value) and np.isfinite(gradient).all(), (chosen, rejected)
 
 
 def test_settings_that_are_refused():
