@@ -235,7 +235,7 @@ def _by_checkpoint(job: _Job) -> int:
   source = SavedModel.open(args.checkpoint)
   if args.by == 'implicit':
     reference = _reference(args, source)
-  _check_round(args, source.digest)
+  _check_round(args, source)
   command_line.share_of(args)
   # The flags of the last module that is configured are in force.
   module_of = {}
@@ -303,19 +303,19 @@ def _reference(args, source: SavedModel) -> SavedModel:
   return reference
 
 
-def _check_round(args, digest: str | None) -> None:
+def _check_round(args, source: SavedModel | None) -> None:
   """Raises ConfigError if a later round would sample from the model of the one before.
 
   Args:
     args: of the command line.
-    digest: of the weights; None = unknown, of an endpoint.
+    source: the model; None = it is behind an endpoint, and its weights are not known.
   """
   if args.round == 1:
     return
   path = os.path.join(args.output_dir, f'round_{args.round - 1}', 'pairs.json')
   before = read_json(path, f'finish round {args.round - 1} first, with the same --output_dir')
-  # `options` has no model, and the weights behind an endpoint are not known.
-  if digest and (before['checkpoint'] or {}).get('digest') == digest:
+  # `options` has no model.
+  if source and (before['checkpoint'] or {}).get('digest') == source.digest:
     raise config.ConfigError(
       f'--round {args.round}: {args.checkpoint} has the weights that answered in round '
       f'{args.round - 1}; train on {os.path.dirname(path)}/pairs.jsonl first, and give that model'
