@@ -63,6 +63,8 @@ def test_prepared_pairs_are_the_prompt_with_each_answer(settings, tmp_path, tiny
   summary = prepare(MIXTURE, str(tmp_path / 'D'), settings, workers=1)
   counts = {'es: equal_answers': 1, 'en: half_missing': 1}
   assert summary['set_aside']['tuned'] == counts and not summary['dropped']
+  (note,) = summary['notes']
+  assert note.startswith('tuned: 1 of 63 pairs left out') and note.endswith('among en, es')
   tasks = {
     task.split.name: task.split
     for task in PreparedMixture(str(tmp_path / 'D'), MIXTURE).tasks
