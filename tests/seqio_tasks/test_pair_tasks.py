@@ -169,6 +169,12 @@ def test_what_cannot_be_prepared_is_named(settings, tmp_path):
                        PairFiles(write(tmp_path / 'e.jsonl', ROWS[60:61]), name='y'))},
       vocabulary=settings.vocabulary,
     ))  # fmt: skip
+  twice = MixtureSettings(
+    pairs={'pairs': (source, PairFiles(write(tmp_path / 'more.jsonl', ROWS[:2]), name='tuned'))},
+    vocabulary=settings.vocabulary,
+  )
+  with pytest.raises(ValueError, match="two sources of 'pairs' have the name 'tuned'"):
+    prepare('tuned.pairs.all.en_es.default', str(tmp_path), twice)
   with pytest.raises(SourceError, match="PairFiles.language = 'qqq'"):
     PairFiles(source.path, language='qqq')
   bare = write(tmp_path / 'bare.jsonl', [{'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}])
