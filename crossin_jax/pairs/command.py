@@ -2,6 +2,7 @@
 
 import argparse
 from collections import Counter
+from collections.abc import Callable
 import contextlib
 import copy
 import dataclasses
@@ -16,14 +17,16 @@ import jax
 from crossin_jax import config
 from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.data.pair_rows import Counts, write_pairs
+from crossin_jax.endpoint import flags as endpoint_flags
 from crossin_jax.languages import code_of
 from crossin_jax.pages import words
 from crossin_jax.pairs import page, results
 from crossin_jax.pairs import scores as scores_lib
 from crossin_jax.pairs.answers import unknown_languages
 from crossin_jax.pairs.chunks import Chunks, Worker
+from crossin_jax.pairs.endpoint_sampler import EndpointSampler, requests_of
 from crossin_jax.pairs.options import option_pairs
-from crossin_jax.pairs.questions import Question, read_questions
+from crossin_jax.pairs.questions import Question, asked_of, read_questions
 from crossin_jax.pairs.sampler import Sampler, sampling
 from crossin_jax.pairs.scores import PIVOT
 from crossin_jax.processes import distributed
@@ -38,8 +41,17 @@ MODES = {
 # Flags that a mode does not read.
 _FOREIGN = {
   'pivot': ('reference', 'leave_out_answer', 'draws', 'seed'),
-  'implicit': ('leave_out_answer', 'draws', 'seed'),
-  'options': ('checkpoint', 'reference', 'length_control', 'round', 'chunk', 'share'),
+  'implicit': ('leave_out_answer', 'draws', 'seed', 'endpoint', 'model'),
+  'options': (
+    'checkpoint',
+    'reference',
+    'length_control',
+    'round',
+    'chunk',
+    'share',
+    'endpoint',
+    'model',
+  ),
 }
 _DEFAULTS = {'draws': 1, 'seed': 0, 'round': 1, 'chunk': 16, 'share': '0/1'}
 
@@ -62,7 +74,8 @@ def main(argv: list[str]) -> int:
       left_out.update((code, 'no_english_prompt') for code in languages if code in question.asked)
   if PIVOT not in languages:
     left_out = Counter({key: n for key, n in left_out.items() if key[0] != PIVOT})
-  return _sampled(args, directory, questions, languages, left_out)
+  job = _Job(args, directory, questions, languages, left_out)
+  return _by_endpoint(job) if args.endpoint else _by_checkpoint(job)
 
 
 def _parser() -> command_line.Parser:
@@ -87,6 +100,7 @@ def _parser() -> command_line.Parser:
   add('--languages', required=True, help='languages of the pairs, separated by commas')
   add('--output_dir', required=True, help='gets round_1/pairs.jsonl, pairs.json and pairs.html')
   add('--checkpoint', help='the model: a MODEL_DIR, a Hugging Face directory or an adapter')
+  add('--model', help='name of the model at --endpoint, which answers in place of --checkpoint')
   add('--reference', help='implicit: what the model was tuned from; of a LoRA run it is its base')
   add('--round', type=int, help='2: the model was trained on the pairs of round 1 (1)')
   add(
@@ -102,6 +116,7 @@ def _parser() -> command_line.Parser:
   add('--chunk', type=int, help='prompts that are computed and saved together (16)')
   add('--examples', type=int, default=3, help='examples of each language on the page')
   command_line.add_share(parser)
+  endpoint_flags.add_flags(parser, required=False)
   parser.set_defaults(share=None)
   return parser
 
@@ -114,8 +129,13 @@ def _checked(args: argparse.Namespace) -> list[str]:
   for flag, value in _DEFAULTS.items():
     if getattr(args, flag) is None:
       setattr(args, flag, value)
-  if args.by != 'options' and not args.checkpoint:
-    raise config.ConfigError(f'--by {args.by} needs --checkpoint, the model that answers')
+  if args.by != 'options' and bool(args.checkpoint) == bool(args.endpoint):
+    other = ' or --endpoint URL with --model NAME' if args.by == 'pivot' else ''
+    raise config.ConfigError(
+      f'--by {args.by} needs one model that answers: --checkpoint DIR{other}'
+    )
+  if bool(args.endpoint) != bool(args.model):
+    raise config.ConfigError('--endpoint URL and --model, the name of the model there, go together')
   for flag, least in (('round', 1), ('chunk', 1), ('draws', 1), ('limit', 1), ('examples', 0)):
     if getattr(args, flag) is not None and getattr(args, flag) < least:
       raise config.ConfigError(f'--{flag} {getattr(args, flag)}: must be at least {least}')
@@ -155,48 +175,111 @@ def _options(args, directory: str, questions, languages: list[str], left_out: Co
 # ---- sampled answers ----
 
 
-def _sampled(args, directory: str, questions, languages: list[str], left_out: Counts) -> int:
-  source, reference = SavedModel.open(args.checkpoint), None
+@dataclasses.dataclass(frozen=True)
+class _Job:
+  """What both kinds of sampling get.
+
+  Attributes:
+    args: of the command line.
+    directory: of the round.
+    questions, languages, left_out: to ask, to make pairs in, and rows that were left out.
+  """
+
+  args: argparse.Namespace
+  directory: str
+  questions: list[Question]
+  languages: list[str]
+  left_out: Counts
+
+  @property
+  def asked(self) -> list[str]:
+    """The languages in which the model is asked."""
+    first = [PIVOT] if self.args.by == 'pivot' else []
+    return list(dict.fromkeys([*first, *self.languages]))
+
+  def run(self, worker: Callable[[], Worker], model: dict[str, Any], made_by: dict) -> int:
+    """Computes the missing chunks of this share, then writes the pairs if none is missing.
+
+    Args:
+      worker: see `Chunks.compute`.
+      model: what the answers of the model depend on.
+      made_by: for pairs.json.
+    """
+    args, samples = self.args, sampling().samples
+    chunks = Chunks(self.directory, self.questions, args.chunk)
+    chunks.begin(_settings(args, model, self.questions, self.asked))
+    count = lambda question: samples * sum(code in question.asked for code in self.asked)
+    chunks.compute(worker, command_line.share_of(args), count)
+    if missing := len(chunks.missing()):
+      print(
+        f'{missing} of {len(chunks)} chunks are still missing; the worker that finishes the last '
+        'one writes the pairs',
+        file=sys.stderr,
+      )
+      return command_line.finish(args, {'status': 0, 'chunks': len(chunks), 'missing': missing})
+    if jax.process_index():
+      return 0
+    made_by |= {'samples': samples}
+    return _assemble(
+      args, self.directory, chunks, self.questions, self.languages, self.left_out, made_by
+    )
+
+
+def _check_samples() -> None:
+  if sampling().samples < 2:
+    raise config.ConfigError('Sampling.samples = 1: a pair needs at least 2 answers to a prompt')
+
+
+def _by_checkpoint(job: _Job) -> int:
+  args, reference = job.args, None
+  source = SavedModel.open(args.checkpoint)
   if args.by == 'implicit':
     reference = _reference(args, source)
-  _check_round(args, source)
-  share = command_line.share_of(args)
+  _check_round(args, source.digest)
+  command_line.share_of(args)
   # The flags of the last module that is configured are in force.
   module_of = {}
   for model in filter(None, (reference, source)):
     module_of[model.path] = model.module(copy.deepcopy(args))
   distributed.initialize(args)
-  settings = sampling()
-  if settings.samples < 2:
-    raise config.ConfigError('Sampling.samples = 1: a pair needs at least 2 answers to a prompt')
-  asked = list(dict.fromkeys([*([PIVOT] if args.by == 'pivot' else []), *languages]))
+  _check_samples()
 
   def worker() -> Worker:
     sampler = Sampler(source, module_of[source.path])
     if args.by == 'pivot':
-      scored = scores_lib.nearness(sampler, questions)
+      scored = scores_lib.nearness(sampler, job.questions)
     else:
       scored = scores_lib.implicit_reward(sampler, Sampler(reference, module_of[reference.path]))
-    return lambda part, finished: scored(part, sampler.answers(part, asked, finished))
+    return lambda part, finished: scored(part, sampler.answers(part, job.asked, finished))
 
-  chunks = Chunks(directory, questions, args.chunk)
-  chunks.begin(_settings(args, source, reference, questions, asked))
-  count = lambda question: settings.samples * sum(language in question.asked for language in asked)
-  chunks.compute(worker, share, count)
-  if missing := len(chunks.missing()):
-    print(
-      f'{missing} of {len(chunks)} chunks are still missing; the worker that finishes the last one '
-      'writes the pairs',
-      file=sys.stderr,
-    )
-    return command_line.finish(args, {'status': 0, 'chunks': len(chunks), 'missing': missing})
-  if jax.process_index():
-    return 0
+  own = {
+    f'Sampler.{name}': config.bound(f'Sampler.{name}')
+    for name in ('prompt_tokens', 'vector_tokens')
+  }
+  model = {
+    'digest of the weights': source.digest,
+    'digest of the reference': reference and reference.digest,
+    'template': source.prompts.template,
+    'tokenizer': source.prompts.vocabulary.digest,
+  } | own
   told = lambda model: model and {'path': model.path, 'digest': model.digest}
-  made_by = {
-    'checkpoint': told(source), 'reference': told(reference), 'samples': settings.samples
-  }  # fmt: skip
-  return _assemble(args, directory, chunks, questions, languages, left_out, made_by)
+  return job.run(worker, model, {'checkpoint': told(source), 'reference': told(reference)})
+
+
+def _by_endpoint(job: _Job) -> int:
+  args = job.args
+  config.parse(args)
+  _check_round(args, None)
+  _check_samples()
+  requests = requests_of(asked_of(job.questions, job.asked), sampling())
+  with endpoint_flags.session(args, [args.model], job.directory, requests) as session:
+    if args.dry_run:
+      return command_line.finish(args, {'status': 0, **session.dry_run()})
+    sampler = EndpointSampler(session.endpoint, sampling())
+    scored = scores_lib.nearness(sampler, job.questions)
+    work = lambda part, finished: scored(part, sampler.answers(part, job.asked, finished))
+    named = {'path': f'{args.model} at {args.endpoint}', 'digest': None}
+    return job.run(lambda: work, {'model at the endpoint': args.model}, {'checkpoint': named})
 
 
 def _reference(args, source: SavedModel) -> SavedModel:
@@ -220,13 +303,19 @@ def _reference(args, source: SavedModel) -> SavedModel:
   return reference
 
 
-def _check_round(args, source: SavedModel) -> None:
-  """Raises ConfigError if a later round would sample from the model of the one before."""
+def _check_round(args, digest: str | None) -> None:
+  """Raises ConfigError if a later round would sample from the model of the one before.
+
+  Args:
+    args: of the command line.
+    digest: of the weights; None = unknown, of an endpoint.
+  """
   if args.round == 1:
     return
   path = os.path.join(args.output_dir, f'round_{args.round - 1}', 'pairs.json')
   before = read_json(path, f'finish round {args.round - 1} first, with the same --output_dir')
-  if (before['checkpoint'] or {}).get('digest') == source.digest:  # `options` has no model
+  # `options` has no model, and the weights behind an endpoint are not known.
+  if digest and (before['checkpoint'] or {}).get('digest') == digest:
     raise config.ConfigError(
       f'--round {args.round}: {args.checkpoint} has the weights that answered in round '
       f'{args.round - 1}; train on {os.path.dirname(path)}/pairs.jsonl first, and give that model'
@@ -234,7 +323,7 @@ def _check_round(args, source: SavedModel) -> None:
 
 
 def _settings(
-  args, source: SavedModel, reference: SavedModel | None, questions: list[Question], asked
+  args, model: dict[str, Any], questions: list[Question], asked: list[str]
 ) -> dict[str, Any]:
   """Everything that chunks depend on, flat."""
   digest = hashlib.sha256()
@@ -244,22 +333,14 @@ def _settings(
   embedder = config.resolve(config.bound('nearness.embedder'))
   embedder = getattr(embedder, '__qualname__', embedder and repr(embedder))
   drawn = {f'Sampling.{k}': v for k, v in dataclasses.asdict(sampling()).items()}
-  own = {
-    f'Sampler.{name}': config.bound(f'Sampler.{name}')
-    for name in ('prompt_tokens', 'vector_tokens')
-  }
   return {
     'by': args.by,
     'round': args.round,
     'digest of the prompts': digest.hexdigest(),
     'languages asked': asked,
     'prompts of a chunk': args.chunk,
-    'digest of the weights': source.digest,
-    'digest of the reference': reference and reference.digest,
-    'template': source.prompts.template,
-    'tokenizer': source.prompts.vocabulary.digest,
+    **model,
     'nearness.embedder': embedder,
-    **own,
     **drawn,
     'Sampling.stop': list(sampling().stop),
   }

@@ -45,6 +45,11 @@ class Question:
   asked: Mapping[str, Asked]
 
 
+def asked_of(questions: Sequence[Question], languages: Sequence[str]) -> list[tuple[Question, str]]:
+  """Each question with each of the languages that ask it."""
+  return [(q, language) for q in questions for language in languages if language in q.asked]
+
+
 def read_questions(
   path: str, languages: Sequence[str], limit: int | None = None, left_out: Counts | None = None
 ) -> list[Question]:

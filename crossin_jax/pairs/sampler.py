@@ -16,7 +16,7 @@ from crossin_jax.decoding.text_vectors import mean_states
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.pairs import answers as answers_lib
 from crossin_jax.pairs.answers import Answers
-from crossin_jax.pairs.questions import Question
+from crossin_jax.pairs.questions import Question, asked_of
 
 # As ICR samples (arXiv 2503.04647). What gin binds comes first.
 _DEFAULTS = {'samples': 10, 'temperature': 0.9}
@@ -80,7 +80,7 @@ class Sampler:
     Raises:
       NonFiniteLogits: names question and language.
     """
-    asked = [(q, language) for q in questions for language in languages if language in q.asked]
+    asked = asked_of(questions, languages)
     tokens = [self.prompts.tokens(q.asked[language].row) for q, language in asked]
     fits = [i for i, ids in enumerate(tokens) if len(ids) <= self._prompt_tokens]
     prompts = [Prompt(tokens[i], answers_lib.prompt_id(*asked[i])) for i in fits]
