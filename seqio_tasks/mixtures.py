@@ -153,6 +153,13 @@ def _tasks(component, name, settings, preset) -> list[TaskSpec]:
   }
   if component in (settings.pairs or {}):
     sources = settings.pairs[component]
+    names = [source.name for source in sources]
+    for own in names:
+      if names.count(own) > 1:
+        raise ValueError(
+          f'mixture {name}: two sources of {component!r} have the name {own!r}; give each its own '
+          '(PairFiles.name), or one source with both files'
+        )
     tasks = [task for source in sources for task in pair_tasks(source, name.languages, **shared)]
     if not tasks:
       held = ', '.join(in_order({code for source in sources for code in source.languages}))

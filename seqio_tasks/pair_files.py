@@ -104,6 +104,10 @@ class PairFiles:
     """The codes of all prompts and answers."""
     return tuple(in_order({code for _, *codes in self.kinds for code in codes}))
 
+  def outside(self, languages: Sequence[str]) -> int:
+    """How many instances have a language that is none of these."""
+    return sum(not set(codes) <= set(languages) for _, *codes in self.kinds)
+
   def set_aside(self) -> dict[tuple[str, str], int]:
     """(language, reason) -> rows that cannot be used, see `data.pair_rows.FAULTS`."""
     return dict(self._read[1])

@@ -32,6 +32,7 @@ from crossin_jax.storage.files import write_json
 from crossin_jax.workflow import command_line
 from seqio_tasks.crossin import TaskSpec
 from seqio_tasks.mixtures import MixtureSettings, mixture_entries
+from seqio_tasks.pair_files import PairFiles
 
 PART = 8192  # examples tokenised by one job and stored in one file
 
@@ -82,6 +83,12 @@ def prepare(
   sources = {spec.source.name: spec.source for spec in specs.values()}
   # Users' own sources may have none.
   notes = [note for source in sources.values() for note in getattr(source, 'notes', list)()]
+  notes += [
+    f'{source.name}: {count:,} of {len(source):,} pairs left out, because their languages are not '
+    f'all among {", ".join(name.languages)}'
+    for source in sources.values()
+    if isinstance(source, PairFiles) and (count := source.outside(name.languages))
+  ]
   for manifest in manifests.values():
     for split in manifest['splits'].values():
       dropped.update(split['dropped'])

@@ -63,6 +63,8 @@ def test_prepared_pairs_are_the_prompt_with_each_answer(settings, tmp_path, tiny
   summary = prepare(MIXTURE, str(tmp_path / 'D'), settings, workers=1)
   counts = {'es: equal_answers': 1, 'en: half_missing': 1}
   assert summary['set_aside']['tuned'] == counts and not summary['dropped']
+  (note,) = summary['notes']
+  assert note.startswith('tuned: 1 of 63 pairs left out') and note.endswith('among en, es')
   tasks = {
     task.split.name: task.split
     for task in PreparedMixture(str(tmp_path / 'D'), MIXTURE).tasks
@@ -167,6 +169,12 @@ def test_what_cannot_be_prepared_is_named(settings, tmp_path):
                        PairFiles(write(tmp_path / 'e.jsonl', ROWS[60:61]), name='y'))},
       vocabulary=settings.vocabulary,
     ))  # fmt: skip
+  twice = MixtureSettings(
+    pairs={'pairs': (source, PairFiles(write(tmp_path / 'more.jsonl', ROWS[:2]), name='tuned'))},
+    vocabulary=settings.vocabulary,
+  )
+  with pytest.raises(ValueError, match="two sources of 'pairs' have the name 'tuned'"):
+    prepare('tuned.pairs.all.en_es.default', str(tmp_path), twice)
   with pytest.raises(SourceError, match="PairFiles.language = 'qqq'"):
     PairFiles(source.path, language='qqq')
   bare = write(tmp_path / 'bare.jsonl', [{'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}])
