@@ -113,7 +113,10 @@ def train(
   if nan_policy not in ('skip', 'stop'):
     raise ValueError(f"train.nan_policy = {nan_policy!r} is not 'skip' or 'stop'")
   if (total_steps is None) == (epochs is None):
-    raise ValueError('set one of train.total_steps (TRAIN_STEPS) and train.epochs')
+    raise ValueError(
+      f'set one of train.total_steps (TRAIN_STEPS, now {total_steps}) and train.epochs (now '
+      f'{epochs}), and the other to None'
+    )
   with (
     run_directory.exclusive(model_dir) as files,
     compiled.compiled_programs(model_dir),
