@@ -234,6 +234,8 @@ def main(argv: list[str]) -> int:
     if config.macro('MODEL') is None:
       raise config.ConfigError('no model: give a file of gin_configs/models with --gin_file')
     shared['model'] = config.macro('MODEL')
+  if args.what == 'train' and config.bound('train.objective') is not None:
+    print('bench train times the likelihood of random tokens, not train.objective', file=sys.stderr)
   result = BENCHES[args.what](**config.resolve(shared))
   print(', '.join(f'{key} {value}' for key, value in result.items()), file=sys.stderr)
   return command_line.finish(args, result)
