@@ -87,7 +87,8 @@ def test_pairs_are_learnt(hf, pairs, tmp_path, lora):  # noqa: F811
 
 def test_direct_consistency_closes_the_gap(hf, pairs, tmp_path):  # noqa: F811
   assert prepare(hf, pairs, 'options', tmp_path / 'D') == (0, '')
-  objective = '--gin.OBJECTIVE=@DirectConsistency()'
-  assert train(hf, tmp_path / 'D', tmp_path / 'run', objective) == 0
+  flags = ['--gin.OBJECTIVE=@DirectConsistency()', '--gin.TRAIN_STEPS=100']
+  # The loss has kinks: at a higher rate the gap falls in leaps.
+  assert train(hf, tmp_path / 'D', tmp_path / 'run', *flags, '--gin.schedule.peak=3e-3') == 0
   first, *_, last = lines(tmp_path / 'run')
   assert last['preference']['gap'] < 0.5 * first['preference']['gap']
