@@ -2,8 +2,7 @@
 # TRL 1.16.0 finds the prompt of a preference row without one as the common beginning of both texts
 # (`trl.data_utils.extract_prompt`). Where one text is the beginning of the other (an answer that was
 # cut off beside the full one) the loop ends without having found a difference, and the last common
-# character is left out of the prompt: both answers begin with it. This project counts such a row as
-# `empty_answer` (crossin_jax/data/pair_rows.py).
+# character is left out of the prompt: both answers begin with it.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
