@@ -275,6 +275,22 @@ def ragged_batch(rng, rows, length, *, vocabulary=61, tasks=3, uneven=True):
   return batch, examples
 
 
+# `tiny_config` with a vocabulary of 1216 ids, as config.gin of a MODEL_DIR.
+TINY_GIN = """
+import crossin_jax.models.decoder
+import crossin_jax.train
+MODEL = @Decoder()
+Decoder.config = @DecoderConfig()
+DecoderConfig.vocab_size = 1216
+DecoderConfig.embed_dim = 16
+DecoderConfig.num_layers = 2
+DecoderConfig.num_heads = 4
+DecoderConfig.num_kv_heads = 2
+DecoderConfig.mlp_dim = 24
+train.model = %MODEL
+"""
+
+
 def tiny_config(**changes):
   """A DecoderConfig of two layers that compiles in a moment."""
   from crossin_jax.models.decoder import DecoderConfig

@@ -139,6 +139,7 @@ def _checked(args: argparse.Namespace) -> list[str]:
   for flag, least in (('round', 1), ('chunk', 1), ('draws', 1), ('limit', 1), ('examples', 0)):
     if getattr(args, flag) is not None and getattr(args, flag) < least:
       raise config.ConfigError(f'--{flag} {getattr(args, flag)}: must be at least {least}')
+  command_line.share_of(args)
   languages = list(dict.fromkeys(code_of(code) for code in args.languages.split(',')))
   if args.by == 'options' and len(languages) < 2:
     raise config.ConfigError('--by options compares languages; name at least two')
@@ -236,7 +237,6 @@ def _by_checkpoint(job: _Job) -> int:
   if args.by == 'implicit':
     reference = _reference(args, source)
   _check_round(args, source)
-  command_line.share_of(args)
   # The flags of the last module that is configured are in force.
   module_of = {}
   for model in filter(None, (reference, source)):
@@ -271,7 +271,16 @@ def _by_endpoint(job: _Job) -> int:
   config.parse(args)
   _check_round(args, None)
   _check_samples()
-  requests = requests_of(asked_of(job.questions, job.asked), sampling())
+  asked = asked_of(job.questions, job.asked)
+  if config.bound('nearness.embedder') is None and not all(
+    question.asked[language].choices for question, language in asked
+  ):
+    raise config.ConfigError(
+      'an endpoint gives no hidden states to compare answers by: set nearness.embedder '
+      '(--gin.nearness.embedder="@SentenceEmbedder()" with SentenceEmbedder.name), or ask '
+      'questions with choices'
+    )
+  requests = requests_of(asked, sampling())
   with endpoint_flags.session(args, [args.model], job.directory, requests) as session:
     if args.dry_run:
       return command_line.finish(args, {'status': 0, **session.dry_run()})

@@ -4,9 +4,6 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import hashlib
 
-import numpy as np
-
-from crossin_jax import config
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Generation
 from crossin_jax.endpoint.client import Endpoint, EndpointError, Request
@@ -81,11 +78,3 @@ class EndpointSampler:
       made[item][sample] = Generation(item, sample, [], reason, reply.text or '')
       finished(reply.usage.get('completion_tokens', 0))
     return [answers_lib.of_generations(*one, own) for one, own in zip(asked, made)]
-
-  def vectors(self, texts: Sequence[str]) -> np.ndarray:
-    """Raises ConfigError: an endpoint gives no hidden states."""
-    raise config.ConfigError(
-      'an endpoint gives no hidden states to compare answers by: set nearness.embedder '
-      '(--gin.nearness.embedder="@SentenceEmbedder()" with SentenceEmbedder.name), or ask '
-      'questions with choices'
-    )

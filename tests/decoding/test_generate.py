@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from conftest import REPOSITORY, init_params, tiny_config
+from conftest import REPOSITORY, TINY_GIN, init_params, tiny_config
 import jax
 import jax.numpy as jnp
 import pytest
@@ -22,19 +22,6 @@ from crossin_jax.decoding.journal import Journal, JournalError
 from crossin_jax.models.decoder import Decoder
 from crossin_jax.storage.files import write_json
 
-GIN = """
-import crossin_jax.models.decoder
-import crossin_jax.train
-MODEL = @Decoder()
-Decoder.config = @DecoderConfig()
-DecoderConfig.vocab_size = 1216
-DecoderConfig.embed_dim = 16
-DecoderConfig.num_layers = 2
-DecoderConfig.num_heads = 4
-DecoderConfig.num_kv_heads = 2
-DecoderConfig.mlp_dim = 24
-train.model = %MODEL
-"""
 SAMPLED = [
   '--gin.Sampling.temperature=1.0',
   '--gin.Sampling.max_new_tokens=20',
@@ -48,7 +35,7 @@ def model_dir(tmp_path_factory, tiny_vocabulary):
   directory = tmp_path_factory.mktemp('run')
   model = Decoder(tiny_config(vocab_size=1216))
   parameters.save_params(str(directory), init_params(model, 2))
-  (directory / 'config.gin').write_text(GIN)
+  (directory / 'config.gin').write_text(TINY_GIN)
   shutil.copyfile(tiny_vocabulary.path, directory / 'words.model')
   write_json(
     str(directory / 'prompts.json'),

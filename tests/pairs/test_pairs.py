@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from conftest import REPOSITORY, init_params, tiny_config
+from conftest import REPOSITORY, TINY_GIN, init_params, tiny_config
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,19 +24,6 @@ from crossin_jax.pairs import answers
 from crossin_jax.storage.files import write_json
 
 pytest.importorskip('py3langid', reason='language identification: pip install crossin-jax[lid]')
-GIN = """
-import crossin_jax.models.decoder
-import crossin_jax.train
-MODEL = @Decoder()
-Decoder.config = @DecoderConfig()
-DecoderConfig.vocab_size = 1216
-DecoderConfig.embed_dim = 16
-DecoderConfig.num_layers = 2
-DecoderConfig.num_heads = 4
-DecoderConfig.num_kv_heads = 2
-DecoderConfig.mlp_dim = 24
-train.model = %MODEL
-"""
 LANGUAGES = ('en', 'es', 'zh')
 # An untrained model does not stop by itself.
 SAMPLED = [
@@ -51,7 +38,7 @@ def write_model(directory: pathlib.Path, vocabulary, seed: int) -> pathlib.Path:
   """A MODEL_DIR with an untrained model."""
   directory.mkdir()
   parameters.save_params(str(directory), init_params(Decoder(tiny_config(vocab_size=1216)), seed))
-  (directory / 'config.gin').write_text(GIN)
+  (directory / 'config.gin').write_text(TINY_GIN)
   shutil.copyfile(vocabulary.path, directory / 'words.model')
   words = {'file': 'words.model', 'bos_token': None, 'eos_token': None}
   prompts = {'template': 'gemma', 'tags': False}

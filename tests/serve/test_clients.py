@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from conftest import init_params, tiny_config
+from conftest import TINY_GIN, init_params, tiny_config
 import numpy as np
 import pytest
 import serving
@@ -109,21 +109,6 @@ def test_translate(server, tmp_path):
   assert len(translated) == manifest['kept'] and all(row['output'] for row in translated)
 
 
-GIN = """
-import crossin_jax.models.decoder
-import crossin_jax.train
-MODEL = @Decoder()
-Decoder.config = @DecoderConfig()
-DecoderConfig.vocab_size = 1216
-DecoderConfig.embed_dim = 16
-DecoderConfig.num_layers = 2
-DecoderConfig.num_heads = 4
-DecoderConfig.num_kv_heads = 2
-DecoderConfig.mlp_dim = 24
-train.model = %MODEL
-"""
-
-
 def test_a_model_without_a_chat_template(tmp_path, tiny_vocabulary):
   """A MODEL_DIR with a SentencePiece tokenizer and BOS: one question, in the template of training."""
   import openai
@@ -131,7 +116,7 @@ def test_a_model_without_a_chat_template(tmp_path, tiny_vocabulary):
   folder = tmp_path / 'run'
   model = Decoder(tiny_config(vocab_size=1216))
   parameters.save_params(str(folder), init_params(model, 2))
-  (folder / 'config.gin').write_text(GIN)
+  (folder / 'config.gin').write_text(TINY_GIN)
   shutil.copyfile(tiny_vocabulary.path, folder / 'words.model')
   words = {'file': 'words.model', 'bos_token': None, 'eos_token': None}
   prompts = {'template': 'alpaca', 'tags': True}
