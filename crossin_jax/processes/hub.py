@@ -249,5 +249,6 @@ class Hub:
     self._tell(lost=f'process {index} ({self._members[index]}) is lost: {why}')
 
   def _tell(self, **message) -> None:
-    for member in list(self._members.values()):
-      member.line.send(**message)
+    # Process 0 is last: this thread ends with it, and the message may be why it ends.
+    for index in sorted(self._members, reverse=True):
+      self._members[index].line.send(**message)

@@ -5,6 +5,8 @@ different.
 import concurrent.futures
 import random
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -73,6 +75,27 @@ def test_the_missing_are_named_to_all(address, there, missing):
   found = enter(address, 4, there, timeout=0.7)
   assert all(isinstance(error, RollCallError) for error in found)
   assert all(f'did not start in time: {missing}.' in str(error) for error in found)
+
+
+def test_process_0_tells_the_others_before_it_ends(address):
+  process_0 = '''
+import sys, time
+from crossin_jax.processes import hub
+from crossin_jax.processes.roll_call import RollCall
+def slowly(line, send=hub.Line.send, **message):
+  time.sleep(0.3 * ('missing' in message))
+  sent = send(line, **message)
+  time.sleep(0.3 * ('missing' in message))
+  return sent
+hub.Line.send = slowly
+RollCall(sys.argv[1], 3, 0, timeout=3.0)
+'''
+  running = subprocess.Popen(
+    [sys.executable, '-c', process_0, address], stderr=subprocess.PIPE, text=True
+  )
+  (error,) = enter(address, 3, [1], timeout=30)
+  assert 'did not start in time: 2.' in running.communicate()[1]
+  assert 'did not start in time: 2.' in str(error)
 
 
 def test_without_process_0_the_others_say_so(address):
