@@ -7,6 +7,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
+import math
 import os
 from typing import Any
 
@@ -156,8 +157,12 @@ def _checked(
   if any(holds_content(fields.get(field)) for field in _OWN):
     fault = fault or 'unread_field'
   margin, how, id_ = fields.get('margin'), fields.get('how') or 'given', fields.get('id')
-  if margin is not None and (isinstance(margin, bool) or not isinstance(margin, (int, float))):
-    raise refuse(f"field 'margin' must be a number, found {describe(margin)}; fix or remove it")
+  if margin is not None and (
+    isinstance(margin, bool) or not isinstance(margin, (int, float)) or not math.isfinite(margin)
+  ):
+    raise refuse(
+      f"field 'margin' must be a finite number, found {describe(margin)}; fix or remove it"
+    )
   if how not in HOWS:
     raise refuse(f"field 'how' must be one of {', '.join(HOWS)}, found {describe(how)}; fix it")
   if isinstance(id_, bool) or not isinstance(id_, (str, int, type(None))) or id_ == '':

@@ -36,6 +36,9 @@ class Settings:
       seed, and '{seed}' alone by its number.
     shares_by_variant: variant -> {component: share}, for sources mixed by shares. With volume 0,
       the shares of the dropped components go to 'base'.
+    equal_examples: components of which every variant reads equally many examples: ('base', 'mono',
+      'x2x'). The variant with the largest share of them trains for TRAIN_STEPS, the others for
+      more steps. () = all variants have equal steps, so equal tokens. Needs `shares_by_variant`.
     questions: question files; the first one is plotted. '{seed}' in the path of a folder is
       replaced by the seed, so that each seed has other questions.
     seeds: of training; every point runs with each.
@@ -53,6 +56,7 @@ class Settings:
   mixture_values: dict | None = None
   run_values: dict | None = None
   shares_by_variant: dict | None = None
+  equal_examples: tuple[str, ...] = ()
   questions: tuple[str, ...] = ()
   seeds: tuple[int, ...] = (0,)
   heldout: str | None = None
@@ -67,6 +71,8 @@ class Settings:
       r'accuracy_(en|elsewhere)|(consistency|ac3)_\d|heldout_loss', self.figure
     ):
       raise config.ConfigError(f'sweep.figure = {self.figure!r} is none of {", ".join(FIGURES)}')
+    if self.equal_examples and self.shares_by_variant is None:
+      raise config.ConfigError('sweep.equal_examples needs sweep.shares_by_variant')
     if not self.seeds or ('RANDOM_SEED' in self.axes and len(self.seeds) > 1):
       raise config.ConfigError(
         'sweep.seeds must have at least one seed, and only one if RANDOM_SEED is an axis'
@@ -152,8 +158,11 @@ def make_points(
   rates = (*_RATES, *_rate_macros(texts[settings.mixture_gin]))
   digests = {path: _digest(text) for path, text in texts.items()}
   points = []
-  for combination in itertools.product(*settings.axes.values()):
-    values = dict(zip(settings.axes, combination))
+  combinations = [
+    dict(zip(settings.axes, values)) for values in itertools.product(*settings.axes.values())
+  ]
+  counted = _counted_shares(settings, combinations, flags)
+  for values, share in zip(combinations, counted):
     others = {name: value for name, value in values.items() if name not in MIXTURE_PARTS}
     mixture_values, run_values = (
       dict(settings.mixture_values or {}),
@@ -162,6 +171,8 @@ def make_points(
     for key, value in others.items():
       (mixture_values if of_mixture(key) else run_values)[key] = value
     name, variant = mixture_at(settings.mixture, values)
+    if share:
+      run_values['TRAIN_STEPS'] = round(run_values['TRAIN_STEPS'] * max(counted) / share)
     heldout = settings.mixture if settings.heldout is None else settings.heldout
     for seed in settings.seeds:
       seed = run_values.get('RANDOM_SEED', seed)
@@ -239,6 +250,31 @@ def _shares(settings: Settings, variant: str, mixture: str) -> dict:
   # Rounded, so that the order of the summands does not make another point.
   shares = {c: round(share / total, 9) for c, share in shares.items()}
   return {'MixtureSettings.rates': 'shares', 'MixtureSettings.shares': shares}
+
+
+def _counted_shares(
+  settings: Settings, combinations: list[dict], flags: tuple[str, ...]
+) -> list[float]:
+  """The share of `equal_examples` in the mixture of every combination; 0 = steps stay equal."""
+  if not settings.equal_examples:
+    return [0.0] * len(combinations)
+  given = [{**(settings.run_values or {}), **values}.get('TRAIN_STEPS') for values in combinations]
+  if not all(isinstance(steps, int) for steps in given) or any(
+    flag.split('=')[0].strip() == 'TRAIN_STEPS' for flag in flags
+  ):
+    raise config.ConfigError(
+      'sweep.equal_examples multiplies TRAIN_STEPS: give it as a number in sweep.run_values or as '
+      'an axis'
+    )
+  counted = []
+  for values in combinations:
+    name, variant = mixture_at(settings.mixture, values)
+    shares = _shares(settings, variant, name)['MixtureSettings.shares']
+    counted.append(sum(shares.get(component, 0.0) for component in settings.equal_examples))
+    if not counted[-1]:
+      components = ', '.join(settings.equal_examples)
+      raise config.ConfigError(f'sweep.equal_examples: {name} has none of {components}')
+  return counted
 
 
 def _data(

@@ -78,7 +78,7 @@ def test_the_missing_are_named_to_all(address, there, missing):
 
 
 def test_process_0_tells_the_others_before_it_ends(address):
-  process_0 = '''
+  process_0 = """
 import sys, time
 from crossin_jax.processes import hub
 from crossin_jax.processes.roll_call import RollCall
@@ -89,7 +89,7 @@ def slowly(line, send=hub.Line.send, **message):
   return sent
 hub.Line.send = slowly
 RollCall(sys.argv[1], 3, 0, timeout=3.0)
-'''
+"""
   running = subprocess.Popen(
     [sys.executable, '-c', process_0, address], stderr=subprocess.PIPE, text=True
   )

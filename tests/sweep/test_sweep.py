@@ -84,6 +84,41 @@ def run(path, runner, flags=(), **changes):
 # ---- points ----
 
 
+def steps(point):
+  return next(f for f in point.flags if f.startswith('--gin.TRAIN_STEPS='))
+
+
+def test_equal_examples_are_more_steps_where_the_share_is_smaller():
+  points = make_points(
+    settings(equal_examples=('base', 'x2x'), run_values={'TRAIN_STEPS': 300, 'other.value': 1})
+  )
+  # x2x: 15 of 30. x2x + Trans: 10 of 30, but 15 where volume 0 gives the shares to base.
+  wanted = {X2X: [300, 300, 300], TRANS: [300, 450, 450]}
+  for variant, expected in wanted.items():
+    found = [steps(p) for p in points if p.values['variant'] == variant]
+    assert found == [f'--gin.TRAIN_STEPS={n}' for n in expected]
+  same = make_points(settings(run_values={'TRAIN_STEPS': 300}))
+  assert {steps(p) for p in same} == {'--gin.TRAIN_STEPS=300'}
+  # The examples of these components that a point reads, of batches of 16 rows: equal.
+  share = lambda p: sum(SHARES[p.values['variant']].get(c, 0) for c in ('base', 'x2x')) / 30
+  read = {share(p) * int(steps(p).split('=')[1]) for p in points if p.values['volume'] != 0}
+  assert read == {150}
+
+
+@pytest.mark.parametrize(
+  'changes, flags, part',
+  [
+    ({}, (), 'give it as a number in sweep.run_values'),
+    ({'run_values': {'TRAIN_STEPS': '%STEPS'}}, (), 'give it as a number'),
+    ({'run_values': {'TRAIN_STEPS': 3}}, ('TRAIN_STEPS = 20',), 'give it as a number'),
+    ({'run_values': {'TRAIN_STEPS': 3}, 'equal_examples': ('mono',)}, (), 'has none of mono'),
+  ],
+)
+def test_equal_examples_that_cannot_be_reached_are_refused(changes, flags, part):
+  with pytest.raises(config.ConfigError, match=part):
+    make_points(settings(**{'equal_examples': ('base',), **changes}), flags)
+
+
 def test_axes_make_points_in_order_and_volume_0_is_base_alone():
   points = make_points(settings(seeds=(0, 1)))
   assert len(points) == 2 * 3 * 2
