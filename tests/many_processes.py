@@ -3,9 +3,10 @@
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
+
+from addresses import free_address
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
@@ -55,9 +56,7 @@ class Processes:
     self, command, name, count, *, devices=1, without=(), own=None
   ) -> list[subprocess.Popen]:
     """Any command in several processes, their stderr in NAME.INDEX.log."""
-    with socket.socket() as s:
-      s.bind(('127.0.0.1', 0))
-      address = f'127.0.0.1:{s.getsockname()[1]}'
+    address = free_address()
     kept = [flag for flag in os.environ.get('XLA_FLAGS', '').split() if 'device_count' not in flag]
     environment = os.environ | {
       'XLA_FLAGS': ' '.join([*kept, f'--xla_force_host_platform_device_count={devices}']),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+from addresses import free_address
 from conftest import REPOSITORY, TINY_GIN, init_params, tiny_config
 import jax
 import jax.numpy as jnp
@@ -363,15 +364,11 @@ def test_a_journal_with_a_broken_line_in_the_middle_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(model_dir, tmp_path):
-  import socket
-
   more = [*SAMPLED, '--gin.Generator.rows=4']
   alone = tmp_path / 'alone'
   alone.mkdir()
   assert cli.main(flags(model_dir, alone, *more)) == 0
-  with socket.socket() as s:
-    s.bind(('127.0.0.1', 0))
-    address = f'127.0.0.1:{s.getsockname()[1]}'
+  address = free_address()
   environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
   running = [
     subprocess.Popen(

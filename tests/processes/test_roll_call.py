@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+from addresses import free_address
 import pytest
 
 from crossin_jax.processes.exit_status import RESTART
@@ -19,9 +20,7 @@ from crossin_jax.processes.roll_call import RollCall
 
 @pytest.fixture
 def address():
-  with socket.socket() as s:
-    s.bind(('127.0.0.1', 0))
-    return f'127.0.0.1:{s.getsockname()[1]}'
+  return free_address()
 
 
 class Left(Exception):
