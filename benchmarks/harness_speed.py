@@ -9,7 +9,8 @@ A random Llama of 58 million parameters (512 wide, 8 layers) is saved as a Huggi
 `tasks`: 17 tasks of eight kinds (`harness_tasks.py`: the harness' own definitions on invented
 items; likelihoods, MGSM generated, wikitext rolling) by `crossin harness` and by `--model hf`
 (--batch_size, 8 by default), each in a process of its own, from start to written results; rounds
-alternate. Programs are compiled anew in every process.
+alternate. Programs are compiled anew in every process. Answers that are not equal on both sides are
+looked at where they part, see `harness_ties.py`; any that is no tie makes the exit status 1.
 
 `xquad`: four-option questions of Cross-XQuAD, built from the files of XQuAD, prompt 1 as plain
 text, as loglikelihood requests in one process each, BOS before each as this project has it. Rounds
@@ -159,6 +160,7 @@ def xquad(args) -> dict:
 def tasks(args) -> dict:
   """All tasks, each side in processes of its own."""
   import harness_tasks
+  import harness_ties
 
   with tempfile.TemporaryDirectory() as work:
     model, folder = os.path.join(work, 'model'), os.path.join(work, 'tasks')
@@ -178,6 +180,9 @@ def tasks(args) -> dict:
         runs.append({'seconds': seconds, **json.loads(done.stdout.splitlines()[-1])})
         print(f'round {round_}, {side}: {runs[-1]}', file=sys.stderr)
     equal = _compared(*(read_samples(os.path.join(work, f'{side}0')) for side in measured))
+    recorded = [harness_ties.read(os.path.join(work, f'{side}0.ids')) for side in measured]
+    equal['answers'] = len(recorded[0])
+    equal['parted'] = harness_ties.table(model, *recorded)
   ratios = [b['seconds'] / a['seconds'] for a, b in zip(measured['ours'], measured['hf'])]
   median = lambda side, key: round(statistics.median(run[key] for run in measured[side]), 1)
   return {
@@ -193,12 +198,15 @@ def tasks(args) -> dict:
 
 def one_side(side: str, model: str, folder: str, out: str, names: str, threads: str, batch: str):
   """Runs one side in this process; prints its peak memory."""
+  import harness_ties
+
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(threads)])
   if side == 'ours':
-    assert not cli.main([
-      'harness', f'--checkpoint={model}', f'--include_path={folder}', f'--tasks={names}',
-      f'--output_dir={out}', '--log_samples', "--gin.DecoderConfig.dtype='float32'",
-    ])  # fmt: skip
+    with harness_ties.recording_crossin(f'{out}.ids'):
+      assert not cli.main([
+        'harness', f'--checkpoint={model}', f'--include_path={folder}', f'--tasks={names}',
+        f'--output_dir={out}', '--log_samples', "--gin.DecoderConfig.dtype='float32'",
+      ])  # fmt: skip
   else:
     import lm_eval
     from lm_eval.loggers import EvaluationTracker
@@ -207,11 +215,12 @@ def one_side(side: str, model: str, folder: str, out: str, names: str, threads: 
 
     torch.set_num_threads(int(threads))
     tracker = EvaluationTracker(output_path=out)
-    results = lm_eval.simple_evaluate(
-      model='hf', model_args={'pretrained': model, 'dtype': 'float32'}, tasks=names.split(','),
-      task_manager=TaskManager(include_path=folder, include_defaults=False), device='cpu',
-      batch_size=int(batch), log_samples=True, evaluation_tracker=tracker,
-    )  # fmt: skip
+    with harness_ties.recording_harness(f'{out}.ids'):
+      results = lm_eval.simple_evaluate(
+        model='hf', model_args={'pretrained': model, 'dtype': 'float32'}, tasks=names.split(','),
+        task_manager=TaskManager(include_path=folder, include_defaults=False), device='cpu',
+        batch_size=int(batch), log_samples=True, evaluation_tracker=tracker,
+      )  # fmt: skip
     samples = results.pop('samples')
     tracker.save_results_aggregated(results=results, samples=samples)
     for name, rows in samples.items():
@@ -281,8 +290,9 @@ def main() -> int:
   parser.add_argument('--batch_size', type=int, default=8, help="the harness' own")
   args = parser.parse_args()
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-  print(json.dumps(tasks(args) if args.what == 'tasks' else xquad(args)))
-  return 0
+  found = tasks(args) if args.what == 'tasks' else xquad(args)
+  print(json.dumps(found))
+  return int(not all(row['tied'] for row in found.get('parted', ())))
 
 
 if __name__ == '__main__':

@@ -1,8 +1,10 @@
 """`crossin bench train|decode|data`: what this machine does with a model or with prepared data."""
 
+import dataclasses
 import statistics
 import sys
 import time
+from typing import Any
 
 import gin
 import jax
@@ -10,17 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossin_jax import config
+from crossin_jax.data import pair_layout, random_batches
 from crossin_jax.data.prepared import PreparedMixture
-from crossin_jax.data.stream import BatchStream, Loader, empty_rows, put_batch
+from crossin_jax.data.stream import BatchStream, Loader, put_batch
 from crossin_jax.decoding.generation import Generator
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Prompt
 from crossin_jax.devices import flops
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models import lora
+from crossin_jax.models.decoder import attention_kernel
 from crossin_jax.processes import distributed
-from crossin_jax.training import optimizers
+from crossin_jax.training import objectives, optimizers
 from crossin_jax.training import state as train_state
+from crossin_jax.training.losses import LossSums
 from crossin_jax.workflow import command_line
 
 
@@ -28,73 +33,108 @@ from crossin_jax.workflow import command_line
 def bench_train(
   model=gin.REQUIRED,
   optimizer=optimizers.adamw,
+  objective: Any = None,
   batch_size: int = 16,
   length: int = 2048,
   microbatches: int = 1,
   steps: int = 10,
+  prompt_tokens: int | None = None,
+  answer_tokens: int | None = None,
   partitioner=Partitioner,
 ) -> dict:
-  """Times training steps of a fresh model on random tokens, two segments a row.
+  """Times training steps of a fresh model on random tokens: two segments a row, or as many
+  preference pairs as fit, where the objective is one of pairs.
 
   Args:
-    model, optimizer, batch_size, length, microbatches, partitioner: as in `train`.
+    model, optimizer, objective, batch_size, length, microbatches, partitioner: as in `train`.
     steps: timed, after two that warm up.
+    prompt_tokens: of the prompts of pairs; None = a tenth of the length.
+    answer_tokens: of each answer of pairs; None = a twentieth of the length.
 
   Returns:
-    {'tokens_per_second', 'seconds_per_step' (median), 'mfu' or None, 'flops_per_step',
-    'compile_seconds', 'peak_bytes_per_device' or None, 'parameters', 'device', 'devices'}.
+    {'tokens_per_second' (those that are not padding), 'seconds_per_step' (median), 'mfu' or None
+    (without a second pass for the reference, as in metrics.jsonl), 'flops_per_step' (with it),
+    'compile_seconds', 'peak_bytes_per_device' or None, 'parameters', 'device', 'devices'}; of pairs
+    also 'pairs_per_second', 'positions_used' and 'layout'.
+
+  Raises:
+    ValueError: a pair does not fit into a row.
   """
-  partition = partitioner()
+  partition, objective = partitioner(), objective or objectives.LIKELIHOOD
   partition.suit(model, batch_size=batch_size // microbatches)
-  optimizer = optimizer(total_steps=1000)
-  rng = np.random.default_rng(0)
-  batch = empty_rows(batch_size, length)
-  tokens = rng.integers(0, model.config.vocab_size, (batch_size, length))
-  batch['decoder_input_tokens'][:], batch['decoder_target_tokens'][:] = (
-    tokens,
-    np.roll(tokens, -1, axis=1),
+  size = (model.config.vocab_size, batch_size, length)
+  layout = None
+  if isinstance(objective, objectives.PairObjective):
+    layout = _layout_of_pairs(model, length)
+    batch = random_batches.of_pairs(
+      *size,
+      features=objective.features(model, layout),
+      halves=objective.halves,
+      prompt_tokens=length // 10 if prompt_tokens is None else prompt_tokens,
+      answer_tokens=max(1, length // 20) if answer_tokens is None else answer_tokens,
+    )
+  else:
+    batch = random_batches.of_rows(*size)
+  compiled, seconds, sums, parameters = _timed_steps(
+    model, optimizer(total_steps=1000), objective, partition, batch, microbatches, steps
   )
-  batch['decoder_loss_weights'][:] = 1
-  half = np.arange(length) // max(1, length // 2)
-  batch['decoder_segment_ids'][:] = 1 + half
-  batch['decoder_positions'][:] = np.arange(length) - half * (length // 2)
+  middle, tokens = statistics.median(seconds), int(sums.tokens)
+  flops_per_token = flops.training_flops(model.config, length)
+  if objective.has_second_pass(model):
+    base = dataclasses.replace(model.config, lora=None)
+    flops_per_token += flops.forward_flops(base, length)
+  of_pairs = {}
+  if layout:
+    of_pairs = {
+      'pairs_per_second': round(float(sums.pairs['pairs'].sum()) / middle, 2),
+      'positions_used': round(tokens / (batch_size * length), 4),
+      'layout': layout,
+    }
+  return {
+    'tokens_per_second': round(tokens / middle, 1),
+    **of_pairs,
+    'seconds_per_step': round(middle, 4),
+    'mfu': flops.utilisation(model.config, length, tokens / middle),
+    'flops_per_step': flops_per_token * tokens,
+    'compile_seconds': round(compiled, 1),
+    **_machine(parameters),
+  }
+
+
+def _layout_of_pairs(model, length: int) -> str:
+  """The layout that a run of this model would have."""
+  asked = config.bound('BatchStream.pairs')
+  if asked in pair_layout.LAYOUTS:
+    return asked
+  return 'plain' if attention_kernel(model, length) else 'branches'
+
+
+def _timed_steps(
+  model, optimizer, objective, partition: Partitioner, batch: dict, microbatches: int, steps: int
+) -> tuple[float, list[float], LossSums, dict]:
+  """Runs the step of the training loop on one batch.
+
+  Returns:
+    Seconds of the first step with its compilation, seconds of each timed step, the sums of the last
+    one, and the parameters.
+  """
+  shape = next(iter(batch.values())).shape
   with partition.activate():
     abstract = train_state.state_shardings(model, optimizer.transform, partition)
     state = train_state.init_state(model, optimizer.transform, abstract, 0)
     rows = lambda _, selected: {name: values[selected] for name, values in batch.items()}
-    on_mesh = put_batch(rows, 0, (batch_size, length), partition.batch_sharding)
+    on_mesh = put_batch(rows, 0, shape, partition.batch_sharding)
     threshold = jax.device_put(jnp.float32(np.inf), partition.replicated)
-    adapters = lora.of_model(model)
-    step = train_state.make_train_step(
-      model,
-      optimizer,
-      tasks=1,
-      microbatches=microbatches,
-      dropout=bool(adapters and adapters.dropout),
+    step = train_state.jit_train_step(
+      model, optimizer, state, tasks=1, microbatches=microbatches, objective=objective
     )
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    started = time.perf_counter()
-    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-    state, metrics = step(state, on_mesh, threshold)
-    jax.block_until_ready(metrics)
-    compiled = time.perf_counter() - started
     seconds = []
-    for i in range(steps + 1):
+    for _ in range(steps + 2):
       started = time.perf_counter()
       state, metrics = step(state, on_mesh, threshold)
       jax.block_until_ready(metrics)
-      if i:
-        seconds.append(time.perf_counter() - started)
-  middle = statistics.median(seconds)
-  rate = batch_size * length / middle
-  return {
-    'tokens_per_second': round(rate, 1),
-    'seconds_per_step': round(middle, 4),
-    'mfu': flops.utilisation(model.config, length, rate),
-    'flops_per_step': flops.training_flops(model.config, length) * batch_size * length,
-    'compile_seconds': round(compiled, 1),
-    **_machine(state.model_params),
-  }
+      seconds.append(time.perf_counter() - started)
+    return seconds[0], seconds[2:], jax.device_get(metrics.sums), state.model_params
 
 
 @gin.configurable
@@ -203,7 +243,7 @@ def _machine(params) -> dict:
 BENCHES = {'train': bench_train, 'decode': bench_decode, 'data': bench_data}
 # Settings that the files under gin_configs bind for training, and serve here too.
 SHARED = {
-  'train': ('optimizer', 'batch_size', 'length', 'microbatches'),
+  'train': ('optimizer', 'objective', 'batch_size', 'length', 'microbatches'),
   'decode': (),
   'data': ('data_dir', 'mixture', 'batch_size', 'length'),
 }
@@ -234,8 +274,6 @@ def main(argv: list[str]) -> int:
     if config.macro('MODEL') is None:
       raise config.ConfigError('no model: give a file of gin_configs/models with --gin_file')
     shared['model'] = config.macro('MODEL')
-  if args.what == 'train' and config.bound('train.objective') is not None:
-    print('bench train times the likelihood of random tokens, not train.objective', file=sys.stderr)
   result = BENCHES[args.what](**config.resolve(shared))
   print(', '.join(f'{key} {value}' for key, value in result.items()), file=sys.stderr)
   return command_line.finish(args, result)

@@ -83,7 +83,7 @@ def train(
       Hugging Face directory, or a PEFT adapter; None = fresh.
     evaluators: each called with (model, params, partitioner), yields (name, value). One with a
       method `figures` returns the names of its numbers there, or raises if it cannot evaluate; it
-      is called before the first step.
+      is called before the first step. One with `for_objective` learns the objective of the run.
     evaluation_period: steps between evaluations, and one after the last step; 0 = none, only
       without evaluators.
     early_stopping_patience: evaluations without a better `CheckpointConfig.best_metric` after which
@@ -140,6 +140,7 @@ def train(
       print(mesh_choice, file=sys.stderr)
     optimizer = optimizers.build(optimizer, total_steps)
     keeping = checkpoint_config()
+    evaluators = _for_objective(evaluators, objective, stream.reference)
     _check_fit(model, prepared, partition, batch_size, microbatches)
     _check_evaluation(evaluators, evaluation_period, keeping, early_stopping_patience)
     of_all = _must_be_equal((model, objective), partition, stream, total_steps)
@@ -248,6 +249,16 @@ def _layout_of_pairs(model, length: int, prepared: PreparedMixture) -> str:
       file=sys.stderr,
     )
   return 'plain'
+
+
+def _for_objective(evaluators: tuple, objective, reference: str | None) -> tuple:
+  """The evaluators; those that report figures of an objective report those of this one."""
+  return tuple(
+    evaluator.for_objective(objective, reference)
+    if hasattr(evaluator, 'for_objective')
+    else evaluator
+    for evaluator in evaluators
+  )
 
 
 def _begin(model, optimizer, objective, partition, stream, source, checkpoints, new_stream):

@@ -19,12 +19,22 @@ CHAT = (
 END, IM = '<|endoftext|>', '<|im_end|>'
 
 
-def write_model(folder, seed=0, length=512, **changes):
-  """A random model of transformers with a chat template; returns it."""
+def write_model(folder, seed=0, length=512, texts=(), **changes):
+  """A random model of transformers with a chat template; returns it.
+
+  Args:
+    folder: made.
+    seed: 0 = the model of `small_models`; others change it.
+    length: of its context.
+    texts: that the vocabulary knows, beside its own.
+    changes: of its configuration.
+  """
   import torch
 
   names = {'bos_token': None, 'eos_token': IM}
-  ids = small_models.write_tokenizer(str(folder), [END, '<|im_start|>', IM], names, CHAT)
+  ids = small_models.write_tokenizer(
+    str(folder), [END, '<|im_start|>', IM], names, CHAT, texts=texts, size=700 if texts else 380
+  )
   size = max(ids.values()) + 1
   model = small_models.write_model(
     str(folder), vocab_size=size, max_position_embeddings=length, eos_token_id=ids[IM], **changes

@@ -9,7 +9,9 @@ TEXTS = [
 ]
 
 
-def write_tokenizer(folder, specials, config, template=None, plain=(), bos=None) -> dict[str, int]:
+def write_tokenizer(
+  folder, specials, config, template=None, plain=(), bos=None, texts=(), size=380
+) -> dict[str, int]:
   """Writes tokenizer.json (byte-level BPE), its configuration and a chat template.
 
   Args:
@@ -19,6 +21,8 @@ def write_tokenizer(folder, specials, config, template=None, plain=(), bos=None)
     template: Jinja text of chat_template.jinja.
     plain: added tokens that are not special.
     bos: a token that the post-processor puts in front.
+    texts: learned from, beside `TEXTS`.
+    size: of the vocabulary without the added tokens.
 
   Returns:
     Added token -> id.
@@ -37,10 +41,10 @@ def write_tokenizer(folder, specials, config, template=None, plain=(), bos=None)
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
-    vocab_size=380, special_tokens=[], show_progress=False,
+    vocab_size=size, special_tokens=[], show_progress=False,
     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
   )  # fmt: skip
-  tokenizer.train_from_iterator(TEXTS * 30, trainer)
+  tokenizer.train_from_iterator([*TEXTS, *texts] * 30, trainer)
   tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in specials])
   tokenizer.add_tokens([AddedToken(s, special=False, normalized=False) for s in plain])
   ids = {token: tokenizer.token_to_id(token) for token in (*specials, *plain)}

@@ -13,6 +13,9 @@ SMALL = [
 ]  # fmt: skip
 
 
+MESH = '--gin.Partitioner.mesh_shape=(1, -1, 1)'
+
+
 def bench(capsys, *argv):
   assert cli.main(['bench', *argv, '--json']) == 0
   return json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -26,6 +29,49 @@ def test_train(capsys, lora):
   assert found['mfu'] is None and found['devices'] == 4
   assert found['tokens_per_second'] == pytest.approx(4 * 32 / found['seconds_per_step'], rel=0.05)
   assert found['flops_per_step'] > 0
+
+
+PAIRS = [
+  '--gin.bench_train.batch_size=4', '--gin.bench_train.length=48', '--gin.bench_train.steps=3',
+  '--gin.bench_train.prompt_tokens=8', '--gin.bench_train.answer_tokens=2',
+]  # fmt: skip
+LORA = '--gin.DecoderConfig.lora=@crossin_jax.models.lora.LoraConfig()'
+
+
+DPO = '--gin.bench_train.objective=@Preference()'
+
+
+@pytest.mark.parametrize('flags, pairs, columns, layout', [
+  ([DPO], 4, 12, 'branches'),
+  ([DPO, LORA], 4, 12, 'branches'),
+  ([DPO, "--gin.BatchStream.pairs='plain'"], 2, 20, 'plain'),
+  (['--gin.bench_train.objective=@DirectConsistency()', '--gin.bench_train.microbatches=2'],
+   2, 24, 'branches'),
+], ids=['stored reference', 'adapters', 'plain', 'consistency'])  # fmt: skip
+def test_train_times_the_objective_of_the_run(capsys, flags, pairs, columns, layout):
+  """The number of pairs is what the objective itself counted in the step that was timed."""
+  mesh = '--gin.Partitioner.mesh_shape=(1, 2, 2)' if 'microbatches' in flags[-1] else MESH
+  found = bench(capsys, 'train', *SMALL, *PAIRS, *flags, mesh)
+  seconds = found['seconds_per_step']
+  assert found['layout'] == layout
+  assert found['positions_used'] == pytest.approx(pairs * columns / 48, abs=1e-4)
+  assert found['pairs_per_second'] == pytest.approx(4 * pairs / seconds, rel=0.05)
+  assert found['tokens_per_second'] == pytest.approx(4 * pairs * columns / seconds, rel=0.05)
+
+
+def test_train_counts_the_pass_of_the_reference(capsys, tmp_path):
+  """And takes the objective of a run's configuration."""
+  run = tmp_path / 'run.gin'
+  run.write_text('import crossin_jax.train\ntrain.objective = @Preference()\n')
+  flags = [*SMALL, f'--gin_file={run}', *PAIRS, LORA, MESH]
+  of = lambda kind: bench(capsys, 'train', *flags, f"--gin.Preference.kind='{kind}'")
+  assert 1.2 < of('dpo')['flops_per_step'] / of('orpo')['flops_per_step'] < 1.7
+
+
+def test_a_pair_that_does_not_fit_is_said(capsys):
+  flags = [*PAIRS, DPO, '--gin.bench_train.prompt_tokens=45']
+  assert cli.main(['bench', 'train', *SMALL, *flags]) == 1
+  assert 'takes 49 columns, and a row has 48' in capsys.readouterr().err
 
 
 def test_decode(capsys):

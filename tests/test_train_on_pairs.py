@@ -9,11 +9,12 @@ from data.test_pair_layout import with_pairs
 import jax
 import numpy as np
 import pytest
-from test_train import arguments, bindings, lines, one_device, params, stop_at
+from test_train import arguments, bindings, lines, one_device, params, steps_in, stop_at
 
 from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.data.prepared import PreparedDataError, PreparedMixture, TaskSplit, write_part
 from crossin_jax.decoding.reference import store_reference
+from crossin_jax.evaluation.heldout import HeldoutLoss
 from crossin_jax.processes.exit_status import RESTART
 from crossin_jax.train import train
 from crossin_jax.training.objectives import ObjectiveError, Preference
@@ -82,6 +83,51 @@ def test_a_run_on_pairs(mixture, start, tmp_path, capsys):
   with pytest.raises(ValueError, match='reference was .* now'):
     store(mixture, start[1])
     train(**settings(mixture, tmp_path / 'b', start[1], total_steps=10))
+
+
+def test_held_out_pairs_choose_the_best_checkpoint(mixture, start, tmp_path):
+  """The run reports its objective on the validation pairs, under the names of training, and the
+  margin there is a metric as any other.
+  """
+  bindings(
+    "CheckpointConfig.keep = 1\nCheckpointConfig.best_mode = 'max'\n"
+    "CheckpointConfig.best_metric = 'eval/heldout/preference/accuracy'"
+  )
+  store(mixture, start[0])
+  heldout = HeldoutLoss(*mixture, length=96, rows=4, examples_per_task=4)
+  run = settings(
+    mixture, tmp_path / 'run', start[0], evaluators=(heldout,), evaluation_period=4, total_steps=8,
+  )  # fmt: skip
+  assert train(**run) == 0
+  trained, *_ = lines(tmp_path / 'run')
+  found = [line for line in lines(tmp_path / 'run') if 'eval/heldout/loss' in line]
+  assert [line['step'] for line in found] == [4, 8]
+  names = {key.rpartition('/')[2] for key in found[0] if '/preference/' in key}
+  assert names == {'loss', *trained['preference']}
+  by_language = found[0]['eval/heldout/preference_by_language']
+  assert by_language.keys() == trained['preference_by_language'].keys()
+  for line in found:
+    (language,) = line['eval/heldout/preference_by_language'].values()
+    of = lambda name, line=line: line[f'eval/heldout/preference/{name}']
+    assert of('pairs') == 4 and of('margin') == pytest.approx(language['margin'])
+    assert of('loss') == pytest.approx(language['loss']) and of('accuracy') in (
+      0,
+      0.25,
+      0.5,
+      0.75,
+      1,
+    )
+  best = max(found, key=lambda line: line['eval/heldout/preference/accuracy'])
+  assert best['step'] in steps_in(tmp_path / 'run')
+  # The figures are those of the parameters after the step.
+  model, partition = run['model'], one_device()
+  with partition.activate():
+    own = heldout.for_objective(run['objective'], SavedModel.open(start[0]).digest)
+    restored = SavedModel.open(str(tmp_path / 'run')).params(model, partition)
+    again = dict(own(model, restored, partition))
+  assert again['eval/heldout/preference/margin'] == pytest.approx(
+    found[-1]['eval/heldout/preference/margin'], abs=1e-5
+  )
 
 
 def test_a_pair_that_is_not_finite_is_named(mixture, start, tmp_path, capsys):

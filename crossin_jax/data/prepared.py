@@ -293,6 +293,12 @@ class PreparedMixture:
     """Whether any task has preference pairs."""
     return any(task.split.has_pairs for task in self.tasks)
 
+  @property
+  def has_validation(self) -> bool:
+    """Whether any task has validation rows."""
+    parts = [part for task in self.tasks for part in _parts(task.split.manifest, 'validation')]
+    return any(part['examples'] for part in parts)
+
   @functools.cached_property
   def bos_id(self) -> int | None:
     """First input of every example; None = its first token."""

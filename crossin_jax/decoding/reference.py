@@ -22,25 +22,30 @@ def store_reference(
   length: int = 2048,
   rows: int = 8,
 ) -> dict:
-  """Stores the log-probabilities of all pairs of a mixture beside its tasks, see `data.references`.
+  """Stores the log-probabilities of all pairs of a mixture beside its tasks, those of the held-out
+  pairs too, see `data.references`.
 
   Parts that are stored already are kept, so a run that was killed continues.
 
   Args:
-    mixture: prepared, of one split.
+    mixture: prepared, of the split 'train'.
     source: the reference.
     model: its module, see `SavedModel.module`.
     partition: mesh.
     length, rows: shape of the packed batches; longer examples make longer rows.
 
   Returns:
-    {'tasks': with pairs, 'pairs': of them, 'computed': pairs whose log-probabilities were missing,
-    'digest'}, the same on every process.
+    {'tasks': with pairs, 'pairs': of both splits, 'computed': pairs whose log-probabilities were
+    missing, 'digest'}, the same on every process.
 
   Raises:
     PreparedDataError: a vocabulary larger than the model's. NonFiniteLikelihood: names the pair.
   """
-  splits = [task.split for task in mixture.tasks if task.split.has_pairs]
+  of = lambda one: [task.split for task in one.tasks if task.split.has_pairs]
+  splits = of(mixture)
+  tasks = len(splits)
+  if mixture.has_validation:
+    splits += of(PreparedMixture(mixture.directory, mixture.name, 'validation'))
   if model.config.vocab_size < mixture.vocabulary_size:
     raise PreparedDataError(
       f'the reference {source.path} has {model.config.vocab_size} ids, the vocabulary of mixture '
@@ -69,7 +74,7 @@ def store_reference(
           done += part['examples']
           progress.show(done)
   distributed.barrier('the stored log-probabilities of the reference')
-  return {'tasks': len(splits), 'pairs': sum(map(len, splits)), 'computed': todo, 'digest': digest}
+  return {'tasks': tasks, 'pairs': sum(map(len, splits)), 'computed': todo, 'digest': digest}
 
 
 def _with_first(split: TaskSplit, wanted: list[dict]):

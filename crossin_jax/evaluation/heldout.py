@@ -1,5 +1,6 @@
 """Held-out loss of a prepared mixture, as an evaluator of the training loop."""
 
+import copy
 import functools
 
 import gin
@@ -7,12 +8,16 @@ import gin
 from crossin_jax.data import pair_layout
 from crossin_jax.data.prepared import PreparedMixture, TaskSplit
 from crossin_jax.decoding.scoring import sequence_losses
+from crossin_jax.evaluation.heldout_pairs import HeldoutPairs
+from crossin_jax.training.objectives import PairObjective
 
 
 @gin.configurable
 class HeldoutLoss:
   """Mean loss per trained token over the validation rows of a mixture; of pairs, over the chosen
   answers.
+
+  In a run with an objective of preference pairs, also its figures on the validation pairs.
 
   Attributes:
     name: prefix of the figures.
@@ -40,13 +45,36 @@ class HeldoutLoss:
     self._by_pair = by_pair
     self._open = functools.cache(lambda: PreparedMixture(data_dir, mixture, 'validation'))
     self._length, self._rows, self._most, self.name = length, rows, examples_per_task, name
+    self._of_pairs = lambda: None
+
+  def for_objective(self, objective, reference: str | None) -> 'HeldoutLoss':
+    """This evaluator in a run with an objective; the training loop calls it.
+
+    Args:
+      objective: of `training.objectives`.
+      reference: digest of the model whose log-probabilities are stored; None = none is needed.
+    """
+    own = copy.copy(self)
+
+    @functools.cache
+    def of_pairs() -> HeldoutPairs | None:
+      if not isinstance(objective, PairObjective) or not self._open().has_pairs:
+        return None
+      return HeldoutPairs(
+        self._open(), objective, reference, length=self._length, rows=self._rows,
+        examples_per_task=self._most,
+      )  # fmt: skip
+
+    own._of_pairs = of_pairs
+    return own
 
   def figures(self) -> list[str]:
     """Names of the numbers, once the mixture is known to have what an evaluation needs.
 
     Raises:
-      PreparedDataError: no validation rows.
-      ValueError: one is longer than a row of the batch.
+      PreparedDataError: no validation rows, or no stored reference of their pairs.
+      ObjectiveError: pairs that the objective of the run cannot read.
+      ValueError: a row is longer than a row of the batch.
     """
     for task in self._open().tasks:
       longest = task.split.lengths[: min(task.examples, self._most)].max(initial=0)
@@ -55,12 +83,16 @@ class HeldoutLoss:
           f'HeldoutLoss.length = {self._length} is too short for the validation rows of task '
           f'{task.split.name}: one has {longest} tokens'
         )
-    return [f'eval/{self.name}/loss']
+    of_pairs = self._of_pairs()
+    names = [f'preference/{name}' for name in of_pairs.figures()] if of_pairs else []
+    return [f'eval/{self.name}/{name}' for name in ('loss', *names)]
 
   def __call__(self, model, params, partition):
     """Yields 'eval/NAME/loss' in nats per token and 'eval/NAME/loss_by_language'.
 
-    With `by_pair` also '.../loss_by_pair'.
+    With `by_pair` also '.../loss_by_pair'. With an objective of pairs also
+    'eval/NAME/preference/margin' and what else a line of training has in 'preference', 'loss' being
+    that of the objective over the pairs, and 'eval/NAME/preference_by_language'.
     """
     mixture = self._open()
     sequences, languages, pairs = [], [], []
@@ -90,6 +122,11 @@ class HeldoutLoss:
     yield f'eval/{self.name}/loss_by_language', means(languages)
     if self._by_pair:
       yield f'eval/{self.name}/loss_by_pair', means(pairs)
+    if of_pairs := self._of_pairs():
+      overall, by_language = of_pairs(model, params, partition)
+      for name, value in overall.items():
+        yield f'eval/{self.name}/preference/{name}', value
+      yield f'eval/{self.name}/preference_by_language', by_language
 
 
 def _sequences(split: TaskSplit, index: int) -> list:

@@ -134,6 +134,13 @@ class PairObjective:
     adapters = lora.of_model(model)
     return self.has_reference and adapters is not None and not adapters.train_embeddings
 
+  def figures(self) -> list[str]:
+    """Names of what is reported of pairs beside their number and loss."""
+    one = jax.ShapeDtypeStruct((1, 1, pair_layout.ANSWERS), jnp.float32)
+    answers = Answers(one, one)
+    *_, figures = jax.eval_shape(self.of_pairs, answers, answers if self.has_reference else None)
+    return list(figures)
+
   def __call__(
     self, model, params, batch, tasks: int, z_loss: float = 0.0, dropout_key=None
   ) -> tuple[jax.Array, LossSums]:

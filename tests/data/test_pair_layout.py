@@ -111,21 +111,23 @@ def mixture_of(directory, count=40, dco=False, seed=0):
 
 
 def with_pairs(mixture, directory) -> tuple[str, str]:
-  """A copy of a prepared mixture with pairs in the place of its first task: an answer against that
-  of another row; returns (directory, name).
+  """A copy of a prepared mixture with pairs in the place of its first task, in both splits: an
+  answer against that of another row; returns (directory, name).
   """
   shutil.copytree(mixture[0], directory)
-  split = PreparedMixture(str(directory), mixture[1]).tasks[0].split
-  cut = lambda i: (split.example(i)[0], int(np.argmax(split.example(i)[1] > 0)))
-  examples = []
-  for i in range(len(split)):
-    (tokens, first), (other, start) = cut(i), cut((i + 1) % len(split))
-    example = pair(tokens[:first], tokens[first:], other[start:])
-    examples.append((split.id(i), int(split.ranks[i]), *example))
-  for part in split.parts:
-    os.unlink(path := os.path.join(split.directory, part['file']))  # the old one is mapped
-    prepared.write_part(path, examples[: part['examples']])
-    del examples[: part['examples']]
+  task = PreparedMixture(str(directory), mixture[1]).tasks[0].split.name
+  for name in ('train', 'validation'):
+    split = prepared.TaskSplit(str(directory), task, name)
+    cut = lambda i, split=split: (split.example(i)[0], int(np.argmax(split.example(i)[1] > 0)))
+    examples = []
+    for i in range(len(split)):
+      (tokens, first), (other, start) = cut(i), cut((i + 1) % len(split))
+      example = pair(tokens[:first], tokens[first:], other[start:])
+      examples.append((split.id(i), int(split.ranks[i]), *example))
+    for part in split.parts:
+      os.unlink(path := os.path.join(split.directory, part['file']))  # the old one is mapped
+      prepared.write_part(path, examples[: part['examples']])
+      del examples[: part['examples']]
   return str(directory), mixture[1]
 
 

@@ -98,14 +98,25 @@ def test_a_run_saved_on_two_processes_goes_on(train, alone, on_two, tmp_path, pr
 
 @pytest.mark.slow
 def test_pairs_on_two_processes(tiny_prepared, tmp_path):
-  """One numerator over one denominator: pairs and rows, whichever host has them."""
+  """One numerator over one denominator: pairs and rows, whichever host has them; held-out ones
+  too.
+  """
   directory, mixture = with_pairs(tiny_prepared, tmp_path / 'data')
   starter = Processes(directory, mixture, str(tmp_path / 'compiled'))
-  flags = ['--gin.train.objective=@Preference()', "--gin.Preference.kind='orpo'"]
+  flags = [
+    '--gin.train.objective=@Preference()', "--gin.Preference.kind='orpo'",
+    '--gin.train.evaluators=(@HeldoutLoss(),)', '--gin.train.evaluation_period=6',
+    '--gin.HeldoutLoss.rows=4',
+  ]  # fmt: skip
   run = lambda name, count, parts: starter.run(
     tmp_path / name, count, {'TRAIN_STEPS': 6, 'train.microbatches': parts}, more=flags
   )
   equal(run('two', 2, 2), run('one', 1, 1))
+  of = lambda name: json.loads((tmp_path / name / 'metrics.jsonl').read_text().splitlines()[-1])
+  one, two = of('one'), of('two')
+  assert one['eval/heldout/preference/pairs'] == two['eval/heldout/preference/pairs'] > 0
+  for key in ('eval/heldout/preference/loss', 'eval/heldout/preference/margin'):
+    assert two[key] == pytest.approx(one[key], rel=1e-5, abs=1e-5), key
 
 
 def test_flags_go_together(capsys):
