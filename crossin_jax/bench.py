@@ -93,7 +93,7 @@ def bench_train(
   return {
     'tokens_per_second': round(tokens / middle, 1),
     **of_pairs,
-    'seconds_per_step': round(middle, 4),
+    'seconds_per_step': round(middle, 6),
     'mfu': flops.utilisation(model.config, length, tokens / middle),
     'flops_per_step': flops_per_token * tokens,
     'compile_seconds': round(compiled, 1),
