@@ -140,7 +140,8 @@ def train(
       print(mesh_choice, file=sys.stderr)
     optimizer = optimizers.build(optimizer, total_steps)
     keeping = checkpoint_config()
-    evaluators = _for_objective(evaluators, objective, stream.reference)
+    if evaluation_period:  # only then they need the reference of the objective
+      evaluators = _for_objective(evaluators, objective, stream.reference)
     _check_fit(model, prepared, partition, batch_size, microbatches)
     _check_evaluation(evaluators, evaluation_period, keeping, early_stopping_patience)
     of_all = _must_be_equal((model, objective), partition, stream, total_steps)

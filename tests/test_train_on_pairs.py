@@ -12,6 +12,7 @@ import pytest
 from test_train import arguments, bindings, lines, one_device, params, steps_in, stop_at
 
 from crossin_jax.checkpoints.saved_model import SavedModel
+from crossin_jax.data import references
 from crossin_jax.data.prepared import PreparedDataError, PreparedMixture, TaskSplit, write_part
 from crossin_jax.decoding.reference import store_reference
 from crossin_jax.evaluation.heldout import HeldoutLoss
@@ -99,6 +100,12 @@ def test_held_out_pairs_choose_the_best_checkpoint(mixture, start, tmp_path):
     mixture, tmp_path / 'run', start[0], evaluators=(heldout,), evaluation_period=4, total_steps=8,
   )  # fmt: skip
   assert train(**run) == 0
+  held = PreparedMixture(*mixture, 'validation').tasks[0].split
+  os.unlink(references.path_of(held, SavedModel.open(start[0]).digest, held.parts[0]))
+  with pytest.raises(PreparedDataError, match='validation-00000.arrow.*--reference'):
+    train(**{**run, 'model_dir': str(tmp_path / 'none')})
+  bindings()  # without an evaluation nothing of them is needed
+  assert train(**{**run, 'model_dir': str(tmp_path / 'one'), 'evaluation_period': 0}) == 0
   trained, *_ = lines(tmp_path / 'run')
   found = [line for line in lines(tmp_path / 'run') if 'eval/heldout/loss' in line]
   assert [line['step'] for line in found] == [4, 8]
@@ -120,6 +127,7 @@ def test_held_out_pairs_choose_the_best_checkpoint(mixture, start, tmp_path):
   best = max(found, key=lambda line: line['eval/heldout/preference/accuracy'])
   assert best['step'] in steps_in(tmp_path / 'run')
   # The figures are those of the parameters after the step.
+  assert store(mixture, start[0])['computed'] == len(held)
   model, partition = run['model'], one_device()
   with partition.activate():
     own = heldout.for_objective(run['objective'], SavedModel.open(start[0]).digest)
