@@ -72,26 +72,41 @@ def loss_and_gradients(config, shape, batch, noise=0.0):
     return jax.device_get((loss, sums, gradients))
 
 
+# Kind of model -> its fields: as most families are, with adapters, or with the parts of gpt-oss.
+KINDS = {
+  'plain': {},
+  'adapters': {'lora': LoraConfig(rank=4, base_dtype='float32')},
+  'biases and sinks': {
+    'mlp_bias': True, 'router_bias': True, 'swiglu_limit': 1.0, 'attention_sinks': True,
+    'attention_bias': 'all', 'attention': 'blockwise',
+  },
+}  # fmt: skip
+
+
+def on_mesh(kind: str, shape):
+  config = small(dtype='float64', param_dtype='float64', **KINDS[kind])
+  # Adapters and biases begin at zero.
+  return loss_and_gradients(config, shape, batch_of(), 0.0 if kind == 'plain' else 0.1)
+
+
 @functools.cache
-def reference(adapters: bool):
-  return loss_and_gradients(wide(adapters), (1, 1, 1), batch_of(), 0.1 * adapters)
-
-
-def wide(adapters: bool) -> DecoderConfig:
-  return small(
-    dtype='float64',
-    param_dtype='float64',
-    lora=LoraConfig(rank=4, base_dtype='float32') if adapters else None,
-  )
+def reference(kind: str):
+  return on_mesh(kind, (1, 1, 1))
 
 
 @pytest.mark.parametrize(
-  'name, adapters', [*((name, False) for name in MESHES), ('fsdp 2, experts 2', True)]
+  'name, kind',
+  [
+    *((name, 'plain') for name in MESHES),
+    ('fsdp 2, experts 2', 'adapters'),
+    ('fsdp 2, experts 2', 'biases and sinks'),
+    ('tensor 2, experts 2', 'biases and sinks'),
+  ],
 )
-def test_every_mesh_gives_what_one_device_gives(name, adapters):
+def test_every_mesh_gives_what_one_device_gives(name, kind):
   with jax.enable_x64(True):
-    wanted = reference(adapters)
-    found = loss_and_gradients(wide(adapters), MESHES[name], batch_of(), 0.1 * adapters)
+    wanted = reference(kind)
+    found = on_mesh(kind, MESHES[name])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), found, wanted)
   assert np.abs(wanted[2]['decoder']['layers']['mlp']['router']).max() > 1e-3
 
