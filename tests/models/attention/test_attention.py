@@ -273,12 +273,15 @@ def test_splash_equals_the_reference(seed, window, softcap):
   both(attention_splash.attend, arrays, mask, scale=0.3, softcap=softcap, interpret=True)
 
 
-def test_splash_with_sinks_equals_the_reference():
+@pytest.mark.parametrize('dtype, tolerance', [('float32', 2e-5), ('bfloat16', 2e-2)])
+def test_splash_with_sinks_equals_the_reference(dtype, tolerance):
+  """The sinks are parameters in float32, and so are their gradients."""
   rng = np.random.default_rng(3)
-  sinks = jnp.asarray(rng.standard_normal(2), jnp.float32)
-  arrays = (*inputs(rng, 2, 150, 150, 2, 1, 16), sinks)
+  sinks = jnp.asarray(rng.integers(-8, 9, 2) / 4, jnp.float32)  # bfloat16 has them too
+  arrays = (*inputs(rng, 2, 150, 150, 2, 1, 16, dtype), sinks)
   segments = jnp.asarray(segments_of(rng, 2, 150))
-  both(attention_splash.attend, arrays, Mask(segments, segments), interpret=True)
+  mask = Mask(segments, segments)
+  both(attention_splash.attend, arrays, mask, interpret=True, tolerance=tolerance)
 
 
 def described(topology):
@@ -319,6 +322,12 @@ def test_splash_compiles_for_tpus(topology):
   compiled = lowered_for(described(topology), (1, 2, 2), window=300, softcap=20.0).compile()
   assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3
   assert compiled.memory_analysis().temp_size_in_bytes < 1000 * 1000 * 4 * 2
+
+
+def test_splash_with_sinks_compiles_for_tpus():
+  """On a mesh that cuts the heads, and so their sinks."""
+  lowered = lowered_for(described('v5e:2x2'), (1, 2, 2), sinks_H=np.ones(4, np.float32))
+  assert lowered.compile().as_text().count('custom_call_target="tpu_custom_call"') == 3
 
 
 @pytest.mark.slow
