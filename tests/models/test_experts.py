@@ -118,23 +118,26 @@ def test_no_token_is_dropped_and_padding_does_not_count():
   np.testing.assert_allclose(sums.router.probability_X.sum(), real, rtol=1e-5)
 
 
-def test_all_tokens_may_choose_the_same_expert():
+@pytest.mark.parametrize('parts', [{}, {'mlp_bias': True, 'swiglu_limit': 0.5}], ids=str)
+def test_all_tokens_may_choose_the_same_expert(parts):
   """The worst case of a dropless layout: equal router rows send every token to the first experts."""
-  config = small(num_layers=1, experts_per_token=1)
+  config = small(num_layers=1, experts_per_token=1, **parts)
   model, batch = Decoder(config), batch_of()
   tokens = batch['decoder_input_tokens']
   params = model.init(jax.random.key(0), tokens, tokens, enable_dropout=False)['params']
   of_mlp = params['decoder']['layers']['mlp']
   of_mlp['router'] = jnp.zeros_like(of_mlp['router'])
+  for name in ('gate', 'up', 'down') if parts else ():
+    of_mlp[name]['bias'] += jax.random.normal(jax.random.key(1), of_mlp[name]['bias'].shape)
   apply = lambda params: model.apply(
     {'params': params}, tokens, tokens, enable_dropout=False, mutable=[ROUTER]
   )
   logits, variables = apply(params)
   assert router.sums_of(variables).chosen_X.tolist() == [tokens.size] + [0] * 7
   # Then it is a dense model with the MLP of the first expert.
-  dense = Decoder(small(num_layers=1, num_experts=0))
+  dense = Decoder(small(num_layers=1, num_experts=0, **parts))
   for name in ('gate', 'up', 'down'):
-    of_mlp[name] = {'kernel': of_mlp[name]['kernel'][:, 0]}
+    of_mlp[name] = {leaf: value[:, 0] for leaf, value in of_mlp[name].items()}
   del of_mlp['router']
   wanted = dense.apply({'params': params}, tokens, tokens, enable_dropout=False)
   np.testing.assert_allclose(logits, wanted, atol=1e-5)
@@ -167,6 +170,8 @@ def test_dropout_on_adapters_of_experts_is_refused():
   small(lora=LoraConfig(dropout=0.1, targets=('query', 'value')))
   with pytest.raises(ValueError, match='not between 1 and the 8 experts'):
     small(experts_per_token=9)
+  with pytest.raises(ValueError, match="swiglu_limit needs mlp_activation 'silu'"):
+    small(swiglu_limit=7.0, mlp_activation='gelu')
 
 
 def test_adapters_folded_into_the_experts_change_nothing():

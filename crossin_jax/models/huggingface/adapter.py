@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import functools
 import json
-import math
 import os
 import re
 
@@ -157,9 +156,7 @@ class Adapter:
           f'{path}: {module} with {", ".join(sorted(parts))} is no adapter of a matrix of this '
           'model; merge the adapter with PEFT and give the merged model'
         )
-      shape = tensor_shape(table[module][1], config)
-      *experts, outputs, inputs = (shape[0], *shape[:0:-1]) if len(shape) == 3 else shape
-      ranks = math.prod(experts) * self._rank(module, table[module][1], config)
+      outputs, inputs, ranks = self._sizes(module, table[module][1], config)
       found = (parts['lora_A'].shape, parts['lora_B'].shape)
       if found != ((ranks, inputs), (outputs, ranks)):
         raise AdapterError(
@@ -171,10 +168,15 @@ class Adapter:
       raise AdapterError(f'{path} has no adapter')
     return adapted
 
+  def _sizes(self, module: str, leaves, config: DecoderConfig) -> tuple[int, int, int]:
+    """Outputs and inputs of a matrix, and ranks: of all experts if a parameter has them."""
+    *experts, first, second = tensor_shape(leaves, config)
+    rank = self._rank(module, leaves, config)
+    return (second, first, experts[0] * rank) if experts else (first, second, rank)
+
   def _rank(self, module: str, leaves, config: DecoderConfig) -> int:
-    has_all_experts = len(tensor_shape(leaves, config)) == 3
     rows = self._tensors[module]['lora_A'].shape[0]
-    return rows // config.num_experts if has_all_experts else rows
+    return rows // config.num_experts if _has_all_experts(leaves, config) else rows
 
   def settings(self, model_type: str, config: DecoderConfig) -> dict:
     """`LoraConfig` fields of the adapter.
@@ -269,7 +271,6 @@ class Adapter:
     }
     for module, (name, leaves) in adapted.items():
       rank, first = self._rank(module, leaves, config), 0
-      has_all_experts = len(tensor_shape(leaves, config)) == 3
       a = self._tensors[module]['lora_A'].astype(np.float32)
       b = self._tensors[module]['lora_B'].astype(np.float32)
       ratio = self._scale(name.removesuffix('.weight'), rank) / config.lora.scale
@@ -277,7 +278,7 @@ class Adapter:
       for number, (path, index) in enumerate(leaves):
         outputs = leaf_shape(path, index, config)[-1]
         stem, (of_a, of_b) = path.removesuffix('kernel'), (a.T, b[first : first + outputs].T)
-        if has_all_experts:
+        if _has_all_experts(leaves, config):
           of_a = peft_parameters.a_of(a, config.num_experts)
           of_b = peft_parameters.b_of(b, config.num_experts, number, len(leaves))
         if f'{stem}lora_a' in values:
@@ -285,6 +286,11 @@ class Adapter:
           values[f'{stem}lora_b'][index][..., :rank, :] = of_b
         first += outputs
     return values
+
+
+def _has_all_experts(leaves, config: DecoderConfig) -> bool:
+  """Whether a tensor of these leaves is a parameter with the matrices of all experts."""
+  return len(tensor_shape(leaves, config)) == 3
 
 
 def _sharded(value: np.ndarray, leaf) -> jax.Array:
