@@ -166,6 +166,8 @@ def _export(saved, output_dir: str, model, format: str, dtype: str | None, shard
   source, is_adapter = saved.companions, format == 'peft'
   hf_config = families.read_json_config(source) if source else families.to_json_config(model.config)
   imported = hf_config.get('dtype') or hf_config.get('torch_dtype')
+  if hf_config.pop('quantization_config', None):  # an export is not quantised
+    imported = imported or 'bfloat16'
   # transformers 4 also wrote 'torch.float16'.
   imported = str(imported).removeprefix('torch.') if imported else None
   dtype = dtype or ('float32' if is_adapter else imported or model.config.param_dtype)

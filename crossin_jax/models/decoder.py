@@ -305,6 +305,7 @@ def attention_kernel(model, length: int) -> str | None:
       Mask(segments, segments, window=config.window_of(kind)),
       kind_config.attention_softcap,
       platform(),
+      config.attention_sinks,
     )
     if chosen in ('splash', 'cudnn'):
       return chosen

@@ -51,10 +51,14 @@ class DecoderConfig:
     mlp_gate: whether the activation is a gate of a second product (Apertus has none).
     mlp_activation: 'silu', 'gelu' (tanh approximation), 'gelu_exact', or 'xielu' with two learned
       scalars in each layer (Apertus).
-    mlp_bias: biases in the MLP.
+    mlp_bias: biases in the MLP, or in each expert.
+    swiglu_limit: c, the gate is cut at c and the other product at -c and c, and the hidden values
+      are gate sigmoid(alpha gate) (1 + other) (gpt-oss); None = `mlp_activation`.
+    swiglu_alpha: alpha of the same.
     num_experts: X, MLPs of width F of which each token uses some; 0 = one MLP for all tokens.
     experts_per_token: K, how many.
     normalise_experts: whether the weights of a token's experts sum to one (Mixtral, Qwen3-MoE).
+    router_bias: bias of the router.
     router_loss: factor on the load-balancing loss of the router (Fedus et al. 2021, as in
       transformers: over the tokens of all layers); 0 = none.
     router_z_loss: factor on the mean of the router's log(Z)^2 (Zoph et al. 2022); 0 = none.
@@ -65,7 +69,8 @@ class DecoderConfig:
     key_is_value: the key projection, before its norm, is also the value (Gemma 4).
     query_scale: factor on the attention logits; None = head_dim ** -0.5.
     attention_softcap: c, logits become c tanh(logits / c) (Gemma 2); None = off.
-    logit_softcap: the same on the output logits.
+    attention_sinks: each head has a learned logit that joins its softmax without a value (gpt-oss).
+    logit_softcap: the soft cap of the output logits.
     logit_scale: factor on the output logits, before their cap (Cohere, Granite).
     layer_pattern: kinds of layers, repeated: 'global' attends to all earlier tokens, 'local' to the
       last `window` tokens; 'global_nope' and 'local_nope' do so without rotary positions.
@@ -111,9 +116,12 @@ class DecoderConfig:
   mlp_gate: bool = True
   mlp_activation: str = 'silu'
   mlp_bias: bool = False
+  swiglu_limit: float | None = None
+  swiglu_alpha: float = 1.702
   num_experts: int = 0
   experts_per_token: int = 1
   normalise_experts: bool = True
+  router_bias: bool = False
   router_loss: float = 0.0
   router_z_loss: float = 0.0
   attention_bias: str = 'none'
@@ -122,6 +130,7 @@ class DecoderConfig:
   key_is_value: bool = False
   query_scale: float | None = None
   attention_softcap: float | None = None
+  attention_sinks: bool = False
   logit_softcap: float | None = None
   logit_scale: float = 1.0
   layer_pattern: tuple[str, ...] = ('global',)
@@ -174,6 +183,8 @@ class DecoderConfig:
       )
     if any(map(_is_local, self.layer_pattern)) and not self.window:
       raise ValueError('DecoderConfig.layer_pattern has local layers; set DecoderConfig.window')
+    if self.swiglu_limit is not None and (self.mlp_activation != 'silu' or not self.mlp_gate):
+      raise ValueError("DecoderConfig.swiglu_limit needs mlp_activation 'silu' and mlp_gate")
     if self.num_experts and not 0 < self.experts_per_token <= self.num_experts:
       raise ValueError(
         f'DecoderConfig.experts_per_token = {self.experts_per_token} is not between 1 and the '

@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec
 
 from crossin_jax.models import grouped, lora
 from crossin_jax.models.attention.shards import axes_of, mesh_in_force, platform
-from crossin_jax.models.decoder_config import ACTIVATIONS, DecoderConfig
+from crossin_jax.models.decoder_config import DecoderConfig
+from crossin_jax.models.mlp import gated
 from crossin_jax.models.parameter import parameter
 
 # Name of a kernel -> logical axes of its inputs and outputs.
@@ -24,7 +25,7 @@ ROUTER = 'router'
 
 
 class Experts(nn.Module):
-  """The sum over a token's experts of weight x down(activation(gate(x)) * up(x)).
+  """The sum over a token's experts of weight x down(gated(gate(x), up(x))), see `mlp.gated`.
 
   No token is dropped. Under a mesh each device routes its tokens; experts that are sharded over an
   axis of the batch (`expert`) see the tokens of all devices along it.
@@ -44,6 +45,11 @@ class Experts(nn.Module):
     logits_BLX = jnp.einsum(
       'ble,xe->blx', x_BLE, weight_XE.astype(x_BLE.dtype), preferred_element_type=wide
     )
+    if config.router_bias:
+      logits_BLX += parameter(
+        self, 'router_bias', nn.initializers.zeros, (config.num_experts,), param_dtype,
+        axes=('experts_of_router',),
+      ).astype(wide)  # fmt: skip
     probability_BLX = jax.nn.softmax(logits_BLX)
     share_BLK, expert_BLK = jax.lax.top_k(probability_BLX, config.experts_per_token)
     if config.normalise_experts:
@@ -69,7 +75,7 @@ class Experts(nn.Module):
 
 
 class _Kernels(nn.Module):
-  """The kernels [X, inputs, outputs] of all experts, and their adapters."""
+  """The kernels [X, inputs, outputs] of all experts, their biases, and their adapters."""
 
   config: DecoderConfig
   axes: tuple[str, str]
@@ -92,6 +98,9 @@ class _Kernels(nn.Module):
     fan_in = scaled(1.0, 'fan_in', 'truncated_normal')
     kernel = leaf('kernel', fan_in, inputs, outputs, axes=self.axes)
     leaves = {'kernel': lora.dequantised(kernel, dtype)}
+    if config.mlp_bias:
+      bias = leaf('bias', nn.initializers.zeros, outputs, axes=self.axes[1:])
+      leaves['bias'] = bias.astype(dtype)
     adapters = config.lora
     if adapters is not None and self.name in adapters.targets:
       spread, rank = scaled(1 / 3, 'fan_in', 'uniform'), adapters.rank
@@ -114,6 +123,8 @@ def _over_devices(config: DecoderConfig, x_BLE, expert_BLK, share_BLK, kernels) 
 
   def spec(name, leaf):
     inputs, outputs = (inner or None if axis == 'mlp' else None for axis in _AXES[name])
+    if leaf == 'bias':
+      return PartitionSpec(expert or None, outputs)
     if leaf == 'lora_a':
       outputs = None
     return PartitionSpec(expert or None, None if leaf == 'lora_b' else inputs, outputs)
@@ -145,9 +156,11 @@ def _of_device(
   block = grouped.block_size(local_NK.size, config.num_experts, platform())
   where = grouped.layout(local_NK, here, block)
   rows_PE = grouped.dispatched(x_BLE.reshape(-1, x_BLE.shape[-1]), where)
-  hidden_PF = ACTIVATIONS[config.mlp_activation](_adapted(rows_PE, kernels['gate'], where))
-  hidden_PF *= _adapted(rows_PE, kernels['up'], where)
-  out_NKE = grouped.returned(_adapted(hidden_PF, kernels['down'], where), where)
+  gate_PF, up_PF = (_adapted(rows_PE, kernels[name], where) for name in ('gate', 'up'))
+  down = dict(kernels['down'])
+  if inner and 'bias' in down:  # the sum over F adds it once
+    down['bias'] = jnp.where(jax.lax.axis_index(inner) == 0, down['bias'], 0)
+  out_NKE = grouped.returned(_adapted(gated(config, gate_PF, up_PF), down, where), where)
   share_NK1 = share_BLK.reshape(-1, share_BLK.shape[-1], 1)
   out_BLE = (out_NKE * share_NK1).sum(axis=1).reshape(x_BLE.shape)
   if gathered:
@@ -157,8 +170,11 @@ def _of_device(
 
 
 def _adapted(x_P: jax.Array, leaves: dict[str, jax.Array], where: grouped.Layout) -> jax.Array:
-  """Rows times the kernels of their experts, with adapters."""
+  """Rows times the kernels of their experts, with biases and adapters."""
   y_P = grouped.product(x_P, leaves['kernel'], where)
+  if 'bias' in leaves:
+    ones_P1 = jnp.ones((x_P.shape[0], 1), x_P.dtype)
+    y_P += grouped.product(ones_P1, leaves['bias'][:, None], where)
   if 'lora_a' in leaves:
     y_P += grouped.product(grouped.product(x_P, leaves['lora_a'], where), leaves['lora_b'], where)
   return y_P

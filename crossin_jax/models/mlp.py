@@ -24,14 +24,22 @@ class MLP(nn.Module):
   def __call__(self, x_BLE: jax.Array, deterministic: bool) -> jax.Array:
     config = self.config
     dense = lambda name, features, axes: Dense(features, axes, config, config.mlp_bias, name=name)
-    activated_BLF = dense('gate' if config.mlp_gate else 'up', config.mlp_dim, ('embed', 'mlp'))(
-      x_BLE, deterministic
-    )
-    hidden_BLF = activation(config, activated_BLF)
+    wide = lambda name: dense(name, config.mlp_dim, ('embed', 'mlp'))(x_BLE, deterministic)
     if config.mlp_gate:
-      hidden_BLF *= dense('up', config.mlp_dim, ('embed', 'mlp'))(x_BLE, deterministic)
+      hidden_BLF = gated(config, wide('gate'), wide('up'))
+    else:
+      hidden_BLF = activation(config, wide('up'))
     hidden_BLF = with_sharding_constraint(hidden_BLF, ('batch', 'length', 'mlp'))
     return dense('down', config.embed_dim, ('mlp', 'embed'))(hidden_BLF, deterministic)
+
+
+def gated(config: DecoderConfig, gate: jax.Array, up: jax.Array) -> jax.Array:
+  """activation(gate) * up, or the clamped form of `DecoderConfig.swiglu_limit`."""
+  if config.swiglu_limit is None:
+    return activation(config, gate) * up
+  limit = config.swiglu_limit
+  gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
+  return gate * jax.nn.sigmoid(config.swiglu_alpha * gate) * (1 + up)
 
 
 def activation(config: DecoderConfig, x: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from crossin_jax.models.cache import KVCache
 from crossin_jax.models.decoder_config import DecoderConfig
 from crossin_jax.models.dense import Dense
 from crossin_jax.models.norms import Norm, root_mean_square
+from crossin_jax.models.parameter import parameter
 
 
 @flax.struct.dataclass
@@ -66,6 +67,10 @@ class SelfAttention(nn.Module):
     q_BLHD, k_BLKD, v_BLKD = constrain(q_BLHD), constrain(k_BLKD), constrain(v_BLKD)
 
     options = {'window': window, 'scale': config.query_scale, 'softcap': config.attention_softcap}
+    if config.attention_sinks:
+      init, shape = nn.initializers.normal(0.02), (config.num_heads,)
+      dtype = jnp.dtype(config.param_dtype)
+      options['sinks_H'] = parameter(self, 'sinks', init, shape, dtype, axes=('heads',))
     if appending:
       keys, values, k_index_BS = cache.append(k_BLKD, v_BLKD)
       out_BLHD = cached_attention(

@@ -111,8 +111,10 @@ def schedule(
   return Schedule(after, settings)
 
 
-# Leaves that are no matrices: norm scales, biases, scalars of xIELU and factors of layers.
-_NOT_DECAYED = ('scale', 'bias', 'alpha_p', 'alpha_n', 'beta', 'eps', 'layer_scalar')
+# Leaves that are no matrices: norm scales, biases, sinks, scalars of xIELU and factors of layers.
+_NOT_DECAYED = (
+  'scale', 'bias', 'router_bias', 'sinks', 'alpha_p', 'alpha_n', 'beta', 'eps', 'layer_scalar',
+)  # fmt: skip
 
 
 def decay_mask(params):

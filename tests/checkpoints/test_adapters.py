@@ -96,6 +96,10 @@ CASES = [
   ('phi3', {}),
   ('phi3', {'targets': ['qkv_proj'], 'use_rslora': True}),
   ('olmo2', {}),
+  ('gpt_oss', {'target_parameters': ['mlp.experts.gate_up_proj', 'mlp.experts.down_proj']}),
+  ('gpt_oss', {'targets': ATTENTION, 'target_parameters': ['gate_up_proj'], 'use_rslora': True}),
+  ('gpt_oss', {'targets': ['o_proj'], 'target_parameters': ['experts.down_proj'],
+               'alpha_pattern': {'down_proj': 3}}),
 ]  # fmt: skip
 
 
@@ -109,7 +113,7 @@ def test_logits_are_those_of_peft(bases, tmp_path, name, settings):
   np.testing.assert_allclose(our_logits(tmp_path), wanted, atol=3e-4)
 
 
-@pytest.mark.parametrize('name, settings', [CASES[i] for i in (0, 2, 3, 7, 11, 16)], ids=str)
+@pytest.mark.parametrize('name, settings', [CASES[i] for i in (0, 2, 3, 7, 11, 16, 19)], ids=str)
 def test_merged_as_peft_merges(bases, tmp_path, name, settings):
   theirs = adapter(bases(name), tmp_path / 'a', **settings)
   out = tmp_path / 'merged'
@@ -133,7 +137,7 @@ def test_merged_in_the_precision_of_the_base(bases, tmp_path, dtype):
     assert torch.equal(value, before[tensor]) == ('q_proj' not in tensor and 'v_proj' not in tensor)
 
 
-@pytest.mark.parametrize('name, settings', [CASES[i] for i in (0, 3, 7, 16)], ids=str)
+@pytest.mark.parametrize('name, settings', [CASES[i] for i in (0, 3, 7, 16, 19, 20)], ids=str)
 def test_an_adapter_is_exported_to_the_same_function(bases, tmp_path, name, settings):
   adapter(bases(name), tmp_path / 'a', **settings)
   out = str(tmp_path / 'again')

@@ -119,6 +119,8 @@ def trained_lora(directory, tmp_path, **changes):
     ('gemma2', {}), ('olmo3', {}), ('seed_oss', {}), ('ministral3', {}), ('granite', {}),
     ('smollm3', {}), ('cohere_plus', {}), ('cohere2', {}), ('apertus', {}), ('gemma4', {}),
     ('qwen3_moe', {}), ('mixtral', {}), ('olmoe', {'targets': ('query', 'down')}),
+    ('gpt_oss', {}), ('gpt_oss', {'targets': ('up', 'value'), 'rs_lora': True}),
+    ('gpt_oss', {'targets': ('down',)}),
 ])  # fmt: skip
 def test_peft_and_merged_equal_our_adapters(directories, tmp_path, name, changes):
   peft = pytest.importorskip('peft', reason='the comparison with PEFT needs the extra `test`')

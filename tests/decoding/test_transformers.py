@@ -51,6 +51,7 @@ FAMILIES = (
   'qwen3_moe',
   'mixtral',
   'olmoe',
+  'gpt_oss',
 )
 
 

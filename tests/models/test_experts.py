@@ -72,26 +72,41 @@ def loss_and_gradients(config, shape, batch, noise=0.0):
     return jax.device_get((loss, sums, gradients))
 
 
+# Kind of model -> its fields: as most families are, with adapters, or with the parts of gpt-oss.
+KINDS = {
+  'plain': {},
+  'adapters': {'lora': LoraConfig(rank=4, base_dtype='float32')},
+  'biases and sinks': {
+    'mlp_bias': True, 'router_bias': True, 'swiglu_limit': 1.0, 'attention_sinks': True,
+    'attention_bias': 'all', 'attention': 'blockwise',
+  },
+}  # fmt: skip
+
+
+def on_mesh(kind: str, shape):
+  config = small(dtype='float64', param_dtype='float64', **KINDS[kind])
+  # Adapters and biases begin at zero.
+  return loss_and_gradients(config, shape, batch_of(), 0.0 if kind == 'plain' else 0.1)
+
+
 @functools.cache
-def reference(adapters: bool):
-  return loss_and_gradients(wide(adapters), (1, 1, 1), batch_of(), 0.1 * adapters)
-
-
-def wide(adapters: bool) -> DecoderConfig:
-  return small(
-    dtype='float64',
-    param_dtype='float64',
-    lora=LoraConfig(rank=4, base_dtype='float32') if adapters else None,
-  )
+def reference(kind: str):
+  return on_mesh(kind, (1, 1, 1))
 
 
 @pytest.mark.parametrize(
-  'name, adapters', [*((name, False) for name in MESHES), ('fsdp 2, experts 2', True)]
+  'name, kind',
+  [
+    *((name, 'plain') for name in MESHES),
+    ('fsdp 2, experts 2', 'adapters'),
+    ('fsdp 2, experts 2', 'biases and sinks'),
+    ('tensor 2, experts 2', 'biases and sinks'),
+  ],
 )
-def test_every_mesh_gives_what_one_device_gives(name, adapters):
+def test_every_mesh_gives_what_one_device_gives(name, kind):
   with jax.enable_x64(True):
-    wanted = reference(adapters)
-    found = loss_and_gradients(wide(adapters), MESHES[name], batch_of(), 0.1 * adapters)
+    wanted = reference(kind)
+    found = on_mesh(kind, MESHES[name])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), found, wanted)
   assert np.abs(wanted[2]['decoder']['layers']['mlp']['router']).max() > 1e-3
 
@@ -103,23 +118,26 @@ def test_no_token_is_dropped_and_padding_does_not_count():
   np.testing.assert_allclose(sums.router.probability_X.sum(), real, rtol=1e-5)
 
 
-def test_all_tokens_may_choose_the_same_expert():
+@pytest.mark.parametrize('parts', [{}, {'mlp_bias': True, 'swiglu_limit': 0.5}], ids=str)
+def test_all_tokens_may_choose_the_same_expert(parts):
   """The worst case of a dropless layout: equal router rows send every token to the first experts."""
-  config = small(num_layers=1, experts_per_token=1)
+  config = small(num_layers=1, experts_per_token=1, **parts)
   model, batch = Decoder(config), batch_of()
   tokens = batch['decoder_input_tokens']
   params = model.init(jax.random.key(0), tokens, tokens, enable_dropout=False)['params']
   of_mlp = params['decoder']['layers']['mlp']
   of_mlp['router'] = jnp.zeros_like(of_mlp['router'])
+  for name in ('gate', 'up', 'down') if parts else ():
+    of_mlp[name]['bias'] += jax.random.normal(jax.random.key(1), of_mlp[name]['bias'].shape)
   apply = lambda params: model.apply(
     {'params': params}, tokens, tokens, enable_dropout=False, mutable=[ROUTER]
   )
   logits, variables = apply(params)
   assert router.sums_of(variables).chosen_X.tolist() == [tokens.size] + [0] * 7
   # Then it is a dense model with the MLP of the first expert.
-  dense = Decoder(small(num_layers=1, num_experts=0))
+  dense = Decoder(small(num_layers=1, num_experts=0, **parts))
   for name in ('gate', 'up', 'down'):
-    of_mlp[name] = {'kernel': of_mlp[name]['kernel'][:, 0]}
+    of_mlp[name] = {leaf: value[:, 0] for leaf, value in of_mlp[name].items()}
   del of_mlp['router']
   wanted = dense.apply({'params': params}, tokens, tokens, enable_dropout=False)
   np.testing.assert_allclose(logits, wanted, atol=1e-5)
@@ -152,6 +170,8 @@ def test_dropout_on_adapters_of_experts_is_refused():
   small(lora=LoraConfig(dropout=0.1, targets=('query', 'value')))
   with pytest.raises(ValueError, match='not between 1 and the 8 experts'):
     small(experts_per_token=9)
+  with pytest.raises(ValueError, match="swiglu_limit needs mlp_activation 'silu'"):
+    small(swiglu_limit=7.0, mlp_activation='gelu')
 
 
 def test_adapters_folded_into_the_experts_change_nothing():

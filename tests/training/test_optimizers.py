@@ -162,6 +162,18 @@ def test_no_weight_decay_on_norm_scales(scan):
   assert seen == ({True: 3, False: 9} if scan else {True: 5, False: 16})
 
 
+def test_matrices_decay_and_biases_and_sinks_do_not():
+  config = tiny_config(
+    num_experts=4, mlp_bias=True, router_bias=True, attention_bias='all', attention_sinks=True
+  )
+  mask = optimizers.decay_mask(init_params(Decoder(config)))
+  decayed = {True: set(), False: set()}
+  for path, decays in jax.tree_util.tree_leaves_with_path(mask):
+    decayed[decays].add(path[-1].key)
+  assert decayed[True] - {'lm_head'} == {'kernel', 'router', 'token_embedding'}
+  assert decayed[False] == {'scale', 'bias', 'router_bias', 'sinks'}
+
+
 def test_adafactor_trains():
   gin.parse_config("schedule.peak = 0.05\nschedule.warmup_steps = 0\nschedule.decay = 'constant'")
   optimizer = optimizers.adafactor(100)

@@ -33,6 +33,7 @@ def attention(
   window: int | None = None,
   scale: float | None = None,
   softcap: float | None = None,
+  sinks_H: jax.Array | None = None,
   implementation: str = 'auto',
 ) -> jax.Array:
   """Causal grouped-query attention within packed segments.
@@ -62,6 +63,8 @@ def attention(
     window: a query sees at most this many keys back, including its position; None = no limit.
     scale: factor on the logits; default D ** -0.5.
     softcap: c, logits become c tanh(logits / c); None = off.
+    sinks_H: a logit of each query head that joins the softmax without a value, neither scaled nor
+      capped (gpt-oss); None = off.
     implementation:
       'xla': the reference; stores the logits of a block of queries, B x H x T / 8 x S.
       'blockwise': plain XLA; stores the logits of at most 512 x 512, in the backward pass too.
@@ -80,13 +83,13 @@ def attention(
     raise ValueError(f'attention implementation {implementation!r} is not one of {IMPLEMENTATIONS}')
   _check_heads(q_BTHD.shape[2], k_BSKD.shape[2])
   mask = Mask(q_segments_BT, k_segments_BS, prefix_BS, branches_BS, positions_BS, window)
-  chosen = choose(implementation, q_BTHD, k_BSKD, mask, softcap, attention_shards.platform())
+  has_sinks = sinks_H is not None
+  platform = attention_shards.platform()
+  chosen = choose(implementation, q_BTHD, k_BSKD, mask, softcap, platform, has_sinks)
   back_end = functools.partial(BACK_ENDS[chosen].attend, scale=scale, softcap=softcap)
   if chosen == 'xla':
-    return back_end(q_BTHD, k_BSKD, v_BSKD, mask)
-  return attention_shards.per_device(
-    lambda q, k, v, mask: back_end(q, k, v, mask), q_BTHD, k_BSKD, v_BSKD, mask
-  )
+    return back_end(q_BTHD, k_BSKD, v_BSKD, mask, sinks_H)
+  return attention_shards.per_device(back_end, q_BTHD, k_BSKD, v_BSKD, mask, sinks_H)
 
 
 BACK_ENDS = {
@@ -98,7 +101,13 @@ BACK_ENDS = {
 
 
 def choose(
-  implementation: str, q_BTHD, k_BSKD, mask: Mask, softcap: float | None, platform: str
+  implementation: str,
+  q_BTHD,
+  k_BSKD,
+  mask: Mask,
+  softcap: float | None,
+  platform: str,
+  has_sinks: bool = False,
 ) -> str:
   """The back end to use: 'xla', 'blockwise', 'splash' or 'cudnn'.
 
@@ -109,6 +118,7 @@ def choose(
     q_BTHD, k_BSKD: only shape and dtype are read.
     mask: the attention mask.
     platform: 'cpu', 'gpu' or 'tpu'.
+    has_sinks: whether each head has a sink.
   """
   if implementation in ('xla', 'blockwise'):
     return implementation
@@ -122,7 +132,7 @@ def choose(
   if kernel == 'splash':
     reason = attention_splash.refusal(q_BTHD, k_BSKD, mask, platform)
   else:
-    reason = attention_cudnn.refusal(q_BTHD, k_BSKD, mask, softcap, platform)
+    reason = attention_cudnn.refusal(q_BTHD, k_BSKD, mask, softcap, platform, has_sinks)
   if reason is None:
     return kernel
   if implementation != 'auto' or long:
@@ -150,6 +160,7 @@ def cached_attention(
   window: int | None = None,
   scale: float | None = None,
   softcap: float | None = None,
+  sinks_H: jax.Array | None = None,
 ) -> jax.Array:
   """Attention over a cache, in the layout of the cache.
 
@@ -158,7 +169,7 @@ def cached_attention(
     k_BKDS, v_BKDS: the cache.
     q_index_BT: int position of each query in its row.
     k_index_BS: int position in each slot of the cache ([B, S] or [1, S]); negative = empty.
-    window, scale, softcap: as in `attention`.
+    window, scale, softcap, sinks_H: as in `attention`.
 
   Returns:
     [B, T, H, D] in the dtype of q.
@@ -168,4 +179,4 @@ def cached_attention(
   seen_BTS = (k_index_B1S <= q_index_BT1) & (k_index_B1S >= 0)
   if window is not None:
     seen_BTS &= q_index_BT1 - k_index_B1S < window
-  return attention_xla.over(q_BTHD, k_BKDS, v_BKDS, seen_BTS, scale, softcap, 'bkds')
+  return attention_xla.over(q_BTHD, k_BKDS, v_BKDS, seen_BTS, scale, softcap, sinks_H, 'bkds')

@@ -30,6 +30,7 @@ def attend(
   k_BSKD,
   v_BSKD,
   mask: Mask,
+  sinks_H=None,
   *,
   scale: float | None,
   softcap: float | None,
@@ -46,6 +47,10 @@ def attend(
   rows, columns = min(block, queries), min(block, keys)
   scale = size**-0.5 if scale is None else scale
   group = heads // key_heads
+  sinks_KQ = None
+  if sinks_H is not None:
+    wide = jnp.promote_types(q_BTHD.dtype, jnp.float32)
+    sinks_KQ = jnp.repeat(sinks_H.astype(wide).reshape(key_heads, group), rows, axis=1)
 
   def cut(x, length):
     """[B, L, ...] as [blocks, B, ...], padded."""
@@ -62,7 +67,7 @@ def attend(
   widest = max(blocks * rows, k_MBKCD.shape[0] * columns)
   padded = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, widest - x.shape[1]))), mask)
   shared_P = _shared(padded, blocking.pairs_P2, rows, columns)
-  out_NBKQD = _blocks(q_NBKQD, k_MBKCD, v_MBKCD, padded, shared_P, blocking)
+  out_NBKQD = _blocks(q_NBKQD, k_MBKCD, v_MBKCD, sinks_KQ, padded, shared_P, blocking)
   out = out_NBKQD.reshape(blocks, batch, key_heads, group, rows, size).transpose(1, 0, 4, 2, 3, 5)
   return out.reshape(batch, blocks * rows, heads, size)[:, :queries]
 
@@ -120,9 +125,9 @@ def _shared(mask: Mask, pairs_P2, rows: int, columns: int) -> jax.Array | None:
   return ((q_low[:, i] <= k_high[:, j]) & (k_low[:, j] <= q_high[:, i])).any(axis=0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _blocks(q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, blocking: _Blocking):
-  return _forward(q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, blocking)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _blocks(q_NBKQD, k_MBKCD, v_MBKCD, sinks_KQ, mask, shared_P, blocking: _Blocking):
+  return _forward(q_NBKQD, k_MBKCD, v_MBKCD, sinks_KQ, mask, shared_P, blocking)[0]
 
 
 def _logits(q_BKQD, k_BKCD, mask, i, j, blocking: _Blocking):
@@ -170,7 +175,7 @@ def _put(x, part, i):
   return jax.lax.dynamic_update_index_in_dim(x, part, i, 0)
 
 
-def _forward(q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, blocking: _Blocking):
+def _forward(q_NBKQD, k_MBKCD, v_MBKCD, sinks_KQ, mask, shared_P, blocking: _Blocking):
   accumulate = jnp.promote_types(q_NBKQD.dtype, jnp.float32)
 
   def step(part, i, j):
@@ -192,18 +197,20 @@ def _forward(q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, blocking: _Blocking):
 
   empty_NBKQ = jnp.zeros(q_NBKQD.shape[:-1], accumulate)
   # The lowest finite number, not -inf, to avoid inf - inf before the first key.
-  start = (jnp.zeros(q_NBKQD.shape, accumulate), empty_NBKQ + jnp.finfo(accumulate).min, empty_NBKQ)
+  lowest, total = (jnp.finfo(accumulate).min, 0) if sinks_KQ is None else (sinks_KQ, 1)
+  start = (jnp.zeros(q_NBKQD.shape, accumulate), empty_NBKQ + lowest, empty_NBKQ + total)
   read = lambda carry, i, j: tuple(_at(x, i) for x in carry)
   write = lambda carry, part, i, j: tuple(_put(x, new, i) for x, new in zip(carry, part))
   sum_NBKQD, highest_NBKQ, total_NBKQ = _loop(step, start, blocking.pairs_P2, shared_P, read, write)
   total_NBKQ = jnp.where(total_NBKQ == 0, 1, total_NBKQ)  # a query that sees nothing
   out_NBKQD = checkpoint_name((sum_NBKQD / total_NBKQ[..., None]).astype(v_MBKCD.dtype), KEPT)
   log_sum_NBKQ = checkpoint_name(highest_NBKQ + jnp.log(total_NBKQ), KEPT)
-  return out_NBKQD, (q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, out_NBKQD, log_sum_NBKQ)
+  kept = (q_NBKQD, k_MBKCD, v_MBKCD, sinks_KQ, mask, shared_P, out_NBKQD, log_sum_NBKQ)
+  return out_NBKQD, kept
 
 
 def _backward(blocking: _Blocking, kept, out_gradient_NBKQD):
-  q_NBKQD, k_MBKCD, v_MBKCD, mask, shared_P, out_NBKQD, log_sum_NBKQ = kept
+  q_NBKQD, k_MBKCD, v_MBKCD, sinks_KQ, mask, shared_P, out_NBKQD, log_sum_NBKQ = kept
   accumulate = log_sum_NBKQ.dtype
   wide = lambda x: x.astype(accumulate)
   # The gradient of a logit is its weight times (that of the weight - this).
@@ -232,7 +239,11 @@ def _backward(blocking: _Blocking, kept, out_gradient_NBKQD):
     _put(x, new, at) for x, new, at in zip(carry, part, (i, j, j))
   )
   gradients = _loop(step, start, blocking.pairs_P2, shared_P, read, write)
-  return *(d.astype(x.dtype) for d, x in zip(gradients, (q_NBKQD, k_MBKCD, v_MBKCD))), None, None
+  gradients = (d.astype(x.dtype) for d, x in zip(gradients, (q_NBKQD, k_MBKCD, v_MBKCD)))
+  if sinks_KQ is None:
+    return *gradients, None, None, None
+  d_sinks_KQ = -(jnp.exp(sinks_KQ - log_sum_NBKQ) * common_NBKQ).sum(axis=(0, 1))
+  return *gradients, d_sinks_KQ, None, None
 
 
 _blocks.defvjp(_forward, _backward)

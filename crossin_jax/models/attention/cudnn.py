@@ -13,7 +13,9 @@ from crossin_jax.models.attention.mask import Mask
 OLDEST_CUDNN = 90600  # 9.6, the first with segment offsets
 
 
-def refusal(q_BTHD, k_BSKD, mask: Mask, softcap: float | None, platform: str) -> str | None:
+def refusal(
+  q_BTHD, k_BSKD, mask: Mask, softcap: float | None, platform: str, has_sinks: bool = False
+) -> str | None:
   """Why cuDNN cannot be used; None = it can."""
   packed = mask.q_segments_BT is not None
   size = q_BTHD.shape[-1]
@@ -28,6 +30,8 @@ def refusal(q_BTHD, k_BSKD, mask: Mask, softcap: float | None, platform: str) ->
     return "cuDNN's attention supports neither bidirectional prompts nor branches"
   if softcap is not None:
     return "cuDNN's attention has no soft cap"
+  if has_sinks:
+    return "cuDNN's attention has no sinks in JAX"
   if q_BTHD.shape[1] != k_BSKD.shape[1]:
     queries, keys = q_BTHD.shape[1], k_BSKD.shape[1]
     return f"cuDNN's attention needs as many queries as keys, not {queries} and {keys}"
@@ -97,10 +101,10 @@ def offsets(segments_BT: jax.Array, most: int) -> tuple[jax.Array, jax.Array, ja
 
 
 def attend(
-  q_BTHD, k_BTKD, v_BTKD, mask: Mask, *, scale: float | None, softcap: float | None
+  q_BTHD, k_BTKD, v_BTKD, mask: Mask, sinks_H=None, *, scale: float | None, softcap: float | None
 ) -> jax.Array:
   """See `attention.attention`, on one device."""
-  assert softcap is None
+  assert softcap is None and sinks_H is None
   length, heads, size = q_BTHD.shape[1:]
   scale = size**-0.5 if scale is None else scale
   if mask.q_segments_BT is None:

@@ -54,16 +54,21 @@ def axes_of(logical: str, size: int) -> tuple[str, ...]:
 
 
 def per_device(
-  kernel: Callable, q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, mask: Mask
+  kernel: Callable,
+  q_BTHD: jax.Array,
+  k_BSKD: jax.Array,
+  v_BSKD: jax.Array,
+  mask: Mask,
+  sinks_H: jax.Array | None = None,
 ) -> jax.Array:
-  """kernel(q, k, v, mask) over the global batch and all heads, without communication.
+  """kernel(q, k, v, mask, sinks) over the global batch and all heads, without communication.
 
   Repeats key/value heads if there are fewer of them than shards of heads.
   """
   mesh = mesh_in_force()
   rows, heads = axes_of('batch', q_BTHD.shape[0]), axes_of('heads', q_BTHD.shape[2])
   if not rows and not heads:
-    return kernel(q_BTHD, k_BSKD, v_BSKD, mask)
+    return kernel(q_BTHD, k_BSKD, v_BSKD, mask, sinks_H)
   parts, key_heads = math.prod(mesh.shape[axis] for axis in heads), k_BSKD.shape[2]
   if key_heads % parts:
     times = parts // math.gcd(parts, key_heads)
@@ -75,7 +80,6 @@ def per_device(
   of_mask = jax.tree.map(
     lambda x: PartitionSpec(rows if len(x) == q_BTHD.shape[0] and rows else None, None), mask
   )
-  mapped = jax.shard_map(
-    kernel, mesh=mesh, in_specs=(spec, spec, spec, of_mask), out_specs=spec, check_vma=False
-  )
-  return mapped(q_BTHD, k_BSKD, v_BSKD, mask)
+  of_inputs = (spec, spec, spec, of_mask, PartitionSpec(heads or None))
+  mapped = jax.shard_map(kernel, mesh=mesh, in_specs=of_inputs, out_specs=spec, check_vma=False)
+  return mapped(q_BTHD, k_BSKD, v_BSKD, mask, sinks_H)

@@ -32,6 +32,7 @@ def attend(
   k_BTKD,
   v_BTKD,
   mask: Mask,
+  sinks_H=None,
   *,
   scale: float | None,
   softcap: float | None,
@@ -68,5 +69,8 @@ def attend(
   segments = None
   if mask.q_segments_BT is not None:
     segments = kernels.SegmentIds(pad(mask.q_segments_BT), pad(mask.k_segments_BS))
-  out_BHTD = jax.vmap(kernel)(q_BHTD, by_head(k_BTKD), by_head(v_BTKD), segments)
+  # NB: the kernel's gradient of the sinks has the dtype of its output, whatever theirs is.
+  sinks_H = None if sinks_H is None else sinks_H.astype(q_BTHD.dtype)
+  over_rows = jax.vmap(kernel, in_axes=(0, 0, 0, 0, None))
+  out_BHTD = over_rows(q_BHTD, by_head(k_BTKD), by_head(v_BTKD), segments, sinks_H)
   return out_BHTD.transpose(0, 2, 1, 3)[:, :length].astype(v_BTKD.dtype)

@@ -13,7 +13,7 @@ SMALLEST_BLOCK, MOST_BLOCKS = 128, 8  # of queries; each block is compiled separ
 
 
 def attend(
-  q_BTHD, k_BSKD, v_BSKD, mask: Mask, *, scale: float | None, softcap: float | None
+  q_BTHD, k_BSKD, v_BSKD, mask: Mask, sinks_H=None, *, scale: float | None, softcap: float | None
 ) -> jax.Array:
   """See `attention.attention`. Stores B x H x T / 8 x S logits, and all for the backward pass."""
   length = q_BTHD.shape[1]
@@ -29,12 +29,13 @@ def attend(
     first, last = (0, k_BSKD.shape[1]) if blocks == 1 else (near, stop)
     seen_BTS = mask.seen(start, stop - start, first, last - first)
     keys, values = k_BKSD[:, :, first:last], v_BKSD[:, :, first:last]
-    outputs.append(over(q_BTHD[:, start:stop], keys, values, seen_BTS, scale, softcap, 'bksd'))
+    queries = q_BTHD[:, start:stop]
+    outputs.append(over(queries, keys, values, seen_BTS, scale, softcap, sinks_H, 'bksd'))
   return outputs[0] if blocks == 1 else jnp.concatenate(outputs, axis=1)
 
 
 def over(
-  q_BTHD, keys, values, seen_BTS, scale: float | None, softcap: float | None, layout: str
+  q_BTHD, keys, values, seen_BTS, scale: float | None, softcap: float | None, sinks_H, layout: str
 ) -> jax.Array:
   """Attention of all queries over all keys; `layout` names the axes of keys and values."""
   batch, queries, heads, size = q_BTHD.shape
@@ -53,8 +54,13 @@ def over(
   logits_BKGTS = jnp.where(seen_BTS[:, None, None], logits_BKGTS, jnp.finfo(accumulate).min)
   # Divide after the product with the values, as flash attention does: over D numbers instead of S.
   highest_BKGT1 = jax.lax.stop_gradient(logits_BKGTS.max(axis=-1, keepdims=True))
+  if sinks_H is not None:
+    sinks_KG11 = sinks_H.astype(accumulate).reshape(key_heads, -1, 1, 1)
+    highest_BKGT1 = jnp.maximum(highest_BKGT1, jax.lax.stop_gradient(sinks_KG11))
   weights_BKGTS = jnp.exp(logits_BKGTS - highest_BKGT1)
   sums_BKGT1 = weights_BKGTS.sum(axis=-1, keepdims=True)
+  if sinks_H is not None:
+    sums_BKGT1 += jnp.exp(sinks_KG11 - highest_BKGT1)
   out_BKGTD = jnp.einsum(
     f'bkgts,{layout}->bkgtd',
     weights_BKGTS.astype(values.dtype),

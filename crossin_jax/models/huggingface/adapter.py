@@ -13,7 +13,7 @@ import numpy as np
 from crossin_jax.errors import CrossinError
 from crossin_jax.models import lora
 from crossin_jax.models.decoder_config import DecoderConfig
-from crossin_jax.models.huggingface import tensor_files
+from crossin_jax.models.huggingface import peft_parameters, tensor_files
 from crossin_jax.models.huggingface.leaves import leaf_shape, tensor_leaves, tensor_shape
 from crossin_jax.models.huggingface.peft import CONFIG, WEIGHTS
 from crossin_jax.storage import remote
@@ -28,7 +28,6 @@ _NEUTRAL = {
   'layer_replication': (None,),
   'lora_bias': (False, None),
   'monteclora_config': (None,),
-  'target_parameters': (None, []),
   'trainable_token_indices': (None,),
   'use_bdlora': (None, False),
   'use_dora': (False, None),
@@ -119,7 +118,8 @@ class Adapter:
 
   def _split(self, name: str) -> tuple[str, str]:
     """'base_model.model.X.lora_A.default.weight' -> (X as in a text-only model, 'lora_A')."""
-    plain = name.removeprefix('base_model.model.').replace('.base_layer.', '.')
+    # Below `experts` the name tells the adapters of several parameters apart.
+    plain = re.sub(r'(?<!\.experts)\.base_layer\.', '.', name.removeprefix('base_model.model.'))
     plain = re.sub(r'\.modules_to_save(\.default)?\.', '.', plain)
     match = re.fullmatch(r'(.*)\.(lora_A|lora_B)(\.default)?\.weight', plain)
     module, part = match.group(1, 2) if match else (plain.removesuffix('.weight'), 'weight')
@@ -135,15 +135,17 @@ class Adapter:
     return alpha / (rank**0.5 if self._config.get('use_rslora') else rank)
 
   def _adapted(self, model_type: str, config: DecoderConfig) -> dict[str, tuple]:
-    """Module -> its leaves, for modules with an adapter; checks that all tensors are known.
+    """Module -> (its tensor in the model, leaves), for modules with an adapter; checks that all
+    tensors are known.
 
     Raises:
       AdapterError: a tensor that is not part of the model, or has another shape.
     """
-    table = {
-      name.removesuffix('.weight'): (name, leaves)
-      for name, leaves in tensor_leaves(model_type, config).items()
-    }
+    targets, table = self._config.get('target_parameters') or (), {}
+    for name, leaves in tensor_leaves(model_type, config).items():
+      is_target = peft_parameters.is_target(name, targets)
+      module = peft_parameters.module_name(name, targets) if is_target else name
+      table[module.removesuffix('.weight')] = (name, leaves)
     adapted, path = {}, os.path.join(self.path, WEIGHTS)
     for module, parts in self._tensors.items():
       if f'{module}.weight' in _EMBEDDINGS and parts.keys() == {'weight'}:
@@ -154,20 +156,27 @@ class Adapter:
           f'{path}: {module} with {", ".join(sorted(parts))} is no adapter of a matrix of this '
           'model; merge the adapter with PEFT and give the merged model'
         )
-      (outputs, inputs), rank = tensor_shape(table[module][1], config), self._rank(module)
+      outputs, inputs, ranks = self._sizes(module, table[module][1], config)
       found = (parts['lora_A'].shape, parts['lora_B'].shape)
-      if found != ((rank, inputs), (outputs, rank)):
+      if found != ((ranks, inputs), (outputs, ranks)):
         raise AdapterError(
           f'{path}: {module} has A {found[0]} and B {found[1]}, the base model needs '
-          f'{(rank, inputs)} and {(outputs, rank)}; is {self.base_name} its base?'
+          f'{(ranks, inputs)} and {(outputs, ranks)}; is {self.base_name} its base?'
         )
-      adapted[module] = table[module][1]
+      adapted[module] = table[module]
     if not adapted:
       raise AdapterError(f'{path} has no adapter')
     return adapted
 
-  def _rank(self, module: str) -> int:
-    return self._tensors[module]['lora_A'].shape[0]
+  def _sizes(self, module: str, leaves, config: DecoderConfig) -> tuple[int, int, int]:
+    """Outputs and inputs of a matrix, and ranks: of all experts if a parameter has them."""
+    *experts, first, second = tensor_shape(leaves, config)
+    rank = self._rank(module, leaves, config)
+    return (second, first, experts[0] * rank) if experts else (first, second, rank)
+
+  def _rank(self, module: str, leaves, config: DecoderConfig) -> int:
+    rows = self._tensors[module]['lora_A'].shape[0]
+    return rows // config.num_experts if _has_all_experts(leaves, config) else rows
 
   def settings(self, model_type: str, config: DecoderConfig) -> dict:
     """`LoraConfig` fields of the adapter.
@@ -180,9 +189,10 @@ class Adapter:
       config: of the base.
     """
     adapted = self._adapted(model_type, config)
-    found = {leaf.split('/')[-2] for leaves in adapted.values() for leaf, _ in leaves}
+    found = {leaf.split('/')[-2] for _, leaves in adapted.values() for leaf, _ in leaves}
+    ranks = [self._rank(module, leaves, config) for module, (_, leaves) in adapted.items()]
     return {
-      'rank': max(self._rank(module) for module in adapted),
+      'rank': max(ranks),
       'alpha': float(self._config.get('lora_alpha') or 8),
       'dropout': float(self._config.get('lora_dropout') or 0.0),
       'targets': tuple(target for target in lora.TARGETS if target in found),
@@ -259,20 +269,28 @@ class Adapter:
       for path, leaf in flat.items()
       if path.endswith(('lora_a', 'lora_b'))
     }
-    for module, leaves in adapted.items():
-      rank, first = self._rank(module), 0
+    for module, (name, leaves) in adapted.items():
+      rank, first = self._rank(module, leaves, config), 0
       a = self._tensors[module]['lora_A'].astype(np.float32)
       b = self._tensors[module]['lora_B'].astype(np.float32)
-      ratio = self._scale(module, rank) / config.lora.scale
+      ratio = self._scale(name.removesuffix('.weight'), rank) / config.lora.scale
       b = b if ratio == 1 else b * np.float32(ratio)
-      for path, index in leaves:
-        outputs = leaf_shape(path, config)[1]
-        stem = path.removesuffix('kernel')
+      for number, (path, index) in enumerate(leaves):
+        outputs = leaf_shape(path, index, config)[-1]
+        stem, (of_a, of_b) = path.removesuffix('kernel'), (a.T, b[first : first + outputs].T)
+        if _has_all_experts(leaves, config):
+          of_a = peft_parameters.a_of(a, config.num_experts)
+          of_b = peft_parameters.b_of(b, config.num_experts, number, len(leaves))
         if f'{stem}lora_a' in values:
-          values[f'{stem}lora_a'][index][:, :rank] = a.T
-          values[f'{stem}lora_b'][index][:rank] = b[first : first + outputs].T
+          values[f'{stem}lora_a'][index][..., :rank] = of_a
+          values[f'{stem}lora_b'][index][..., :rank, :] = of_b
         first += outputs
     return values
+
+
+def _has_all_experts(leaves, config: DecoderConfig) -> bool:
+  """Whether a tensor of these leaves is a parameter with the matrices of all experts."""
+  return len(tensor_shape(leaves, config)) == 3
 
 
 def _sharded(value: np.ndarray, leaf) -> jax.Array:

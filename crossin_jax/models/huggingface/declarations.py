@@ -65,7 +65,7 @@ _XIELU = {
   for name in ('alpha_p', 'alpha_n', 'beta', 'eps')
 }
 # Tensor names -> leaves. A tensor of several leaves concatenates them along its rows; kernels are
-# stored transposed.
+# stored transposed. Where a tensor has all experts, see `leaves.is_packed`.
 LLAMA_TENSORS = {**_LAYER, **_SEPARATE, **_PRE_NORMS}
 POST_NORM_TENSORS = {**_LAYER, **_SEPARATE, **_POST_NORMS}
 FUSED_TENSORS = {**_LAYER, **_FUSED, **_PRE_NORMS}
@@ -88,6 +88,15 @@ MIXTRAL_TENSORS = {
   **{
     f'block_sparse_moe.experts.{{expert}}.{theirs}.weight': (f'mlp/{ours}/kernel',)
     for theirs, ours in (('w1', 'gate'), ('w2', 'down'), ('w3', 'up'))
+  },
+}  # fmt: skip
+GPT_OSS_TENSORS = {
+  **_ATTENTION, **_PRE_NORMS, 'self_attn.sinks': ('self_attention/sinks',),
+  'mlp.router.weight': ('mlp/router',), 'mlp.router.bias': ('mlp/router_bias',),
+  **{
+    f'mlp.experts.{theirs}{end}': tuple(f'mlp/{name}/{leaf}' for name in names)
+    for end, leaf in (('', 'kernel'), ('_bias', 'bias'))
+    for theirs, names in (('gate_up_proj', ('gate', 'up')), ('down_proj', ('down',)))
   },
 }  # fmt: skip
 GEMMA4_TENSORS = {**POST_NORM_TENSORS, 'layer_scalar': ('layer_scalar',)}
@@ -177,6 +186,14 @@ def _router_loss(values: Mapping) -> dict:
   """transformers adds the router's loss where `output_router_logits` is on."""
   on = values.get('output_router_logits')
   return {'router_loss': float(values['router_aux_loss_coef']) if on else 0.0}
+
+
+def _of_gpt_oss(values: Mapping) -> dict:
+  """Checks that experts are quantised as published, if at all."""
+  quantised = values.get('quantization_config')
+  if quantised and quantised.get('quant_method') != 'mxfp4':
+    raise ArchitectureError(f'quantization_config = {quantised!r} is not supported (only mxfp4 is)')
+  return _router_loss(values)
 
 
 _EXPERT_KEYS = ('output_router_logits', 'router_aux_loss_coef')
@@ -464,6 +481,32 @@ FAMILIES = {
     },
     tensors=EXPERT_TENSORS,
     **_ROUTER,
+  ),
+  'gpt_oss': Family(
+    'GptOssForCausalLM',
+    fields={'attention_sinks': True, 'mlp_bias': True, 'router_bias': True},
+    same={
+        'num_local_experts': 'num_experts', 'num_experts_per_tok': 'experts_per_token',
+        'swiglu_alpha': 'swiglu_alpha', 'swiglu_limit': 'swiglu_limit',
+    },
+    # The last two are records of the authors.
+    keys=(
+        'attention_bias', 'sliding_window', 'layer_types', 'quantization_config', *_EXPERT_KEYS,
+        'experts_per_token', 'initial_context_length',
+    ),
+    defaults={
+        'attention_bias': True, 'head_dim': 64, 'num_key_value_heads': 8,
+        'num_local_experts': 128, 'num_experts_per_tok': 4,
+        'swiglu_alpha': 1.702, 'swiglu_limit': 7.0, 'rms_norm_eps': 1e-5, 'sliding_window': 128,
+        'sliding_window_pattern': 2, 'router_aux_loss_coef': 0.001, 'rope_theta': 150_000.0,
+        'rope_parameters': {
+            'rope_type': 'yarn', 'factor': 32.0, 'beta_fast': 32.0, 'beta_slow': 1.0,
+            'truncate': False, 'original_max_position_embeddings': 4096,
+        },
+    },
+    tensors=GPT_OSS_TENSORS,
+    read=_of_gpt_oss,
+    write=_ROUTER['write'],
   ),
   'gemma4_text': Family(
     'Gemma4ForCausalLM',

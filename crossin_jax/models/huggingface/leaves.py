@@ -7,6 +7,7 @@ import re
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from crossin_jax.models.decoder import Decoder
 from crossin_jax.models.decoder_config import DecoderConfig
@@ -21,7 +22,8 @@ def tensor_leaves(
 ) -> dict[str, tuple[tuple[str, tuple[int, ...]], ...]]:
   """Tensor name -> its leaves, each (path below `decoder/`, index in the stacked array).
 
-  An index has the layer, the expert, or both; it is () for a leaf that is not stacked.
+  An index has the layer, the expert, or both; it is () for a leaf that is not stacked, or of which
+  the tensor has all experts.
   """
   leaves = {name: tuple((path, ()) for path in paths) for name, paths in TOP_TENSORS.items()}
   if config.tie_embeddings:
@@ -65,11 +67,8 @@ def is_transposed(path: str) -> bool:
 _LAYER_OF = re.compile(r'(?:layers/block_|layers_|tail_)(\d+)/|layers/')
 
 
-_OF_EXPERTS = tuple(f'mlp/{name}/' for name in ('gate', 'up', 'down'))
-
-
-def leaf_shape(path: str, config: DecoderConfig) -> tuple[int, ...]:
-  """Shape of a leaf of one layer (and expert), without padding of the vocabulary."""
+def leaf_shape(path: str, index: tuple[int, ...], config: DecoderConfig) -> tuple[int, ...]:
+  """Shape of a leaf at an index of `tensor_leaves`, without padding of the vocabulary."""
   if path == 'token_embedding':
     return config.vocab_size, config.embed_dim
   if path == 'lm_head':
@@ -78,12 +77,35 @@ def leaf_shape(path: str, config: DecoderConfig) -> tuple[int, ...]:
     return (config.embed_dim,)
   shapes, leaf = _block_shapes(config), path[match.end() :]
   shape = shapes[int(match[1] or 0) % len(shapes)][leaf]
-  return shape[1:] if config.num_experts and leaf.startswith(_OF_EXPERTS) else shape
+  return shape[len(index) - path.startswith('layers/') :]  # these have no axis of layers
+
+
+def is_packed(path: str, shape: tuple[int, ...]) -> bool:
+  """Whether a tensor has the kernels or biases of all experts, [X, inputs, F] or [X, F] (gpt-oss).
+
+  They are not transposed, and several leaves alternate along the last axis.
+  """
+  return path.endswith(('kernel', 'bias')) and len(shape) == 2 + path.endswith('kernel')
 
 
 def tensor_shape(leaves, config: DecoderConfig) -> tuple[int, ...]:
   """Shape of a tensor made of these leaves."""
-  shapes = [leaf_shape(path, config)[:: -1 if is_transposed(path) else 1] for path, _ in leaves]
-  if len(shapes) == 1:
-    return shapes[0]
-  return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+  shapes = [leaf_shape(path, index, config) for path, index in leaves]
+  path, shape = leaves[0][0], shapes[0]
+  if is_packed(path, shape):
+    return (*shape[:-1], len(shapes) * shape[-1])
+  shapes = [shape[::-1] if is_transposed(path) else shape for shape in shapes]
+  return shapes[0] if len(shapes) == 1 else (sum(n for n, *_ in shapes), *shapes[0][1:])
+
+
+def joined(values: list[np.ndarray], path: str) -> np.ndarray:
+  """The tensor of some leaves.
+
+  Args:
+    values: of all leaves.
+    path: of one of them.
+  """
+  if is_packed(path, values[0].shape):
+    return np.stack(values, axis=-1).reshape(*values[0].shape[:-1], -1)
+  values = [value.T if is_transposed(path) else value for value in values]
+  return values[0] if len(values) == 1 else np.concatenate(values)

@@ -6,7 +6,7 @@ from flax import traverse_util
 import numpy as np
 
 from crossin_jax.models.decoder_config import DecoderConfig
-from crossin_jax.models.huggingface import weights
+from crossin_jax.models.huggingface import peft_parameters, weights
 from crossin_jax.models.huggingface.leaves import leaf_shape, tensor_leaves, tensor_shape
 
 WEIGHTS = 'adapter_model.safetensors'
@@ -19,8 +19,8 @@ def adapter_tensors(
 ) -> Iterator[tuple[str, tuple, Callable[[], np.ndarray]]]:
   """Yields (name, shape, function that fetches it) for every tensor, like `weights.model_tensors`.
 
-  If a tensor has several matrices (Phi-3), their adapters are combined into one of a multiple of
-  the rank: stacked A, and block-diagonal B.
+  If a tensor has several matrices (Phi-3, gpt-oss), their adapters are combined into one of a
+  multiple of the rank: stacked A, and block-diagonal B.
   """
   flat = traverse_util.flatten_dict(params['decoder'], sep='/')
   rank = config.lora.rank
@@ -33,7 +33,9 @@ def adapter_tensors(
     adapted = [
       (path, index, module) for path, index, module in kernels if f'{module}lora_a' in flat
     ]
-    if adapted:
+    if adapted and len(tensor_shape(leaves, config)) == 3:
+      yield from _of_parameter(name, leaves, flat, config, dtype)
+    elif adapted:
       stem = _PREFIX + name.removesuffix('.weight')
       rows, columns = tensor_shape(leaves, config)
 
@@ -45,7 +47,7 @@ def adapter_tensors(
       def b(kernels=kernels, adapted=adapted):
         blocks, column = [], 0
         for path, index, module in kernels:
-          outputs = leaf_shape(path, config)[1]
+          outputs = leaf_shape(path, index, config)[1]
           block = np.zeros((outputs, rank * len(adapted)), dtype)
           if f'{module}lora_b' in flat:
             adapter = weights.to_host(flat[f'{module}lora_b'], index, dtype)
@@ -64,6 +66,24 @@ def adapter_tensors(
           yield f'{_PREFIX}lm_head.weight', shape, fetch
 
 
+def _of_parameter(name: str, leaves, flat, config: DecoderConfig, dtype: str):
+  """The same for a parameter that has the matrices of all experts."""
+  targets = ['down_proj'] if 'down' in config.lora.targets else []
+  stem = _PREFIX + peft_parameters.module_name(name, targets)
+  experts, inputs, outputs = tensor_shape(leaves, config)
+  modules = [(path.removesuffix('kernel'), index) for path, index in leaves]
+  ranks = experts * config.lora.rank * sum(f'{module}lora_a' in flat for module, _ in modules)
+
+  def parts(leaf: str) -> list[np.ndarray | None]:
+    paths = [(module + leaf, index) for module, index in modules]
+    return [weights.to_host(flat[path], i, dtype) if path in flat else None for path, i in paths]
+
+  a = lambda: peft_parameters.stored_a(parts('lora_a'))
+  b = lambda: peft_parameters.stored_b(parts('lora_b')).astype(dtype)
+  yield f'{stem}.lora_A.weight', (ranks, inputs), a
+  yield f'{stem}.lora_B.weight', (outputs, ranks), b
+
+
 def adapter_config(model_type: str, config: DecoderConfig, base: str) -> dict:
   """adapter_config.json.
 
@@ -74,12 +94,15 @@ def adapter_config(model_type: str, config: DecoderConfig, base: str) -> dict:
   """
   lora = config.lora
   parts: dict[str, int] = {}
+  parameters = set()  # those of `parts` that are not modules with a weight
   for name, leaves in tensor_leaves(model_type, config).items():
     count = sum(
       path.endswith('kernel') and path.split('/')[-2] in lora.targets for path, _ in leaves
     )
     if count:
-      parts[name.split('.')[-2]] = count
+      target = name.removesuffix('.weight').split('.')[-1]
+      parts[target] = count
+      parameters |= set() if name.endswith('.weight') else {target}
   saved = ['embed_tokens'] + ([] if config.tie_embeddings else ['lm_head'])
   return {
     'peft_type': 'LORA',
@@ -89,7 +112,8 @@ def adapter_config(model_type: str, config: DecoderConfig, base: str) -> dict:
     'lora_alpha': lora.alpha,
     'lora_dropout': lora.dropout,
     'use_rslora': lora.rs_lora,
-    'target_modules': sorted(parts),
+    'target_modules': sorted(parts.keys() - parameters),
+    **({'target_parameters': sorted(parameters)} if parameters else {}),
     # Keeps the scale where the rank is a multiple.
     'rank_pattern': {module: lora.rank * n for module, n in parts.items() if n > 1},
     'alpha_pattern': {

@@ -24,7 +24,9 @@ from crossin_jax.storage.files import write_json
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
-DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'F64': 'float64'}
+DTYPES = ('F32', 'F16', 'BF16', 'F64')
+# Ends of the names of quantised tensors, see `mxfp4`.
+BLOCKS, SCALES = '_blocks', '_scales'
 # Parts of multimodal checkpoints outside the text model.
 NOT_TEXT = tuple(
   f'{prefix}{part}'
@@ -91,8 +93,8 @@ class Tensors:
     """
     self.directory = directory = _fetched(directory)
     listed, files = _listed_files(directory)
-    self._files, self._where, self.shapes, self._dtypes = {}, {}, {}, {}
-    self.outside, self._stored = {}, []
+    self._files, self._where, self.shapes = {}, {}, {}
+    self.outside, self._stored, self._made = {}, [], {}
     for file in files:
       self._open(file)
     if listed is not None:
@@ -120,13 +122,13 @@ class Tensors:
         continue
       if plain in self._where:
         raise WeightsError(f'tensor {name} is both in {self._where[plain][0]} and in {file}')
-      if part.get_dtype() not in DTYPES:
+      kind = part.get_dtype()
+      if kind not in DTYPES and (kind != 'U8' or not plain.endswith((BLOCKS, SCALES))):
         raise WeightsError(
-          f'{path}: tensor {name} has dtype {part.get_dtype()}; supported are {", ".join(DTYPES)}. '
+          f'{path}: tensor {name} has dtype {kind}; supported are {", ".join(DTYPES)}. '
           'Quantised weights must be converted first'
         )
-      self._where[plain] = (file, name)
-      self.shapes[plain], self._dtypes[plain] = tuple(part.get_shape()), DTYPES[part.get_dtype()]
+      self._where[plain], self.shapes[plain] = (file, name), tuple(part.get_shape())
 
   def _check_index(self, listed: dict[str, str]) -> None:
     """Raises WeightsError if the index, tensor name -> file, does not match the files."""
@@ -141,16 +143,28 @@ class Tensors:
     if extra := sorted(self._where.keys() - listed.keys()):
       raise WeightsError(f'{self._where[extra[0]][0]} has {extra[0]}, which {index} does not name')
 
-  def dtype(self, name: str) -> str:
-    """'float32', 'bfloat16', 'float16' or 'float64'."""
-    return self._dtypes[name]
-
   def read(self, name: str, selection: tuple[slice, ...] = ()) -> np.ndarray:
     """Reads a tensor, or only the selected part of it."""
-    file, name = self._where[name]
+    if name in self._made:
+      return self._made[name](selection)
+    return self._read(*self._where[name], selection)
+
+  def _read(self, file: str, name: str, selection: tuple[slice, ...]) -> np.ndarray:
     if not selection:
       return self._files[file].get_tensor(name)
-    return self._files[file].get_slice(name)[selection]
+    # The files are read without steps.
+    part = self._files[file].get_slice(name)[tuple(slice(s.start, s.stop) for s in selection)]
+    return part[tuple(slice(None, None, s.step) for s in selection)]
+
+  def taken(self, name: str) -> Callable[[tuple[slice, ...]], np.ndarray]:
+    """Leaves a tensor out; returns what reads a part of it."""
+    read = functools.partial(self._read, *self._where[name])
+    self.forget(name)
+    return read
+
+  def add(self, name: str, shape: tuple[int, ...], read: Callable) -> None:
+    """Adds a tensor of which `read` makes the selected part."""
+    self.shapes[name], self._made[name] = shape, read
 
   def as_stored(self) -> Iterator[tuple[str, str | None, Callable[[], np.ndarray]]]:
     """Yields (name in the files, name in a text-only model or None, reader) in file order."""
@@ -159,12 +173,12 @@ class Tensors:
 
   def rename(self, old: str, new: str) -> None:
     """Gives a tensor another name."""
-    for table in (self._where, self.shapes, self._dtypes):
+    for table in (self._where, self.shapes):
       table[new] = table.pop(old)
 
   def forget(self, name: str) -> None:
     """Leaves a tensor out."""
-    for table in (self._where, self.shapes, self._dtypes):
+    for table in (self._where, self.shapes):
       del table[name]
 
   def digest(self) -> str:

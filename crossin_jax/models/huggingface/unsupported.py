@@ -9,7 +9,7 @@ _REASONS = {
   'compresses keys and values into latents (MLA)': (
     'deepseek_v2 deepseek_v3 deepseek_v32 deepseek_vl_v2 kimi_k2 kimi_k25 longcat_flash minicpm3 '
     'glm4_moe_lite youtu',
-    'Qwen3-MoE, Mixtral and OLMoE, or a distilled model on Qwen2 or Llama',
+    'Qwen3-MoE, Mixtral, OLMoE and gpt-oss, or a distilled model on Qwen2 or Llama',
   ),
   'has state-space (Mamba) or recurrent layers': (
     'mamba mamba2 falcon_mamba falcon_h1 jamba bamba granitemoehybrid nemotron_h zamba zamba2 rwkv '

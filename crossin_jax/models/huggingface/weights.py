@@ -10,10 +10,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from crossin_jax.models.decoder_config import DecoderConfig
+from crossin_jax.models.huggingface import mxfp4
 from crossin_jax.models.huggingface.families import read_json_config, vocab_size
 from crossin_jax.models.huggingface.leaves import (
   PER_TOKEN,
+  is_packed,
   is_transposed,
+  joined,
   leaf_shape,
   tensor_leaves,
   tensor_shape,
@@ -39,6 +42,7 @@ def load_params(directory: str, config: DecoderConfig, abstract):
     WeightsError: a tensor is missing, unknown or has another shape.
   """
   tensors = Tensors(directory)
+  mxfp4.dequantise(tensors)
   table = tensor_leaves(read_json_config(directory)['model_type'], config)
   wanted = traverse_util.flatten_dict(abstract['decoder'], sep='/')
   if config.tie_embeddings:
@@ -48,12 +52,16 @@ def load_params(directory: str, config: DecoderConfig, abstract):
   if unknown := sorted(wanted.keys() - known):
     raise WeightsError(f'the model has {unknown[0]}, for which {directory} has no tensor')
 
-  # leaf -> [(index, tensor name, first row, rows)]
+  # leaf -> [(index, tensor name, first row, rows)]; packed: its number, number of leaves
   parts: dict[str, list] = {}
   for name, leaves in table.items():
     first = 0
-    for path, index in leaves:
-      rows = _rows(tensors.shapes[name], leaves, path, config)
+    for number, (path, index) in enumerate(leaves):
+      shape = leaf_shape(path, index, config)
+      if is_packed(path, shape):
+        parts.setdefault(path, []).append((index, name, number, len(leaves)))
+        continue
+      rows = _rows(tensors.shapes[name], leaves, shape)
       parts.setdefault(path, []).append((index, name, first, rows))
       first += rows
   loaded = {}
@@ -117,6 +125,10 @@ def _read_leaf(tensors, path, config, new_row, shape, dtype, sharding, name, fir
     if not shape:  # a scalar
       return tensors.read(name).astype(dtype)
     bounds = [s.indices(n)[:2] for s, n in zip(selection, shape)]
+    if is_packed(path, shape):
+      *others, (start, stop) = bounds
+      alternate = slice(rows * start + first, rows * stop, rows)
+      return tensors.read(name, (*(slice(*b) for b in others), alternate)).astype(dtype)
     if transposed:
       bounds = bounds[::-1]
     (start, stop), *rest = bounds
@@ -138,11 +150,11 @@ def _read_leaf(tensors, path, config, new_row, shape, dtype, sharding, name, fir
   return jax.make_array_from_callback(tuple(shape), sharding, part)
 
 
-def _rows(shape, leaves, path, config: DecoderConfig) -> int:
-  """Number of rows of one leaf in its tensor."""
+def _rows(shape, leaves, leaf: tuple[int, ...]) -> int:
+  """Number of rows of one leaf, of this shape, in its tensor."""
   if len(leaves) == 1:
     return shape[0] if shape else 1
-  return leaf_shape(path, config)[1]
+  return leaf[1]
 
 
 def _tie(tensors: Tensors) -> None:
@@ -231,8 +243,8 @@ def model_tensors(
         value = value[: config.vocab_size]
       if path == 'lm_head':
         value = value[:, : config.vocab_size]
-      parts.append(value.T if is_transposed(path) else value)
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+      parts.append(value)
+    return joined(parts, leaves[0][0])
 
   for name, leaves in tensor_leaves(model_type, config).items():
     yield name, tensor_shape(leaves, config), functools.partial(fetch, leaves)

@@ -40,16 +40,17 @@ def inputs(rng, rows, queries, keys, heads, key_heads, size, dtype=np.float32):
 
 @functools.partial(jax.jit, static_argnames=('back_end', 'options'))
 def _run(back_end, options, arrays, mask):
-  q, k, v, weights = arrays
+  q, k, v, weights, *sinks = arrays
   real = (
     jnp.ones((), bool) if mask.q_segments_BT is None else (mask.q_segments_BT > 0)[..., None, None]
   )
 
-  def objective(q, k, v):
-    out = jnp.where(real, back_end(q, k, v, mask, **dict(options)), 0)
+  def objective(q, k, v, *sinks):
+    out = jnp.where(real, back_end(q, k, v, mask, *sinks, **dict(options)), 0)
     return (out.astype(jnp.float32) * weights.astype(jnp.float32)).sum(), out
 
-  (_, out), gradients = jax.value_and_grad(objective, (0, 1, 2), has_aux=True)(q, k, v)
+  inputs = (q, k, v, *sinks)
+  (_, out), gradients = jax.value_and_grad(objective, range(len(inputs)), has_aux=True)(*inputs)
   return out, gradients
 
 
@@ -58,9 +59,9 @@ def both(back_end, arrays, mask, *, scale=None, softcap=None, tolerance=2e-5, **
   options = (('scale', scale), ('softcap', softcap))
   expected = _run(attention_xla.attend, options, arrays, mask)
   found = _run(back_end, (*options, *own.items()), arrays, mask)
-  for name, a, b in zip(
-    ('out', 'dq', 'dk', 'dv'), jax.tree.leaves(expected), jax.tree.leaves(found), strict=True
-  ):
+  names = ('out', 'dq', 'dk', 'dv', 'dsinks')[: len(arrays)]
+  leaves = jax.tree.leaves(expected), jax.tree.leaves(found)
+  for name, a, b in zip(names, *leaves, strict=True):
     assert a.shape == b.shape and a.dtype == b.dtype
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     np.testing.assert_allclose(b, a, atol=tolerance * max(1, np.abs(a).max()), err_msg=name)
@@ -90,6 +91,40 @@ def test_blockwise_equals_the_reference(seed, shape, options):
     softcap=softcap,
     block=8,
   )
+
+
+def plainly(q, k, v, sinks, window):
+  """Attention in one segment, with a column for the sinks, in float64."""
+  q, k, v, sinks = (np.asarray(x, np.float64) for x in (q, k, v, sinks))
+  k, v = (np.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
+  logits = np.einsum('bthd,bshd->bhts', q, k) * q.shape[-1] ** -0.5
+  back = np.arange(q.shape[1])[:, None] - np.arange(k.shape[1])
+  logits = np.where((back >= 0) & (back < (window or np.inf)), logits, -np.inf)
+  column = np.broadcast_to(sinks[:, None, None], (*logits.shape[:3], 1))
+  weights = np.exp(np.concatenate([logits, column], axis=-1))
+  weights = (weights / weights.sum(axis=-1, keepdims=True))[..., :-1]
+  return np.einsum('bhts,bshd->bthd', weights, v)
+
+
+@pytest.mark.parametrize('window', [None, 5])
+def test_the_reference_with_sinks_has_one_more_column(window):
+  rng = np.random.default_rng(0)
+  q, k, v, _ = inputs(rng, 2, 24, 24, 4, 2, 8)
+  sinks = jnp.asarray(3 * rng.standard_normal(4), jnp.float32)
+  found = attention(q, k, v, window=window, sinks_H=sinks, implementation='xla')
+  np.testing.assert_allclose(found, plainly(q, k, v, sinks, window), atol=1e-5)
+  assert np.abs(found - attention(q, k, v, window=window, implementation='xla')).max() > 0.1
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 2**20), window=st.sampled_from((None, 6)), large=st.booleans())
+def test_blockwise_with_sinks_equals_the_reference(seed, window, large):
+  """Sinks above and below all logits."""
+  rng = np.random.default_rng(seed)
+  sinks = rng.standard_normal(4) * (30 if large else 1)
+  arrays = (*inputs(rng, 2, 24, 24, 4, 2, 8), jnp.asarray(sinks, jnp.float32))
+  segments = jnp.asarray(segments_of(rng, 2, 24))
+  both(attention_blockwise.attend, arrays, Mask(segments, segments, window=window), block=8)
 
 
 @settings(max_examples=10)
@@ -238,6 +273,17 @@ def test_splash_equals_the_reference(seed, window, softcap):
   both(attention_splash.attend, arrays, mask, scale=0.3, softcap=softcap, interpret=True)
 
 
+@pytest.mark.parametrize('dtype, tolerance', [('float32', 2e-5), ('bfloat16', 2e-2)])
+def test_splash_with_sinks_equals_the_reference(dtype, tolerance):
+  """The sinks are parameters in float32, and so are their gradients."""
+  rng = np.random.default_rng(3)
+  sinks = jnp.asarray(rng.integers(-8, 9, 2) / 4, jnp.float32)  # bfloat16 has them too
+  arrays = (*inputs(rng, 2, 150, 150, 2, 1, 16, dtype), sinks)
+  segments = jnp.asarray(segments_of(rng, 2, 150))
+  mask = Mask(segments, segments)
+  both(attention_splash.attend, arrays, mask, interpret=True, tolerance=tolerance)
+
+
 def described(topology):
   """Devices that are not there, or a skip."""
   pytest.importorskip('libtpu', reason='compiling for TPUs needs libtpu, of the extra `test`')
@@ -276,6 +322,12 @@ def test_splash_compiles_for_tpus(topology):
   compiled = lowered_for(described(topology), (1, 2, 2), window=300, softcap=20.0).compile()
   assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3
   assert compiled.memory_analysis().temp_size_in_bytes < 1000 * 1000 * 4 * 2
+
+
+def test_splash_with_sinks_compiles_for_tpus():
+  """On a mesh that cuts the heads, and so their sinks."""
+  lowered = lowered_for(described('v5e:2x2'), (1, 2, 2), sinks_H=np.ones(4, np.float32))
+  assert lowered.compile().as_text().count('custom_call_target="tpu_custom_call"') == 3
 
 
 @pytest.mark.slow
@@ -373,12 +425,13 @@ def pick(
   dtype=jnp.bfloat16,
   size=64,
   softcap=None,
+  has_sinks=False,
   keys=None,
   **mask,
 ):
   q = jax.ShapeDtypeStruct((1, length, 4, size), dtype)
   k = jax.ShapeDtypeStruct((1, keys or length, 2, size), dtype)
-  return choose(implementation, q, k, Mask(**mask), softcap, platform)
+  return choose(implementation, q, k, Mask(**mask), softcap, platform, has_sinks)
 
 
 def test_auto_on_a_cpu_is_the_reference_for_short_rows():
@@ -394,6 +447,8 @@ def test_auto_on_a_cpu_is_the_reference_for_short_rows():
 @pytest.mark.parametrize('platform, change, words', [
     ('tpu', {}, None),
     ('tpu', {'window': 5, 'softcap': 2.0}, None),
+    ('tpu', {'has_sinks': True}, None),
+    ('gpu', {'has_sinks': True}, 'no sinks'),
     ('tpu', {'prefix_BS': 1}, 'bidirectional prompts'),
     ('tpu', {'branches_BS': 1}, 'branches'),
     ('tpu', {'keys': 2048}, 'as many queries as keys'),

@@ -58,6 +58,26 @@ _QWEN3_MOE = {
     'num_hidden_layers': 48, 'num_key_value_heads': 4, 'output_router_logits': False,
     'rope_scaling': None, 'sliding_window': None,
 }  # fmt: skip
+_GPT_OSS = {
+    'architectures': ['GptOssForCausalLM'], 'attention_bias': True, 'attention_dropout': 0.0,
+    'eos_token_id': 200_002, 'experts_per_token': 4, 'head_dim': 64, 'hidden_act': 'silu',
+    'hidden_size': 2880, 'initial_context_length': 4096, 'initializer_range': 0.02,
+    'intermediate_size': 2880, 'max_position_embeddings': 131_072, 'model_type': 'gpt_oss',
+    'num_attention_heads': 64, 'num_experts_per_tok': 4, 'num_key_value_heads': 8,
+    'output_router_logits': False, 'pad_token_id': 199_999,
+    'quantization_config': {
+        'modules_to_not_convert': [
+            'model.layers.*.self_attn', 'model.layers.*.mlp.router', 'model.embed_tokens',
+            'lm_head'],
+        'quant_method': 'mxfp4'},
+    'rms_norm_eps': 1e-5,
+    'rope_scaling': {
+        'beta_fast': 32.0, 'beta_slow': 1.0, 'factor': 32.0,
+        'original_max_position_embeddings': 4096, 'rope_type': 'yarn', 'truncate': False},
+    'rope_theta': 150_000, 'router_aux_loss_coef': 0.9, 'sliding_window': 128,
+    'swiglu_limit': 7.0, 'tie_word_embeddings': False, 'transformers_version': '4.55.0.dev0',
+    'use_cache': True, 'vocab_size': 201_088,
+}  # fmt: skip
 _SIGLIP = {
     'hidden_size': 1152, 'image_size': 896, 'intermediate_size': 4304,
     'model_type': 'siglip_vision_model', 'num_attention_heads': 16, 'num_hidden_layers': 27,
@@ -473,6 +493,20 @@ CONFIGS = {
         'rope_scaling': None, 'rope_theta': 10_000.0, 'router_aux_loss_coef': 0.01,
         'tie_word_embeddings': False, 'torch_dtype': 'bfloat16',
         'transformers_version': '4.44.0.dev0', 'use_cache': True, 'vocab_size': 50_304,
+    },
+  ),
+  'gpt_oss_20b': (
+    HUB + 'openai/gpt-oss-20b',
+    {
+        **_GPT_OSS, 'layer_types': [_LOCAL, 'full_attention'] * 12, 'num_hidden_layers': 24,
+        'num_local_experts': 32,
+    },
+  ),
+  'gpt_oss_120b': (
+    HUB + 'openai/gpt-oss-120b',
+    {
+        **_GPT_OSS, 'layer_types': [_LOCAL, 'full_attention'] * 18, 'num_hidden_layers': 36,
+        'num_local_experts': 128,
     },
   ),
 }  # fmt: skip

@@ -21,8 +21,12 @@ PARAMETERS = {
   'qwen3_8b': 8_190_735_360,
   'apertus_8b': 8_053_338_176,
 }
-# To the digits that are written. EuroLLM's and Aya's: the card, and the Open LLM Leaderboard.
-BILLIONS = {'eurollm_9b': (9.15, 2), 'aya_expanse_8b': (8.028, 3)}
+# To the digits that are written. EuroLLM's and Aya's: the card, and the Open LLM Leaderboard;
+# gpt-oss: the model card.
+BILLIONS = {
+  'eurollm_9b': (9.15, 2), 'aya_expanse_8b': (8.028, 3), 'gpt_oss_20b': (20.9, 1),
+  'gpt_oss_120b': (116.8, 1),
+}  # fmt: skip
 
 
 def our_count(config) -> int:
