@@ -58,7 +58,7 @@ def bench_train(
     also 'pairs_per_second', 'positions_used' and 'layout'.
 
   Raises:
-    ValueError: a pair does not fit into a row.
+    ValueError: a pair does not fit into a row, or has no tokens.
   """
   partition, objective = partitioner(), objective or objectives.LIKELIHOOD
   partition.suit(model, batch_size=batch_size // microbatches)

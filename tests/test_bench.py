@@ -68,10 +68,15 @@ def test_train_counts_the_pass_of_the_reference(capsys, tmp_path):
   assert 1.2 < of('dpo')['flops_per_step'] / of('orpo')['flops_per_step'] < 1.7
 
 
-def test_a_pair_that_does_not_fit_is_said(capsys):
-  flags = [*PAIRS, DPO, '--gin.bench_train.prompt_tokens=45']
+@pytest.mark.parametrize('flag, part', [
+  ('prompt_tokens=45', 'takes 49 columns, and a row has 48'),
+  ('answer_tokens=0', 'answers of at least 1, found 8 and 0'),
+  ('prompt_tokens=-1', 'prompts of at least 0 tokens and answers of at least 1, found -1'),
+])  # fmt: skip
+def test_a_pair_that_does_not_fit_is_said(capsys, flag, part):
+  flags = [*PAIRS, DPO, f'--gin.bench_train.{flag}']
   assert cli.main(['bench', 'train', *SMALL, *flags]) == 1
-  assert 'takes 49 columns, and a row has 48' in capsys.readouterr().err
+  assert part in capsys.readouterr().err
 
 
 def test_decode(capsys):

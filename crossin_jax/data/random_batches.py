@@ -42,8 +42,13 @@ def of_pairs(
     prompt_tokens, answer_tokens: of each prompt, at least 0, and of each answer, at least 1.
 
   Raises:
-    ValueError: not even one pair fits.
+    ValueError: not even one pair fits, or it has no tokens.
   """
+  if prompt_tokens < 0 or answer_tokens < 1:
+    raise ValueError(
+      f'a pair needs prompts of at least 0 tokens and answers of at least 1, found {prompt_tokens} '
+      f'and {answer_tokens}: change prompt_tokens or answer_tokens'
+    )
   half = np.repeat(np.arange(3), [prompt_tokens, answer_tokens, answer_tokens])
   # The second half has the answers 3 and 4 behind its own prompt.
   parts = [np.where(half > 0, half + 2 * number, 0) for number in range(halves)]

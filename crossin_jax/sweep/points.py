@@ -38,7 +38,8 @@ class Settings:
       the shares of the dropped components go to 'base'.
     equal_examples: components of which every variant reads equally many examples: ('base', 'mono',
       'x2x'). The variant with the largest share of them trains for TRAIN_STEPS, the others for
-      more steps. () = all variants have equal steps, so equal tokens. Needs `shares_by_variant`.
+      more steps; exact where rows of all components are equally long, because a batch holds equal
+      tokens. () = all variants have equal steps, so equal tokens. Needs `shares_by_variant`.
     questions: question files; the first one is plotted. '{seed}' in the path of a folder is
       replaced by the seed, so that each seed has other questions.
     seeds: of training; every point runs with each.
@@ -259,9 +260,13 @@ def _counted_shares(
   if not settings.equal_examples:
     return [0.0] * len(combinations)
   given = [{**(settings.run_values or {}), **values}.get('TRAIN_STEPS') for values in combinations]
-  if not all(isinstance(steps, int) for steps in given) or any(
-    flag.split('=')[0].strip() == 'TRAIN_STEPS' for flag in flags
-  ):
+  named = {flag.split('=')[0].strip() for flag in flags}
+  if other := sorted(named & {'MixtureSettings.rates', 'MixtureSettings.shares'}):
+    raise config.ConfigError(
+      f'sweep.equal_examples reads the shares of sweep.shares_by_variant, and --gin.{other[0]} '
+      'replaces them: change sweep.shares_by_variant instead'
+    )
+  if not all(isinstance(steps, int) for steps in given) or 'TRAIN_STEPS' in named:
     raise config.ConfigError(
       'sweep.equal_examples multiplies TRAIN_STEPS: give it as a number in sweep.run_values or as '
       'an axis'

@@ -112,6 +112,11 @@ def test_equal_examples_are_more_steps_where_the_share_is_smaller():
     ({'run_values': {'TRAIN_STEPS': '%STEPS'}}, (), 'give it as a number'),
     ({'run_values': {'TRAIN_STEPS': 3}}, ('TRAIN_STEPS = 20',), 'give it as a number'),
     ({'run_values': {'TRAIN_STEPS': 3}, 'equal_examples': ('mono',)}, (), 'has none of mono'),
+    (
+      {'run_values': {'TRAIN_STEPS': 3}},
+      ("MixtureSettings.shares = {'base': 1.0, 'x2x': 2.0}",),
+      'MixtureSettings.shares replaces them: change sweep.shares_by_variant',
+    ),
   ],
 )
 def test_equal_examples_that_cannot_be_reached_are_refused(changes, flags, part):
