@@ -249,6 +249,11 @@ SHARED = {
 }
 
 
+# Values that a run needs and a measurement does not.
+OF_RUNS = {'MODEL_DIR': "'bench'", 'TRAIN_STEPS': '1000'}
+OF_DATA = {'DATA_DIR': "'bench'", 'MIXTURE_OR_TASK_NAME': "'bench'"}
+
+
 def main(argv: list[str]) -> int:
   """The command line of `crossin bench`."""
   parser = command_line.Parser(
@@ -261,7 +266,7 @@ def main(argv: list[str]) -> int:
   )
   parser.add_argument('what', choices=BENCHES)
   args = parser.parse_args(argv)
-  config.parse(args)
+  config.parse_with(args, OF_RUNS if args.what == 'data' else OF_RUNS | OF_DATA)
   distributed.initialize(args)
   name = f'bench_{args.what}'
   shared = {

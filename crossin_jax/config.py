@@ -4,7 +4,7 @@ The one place that reads gin's private registry: gin has no public list of what 
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import copy
 import difflib
 import inspect
@@ -192,6 +192,31 @@ def parse(args: argparse.Namespace) -> None:
     ) from error
   finally:
     logging.disable(logging.NOTSET)
+
+
+def parse_with(args: argparse.Namespace, placeholders: Mapping[str, str]) -> dict[str, ConfigError]:
+  """`parse`, for a command that does not need all macros of the gin files of runs.
+
+  Args:
+    args: as in `parse`.
+    placeholders: macro -> gin value that it has where it must be set and is not.
+
+  Returns:
+    Macro -> the error that it would be, of the placeholders that were used.
+
+  Raises:
+    ConfigError: as `parse`.
+  """
+  used: dict[str, ConfigError] = {}
+  while True:
+    try:
+      parse(args)
+      return used
+    except ConfigError as error:
+      if error.missing not in placeholders or error.missing in used:
+        raise
+      args.gin_bindings.append(f'{error.missing} = {placeholders[error.missing]}')
+      used[error.missing] = error
 
 
 def use_file_reader() -> None:

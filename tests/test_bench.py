@@ -79,6 +79,14 @@ def test_a_pair_that_does_not_fit_is_said(capsys, flag, part):
   assert part in capsys.readouterr().err
 
 
+def test_the_file_of_a_run_needs_no_names_of_the_run(capsys):
+  run = ['--gin_file=gin_configs/runs/defaults.gin', '--gin.LENGTH=32', '--gin.BATCH_SIZE=4']
+  found = bench(capsys, 'train', *SMALL, *run, '--gin.bench_train.steps=1')
+  assert found['tokens_per_second'] > 0
+  assert cli.main(['bench', 'data', *SMALL, *run]) == 2
+  assert 'DATA_DIR is not set' in capsys.readouterr().err
+
+
 def test_decode(capsys):
   found = bench(capsys, 'decode', *SMALL, '--gin.bench_decode.prompts=5', '--gin.bench_decode.prompt_tokens=12',
                 '--gin.bench_decode.new_tokens=6', '--gin.bench_decode.rows=4')  # fmt: skip

@@ -117,15 +117,11 @@ def test_held_out_pairs_choose_the_best_checkpoint(mixture, start, tmp_path):
     (language,) = line['eval/heldout/preference_by_language'].values()
     of = lambda name, line=line: line[f'eval/heldout/preference/{name}']
     assert of('pairs') == 4 and of('margin') == pytest.approx(language['margin'])
-    assert of('loss') == pytest.approx(language['loss']) and of('accuracy') in (
-      0,
-      0.25,
-      0.5,
-      0.75,
-      1,
-    )
+    assert of('loss') == pytest.approx(language['loss'])
+    assert 4 * of('accuracy') in range(5)
   best = max(found, key=lambda line: line['eval/heldout/preference/accuracy'])
-  assert best['step'] in steps_in(tmp_path / 'run')
+  assert best['step'] == 4, 'step 8 is kept as the last one, whatever its figures'
+  assert steps_in(tmp_path / 'run') == [4, 8]
   # The figures are those of the parameters after the step.
   assert store(mixture, start[0])['computed'] == len(held)
   model, partition = run['model'], one_device()

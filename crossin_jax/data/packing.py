@@ -170,3 +170,20 @@ def spread_empty_rows(bins: np.ndarray, rows: int) -> np.ndarray:
   position = np.empty(rows, np.int64)
   position[np.argsort(key, kind='stable')] = np.arange(rows)
   return position
+
+
+def packed_rows(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+  """The items of each row, as few rows as first-fit decreasing needs.
+
+      packed_rows(np.array([2, 5, 4]), 6) == [[1], [2, 0]]
+
+  Args:
+    lengths: int [items], at most `capacity` each; at least one item.
+    capacity: tokens in a row.
+  """
+  order = np.argsort(-lengths, kind='stable')
+  bins = first_fit(lengths[order], capacity, np.full(len(lengths), capacity))
+  rows = [[] for _ in range(bins.max() + 1)]
+  for item, bin_ in zip(order.tolist(), bins):
+    rows[bin_].append(item)
+  return rows

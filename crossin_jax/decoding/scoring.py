@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossin_jax.data.packing import first_fit
+from crossin_jax.data.packing import packed_rows
 from crossin_jax.data.stream import empty_rows, put_batch, write_segment
 from crossin_jax.decoding import sampling
 from crossin_jax.decoding.nonfinite import NonFiniteLikelihood
@@ -50,7 +50,7 @@ def sequence_losses(
   if lengths.max() > length:
     raise ValueError(f'a sequence of {lengths.max()} tokens does not fit in rows of {length}')
   rows = _full_batch(rows, partition)
-  contents = _bins(lengths, length)
+  contents = packed_rows(lengths, length)
   losses_fn = weighted_losses(model, partition.replicated)
   totals = np.zeros(len(sequences))
 
@@ -83,17 +83,6 @@ def _batches(make, losses_fn, params, partition: Partitioner, contents, rows: in
     batch = put_batch(make, step, (rows, length), partition.batch_sharding)
     losses_BL = np.asarray(losses_fn(params, batch), np.float64)
     yield from zip(contents[step * rows : (step + 1) * rows], losses_BL)
-
-
-def _bins(lengths: np.ndarray, length: int) -> list[list[int]]:
-  """Items of each packed row."""
-  # Longest first packs tightest; the order of the items has no effect on the results.
-  order = np.argsort(-lengths, kind='stable')
-  bins = first_fit(lengths[order], length, np.full(len(lengths), length))
-  contents = [[] for _ in range(bins.max() + 1)]
-  for item, bin_ in zip(order, bins):
-    contents[bin_].append(int(item))
-  return contents
 
 
 class Score(NamedTuple):
@@ -388,7 +377,7 @@ def _shape(lengths: np.ndarray, length: int) -> tuple[int, list[list[int]]]:
       for wanted in (longest, 1.25 * longest, 1.5 * longest, 2 * longest, length)
     }
   )
-  shapes = [(width, _bins(lengths, width)) for width in widths]
+  shapes = [(width, packed_rows(lengths, width)) for width in widths]
   return min(shapes, key=lambda shape: shape[0] * len(shape[1]) * (1 + shape[0] / 2048))
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from crossin_jax.data import pair_layout, references
-from crossin_jax.data.packing import first_fit
+from crossin_jax.data.packing import packed_rows
 from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.data.stream import FEATURES, empty_rows, put_batch
 from crossin_jax.devices.partitioning import Partitioner
@@ -71,7 +71,7 @@ class HeldoutPairs:
     """
     layout, width, lengths = self._shape(model)
     rows = -(-self._rows // partition.batch_ways) * partition.batch_ways
-    contents = _rows_of(self._pairs, lengths, width)
+    contents = packed_rows(lengths, width)
     infos = [task.info for task in self._mixture.tasks]
     sums_fn = _sums_fn(model, self._objective, len(infos), partition.replicated)
     features = FEATURES | pair_layout.features(layout, bool(self._reference))
@@ -79,7 +79,7 @@ class HeldoutPairs:
     def make(step, selected):
       batch = empty_rows(rows, width, features)
       for row, pairs in enumerate(contents[step * rows : (step + 1) * rows]):
-        self._write(batch, row, pairs)
+        self._write(batch, row, [self._pairs[number] for number in pairs])
       return {name: values[selected] for name, values in batch.items()}
 
     totals: dict[str, np.ndarray] = {}
@@ -115,15 +115,6 @@ class HeldoutPairs:
         batch, row, start, segment, *split.example(index), split.branches(index),
         self._mixture.bos_id, task, logps,
       )  # fmt: skip
-
-
-def _rows_of(pairs: list, lengths: np.ndarray, width: int) -> list[list]:
-  """The pairs of each packed row."""
-  bins = first_fit(lengths, width, np.full(len(lengths), width))
-  contents = [[] for _ in range(bins.max() + 1)]
-  for pair, bin_ in zip(pairs, bins):
-    contents[bin_].append(pair)
-  return contents
 
 
 @functools.lru_cache(maxsize=8)

@@ -76,16 +76,7 @@ def parse_gin(args: argparse.Namespace) -> None:
   Raises:
     ConfigError: as `config.parse`, and without a model.
   """
-  directory_missing = None
-  for _ in range(len(PLACEHOLDERS) + 1):
-    try:
-      config.parse(args)
-      break
-    except config.ConfigError as error:
-      if error.missing not in PLACEHOLDERS:
-        raise
-      args.gin_bindings.append(f'{error.missing} = {PLACEHOLDERS[error.missing]}')
-      directory_missing = error if error.missing == 'HF_DIR' else directory_missing
+  directory_missing = config.parse_with(args, PLACEHOLDERS).get('HF_DIR')
   # A later file of gin_configs/models may name another model, which needs no directory.
   if directory_missing and 'from_huggingface' in str(config.bound('Decoder.config')):
     raise directory_missing

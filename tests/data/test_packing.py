@@ -1,4 +1,4 @@
-"""First fit against a brute force, and the spreading of empty rows."""
+"""First fit against a brute force, the spreading of empty rows, and rows packed tightly."""
 
 import hypothesis
 from hypothesis import strategies as st
@@ -70,3 +70,11 @@ def test_rows_for_holds_almost_all_of_another_window():
     rows = packing.rows_for(draw(), 1024)
     late.append((packing.first_fit(draw(), 1024, np.full(rows, 1024)) < 0).sum())
   assert np.mean(late) < 4 and np.median(late) == 0
+
+
+def test_packed_rows_hold_every_item_once_and_fit():
+  assert packing.packed_rows(np.array([2, 5, 4]), 6) == [[1], [2, 0]]
+  lengths = np.random.default_rng(0).integers(1, 20, 100)
+  rows = packing.packed_rows(lengths, 20)
+  assert sorted(item for row in rows for item in row) == list(range(100))
+  assert max(lengths[row].sum() for row in rows) <= 20
