@@ -110,13 +110,7 @@ def train(
     RollCallError: processes that differ in data, model, mesh or number of steps; they are named.
     RunError, CheckpointError, PreparedDataError: see there.
   """
-  if nan_policy not in ('skip', 'stop'):
-    raise ValueError(f"train.nan_policy = {nan_policy!r} is not 'skip' or 'stop'")
-  if (total_steps is None) == (epochs is None):
-    raise ValueError(
-      f'set one of train.total_steps (TRAIN_STEPS, now {total_steps}) and train.epochs (now '
-      f'{epochs}), and the other to None'
-    )
+  _check_settings(nan_policy, total_steps, epochs)
   with (
     run_directory.exclusive(model_dir) as files,
     compiled.compiled_programs(model_dir),
@@ -157,8 +151,7 @@ def train(
       if jax.process_index() == 0:
         if step > total_steps:
           print(f'nothing to do: step {step} is saved, {total_steps} are wanted', file=sys.stderr)
-        config = gin.operative_config_str()
-        run_directory.describe(files.path, prepared, config, initial_checkpoint)
+        run_directory.describe(files.path, prepared, gin.operative_config_str(), initial_checkpoint)
         files.push()  # evaluators read it on all hosts
       books = Bookkeeping(
         run, files, tasks, step, total_steps, os.path.basename(os.path.normpath(model_dir)),
@@ -236,6 +229,16 @@ def train(
           f'{stream.dropped} examples did not fit into their window or the next and were skipped'
         )
   return DONE
+
+
+def _check_settings(nan_policy: str, total_steps: int | None, epochs: float | None) -> None:
+  if nan_policy not in ('skip', 'stop'):
+    raise ValueError(f"train.nan_policy = {nan_policy!r} is not 'skip' or 'stop'")
+  if (total_steps is None) == (epochs is None):
+    raise ValueError(
+      f'set one of train.total_steps (TRAIN_STEPS, now {total_steps}) and train.epochs (now '
+      f'{epochs}), and the other to None'
+    )
 
 
 def _layout_of_pairs(model, length: int, prepared: PreparedMixture) -> str:
