@@ -16,7 +16,7 @@ def crossin(*arguments, **environment):
   environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'} | environment
   command = [sys.executable, '-m', 'crossin_jax.cli', *map(str, arguments)]
   return subprocess.run(
-    command, capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=120
+    command, capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=300
   )
 
 
