@@ -18,7 +18,7 @@ from crossin_jax.mixing_laws import points as points_lib
 from crossin_jax.mixing_laws import words
 from crossin_jax.mixing_laws.forms import FORMS
 from crossin_jax.mixing_laws.law import Figure, Law, Shares, fit_laws, held_out
-from crossin_jax.mixing_laws.proposal import Limit, Objective, Region, propose
+from crossin_jax.mixing_laws.proposal import Objective, Region, propose
 from crossin_jax.storage.files import write_json
 from crossin_jax.workflow import command_line
 
@@ -57,24 +57,21 @@ def fit(
   if resamples < 20:
     raise ValueError(f'--resamples {resamples} must be at least 20')
   points, counts = points_lib.read_points(output_dir, fit_questions, fit_method)
-  shares = Shares.of([p['shares'] for p in points], seeds=[p['seed'] for p in points])
+  shares = Shares([p['shares'] for p in points], seeds=[p['seed'] for p in points])
   figures = points_lib.read_figures(points, output_dir)
   if objective is None:
     objective = 'ac3' if any(name.startswith('ac3') for name in figures) else 'loss'
   goal = _objective(objective, figures, language_weights or {})
   limits = []
-  for value, name in ((english_accuracy, 'accuracy/en'), (english_loss, 'loss/en')):
-    if value is not None:
+  for bound, name in ((english_accuracy, 'accuracy/en'), (english_loss, 'loss/en')):
+    if bound is not None:
       if name not in figures:
         raise ValueError(f'a limit on {name} needs that figure; measured are {", ".join(figures)}')
-      bound = None if value == 'default' else float(value)
-      limits.append(Limit(name, name.startswith('accuracy'), bound))
+      bound = None if bound == 'default' else float(bound)
+      limits.append(Objective({name: 1.0}, name.startswith('accuracy'), bound))
   default = _default(default_shares, shares, points)
-  losses = lambda name: figures[name].kind == 'loss'
-  forms = {name: form for name in figures if form and not (form == 'logistic' and losses(name))}
-  laws = fit_laws(shares, figures, forms=forms, resamples=resamples)
-  if missing := [name for name in goal.terms if name not in laws]:
-    raise ValueError(f'{", ".join(missing)} was measured at no point; choose another objective')
+  needed = {name for one in (goal, *limits) for name in one.terms}
+  laws = fit_laws(shares, figures, form=form, resampled=needed, resamples=resamples)
   region, proposal = Region(shares, margin, share_bounds), None
   if len(shares.mixtures) > 1:
     proposal = propose(laws, goal, default, region, limits)
@@ -152,18 +149,20 @@ def _default(
 
 
 def _mixtures(shares: Shares, points: list[dict], laws: Mapping[str, Law]) -> list[dict]:
+  # Without the offsets of seeds, since a mixture may lack some.
+  means = {
+    name: dict(zip(law.data.mixtures.tolist(), law.data.means(law.data.values).tolist()))
+    for name, law in laws.items()
+  }
   rows = []
   for m, row in enumerate(shares.mixtures):
     runs = [point for point, number in zip(points, shares.mixture) if number == m]
-    # Without the offsets of seeds, since a mixture may lack some.
-    of = lambda law: law.data.values[law.data.mixture == m]
-    means = {name: float(of(law).mean()) if of(law).size else None for name, law in laws.items()}
     rows.append(
       {
         'shares': shares.named(row),
         'points': [point['name'] for point in runs],
         'mixtures': sorted({point['mixture'] for point in runs}),
-        'mean': means,
+        'mean': {name: mean.get(m) for name, mean in means.items()},
         'predicted': {name: float(law.predict(row)) for name, law in laws.items()},
       }
     )

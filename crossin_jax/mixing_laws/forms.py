@@ -10,6 +10,7 @@ from collections.abc import Callable
 import dataclasses
 
 import numpy as np
+from scipy import optimize, special
 
 # Largest difference of an exponent along a direction: beyond it, a law is a spike at one point.
 SPAN = 12.0
@@ -18,57 +19,95 @@ BEND = 1.345  # robust standard deviations at which Huber's loss turns from squa
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """A family of curves.
+  """A family of curves: value = floor + link(columns(x) @ theta), or one minus that.
 
   Attributes:
-    size: number of directions -> number of parameters.
-    value: (theta [B, P], x [N, D], chance) -> values [B, N].
-    slope: (theta [P], x, chance) -> derivatives of the values by theta, [N, P].
-    starts: (x, y [N], chance) -> starting points of the fit, [S, P].
-    bounds: x -> lower and upper bounds of theta.
+    columns: x [..., D] -> [..., L]. If there is a span, the last columns are x.
+    link, rise, unlink: a function of [...], its derivative, and about its inverse, for starts.
+    span: largest difference of the argument of the link along a direction.
+    floor: 1 if there is one: a first parameter, at least 0.
+    flipped: whether the value is one minus the rest.
   """
 
-  size: Callable[[int], int]
-  value: Callable
-  slope: Callable
-  starts: Callable
-  bounds: Callable = lambda x: (-np.inf, np.inf)
+  columns: Callable[[np.ndarray], np.ndarray]
+  link: Callable[[np.ndarray], np.ndarray] = lambda z: z
+  rise: Callable[[np.ndarray], np.ndarray] = np.ones_like
+  unlink: Callable[[np.ndarray], np.ndarray] = lambda y: y
+  span: float | None = None
+  floor: int = 0
+  flipped: bool = False
+
+  def size(self, directions: int) -> int:
+    """Number of parameters."""
+    return self.floor + self.columns(np.zeros(directions)).size
+
+  def value(self, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Values [B, ...] by parameters [B, P] at x [..., D]."""
+    curve = self.link(self.columns(x) @ theta[:, self.floor :].T)
+    curve = curve + theta[:, 0] if self.floor else curve
+    return np.moveaxis(1 - curve if self.flipped else curve, -1, 0)
+
+  def slope(self, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Derivatives [N, P] of the values by parameters [P]."""
+    columns = self.columns(x)
+    slope = self.rise(columns @ theta[self.floor :])[:, None] * columns
+    slope = np.concatenate([np.ones((len(x), self.floor)), slope], axis=1)
+    return -slope if self.flipped else slope
+
+  def starts(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Starting points [S, P] of a fit to y [N]."""
+    y = 1 - y if self.flipped else y
+    if not self.floor:
+      return _regress(self.columns(x), self.unlink(y))[None]
+    spread = np.ptp(y) + 1e-9
+    floors = np.maximum(0, [y.min() - 0.1 * spread, y.min() - spread, 0.0])
+    above = [self.unlink(np.maximum(y - floor, 0.02 * spread)) for floor in floors]
+    lines = [_regress(self.columns(x), values) for values in above]
+    return np.concatenate([floors[:, None], lines], axis=1)
+
+  def bounds(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper bounds [P] of the parameters."""
+    high = np.full(self.size(x.shape[1]), np.inf)
+    if self.span:
+      high[-x.shape[1] :] = self.span / np.maximum(np.ptp(x, axis=0), 1e-9)
+    low = -high
+    low[: self.floor] = 0
+    return low, high
 
 
-def minimise(form: Form, x, y, chance, starts, bend=None, tolerance: float = 1e-10) -> np.ndarray:
+def minimise(form: Form, x, y, starts, bend=None, tolerance: float = 1e-10) -> np.ndarray:
   """The best parameters [P] over all starts.
 
   Args:
-    form, x, y, chance: the family, coordinates [N, D], values [N], lower end of the logistic.
+    form, x, y: the family, coordinates [N, D], values [N].
     starts: [S, P].
     bend: residual at which Huber's loss turns linear; None = squares.
     tolerance: relative, of the loss and the parameters.
   """
-  from scipy import optimize  # slow to import
-
-  lower, upper = (np.broadcast_to(end, form.size(x.shape[1])) for end in form.bounds(x))
-  options = dict.fromkeys(('ftol', 'xtol', 'gtol'), tolerance) | {'bounds': (lower, upper)}
+  low, high = form.bounds(x)
+  options = dict.fromkeys(('ftol', 'xtol', 'gtol'), tolerance) | {'bounds': (low, high)}
   if bend is not None:
     options |= {'loss': 'huber', 'f_scale': bend}
-  options['jac'] = lambda theta: form.slope(theta, x, chance)
-  residuals = lambda theta: form.value(theta[None], x, chance)[0] - y
-  fits = [optimize.least_squares(residuals, np.clip(s, lower, upper), **options) for s in starts]
+  options['jac'] = lambda theta: form.slope(theta, x)
+  residuals = lambda theta: form.value(theta[None], x)[0] - y
+  fits = [optimize.least_squares(residuals, np.clip(s, low, high), **options) for s in starts]
   return min(fits, key=lambda fit: fit.cost).x
 
 
-def robust(form: Form, x, y, chance, spent: int = 0, near=None) -> tuple[np.ndarray, float]:
-  """Huber's fit [P], and the residual at which its loss bends.
+def robust(form: Form, x, y, spent: int = 0, starts=None) -> tuple[np.ndarray, float]:
+  """Huber's fit [P], from the one of squares, and the residual at which its loss bends.
 
   Args:
-    form, x, y, chance: see `minimise`.
+    form, x, y: see `minimise`.
     spent: degrees of freedom that the data have already lost.
-    near: [P], a fit to almost the same data; it replaces all but the first start.
+    starts: [S, P], in place of those of the form.
   """
-  starts = form.starts(x, y, chance)
-  starts = starts if near is None else [near, starts[0]]
-  theta = minimise(form, x, y, chance, starts)
-  bend = BEND * _scale(y - form.value(theta[None], x, chance)[0], theta.size + spent)
-  return minimise(form, x, y, chance, [theta, starts[0]], bend), bend
+  theta = minimise(form, x, y, form.starts(x, y) if starts is None else starts)
+  residuals = y - form.value(theta[None], x)[0]
+  # Without residuals there is a loss too: it bends at a thousandth of the spread of the values.
+  least = 1e-3 * (np.std(y) or 1.0)
+  bend = BEND * max(_scale(residuals, theta.size + spent), least)
+  return minimise(form, x, y, [theta], bend), bend
 
 
 def _scale(residuals: np.ndarray, parameters: int) -> float:
@@ -76,90 +115,54 @@ def _scale(residuals: np.ndarray, parameters: int) -> float:
   count = len(residuals)
   plain = np.sqrt(np.sum(residuals**2) / max(1, count - parameters))
   if count < parameters + 4:
-    return float(max(2 * plain, 1e-3))
+    return float(2 * plain)
   median = 1.4826 * np.median(np.abs(residuals)) * np.sqrt(count / (count - parameters))
-  return float(max(median, 0.1 * plain, 1e-3))
+  return float(max(median, 0.1 * plain))
 
 
 def _regress(columns: np.ndarray, y: np.ndarray) -> np.ndarray:
   return np.linalg.lstsq(columns, y, rcond=None)[0]
 
 
-def _with_ones(x: np.ndarray) -> np.ndarray:
-  return np.concatenate([np.ones((len(x), 1)), x], axis=1)
+def _ones(x: np.ndarray) -> np.ndarray:
+  return np.ones((*x.shape[:-1], 1))
+
+
+def _line(x: np.ndarray) -> np.ndarray:
+  return np.concatenate([_ones(x), x], axis=-1)
+
+
+def _squares(x: np.ndarray) -> np.ndarray:
+  i, j = np.triu_indices(x.shape[-1])
+  return np.concatenate([_line(x), x[..., i] * x[..., j]], axis=-1)
 
 
 def _exp(z: np.ndarray) -> np.ndarray:
   return np.exp(np.clip(z, -40, 40))
 
 
-def _steepest(x: np.ndarray) -> np.ndarray:
-  return SPAN / np.maximum(np.ptp(x, axis=0), 1e-9)
+def forms_of(kind: str, chance: float = 0.0) -> dict[str, Form]:
+  """The forms of a figure by their names.
+
+  Args:
+    kind: 'loss' or 'fraction'. An exponential law of a fraction is one of its error.
+    chance: lower end of the logistic form, which only fractions have.
+  """
+  forms = {
+    'constant': Form(_ones),
+    'linear': Form(_line),
+    'quadratic': Form(_squares),
+    'exponential': Form(_line, _exp, _exp, np.log, SPAN, floor=1, flipped=kind == 'fraction'),
+  }
+  if kind == 'fraction':
+    forms['logistic'] = Form(
+      _line,
+      link=lambda z: chance + (1 - chance) * special.expit(z),
+      rise=lambda z: (1 - chance) * special.expit(z) * special.expit(-z),
+      unlink=lambda y: special.logit(np.clip((y - chance) / (1 - chance), 0.02, 0.98)),
+      span=SPAN,
+    )
+  return forms
 
 
-def _exponential() -> Form:
-  """c + k exp(x u)."""
-
-  def starts(x, y, chance):
-    spread, found = np.ptp(y) + 1e-9, []
-    for floor in np.maximum(0, [y.min() - 0.1 * spread, y.min() - spread, 0.0]):
-      line = _regress(_with_ones(x), np.log(np.maximum(y - floor, 0.02 * spread)))
-      found += [[floor, _exp(line[0]), *(steeper * line[1:])] for steeper in (1, 3)]
-    return np.array(found)
-
-  def slope(theta, x, chance):
-    grown = _exp(x @ theta[2:])[:, None]
-    return np.concatenate([np.ones((len(x), 1)), grown, theta[1] * grown * x], axis=1)
-
-  return Form(
-    size=lambda d: d + 2,
-    value=lambda theta, x, chance: theta[:, :1] + theta[:, 1:2] * _exp(theta[:, 2:] @ x.T),
-    slope=slope,
-    starts=starts,
-    bounds=lambda x: ([0, 0, *-_steepest(x)], [np.inf, np.inf, *_steepest(x)]),
-  )
-
-
-def _logistic() -> Form:
-  """chance + (1 - chance) sigmoid(b + x u)."""
-
-  def starts(x, y, chance):
-    part = np.clip((y - chance) / (1 - chance), 0.02, 0.98)
-    logit = np.log(part / (1 - part))
-    line, flat = _regress(_with_ones(x), logit), np.zeros(1 + x.shape[1])
-    flat[0] = logit.mean()
-    return np.stack([line, flat, 3 * line])
-
-  def value(theta, x, chance):
-    return chance + (1 - chance) / (1 + _exp(-theta @ _with_ones(x).T))
-
-  def slope(theta, x, chance):
-    columns = _with_ones(x)
-    part = 1 / (1 + _exp(-columns @ theta))
-    return ((1 - chance) * part * (1 - part))[:, None] * columns
-
-  steepest = lambda x: np.array([SPAN, *_steepest(x)])
-  return Form(lambda d: d + 1, value, slope, starts, lambda x: (-steepest(x), steepest(x)))
-
-
-def _polynomial(terms: Callable) -> Form:
-  return Form(
-    size=lambda d: terms(np.zeros((1, d))).shape[1],
-    value=lambda theta, x, chance: theta @ terms(x).T,
-    slope=lambda theta, x, chance: terms(x),
-    starts=lambda x, y, chance: _regress(terms(x), y)[None],
-  )
-
-
-def _squares(x: np.ndarray) -> np.ndarray:
-  i, j = np.triu_indices(x.shape[1])
-  return np.concatenate([_with_ones(x), x[:, i] * x[:, j]], axis=1)
-
-
-FORMS = {
-  'constant': _polynomial(lambda x: np.ones((len(x), 1))),
-  'linear': _polynomial(_with_ones),
-  'quadratic': _polynomial(_squares),
-  'exponential': _exponential(),
-  'logistic': _logistic(),
-}
+FORMS = tuple(forms_of('fraction'))  # their names, 'constant' first

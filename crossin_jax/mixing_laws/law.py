@@ -5,67 +5,57 @@
 Axis letters: B replicates, N points, M mixtures, C components, D directions, P parameters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 import functools
 import math
 
 import numpy as np
+from scipy import stats
 
-from crossin_jax.mixing_laws.forms import FORMS, minimise, robust
+from crossin_jax.mixing_laws.forms import forms_of, minimise, robust
 
 LEVEL = 0.95
 SAME = 5e-4  # shares that differ by less are the same: tables of shares are rounded
 _WIDEST = 5.0  # limit of the factor by which few degrees of freedom widen a replicate's noise
 
 
-@dataclasses.dataclass(frozen=True)
 class Shares:
-  """The shares of all points, and the directions in which they differ.
+  """The mixtures of all points, and the directions in which their shares differ.
 
   Attributes:
     components: their names.
-    points: float64 [N, C], each row sums to 1.
-    mixture: int [N], the number of each point's mixture.
-    seed: int [N]; the same everywhere if seeds are unknown.
-    mixtures: float64 [M, C], the distinct rows.
-    centre: float64 [C], mean of the distinct rows.
+    mixture, seed: int [N], the number of each point's mixture, and its seed.
+    mixtures: float64 [M, C], shares of the distinct mixtures; each row sums to 1.
+    centre: float64 [C], mean of the mixtures.
     basis: float64 [D, C], orthonormal.
     scale: the largest distance from the centre along a direction.
   """
 
-  components: tuple[str, ...]
-  points: np.ndarray
-  mixture: np.ndarray
-  seed: np.ndarray
-  mixtures: np.ndarray
-  centre: np.ndarray
-  basis: np.ndarray
-  scale: float
-
-  @classmethod
-  def of(
-    cls, shares: Sequence[Mapping[str, float]], seeds: Sequence[int] | None = None
-  ) -> 'Shares':
+  def __init__(self, shares: Sequence[Mapping[str, float]], seeds: Sequence[int] | None = None):
     """From {component: weight} of each point; a component that a point omits has weight 0.
+
+    Args:
+      shares: of each point.
+      seeds: of each point; None = unknown, as if all were the same.
 
     Raises:
       ValueError: no points, or weights that are negative, not finite, or all zero.
     """
     if not shares:
       raise ValueError('no points: the sweep has none that is finished')
-    components = tuple(dict.fromkeys(name for one in shares for name in one))
-    points = np.array([_normalised(one, components) for one in shares])
+    self.components = tuple(dict.fromkeys(name for one in shares for name in one))
+    points = np.array([_normalised(one, self.components) for one in shares])
     same = np.abs(points[:, None] - points).max(axis=2) < SAME  # [N, N]
-    first, mixture = np.unique(same.argmax(axis=1), return_inverse=True)
-    mixtures = points[first]
-    centre = mixtures.mean(axis=0)
-    _, sizes, directions = np.linalg.svd(mixtures - centre, full_matrices=False)
-    extent = np.abs((mixtures - centre) @ directions.T).max(axis=0)
-    basis = directions[(extent > SAME) & (sizes > 0.005 * sizes[0])]
-    scale = float(np.abs((mixtures - centre) @ basis.T).max(initial=0)) or 1.0
-    seed = np.zeros(len(shares), int) if seeds is None else np.array(seeds, int)
-    return cls(components, points, mixture, seed, mixtures, centre, basis, scale)
+    first, self.mixture = np.unique(same.argmax(axis=1), return_inverse=True)
+    self.seed = np.zeros(len(shares), int) if seeds is None else np.array(seeds, int)
+    self.mixtures = points[first]
+    self.centre = self.mixtures.mean(axis=0)
+    centred = self.mixtures - self.centre
+    _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
+    extent = np.abs(centred @ directions.T).max(axis=0)
+    self.basis = directions[(extent > SAME) & (sizes > 0.005 * sizes[0])]
+    self.scale = float(np.abs(centred @ self.basis.T).max(initial=0)) or 1.0
 
   @property
   def varied(self) -> tuple[str, ...]:
@@ -123,22 +113,24 @@ class Measured:
     shares, figure: of all points; `keep`, bool [N], tells which are measured.
     values, x, mixture: float64 [N], coordinates [N, D], number of the mixture [N].
     mixtures, group, runs: numbers of the mixtures, index into them [N], how many runs each has.
-    offsets, remove, spent: see `seed_offsets`.
+    offsets, remove, spent: see `seed_offsets`, and their degrees of freedom.
     freedom: degrees of freedom between the runs of the mixtures.
-    unit: values are divided by this before a fit, so that nothing depends on nats or bits.
+    forms: those that the figure can have, by their names.
   """
 
   def __init__(self, shares: Shares, figure: Figure):
     self.shares, self.figure, self.keep = shares, figure, np.isfinite(figure.values)
-    self.mixture, self.x = shares.mixture[self.keep], shares.coordinates(shares.points[self.keep])
+    self.mixture = shares.mixture[self.keep]
+    self.x = shares.coordinates(shares.mixtures[self.mixture])
     self.mixtures, self.group, self.runs = np.unique(
       self.mixture, return_inverse=True, return_counts=True
     )
     values, seed = figure.values[self.keep], shares.seed[self.keep]
-    self.offsets, self.remove, self.spent = seed_offsets(values, self.group, seed)
+    self.offsets, self.remove = seed_offsets(values, self.group, seed)
     self.values = self.remove @ values
+    self.spent = max(0, len(self.offsets) - 1)
     self.freedom = len(values) - len(self.mixtures) - self.spent
-    self.unit = float(np.std(self.values)) or 1.0
+    self.forms = forms_of(figure.kind, figure.chance)
 
   def means(self, values: np.ndarray) -> np.ndarray:
     """Of values [N] by mixture."""
@@ -148,75 +140,72 @@ class Measured:
     """Sum of squares of values [N] between the runs of a mixture."""
     return float(np.sum((values - self.means(values)[self.group]) ** 2))
 
-  def base_and_unit(self, form: str) -> tuple[float, float]:
-    """The figure is base + unit * form; an exponential law of a fraction is one of its error."""
-    if form == 'logistic':
-      return 0.0, 1.0
-    error = form == 'exponential' and self.figure.kind == 'fraction'
-    return (1.0, -self.unit) if error else (0.0, self.unit)
-
-  def fit(self, form: str, rest: np.ndarray | slice = slice(None), near=None):
+  def fit(self, form: str, rest: np.ndarray | slice = slice(None), starts=None):
     """`robust` of the points `rest`."""
-    base, unit = self.base_and_unit(form)
-    y = (self.values - base) / unit
-    return robust(FORMS[form], self.x[rest], y[rest], self.figure.chance, self.spent, near)
-
-  def predict(self, form: str, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """The figure [B, K] by parameters [B, P] at coordinates [K, D]."""
-    base, unit = self.base_and_unit(form)
-    return base + unit * FORMS[form].value(theta, x, self.figure.chance)
+    return robust(self.forms[form], self.x[rest], self.values[rest], self.spent, starts)
 
 
 def seed_offsets(
   values: np.ndarray, mixture: np.ndarray, seed: np.ndarray
-) -> tuple[dict[int, float], np.ndarray, int]:
+) -> tuple[dict[int, float], np.ndarray]:
   """Fits value = mixture + offset of the seed + noise; offsets sum to zero.
 
   A seed has its own order of examples, or its own world and questions. Every mixture has a
   parameter here, so neither the effect of the shares nor missing runs bias the offsets.
 
+  Args:
+    values, mixture, seed: [N], of each point.
+
   Returns:
-    ({seed: offset}, float64 [N, N] that removes them from values [N], their degrees of freedom);
-    ({}, identity, 0) for a single seed, or if seeds have too few mixtures in common.
+    ({seed: offset}, float64 [N, N] that removes them from values [N]); ({}, identity) for a single
+    seed or mixture, or if seeds have too few mixtures in common.
   """
-  count = len(values)
-  seeds, mixtures = np.unique(seed), np.unique(mixture)
-  if len(seeds) > 1 and len(mixtures) > 1:
-    is_seed, is_mixture = seed[:, None] == seeds, (mixture[:, None] == mixtures).astype(float)
-    centred = np.eye(count) - is_mixture @ np.linalg.pinv(is_mixture)
-    spent = int(np.linalg.matrix_rank(centred @ is_seed, tol=1e-6))
-    if spent == len(seeds) - 1:
-      solve = np.linalg.pinv(centred @ is_seed, rcond=1e-6) @ centred
-      offsets = dict(zip(seeds.tolist(), (solve @ values).tolist()))
-      return offsets, np.eye(count) - is_seed @ solve, spent
-  return {}, np.eye(count), 0
+  seeds, mixtures, same = np.unique(seed), np.unique(mixture), np.eye(len(values))
+  is_mixture, is_seed = mixture[:, None] == mixtures, (seed[:, None] == seeds).astype(float)
+  columns = np.concatenate([is_mixture, is_seed], axis=1)
+  effects, _, rank, _ = np.linalg.lstsq(columns, same, rcond=None)
+  # One rank is lost in any case: adding to all mixtures what is taken from all seeds.
+  if min(len(seeds), len(mixtures)) < 2 or rank < len(seeds) + len(mixtures) - 1:
+    return {}, same
+  solve = effects[len(mixtures) :] - effects[len(mixtures) :].mean(axis=0)
+  return dict(zip(seeds.tolist(), (solve @ values).tolist())), same - is_seed @ solve
 
 
-@dataclasses.dataclass(frozen=True)
 class Law:
-  """A fitted form.
+  """A form fitted to a figure.
 
   Attributes:
     data: what it was fitted to.
-    form, wanted: names in `forms.FORMS`; `form` is simpler than the one that was wanted if there
+    form, wanted: names in `data.forms`; `form` is simpler than the one that was wanted if there
       are fewer mixtures than parameters.
-    theta, replicates: float64 [P], and [B, P] of the bootstrap; none if the noise is unknown.
+    theta, replicates: float64 [P], and [B, P] of the bootstrap; none if the noise is unknown or
+      there are no draws.
     noise: standard deviation of a run around the law, without seed offsets; None = unknown.
   """
 
-  data: Measured
-  form: str
-  wanted: str
-  theta: np.ndarray
-  replicates: np.ndarray
-  noise: float | None
+  def __init__(self, data: Measured, wanted: str, draws: tuple | None):
+    """Fits `wanted`; `draws` are those of `fit_laws`, None = no bootstrap."""
+    directions = len(data.shares.basis)
+    name = wanted if np.ptp(data.values) >= 1e-12 and directions else 'constant'
+    for simpler in ('linear', 'constant'):
+      if len(data.mixtures) < data.forms[name].size(directions):
+        name = simpler
+    self.data, self.form, self.wanted = data, name, wanted
+    self.theta, bend = data.fit(name)
+    fitted = data.forms[name].value(self.theta[None], data.x)[0]
+    residuals = data.values - fitted
+    of_mixture, of_run, freedom = _variances(data, residuals, self.theta.size)
+    self.noise = float(np.sqrt(of_mixture + of_run)) if freedom else None
+    self.replicates = np.zeros((0, self.theta.size))
+    if draws and freedom:
+      errors = _draw(data, residuals, (of_mixture, of_run), freedom, draws)
+      refit = functools.partial(minimise, data.forms[name], data.x, starts=[self.theta], bend=bend)
+      self.replicates = np.array([refit(fitted + one, tolerance=1e-6) for one in errors])
 
   def predict(self, rows: np.ndarray, replicates: bool = False) -> np.ndarray:
     """The figure at shares [..., C]: [...], or [B, ...] of the replicates."""
-    x = self.data.shares.coordinates(rows)
     theta = self.replicates if replicates else self.theta[None]
-    values = self.data.predict(self.form, theta, x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
-    values = values.reshape(len(theta), *x.shape[:-1])
+    values = self.data.forms[self.form].value(theta, self.data.shares.coordinates(rows))
     return values if replicates else values[0]
 
   def coefficients(self) -> dict[str, float]:
@@ -227,96 +216,74 @@ class Law:
     """
     if self.form not in ('exponential', 'logistic', 'linear'):
       return {}
-    shares, unit = self.data.shares, abs(self.data.base_and_unit(self.form)[1])
-    slope = self.theta[self.theta.size - len(shares.basis) :] @ shares.basis / shares.scale
+    shares = self.data.shares
+    slope = self.theta[-len(shares.basis) :] @ shares.basis / shares.scale
     shift, t = float(slope @ shares.centre), shares.named(slope)
     t = {name: t[name] for name in shares.varied}
-    theta = (self.theta * unit).tolist()
+    first, second, *_ = self.theta.tolist()
     if self.form == 'exponential':
-      return {'c': theta[0], 'k': theta[1] * math.exp(-shift)} | t
-    return {'b': theta[0] - shift * unit} | {name: value * unit for name, value in t.items()}
+      return {'c': first, 'k': math.exp(second - shift)} | t
+    return {'b': first - shift} | t
 
 
 def fit_laws(
   shares: Shares,
   figures: Mapping[str, Figure],
   *,
-  forms: Mapping[str, str] | None = None,
+  form: str | None = None,
+  resampled: Collection[str] | None = None,
   resamples: int = 400,
   seed: int = 0,
 ) -> dict[str, Law]:
-  """Fits every figure that was measured at some point.
+  """Fits a law to every figure.
 
   The data of a replicate are the law plus residuals drawn with random signs: those of mixtures
   (what the law misses) and those of runs, each scaled to its unbiased variance and widened for few
   degrees of freedom. All figures have the same draws, so the languages of a run stay correlated.
 
   Args:
-    shares, figures: of all points, and by name.
-    forms: figure -> form, where it is not exponential (a loss) or logistic (a fraction).
+    shares, figures: of all points, and by name; each was measured at some point.
+    form: of the figures that can have it, in place of exponential (a loss), logistic (a fraction).
+    resampled: figures whose laws get replicates, which take most of the time; None = all.
     resamples, seed: number of replicates and their seed.
   """
   rng = np.random.default_rng([seed, 11])
   draw = lambda n: (rng.integers(n, size=(resamples, n)), rng.choice((-1.0, 1.0), (resamples, n)))
-  draws = [draw(len(shares.mixtures)), draw(len(shares.points))]
-  quantile, form = rng.random(resamples), {'loss': 'exponential', 'fraction': 'logistic'}
-  return {
-    name: _fit(
-      Measured(shares, figure), (forms or {}).get(name, form[figure.kind]), draws, quantile
-    )
-    for name, figure in figures.items()
-    if np.isfinite(figure.values).any()
-  }
+  draws = draw(len(shares.mixtures)), draw(len(shares.mixture)), rng.random(resamples)
+  default, laws = {'loss': 'exponential', 'fraction': 'logistic'}, {}
+  for name, figure in figures.items():
+    data = Measured(shares, figure)
+    wanted = form if form in data.forms else default[figure.kind]
+    laws[name] = Law(data, wanted, draws if resampled is None or name in resampled else None)
+  return laws
 
 
-def _fit(data: Measured, wanted: str, draws: list, quantile: np.ndarray) -> Law:
-  directions = len(data.shares.basis)
-  name = wanted if np.ptp(data.values) >= 1e-12 and directions else 'constant'
-  for simpler in ('linear', 'constant'):
-    if len(data.mixtures) < FORMS[name].size(directions):
-      name = simpler
-  (theta, bend), (base, unit) = data.fit(name), data.base_and_unit(name)
-  fitted = FORMS[name].value(theta[None], data.x, data.figure.chance)[0]
-  residuals = (data.values - base) / unit - fitted
-  means = data.means(residuals)
-  of_mixture, of_run, freedom = _variances(
-    float(data.runs @ means**2), len(data.mixtures) - theta.size,
-    data.within(residuals), data.freedom, data.runs.mean(),
-  )  # fmt: skip
-  if of_run is None:
-    return Law(data, name, wanted, theta, np.zeros((0, theta.size)), None)
-  from scipy import stats  # slow to import
+def _variances(data: Measured, residuals: np.ndarray, parameters: int) -> tuple:
+  """Analysis of variance of residuals [N] between and within mixtures.
 
-  pools = (means, residuals - means[data.group] * (of_mixture > 0))
-  of_mixtures, of_runs = (
-    pool[index % len(pool)] * sign / (np.sqrt(np.mean(pool**2)) or 1.0)
-    for pool, (index, sign) in zip(pools, draws)
-  )
-  errors = np.sqrt(of_mixture) * of_mixtures[:, data.mixture]
-  errors += np.sqrt(of_run) * of_runs[:, data.keep] @ data.remove.T
-  widened = np.sqrt(freedom / stats.chi2.ppf(quantile, freedom))
-  errors *= np.minimum(_WIDEST, widened)[:, None]
-  refit = functools.partial(
-    minimise, FORMS[name], data.x, chance=data.figure.chance, starts=[theta], bend=bend
-  )
-  replicates = np.array([refit(fitted + one, tolerance=1e-6) for one in errors])
-  noise = float(np.sqrt(of_mixture + of_run) * abs(unit))
-  return Law(data, name, wanted, theta, replicates, noise)
-
-
-def _variances(between, between_freedom, within, within_freedom, runs):
-  """Analysis of variance of residuals between and within mixtures of so many runs each.
-
-  Args are sums of squares and degrees of freedom. Returns the variances of what the law misses of a
-  mixture and of one run (None = unknown), and degrees of freedom.
+  Returns the variances of what the law misses of a mixture and of one run, and their degrees of
+  freedom, 0 if the variances are unknown.
   """
-  if between_freedom <= 0:
-    return 0.0, within / within_freedom if within_freedom else None, within_freedom
-  if within_freedom and between / between_freedom > within / within_freedom:
-    of_run = within / within_freedom
-    return (between / between_freedom - of_run) / runs, of_run, between_freedom
-  freedom = between_freedom + within_freedom
-  return 0.0, (between + within) / freedom, freedom
+  between, within = data.runs @ data.means(residuals) ** 2, data.within(residuals)
+  freedom = len(data.mixtures) - parameters
+  if freedom and data.freedom and between / freedom > within / data.freedom:
+    of_run = within / data.freedom
+    return (between / freedom - of_run) / data.runs.mean(), of_run, freedom
+  freedom += data.freedom
+  return 0.0, (between + within) / max(1, freedom), freedom
+
+
+def _draw(data: Measured, residuals, variances, freedom: int, draws: tuple) -> np.ndarray:
+  """Errors of the runs [B, N]: see `fit_laws`; variances and freedom are those of `_variances`."""
+  means, (*signed, quantile) = data.means(residuals), draws
+  pools = (means, residuals - means[data.group] * (variances[0] > 0))
+  of_mixtures, of_runs = (
+    np.sqrt(variance) * pool[index % len(pool)] * sign / (np.sqrt(np.mean(pool**2)) or 1.0)
+    for variance, pool, (index, sign) in zip(variances, pools, signed)
+  )
+  widened = np.minimum(_WIDEST, np.sqrt(freedom / stats.chi2.ppf(quantile, freedom)))
+  errors = of_mixtures[:, data.mixture] + of_runs[:, data.keep] @ data.remove.T
+  return errors * widened[:, None]
 
 
 def held_out(data: Measured) -> dict:
@@ -331,26 +298,25 @@ def held_out(data: Measured) -> dict:
     'forms': {form: {'error': mean absolute error, 'rank': Spearman's correlation or None,
       'predicted': [...]}, or None with fewer other mixtures than parameters}.
   """
-  noise, forms = None, {}
+  noise, observed, forms = None, data.means(data.values), {}
   if data.freedom:
     variance = data.within(data.values) / data.freedom
     noise = float(np.sqrt(2 / np.pi * variance * np.mean(1 / data.runs)))
-  for name, form in FORMS.items():
-    if name != 'logistic' or data.figure.kind == 'fraction':
-      enough = len(data.mixtures) > max(1, form.size(len(data.shares.basis)))
-      forms[name] = _left_out(data, name) if enough else None
-  observed = data.means(data.values).tolist()
-  return {'mixtures': data.mixtures.tolist(), 'observed': observed, 'noise': noise, 'forms': forms}
+  for name, form in data.forms.items():
+    enough = len(data.mixtures) > max(1, form.size(len(data.shares.basis)))
+    forms[name] = _left_out(data, name, observed) if enough else None
+  return {
+    'mixtures': data.mixtures.tolist(), 'observed': observed.tolist(), 'noise': noise,
+    'forms': forms,
+  }  # fmt: skip
 
 
-def _left_out(data: Measured, form: str) -> dict:
-  from scipy import stats  # slow to import
-
-  observed, predicted, (near, _) = data.means(data.values), [], data.fit(form)
+def _left_out(data: Measured, form: str, observed: np.ndarray) -> dict:
+  predicted, (near, _) = [], data.fit(form)
   for m in data.mixtures:
-    theta, _ = data.fit(form, data.mixture != m, near)
-    x = data.shares.coordinates(data.shares.mixtures[[m]])
-    predicted.append(float(data.predict(form, theta[None], x)[0, 0]))
+    theta, _ = data.fit(form, data.mixture != m, [near])
+    x = data.shares.coordinates(data.shares.mixtures[m])
+    predicted.append(float(data.forms[form].value(theta[None], x)[0]))
   # The mean of the others always falls as the one left out rises.
   ranked = form != 'constant' and len(observed) > 2
   ranked = ranked and min(np.ptp(predicted), np.ptp(observed)) > 1e-12

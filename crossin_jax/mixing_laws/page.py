@@ -13,12 +13,13 @@ def write(path: str | os.PathLike, fit: Mapping) -> None:
   """Writes the page of a fit.json."""
   from markupsafe import Markup
 
-  terms, chosen = fit['asked']['terms'], fit['proposal'] and fit['proposal']['shares']
+  terms = fit['asked']['terms']
   values = {
     'fit': fit,
     'laws': words.law_rows(fit),
-    'shares': words.share_rows(fit) if chosen else [],
-    'sentences': [words.gain(fit), *words.limits(fit)] if chosen else [],
+    'errors': words.ERRORS,
+    'shares': words.share_rows(fit) if fit['gin'] else [],
+    'sentences': words.sentences(fit) if fit['gin'] else [],
     'terms': {law['figure']: law['kind'] for law in fit['laws'] if law['figure'] in terms},
     'agreement': Markup(_agreement(fit)) if len(fit['mixtures']) > 1 else '',
   }

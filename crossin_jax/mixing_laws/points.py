@@ -27,27 +27,25 @@ def read_points(output_dir: str, questions: str | None, method: str) -> tuple[li
   for folder in folders:
     pattern = os.path.join(glob.escape(folder), 'evaluation-*', 'point.json')
     paths = sorted(glob.glob(pattern), key=os.path.getmtime)
-    points = [_point(output_dir, path, questions, method) for path in paths]
-    counts['unfinished'] += not points
-    counts['without_mixture'] += bool(points) and not any(points)
-    finished.append([point for point in points if point])
-  groups = _groups([point for measured in finished for point in measured])
-  if not groups:
+    measured = [p for p in (_point(output_dir, path, questions, method) for path in paths) if p]
+    counts['unfinished'] += not paths
+    counts['without_mixture'] += bool(paths) and not measured
+    finished += measured
+  if not finished:
     raise ValueError(
       f'{output_dir} has {len(folders)} points, none of which is finished; start the sweep again '
       'first'
     )
-  largest = max(groups, key=lambda group: (len(group), max(point['time'] for point in group)))
-  used = {point['folder']: point for point in largest}  # of several measurements the latest
-  counts['other_settings'] = sum(bool(measured) for measured in finished) - len(used)
+  used = max(_groups(finished), key=lambda g: (len(g), max(point['time'] for point in g)))
+  counts['other_settings'] = len({point['name'] for point in finished}) - len(used)
   counts['used'] = len(used)
-  if questions and not largest[0]['questions']:
-    known = sorted({run['benchmark'] for run in largest[0]['runs']})
+  if questions and not used[0]['questions']:
+    known = sorted({run['benchmark'] for run in used[0]['runs']})
     raise ValueError(
       f'no run has benchmark {questions!r} by {method}; there are '
       f'{", ".join(known) or "no questions"}'
     )
-  return list(used.values()), counts
+  return used, counts
 
 
 def _point(output_dir: str, path: str, questions: str | None, method: str) -> dict | None:
@@ -61,21 +59,17 @@ def _point(output_dir: str, path: str, questions: str | None, method: str) -> di
   shares: dict[str, float] = {}
   for task in read_json(mixture, 'start the sweep again')['tasks']:
     shares[task['component']] = shares.get(task['component'], 0.0) + _rate(data, task)
-  runs = [
-    run
-    for run in result['runs']
-    if run['method'] == method and questions in (None, run['benchmark'])
-  ]
+  asked = lambda run: run['method'] == method and questions in (None, run['benchmark'])
+  run = next(filter(asked, result['runs']), None)
   tasks = os.path.join(data, 'tasks')
   tokens = os.path.basename(os.readlink(tasks)) if os.path.islink(tasks) else None
   return result | {
     'name': os.path.basename(folder),
-    'folder': folder,
     'path': path,
     'time': os.path.getmtime(path),
     'shares': shares,
-    'run': runs[0] if runs else None,
-    'questions': runs[0]['benchmark'] if runs else None,
+    'run': run,
+    'questions': run and run['benchmark'],
     'data': [settings.get('heldout'), settings.get('questions'), tokens],
   }
 
@@ -125,14 +119,14 @@ def read_figures(points: list[dict], output_dir: str) -> dict[str, Figure]:
       f'{output_dir}: its points have neither held-out loss nor answers; set sweep.heldout or '
       'QUESTIONS'
     )
-  order = lambda name: (not name.startswith('loss'), 'accuracy' not in name, 'consist' not in name)
   chance, figures = _chance(points), {}
-  for name in sorted(names, key=order):
+  for name in names:
     values = np.array([row.get(name) for row in rows], float)  # None becomes NaN
     values[~np.isfinite(values)] = np.nan  # of runs that diverged
     kind = 'loss' if name.startswith('loss') else 'fraction'
     level = 'accuracy_elsewhere' if name.startswith('accuracy') else name
-    figures[name] = Figure(values, kind, chance.get(level, 0.0))
+    if np.isfinite(values).any():
+      figures[name] = Figure(values, kind, chance.get(level, 0.0))
   return figures
 
 

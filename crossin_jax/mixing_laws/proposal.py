@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 
 import numpy as np
+from scipy import optimize
 
 from crossin_jax.mixing_laws.law import LEVEL, SAME, Law, Shares
 
@@ -18,15 +19,17 @@ _SLACK = 1e-7
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """A weighted mean of figures.
+  """A weighted mean of figures: what to optimise, or, as a limit, what must not get worse.
 
   Attributes:
     terms: figure -> weight.
-    maximise: maximise it; otherwise minimise it.
+    maximise: whether more is better.
+    bound: what gains are measured from; None = the value at the default shares.
   """
 
   terms: Mapping[str, float]
   maximise: bool
+  bound: float | None = None
 
   def value(self, laws: Mapping[str, Law], rows: np.ndarray, replicates: bool = False):
     """[...] at shares [..., C], or [B, ...]."""
@@ -34,15 +37,6 @@ class Objective:
     return sum(
       weight / total * laws[name].predict(rows, replicates) for name, weight in self.terms.items()
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Limit:
-  """A bound on a figure; None = what its law gives at the default shares."""
-
-  figure: str
-  at_least: bool
-  bound: float | None = None
 
 
 class Region:
@@ -76,19 +70,18 @@ class Region:
 
   def inside(self, row: np.ndarray) -> bool:
     """Whether shares [C] are a mixture of the corners and within the bounds."""
-    from scipy.optimize import nnls  # slow to import
-
     columns = np.concatenate([self.corners.T, np.ones((1, len(self.corners)))])
-    error = nnls(columns, np.append(row, 1.0))[1]
+    error = optimize.nnls(columns, np.append(row, 1.0))[1]
     return bool(error < 2 * SAME and self.within_bounds(row))
 
   def candidates(self, rng: np.random.Generator) -> np.ndarray:
-    """Parts [K, M] of the corners, all over the hull: the corners, and mixtures of two to five."""
+    """Parts [K, M] of the corners, all over the region: corners, and mixtures of two to five."""
     shape = (_CANDIDATES, len(self.corners))
     # A mixture of all corners is never near a face, where the best often is.
     few = rng.random(shape).argsort(axis=1) < rng.integers(2, 6, (_CANDIDATES, 1))
     parts = rng.exponential(size=shape) * few
-    return np.concatenate([np.eye(shape[1]), parts / parts.sum(axis=1, keepdims=True)])
+    parts = np.concatenate([np.eye(shape[1]), parts / parts.sum(axis=1, keepdims=True)])
+    return parts[self.within_bounds(parts @ self.corners)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,23 +91,18 @@ class _Problem:
   laws: Mapping[str, Law]
   objective: Objective
   default: np.ndarray
-  limits: Sequence[Limit]
+  limits: Sequence[Objective]
 
-  def gain(self, rows: np.ndarray, replicates: bool = False) -> np.ndarray:
-    value = lambda rows: self.objective.value(self.laws, rows, replicates)
-    gain = value(rows) - value(self.default[None])
-    return gain if self.objective.maximise else -gain
-
-  def slack(self, limit: Limit, rows: np.ndarray, replicates: bool = False) -> np.ndarray:
-    """How far a figure is on the right side of its limit."""
-    law, bound = self.laws[limit.figure], limit.bound
-    bound = law.predict(self.default[None], replicates) if bound is None else bound
-    return (1 if limit.at_least else -1) * (law.predict(rows, replicates) - bound)
+  def gain(self, objective: Objective, rows: np.ndarray, replicates: bool = False) -> np.ndarray:
+    """Of the objective or a limit; it is kept where this is not negative."""
+    value = lambda rows: objective.value(self.laws, rows, replicates)
+    bound = value(self.default[None]) if objective.bound is None else objective.bound
+    return (1 if objective.maximise else -1) * (value(rows) - bound)
 
   def feasible_gain(self, rows: np.ndarray, replicates: bool = False) -> np.ndarray:
-    """The gain, or -inf where a limit is not kept."""
-    kept = [self.slack(limit, rows, replicates) >= -_SLACK for limit in self.limits]
-    return np.where(np.all(kept, axis=0), self.gain(rows, replicates), -np.inf)
+    """The gain of the objective, or -inf where a limit is not kept."""
+    kept = [self.gain(limit, rows, replicates) >= -_SLACK for limit in self.limits]
+    return np.where(np.all(kept, axis=0), self.gain(self.objective, rows, replicates), -np.inf)
 
 
 def propose(
@@ -122,7 +110,7 @@ def propose(
   objective: Objective,
   default: np.ndarray,
   region: Region,
-  limits: Sequence[Limit] = (),
+  limits: Sequence[Objective] = (),
 ) -> dict:
   """The best shares of the region, with intervals by bootstrap.
 
@@ -131,7 +119,7 @@ def propose(
     objective: what to optimise.
     default: float64 [C], the shares that a gain is measured against.
     region: where to look.
-    limits: on figures.
+    limits: each on one figure.
 
   Returns:
     'shares': {component: share}, None if no mixture of the region keeps the limits;
@@ -146,68 +134,66 @@ def propose(
   observed = next(iter(laws.values())).data.shares
   problem = _Problem(laws, objective, default, limits)
   parts = region.candidates(np.random.default_rng(13))
-  row, gain = _best(problem, region, parts)
-  measured = problem.feasible_gain(observed.mixtures).max()
-  value = lambda limit, row: float(laws[limit.figure].predict(row))
+  row = _best(problem, region, parts)
   described = []
   for limit in limits:
-    bound = value(limit, default) if limit.bound is None else limit.bound
-    now = {'bound': bound, 'value': value(limit, row), 'kept': None}
-    described.append(dataclasses.asdict(limit) | now)
-  result = {'shares': None, 'limits': described}
-  if not np.isfinite(gain):
-    return result
-  result |= {
+    bound = float(limit.value(laws, default)) if limit.bound is None else limit.bound
+    value = None if row is None else float(limit.value(laws, row))
+    limited = {'figure': next(iter(limit.terms)), 'at_least': limit.maximise, 'bound': bound}
+    described.append(limited | {'value': value, 'kept': None})
+  if row is None:
+    return {'shares': None, 'limits': described}
+  gain = float(problem.gain(objective, row[None])[0])
+  measured = problem.feasible_gain(observed.mixtures).max()
+  result = {
     'shares': observed.named(row),
+    'limits': described,
     'value': float(objective.value(laws, row)),
     'default_value': float(objective.value(laws, default)),
-    'gain': float(gain),
+    'gain': gain,
     'gain_over_best': float(gain - measured) if np.isfinite(measured) else None,
     'gain_interval': None,
     'intervals': None,
   }
-  if all(len(laws[name].replicates) for name in (*objective.terms, *(l.figure for l in limits))):
-    _add_intervals(result, problem, region, np.concatenate([row[None], parts @ region.corners]))
+  if all(len(laws[name].replicates) for one in (objective, *limits) for name in one.terms):
+    _add_intervals(result, problem, np.concatenate([row[None], parts @ region.corners]))
   return result
 
 
-def _best(problem: _Problem, region: Region, parts: np.ndarray) -> tuple[np.ndarray, float]:
-  """The best shares [C] and their gain, -inf if none is feasible; parts [K, M] of the corners."""
-  from scipy.optimize import minimize  # slow to import
-
-  def gains(parts):
-    rows = parts @ region.corners
-    return np.where(region.within_bounds(rows), problem.feasible_gain(rows), -np.inf)
-
-  values = gains(parts)
-  if np.isfinite(values.max()):
-    row = lambda part: part[None] @ region.corners
-    inequalities = [lambda part: np.append(row(part) - region.low, region.high - row(part))]
-    inequalities += [lambda part, l=limit: problem.slack(l, row(part)) for limit in problem.limits]
-    constraints = [{'type': 'ineq', 'fun': function} for function in inequalities]
-    constraints.append({'type': 'eq', 'fun': lambda part: part.sum() - 1})
-    unit = np.ptp(values[np.isfinite(values)]) or 1.0  # SLSQP's tolerance is absolute
-    found = [
-      minimize(
-        lambda part: -problem.gain(row(part))[0] / unit, start, method='SLSQP',
-        bounds=[(0, 1)] * len(start), constraints=constraints, options={'ftol': 1e-10},
-      ).x.clip(0)
-      for start in parts[np.argsort(-values)[:4]]
-    ]  # fmt: skip
-    parts = np.concatenate([parts, [part / part.sum() for part in found]])
-    values = gains(parts)
-  return np.maximum(0, parts[values.argmax()] @ region.corners), values.max()
+def _best(problem: _Problem, region: Region, parts: np.ndarray) -> np.ndarray | None:
+  """The best shares [C], None if no candidate is feasible; parts [K, M] of the corners."""
+  rows = lambda parts: np.atleast_2d(parts) @ region.corners
+  values = problem.feasible_gain(rows(parts))
+  if not np.isfinite(values).any():
+    return None
+  unit = np.ptp(values[np.isfinite(values)]) or 1.0  # SLSQP's tolerance is absolute
+  constraints = [
+    optimize.LinearConstraint(np.ones(parts.shape[1]), 1, 1),
+    optimize.LinearConstraint(region.corners.T, region.low, region.high),
+  ]
+  for limit in problem.limits:
+    slack = lambda part, limit=limit: problem.gain(limit, rows(part))
+    constraints.append(optimize.NonlinearConstraint(slack, 0, np.inf))
+  for start in parts[np.argsort(-values)[:4]]:
+    part = optimize.minimize(
+      lambda part: -problem.gain(problem.objective, rows(part))[0] / unit, start, method='SLSQP',
+      bounds=[(0, 1)] * len(start), constraints=constraints, options={'ftol': 1e-10},
+    ).x.clip(0)  # fmt: skip
+    part /= part.sum()
+    if region.within_bounds(rows(part)).all():
+      parts = np.concatenate([parts, part[None]])
+  return np.maximum(0, rows(parts[problem.feasible_gain(rows(parts)).argmax()])[0])
 
 
-def _add_intervals(result: dict, problem: _Problem, region: Region, rows: np.ndarray) -> None:
+def _add_intervals(result: dict, problem: _Problem, rows: np.ndarray) -> None:
   """Adds the intervals of the proposal, rows[0], among all candidates [K, C]."""
-  rows = rows[region.within_bounds(rows)]
-  gains, tail = problem.gain(rows, True), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+  tail = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+  gains = problem.gain(problem.objective, rows, True)
   low, high = np.quantile(gains[:, 0], tail)
-  low = min(low, result['gain'] - _band(gains - problem.gain(rows), tail[1]))
+  low = min(low, result['gain'] - _band(gains - problem.gain(problem.objective, rows), tail[1]))
   result['gain_interval'] = [float(low), float(high)]
   for limit, described in zip(problem.limits, result['limits']):
-    described['kept'] = float((problem.slack(limit, rows[:1], True) >= -_SLACK).mean())
+    described['kept'] = float((problem.gain(limit, rows[:1], True) >= -_SLACK).mean())
   gains = problem.feasible_gain(rows, True)
   chosen = rows[gains.argmax(axis=1)[np.isfinite(gains.max(axis=1))]]
   if len(chosen):

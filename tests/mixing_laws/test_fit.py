@@ -469,7 +469,7 @@ def test_one_mixture_has_nothing_to_fit(tmp_path):
     'All points have the same shares: there is nothing to fit and nothing to propose.'
   ]
   assert {law['form'] for law in found['laws']} == {'constant'}
-  assert 'all points have the same shares' in page(tmp_path, found)
+  assert 'All points have the same shares' in page(tmp_path, found)
 
 
 def test_two_mixtures_have_a_line_between_them_and_no_check(tmp_path):
@@ -508,6 +508,12 @@ def test_a_figure_that_never_changes_and_runs_that_ran_away(tmp_path):
   )
   json.dumps(found, allow_nan=False)
   assert 'loss/vi' in page(tmp_path, found)
+
+
+def test_a_figure_that_no_run_has_is_no_figure():
+  loss = {'eval/heldout/loss': 2.0, 'eval/heldout/loss_by_language': {'en': None, 'vi': 1.0}}
+  figures = fit_points.read_figures([{'heldout': loss, 'run': None}], 'out')
+  assert set(figures) == {'loss', 'loss/vi'}
 
 
 def test_pure_noise_is_called_so(tmp_path):
@@ -564,13 +570,18 @@ def page(folder, found):
 
 
 def test_the_page_holds_every_finding(asked, tmp_path):
-  found = asked[1]
+  found = asked[1] | {'warnings': ['loss/vi: a linear law replaces the exponential one.']}
   content = page(tmp_path, found)
   tags = _Tags()
   tags.feed(content)
   squeeze = lambda text: ''.join(text.replace('_', '').split())
   text = squeeze(''.join(tags.text))
-  assert found['warnings'] and all(squeeze(warning) in text for warning in found['warnings'])
+  assert all(squeeze(warning) in text for warning in found['warnings'])
+  gain, limit = fit_words.sentences(found)
+  kept = found['proposal']['limits'][0]['kept']
+  assert limit.endswith(f', kept in {100 * kept:.0f} % of the resamples.')
+  for sentence in (gain, limit):
+    assert squeeze(sentence) in text and sentence in fit_words.terminal(found)
   for name, share in found['proposal']['shares'].items():
     assert name in text and f'{share:.3f}' in text
   for law in found['laws']:

@@ -11,9 +11,9 @@ import pytest
 from scipy import optimize, spatial, special, stats
 
 from crossin_jax.mixing_laws import law as law_lib
-from crossin_jax.mixing_laws.forms import FORMS, SPAN, minimise
+from crossin_jax.mixing_laws.forms import SPAN, forms_of, minimise
 from crossin_jax.mixing_laws.law import Figure, Measured, Shares, fit_laws, seed_offsets
-from crossin_jax.mixing_laws.proposal import Limit, Objective, Region, _band, propose
+from crossin_jax.mixing_laws.proposal import Objective, Region, _band, propose
 
 ABC = ('base', 'x2x', 'trans')
 
@@ -45,8 +45,11 @@ def interval(law, rows):
   return np.quantile(law.predict(rows, True), [0.025, 0.975], axis=0)
 
 
-def best_fit(form, x, y, chance=0.0, bend=None):
-  return minimise(FORMS[form], x, y, chance, FORMS[form].starts(x, y, chance), bend)
+LOSS_FORMS = forms_of('loss')
+
+
+def best_fit(form, x, y, bend=None):
+  return minimise(form, x, y, form.starts(x, y), bend)
 
 
 # ---- recovery ----
@@ -62,7 +65,7 @@ def best_fit(form, x, y, chance=0.0, bend=None):
 def test_a_law_without_noise_is_found_exactly(slopes, c, k, seed):
   rows = simplex(9, seed)
   values = losses(rows, slopes, c, k)
-  law = one(Shares.of(table(rows)), Figure(values), resamples=20)
+  law = one(Shares(table(rows)), Figure(values), resamples=20)
   scale = np.ptp(values) + 1e-9
   new = simplex(50, seed + 100) * 0.5 + rows.mean(axis=0) * 0.5
   # Where the law hardly bends, c and k are not told by nine points, but its values are.
@@ -88,7 +91,7 @@ def test_a_law_without_noise_is_found_exactly(slopes, c, k, seed):
 def test_a_logistic_law_is_found(slopes, b, seed):
   rows = simplex(8, seed)
   truth = lambda r: 0.25 + 0.75 / (1 + np.exp(-(b + r @ np.array(slopes))))
-  law = one(Shares.of(table(rows)), Figure(truth(rows), 'fraction', 0.25), resamples=20)
+  law = one(Shares(table(rows)), Figure(truth(rows), 'fraction', 0.25), resamples=20)
   new = simplex(40, seed + 50)
   assert law.form == 'logistic' or np.ptp(truth(rows)) < 1e-9
   assert np.abs(law.predict(new) - truth(new)).max() < 0.01
@@ -106,7 +109,7 @@ def test_noise_widens_and_does_not_mislead(seed):
   rows = simplex(10, seed, seeds=3)
   slopes = np.array([2.0, -2.5, 0.5])
   truth = losses(rows, slopes)
-  law = one(Shares.of(table(rows)), Figure(truth + 0.02 * rng.normal(size=30)), seed=seed)
+  law = one(Shares(table(rows)), Figure(truth + 0.02 * rng.normal(size=30)), seed=seed)
   assert np.abs(law.predict(rows) - truth).max() < 0.1 and 0.008 < law.noise < 0.045
   order = np.argsort(slopes)
   t = np.array([law.coefficients()[name] for name in ABC])
@@ -119,7 +122,7 @@ def test_noise_of_a_fraction_is_in_its_own_unit(form):
   truth = 0.25 + 0.75 / (1 + np.exp(-(rows @ [2.0, -1.5, 0.5])))
   values = truth + 0.02 * np.random.default_rng(0).normal(size=40)
   figures = {'y': Figure(values, 'fraction', 0.25)}
-  law = fit_laws(Shares.of(table(rows)), figures, forms={'y': form}, resamples=20)['y']
+  law = fit_laws(Shares(table(rows)), figures, form=form, resamples=20)['y']
   assert law.noise == pytest.approx(0.02, rel=0.35)
 
 
@@ -134,14 +137,16 @@ def test_no_worse_than_another_optimiser(form, bend):
   )
   y = y + 0.05 * rng.normal(size=14)
   y[3] += 0.2 if form == 'logistic' else 0.8
-  own, theta = FORMS[form], best_fit(form, x, y, 0.25, bend)
+  kind = 'fraction' if form == 'logistic' else 'loss'
+  own = forms_of(kind, 0.25)[form]
+  theta = best_fit(own, x, y, bend)
 
   def cost(theta):
-    residuals = y - own.value(theta[None], x, 0.25)[0]
+    residuals = y - own.value(theta[None], x)[0]
     return float(np.sum(residuals**2 if bend is None else 2 * special.huber(bend, residuals)))
 
   low = np.full(theta.size, -np.inf)
-  low[:2] = 0 if form == 'exponential' else -np.inf
+  low[0] = 0 if form == 'exponential' else -np.inf
   best = np.inf
   for _ in range(6):
     start = rng.normal(size=theta.size)
@@ -153,7 +158,7 @@ def test_no_worse_than_another_optimiser(form, bend):
     best = min(best, result.fun)
   assert cost(theta) <= best * (1 + 1e-4) + 1e-9
   if form == 'exponential':
-    assert (theta[:2] >= 0).all()
+    assert theta[0] >= 0
 
 
 def test_floor_and_size_of_an_exponential_stay_positive():
@@ -163,11 +168,12 @@ def test_floor_and_size_of_an_exponential_stay_positive():
   for y in (
     1 + np.exp(x @ [2, -1]), 3 - np.exp(x @ [1, 0]), np.exp(x @ [4, -2]) - 0.01, x @ [3, -1] + 2,
   ):  # fmt: skip
-    theta = best_fit('exponential', x, y)
+    theta = best_fit(LOSS_FORMS['exponential'], x, y)
+    floor_and_size = np.array([theta[0], np.exp(theta[1])])
     columns = np.stack([np.ones(9), np.exp(x @ theta[2:])], axis=1)
     wanted, error = optimize.nnls(columns, y)
-    residuals = y - columns @ theta[:2]
-    assert (theta[:2] >= 0).all() and theta[:2] == pytest.approx(wanted, rel=1e-3, abs=1e-3)
+    residuals = y - columns @ floor_and_size
+    assert theta[0] >= 0 and floor_and_size == pytest.approx(wanted, rel=1e-3, abs=1e-3)
     assert np.linalg.norm(residuals) == pytest.approx(error, rel=1e-4, abs=1e-6)
 
 
@@ -176,10 +182,10 @@ def test_one_run_gone_wrong_bends_little():
   truth = losses(rows, [2.0, -2.5, 0.5])
   values = truth + 0.01 * np.random.default_rng(0).normal(size=30)
   values[7] += 3
-  shares = Shares.of(table(rows))
+  shares = Shares(table(rows))
   law = one(shares, Figure(values), resamples=20)
-  plain = best_fit('exponential', shares.coordinates(rows), values)
-  squares = FORMS['exponential'].value(plain[None], shares.coordinates(rows), 0.0)[0]
+  form, x = LOSS_FORMS['exponential'], shares.coordinates(rows)
+  squares = form.value(best_fit(form, x, values)[None], x)[0]
   assert np.abs(law.predict(rows) - truth).max() < 0.06 < 0.3 * np.abs(squares - truth).max()
 
 
@@ -193,9 +199,9 @@ def test_one_run_gone_wrong_bends_little():
 def test_order_of_components_points_and_scale_of_weights(order, seed, factor):
   rows = simplex(8, seed, seeds=2)
   values = losses(rows, [2.0, -2.5, 0.5]) + 0.02 * np.random.default_rng(seed).normal(size=16)
-  first = one(Shares.of(table(rows)), Figure(values), resamples=20)
+  first = one(Shares(table(rows)), Figure(values), resamples=20)
   turned = [{ABC[i]: factor * row[i] for i in order} for row in rows][::-1]
-  second = one(Shares.of(turned), Figure(values[::-1]), resamples=20)
+  second = one(Shares(turned), Figure(values[::-1]), resamples=20)
   predict = lambda law: float(law.predict(law.data.shares.row(dict(zip(ABC, (0.3, 0.4, 0.3))))))
   assert predict(first) == pytest.approx(predict(second), abs=1e-5)
   assert [first.coefficients()[name] for name in ABC] == pytest.approx(
@@ -206,10 +212,10 @@ def test_order_of_components_points_and_scale_of_weights(order, seed, factor):
 def test_units_and_replay_do_not_matter():
   rows = simplex(8, 1, seeds=2)
   values = losses(rows, [2.0, -2.5, 0.5]) + 0.02 * np.random.default_rng(1).normal(size=16)
-  plain = one(Shares.of(table(rows)), Figure(values))
-  bits = one(Shares.of(table(rows)), Figure(values / np.log(2)))
+  plain = one(Shares(table(rows)), Figure(values))
+  bits = one(Shares(table(rows)), Figure(values / np.log(2)))
   replayed = [{'replay': 1.0} | shares for shares in table(rows)]
-  half = one(Shares.of(replayed), Figure(values))
+  half = one(Shares(replayed), Figure(values))
   predict = lambda law, **more: float(
     law.predict(law.data.shares.row(dict(zip(ABC, (0.2, 0.5, 0.3))) | more))
   )
@@ -217,16 +223,14 @@ def test_units_and_replay_do_not_matter():
   assert predict(half, replay=1.0) == pytest.approx(predict(plain), abs=1e-5)
   assert 'replay' not in half.coefficients() and half.data.shares.varied == ABC
   # Equal seeds, equal bootstraps.
-  again = one(Shares.of(table(rows)), Figure(values))
+  again = one(Shares(table(rows)), Figure(values))
   assert (again.replicates == plain.replicates).all()
-  assert not (
-    one(Shares.of(table(rows)), Figure(values), seed=1).replicates == plain.replicates
-  ).all()
+  assert not (one(Shares(table(rows)), Figure(values), seed=1).replicates == plain.replicates).all()
 
 
 def test_components_that_move_together_are_one_direction():
   rows = [(x, (1 - x) / 3, 2 * (1 - x) / 3) for x in (0.1, 0.3, 0.5, 0.7, 0.9)]
-  shares = Shares.of(table(rows))
+  shares = Shares(table(rows))
   assert shares.basis.shape == (1, 3)
   law = one(shares, Figure(losses(np.array(rows), [-3, 0, 0])), resamples=20)
   assert law.theta.size == 3 and law.predict(np.array(rows[1])) == pytest.approx(
@@ -236,9 +240,9 @@ def test_components_that_move_together_are_one_direction():
 
 def test_rounded_tables_have_no_direction_of_their_own():
   rows = np.round(simplex(9, 4) * 0.5, 4)
-  shares = Shares.of([{'replay': 0.5} | one_row for one_row in table(rows)])
+  shares = Shares([{'replay': 0.5} | one_row for one_row in table(rows)])
   assert len(shares.basis) == 2 and shares.varied == ABC
-  assert len(Shares.of(table([(0.33333, 0.66667, 0), (1, 2, 0), (0.5, 0.5, 0)])).mixtures) == 2
+  assert len(Shares(table([(0.33333, 0.66667, 0), (1, 2, 0), (0.5, 0.5, 0)])).mixtures) == 2
 
 
 # ---- few points ----
@@ -248,7 +252,7 @@ def test_fewer_mixtures_than_parameters_fall_back_and_say_so():
   for count, form in ((1, 'constant'), (2, 'linear'), (3, 'exponential'), (4, 'exponential')):
     x = np.linspace(0.1, 0.9, count)
     rows = np.stack([x, 1 - x], axis=1)
-    shares = Shares.of([dict(zip(('base', 'x2x'), row)) for row in rows])
+    shares = Shares([dict(zip(('base', 'x2x'), row)) for row in rows])
     law = one(shares, Figure(losses(rows, [-3, 0])))
     assert (law.form, law.wanted, len(law.data.mixtures)) == (form, 'exponential', count)
     # One seed, and a law through all points: nothing tells the noise.
@@ -262,7 +266,7 @@ def test_fewer_mixtures_than_parameters_fall_back_and_say_so():
 
 def test_figures_that_do_not_change_or_are_not_there():
   rows = simplex(8, 0, seeds=2)
-  shares = Shares.of(table(rows))
+  shares = Shares(table(rows))
   flat = one(shares, Figure(np.full(16, 2.5)))
   assert (
     flat.form == 'constant'
@@ -274,9 +278,6 @@ def test_figures_that_do_not_change_or_are_not_there():
   broken[[3, 4, 5]] = np.nan
   law = one(shares, Figure(broken))
   assert len(law.data.values) == 13 and np.abs(law.predict(rows) - values).max() < 1e-3
-  assert 'none' not in fit_laws(
-    shares, {'none': Figure(np.full(16, np.nan)), 'figure': Figure(values)}, resamples=20
-  )
   check = held_out(shares, Figure(broken))
   assert len(check['observed']) == 7 and np.isfinite(check['forms']['exponential']['error'])
   for chance_only in (np.full(16, 0.25), np.where(np.arange(16) % 2, 0.2, 0.25), np.ones(16)):
@@ -289,9 +290,9 @@ def test_figures_that_do_not_change_or_are_not_there():
 )
 def test_shares_that_are_none(wrong):
   with pytest.raises(ValueError, match='must be finite, not negative'):
-    Shares.of([wrong])
+    Shares([wrong])
   with pytest.raises(ValueError, match='no points'):
-    Shares.of([])
+    Shares([])
 
 
 # ---- mixtures left out ----
@@ -301,14 +302,14 @@ def test_left_out_mixtures_are_not_seen():
   """By hand, mixture by mixture, with fits to the others alone."""
   rows = simplex(7, 3, seeds=2)
   values = losses(rows, [2.0, -2.5, 0.5]) + 0.03 * np.random.default_rng(2).normal(size=14)
-  shares = Shares.of(table(rows))
+  shares = Shares(table(rows))
   found = held_out(shares, Figure(values))
   by_hand = {form: [] for form in ('constant', 'linear', 'exponential')}
   for m in range(7):
     rest = shares.mixture != m
-    others = Shares.of(table(rows[rest]))
+    others = Shares(table(rows[rest]))
     for form in by_hand:
-      law = fit_laws(others, {'f': Figure(values[rest])}, forms={'f': form}, resamples=2)['f']
+      law = fit_laws(others, {'f': Figure(values[rest])}, form=form, resamples=2)['f']
       by_hand[form].append(float(law.predict(shares.mixtures[m])))
   for form, predicted in by_hand.items():
     assert found['forms'][form]['predicted'] == pytest.approx(predicted, abs=0.02 * np.std(values))
@@ -328,10 +329,10 @@ def test_error_that_seeds_alone_would_give():
   rng = np.random.default_rng(0)
   rows = simplex(40, 5, seeds=4)
   values = losses(rows, [1.0, -1.0, 0.0]) + 0.1 * rng.normal(size=160)
-  check = held_out(Shares.of(table(rows)), Figure(values))
+  check = held_out(Shares(table(rows)), Figure(values))
   assert check['noise'] == pytest.approx(0.1 / 2 * np.sqrt(2 / np.pi), rel=0.2)
   assert check['forms']['exponential']['error'] == pytest.approx(check['noise'], rel=0.4)
-  assert held_out(Shares.of(table(rows[::4])), Figure(values[::4]))['noise'] is None
+  assert held_out(Shares(table(rows[::4])), Figure(values[::4]))['noise'] is None
 
 
 # ---- intervals ----
@@ -343,7 +344,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(kind):
   replicates can tell.
   """
   rows = simplex(8, 6, seeds=3)
-  shares = Shares.of(table(rows))
+  shares = Shares(table(rows))
   rng = np.random.default_rng(12)
   truth, figure = losses(rows, [2.0, -2.0, 0.0]), lambda values: Figure(values)
   if kind == 'fraction':
@@ -377,13 +378,16 @@ def test_offsets_of_seeds_are_found_whatever_is_missing(offsets, lacking):
   mixture, seed = np.array(runs).T
   level = np.array([5.0, -1, 0, 2, 2, 7, -4, 3])
   values = level[mixture] + np.array(offsets)[seed]
-  found, remove, spent = seed_offsets(values, mixture, 10 + seed)
+  found, remove = seed_offsets(values, mixture, 10 + seed)
   wanted = np.array(offsets) - np.mean(offsets)
   assert [found[10 + s] for s in range(len(offsets))] == pytest.approx(wanted, abs=1e-9)
-  assert spent == len(offsets) - 1
   assert remove @ values == pytest.approx(values - wanted[seed], abs=1e-9)
   # What mixtures do is left as it is.
   assert remove @ level[mixture] == pytest.approx(level[mixture])
+  shares = Shares([{'base': 1, 'x2x': m} for m in mixture], seeds=10 + seed)
+  data = Measured(shares, Figure(values))
+  assert data.spent == len(offsets) - 1
+  assert data.freedom == len(values) - 8 - data.spent
 
 
 @pytest.mark.parametrize(
@@ -396,8 +400,12 @@ def test_offsets_of_seeds_are_found_whatever_is_missing(offsets, lacking):
   ],
 )
 def test_seeds_that_cannot_be_compared_have_no_offsets(mixture, seed):
-  found, remove, spent = seed_offsets(np.arange(4.0) ** 2, np.array(mixture), np.array(seed))
-  assert found == {} and spent == 0 and (remove == np.eye(4)).all()
+  values = np.arange(4.0) ** 2
+  found, remove = seed_offsets(values, np.array(mixture), np.array(seed))
+  assert found == {} and (remove == np.eye(4)).all()
+  shares = Shares([{'base': 1, 'x2x': m} for m in mixture], seeds=seed)
+  data = Measured(shares, Figure(values))
+  assert data.spent == 0
 
 
 RATIO = [
@@ -411,7 +419,7 @@ RATIO = [
 def ratio(seeds, known=True):
   """The mixtures of benchmarks/evidence/ratio.gin, each with so many seeds."""
   rows = np.repeat(RATIO, seeds, axis=0)
-  return Shares.of(
+  return Shares(
     [{'replay': 0.5} | row for row in table(rows)], seeds=list(range(seeds)) * 13 if known else None
   ), rows
 
@@ -486,7 +494,7 @@ def laws_of_three(seed=0, noise=0.005, count=10):
   truths = {
     f'loss/{language}': lambda r, t=t: losses(np.asarray(r), t) for language, t in slopes.items()
   }
-  shares = Shares.of([{'replay': 1.0} | row for row in table(rows)])
+  shares = Shares([{'replay': 1.0} | row for row in table(rows)])
   figures = {
     name: Figure(truth(rows) + noise * rng.normal(size=len(rows))) for name, truth in truths.items()
   }
@@ -498,7 +506,7 @@ def laws_of_three(seed=0, noise=0.005, count=10):
 def test_the_proposal_is_the_best_of_a_grid(seed, limited):
   shares, laws, _ = laws_of_three(seed)
   objective = Objective({'loss/zh': 2.0, 'loss/vi': 1.0, 'loss/en': 0.5}, maximise=False)
-  limits = [Limit('loss/en', False, 1.9)] if limited else []
+  limits = [Objective({'loss/en': 1.0}, False, 1.9)] if limited else []
   region = Region(shares, 0.0, {'trans': (0.05, 0.3)})
   found = propose(laws, objective, shares.centre, region, limits)
   steps = np.linspace(0, 0.5, 126)
@@ -540,7 +548,7 @@ def test_the_proposal_is_the_best_of_a_grid(seed, limited):
 
 
 def test_the_region_is_the_hull_of_what_was_run_as_far_as_there_are_shares():
-  shares = Shares.of(table([(1, 0, 0), (0.6, 0.4, 0), (0.6, 0, 0.4), (0.8, 0.1, 0.1)]))
+  shares = Shares(table([(1, 0, 0), (0.6, 0.4, 0), (0.6, 0, 0.4), (0.8, 0.1, 0.1)]))
   inside = lambda region, row: region.inside(np.array(row))
   hull, wider = Region(shares), Region(shares, 0.2)
   for row, seen, margin in (
@@ -559,7 +567,7 @@ def test_the_region_is_the_hull_of_what_was_run_as_far_as_there_are_shares():
 
 def test_a_single_law_goes_to_the_edge_and_says_so():
   rows = [(1 - x, x) for x in (0.1, 0.25, 0.4, 0.55, 0.7)]
-  shares = Shares.of([dict(zip(('base', 'x2x'), row)) for row in rows])
+  shares = Shares([dict(zip(('base', 'x2x'), row)) for row in rows])
   rng = np.random.default_rng(0)
   laws = fit_laws(
     shares,
@@ -572,7 +580,8 @@ def test_a_single_law_goes_to_the_edge_and_says_so():
   assert found['gain_over_best'] == pytest.approx(0, abs=1e-6)
   wider = propose(laws, objective, np.array(rows[0]), Region(shares, 0.5))
   assert wider['shares']['x2x'] == pytest.approx(0.85, abs=1e-6)
-  nothing = propose(laws, objective, np.array(rows[0]), Region(shares), [Limit('loss', False, 0.5)])
+  limit = Objective({'loss': 1.0}, False, 0.5)
+  nothing = propose(laws, objective, np.array(rows[0]), Region(shares), [limit])
   assert nothing['shares'] is None
   same = propose(laws, Objective({'loss': 1.0}, True), np.array(rows[0]), Region(shares))
   assert same['shares']['x2x'] == pytest.approx(0.1, abs=1e-6) and same['gain'] == pytest.approx(
@@ -632,9 +641,7 @@ def test_a_band_holds_for_all_at_once():
 def test_span_keeps_a_law_from_being_a_spike():
   rows = np.array([(1 - x, x) for x in np.linspace(0, 1, 8)])
   values = np.where(rows[:, 1] == 0, 3.0, 2.0)
-  law = one(
-    Shares.of([dict(zip(('base', 'x2x'), row)) for row in rows]), Figure(values), resamples=20
-  )
+  law = one(Shares([dict(zip(('base', 'x2x'), row)) for row in rows]), Figure(values), resamples=20)
   t = law.coefficients()
   assert abs(t['base'] - t['x2x']) <= SPAN + 1e-6 and law.predict(rows[0]) == pytest.approx(
     3.0, abs=0.05
