@@ -58,14 +58,15 @@ def shingles(codes_N: np.ndarray, letters: int) -> np.ndarray:
   combined, have, double, power = None, 0, codes_N, 1
   while have < letters:
     if letters & power:
-      combined, have = double if combined is None else _joined(combined, double, have), have + power
+      combined = double if combined is None else _joined(combined, double, have, power)
+      have += power
     if have < letters:
-      double, power = _joined(double, double, power), 2 * power
+      double, power = _joined(double, double, power, power), 2 * power
   return combined
 
 
-def _joined(first: np.ndarray, second: np.ndarray, shift: int) -> np.ndarray:
-  """Hashes of runs, from those of their first `shift` code points and of the rest."""
+def _joined(first: np.ndarray, second: np.ndarray, shift: int, rest: int) -> np.ndarray:
+  """Hashes of runs, from those of their first `shift` code points and of the `rest` behind them."""
   second = second[shift:]  # NB: the shorter of the two decides
   size = min(len(first), len(second))
-  return first[:size] * np.uint64(pow(_BASE, shift, 1 << 64)) + second[:size]
+  return first[:size] * np.uint64(pow(_BASE, rest, 1 << 64)) + second[:size]

@@ -154,10 +154,7 @@ def test_shingles_against_their_definition(codes, letters):
     for i in range(len(codes) - letters + 1)
   ]
   wanted = wanted if len(codes) >= letters else []
-  # The powers may be counted from either end; equality of runs is what matters.
-  assert len(found) == len(wanted)
-  runs = [tuple(codes[i : i + letters]) for i in range(len(wanted))]
-  assert len(set(found.tolist())) == len(set(runs)) == len(set(zip(runs, found.tolist())))
+  assert found.tolist() == wanted if len(codes) >= letters else len(found) == 0
 
 
 def test_similarity_estimates_the_jaccard_index():
