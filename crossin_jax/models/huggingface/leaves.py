@@ -11,7 +11,8 @@ import numpy as np
 
 from crossin_jax.models.decoder import Decoder
 from crossin_jax.models.decoder_config import DecoderConfig
-from crossin_jax.models.huggingface.declarations import FAMILIES, TOP_TENSORS
+from crossin_jax.models.huggingface.declarations import FAMILIES
+from crossin_jax.models.huggingface.tensor_names import TOP_TENSORS
 
 # Leaves with a row for each token.
 PER_TOKEN = ('token_embedding', 'lm_head')
