@@ -11,6 +11,7 @@ import time
 
 import jax
 
+from crossin_jax.devices import host_memory
 from crossin_jax.processes import roll_call
 from crossin_jax.processes.hub import RollCallError
 from crossin_jax.processes.roll_call import RollCall
@@ -56,6 +57,7 @@ def initialize(args: argparse.Namespace) -> None:
     RollCallError: not all processes connected; the missing ones are named.
   """
   global _call  # a process is in one run
+  host_memory.keep_freed()  # before the devices are asked for
   given = [args.coordinator_address, args.process_count, args.process_index]
   if args.multihost:
     if args.coordinator_address or args.process_index is not None:
