@@ -3,15 +3,17 @@
     python benchmarks/step_speed.py [--threads 2] [--rounds 5] [--experts 16]
 
 The same Llama (512 wide, 8 layers, 32,000 ids), batch (4 x 512 tokens) and dtype (f32), AdamW in
-both, alternating. With --experts the same as a Mixtral with experts 344 wide, of which a token uses
-four. Prints one JSON object: seconds of each, their ratio (above 1: this project is
-faster), FLOP/s of both, the compile time at 8 and 32 scanned layers. Needs torch and transformers.
+both, alternating, each in a process of its own as its users have it. With --experts the same as a
+Mixtral with experts 344 wide, of which a token uses four. Prints one JSON object: seconds of each,
+their ratio (above 1: this project is faster), FLOP/s of both, the compile time at 8 and 32 scanned
+layers. Needs torch and transformers.
 """
 
 import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 
@@ -22,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossin_jax.data.stream import empty_rows
+from crossin_jax.devices import host_memory
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder, DecoderConfig
 from crossin_jax.training import optimizers
@@ -91,37 +94,84 @@ def theirs(experts: int):
   return step, sum(p.numel() for p in model.parameters()) - unused
 
 
+class Peer:
+  """A process that takes one step for each line it reads, and says the seconds."""
+
+  def __init__(self, name: str, threads: int, experts: int):
+    command = [sys.executable, __file__, f'--worker={name}', f'--threads={threads}']
+    self._process = subprocess.Popen(
+      [*command, f'--experts={experts}'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    self.facts = json.loads(self._process.stdout.readline())
+
+  def step(self) -> float:
+    """Seconds of one step."""
+    print('step', file=self._process.stdin, flush=True)
+    return float(self._process.stdout.readline())
+
+  def close(self) -> None:
+    self._process.stdin.close()
+    self._process.wait()
+
+
+def serve(facts: dict, step) -> None:
+  """The worker's side of `Peer`."""
+  print(json.dumps(facts), flush=True)
+  for _ in sys.stdin:
+    started = time.perf_counter()
+    step()
+    print(time.perf_counter() - started, flush=True)
+
+
+def worker_ours(experts: int) -> None:
+  host_memory.keep_freed()  # as `crossin train` does
+  compile_seconds = {}
+  for layers in (32, LAYERS):
+    state, step, batch = ours(layers, experts)
+    started = time.perf_counter()
+    compiled = step.lower(state, batch, jnp.float32(np.inf)).compile()
+    compile_seconds[layers] = round(time.perf_counter() - started, 2)
+
+  def one():
+    nonlocal state
+    state, metrics = compiled(state, batch, jnp.float32(np.inf))
+    jax.block_until_ready(metrics)
+
+  serve({'compile_seconds_by_layers': compile_seconds}, one)
+
+
+def worker_theirs(threads: int, experts: int) -> None:
+  import torch
+
+  torch.set_num_threads(threads)
+  step, parameters = theirs(experts)
+  serve({'parameters': parameters}, step)
+
+
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--threads', type=int, default=2)
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--experts', type=int, default=0, help='0 = a dense model')
+  parser.add_argument('--worker', choices=('ours', 'theirs'), help=argparse.SUPPRESS)
   args = parser.parse_args()
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-  import torch
-
-  torch.set_num_threads(args.threads)
-  compile_seconds = {}
-  for layers in (8, 32):
-    state, step, batch = ours(layers, args.experts)
-    started = time.perf_counter()
-    compiled = step.lower(state, batch, jnp.float32(np.inf)).compile()
-    compile_seconds[layers] = round(time.perf_counter() - started, 2)
-    if layers == LAYERS:
-      kept = state, compiled, batch
-    del state
-  state, compiled, batch = kept
-  torch_step, parameters = theirs(args.experts)
-  times: dict[str, list[float]] = {'ours': [], 'theirs': []}
+  if args.worker == 'ours':
+    worker_ours(args.experts)
+  elif args.worker == 'theirs':
+    worker_theirs(args.threads, args.experts)
+  if args.worker:
+    return 0
+  peers = {name: Peer(name, args.threads, args.experts) for name in ('ours', 'theirs')}
+  times: dict[str, list[float]] = {name: [] for name in peers}
   for round_ in range(args.rounds + 1):
-    started = time.perf_counter()
-    state, metrics = compiled(state, batch, jnp.float32(np.inf))
-    jax.block_until_ready(metrics)
-    middle = time.perf_counter()
-    torch_step()
-    if round_:  # the first warms both up
-      times['ours'].append(middle - started)
-      times['theirs'].append(time.perf_counter() - middle)
+    for name, peer in peers.items():
+      seconds = peer.step()
+      if round_:  # the first warms both up
+        times[name].append(seconds)
+  for peer in peers.values():
+    peer.close()
+  parameters = peers['theirs'].facts['parameters']
   flops = 6 * (parameters - IDS * WIDTH) * ROWS * LENGTH  # the embedding is a look-up
   medians = {name: statistics.median(values) for name, values in times.items()}
   print(
@@ -137,7 +187,7 @@ def main() -> int:
         'gflops_per_second': {
           name: round(flops / value / 1e9, 1) for name, value in medians.items()
         },
-        'compile_seconds_by_layers': compile_seconds,
+        **peers['ours'].facts,
         'threads': args.threads,
       }
     )

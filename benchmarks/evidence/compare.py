@@ -46,7 +46,8 @@ def read_arms(
     path = os.path.join(
       folder, point['evaluation'], 'predictions', f'questions.{form}.{method}.jsonl'
     )
-    arms.setdefault(arm, {})[point['seed']] = about(read_predictions(path), relation)
+    is_kept = lambda id_: relation is None or id_.split('.')[1] == relation
+    arms.setdefault(arm, {})[point['seed']] = about(read_predictions(path), is_kept)
   return arms
 
 
@@ -65,13 +66,11 @@ def arm_of(point: dict) -> str:
   return ' '.join(filter(None, (NAMES.get(variant, variant), others)))
 
 
-def about(run, relation: str | None):
-  """The questions of one relation; their ids are ENTITY.RELATION."""
-  if relation is None:
-    return run
-  kept = [i for i, name in enumerate(run.ids) if name.split('.')[1] == relation]
+def about(run, is_kept):
+  """The questions whose id is kept; ids are ENTITY.RELATION."""
+  kept = [i for i, name in enumerate(run.ids) if is_kept(name)]
   if not kept:
-    raise ValueError(f'--relation {relation}: no question is of it; ids are like {run.ids[0]!r}')
+    raise ValueError(f'no question is kept of those with ids like {run.ids[0]!r}')
   pick = lambda values: [values[i] for i in kept]
   return dataclasses.replace(
     run,

@@ -26,7 +26,7 @@ def keep_freed() -> bool:
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
   if mallopt is None:
     return False
-  # Of several arenas only the first can hold a block of over 64 MiB; XLA's threads would have others.
+  # Only the first arena can hold a block of over 64 MiB, and XLA's threads would have others.
   return all(
     mallopt(name, value)
     for name, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))

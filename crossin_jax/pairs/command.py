@@ -18,6 +18,7 @@ from crossin_jax import config
 from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.data.pair_rows import Counts, write_pairs
 from crossin_jax.endpoint import flags as endpoint_flags
+from crossin_jax.evaluation.answers.choices import LETTERS
 from crossin_jax.languages import code_of
 from crossin_jax.pages import words
 from crossin_jax.pairs import page, results
@@ -68,6 +69,7 @@ def main(argv: list[str]) -> int:
     questions = read_questions(args.prompts, languages, args.limit, left_out)
     return _options(args, directory, questions, languages, left_out)
   read = read_questions(args.prompts, [*dict.fromkeys([PIVOT, *languages])], args.limit, left_out)
+  _check_choices(read)
   questions = [question for question in read if PIVOT in question.asked]
   for question in read:
     if PIVOT not in question.asked:
@@ -144,6 +146,16 @@ def _checked(args: argparse.Namespace) -> list[str]:
   if args.by == 'options' and len(languages) < 2:
     raise config.ConfigError('--by options compares languages; name at least two')
   return languages
+
+
+def _check_choices(questions: list[Question]) -> None:
+  """Raises ConfigError, before anything is sampled, where choices are too many to compare with."""
+  for question in questions:
+    if (most := max(len(asked.choices) for asked in question.asked.values())) > len(LETTERS):
+      raise config.ConfigError(
+        f'prompt {question.id} has {most} choices; sampled answers are compared with at most '
+        f'{len(LETTERS)}. Leave some out, or use --by options'
+      )
 
 
 def _check_folder(directory: str, by: str) -> None:

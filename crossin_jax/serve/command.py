@@ -9,6 +9,7 @@ import socket
 import sys
 
 from crossin_jax import config
+from crossin_jax.devices import host_memory
 from crossin_jax.languages import code_of
 from crossin_jax.serve import page, served
 from crossin_jax.workflow import command_line
@@ -109,6 +110,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def main(argv: list[str]) -> int:
   """The command line of `crossin serve`."""
   args = _parser().parse_args(argv)
+  host_memory.keep_freed()  # before the devices are asked for
   languages = _check(args)
   try:
     import starlette  # noqa: F401

@@ -139,10 +139,11 @@ class World:
     tuning_entities: territories that tuning asks questions about.
     test_entities: territories that only the test asks about; a multiple of 12 makes every value
       equally frequent.
-    shared_relations: stated in every language. Eight of ten, because a model learns that names in
+    shared_relations: stated in every language. Nine of ten, because a model learns that names in
       different languages mean the same thing only from many statements in all languages
       (docs/evidence/setting.md).
-    tested_relations: stated in English only; the test asks about them.
+    tested_relations: stated in English only; the test asks about them. Answers that are territories
+      are those that a small model carries over best.
     english_phrasings: statements per fact in English, 1 to 6.
     other_phrasings: statements per fact in each other language, 1 to 4.
     tell_tested: False makes the world of the Floor arm, which never states what the test asks.
@@ -151,18 +152,19 @@ class World:
   seed: int = 0
   languages: tuple[str, ...] = ('en', 'zh', 'vi', 'es')
   tuning_entities: int = 24
-  test_entities: int = 48
+  test_entities: int = 60
   shared_relations: tuple[str, ...] = (
     'trade',
-    'ferry',
     'festival',
+    'harvest',
     'radio',
     'school',
     'museum',
+    'reserve',
     'market',
     'council',
   )
-  tested_relations: tuple[str, ...] = ('harvest', 'reserve')
+  tested_relations: tuple[str, ...] = ('ferry',)
   english_phrasings: int = 6
   other_phrasings: int = 4
   tell_tested: bool = True

@@ -381,3 +381,14 @@ def test_malformed_prompts_are_refused(row, parts, tmp_path, capsys):
   said = capsys.readouterr().err
   assert all(part in said for part in (*parts, 'questions.jsonl')), said
   assert not os.path.exists(tmp_path / 'out')
+
+
+def test_more_choices_than_answers_are_compared_with(models, tmp_path, capsys):
+  choices = [f'choice {i}' for i in range(12)]
+  path = write_options(tmp_path / 'questions.jsonl', q0={'choices': choices, 'answer': None})
+  assert cli.main(command('pivot', path, models[0], tmp_path / 'out')) == 2
+  assert 'prompt q0 has 12 choices; sampled answers are compared with at most 10' in (
+    capsys.readouterr().err
+  )
+  assert not os.path.exists(tmp_path / 'out')
+  assert cli.main(options(path, tmp_path / 'out')) == 0

@@ -47,7 +47,7 @@ def test_two_arms_end_to_end_and_again(tmp_path):
     for method in ('likelihood', 'generate')
   }
   assert all(
-    r['items'] == 96 and list(r['accuracy_by_language']) == ['en', 'ur'] for r in found['runs']
+    r['items'] == 60 and list(r['accuracy_by_language']) == ['en', 'ur'] for r in found['runs']
   )
   page = (tmp_path / 'out' / 'report.html').read_text(encoding='utf-8')
   assert 'dir="rtl"' in page and 'x2x' in page
