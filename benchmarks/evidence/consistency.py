@@ -20,7 +20,7 @@ import compare
 
 from crossin_jax.evaluation.answers.predictions import read_predictions
 from crossin_jax.quickstart.quickstart import ARMS, REPLAY
-from crossin_jax.storage.files import read_json, write_json, write_jsonl, write_text
+from crossin_jax.storage.files import read_json, write_bytes, write_json, write_jsonl, write_text
 from crossin_jax.workflow.jobs import Jobs
 from crossin_jax.workflow.steps import Task, run_missing
 from crossin_jax.world.world import World
@@ -169,6 +169,8 @@ class Worlds:
         or name.endswith(' - Mono, more')
       }  # fmt: skip
       figures[f'{method}, {half}'] = {'arms': table, 'differences': same_start}
+      if (method, half) == ('likelihood', 'all'):
+        write_bytes(f'{os.path.splitext(path)[0]}.png', compare.plot(table))
       texts.append(f'## {method}, {half}\n\n{compare.markdown(table, same_start)}')
     write_json(path, figures)
     write_text(f'{os.path.splitext(path)[0]}.md', '\n'.join(texts))
@@ -218,7 +220,9 @@ def main(argv: list[str]) -> int:
   parser.add_argument('--starts', default='Base,Mono,x2x,Mono + x2x', help='arms of them')
   parser.add_argument('--stages', default=','.join(STAGES), help='of: %(default)s')
   parser.add_argument('--steps', type=int, default=100, help='of preference tuning')
-  parser.add_argument('--more_steps', type=int, default=150, help='of `more`: the same arithmetic')
+  parser.add_argument(
+    '--more_steps', type=int, default=240, help='of `more`: the arithmetic of `both`'
+  )
   args, bindings = parser.parse_known_args(argv)
   worlds = Worlds(args.quickstarts.split(','), args.output_dir, args.starts.split(','),
                   args.stages.split(','), args.steps, args.more_steps, bindings)  # fmt: skip
