@@ -20,7 +20,7 @@ from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models import lora
 from crossin_jax.models.decoder import attention_kernel, unrolled
-from crossin_jax.plan import collectives as plan_collectives
+from crossin_jax.plan import expected as plan_expected
 from crossin_jax.plan.topology import Topology
 from crossin_jax.training import compiled as compilation
 from crossin_jax.training import objectives, optimizers
@@ -86,7 +86,7 @@ class Compiled:
     arguments: padded to XLA's tiles.
     temporaries: gradients, activations and scratch.
     program: machine code.
-    collectives: of one step; () if XLA refused.
+    expected: what XLA expects it to take; None if XLA refused.
     seconds: tracing and compiling.
     refused: XLA's message, or ''.
   """
@@ -96,7 +96,7 @@ class Compiled:
   arguments: float
   temporaries: float
   program: float
-  collectives: tuple
+  expected: plan_expected.Expected | None
   seconds: float
   refused: str = ''
 
@@ -311,22 +311,20 @@ def _compiled(
   if program is None:
     temporaries = requested_bytes(refused)
     return Compiled(
-      False, given + temporaries, given, temporaries, 0.0, (), seconds, refused.splitlines()[0]
+      False, given + temporaries, given, temporaries, 0.0, None, seconds, refused.splitlines()[0]
     )
   memory = program.memory_analysis()
   fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
   code = memory.generated_code_size_in_bytes
   peak = memory.argument_size_in_bytes + fresh + memory.temp_size_in_bytes + code
-  shape = tuple(partition.mesh.shape.values())
-  axes = partition.mesh.axis_names
-  collectives = plan_collectives.collectives(program.as_text(), shape, axes, topology.slices)
+  mesh = partition.mesh
   return Compiled(
     peak <= topology.usable,
     peak,
     memory.argument_size_in_bytes + fresh,
     memory.temp_size_in_bytes,
     code,
-    tuple(collectives),
+    plan_expected.read(program.as_text(), topology, mesh.devices, mesh.axis_names),
     seconds,
   )
 
