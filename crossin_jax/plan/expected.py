@@ -112,7 +112,7 @@ def read(
   text: str,
   topology: Topology,
   devices: np.ndarray,
-  axes: Sequence[str] = ('chips',),
+  axes: Sequence[str],
   links: float | None = None,
 ) -> Expected:
   """Adds up a compiled program.

@@ -177,6 +177,28 @@ def state_bytes(setting: Setting, partition: Partitioner) -> State:
   )
 
 
+def lowered_step(setting: Setting, partition: Partitioner) -> jax.stages.Lowered:
+  """The step of `train` for the partitioner's mesh, ready to be compiled.
+
+  Raises:
+    ValueError: the batch cannot be divided over the mesh.
+  """
+  check_rows(setting, partition)
+  state = abstract_state(setting, partition)
+  step = train_state.jit_train_step(
+    setting.model,
+    setting.optimizer,
+    state,
+    tasks=1,
+    microbatches=setting.microbatches,
+    z_loss=setting.z_loss,
+    objective=setting.objective,
+  )
+  threshold = jax.ShapeDtypeStruct((), jnp.float32, sharding=partition.replicated)
+  with partition.activate():
+    return step.lower(state, abstract_batch(setting, partition), threshold)
+
+
 def train_step(
   setting: Setting, partition: Partitioner, topology: Topology, effort: float = 0.0
 ) -> Compiled:
@@ -190,22 +212,11 @@ def train_step(
   Raises:
     ValueError: the batch cannot be divided over the mesh. Interrupted: the plan was interrupted.
   """
-  check_rows(setting, partition)
   started = time.monotonic()
-  state = abstract_state(setting, partition)
-  step = train_state.jit_train_step(
-    setting.model,
-    setting.optimizer,
-    state,
-    tasks=1,
-    microbatches=setting.microbatches,
-    z_loss=setting.z_loss,
-    objective=setting.objective,
-  )
-  threshold = jax.ShapeDtypeStruct((), jnp.float32, sharding=partition.replicated)
+  lowered = lowered_step(setting, partition)
   with partition.activate():
-    lowered = step.lower(state, abstract_batch(setting, partition), threshold)
-    given = bytes_of(state) + bytes_of(abstract_batch(setting, partition))
+    given = bytes_of(abstract_state(setting, partition))
+    given += bytes_of(abstract_batch(setting, partition))
     return _compiled(
       lowered, partition, topology, effort, started, given, f'the train step for {topology}'
     )

@@ -8,6 +8,7 @@ or of its bytes at full bandwidth, whichever is longer.
 import dataclasses
 import functools
 import math
+import re
 
 import numpy as np
 
@@ -20,8 +21,8 @@ KERNEL_SHARE = 0.5  # of peak that Pallas kernels are assumed to reach
 # An estimate is absurd if it is this many times what bytes and operations explain, and this long.
 ABSURD, ABSURD_SECONDS = 100, 1e-3
 VMEM_BYTES_PER_CYCLE = 4096
-# Products of queries, keys, values and their gradients, by a part of the kernel's name.
-_ATTENTION = {'dkv': 4, 'dq': 3, 'bwd': 5, '': 2}
+# Products of queries, keys, values and their gradients, by the pass in the kernel's name.
+_ATTENTION = {'fwd': 2, 'dkv': 4, 'dq': 3, 'bwd': 5}
 _MOVES = frozenset((
   'bitcast', 'bitcast-convert', 'broadcast', 'concatenate', 'constant', 'copy', 'custom-call',
   'dynamic-slice', 'dynamic-update-slice', 'gather', 'get-tuple-element', 'iota', 'pad',
@@ -154,7 +155,7 @@ def kernel_flops(module: hlo.Module, instruction: hlo.Instruction) -> float:
 
   Half of the square of queries and keys counts: packed rows and windows need less.
   """
-  name = instruction.attribute(r'/([\w.]+)/pallas_call') or instruction.name
+  name = instruction.attribute(r'/([^/"]+)/pallas_call') or instruction.name
   if not any(word in name for word in ('attention', 'flash', 'splash', 'mha', 'mqa')):
     return 0.0
   inputs = [module.operand(instruction, i) for i in range(len(instruction.operands))]
@@ -167,8 +168,10 @@ def kernel_flops(module: hlo.Module, instruction: hlo.Instruction) -> float:
   if len(wide) < 2:
     return 0.0
   queries, keys = wide[0].shape, wide[1].shape
-  products = next(count for part, count in _ATTENTION.items() if part in name)
-  if 'dkv' in name:
+  # Names of block sizes may follow, which have such words too.
+  phase = re.search(r'_(fwd|dkv|dq|bwd)(?:_|$)', name)
+  products = _ATTENTION[phase[1] if phase else 'fwd']
+  if phase and phase[1] == 'dkv':
     of_keys = 2 if wide[1].elements >= wide[0].elements else 0
     if sum(array.elements >= wide[0].elements for array in instruction.arrays) > of_keys:
       products = 5  # the gradient of the queries comes out of the same kernel

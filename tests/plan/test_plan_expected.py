@@ -42,7 +42,7 @@ def seconds(count):
 
 
 def read(text, **more):
-  return expected.read(text, TOPOLOGY, np.array(DEVICES, object), **more)
+  return expected.read(text, TOPOLOGY, np.array(DEVICES, object), ('chips',), **more)
 
 
 COUNTERS = """
@@ -299,6 +299,7 @@ def test_a_collective_that_fusions_carry(count):
 
 @pytest.mark.parametrize('name, heads, results, products', [
   ('splash_mha_fwd', 2, ['bf16[8,512,128]'], 2),
+  ('splash_mha_fwd_residuals_block_kv=512_block_q_dkv=256', 2, ['bf16[8,512,128]'], 2),
   ('splash_mha_dq', 2, ['bf16[8,512,128]'], 3),
   ('splash_mha_dkv', 2, ['bf16[2,512,128]'] * 2, 4),
   ('splash_mha_dkv', 8, ['bf16[8,512,128]'] * 2, 4),
@@ -310,7 +311,7 @@ ENTRY %main (x: f32[8]) -> f32[] {{
   %mask = s8[1,1,1] parameter(0)
   %q = bf16[8,512,128]{{2,1,0:S(1)}} parameter(1)
   %k = bf16[{heads},512,128]{{2,1,0:S(1)}} parameter(2)
-  ROOT %{name}.1 = ({', '.join(each + '{S(1)}' for each in results)}) custom-call(%mask, %q, %k, %k), custom_call_target="tpu_custom_call", frontend_attributes={{kernel_metadata={{
+  ROOT %kernel.1 = ({', '.join(each + '{S(1)}' for each in results)}) custom-call(%mask, %q, %k, %k), custom_call_target="tpu_custom_call", frontend_attributes={{kernel_metadata={{
 "block_q": 256
 }}}}, metadata={{op_name="jit(step)/{name}/pallas_call"}}
 }}
@@ -325,7 +326,7 @@ ENTRY %main (x: f32[8]) -> f32[] {{
 def test_a_chip_without_a_clock():
   unknown = dataclasses.replace(TOPOLOGY, kind=dataclasses.replace(V5E, clock=None))
   with pytest.raises(ValueError, match='devices/chips.py'):
-    expected.read(FUSIONS, unknown, np.array(DEVICES, object))
+    expected.read(FUSIONS, unknown, np.array(DEVICES, object), ('chips',))
 
 
 def test_a_real_step_has_the_operations_of_the_formula():
