@@ -62,6 +62,8 @@ def collectives(
   shape = (mesh_shape[0] // slices, *mesh_shape[1:])
   items = {}
   for name, times in runs.times.items():
+    if not times:
+      continue  # the body of a loop that never turns
     for instruction in module.computations[name].instructions.values():
       if item := _of_instruction(instruction, shape, axes, slices):
         items.setdefault(item.key, dataclasses.replace(item, times=times))

@@ -79,7 +79,7 @@ def _turns(module: hlo.Module, loop: hlo.Instruction, state: State, found: Runs)
     for body in bodies
     for instruction in body.instructions.values()
     if instruction.opcode == 'constant' and instruction.arguments.isdigit()
-  }
+  } - {0}
   return float(numbers.pop()) if len(numbers) == 1 else 1.0
 
 

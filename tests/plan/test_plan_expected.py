@@ -297,6 +297,15 @@ def test_a_collective_that_fusions_carry(count):
   }
 
 
+def test_a_loop_that_never_turns():
+  """A collective that is only in its body is not sent."""
+  text = CARRIED.replace('CYCLES', cycles(100)).replace('{"n":"4"}', '{"n":"0"}')
+  for name in ('starts', 'ends'):
+    text = text.replace(f'fusion(%x), kind=kCustom, calls=%{name}', 'copy-done(%x)')
+  found = read(text)
+  assert found.busy == 0 and list(found.sent) == ['reduce-scatter']
+
+
 @pytest.mark.parametrize('name, heads, results, products', [
   ('splash_mha_fwd', 2, ['bf16[8,512,128]'], 2),
   ('splash_mha_fwd_residuals_block_kv=512_block_q_dkv=256', 2, ['bf16[8,512,128]'], 2),
