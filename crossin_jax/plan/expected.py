@@ -69,7 +69,9 @@ class Expected:
   def _by_operation(self, of: Callable[[Transfer], float]) -> dict[str, float]:
     total = collections.Counter()
     for transfer in self.transfers:
-      total[transfer.collective.operation] += transfer.collective.times * of(transfer)
+      between = ' between slices' if transfer.collective.axis == BETWEEN_SLICES else ''
+      name = transfer.collective.operation + between
+      total[name] += transfer.collective.times * of(transfer)
     return dict(total.most_common())
 
   @property
