@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
 import re
 import sys
@@ -217,9 +216,9 @@ def train_step(
   with partition.activate():
     given = bytes_of(abstract_state(setting, partition))
     given += bytes_of(abstract_batch(setting, partition))
-    return _compiled(
-      lowered, partition, topology, effort, started, given, f'the train step for {topology}'
-    )
+    options = compilation.compiler_options('tpu')
+    what = f'the train step for {topology}'
+    return _compiled(lowered, partition, topology, effort, started, given, what, options)
 
 
 class _Lowered(slots_lib.Programs):
@@ -291,29 +290,27 @@ def decode_step(
   with partition.activate():
     lowered = programs.advance(params, slots, alive, number, number)
     given = bytes_of(params) + bytes_of(slots)
-    compiled = _compiled(
-      lowered, partition, topology, effort, started, given, f'the decode step for {topology}'
-    )
+    what = f'the decode step for {topology}'
+    compiled = _compiled(lowered, partition, topology, effort, started, given, what, {})
   return Decoding(compiled, bytes_of(params), bytes_of(slots.cache), rows, capacity)
 
 
 def _compiled(
-  lowered, partition: Partitioner, topology: Topology, effort, started, given: float, what: str
+  lowered,
+  partition: Partitioner,
+  topology: Topology,
+  effort,
+  started,
+  given: float,
+  what: str,
+  options: dict,
 ) -> Compiled:
-  options = {'exec_time_optimization_effort': float(effort)} if effort else None
+  if effort:
+    options = options | {'exec_time_optimization_effort': float(effort)}  # jax 0.12 has none
   refused, program = '', None
-  build = lambda options: compilation.in_thread(
-    functools.partial(lowered.compile, compiler_options=options)
-  )
   with announced(f'compiling {what}'):
     try:
-      try:
-        program = build(options)
-      except jax.errors.JaxRuntimeError as error:
-        # The compiler of jax 0.12 has no such option; programs are those of effort 0.
-        if options is None or 'No such compile option' not in str(error):
-          raise
-        program = build(None)
+      program = compilation.compile_with(lowered, options)
     except jax.errors.JaxRuntimeError as error:
       refused = str(error)
       if 'RESOURCE_EXHAUSTED' not in refused:
