@@ -245,6 +245,10 @@ def test_what_is_not_hidden():
     }
     assert found.seconds == found.busy + sum(found.exposed.values())
   assert found.sent == {'all-gather': 3 * 1000 * 256 * 2, 'all-reduce': 6000}
+  ends_later = transfers(round(2 * gather * V5E.clock)).replace(
+    'all-gather-done(%g)', 'copy-done(%q)'
+  )
+  assert read(ends_later).exposed['all-gather'] == 0
   faster = read(transfers(0), links=2 * BOTH)
   assert sum(faster.exposed.values()) == pytest.approx((gather + reduce) / 2)
   text = report.expected_text(found)
