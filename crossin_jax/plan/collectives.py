@@ -1,8 +1,8 @@
 """Traffic between the chips in a compiled step, by mesh axis.
 
 libtpu writes a reduce-scatter as an all-reduce inside a computation of that name. A gather that
-overlaps with several fusions is written in each of them, with one channel. Traffic between slices
-is a `send` to the megascale runtime.
+overlaps with several fusions is written in each of them, with the same chain_id. Traffic between
+slices is a `send` to the megascale runtime.
 """
 
 import collections
@@ -32,7 +32,7 @@ class Collective:
     times: runs in a step.
     bytes: that a chip sends in each run, by the ring algorithm.
     members: partitions of one of its groups; () between slices and if unknown.
-    key: channel, or name of the instruction without one.
+    key: see `key_of`.
   """
 
   operation: str
@@ -87,10 +87,12 @@ def operation_of(instruction: hlo.Instruction) -> str | None:
 
 
 def key_of(instruction: hlo.Instruction) -> str:
-  """What is the same in all instructions that take part in one collective."""
-  if instruction.opcode == 'send':  # channels to the host have numbers of their own
-    return instruction.name
-  return instruction.attribute(r'\bchannel_id=(\d+)') or instruction.name
+  """What is the same in all instructions that take part in one collective.
+
+  Channels are no such thing: libtpu gives one channel to several collectives of a program.
+  """
+  chain = instruction.attribute(r'\bchain_id="(\d+)"')
+  return f'chain {chain}' if chain else instruction.name
 
 
 def _of_instruction(instruction: hlo.Instruction, shape, axes, slices: int) -> Collective | None:

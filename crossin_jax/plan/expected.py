@@ -142,11 +142,8 @@ def read(
       flops[item.kind] += runs.times[name] * item.flops
       size += runs.times[name] * item.hbm_bytes
       replaced += item.replaced
-  found, transfers = (
-    plan_collectives.collectives(module, runs, devices.shape, axes, topology.slices),
-    [],
-  )
-  for collective in found:
+  transfers, layout = [], (devices.shape, axes, topology.slices)
+  for collective in plan_collectives.collectives(module, runs, *layout):
     alone = transfer_seconds(collective, topology, devices.flat, links)
     hidden = schedule.overlap.get(collective.key, 0.0) / collective.times
     transfers.append(Transfer(collective, alone, max(0.0, alone - hidden)))
@@ -211,22 +208,21 @@ class _Schedule:
         if key:
           self.overlap[key] += times * (clock - began)
         continue
-      if inner := self._collective_in(instruction):
-        key = plan_collectives.key_of(inner)
-        if instruction.opcode.endswith('-start') or instruction.opcode == 'send':
-          started[instruction.name] = key, clock
-          continue
-        if not self._carries(instruction):
-          continue  # synchronous, or the start or end of one that fusions carry
-        # The fusions that carry a collective move its data along with their own work. They may be
-        # in a loop between its start and its end.
-        item = work.work_of(self._module, instruction, self._kind)
-        self.overlap[key] += times * item.seconds
-      else:
-        item = work.work_of(self._module, instruction, self._kind)
-      if item:
+      keys = self._keys_of(instruction)
+      if keys and (instruction.opcode.endswith('-start') or instruction.opcode == 'send'):
+        started[instruction.name] = keys[0], clock
+        continue
+      if keys and not self._carries(instruction):
+        continue  # synchronous, or the start or end of one that fusions carry
+      if item := work.work_of(self._module, instruction, self._kind):
         works.append(item)
         clock += item.seconds
+        # The fusions that carry a collective move its data along with their own work. They may be
+        # in a loop between its start and its end.
+        for key in keys:
+          self.overlap[key] += times * item.seconds
+    for key, began in started.values():  # what ends in the next iteration
+      self.overlap[key] += times * (clock - began)
     self._seconds[name] = clock
     return clock
 
@@ -235,14 +231,12 @@ class _Schedule:
     turns = self._runs.turns.get((name, instruction.name), 1.0)
     return sum(turns * self._run(called) for called in instruction.called)
 
-  def _collective_in(self, instruction: hlo.Instruction) -> hlo.Instruction | None:
-    """The collective that an instruction does, starts or carries."""
-    if plan_collectives.operation_of(instruction):
-      return instruction
-    if instruction.opcode != 'fusion' and not instruction.opcode.endswith('-start'):
-      return None
-    inner = self._module.inside(instruction)
-    return next((each for each in inner if plan_collectives.operation_of(each)), None)
+  def _keys_of(self, instruction: hlo.Instruction) -> list[str]:
+    """Keys of the collectives that an instruction does, starts or carries."""
+    inner = [instruction]
+    if instruction.opcode == 'fusion' or instruction.opcode.endswith('-start'):
+      inner += self._module.inside(instruction)
+    return [plan_collectives.key_of(each) for each in inner if plan_collectives.operation_of(each)]
 
   def _carries(self, instruction: hlo.Instruction) -> bool:
     """Whether a fusion has work of its own beside a collective."""

@@ -151,31 +151,47 @@ def _pairs(length, outputs, size, low, stride, left_dilation, right_dilation) ->
 
 
 def kernel_flops(module: hlo.Module, instruction: hlo.Instruction) -> float:
-  """Operations of a Pallas kernel of causal attention by its shapes; 0 for other kernels.
-
-  Half of the square of queries and keys counts: packed rows and windows need less.
-  """
+  """Operations of a Pallas kernel of attention or of experts by its shapes; 0 for other kernels."""
   name = instruction.attribute(r'/([^/"]+)/pallas_call') or instruction.name
-  if not any(word in name for word in ('attention', 'flash', 'splash', 'mha', 'mqa')):
-    return 0.0
   inputs = [module.operand(instruction, i) for i in range(len(instruction.operands))]
-  wide = [
+  matrices = [
     array
     for source in inputs
     for array in (source.arrays[:1] if source else ())
-    if len(array.shape) >= 3 and array.dtype in ('bf16', 'f32')
+    if len(array.shape) >= 2 and array.dtype in ('bf16', 'f32')
   ]
-  if len(wide) < 2:
+  if len(matrices) < 2:
     return 0.0
-  queries, keys = wide[0].shape, wide[1].shape
-  # Names of block sizes may follow, which have such words too.
+  if 'ragged-dot' in name or 'gmm' in name:
+    # A row meets the matrix of its group; or rows of a group give the gradient of its matrix.
+    left, out = matrices[0].shape, instruction.arrays[0]
+    each = left[0] / out.shape[0] if len(out.shape) == 3 else left[-1]
+    return 2.0 * out.elements * each
+  if any(word in name for word in ('attention', 'flash', 'splash', 'mha', 'mqa')):
+    return _attention_flops(name, [m for m in matrices if len(m.shape) >= 3], instruction.arrays)
+  return 0.0
+
+
+def _attention_flops(name: str, inputs: list[hlo.Array], results: tuple[hlo.Array, ...]) -> float:
+  """Operations of a kernel of causal attention.
+
+  Half of the square of queries and keys counts: packed rows and windows need less.
+
+  Args:
+    name: of the kernel. Names of block sizes may follow, with words such as dkv in them.
+    inputs: queries, keys and more, [..., heads, length, size].
+    results: of the kernel.
+  """
+  if len(inputs) < 2:
+    return 0.0
+  queries, keys = inputs[:2]
   phase = re.search(r'_(fwd|dkv|dq|bwd)(?:_|$)', name)
   products = _ATTENTION[phase[1] if phase else 'fwd']
   if phase and phase[1] == 'dkv':
-    of_keys = 2 if wide[1].elements >= wide[0].elements else 0
-    if sum(array.elements >= wide[0].elements for array in instruction.arrays) > of_keys:
+    of_keys = 2 if keys.elements >= queries.elements else 0
+    if sum(array.elements >= queries.elements for array in results) > of_keys:
       products = 5  # the gradient of the queries comes out of the same kernel
-  return products * 2 * math.prod(queries) * keys[-2] / 2
+  return products * 2 * queries.elements * keys.shape[-2] / 2
 
 
 def hbm_bytes(module: hlo.Module, instruction: hlo.Instruction) -> float:

@@ -225,6 +225,16 @@ ENTRY %main (x: f32[8]) -> f32[] {{
 """
 
 
+def test_collectives_with_one_channel_are_two():
+  found = read(transfers(0).replace('channel_id=2', 'channel_id=1'))
+  assert list(found.sent) == ['all-gather', 'all-reduce']
+  twice = transfers(0).replace(
+    '  ROOT %out',
+    '  %r.2 = f32[1000]{0} all-reduce(%z), channel_id=2, replica_groups=[1,4]<=[4]\n  ROOT %out',
+  )
+  assert read(twice).sent['all-reduce'] == 2 * found.sent['all-reduce']
+
+
 def test_what_is_not_hidden():
   gather, reduce = 3 * 1000 * 256 * 2 / BOTH, 2 * 3 / 4 * 4000 / BOTH
   for hidden in (0, gather / 2, 2 * gather):
@@ -235,6 +245,10 @@ def test_what_is_not_hidden():
     }
     assert found.seconds == found.busy + sum(found.exposed.values())
   assert found.sent == {'all-gather': 3 * 1000 * 256 * 2, 'all-reduce': 6000}
+  ends_later = transfers(round(2 * gather * V5E.clock)).replace(
+    'all-gather-done(%g)', 'copy-done(%q)'
+  )
+  assert read(ends_later).exposed['all-gather'] == 0
   faster = read(transfers(0), links=2 * BOTH)
   assert sum(faster.exposed.values()) == pytest.approx((gather + reduce) / 2)
   text = report.expected_text(found)
@@ -245,7 +259,7 @@ def test_what_is_not_hidden():
 CARRIED = """
 %starts (p: bf16[1000,256]) -> bf16[4000,256] {
   %a.1 = bf16[1000,256]{1,0} parameter(0)
-  %gather.1 = bf16[4000,256]{1,0} all-gather(%a.1), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+  %gather.1 = bf16[4000,256]{1,0} all-gather(%a.1), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}, frontend_attributes={chain_id="0"}
   ROOT %c.1 = bf16[4000,256]{1,0} custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
 }
 
@@ -253,13 +267,13 @@ CARRIED = """
   %a.2 = bf16[1000,256]{1,0} parameter(0)
   %b.2 = bf16[64,32]{1,0} parameter(1)
   %d.2 = bf16[32,128]{1,0} parameter(2)
-  %gather.2 = bf16[4000,256]{1,0} all-gather(%a.2), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+  %gather.2 = bf16[4000,256]{1,0} all-gather(%a.2), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}, frontend_attributes={chain_id="0"}
   ROOT %product.2 = bf16[64,128]{1,0} convolution(%b.2, %d.2), dim_labels=bf_io->bf
 }
 
 %ends (p: bf16[1000,256]) -> bf16[4000,256] {
   %a.3 = bf16[1000,256]{1,0} parameter(0)
-  %gather.3 = bf16[4000,256]{1,0} all-gather(%a.3), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+  %gather.3 = bf16[4000,256]{1,0} all-gather(%a.3), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}, frontend_attributes={chain_id="0"}
   ROOT %c.3 = bf16[4000,256]{1,0} custom-call(%gather.3), custom_call_target="AsyncCollectiveDone"
 }
 
@@ -330,6 +344,22 @@ ENTRY %main (x: f32[8]) -> f32[] {{
   assert found.flops_by_kind == {work.PRODUCTS: 0, work.KERNELS: operations}
   assert found.seconds == found.seconds_by_kind[work.KERNELS]
   assert found.seconds == pytest.approx(operations / (V5E.flops / 2))
+
+
+@pytest.mark.parametrize('left, right, out', [
+  ('bf16[1024,512]', 'bf16[8,512,256]', 'bf16[1024,256]'),
+  ('bf16[1024,512]', 'bf16[1024,256]', 'f32[8,512,256]'),
+])  # fmt: skip
+def test_a_kernel_of_experts(left, right, out):
+  text = f"""
+ENTRY %main (x: f32[8]) -> f32[] {{
+  %sizes = s32[8] parameter(0)
+  %x = {left} parameter(1)
+  %y = {right} parameter(2)
+  ROOT %ragged-dot-none.1 = {out} custom-call(%sizes, %x, %y), custom_call_target="tpu_custom_call"
+}}
+"""
+  assert read(text).flops_by_kind[work.KERNELS] == 2 * 1024 * 512 * 256
 
 
 def test_a_chip_without_a_clock():
