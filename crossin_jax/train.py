@@ -320,7 +320,11 @@ def _compiled(step_fn, model, state, batch, threshold):
   if adapters and adapters.base_dtype == 'nf4':
     return step_fn  # a program compiled ahead of time refuses the layout of 4-bit arguments
   distributed.barrier('compiling')
-  step_fn = compiled.in_thread(step_fn.lower(state, batch, threshold).compile)
+  options = compiled.compiler_options(jax.devices()[0].platform)
+  if options and jax.process_index() == 0:
+    told = ', '.join(f'{name}={value}' for name, value in options.items())
+    print(f'compiling with {told}', file=sys.stderr)
+  step_fn = compiled.compile_with(step_fn.lower(state, batch, threshold), options)
   distributed.barrier('the first step')
   return step_fn
 

@@ -20,6 +20,7 @@ class DeviceKind:
     links: bytes/s from a chip to its neighbours (ICI, NVLink, PCIe), all links, one direction.
     network: bytes/s from a chip beyond its slice (TPU) or its host (GPU), one direction.
     usable: bytes of HBM that XLA gives to programs on a TPU, by its own messages; None = unknown.
+    clock: cycles/s in which libtpu states its estimates; None = unknown.
   """
 
   name: str
@@ -29,26 +30,28 @@ class DeviceKind:
   links: float
   network: float
   usable: float | None = None
+  clock: float | None = None
 
 
 # Sources: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x), nvidia.com data sheets. TPU pages
 # state ICI in GB/s a chip, both directions (v5e 400, v5p 1,200, v6e 800), and the data centre's
 # network in Gbit/s a chip (v5p 50) or a pod of 256 (v5e 6,400, v6e 25,600). NVLink is stated for
-# both directions. `network` of GPUs is a 400 (A100: 200) Gbit/s adapter each, as in DGX. The first
-# name that a device_kind contains applies.
+# both directions. `network` of GPUs is a 400 (A100: 200) Gbit/s adapter each, as in DGX. `clock` is
+# peak / (2 x multipliers): 4 units of 128 x 128 in v5e, 8 in v4 and v5p, 4 of 256 x 256 in v6e. The
+# first name that a device_kind contains applies.
 KINDS = (
   DeviceKind('H200', 989e12, 141e9, 4.8e12, 450e9, 50e9),
   DeviceKind('H100', 989e12, 80e9, 3.35e12, 450e9, 50e9),
   DeviceKind('A100', 312e12, 80e9, 2.04e12, 300e9, 25e9),
   DeviceKind('L4', 121e12, 24e9, 0.3e12, 32e9, 1.6e9),
   DeviceKind('TPU7x', 2307e12, 192e9, 7.37e12, 600e9, 12.5e9, 189.5 * GIB),
-  DeviceKind('v6 lite', 918e12, 32 * GIB, 1.64e12, 400e9, 12.5e9, 31.25 * GIB),
-  DeviceKind('v6e', 918e12, 32 * GIB, 1.64e12, 400e9, 12.5e9, 31.25 * GIB),
-  DeviceKind('v5 lite', 197e12, 16 * GIB, 0.82e12, 200e9, 3.1e9, 15.75 * GIB),
-  DeviceKind('v5e', 197e12, 16 * GIB, 0.82e12, 200e9, 3.1e9, 15.75 * GIB),
-  DeviceKind('v5p', 459e12, 95 * GIB, 2.77e12, 600e9, 6.2e9, 95.74 * GIB),
-  DeviceKind('v5', 459e12, 95 * GIB, 2.77e12, 600e9, 6.2e9, 95.74 * GIB),
-  DeviceKind('v4', 275e12, 32 * GIB, 1.23e12, 300e9, 6.2e9, 30.75 * GIB),
+  DeviceKind('v6 lite', 918e12, 32 * GIB, 1.64e12, 400e9, 12.5e9, 31.25 * GIB, 1.75e9),
+  DeviceKind('v6e', 918e12, 32 * GIB, 1.64e12, 400e9, 12.5e9, 31.25 * GIB, 1.75e9),
+  DeviceKind('v5 lite', 197e12, 16 * GIB, 0.82e12, 200e9, 3.1e9, 15.75 * GIB, 1.5e9),
+  DeviceKind('v5e', 197e12, 16 * GIB, 0.82e12, 200e9, 3.1e9, 15.75 * GIB, 1.5e9),
+  DeviceKind('v5p', 459e12, 95 * GIB, 2.77e12, 600e9, 6.2e9, 95.74 * GIB, 1.75e9),
+  DeviceKind('v5', 459e12, 95 * GIB, 2.77e12, 600e9, 6.2e9, 95.74 * GIB, 1.75e9),
+  DeviceKind('v4', 275e12, 32 * GIB, 1.23e12, 300e9, 6.2e9, 30.75 * GIB, 1.05e9),
 )
 
 

@@ -1,36 +1,25 @@
-"""Traffic between the chips in a compiled step, by mesh axis, read from its HLO.
+"""Traffic between the chips in a compiled step, by mesh axis.
 
-The body of a loop is in the text once and runs once for each iteration. libtpu writes a
-reduce-scatter as an all-reduce inside a computation of that name. A gather that overlaps with
-several fusions is written in each of them. Traffic between slices is a `send` to the megascale
-runtime.
+libtpu writes a reduce-scatter as an all-reduce inside a computation of that name. A gather that
+overlaps with several fusions is written in each of them, with the same chain_id. Traffic between
+slices is a `send` to the megascale runtime.
 """
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
 import math
 import re
 
 import numpy as np
 
-SIZES = {
-  'pred': 1, 's4': 0.5, 'u4': 0.5, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 's32': 4, 'u32': 4,
-  's64': 8, 'u64': 8, 'bf16': 2, 'f16': 2,
-  'f32': 4, 'f64': 8, 'c64': 8, 'c128': 16,
-}  # fmt: skip
+from crossin_jax.plan import hlo, loops
+
 BETWEEN_SLICES = 'slices'
-_OPERATIONS = (
-  'all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|'
-  'collective-broadcast'
-)
-_OPERATION = re.compile(rf'\s({_OPERATIONS})(-start)?\(')
-_HEADER = re.compile(r'(ENTRY )?%?([\w.\-]+) \(.*\{$')
-_ARRAY = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
-_CALLED = re.compile(
-  r'(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)'
-)
-_CALLED_LIST = re.compile(r'(?:branch_computations|called_computations)=\{([^}]*)\}')
+OPERATIONS = (
+  'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all',
+  'collective-permute', 'collective-broadcast',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,38 +31,42 @@ class Collective:
     axis: its mesh axes, joined by +; 'slices' between slices; 'unknown' for unknown notations.
     times: runs in a step.
     bytes: that a chip sends in each run, by the ring algorithm.
+    members: partitions of one of its groups; () between slices and if unknown.
+    key: see `key_of`.
   """
 
   operation: str
   axis: str
   times: float
   bytes: float
+  members: tuple[int, ...] = ()
+  key: str = ''
 
 
 def collectives(
-  hlo: str, mesh_shape: Sequence[int], axes: Sequence[str], slices: int = 1
+  module: hlo.Module,
+  runs: loops.Runs,
+  mesh_shape: Sequence[int],
+  axes: Sequence[str],
+  slices: int = 1,
 ) -> list[Collective]:
   """All collectives of a compiled module.
 
   Args:
-    hlo: `compiled.as_text()`.
+    module: the program.
+    runs: of its computations.
     mesh_shape: of the mesh; partition i is its i-th device.
     axes: names of the mesh axes.
     slices: number of slices, over which the first axis is divided; the module is that of one.
   """
   shape = (mesh_shape[0] // slices, *mesh_shape[1:])
-  computations, entry = _computations(hlo)
-  times = _times(computations, entry)
   items = {}
-  for name, lines in computations.items():
-    if not times.get(name):
-      continue
-    for line in lines:
-      if item := _of_line(line, name, shape, axes, slices):
-        # An operation that overlaps with several fusions has the same channel in each.
-        channel = re.search(r'channel_id=(\d+)', line)
-        key = (channel[1], item.operation, item.axis) if channel else len(items)
-        items.setdefault(key, dataclasses.replace(item, times=times[name]))
+  for name, times in runs.times.items():
+    if not times:
+      continue  # the body of a loop that never turns
+    for instruction in module.computations[name].instructions.values():
+      if item := _of_instruction(instruction, shape, axes, slices):
+        items.setdefault(item.key, dataclasses.replace(item, times=times))
   return list(items.values())
 
 
@@ -85,130 +78,79 @@ def bytes_by_axis(items: Sequence[Collective]) -> dict[str, float]:
   return dict(total)
 
 
-def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-  """Name -> lines of each computation, and the name of the entry."""
-  computations, entry, current = {}, '', None
-  for line in hlo.splitlines():
-    if match := _HEADER.match(line):
-      entry = match[2] if match[1] else entry
-      current = computations.setdefault(match[2], [])
-    elif line == '}':  # the metadata of a kernel may have lines that start with a brace
-      current = None
-    elif current is not None:
-      current.append(line)
-  return computations, entry
+def operation_of(instruction: hlo.Instruction) -> str | None:
+  """The collective operation that an instruction does or starts, or None."""
+  if instruction.opcode == 'send' and '_xla_megascale_transfer_type' in instruction.attributes:
+    return 'send'
+  operation = instruction.opcode.removesuffix('-start')
+  return operation if operation in OPERATIONS else None
 
 
-def _times(computations: dict[str, list[str]], entry: str) -> dict[str, float]:
-  """Runs of each computation in one run of the entry."""
-  calls = {name: list(_calls(lines, computations)) for name, lines in computations.items()}
-  order, visited = [], set()
+def key_of(instruction: hlo.Instruction) -> str:
+  """What is the same in all instructions that take part in one collective.
 
-  def visit(name):  # callees first
-    stack = [(name, iter(calls.get(name, ())))]
-    visited.add(name)
-    while stack:
-      current, rest = stack[-1]
-      for callee, _ in rest:
-        if callee not in visited and callee in calls:
-          visited.add(callee)
-          stack.append((callee, iter(calls[callee])))
-          break
-      else:
-        order.append(current)
-        stack.pop()
-
-  visit(entry)
-  times = collections.defaultdict(float, {entry: 1.0})
-  for name in reversed(order):
-    for callee, turns in calls[name]:
-      times[callee] += times[name] * turns
-  return times
+  Channels are no such thing: libtpu gives one channel to several collectives of a program.
+  """
+  chain = instruction.attribute(r'\bchain_id="(\d+)"')
+  return f'chain {chain}' if chain else instruction.name
 
 
-def _calls(lines: list[str], computations: dict[str, list[str]]) -> Iterator[tuple[str, float]]:
-  """(computation, number of calls) of these lines."""
-  for line in lines:
-    names = _CALLED.findall(line)
-    for group in _CALLED_LIST.findall(line):
-      names += [name.strip().lstrip('%') for name in group.split(',') if name.strip()]
-    turns = _turns(line, computations) if ' while(' in line else 1.0
-    for name in names:
-      yield name, turns
-
-
-def _turns(line: str, computations: dict[str, list[str]]) -> float:
-  """Iterations of a loop: XLA's note, or the constant in its condition, or 1."""
-  if match := re.search(r'known_trip_count\W+n\W+(\d+)', line):
-    return float(match[1])
-  condition = re.search(r'condition=%?([\w.\-]+)', line)
-  lines = computations.get(condition[1], []) if condition else []
-  text = '\n'.join(lines)
-  if re.search(r'direction=LT', text) is None and (inner := _CALLED.search(text)):
-    lines = lines + computations.get(inner[1], [])
-    text = '\n'.join(lines)
-  constants = [int(n) for n in re.findall(r's32\[\]\S* constant\((\d+)\)', text)]
-  return float(constants[0]) if len(constants) == 1 and 'direction=LT' in text else 1.0
-
-
-def _of_line(line: str, computation: str, shape, axes, slices: int) -> Collective | None:
-  if '_xla_megascale_transfer_type' in line and re.search(r'\ssend\(', line):
-    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', line)[1]
-    size = _bytes(line.split(' send(')[0])[0]
-    share = (slices - 1) / slices
-    sent = {'ALL_REDUCE': 2 * share, 'ONE_TO_ONE': 1}.get(kind, share)
-    return Collective(kind.lower().replace('_', '-'), BETWEEN_SLICES, 0, size * sent)
-  match = _OPERATION.search(line)
-  if match is None or ' = ' not in line[: match.start()]:
+def _of_instruction(instruction: hlo.Instruction, shape, axes, slices: int) -> Collective | None:
+  operation, key = operation_of(instruction), key_of(instruction)
+  if operation is None:
     return None
-  operation, started = match[1], bool(match[2])
-  sizes = _bytes(line[: match.start()].split(' = ', 1)[1])
+  if operation == 'send':
+    kind = instruction.attribute(r'_xla_megascale_transfer_type="(\w+)"')
+    share = (slices - 1) / slices
+    sent = instruction.arrays[0].bytes * {'ALL_REDUCE': 2 * share, 'ONE_TO_ONE': 1}.get(kind, share)
+    return Collective(kind.lower().replace('_', '-'), BETWEEN_SLICES, 0, sent, (), key)
+  size = _result_bytes(instruction, operation)
   if operation == 'collective-permute':
-    pairs = [
-      tuple(map(int, pair))
-      for pair in re.findall(r'\{(\d+),(\d+)\}', line.split('source_target_pairs=')[1])
-    ]
-    moving = [pair for pair in pairs if pair[0] != pair[1]]
-    axis = _axis([list(pair) for pair in moving], shape, axes) if moving else None
-    return axis and Collective(operation, axis, 0, sizes[0])
-  groups = _groups(line, math.prod(shape))
+    return _permute(instruction, size, shape, axes, key)
+  groups = _groups(instruction.attributes, math.prod(shape))
   axis = 'unknown' if groups is None else _axis(groups, shape, axes)
   count = len(groups[0]) if groups else math.prod(shape)
   if axis is None or count == 1:
     return None
-  # The type of an asynchronous start lists operands and results.
-  full = max(sizes) if started and operation != 'all-reduce' else sum(sizes)
   if operation == 'reduce-scatter':
-    full *= count
-  if operation == 'all-reduce' and 'reduce-scatter' in computation:
+    size *= count
+  if operation == 'all-reduce' and 'reduce-scatter' in instruction.computation:
     operation = 'reduce-scatter'
   share = (count - 1) / count
-  return Collective(operation, axis, 0, full * (2 * share if operation == 'all-reduce' else share))
+  sent = size * (2 * share if operation == 'all-reduce' else share)
+  members = tuple(groups[0]) if groups and axis != 'unknown' else ()
+  return Collective(operation, axis, 0, sent, members, key)
 
 
-def _bytes(text: str) -> list[float]:
-  """Bytes of each array in a type, without layouts and memory spaces."""
-  plain = re.sub(r'\{[^{}]*\}', '', text.split(' = ', 1)[-1])
-  return [
-    SIZES[dtype] * math.prod(map(int, filter(None, sides.split(','))))
-    for dtype, sides in _ARRAY.findall(plain)
-    if dtype in SIZES
-  ] or [0]
+def _result_bytes(instruction: hlo.Instruction, operation: str) -> float:
+  """Bytes of the results."""
+  arrays, count = instruction.arrays, len(instruction.operands)
+  if instruction.opcode.endswith('-start') and operation != 'all-reduce':
+    arrays = arrays[count : 2 * count]  # the type of a start lists operands, results and more
+  return sum(array.bytes for array in arrays)
 
 
-def _groups(line: str, count: int) -> list[list[int]] | None:
+def _permute(instruction: hlo.Instruction, size: float, shape, axes, key) -> Collective | None:
+  text = instruction.attribute(r'source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}') or ''
+  pairs = [list(map(int, pair)) for pair in re.findall(r'\{(\d+),(\d+)\}', text)]
+  moving = [pair for pair in pairs if pair[0] != pair[1]]
+  axis = _axis(moving, shape, axes) if moving else None
+  return axis and Collective('collective-permute', axis, 0, size, tuple(moving[0]), key)
+
+
+def _groups(text: str, count: int) -> list[list[int]] | None:
   """Groups of partitions, in three notations of XLA; None for any other.
 
   {{0,1},{2,3}}    [2,2]<=[4]    mesh['a'=2,'b'=2] {'b'}      are the same
   """
   if match := re.search(
-    r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? \{([^}]*)\}', line
+    r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? \{([^}]*)\}', text
   ):
     order = re.fullmatch(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', match[2] or '[1]')
     return _groups_of_mesh(match[1], match[3], order if match[2] else None) if order else None
-  if match := re.search(r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line):
+  if match := re.search(r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text):
     return _transposed(match[3], match[4]).reshape(int(match[1]), int(match[2])).tolist()
-  if match := re.search(r'replica_groups=\{((?:\{[\d,]*\},?)*)\}', line):
+  if match := re.search(r'replica_groups=\{((?:\{[\d,]*\},?)*)\}', text):
     groups = [list(map(int, group.split(','))) for group in re.findall(r'\{([\d,]+)\}', match[1])]
     return groups or [list(range(count))]
   return None

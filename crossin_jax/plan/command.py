@@ -109,7 +109,7 @@ def plan(args: argparse.Namespace, topologies: list[plan_topology.Topology]) -> 
       trial = plan_search.smallest(planner, setting, sorted(topologies, key=lambda t: t.chips))
       rows = [('smallest', trial, trial.topology if trial else topologies[-1])]
     else:
-      rows = plan_search.search(planner, setting, topologies)
+      rows = plan_search.search(planner, setting, topologies, args.proofs)
     print(plan_report.search_text(rows, price), file=sys.stderr)
     first = rows[0][1]
     result = plan_report.as_json(first, price) if first else {'fits': False}
@@ -190,12 +190,17 @@ def parser() -> argparse.ArgumentParser:
     '--price_per_chip_hour', type=float, help='dollars; gives the least cost of a million tokens'
   )
   flags.add_argument(
-    '--proofs', type=int, default=1, help='number of settings that fit to find if this one does not'
+    '--proofs',
+    type=int,
+    default=1,
+    help='number of settings that fit to find if this one does not; with --search, number of '
+    'meshes to compile and to rank by the time that XLA expects',
   )
   flags.add_argument(
     '--search',
     action='store_true',
-    help='rank meshes, microbatches and remat; compile the best and the next smaller',
+    help='rank meshes, microbatches and remat; compile the best (of --proofs meshes) and the next '
+    'smaller',
   )
   flags.add_argument(
     '--smallest',

@@ -6,8 +6,12 @@ import math
 from crossin_jax.devices.chips import GIB
 from crossin_jax.plan import costs
 from crossin_jax.plan.collectives import BETWEEN_SLICES
+from crossin_jax.plan.expected import Expected
 from crossin_jax.plan.search import Trial
 from crossin_jax.plan.step import Decoding
+from crossin_jax.plan.work import PRODUCTS
+
+SHOWN = 0.001  # share of a step from which a collective that is not hidden is listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,8 @@ def as_json(trial: Trial, price: float | None = None) -> dict:
     'bound_by': bound.binds,
     'seconds': bound.parts,
     'mfu_bound': trial.utilisation,
+    'step_seconds_expected': trial.expected.seconds if trial.expected else None,
+    'expected': trial.expected.as_json() if trial.expected else None,
     'tokens_per_step': trial.tokens,
     'tokens_per_second_bound': trial.tokens / bound.seconds,
     'dollars_per_million_tokens': None if price is None else _dollars(trial, price),
@@ -128,6 +134,7 @@ def as_text(trial: Trial, price: float | None = None) -> str:
     f'time      at least {_seconds(bound.seconds)} a step: {bound.binds} binds; '
     f'{trial.tokens / bound.seconds:,.0f} tokens/s, '
     f'MFU at most {trial.utilisation:.0%}',
+    *([f'          {expected_text(trial.expected)}'] if trial.expected else []),
     f'          compute   {_seconds(bound.compute)}: {trial.figures.model_flops / 1e12:,.1f} '
     f'TFLOP of the model, times {factor:.2f} for recomputation, at {kind.flops / 1e12:.0f} '
     'TFLOP/s a chip',
@@ -159,10 +166,34 @@ def _traffic(trial: Trial) -> list[str]:
       continue  # sums of losses and norms
     seconds = bound.network if axis == BETWEEN_SLICES else bound.links.get(axis, 0.0)
     sizes = f'{formula / 1e9:,.2f} GB a chip (formula)'
-    if trial.compiled and trial.compiled.collectives:
+    if trial.expected:
       sizes = f'{compiled / 1e9:,.2f} GB a chip (formula: {formula / 1e9:,.2f})'
     lines.append(f'          {axis:<9} {_seconds(seconds)}: {sizes}')
   return lines
+
+
+def expected_text(expected: Expected) -> str:
+  """What XLA expects a step to take, in one line."""
+  kinds = [
+    f'{kind} {_seconds(seconds)}'
+    + (f' ({_seconds(expected.products_at_peak)} at peak)' if kind == PRODUCTS else '')
+    for kind, seconds in expected.seconds_by_kind.items()
+    if seconds
+  ]
+  exposed = [
+    f'{operation} {_seconds(seconds)}'
+    for operation, seconds in expected.exposed.items()
+    if seconds >= SHOWN * expected.seconds
+  ]
+  notes = ''
+  if expected.replaced:
+    notes += f'; {expected.replaced} absurd estimates replaced'
+  if expected.guessed:
+    notes += f'; iterations of {len(expected.guessed)} loops are guessed'
+  return (
+    f'XLA expects {_seconds(expected.seconds)} a step: {", ".join(kinds)}; not hidden: '
+    f'{", ".join(exposed) or "nothing"}; {expected.hbm_bytes / 1e9:,.1f} GB to and from HBM{notes}'
+  )
 
 
 def nearest_text(asked: Trial, trials: list[Trial]) -> str:
@@ -173,11 +204,12 @@ def nearest_text(asked: Trial, trials: list[Trial]) -> str:
   for trial in trials:
     slower = trial.bound.seconds / asked.bound.seconds
     proven = f'compiled in {trial.compiled.seconds:.0f} s' if trial.compiled else 'by formula'
+    expects = f'; XLA expects {_seconds(trial.expected.seconds)}' if trial.expected else ''
     lines.append(f'  {" ".join(trial.changes)}')
     lines.append(
       f'    {_gib(trial.peak)} of {_gib(trial.topology.usable)} ({proven}); a step takes at least '
       f'{_seconds(trial.bound.seconds)}, '
-      f'{slower:.2f} times as long' + _note(trial)
+      f'{slower:.2f} times as long{expects}{_note(trial)}'
     )
   return '\n'.join(lines)
 
@@ -197,9 +229,10 @@ def search_text(rows: list[tuple[str, Trial | None, object]], price: float | Non
       continue
     how = f'compiled in {trial.compiled.seconds:.0f} s' if trial.compiled else 'by formula'
     cost = f', ${_dollars(trial, price):,.4f} per million tokens' if price is not None else ''
+    expects = f'XLA expects {_seconds(trial.expected.seconds)}, ' if trial.expected else ''
     lines.append(
-      f'{name:<13}{topology} ({topology.chips} chips): at least {_seconds(trial.bound.seconds)} a '
-      f'step ({trial.bound.binds}), MFU at most '
+      f'{name:<13}{topology} ({topology.chips} chips): {expects}at least '
+      f'{_seconds(trial.bound.seconds)} a step ({trial.bound.binds}), MFU at most '
       f'{trial.utilisation:.0%}, {_gib(trial.peak)} of {_gib(topology.usable)}{cost}; '
       f'{how}\n{"":<13}{" ".join(trial.changes)}'
     )

@@ -13,6 +13,7 @@ from crossin_jax.plan import collectives, costs
 from crossin_jax.plan import step as plan_step
 from crossin_jax.plan import topology as plan_topology
 from crossin_jax.plan.costs import Bound, Figures
+from crossin_jax.plan.expected import Expected
 from crossin_jax.plan.step import Compiled, Setting, State
 from crossin_jax.plan.topology import Topology, smaller
 
@@ -63,14 +64,19 @@ class Trial:
   @functools.cached_property
   def sent(self) -> dict[str, float]:
     """Mesh axis -> bytes that a chip sends in a step, as compiled or by formula."""
-    if self.compiled and self.compiled.collectives:
-      return collectives.bytes_by_axis(self.compiled.collectives)
+    if self.compiled and self.compiled.expected:
+      return collectives.bytes_by_axis(self.compiled.expected.collectives)
     return self.figures.sent
 
   @functools.cached_property
   def bound(self) -> Bound:
     """The least time of a step."""
     return costs.bound(self.figures, self.topology, self.partition, self.sent)
+
+  @property
+  def expected(self) -> Expected | None:
+    """What XLA expects the compiled step to take."""
+    return self.compiled.expected if self.compiled else None
 
   @property
   def rank(self) -> tuple[float, float, int]:
@@ -317,32 +323,54 @@ def _in_order(trials: list[Trial]) -> list[Trial]:
 
 
 def best(
-  planner: Planner, setting: Setting, topology: Topology, tries: int = TRIES
+  planner: Planner, setting: Setting, topology: Topology, tries: int = TRIES, proofs: int = 1
 ) -> tuple[Trial | None, list[Trial]]:
-  """The fastest setting that fits, compiled; and the others that may fit, in order."""
-  trials = ranked(planner, setting, topology)
-  for _ in range(tries):
-    if not trials:
+  """The fastest setting that fits, compiled; and the others that may fit, in order.
+
+  Args:
+    planner, setting, topology: what for.
+    tries: compilations of settings that turn out not to fit.
+    proofs: settings that fit to compile, each on another mesh. The fastest is the one of which XLA
+      expects the shortest step.
+  """
+  trials, proven = ranked(planner, setting, topology), []
+  while trials and tries and len(proven) < proofs:
+    known = {trial.mesh for trial in proven}
+    first = next((trial for trial in trials if trial.mesh not in known), None)
+    if first is None:
       break
-    first, *rest = trials
     print(
       f'{topology}: of {len(trials)} settings that may fit, {" ".join(first.changes)}',
       file=sys.stderr,
     )
-    proven = planner.prove(first)
-    rest = [
+    rest = [trial for trial in trials if trial is not first]
+    first = planner.prove(first)
+    trials = [
       trial for trial in map(planner.updated, rest) if trial.estimate <= TRUST * topology.usable
     ]
-    if proven.fits:
-      return proven, rest
-    trials = rest
-  return None, trials
+    if first.fits:
+      proven.append(first)
+    else:
+      tries -= 1
+  if not proven:
+    return None, trials
+  winner, *others = sorted(proven, key=_proven_seconds)
+  return winner, others + trials
+
+
+def _proven_seconds(trial: Trial) -> float:
+  """Seconds of a step by XLA, or the bound where XLA cannot compile."""
+  return trial.expected.seconds if trial.expected else trial.bound.seconds
 
 
 def search(
-  planner: Planner, setting: Setting, topologies: Sequence[Topology]
+  planner: Planner, setting: Setting, topologies: Sequence[Topology], proofs: int = 1
 ) -> list[tuple[str, Trial | None, Topology]]:
-  """The fastest setting, the best on the next smaller slice, and the second best by formula.
+  """The fastest setting, the best on the next smaller slice, and the second best.
+
+  Args:
+    planner, setting, topologies: what for.
+    proofs: meshes to compile and rank by what XLA expects. With 1 the second best is by formula.
 
   Returns:
     (name of the rank, trial or None if nothing fits, topology) of each.
@@ -355,7 +383,7 @@ def search(
     else:
       print(f'{topology}: nothing fits', file=sys.stderr)
   for candidate in _in_order(by_formula):
-    winner, others = best(planner, setting, candidate.topology)
+    winner, others = best(planner, setting, candidate.topology, proofs=proofs)
     if winner:
       break
   else:
@@ -364,7 +392,7 @@ def search(
   less = max(given, key=lambda t: t.chips) if given else smaller(winner.topology)
   rows = [('best', winner, winner.topology)]
   if less is not None:
-    rows.append(('next smaller', best(planner, setting, less)[0], less))
+    rows.append(('next smaller', best(planner, setting, less, proofs=proofs)[0], less))
   if others:
     rows.append(('second best', others[0], winner.topology))
   return rows

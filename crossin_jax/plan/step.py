@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
 import re
 import sys
@@ -20,7 +19,7 @@ from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models import lora
 from crossin_jax.models.decoder import attention_kernel, unrolled
-from crossin_jax.plan import collectives as plan_collectives
+from crossin_jax.plan import expected as plan_expected
 from crossin_jax.plan.topology import Topology
 from crossin_jax.training import compiled as compilation
 from crossin_jax.training import objectives, optimizers
@@ -86,7 +85,7 @@ class Compiled:
     arguments: padded to XLA's tiles.
     temporaries: gradients, activations and scratch.
     program: machine code.
-    collectives: of one step; () if XLA refused.
+    expected: what XLA expects it to take; None if XLA refused.
     seconds: tracing and compiling.
     refused: XLA's message, or ''.
   """
@@ -96,7 +95,7 @@ class Compiled:
   arguments: float
   temporaries: float
   program: float
-  collectives: tuple
+  expected: plan_expected.Expected | None
   seconds: float
   refused: str = ''
 
@@ -177,6 +176,28 @@ def state_bytes(setting: Setting, partition: Partitioner) -> State:
   )
 
 
+def lowered_step(setting: Setting, partition: Partitioner) -> jax.stages.Lowered:
+  """The step of `train` for the partitioner's mesh, ready to be compiled.
+
+  Raises:
+    ValueError: the batch cannot be divided over the mesh.
+  """
+  check_rows(setting, partition)
+  state = abstract_state(setting, partition)
+  step = train_state.jit_train_step(
+    setting.model,
+    setting.optimizer,
+    state,
+    tasks=1,
+    microbatches=setting.microbatches,
+    z_loss=setting.z_loss,
+    objective=setting.objective,
+  )
+  threshold = jax.ShapeDtypeStruct((), jnp.float32, sharding=partition.replicated)
+  with partition.activate():
+    return step.lower(state, abstract_batch(setting, partition), threshold)
+
+
 def train_step(
   setting: Setting, partition: Partitioner, topology: Topology, effort: float = 0.0
 ) -> Compiled:
@@ -190,25 +211,14 @@ def train_step(
   Raises:
     ValueError: the batch cannot be divided over the mesh. Interrupted: the plan was interrupted.
   """
-  check_rows(setting, partition)
   started = time.monotonic()
-  state = abstract_state(setting, partition)
-  step = train_state.jit_train_step(
-    setting.model,
-    setting.optimizer,
-    state,
-    tasks=1,
-    microbatches=setting.microbatches,
-    z_loss=setting.z_loss,
-    objective=setting.objective,
-  )
-  threshold = jax.ShapeDtypeStruct((), jnp.float32, sharding=partition.replicated)
+  lowered = lowered_step(setting, partition)
   with partition.activate():
-    lowered = step.lower(state, abstract_batch(setting, partition), threshold)
-    given = bytes_of(state) + bytes_of(abstract_batch(setting, partition))
-    return _compiled(
-      lowered, partition, topology, effort, started, given, f'the train step for {topology}'
-    )
+    given = bytes_of(abstract_state(setting, partition))
+    given += bytes_of(abstract_batch(setting, partition))
+    options = compilation.compiler_options('tpu')
+    what = f'the train step for {topology}'
+    return _compiled(lowered, partition, topology, effort, started, given, what, options)
 
 
 class _Lowered(slots_lib.Programs):
@@ -280,29 +290,27 @@ def decode_step(
   with partition.activate():
     lowered = programs.advance(params, slots, alive, number, number)
     given = bytes_of(params) + bytes_of(slots)
-    compiled = _compiled(
-      lowered, partition, topology, effort, started, given, f'the decode step for {topology}'
-    )
+    what = f'the decode step for {topology}'
+    compiled = _compiled(lowered, partition, topology, effort, started, given, what, {})
   return Decoding(compiled, bytes_of(params), bytes_of(slots.cache), rows, capacity)
 
 
 def _compiled(
-  lowered, partition: Partitioner, topology: Topology, effort, started, given: float, what: str
+  lowered,
+  partition: Partitioner,
+  topology: Topology,
+  effort,
+  started,
+  given: float,
+  what: str,
+  options: dict,
 ) -> Compiled:
-  options = {'exec_time_optimization_effort': float(effort)} if effort else None
+  if effort:
+    options = options | {'exec_time_optimization_effort': float(effort)}  # jax 0.12 has none
   refused, program = '', None
-  build = lambda options: compilation.in_thread(
-    functools.partial(lowered.compile, compiler_options=options)
-  )
   with announced(f'compiling {what}'):
     try:
-      try:
-        program = build(options)
-      except jax.errors.JaxRuntimeError as error:
-        # The compiler of jax 0.12 has no such option; programs are those of effort 0.
-        if options is None or 'No such compile option' not in str(error):
-          raise
-        program = build(None)
+      program = compilation.compile_with(lowered, options)
     except jax.errors.JaxRuntimeError as error:
       refused = str(error)
       if 'RESOURCE_EXHAUSTED' not in refused:
@@ -311,22 +319,20 @@ def _compiled(
   if program is None:
     temporaries = requested_bytes(refused)
     return Compiled(
-      False, given + temporaries, given, temporaries, 0.0, (), seconds, refused.splitlines()[0]
+      False, given + temporaries, given, temporaries, 0.0, None, seconds, refused.splitlines()[0]
     )
   memory = program.memory_analysis()
   fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
   code = memory.generated_code_size_in_bytes
   peak = memory.argument_size_in_bytes + fresh + memory.temp_size_in_bytes + code
-  shape = tuple(partition.mesh.shape.values())
-  axes = partition.mesh.axis_names
-  collectives = plan_collectives.collectives(program.as_text(), shape, axes, topology.slices)
+  mesh = partition.mesh
   return Compiled(
     peak <= topology.usable,
     peak,
     memory.argument_size_in_bytes + fresh,
     memory.temp_size_in_bytes,
     code,
-    tuple(collectives),
+    plan_expected.read(program.as_text(), topology, mesh.devices, mesh.axis_names),
     seconds,
   )
 

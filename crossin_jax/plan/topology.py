@@ -97,6 +97,11 @@ class Topology:
       os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', GPU_SHARE)
     )
 
+  @property
+  def link(self) -> float:
+    """Bytes/s that a chip can send to one neighbour."""
+    return self.kind.links / (2 * len(self.sides)) if self.compiles else self.kind.links
+
   def __str__(self) -> str:
     return self.name if self.slices == 1 else f'{self.slices} x {self.name}'
 
@@ -114,11 +119,11 @@ class Topology:
       network = np.inf if per_host == len(line) else self.kind.network * per_host
       return min(self.kind.links, network)
     coords = np.array([device.coords for device in line])
-    link, used = self.kind.links / (2 * len(self.sides)), 0
+    used = 0
     for side, length in enumerate(self.sides):
       if covered := len(set(coords[:, side])) - 1:
         used += 2 if covered + 1 == length and self._wraps(length) else 1
-    return link * max(1, used)
+    return self.link * max(1, used)
 
   def _wraps(self, side: int) -> bool:
     """Whether the chips along a side of that length form a ring."""

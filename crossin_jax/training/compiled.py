@@ -1,9 +1,12 @@
-"""JAX's compilation cache in MODEL_DIR, and compilation in a thread."""
+"""JAX's compilation cache in MODEL_DIR, options of the compiler, and compilation in a thread."""
 
+from collections.abc import Mapping
 import contextlib
+import functools
 import importlib
 import os
 import pathlib
+import re
 import threading
 import warnings
 import zlib
@@ -17,6 +20,12 @@ from crossin_jax.processes import interruption
 from crossin_jax.storage import remote
 
 _ZSTD = b'\x28\xb5\x2f\xfd'
+_UNKNOWN_OPTION = re.compile(r"No such compile option: '(\w+)'")
+
+
+# Options of XLA's TPU compiler: with them it expects a shorter step (benchmarks/RESULTS.md, "The
+# compiled TPU step").
+TPU_OPTIONS = {'xla_tpu_enable_windowed_einsum_for_all_gather': 'false'}
 
 
 @gin.configurable
@@ -94,6 +103,35 @@ def _is_complete(data: bytes) -> bool:
     return True
   except Exception:  # each library has its own classes
     return False
+
+
+@gin.configurable(denylist=['platform'])
+def compiler_options(platform: str, tpu: Mapping[str, str] = TPU_OPTIONS) -> dict[str, str]:
+  """Options that the train step is compiled with, name -> value.
+
+  Args:
+    platform: 'cpu', 'gpu' or 'tpu'.
+    tpu: those on TPUs; {} = XLA's own. On GPUs and CPUs set the environment variable XLA_FLAGS.
+  """
+  return dict(tpu) if platform == 'tpu' else {}
+
+
+def compile_with(lowered: jax.stages.Lowered, options: Mapping[str, object]) -> jax.stages.Compiled:
+  """Compiles in a thread; an option that this compiler does not know is left out with a warning.
+
+  Raises:
+    jax.errors.JaxRuntimeError: of the compiler. Interrupted: see `in_thread`.
+  """
+  options = dict(options)
+  while True:
+    build = functools.partial(lowered.compile, compiler_options=options or None)
+    try:
+      return in_thread(build)
+    except jax.errors.JaxRuntimeError as error:
+      unknown = _UNKNOWN_OPTION.search(str(error))
+      if unknown is None or options.pop(unknown[1], None) is None:
+        raise
+      warnings.warn(f'this version of XLA has no compiler option {unknown[1]}; it is left out')
 
 
 def in_thread(function):

@@ -1,5 +1,6 @@
 """crossin plan: real steps compiled for TPU slices that are not there."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from crossin_jax.plan import report as plan_report
 from crossin_jax.plan import search as plan_search
 from crossin_jax.plan import step as plan_step
 from crossin_jax.plan import topology as plan_topology
+from crossin_jax.plan.expected import Expected
 from crossin_jax.plan.step import Compiled
 from crossin_jax.training import optimizers
 from crossin_jax.training.objectives import Preference
@@ -96,8 +98,12 @@ def test_real_steps_compile(capsys, topology, chips, usable, more):
   )
   assert 0 < found['mfu_bound'] <= 1 and found['dollars_per_million_tokens'] > 0
   assert found['flops_per_step'] <= found['executed_flops_per_step']
+  assert (
+    found['step_seconds_expected'] == found['expected']['seconds'] > found['step_seconds_bound']
+  )
   for words in (
     f'compiling the train step for {topology}',
+    'XLA expects',
     'activations, scratch',
     ': fits',
     'binds',
@@ -183,7 +189,7 @@ def by_hand(monkeypatch):
     )
     given, temporaries = state.parameters + state.optimizer, factor[0] * figures.scratch
     return Compiled(
-      given + temporaries <= topology.usable, given + temporaries, given, temporaries, 0, (), 1.0
+      given + temporaries <= topology.usable, given + temporaries, given, temporaries, 0, None, 1.0
     )
 
   monkeypatch.setattr(plan_step, 'train_step', train_step)
@@ -254,6 +260,25 @@ def test_a_search_believes_the_compiler(by_hand):
   topology = plan_topology.parse('v5p:2x2x2')
   winner, _ = plan_search.best(planner, large(), topology, tries=5)
   assert winner.fits and winner.compiled.temporaries == pytest.approx(3 * winner.figures.scratch)
+
+
+def test_a_search_ranks_compiled_meshes_by_what_xla_expects(by_hand, monkeypatch):
+  """Of three compiled meshes the fastest is the one that XLA thinks so, not the first by formula."""
+  planner, _ = by_hand
+  compile_by_hand, seconds = plan_step.train_step, iter([3.0, 1.0, 2.0])
+
+  def train_step(*arguments):
+    expected = Expected({'products': next(seconds)}, {'products': 0.0}, 1.0, 0.0, (), 0, ())
+    return dataclasses.replace(compile_by_hand(*arguments), expected=expected)
+
+  monkeypatch.setattr(plan_step, 'train_step', train_step)
+  topology = plan_topology.parse('v5p:2x2x2')
+  winner, others = plan_search.best(planner, large(), topology, proofs=3)
+  assert [trial.expected.seconds for trial in (winner, *others[:2])] == [1.0, 2.0, 3.0]
+  assert len({trial.mesh for trial in (winner, *others[:2])}) == 3
+  assert others[2].compiled is None and others[1].rank <= winner.rank
+  rows = [('best', winner, topology), ('second best', others[0], topology)]
+  assert 'XLA expects 1.000 s, at least' in plan_report.search_text(rows, None)
 
 
 EXPERTS = ['--gin.DecoderConfig.num_experts=8', '--gin.DecoderConfig.experts_per_token=2']

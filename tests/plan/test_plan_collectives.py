@@ -10,9 +10,17 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from crossin_jax.plan.collectives import _groups, bytes_by_axis, collectives
+from crossin_jax.plan import collectives as plan_collectives
+from crossin_jax.plan import hlo, loops
+from crossin_jax.plan.collectives import _groups, bytes_by_axis
 
 AXES = ('data', 'fsdp', 'tensor')
+
+
+def collectives(text, *layout, **more):
+  """The collectives in the text of a program."""
+  module = hlo.parse(text)
+  return plan_collectives.collectives(module, loops.runs(module), *layout, **more)
 
 
 @pytest.mark.parametrize('turns', [1, 7])

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from crossin_jax.training import compiled
 from crossin_jax.training.compiled import _is_complete, compiled_programs
 
 
@@ -101,3 +102,16 @@ def test_a_directory_that_cannot_be_written_costs_a_warning(tmp_path, enabled):
   with pytest.warns(UserWarning, match='compiled programs are not kept'):
     with compiled_programs(str(tmp_path), least_seconds=0):
       compile_once()
+
+
+def test_an_option_that_the_compiler_does_not_know_is_left_out():
+  lowered = jax.jit(lambda x: x + 1).lower(jnp.float32(1))
+  with pytest.warns(UserWarning, match='no compiler option xla_no_such_option'):
+    program = compiled.compile_with(lowered, {'xla_no_such_option': '1'})
+  assert program(jnp.float32(1)) == 2
+
+
+def test_options_are_those_of_the_platform():
+  assert compiled.compiler_options('tpu') == compiled.TPU_OPTIONS
+  assert compiled.compiler_options('gpu') == compiled.compiler_options('cpu') == {}
+  assert compiled.compiler_options('tpu', tpu={}) == {}
