@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossin_jax.data.stream import empty_rows
-from crossin_jax.devices import host_memory
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder, DecoderConfig
+from crossin_jax.processes import host_memory
 from crossin_jax.training import optimizers
 from crossin_jax.training import state as train_state
 

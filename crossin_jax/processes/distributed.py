@@ -11,8 +11,7 @@ import time
 
 import jax
 
-from crossin_jax.devices import host_memory
-from crossin_jax.processes import roll_call
+from crossin_jax.processes import host_memory, roll_call
 from crossin_jax.processes.hub import RollCallError
 from crossin_jax.processes.roll_call import RollCall
 

@@ -9,8 +9,8 @@ import socket
 import sys
 
 from crossin_jax import config
-from crossin_jax.devices import host_memory
 from crossin_jax.languages import code_of
+from crossin_jax.processes import host_memory
 from crossin_jax.serve import page, served
 from crossin_jax.workflow import command_line
 

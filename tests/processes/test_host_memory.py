@@ -9,7 +9,7 @@ import pytest
 # Prints the page faults of one call, in pages of 4 KiB, of a program with temporaries of 256 MiB.
 PROGRAM = """
 import resource, sys
-from crossin_jax.devices import host_memory
+from crossin_jax.processes import host_memory
 if sys.argv[1] == 'keep':
   assert host_memory.keep_freed()
 import jax, jax.numpy as jnp
@@ -38,7 +38,7 @@ def test_a_step_finds_the_memory_of_the_step_before():
 
 
 def test_memory_is_left_alone_beside_an_accelerator(monkeypatch):
-  from crossin_jax.devices import host_memory
+  from crossin_jax.processes import host_memory
 
   monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
   assert not host_memory.keep_freed()
