@@ -23,11 +23,6 @@ _ZSTD = b'\x28\xb5\x2f\xfd'
 _UNKNOWN_OPTION = re.compile(r"No such compile option: '(\w+)'")
 
 
-# Options of XLA's TPU compiler: with them it expects a shorter step (benchmarks/RESULTS.md, "The
-# compiled TPU step").
-TPU_OPTIONS = {'xla_tpu_enable_windowed_einsum_for_all_gather': 'false'}
-
-
 @gin.configurable
 @contextlib.contextmanager
 def compiled_programs(model_dir: str, keep: bool = True, least_seconds: float = 0.5):
@@ -106,14 +101,15 @@ def _is_complete(data: bytes) -> bool:
 
 
 @gin.configurable(denylist=['platform'])
-def compiler_options(platform: str, tpu: Mapping[str, str] = TPU_OPTIONS) -> dict[str, str]:
+def compiler_options(platform: str, tpu: Mapping[str, str] | None = None) -> dict[str, str]:
   """Options that the train step is compiled with, name -> value.
 
   Args:
     platform: 'cpu', 'gpu' or 'tpu'.
-    tpu: those on TPUs; {} = XLA's own. On GPUs and CPUs set the environment variable XLA_FLAGS.
+    tpu: those on TPUs: {'xla_tpu_scoped_vmem_limit_kib': '65536'}; None = XLA's own. On GPUs and
+      CPUs set the environment variable XLA_FLAGS.
   """
-  return dict(tpu) if platform == 'tpu' else {}
+  return dict(tpu or {}) if platform == 'tpu' else {}
 
 
 def compile_with(lowered: jax.stages.Lowered, options: Mapping[str, object]) -> jax.stages.Compiled:

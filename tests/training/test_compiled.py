@@ -112,6 +112,6 @@ def test_an_option_that_the_compiler_does_not_know_is_left_out():
 
 
 def test_options_are_those_of_the_platform():
-  assert compiled.compiler_options('tpu') == compiled.TPU_OPTIONS
-  assert compiled.compiler_options('gpu') == compiled.compiler_options('cpu') == {}
-  assert compiled.compiler_options('tpu', tpu={}) == {}
+  options = {'xla_tpu_scoped_vmem_limit_kib': '65536'}
+  assert compiled.compiler_options('tpu', tpu=options) == options
+  assert compiled.compiler_options('cpu', tpu=options) == compiled.compiler_options('tpu') == {}
