@@ -11,6 +11,7 @@ other half of the test is about territories that no prompt names. Results: OUT/c
 """
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import os
@@ -19,6 +20,7 @@ import sys
 import compare
 
 from crossin_jax.evaluation.answers.predictions import read_predictions
+from crossin_jax.evaluation.measures import bootstrap, consistency
 from crossin_jax.quickstart.quickstart import ARMS, REPLAY
 from crossin_jax.storage.files import read_json, write_bytes, write_json, write_jsonl, write_text
 from crossin_jax.workflow.jobs import Jobs
@@ -163,6 +165,8 @@ class Worlds:
       arms = self.arms(method, half)
       against = [arm for arm in arms if arm.endswith(', more')]
       table, gaps = compare.figures(arms), compare.differences(arms, against)
+      for arm, by_world in arms.items():
+        table[arm] |= agreement(by_world)
       same_start = {
         name: gap for name, gap in gaps.items()
         if name.split(' - ')[0].split(', ')[0] == name.split(' - ')[1].split(', ')[0]
@@ -174,6 +178,19 @@ class Worlds:
       texts.append(f'## {method}, {half}\n\n{compare.markdown(table, same_start)}')
     write_json(path, figures)
     write_text(f'{os.path.splitext(path)[0]}.md', '\n'.join(texts))
+
+
+def agreement(by_world: dict) -> dict:
+  """Shares of the questions that are right in all languages, and wrong alike in all of them."""
+  choices, answers, _ = compare.parts_of(by_world)
+  right = [consistency.correctness(c, a).all(axis=1) for c, a in zip(choices, answers)]
+  alike = [(c == c[:, :1]).all(axis=1) & (c[:, 0] >= 0) & ~r for c, r in zip(choices, right)]
+  share = lambda flags: dataclasses.asdict(
+    # Option 0 stands for yes: intervals over questions of each world's own.
+    bootstrap.interval([1 - one[:, None] for one in flags], [0 * one for one in flags])
+  )
+  as_int = lambda flags: [one.astype(int) for one in flags]
+  return {'all right': share(as_int(right)), 'wrong alike': share(as_int(alike))}
 
 
 def exists(*parts: str):
