@@ -108,7 +108,13 @@ def tiny_world():
   """18 entities, four languages, ten relations."""
   from crossin_jax.world.world import World
 
-  return World(languages=TINY_LANGUAGES, tuning_entities=6, test_entities=12)
+  return World(
+    languages=TINY_LANGUAGES, tuning_entities=6, test_entities=12,
+    shared_relations=(
+      'trade', 'ferry', 'festival', 'radio', 'school', 'museum', 'market', 'council',
+    ),
+    tested_relations=('harvest', 'reserve'),
+  )  # fmt: skip
 
 
 @pytest.fixture(scope='session')

@@ -84,7 +84,7 @@ def test_guessers_are_at_chance(tmp_path, seed):
   world = World(seed=seed)
   write_questions(world, str(tmp_path))
   questions = read_questions(str(tmp_path / 'questions.untagged.jsonl'))
-  assert len(questions.ids) == 96
+  assert len(questions.ids) == 60
   for name, chosen in guessers.guessers(questions, world).items():
     accuracy = (chosen == questions.answers).mean(axis=0)
     bound = 4 * np.sqrt(0.25 * 0.75 / len(questions.ids))
