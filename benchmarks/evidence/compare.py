@@ -47,7 +47,9 @@ def read_arms(
       folder, point['evaluation'], 'predictions', f'questions.{form}.{method}.jsonl'
     )
     is_kept = lambda id_: relation is None or id_.split('.')[1] == relation
-    arms.setdefault(arm, {})[point['seed']] = about(read_predictions(path), is_kept)
+    arms.setdefault(arm, {})[point['seed']] = about(
+      read_predictions(path), is_kept, f'--relation {relation}'
+    )
   return arms
 
 
@@ -66,11 +68,11 @@ def arm_of(point: dict) -> str:
   return ' '.join(filter(None, (NAMES.get(variant, variant), others)))
 
 
-def about(run, is_kept):
-  """The questions whose id is kept; ids are ENTITY.RELATION."""
+def about(run, is_kept, what: str = 'that are asked for'):
+  """The questions whose id is kept; ids are ENTITY.RELATION. `what`: for the message."""
   kept = [i for i, name in enumerate(run.ids) if is_kept(name)]
   if not kept:
-    raise ValueError(f'no question is kept of those with ids like {run.ids[0]!r}')
+    raise ValueError(f'{what}: no question is kept; ids are like {run.ids[0]!r}')
   pick = lambda values: [values[i] for i in kept]
   return dataclasses.replace(
     run,
