@@ -18,6 +18,8 @@ import os
 import sys
 
 import compare
+import numpy as np
+import scipy.stats
 
 from crossin_jax.evaluation.answers.predictions import read_predictions
 from crossin_jax.evaluation.measures import bootstrap, consistency
@@ -30,6 +32,8 @@ from crossin_jax.world.world import World
 HERE = 'benchmarks/evidence'
 STAGES = ('more', 'DPO', 'DCO', 'both')
 HALVES = ('all', 'asked', 'not asked')
+POOLED = {'Mono', 'x2x', 'Mono + x2x'}  # the starts that answer in other languages
+POINTS = ('English', 'elsewhere', 'C_3', 'AC3_3', 'all right')
 OPTIONS = 10  # of a prompt, the most that answers are compared with
 DCO_DRAWS = 3  # instances of each prompt
 
@@ -176,8 +180,56 @@ class Worlds:
       if (method, half) == ('likelihood', 'all'):
         write_bytes(f'{os.path.splitext(path)[0]}.png', compare.plot(table))
       texts.append(f'## {method}, {half}\n\n{compare.markdown(table, same_start)}')
+      if POOLED <= set(self.starts):
+        figures[f'{method}, {half}']['pooled'] = pooled = self.pooled(arms)
+        texts.append(pooled_markdown(pooled))
     write_json(path, figures)
     write_text(f'{os.path.splitext(path)[0]}.md', '\n'.join(texts))
+
+  def pooled(self, arms: dict[str, dict]) -> dict[str, dict]:
+    """Stage -> figure -> its mean difference to `more` over the starts POOLED, by a paired t over
+    the worlds.
+    """
+    found: dict[str, dict] = {}
+    for stage in self.stages:
+      if stage == 'more':
+        continue
+      of = lambda stage: [
+        np.mean([point_figures(arms[f'{start}, {stage}'][key]) for start in sorted(POOLED)], axis=0)
+        for key in arms[f'Mono, {stage}']
+      ]
+      gaps = np.array(of(stage)) - np.array(of('more'))
+      half = scipy.stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(0, ddof=1) / len(gaps) ** 0.5
+      found[stage] = {
+        name: {'estimate': float(m), 'low': float(m - h), 'high': float(m + h)}
+        for name, m, h in zip(POINTS, gaps.mean(0), half)
+      }
+    return found
+
+
+def point_figures(run) -> list[float]:
+  """POINTS of one run."""
+  choices, answers, languages = run.extract('strict'), run.answers, run.languages
+  right = consistency.correctness(choices, answers)
+  home = languages.index('en')
+  alike = consistency.consistency(choices, 3)
+  return [
+    float(right[:, home].mean()), float(np.delete(right, home, axis=1).mean()), alike,
+    consistency.ac3(float(right.mean()), alike), float(right.all(axis=1).mean()),
+  ]  # fmt: skip
+
+
+def pooled_markdown(pooled: dict[str, dict]) -> str:
+  """A row for each stage."""
+  lines = [
+    f'| stage - more, mean of the starts | {" | ".join(POINTS)} |',
+    '|---|' + '---|' * len(POINTS),
+  ]
+  lines += [
+    f'| {stage} | {" | ".join(compare.told(one, sign=True) for one in row.values())} |'
+    for stage, row in pooled.items()
+  ]
+  return '\n'.join(lines) + '\n'
 
 
 def agreement(by_world: dict) -> dict:
