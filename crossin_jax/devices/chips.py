@@ -21,6 +21,7 @@ class DeviceKind:
     network: bytes/s from a chip beyond its slice (TPU) or its host (GPU), one direction.
     usable: bytes of HBM that XLA gives to programs on a TPU, by its own messages; None = unknown.
     clock: cycles/s in which libtpu states its estimates; None = unknown.
+    sparse_cores: whether a TPU has cores that run collectives beside the products; None = no TPU.
   """
 
   name: str
@@ -31,6 +32,7 @@ class DeviceKind:
   network: float
   usable: float | None = None
   clock: float | None = None
+  sparse_cores: bool | None = None
 
 
 # Sources: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x), nvidia.com data sheets. TPU pages
@@ -44,14 +46,14 @@ KINDS = (
   DeviceKind('H100', 989e12, 80e9, 3.35e12, 450e9, 50e9),
   DeviceKind('A100', 312e12, 80e9, 2.04e12, 300e9, 25e9),
   DeviceKind('L4', 121e12, 24e9, 0.3e12, 32e9, 1.6e9),
-  DeviceKind('TPU7x', 2307e12, 192e9, 7.37e12, 600e9, 12.5e9, 189.5 * GIB),
-  DeviceKind('v6 lite', 918e12, 32 * GIB, 1.64e12, 400e9, 12.5e9, 31.25 * GIB, 1.75e9),
-  DeviceKind('v6e', 918e12, 32 * GIB, 1.64e12, 400e9, 12.5e9, 31.25 * GIB, 1.75e9),
-  DeviceKind('v5 lite', 197e12, 16 * GIB, 0.82e12, 200e9, 3.1e9, 15.75 * GIB, 1.5e9),
-  DeviceKind('v5e', 197e12, 16 * GIB, 0.82e12, 200e9, 3.1e9, 15.75 * GIB, 1.5e9),
-  DeviceKind('v5p', 459e12, 95 * GIB, 2.77e12, 600e9, 6.2e9, 95.74 * GIB, 1.75e9),
-  DeviceKind('v5', 459e12, 95 * GIB, 2.77e12, 600e9, 6.2e9, 95.74 * GIB, 1.75e9),
-  DeviceKind('v4', 275e12, 32 * GIB, 1.23e12, 300e9, 6.2e9, 30.75 * GIB, 1.05e9),
+  DeviceKind('TPU7x', 2307e12, 192e9, 7.37e12, 600e9, 12.5e9, 189.5 * GIB, None, True),
+  DeviceKind('v6 lite', 918e12, 32 * GIB, 1.64e12, 400e9, 12.5e9, 31.25 * GIB, 1.75e9, True),
+  DeviceKind('v6e', 918e12, 32 * GIB, 1.64e12, 400e9, 12.5e9, 31.25 * GIB, 1.75e9, True),
+  DeviceKind('v5 lite', 197e12, 16 * GIB, 0.82e12, 200e9, 3.1e9, 15.75 * GIB, 1.5e9, False),
+  DeviceKind('v5e', 197e12, 16 * GIB, 0.82e12, 200e9, 3.1e9, 15.75 * GIB, 1.5e9, False),
+  DeviceKind('v5p', 459e12, 95 * GIB, 2.77e12, 600e9, 6.2e9, 95.74 * GIB, 1.75e9, True),
+  DeviceKind('v5', 459e12, 95 * GIB, 2.77e12, 600e9, 6.2e9, 95.74 * GIB, 1.75e9, True),
+  DeviceKind('v4', 275e12, 32 * GIB, 1.23e12, 300e9, 6.2e9, 30.75 * GIB, 1.05e9, True),
 )
 
 

@@ -208,6 +208,13 @@ class _Schedule:
         if key:
           self.overlap[key] += times * (clock - began)
         continue
+      if instruction.opcode.endswith('-update') and instruction.operands:
+        # What is handed to a sparse core after its program has started: only now it has its data.
+        key, began = started.pop(instruction.operands[0], (None, 0.0))
+        if key:
+          given = len(instruction.operands) > 1
+          started[instruction.name] = key, clock if given else began
+        continue
       keys = self._keys_of(instruction)
       if keys and (instruction.opcode.endswith('-start') or instruction.opcode == 'send'):
         started[instruction.name] = keys[0], clock

@@ -184,7 +184,7 @@ def parse(text: str) -> Module:
       if match := _HEADER.match(line):
         name, lines = match[2], []
         entry = name if match[1] else entry
-    elif line == '}':
+    elif line == '}' or line.startswith('}, execution_thread='):
       computations[name] = _computation(name, lines)
       name = ''
     elif _START.match(line):

@@ -1,7 +1,8 @@
 """Cross-entropy from hidden states by chunks of the vocabulary, without all logits of a batch.
 
-The forward pass goes over the head once and keeps each token's log-sum-exp. The backward pass
-computes the logits again, and from the cotangent of every token the gradients. This costs a third
+The forward pass goes over the head once and keeps each token's log-sum-exp. The backward pass needs
+the probabilities again. Where memory allows it, the forward pass keeps exp(logit - maximum) in the
+dtype of the hidden states; otherwise the backward pass computes the logits again, which is a third
 more arithmetic in the head. Because the vocabulary is cut and not the tokens, each part of the
 head's gradient is complete at once: no f32 accumulator is needed, and on a mesh no device ever
 holds the full head or its gradient. A frozen head gets no gradient.
@@ -19,10 +20,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from crossin_jax.models.attention.shards import axes_of, mesh_in_force
+from crossin_jax.devices import chips
+from crossin_jax.models.attention.shards import axes_of, device_in_force, mesh_in_force
+from crossin_jax.training import ring
 
 LARGE = 1 << 29  # bytes of logits per device up to which no chunks are used
 CHUNK = 1 << 27  # bytes of the logits of a chunk
+KEPT = 1 << 31  # bytes per device up to which the first pass keeps what it computes
+RING_COLUMNS = 128  # of the head's width per device, from which a ring of products is worthwhile
 
 
 def auto_chunk(rows: int, length: int, vocabulary: int, bytes_each: int = 4) -> int | None:
@@ -33,16 +38,29 @@ def auto_chunk(rows: int, length: int, vocabulary: int, bytes_each: int = 4) -> 
     vocabulary: V.
     bytes_each: of a logit.
   """
-  mesh = mesh_in_force()
-  ways = lambda logical, size: math.prod(mesh.shape[axis] for axis in axes_of(logical, size))
-  of_a_word = rows * length // ways('batch', rows) * bytes_each
-  if of_a_word * (vocabulary // ways('vocab', vocabulary)) <= LARGE:
+  if _bytes(rows, length, vocabulary, bytes_each) <= LARGE:
     return None
+  of_a_word = _bytes(rows, length, 1, bytes_each)
   return max(512, CHUNK // of_a_word // 128 * 128)
 
 
+def auto_keep(rows: int, length: int, vocabulary: int, bytes_each: int) -> bool:
+  """Whether a device under the mesh in force has room for the probabilities of all words.
+
+  Args: as of `auto_chunk`.
+  """
+  return _bytes(rows, length, vocabulary, bytes_each) <= KEPT
+
+
+def _bytes(rows: int, length: int, words: int, bytes_each: int) -> int:
+  """Of an array [rows, length, words] on a device under the mesh in force."""
+  mesh = mesh_in_force()
+  ways = lambda logical, size: math.prod(mesh.shape[axis] for axis in axes_of(logical, size))
+  return rows * length // ways('batch', rows) * (words // ways('vocab', words)) * bytes_each
+
+
 def cross_entropy(
-  x_BLE: jax.Array, head, targets_BL: jax.Array, *, chunk: int
+  x_BLE: jax.Array, head, targets_BL: jax.Array, *, chunk: int, keep: bool = False
 ) -> tuple[jax.Array, jax.Array]:
   """The cross-entropy of each token, and log(Z) of its softmax.
 
@@ -53,6 +71,9 @@ def cross_entropy(
     head: `models.head.Head`.
     targets_BL: int.
     chunk: words per chunk and device.
+    keep: whether the first pass keeps exp(logit - maximum) of every word in the dtype of x, so that
+      the second computes no logits. In bfloat16 this rounds each probability once more, by at most
+      1 in 256. A head with a softcap keeps nothing.
 
   Returns:
     [B, L] each, in nats, at least f32. Both have gradients towards x_BLE and head.kernel (and
@@ -67,31 +88,52 @@ def cross_entropy(
   width = axes_of('embed', head.kernel.shape[1 - words_axis])
   width = tuple(axis for axis in width if axis in rows)
   shard = _Shard(
-    mesh, int(chunk), head.tied, head.softcap, head.vocab_size, rows, vocabulary, width
-  )
+    mesh, int(chunk), keep and head.softcap is None, _wants_ring(mesh, width, x_BLE.shape[-1]),
+    head.tied, head.softcap, head.vocab_size, rows, vocabulary, width,
+  )  # fmt: skip
   return _cross_entropy(shard, x_BLE, head.kernel, targets_BL)
+
+
+def _wants_ring(mesh, width: tuple[str, ...], size: int) -> bool:
+  """Whether the head's gradient is summed while it is computed.
+
+  A chip with sparse cores sums it beside its products anyway; XLA for GPUs does too.
+  """
+  kind = chips.kind_of(device) if (device := device_in_force()) else None
+  if kind is None or kind.sparse_cores is not False or len(width) != 1:
+    return False
+  devices = mesh.shape[width[0]]
+  return devices > 2 and devices % 2 == 0 and size // devices >= RING_COLUMNS
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _cross_entropy(shard: '_Shard', x_BLE, kernel, targets_BL):
-  return shard.losses(x_BLE, kernel, targets_BL)
+  return dataclasses.replace(shard, keep=False).losses(x_BLE, kernel, targets_BL)[:2]
 
 
 @flax.struct.dataclass
 class _Kept:
-  """What the backward pass needs; `wanted` says whether x and the kernel get a gradient."""
+  """What the backward pass needs.
+
+  Attributes:
+    x_BLE, kernel, targets_BL: arguments of the loss. log_z_BL: one of its results.
+    powers: (exp(logit - maximum) [chunks, N, C], the maximum so far [chunks, N]), or None.
+    wanted: whether x and the kernel get a gradient.
+  """
 
   x_BLE: jax.Array
   kernel: jax.Array
   targets_BL: jax.Array
   log_z_BL: jax.Array
+  powers: tuple[jax.Array, jax.Array] | None
   wanted: tuple[bool, bool] = flax.struct.field(pytree_node=False)
 
 
 def _forward(shard: '_Shard', x_BLE, kernel, targets_BL):
   values = tuple(leaf.value for leaf in (x_BLE, kernel, targets_BL))
-  loss_BL, log_z_BL = shard.losses(*values)
-  return (loss_BL, log_z_BL), _Kept(*values, log_z_BL, (x_BLE.perturbed, kernel.perturbed))
+  loss_BL, log_z_BL, powers = shard.losses(*values)
+  wanted = x_BLE.perturbed, kernel.perturbed
+  return (loss_BL, log_z_BL), _Kept(*values, log_z_BL, powers, wanted)
 
 
 def _backward(shard: '_Shard', kept: _Kept, cotangents):
@@ -113,12 +155,15 @@ class _Shard:
 
   Attributes:
     mesh: in force.
-    chunk, tied, softcap, vocab_size: see `cross_entropy`.
+    chunk, keep, tied, softcap, vocab_size: see `cross_entropy`.
+    ring: whether the kernel's gradient is summed by `ring.summed_product`.
     rows, vocabulary, width: mesh axes over which tokens, words and the kernel's width are sharded.
   """
 
   mesh: Any
   chunk: int
+  keep: bool
+  ring: bool
   tied: bool
   softcap: float | None
   vocab_size: int
@@ -127,25 +172,35 @@ class _Shard:
   width: tuple[str, ...]
 
   def losses(self, x_BLE, kernel, targets_BL):
-    """(loss [B, L], log(Z) [B, L]) on any mesh."""
-    states, of_kernel, tokens = self._specs()
-    return self._mapped(self._losses, (states, of_kernel, tokens), (tokens, tokens))(
+    """(loss [B, L], log(Z) [B, L], `_Kept.powers`) on any mesh."""
+    states, of_kernel, tokens, powers = self._specs()
+    return self._mapped(self._losses, (states, of_kernel, tokens), (tokens, tokens, powers))(
       x_BLE, kernel, targets_BL
     )
 
   def gradients(self, kept: _Kept, d_loss_BL, d_log_z_BL):
     """Gradients of x and of the kernel on any mesh, each None where it is not wanted."""
-    states, of_kernel, tokens = self._specs()
+    states, of_kernel, tokens, powers = self._specs()
     out = tuple(spec if wanted else None for spec, wanted in zip((states, of_kernel), kept.wanted))
     local = functools.partial(self._gradients, wanted=kept.wanted)
-    arrays = kept.x_BLE, kept.kernel, kept.targets_BL, kept.log_z_BL, d_loss_BL, d_log_z_BL
-    return self._mapped(local, (states, of_kernel, tokens, tokens, tokens, tokens), out)(*arrays)
+    arrays = (
+      kept.x_BLE, kept.kernel, kept.targets_BL, kept.log_z_BL, kept.powers, d_loss_BL, d_log_z_BL,
+    )  # fmt: skip
+    return self._mapped(local, (states, of_kernel, tokens, tokens, powers, tokens, tokens), out)(
+      *arrays
+    )
 
   def _specs(self):
-    """Of hidden states, of the kernel and of arrays [B, L]."""
-    rows, kernel = self.rows or None, ((self.vocabulary or None), (self.width or None))
-    of_kernel = PartitionSpec(*kernel[:: 1 if self.tied else -1])
-    return PartitionSpec(rows, None, None), of_kernel, PartitionSpec(rows, None)
+    """Of hidden states, of the kernel, of arrays [B, L] and of `_Kept.powers`."""
+    rows, vocabulary, width = (axes or None for axes in (self.rows, self.vocabulary, self.width))
+    of_kernel = PartitionSpec(*(vocabulary, width)[:: 1 if self.tied else -1])
+    powers = PartitionSpec(None, rows, vocabulary), PartitionSpec(None, rows)
+    return (
+      PartitionSpec(rows, None, None),
+      of_kernel,
+      PartitionSpec(rows, None),
+      powers if self.keep else None,
+    )
 
   def _mapped(self, local, in_specs, out_specs):
     if not self.rows and not self.vocabulary:
@@ -158,84 +213,113 @@ class _Shard:
     """First pass, on one device."""
     target_N = targets_BL.reshape(-1)
     chunks = _Chunks(self, x_BLE.reshape(-1, x_BLE.shape[-1]), kernel)
-    log_z_N, logit_N = self._log_z(chunks, target_N)
+    log_z_N, logit_N, powers = self._log_z(chunks, target_N)
     in_vocabulary_N = (target_N >= 0) & (target_N < chunks.all_words)
     loss_N = log_z_N - jnp.where(in_vocabulary_N, logit_N, jnp.nan)
-    return loss_N.reshape(targets_BL.shape), log_z_N.reshape(targets_BL.shape)
+    return loss_N.reshape(targets_BL.shape), log_z_N.reshape(targets_BL.shape), powers
 
   def _log_z(self, chunks: '_Chunks', target_N):
-    """Log-sum-exp over all words, and the logit of the target, [N] each."""
+    """Log-sum-exp over all words and the logit of the target, [N] each, and `_Kept.powers`."""
 
     def step(carry, i):
-      highest_N, total_N, logit_N = carry
-      _, _, word_C, _, logits_NC = chunks.logits(i)
+      gathered, highest_N, total_N, logit_N = carry
+      part = chunks.part(i) if gathered is None else gathered
+      # The next part is gathered during the products of this one.
+      gathered = chunks.part(i + 1) if self.width else None
+      word_C, is_new_C = chunks.words(i)
+      _, logits_NC = chunks.logits(i, part)
       new_N = jnp.maximum(highest_N, logits_NC.max(axis=-1))
       safe_N = _finite(new_N)
-      total_N = total_N * jnp.exp(highest_N - safe_N)
-      total_N += jnp.exp(logits_NC - safe_N[:, None]).sum(axis=-1)
+      powers_NC = jnp.exp(logits_NC - safe_N[:, None])
+      total_N = total_N * jnp.exp(highest_N - safe_N) + powers_NC.sum(axis=-1)
+      powers = None
+      if self.keep:
+        # Without the barrier XLA computes the exponentials twice, for the sum and for the copy.
+        powers_NC, total_N = jax.lax.optimization_barrier(
+          (powers_NC.astype(chunks.x_NE.dtype), total_N)
+        )
+        powers = powers_NC, safe_N
       column_N = target_N - word_C[0]
       clipped_N1 = jnp.clip(column_N, 0, chunks.size - 1)[:, None]
       here_N = jnp.take_along_axis(logits_NC, clipped_N1, axis=-1)[:, 0]
       # A word that the last two chunks share is in both, in the last one as -inf.
-      is_here_N = (column_N >= 0) & (column_N < chunks.size)
-      is_here_N &= target_N - chunks.offset >= i * chunks.size
-      return (new_N, total_N, jnp.where(is_here_N, here_N, logit_N)), None
+      is_here_N = (column_N >= 0) & (column_N < chunks.size) & is_new_C[clipped_N1[:, 0]]
+      return (gathered, new_N, total_N, jnp.where(is_here_N, here_N, logit_N)), powers
 
     lowest_N = jnp.full(target_N.shape, -jnp.inf, chunks.accumulate)
-    start = (lowest_N, jnp.zeros_like(lowest_N), lowest_N)
-    (highest_N, total_N, logit_N), _ = jax.lax.scan(step, start, jnp.arange(chunks.count))
+    start = (chunks.part(0) if self.width else None, lowest_N, jnp.zeros_like(lowest_N), lowest_N)
+    # In pairs, so that the part that is gathered needs no copy to take the place of the other.
+    (_, highest_N, total_N, logit_N), powers = jax.lax.scan(
+      step, start, jnp.arange(chunks.count), unroll=2 if self.width else 1
+    )
     if self.vocabulary:
       local_N, highest_N = highest_N, jax.lax.pmax(highest_N, self.vocabulary)
       scaled_N = total_N * jnp.exp(local_N - _finite(highest_N))
       total_N = jax.lax.psum(scaled_N, self.vocabulary)
       logit_N = jax.lax.pmax(logit_N, self.vocabulary)
-    return jnp.log(total_N) + _finite(highest_N), logit_N
+    return jnp.log(total_N) + _finite(highest_N), logit_N, powers
 
   def _gradients(
-    self, x_BLE, kernel, targets_BL, log_z_BL, d_loss_BL, d_log_z_BL, *, wanted: tuple[bool, bool]
-  ):
-    """Second pass, on one device: computes the logits again and with them the wanted gradients."""
-    x_NE = x_BLE.reshape(-1, x_BLE.shape[-1])
-    target_N, log_z_N, d_loss_N, d_log_z_N = (
-      array.reshape(-1) for array in (targets_BL, log_z_BL, d_loss_BL, d_log_z_BL)
+    self, x_BLE, kernel, targets_BL, log_z_BL, powers, d_loss_BL, d_log_z_BL,
+    *, wanted: tuple[bool, bool],
+  ):  # fmt: skip
+    """Second pass, on one device."""
+    chunks = _Chunks(self, x_BLE.reshape(-1, x_BLE.shape[-1]), kernel)
+    cotangents = _Cotangents(
+      *(x.reshape(-1) for x in (targets_BL, log_z_BL, d_loss_BL, d_log_z_BL))
     )
-    chunks = _Chunks(self, x_NE, kernel)
-    scale_N, counts_N = d_loss_N + d_log_z_N, (d_loss_N != 0) | (d_log_z_N != 0)
-    words_axis = chunks.words_axis
-    unsharded = tuple(axis for axis in self.rows if axis not in self.width)
 
-    def step(carry, i):
+    def step(carry, i_and_powers):
+      i, powers = i_and_powers
       dx_NE, d_kernel = carry
-      start, part, word_C, capped_NC, logits_NC = chunks.logits(i)
-      d_NC = jnp.exp(logits_NC - log_z_N[:, None]) * scale_N[:, None]
-      is_target_NC = (word_C == target_N[:, None]) & jnp.isfinite(logits_NC)
-      d_NC -= jnp.where(is_target_NC, d_loss_N[:, None], 0)
-      if self.softcap is not None:
-        d_NC *= 1 - (capped_NC / self.softcap) ** 2
-      # `where`, not a product: a token that does not count must not turn infinity into NaN.
-      d_NC = jnp.where(counts_N[:, None], d_NC, 0).astype(x_NE.dtype)
+      part = chunks.part(i)
+      d_NC = cotangents.of_logits(chunks, i, part, powers)
       if wanted[0]:
         dx_NE += chunks.product(f'nc,{chunks.layout}->ne', d_NC, part)
       if wanted[1]:
-        d_part = chunks.product(f'ne,nc->{chunks.layout}', x_NE, d_NC)
-        if self.width:
-          d_part = jax.lax.psum_scatter(
-            d_part, self.width, scatter_dimension=1 - words_axis, tiled=True
-          )
-        d_part = _over(jax.lax.psum, d_part, unsharded).astype(kernel.dtype)
+        d_part, start, axis = chunks.of_kernel(d_NC), chunks.start(i), chunks.words_axis
         if chunks.overlap:
-          d_part += jax.lax.dynamic_slice_in_dim(d_kernel, start, chunks.size, words_axis)
-        d_kernel = jax.lax.dynamic_update_slice_in_dim(d_kernel, d_part, start, words_axis)
+          d_part += jax.lax.dynamic_slice_in_dim(d_kernel, start, chunks.size, axis)
+        d_kernel = jax.lax.dynamic_update_slice_in_dim(d_kernel, d_part, start, axis)
       return (dx_NE, d_kernel), None
 
     start = (
-      jnp.zeros(x_NE.shape, chunks.accumulate) if wanted[0] else None,
+      jnp.zeros(chunks.x_NE.shape, chunks.accumulate) if wanted[0] else None,
       jnp.zeros_like(kernel) if wanted[1] else None,
     )
-    dx_NE, d_kernel = jax.lax.scan(step, start, jnp.arange(chunks.count))[0]
+    dx_NE, d_kernel = jax.lax.scan(step, start, (jnp.arange(chunks.count), powers))[0]
     if wanted[0]:
       dx_NE = _over(jax.lax.psum, dx_NE, self.vocabulary).astype(x_BLE.dtype).reshape(x_BLE.shape)
     return dx_NE, d_kernel
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cotangents:
+  """Of the losses and of log(Z), [N] each, with what they belong to."""
+
+  target_N: jax.Array
+  log_z_N: jax.Array
+  d_loss_N: jax.Array
+  d_log_z_N: jax.Array
+
+  def of_logits(self, chunks: '_Chunks', i, part, powers) -> jax.Array:
+    """Of the logits of chunk i before any softcap, [N, C], in the dtype of x."""
+    word_C, is_new_C = chunks.words(i)
+    scale_N, softcap = self.d_loss_N + self.d_log_z_N, chunks.shard.softcap
+    if powers is None:
+      capped_NC, logits_NC = chunks.logits(i, part)
+      d_NC = jnp.exp(logits_NC - self.log_z_N[:, None]) * scale_N[:, None]
+    else:
+      powers_NC, highest_N = powers
+      scale_N *= jnp.exp(highest_N - self.log_z_N)
+      d_NC = powers_NC.astype(chunks.accumulate) * scale_N[:, None]
+    is_target_NC = (word_C == self.target_N[:, None]) & is_new_C
+    d_NC -= jnp.where(is_target_NC, self.d_loss_N[:, None], 0)
+    if softcap is not None:
+      d_NC *= 1 - (capped_NC / softcap) ** 2
+    # `where`, not a product: a token that does not count must not turn infinity into NaN.
+    counts_N = (self.d_loss_N != 0) | (self.d_log_z_N != 0)
+    return jnp.where(counts_N[:, None], d_NC, 0).astype(chunks.x_NE.dtype)
 
 
 class _Chunks:
@@ -249,7 +333,7 @@ class _Chunks:
   """
 
   def __init__(self, shard: _Shard, x_NE, kernel):
-    self._shard, self.x_NE, self.kernel = shard, x_NE, kernel
+    self.shard, self.x_NE, self.kernel = shard, x_NE, kernel
     self.accumulate = accumulate = jnp.promote_types(x_NE.dtype, jnp.float32)
     self.words_axis, self.layout = (0, 'ce') if shard.tied else (1, 'ec')
     self.product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
@@ -260,28 +344,57 @@ class _Chunks:
     self.size = min(words, -(-words // -(-words // shard.chunk) // 128) * 128)
     self.count, self.overlap = -(-words // self.size), bool(words % self.size)
 
-  def logits(self, i):
-    """(first word, kernel, words [C], capped logits [N, C], logits [N, C]) of chunk i.
+  def start(self, i):
+    """The first word of chunk i, counted on this device."""
+    return jnp.minimum(i * self.size, self._words - self.size)
+
+  def words(self, i):
+    """The words of chunk i [C], and whether they are in no chunk before it [C]."""
+    local_C = self.start(i) + jnp.arange(self.size)
+    return self.offset + local_C, local_C >= i * self.size
+
+  def part(self, i):
+    """The kernel of chunk i in the dtype of x, gathered."""
+    part = jax.lax.dynamic_slice_in_dim(self.kernel, self.start(i), self.size, self.words_axis)
+    part = part.astype(self.x_NE.dtype)
+    if self.shard.width:
+      part = jax.lax.all_gather(part, self.shard.width, axis=1 - self.words_axis, tiled=True)
+    return part
+
+  def logits(self, i, part):
+    """(capped logits [N, C], logits [N, C]) of chunk i.
 
     Padding words count as the lowest number, words shared with the chunk before as -inf.
     """
-    shard, size = self._shard, self.size
-    start = jnp.minimum(i * size, self._words - size)
-    part = jax.lax.dynamic_slice_in_dim(self.kernel, start, size, self.words_axis)
-    part = part.astype(self.x_NE.dtype)
-    if shard.width:
-      part = jax.lax.all_gather(part, shard.width, axis=1 - self.words_axis, tiled=True)
-    local_C = start + jnp.arange(size)
+    softcap, (word_C, is_new_C) = self.shard.softcap, self.words(i)
     capped_NC = self.product(f'ne,{self.layout}->nc', self.x_NE, part)
-    if shard.softcap is not None:
-      capped_NC = shard.softcap * jnp.tanh(capped_NC / shard.softcap)
-    logits_NC, word_C = capped_NC, self.offset + local_C
-    if self.all_words > shard.vocab_size:
+    if softcap is not None:
+      capped_NC = softcap * jnp.tanh(capped_NC / softcap)
+    logits_NC = capped_NC
+    if self.all_words > self.shard.vocab_size:
       lowest = jnp.finfo(self.accumulate).min
-      logits_NC = jnp.where(word_C < shard.vocab_size, logits_NC, lowest)
+      logits_NC = jnp.where(word_C < self.shard.vocab_size, logits_NC, lowest)
     if self.overlap:
-      logits_NC = jnp.where(local_C >= i * size, logits_NC, -jnp.inf)
-    return start, part, word_C, capped_NC, logits_NC
+      logits_NC = jnp.where(is_new_C, logits_NC, -jnp.inf)
+    return capped_NC, logits_NC
+
+  def of_kernel(self, d_NC) -> jax.Array:
+    """The gradient of a chunk's kernel, summed over all tokens: this device's part of it.
+
+    Between devices it has the dtype of x, as the gradients of all other kernels.
+    """
+    width, unsharded = self.shard.width, set(self.shard.rows) - set(self.shard.width)
+    product = lambda x_NE: self.product(f'ne,nc->{self.layout}', x_NE, d_NC)
+    if self.shard.ring:
+      d_part = ring.summed_product(product, self.x_NE, width[0], d_NC.dtype)
+    elif width:
+      d_part = jax.lax.psum_scatter(
+        product(self.x_NE).astype(d_NC.dtype),
+        width, scatter_dimension=1 - self.words_axis, tiled=True,
+      )  # fmt: skip
+    else:
+      d_part = product(self.x_NE)
+    return _over(jax.lax.psum, d_part, tuple(unsharded)).astype(self.kernel.dtype)
 
 
 def _over(reduce, x, axes):

@@ -90,33 +90,39 @@ def apply_model(
   return (output[0], router.sums_of(output[1])) if has_experts else (output, None)
 
 
-@gin.configurable(allowlist=['chunk'])
+@gin.configurable(allowlist=['chunk', 'keep'])
 def cross_entropy(
   model,
   params: Any,
   batch: dict[str, jax.Array],
   dropout_key: jax.Array | None = None,
   chunk: int | str | None = 'auto',
+  keep: bool | str = 'auto',
 ) -> tuple[jax.Array, jax.Array, RouterSums | None]:
   """The loss of each token, log(Z) of its softmax, and what the routers did; all have gradients.
 
   Args:
     model, params, batch, dropout_key: as in `batch_loss`.
-    chunk: words of a device's vocabulary per chunk, at a third more arithmetic in the head; None =
-      all logits at once; 'auto' = all at once up to 512 MiB per device, else chunks of 128 MiB. A
-      model without `hidden` and `config` (see `Decoder`) always computes all logits.
+    chunk: words of a device's vocabulary per chunk; None = all logits at once; 'auto' = all at once
+      up to 512 MiB per device, else chunks of 128 MiB. A model without `hidden` and `config` (see
+      `Decoder`) always computes all logits.
+    keep: whether chunks keep the probabilities for the backward pass, in the dtype of hidden
+      states: True, False = compute the logits twice, a third more arithmetic in the head; 'auto' =
+      keep up to 2 GiB per device. See `chunked_loss.cross_entropy`.
 
   Returns:
     [B, L] in nats, f32 or wider, also for tokens without weight; [B, L] likewise; sums of the
     routers, or None.
 
   Raises:
-    ValueError: a chunk that is none of these.
+    ValueError: a chunk or a keep that is none of these.
   """
   if chunk is not None and chunk != 'auto' and not (isinstance(chunk, int) and chunk > 0):
     raise ValueError(
       f"cross_entropy.chunk = {chunk!r} is neither 'auto' nor None nor a number of words above 0"
     )
+  if keep not in (True, False, 'auto'):
+    raise ValueError(f"cross_entropy.keep = {keep!r} is none of True, False and 'auto'")
   targets_BL = batch['decoder_target_tokens']
   config = getattr(model, 'config', None)
   if config is None or not hasattr(model, 'hidden'):
@@ -126,7 +132,11 @@ def cross_entropy(
     chunk = chunked_loss.auto_chunk(*targets_BL.shape, config.padded_vocab_size, width)
   output, of_router = apply_model(model, params, batch, dropout_key, hidden=chunk is not None)
   if chunk is not None:
-    return *chunked_loss.cross_entropy(*output, targets_BL, chunk=chunk), of_router
+    if keep == 'auto':
+      size = output[0].dtype.itemsize
+      keep = chunked_loss.auto_keep(*targets_BL.shape, config.padded_vocab_size, size)
+    each = chunked_loss.cross_entropy(*output, targets_BL, chunk=chunk, keep=keep)
+    return *each, of_router
   return *token_losses(output, targets_BL), of_router
 
 

@@ -30,9 +30,14 @@ def mesh_in_force() -> jax.sharding.AbstractMesh | jax.sharding.Mesh:
     return mesh
 
 
+def device_in_force():
+  """What the mesh in force knows of its devices, with `device_kind`; None if there is no mesh."""
+  return getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
+
+
 def platform() -> str:
   """'tpu', 'gpu' or 'cpu', of the mesh in force (it may be abstract), or else of this machine."""
-  device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
+  device = device_in_force()
   name = getattr(device, 'platform', None) or (
     'tpu' if 'TPU' in str(getattr(device, 'device_kind', '')) else None
   )
