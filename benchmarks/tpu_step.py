@@ -9,7 +9,8 @@ over all chips, AdamW in f32, arithmetic in bf16, full remat; `lora` is rank 64 
 base. Each program gives a JSON line on stdout and, at the end, a row of a Markdown table on
 stderr. With `--text` nothing is compiled: the file is the text of a compiled program, such as
 `tpu_step_maxtext.py` saves, and is read by the same rules. Further flags are gin's, for example
-`--gin.cross_entropy.chunk=None`; `--compiler_options NAME=VALUE,...` are XLA's.
+`--gin.cross_entropy.chunk=None`; `--compiler_options NAME=VALUE,...` are XLA's, and by default
+those that `crossin train` sets.
 
 The times are the compiler's estimates, not measurements: its cycles of each fusion, added up over
 loops, and the time of collectives that no other work hides. Pallas kernels carry no estimate and
@@ -47,9 +48,9 @@ parameters and AdamW moments, bf16 arithmetic, full remat, gradients clipped by 
 Pallas kernel for causal attention with segment ids.
 Not equal:
 - jax and libtpu: each side has the versions of its own environment (in the rows).
-- compiler flags: each program has the ones it is compiled with by default.
-- the loss: ours computes logits in chunks of the vocabulary, and again in the backward pass;
-  MaxText keeps all logits in f32 (num_vocab_tiling=1), which takes memory and saves a product.
+- compiler options: each program has the ones it is compiled with by default; the rows say which.
+- the loss: ours computes logits in chunks of the vocabulary and keeps exp(logit - maximum) in
+  bf16; MaxText keeps all logits in bf16 (num_vocab_tiling=1).
 - weight decay: ours does not decay scales of norms; MaxText decays everything.
 - metrics: ours sums the loss by task and checks for values that are not finite; MaxText reports
   norms of gradients and parameters.
@@ -139,7 +140,6 @@ def markdown(row: dict) -> str:
 
 def rows(args, flags: list[str]):
   """Yields a row for each program."""
-  options = dict(pair.split('=', 1) for pair in args.compiler_options.split(',') if pair)
   for name in args.topologies.split(','):
     topology = plan_topology.parse(name)
     if args.text:
@@ -154,12 +154,19 @@ def rows(args, flags: list[str]):
       continue
     for tuning in args.tuning.split(','):
       setting = setting_of(args.layers, tuning, topology, flags)
-      text, facts, mesh = compile_step(setting, topology, options)
+      text, facts, mesh = compile_step(setting, topology, options_of(args, topology))
       facts |= {'tuning': tuning, 'layers': args.layers, 'length': setting.length, 'flags': flags}
       if args.save:
         path = os.path.join(args.save, f'{name.replace(":", "_")}_{tuning}_{args.layers}.hlo')
         save(path, text, facts)
       yield row_of('crossin', text, facts, topology, mesh, args)
+
+
+def options_of(args, topology) -> dict[str, str]:
+  """XLA's options of --compiler_options."""
+  if args.compiler_options == 'auto':
+    return compiled.compiler_options(topology.devices[0])
+  return dict(pair.split('=', 1) for pair in args.compiler_options.split(',') if pair)
 
 
 def save(path: str, text: str, facts: dict) -> None:
@@ -180,7 +187,11 @@ def main() -> None:
   parser.add_argument('--text', help='a saved program to read instead of compiling')
   parser.add_argument('--save', help='a directory for the texts of what is compiled')
   parser.add_argument('--output', help='a JSONL file to which rows are added')
-  parser.add_argument('--compiler_options', default='', help='of XLA: NAME=VALUE,...')
+  parser.add_argument(
+    '--compiler_options',
+    default='auto',
+    help="XLA's: NAME=VALUE,..., '' for its own, or 'auto' for those that `train` sets",
+  )
   parser.add_argument(
     '--link_gbps',
     type=float,

@@ -320,7 +320,7 @@ def _compiled(step_fn, model, state, batch, threshold):
   if adapters and adapters.base_dtype == 'nf4':
     return step_fn  # a program compiled ahead of time refuses the layout of 4-bit arguments
   distributed.barrier('compiling')
-  options = compiled.compiler_options(jax.devices()[0].platform)
+  options = compiled.compiler_options(jax.devices()[0])
   if options and jax.process_index() == 0:
     told = ', '.join(f'{name}={value}' for name, value in options.items())
     print(f'compiling with {told}', file=sys.stderr)

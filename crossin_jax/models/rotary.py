@@ -3,11 +3,14 @@
 Letters: B batch, L length, H heads, D head size, R half of the rotated part of a head.
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from crossin_jax.models.attention.shards import platform
 
 
 def tables(config, kind: str, positions_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -40,6 +43,8 @@ def rotate(
 
   A pair is (i, i + R), as in Llama, or if interleaved (2 i, 2 i + 1), as in GPT-J and Cohere.
   """
+  if platform() == 'tpu':
+    return rotate_by_product(x_BLHD, sin_BLR, cos_BLR, interleaved)
   rotated = 2 * sin_BLR.shape[-1]
   sin, cos = sin_BLR[:, :, None], cos_BLR[:, :, None]
   turning = x_BLHD[..., :rotated].astype(sin.dtype)
@@ -53,6 +58,45 @@ def rotate(
   if rotated < x_BLHD.shape[-1]:
     parts.append(x_BLHD[..., rotated:].astype(sin.dtype))
   return jnp.concatenate(parts, axis=-1).astype(x_BLHD.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def rotate_by_product(
+  x_BLHD: jax.Array, sin_BLR: jax.Array, cos_BLR: jax.Array, interleaved: bool = False
+) -> jax.Array:
+  """`rotate`, where a product with a constant matrix brings the other number of each pair.
+
+  The vector unit of a TPU works on 128 numbers of a row: on halves of a head it does twice the
+  work, and layouts change in between. The product is exact, since every sum has one term. The
+  gradient turns back; sine and cosine get none.
+  """
+  half, size = sin_BLR.shape[-1], x_BLHD.shape[-1]
+  i = np.arange(half)
+  first, second = (2 * i, 2 * i + 1) if interleaved else (i, i + half)
+  other_DD, column_D = np.zeros((size, size), np.float32), np.zeros(size, np.int32)
+  other_DD[second, first], other_DD[first, second] = -1, 1
+  column_D[first] = column_D[second] = i
+  other_BLHD = jnp.einsum(
+    'blhd,de->blhe', x_BLHD, jnp.asarray(other_DD, x_BLHD.dtype),
+    precision='highest', preferred_element_type=sin_BLR.dtype,
+  )  # fmt: skip
+  whole = lambda table_BLR, rest: jnp.where(
+    np.arange(size) < 2 * half, table_BLR[:, :, column_D], jnp.asarray(rest, table_BLR.dtype)
+  )[:, :, None]
+  cos, sin = whole(cos_BLR, 1), whole(sin_BLR, 0)
+  return (x_BLHD.astype(sin.dtype) * cos + other_BLHD * sin).astype(x_BLHD.dtype)
+
+
+def _turned(x_BLHD, sin_BLR, cos_BLR, interleaved):
+  return rotate_by_product(x_BLHD, sin_BLR, cos_BLR, interleaved), (sin_BLR, cos_BLR)
+
+
+def _turned_back(interleaved, tables, d_BLHD):
+  sin_BLR, cos_BLR = tables
+  return rotate_by_product(d_BLHD, -sin_BLR, cos_BLR, interleaved), None, None
+
+
+rotate_by_product.defvjp(_turned, _turned_back)
 
 
 def scaled_queries(config, q_BLHD: jax.Array, positions_BL: jax.Array) -> jax.Array:

@@ -216,7 +216,7 @@ def train_step(
   with partition.activate():
     given = bytes_of(abstract_state(setting, partition))
     given += bytes_of(abstract_batch(setting, partition))
-    options = compilation.compiler_options('tpu')
+    options = compilation.compiler_options(topology.devices[0])
     what = f'the train step for {topology}'
     return _compiled(lowered, partition, topology, effort, started, given, what, options)
 

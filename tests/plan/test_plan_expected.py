@@ -311,6 +311,42 @@ def test_a_collective_that_fusions_carry(count):
   }
 
 
+# A sparse core scatters: its program starts early, and gets its data with the update.
+OFFLOADED = """
+%sum.clone (p: bf16[], p.1: bf16[]) -> bf16[] {
+  %p.1 = bf16[] parameter(0)
+  %p.2 = bf16[] parameter(1)
+  ROOT %add.1 = bf16[] add(%p.1, %p.2)
+}, execution_thread="sparsecore"
+
+%scatters (p: bf16[400,256]) -> bf16[100,256] {
+  %a.1 = bf16[400,256]{1,0} parameter(0)
+  ROOT %scatter.1 = bf16[100,256]{1,0} reduce-scatter(%a.1), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%sum.clone
+}, execution_thread="sparsecore"
+
+ENTRY %main (x: f32[8]) -> f32[] {
+  %s = ((), (), s32[8]{0}) custom-call-start(), async_execution_thread="sparsecore", called_computations={%scatters}
+  %before = bf16[64,128]{1,0:S(1)} fusion(%x, %b), kind=kLoop, calls=%nothing, BEFORE
+  %u = ((bf16[400,256]{1,0}), bf16[100,256]{1,0}) custom-call-update(%s, %before)
+  %after = bf16[64,128]{1,0:S(1)} fusion(%x, %b), kind=kLoop, calls=%nothing, AFTER
+  %d = bf16[100,256]{1,0} custom-call-done(%u)
+  ROOT %out = f32[] constant(0)
+}
+"""
+
+
+def test_a_collective_of_a_sparse_core_is_hidden_by_what_follows_its_data():
+  scatter = 3 / 4 * 400 * 256 * 2 / BOTH
+  half = round(scatter / 2 * V5E.clock)
+  text = lambda before, after: read(
+    OFFLOADED.replace('BEFORE', cycles(before)).replace('AFTER', cycles(after))
+  )
+  assert text(9 * half, 1).exposed['reduce-scatter'] == pytest.approx(scatter, rel=1e-3)
+  assert text(1, half).exposed['reduce-scatter'] == pytest.approx(scatter / 2, rel=1e-3)
+  found = text(1, 9 * half)
+  assert found.exposed['reduce-scatter'] == 0 and found.sent['reduce-scatter'] == 3 * 100 * 256 * 2
+
+
 def test_a_loop_that_never_turns():
   """A collective that is only in its body is not sent."""
   text = CARRIED.replace('CYCLES', cycles(100)).replace('{"n":"4"}', '{"n":"0"}')
@@ -385,7 +421,9 @@ def test_a_real_step_has_the_operations_of_the_formula():
     tokens = 8 * 256 / 4
     attention = flops.attention_flops(config, 256) * tokens
     # Forward, again, and twice as much backward.
-    wanted = figures.executed_flops / 4 - 4 * attention
+    # Rotary positions are a product of each head on TPUs: forward, again, and once backward.
+    rotations = 3 * layers * tokens * 2 * 128**2 * (4 + 2)
+    wanted = figures.executed_flops / 4 - 4 * attention + rotations
     assert found.flops_by_kind[work.PRODUCTS] == pytest.approx(wanted, rel=0.03)
     # The two backward kernels compute the logits again: 11 products where the formula has 8.
     assert found.flops_by_kind[work.KERNELS] == pytest.approx(4 * attention * 11 / 8, rel=0.01)

@@ -1,11 +1,13 @@
 """Compiled programs are kept in MODEL_DIR, found again, and never in the way."""
 
+import types
 import zlib
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from crossin_jax.devices import chips
 from crossin_jax.training import compiled
 from crossin_jax.training.compiled import _is_complete, compiled_programs
 
@@ -111,7 +113,27 @@ def test_an_option_that_the_compiler_does_not_know_is_left_out():
   assert program(jnp.float32(1)) == 2
 
 
-def test_options_are_those_of_the_platform():
-  options = {'xla_tpu_scoped_vmem_limit_kib': '65536'}
-  assert compiled.compiler_options('tpu', tpu=options) == options
-  assert compiled.compiler_options('cpu', tpu=options) == compiled.compiler_options('tpu') == {}
+def described(platform, device_kind):
+  return types.SimpleNamespace(platform=platform, device_kind=device_kind)
+
+
+def test_options_are_those_of_the_chip():
+  v5e, v5p = described('tpu', 'TPU v5 lite'), described('tpu', 'TPU v5')
+  options = {'xla_tpu_scoped_vmem_limit_kib': '1024'}
+  assert compiled.compiler_options(v5e, tpu=options) == options
+  assert compiled.compiler_options(v5e, tpu={}) == {}
+  assert compiled.compiler_options(described('cpu', 'cpu'), tpu=options) == {}
+  assert compiled.compiler_options(described('tpu', 'TPU v4')) == {}
+  # A v5e has no sparse cores.
+  offloaded = lambda device: [
+    name for name in compiled.compiler_options(device) if 'sparse_core' in name
+  ]
+  assert offloaded(v5p) and not offloaded(v5e) and compiled.compiler_options(v5e)
+  with pytest.raises(ValueError, match="compiler_options.tpu = 'fast' is neither 'auto' nor"):
+    compiled.compiler_options(v5e, tpu='fast')
+
+
+def test_every_kind_with_options_is_in_the_table_of_chips():
+  names = {kind.name: kind.sparse_cores for kind in chips.KINDS}
+  for name, options in compiled.OPTIONS.items():
+    assert names[name] == any('sparse_core' in option for option in options)
