@@ -16,10 +16,6 @@ import numpy as np
 from crossin_jax.plan import hlo, loops
 
 BETWEEN_SLICES = 'slices'
-OPERATIONS = (
-  'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all',
-  'collective-permute', 'collective-broadcast',
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +79,7 @@ def operation_of(instruction: hlo.Instruction) -> str | None:
   if instruction.opcode == 'send' and '_xla_megascale_transfer_type' in instruction.attributes:
     return 'send'
   operation = instruction.opcode.removesuffix('-start')
-  return operation if operation in OPERATIONS else None
+  return operation if operation in hlo.COLLECTIVES else None
 
 
 def key_of(instruction: hlo.Instruction) -> str:

@@ -15,6 +15,10 @@ SIZES = {
   'f8e4m3b11fnuz': 1, 'f8e4m3fn': 1, 'f8e4m3fnuz': 1, 'f8e5m2': 1, 'f8e5m2fnuz': 1,
   'f8e8m0fnu': 1, 'bf16': 2, 'f16': 2, 'f32': 4, 'f64': 8, 'c64': 8, 'c128': 16,
 }  # fmt: skip
+COLLECTIVES = (
+  'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all',
+  'collective-permute', 'collective-broadcast',
+)  # fmt: skip
 _HEADER = re.compile(r'(ENTRY )?%?([\w.\-]+) \(.*\{$')
 _START = re.compile(r'\s+(?:ROOT )?%?[\w.\-]+ = ')
 # No type has a word in front of a parenthesis, so the first one is the opcode.

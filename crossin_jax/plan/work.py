@@ -198,7 +198,7 @@ def hbm_bytes(module: hlo.Module, instruction: hlo.Instruction) -> float:
   """Bytes of the operands that are read from HBM and of the results that are written to it.
 
   Of an operand that is only sliced, the slice counts. Of an array that is updated in place, the
-  update counts.
+  update counts. What collectives read and write does not count, also in fusions that carry one.
   """
   if instruction.opcode == 'fusion':
     return _fusion_bytes(module, instruction)
@@ -231,6 +231,8 @@ def _fusion_bytes(module: hlo.Module, instruction: hlo.Instruction) -> float:
     if source is not None and source.opcode == 'dynamic-update-slice':
       update = module.operand(source, 1)
     size = array.hbm_bytes
+    if source is not None and (source.opcode == 'parameter' or source.opcode in hlo.COLLECTIVES):
+      size = 0.0  # the buffer of a collective that the fusion carries along
     total += min(size, update.arrays[0].bytes) if update else size
   return total
 
@@ -248,6 +250,8 @@ def _used_bytes(module: hlo.Module, parameter: hlo.Instruction | None) -> float 
       used = user.arrays[0].bytes
     elif user.opcode == 'dynamic-update-slice' and first:
       used = 0.0
+    elif user.opcode in hlo.COLLECTIVES or user.opcode == 'tuple':
+      used = 0.0  # carried along, or handed on as it is
     elif user.opcode == 'bitcast':
       used = _used_bytes(module, user)
     elif user.opcode == 'fusion' and (body := module.callee(user, 'calls')):

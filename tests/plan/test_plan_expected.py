@@ -311,6 +311,24 @@ def test_a_collective_that_fusions_carry(count):
   }
 
 
+def test_a_carried_collective_has_buffers_that_do_not_count():
+  """They are handed from one fusion to the next; the product's arrays count."""
+  text = CARRIED.replace('CYCLES', cycles(100))
+  without = read(text).hbm_bytes
+  body = text.replace(
+    '%f.5 = bf16[64,128]{1,0:S(1)} fusion(%x, %b, %d)',
+    '%a = bf16[1000,256]{1,0} get-tuple-element(%t), index=1\n'
+    '  %f.5 = (bf16[64,128]{1,0}, bf16[1000,256]{1,0}, bf16[4000,256]{1,0}) fusion(%a, %b, %d)',
+  ).replace(
+    '  ROOT %product.2 = bf16[64,128]{1,0} convolution(%b.2, %d.2), dim_labels=bf_io->bf',
+    '  %product.2 = bf16[64,128]{1,0} convolution(%b.2, %d.2), dim_labels=bf_io->bf\n'
+    '  ROOT %t.2 = (bf16[64,128]{1,0}, bf16[1000,256]{1,0}, bf16[4000,256]{1,0})'
+    ' tuple(%product.2, %a.2, %gather.2)',
+  )
+  assert body.count('%t.2') == 1
+  assert read(body).hbm_bytes - without == 4 * 64 * 128 * 2
+
+
 # A sparse core scatters: its program starts early, and gets its data with the update.
 OFFLOADED = """
 %sum.clone (p: bf16[], p.1: bf16[]) -> bf16[] {
