@@ -55,8 +55,7 @@ def child(arguments: list[str]) -> None:
   mark = lambda name: marks.setdefault(name, time.time() - began)
 
   from crossin_jax import cli, train
-  from crossin_jax.processes import interruption
-  from crossin_jax.training import metrics
+  from crossin_jax.training import compiled, metrics
 
   mark('imports')
 
@@ -75,7 +74,7 @@ def child(arguments: list[str]) -> None:
 
   timed(train, 'PreparedMixture', before='configuration')
   timed(train, 'BatchStream', after='data')
-  timed(interruption, 'in_thread', before='trace', after='compile')
+  timed(compiled, 'in_thread', before='trace', after='compile')
   # The writer is opened when the state is there, initialised or restored.
   timed(metrics.MetricsWriter, '__init__', before='state')
   write = metrics.MetricsWriter.write
