@@ -72,6 +72,18 @@ def test_commands_of_two_words_are_known(helps):
   assert {name.split()[1] for name in cli.NESTED} <= set(listed)
 
 
+@pytest.mark.parametrize('program', ['run', 'seqio_data', 'whole'])
+def test_programs_beside_the_commands(program):
+  result = subprocess.run(
+    [sys.executable, '-X', 'importtime', '-m', f'crossin_jax.t5x_bridge.{program}', '--help'],
+    capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
+  )  # fmt: skip
+  assert result.returncode == 0 and result.stdout.startswith('usage: python -m'), result.stderr
+  loaded = {name.split('.')[0] for name in re.findall(r'\| +([\w.]+)\n', result.stderr)}
+  # seqio_data is built on the prepared files.
+  assert 'runpy' in loaded and not loaded & set(HEAVY) - {'numpy', 'pyarrow'}
+
+
 def test_usage_errors_import_nothing_heavy_either():
   found = run(['train', '--json=1'], ['evaluate'], ['pairs', '--by', 'chance'])
   for command, (status, text, modules) in found.items():
