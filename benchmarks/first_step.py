@@ -5,7 +5,8 @@
 Each round starts `crossin train` in a new MODEL_DIR, tells it to stop after its first step, and
 starts the same command again: it then finds its checkpoint and its compiled programs. Prints one
 JSON object a model with the median seconds of each part: imports, configuration, data, state
-(initialise or restore), trace, compile, step.
+(initialise or restore), writer of metrics, trace, compile, step, their total; and the processor
+time (user and system) until then, which other work on the machine changes less.
 """
 
 import argparse
@@ -51,12 +52,11 @@ def child(arguments: list[str]) -> None:
   """`crossin train` in this process; prints when each part ended, in seconds since the command was
   given.
   """
-  began, marks = float(os.environ['FIRST_STEP_BEGAN']), {}
+  began, marks, spent = float(os.environ['FIRST_STEP_BEGAN']), {}, []
   mark = lambda name: marks.setdefault(name, time.time() - began)
 
   from crossin_jax import cli, train
-  from crossin_jax.processes import interruption
-  from crossin_jax.training import metrics
+  from crossin_jax.training import compiled, metrics
 
   mark('imports')
 
@@ -75,19 +75,20 @@ def child(arguments: list[str]) -> None:
 
   timed(train, 'PreparedMixture', before='configuration')
   timed(train, 'BatchStream', after='data')
-  timed(interruption, 'in_thread', before='trace', after='compile')
+  timed(compiled, 'in_thread', before='trace', after='compile')
   # The writer is opened when the state is there, initialised or restored.
-  timed(metrics.MetricsWriter, '__init__', before='state')
+  timed(metrics.MetricsWriter, '__init__', before='state', after='writer')
   write = metrics.MetricsWriter.write
 
   def first(writer, step, values):
     write(writer, step, values)
     mark('step')
+    spent.append(time.process_time())
     os.kill(os.getpid(), signal.SIGTERM)
 
   metrics.MetricsWriter.write = first
   status = cli.main(['train', *arguments])
-  print(json.dumps(marks))
+  print(json.dumps([marks, spent[0]]))
   sys.stdout.flush()
   os._exit(status)
 
@@ -111,11 +112,11 @@ def start(work: pathlib.Path, model_dir: pathlib.Path, model: str) -> dict[str, 
   done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
   if done.returncode != 75:
     raise RuntimeError(f'exit status {done.returncode}: {done.stderr[-2000:]}')
-  marks = json.loads(done.stdout.splitlines()[-1])
+  marks, spent = json.loads(done.stdout.splitlines()[-1])
   parts, before = {}, 0.0
   for name, at in marks.items():
     parts[name], before = at - before, at
-  return {**parts, 'total': before}
+  return {**parts, 'total': before, 'processor': spent}
 
 
 def main() -> int:

@@ -26,7 +26,7 @@ from crossin_jax.processes import distributed
 from crossin_jax.training import objectives, optimizers
 from crossin_jax.training import state as train_state
 from crossin_jax.training.losses import LossSums
-from crossin_jax.workflow import command_line
+from crossin_jax.workflow import command_line, run_flags
 
 
 @gin.configurable
@@ -256,16 +256,7 @@ OF_DATA = {'DATA_DIR': "'bench'", 'MIXTURE_OR_TASK_NAME': "'bench'"}
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin bench`."""
-  parser = command_line.Parser(
-    'bench',
-    'Measured throughput on this machine: training steps, generation, or the loader.',
-    'crossin bench train --gin_file=gin_configs/models/llama_60m.gin '
-    '--gin.bench_train.batch_size=4',
-    gin=True,
-    processes=True,
-  )
-  parser.add_argument('what', choices=BENCHES)
-  args = parser.parse_args(argv)
+  args = run_flags.bench_parser().parse_args(argv)
   config.parse_with(args, OF_RUNS if args.what == 'data' else OF_RUNS | OF_DATA)
   distributed.initialize(args)
   name = f'bench_{args.what}'

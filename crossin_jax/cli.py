@@ -1,119 +1,175 @@
-"""`crossin <command>`: every command and the function that runs it."""
+"""`crossin <command>`: every command, its flags and the function that runs it."""
 
+from collections.abc import Callable
 import importlib
 import json
 import os
 import sys
+from typing import NamedTuple
 import warnings
 
 from crossin_jax.errors import CrossinError, Interrupted
 from crossin_jax.processes.exit_status import FAILED, RESTART
 
-# command -> (module, function, what it does)
+
+class Command(NamedTuple):
+  """A command.
+
+  Attributes:
+    what: it does, for `crossin --help`.
+    flags: module:function that returns its parser. That module imports no heavy library, so that
+      help and usage errors show at once; `tests/test_help.py` checks it.
+    run: module:function that runs it with the arguments behind its name.
+  """
+
+  what: str
+  flags: str
+  run: str
+
+
 COMMANDS = {
-  'quickstart': (
-    'crossin_jax.quickstart.quickstart',
-    'main',
+  'quickstart': Command(
     'the method on an invented world: five ways of tuning, one report',
+    'crossin_jax.quickstart.flags:parser',
+    'crossin_jax.quickstart.quickstart:main',
   ),
-  'prepare': ('seqio_tasks.prepare', 'main', 'tokenise the tasks of a mixture'),
-  'inspect': (
-    'crossin_jax.data.inspection',
-    'main',
+  'prepare': Command(
+    'tokenise the tasks of a mixture',
+    'seqio_tasks.flags:prepare_parser',
+    'seqio_tasks.prepare:main',
+  ),
+  'inspect': Command(
     'shares, lengths, dropped rows and examples of a mixture',
+    'crossin_jax.data.flags:parser',
+    'crossin_jax.data.inspection:main',
   ),
-  'train': ('crossin_jax.train', 'main', 'train or resume in MODEL_DIR'),
-  'import-hf': (
-    'crossin_jax.checkpoints.conversion',
-    'import_main',
+  'train': Command(
+    'train or resume in MODEL_DIR',
+    'crossin_jax.workflow.run_flags:train_parser',
+    'crossin_jax.train:main',
+  ),
+  'import-hf': Command(
     'convert a Hugging Face directory to a checkpoint',
+    'crossin_jax.checkpoints.flags:import_parser',
+    'crossin_jax.checkpoints.conversion:import_main',
   ),
-  'export-hf': (
-    'crossin_jax.checkpoints.conversion',
-    'export_main',
+  'export-hf': Command(
     'convert a checkpoint for transformers, PEFT or T5X',
+    'crossin_jax.checkpoints.flags:export_parser',
+    'crossin_jax.checkpoints.conversion:export_main',
   ),
-  'evaluate': (
-    'crossin_jax.evaluation.evaluate',
-    'main',
+  'evaluate': Command(
     'benchmarks and held-out loss on a checkpoint',
+    'crossin_jax.evaluation.flags:evaluate_parser',
+    'crossin_jax.evaluation.evaluate:main',
   ),
-  'harness': (
-    'crossin_jax.evaluation.harness.command',
-    'main',
+  'harness': Command(
     'run tasks of lm-evaluation-harness on a checkpoint',
+    'crossin_jax.evaluation.harness.flags:parser',
+    'crossin_jax.evaluation.harness.command:main',
   ),
-  'build-cross-xquad': (
-    'crossin_jax.evaluation.benchmarks.cross_xquad',
-    'main',
+  'build-cross-xquad': Command(
     'build Cross-XQuAD from XQuAD, for any of its languages',
+    'crossin_jax.evaluation.benchmarks.flags:parser',
+    'crossin_jax.evaluation.benchmarks.cross_xquad:main',
   ),
-  'generate': (
-    'crossin_jax.decoding.generate',
-    'main',
+  'generate': Command(
     'answer the prompts of a JSONL file with a checkpoint',
+    'crossin_jax.decoding.flags:parser',
+    'crossin_jax.decoding.generate:main',
   ),
-  'serve': (
-    'crossin_jax.serve.command',
-    'main',
+  'serve': Command(
     'an OpenAI-compatible server on a checkpoint, and a page to ask it',
+    'crossin_jax.serve.flags:parser',
+    'crossin_jax.serve.command:main',
   ),
-  'score': ('crossin_jax.evaluation.score', 'main', 'metrics from saved predictions'),
-  'compare': (
-    'crossin_jax.evaluation.comparison.compare',
-    'main',
+  'score': Command(
+    'metrics from saved predictions',
+    'crossin_jax.evaluation.flags:score_parser',
+    'crossin_jax.evaluation.score:main',
+  ),
+  'compare': Command(
     'compare two models: which differences are significant',
+    'crossin_jax.evaluation.comparison.flags:parser',
+    'crossin_jax.evaluation.comparison.compare:main',
   ),
-  'contamination': (
-    'crossin_jax.evaluation.contamination.contamination',
-    'main',
+  'contamination': Command(
     'find benchmark texts in a training mixture',
+    'crossin_jax.evaluation.contamination.flags:parser',
+    'crossin_jax.evaluation.contamination.contamination:main',
   ),
-  'ask': (
-    'crossin_jax.evaluation.responses.files',
-    'ask_main',
+  'ask': Command(
     'write prompts for open questions, in English and in the output language',
+    'crossin_jax.evaluation.responses.flags:ask_parser',
+    'crossin_jax.evaluation.responses.files:ask_main',
   ),
-  'responses': (
-    'crossin_jax.evaluation.responses.measure',
-    'main',
+  'responses': Command(
     'measure language, repetition and length of open answers',
+    'crossin_jax.evaluation.responses.flags:responses_parser',
+    'crossin_jax.evaluation.responses.measure:main',
   ),
-  'judge': (
-    'crossin_jax.evaluation.judging.judge',
-    'main',
+  'judge': Command(
     'compare two systems with a judge model behind an endpoint',
+    'crossin_jax.evaluation.judging.flags:parser',
+    'crossin_jax.evaluation.judging.judge:main',
   ),
-  'translate': (
-    'crossin_jax.translation.translate',
-    'main',
+  'translate': Command(
     'translate English rows with an endpoint or a model',
+    'crossin_jax.translation.flags:parser',
+    'crossin_jax.translation.translate:main',
   ),
-  'pairs': (
-    'crossin_jax.pairs.command',
-    'main',
+  'pairs': Command(
     'make pairs of answers across languages, for preference optimisation',
+    'crossin_jax.pairs.flags:parser',
+    'crossin_jax.pairs.command:main',
   ),
-  'xinstruction': (
-    'crossin_jax.xinstruction.pipeline',
-    'main',
+  'xinstruction': Command(
     'build an instruction set from natural text, step by step',
+    'crossin_jax.xinstruction.flags:parser',
+    'crossin_jax.xinstruction.pipeline:main',
   ),
-  'bench': ('crossin_jax.bench', 'main', 'measure throughput: training, decoding, data loading'),
-  'plan': (
-    'crossin_jax.plan.command',
-    'main',
+  'bench': Command(
+    'measure throughput: training, decoding, data loading',
+    'crossin_jax.workflow.run_flags:bench_parser',
+    'crossin_jax.bench:main',
+  ),
+  'plan': Command(
     'compile for a TPU slice without renting it: memory, time, cost',
+    'crossin_jax.plan.flags:parser',
+    'crossin_jax.plan.command:main',
   ),
-  'sweep': (
-    'crossin_jax.sweep.command',
-    'main',
+  'sweep': Command(
     'run ablations over gin values: one table, one plot',
+    'crossin_jax.sweep.flags:parser',
+    'crossin_jax.sweep.command:main',
   ),
-  'fit': (
-    'crossin_jax.mixing_laws.fit',
-    'main',
+  'fit': Command(
     'laws of the shares of a sweep, and the best shares',
+    'crossin_jax.mixing_laws.flags:parser',
+    'crossin_jax.mixing_laws.fit:main',
+  ),
+}
+# Commands of two words that have flags and a module of their own.
+NESTED = {
+  'xinstruction chunks': Command(
+    'a share of the generation or rating, on any number of hosts',
+    'crossin_jax.xinstruction.flags:chunks_parser',
+    'crossin_jax.xinstruction.chunk_worker:main',
+  ),
+  'xinstruction translated': Command(
+    'translated rows to compare the set with',
+    'seqio_tasks.flags:translated_parser',
+    'seqio_tasks.translated:main',
+  ),
+  'xinstruction distill': Command(
+    'rows of a teacher to compare the set with',
+    'crossin_jax.xinstruction.baselines.flags:parser',
+    'crossin_jax.xinstruction.baselines.distill:main',
+  ),
+  'xinstruction quickstart': Command(
+    'all of X-Instruction on the embedded world',
+    'crossin_jax.xinstruction.quickstart.flags:parser',
+    'crossin_jax.xinstruction.quickstart.quickstart:main',
   ),
 }
 
@@ -137,7 +193,6 @@ def main(argv: list[str] | None = None) -> int:
     print(f'{_help()}\n\ncrossin: no command {argv[0]!r}{hint}', file=sys.stderr)
     return 2
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  module, function, _ = COMMANDS[argv[0]]
   from absl import logging
   import gin
 
@@ -151,9 +206,12 @@ def main(argv: list[str] | None = None) -> int:
 
   try:
     remote.check_flags(argv[0], argv[1:])
+    command, flags = _chosen(config.rewrite(argv))
     with gin.unlock_config():  # another command may have run in this process
-      command = getattr(importlib.import_module(module), function)
-    status = command(config.rewrite(argv[1:]))
+      # Help and usage errors end here, before the heavy imports of the command.
+      _loaded(command.flags)().parse_known_args(flags)
+      run = _loaded(command.run)
+    status = run(flags)
   except Interrupted as reason:
     detail = f' ({reason})' if str(reason) else ''
     print(
@@ -172,6 +230,19 @@ def main(argv: list[str] | None = None) -> int:
   except Exception as error:  # the last place to report it without a traceback
     return _failed(argv[0], error)
   return _leave(status)
+
+
+def _chosen(argv: list[str]) -> tuple[Command, list[str]]:
+  """The command that the first words name, and its arguments."""
+  if command := NESTED.get(' '.join(argv[:2])):
+    return command, argv[2:]
+  return COMMANDS[argv[0]], argv[1:]
+
+
+def _loaded(name: str) -> Callable:
+  """The function of 'module:function'."""
+  module, _, function = name.partition(':')
+  return getattr(importlib.import_module(module), function)
 
 
 def _failed(command: str, error: Exception) -> int:
@@ -207,7 +278,7 @@ _GIN_NOTE = '\n  In call to configurable'
 
 def _help() -> str:
   width = max(map(len, COMMANDS))
-  lines = [f'  {name:<{width}}  {what}' for name, (_, _, what) in COMMANDS.items()]
+  lines = [f'  {name:<{width}}  {command.what}' for name, command in COMMANDS.items()]
   return 'usage: crossin <command> [flags]; crossin <command> --help for each\n\n' + '\n'.join(
     lines
   )

@@ -28,7 +28,7 @@ from crossin_jax.storage.records import read_records
 from crossin_jax.training import compiled, nonfinite, objectives, optimizers
 from crossin_jax.training import state as train_state
 from crossin_jax.training.bookkeeping import Bookkeeping, RunState, TrainingError
-from crossin_jax.workflow import command_line
+from crossin_jax.workflow import command_line, run_flags
 
 
 @gin.configurable
@@ -398,14 +398,7 @@ def _must_be_equal(trained, partition, stream, total_steps: int) -> str:
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin train`."""
-  parser = command_line.Parser(
-    'train',
-    'Train, or resume, in MODEL_DIR.',
-    'crossin train --gin_file=gin_configs/runs/world_tune.gin --gin.MODEL_DIR="\'runs/a\'"',
-    gin=True,
-    processes=True,
-  )
-  args = parser.parse_args(argv)
+  args = run_flags.train_parser().parse_args(argv)
   config.parse(args)
   distributed.initialize(args)
   status = train()

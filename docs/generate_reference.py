@@ -28,11 +28,11 @@ def commands() -> str:
 
   os.environ['COLUMNS'] = '88'
   page = HEADER + '# Commands\n\nThe text of `crossin COMMAND --help` for each command.\n'
-  for name, (module, function, what) in cli.COMMANDS.items():
+  for name, command in cli.COMMANDS.items():
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-      getattr(importlib.import_module(module), function)(['--help'])
-    text = printed.getvalue().strip()
+      cli.main([name, '--help'])
+    text, what = printed.getvalue().strip(), command.what
     page += f'\n## crossin {name} {{ #{name} }}\n\n{what[:1].upper()}{what[1:]}.\n\n'
     page += f'```text\n{text}\n```\n'
   return page

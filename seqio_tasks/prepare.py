@@ -30,6 +30,7 @@ from crossin_jax.progress import Progress
 from crossin_jax.storage import mirror, remote
 from crossin_jax.storage.files import write_json
 from crossin_jax.workflow import command_line
+from seqio_tasks import flags
 from seqio_tasks.crossin import TaskSpec
 from seqio_tasks.mixtures import MixtureSettings, mixture_entries
 from seqio_tasks.pair_files import PairFiles
@@ -357,23 +358,7 @@ def _tokenise_part(spec: TaskSpec, job, max_length: int) -> int:
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin prepare`."""
-  parser = command_line.Parser(
-    'prepare',
-    'Tokenise the tasks of a mixture into Arrow files that training reads.',
-    'crossin prepare --gin_file=gin_configs/mixtures/alpaca.gin --mixture '
-    'alpaca.base_x2x.3000.en_zh_vi.default --output_dir prepared',
-    gin=True,
-  )
-  parser.add_argument('--mixture', required=True, help='source.variant.volume.languages.preset')
-  parser.add_argument('--output_dir', required=True, help='where tasks/ and mixtures/ are written')
-  parser.add_argument('--workers', type=int, help='processes (default: all cores)')
-  parser.add_argument('--overwrite', action='store_true', help='rewrite stale tasks')
-  parser.add_argument(
-    '--reference',
-    help='checkpoint whose log-probabilities of preference pairs are stored: that which training '
-    'starts from, where it trains all parameters',
-  )
-  args = parser.parse_args(argv)
+  args = flags.prepare_parser().parse_args(argv)
   if args.reference:
     # Models have settings too, which must be known before any is read.
     importlib.import_module('crossin_jax.decoding.reference')

@@ -9,6 +9,7 @@ import sys
 
 from crossin_jax.workflow import command_line
 from crossin_jax.xinstruction import rows as rows_lib
+from seqio_tasks import flags
 from seqio_tasks.sources import ParallelFiles, SourceError
 
 
@@ -55,25 +56,7 @@ def rows(
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin xinstruction translated`."""
-  parser = command_line.Parser(
-    'xinstruction translated',
-    'The baseline of translated data: English instruction, response in the language, from aligned '
-    'rows. Writes STEM_LANG.json for --gin.TRANSLATED of gin_configs/mixtures/xinstruction.gin.',
-    'crossin translate --input rows.en.json --languages sw,ta --output_dir tr --endpoint URL '
-    '--model NAME; crossin xinstruction translated --rows tr/rows --languages sw,ta --output '
-    'baselines/translated',
-  )
-  parser.add_argument(
-    '--rows', required=True, metavar='STEM', help='of aligned files, STEM_en.json, STEM_sw.json ...'
-  )
-  parser.add_argument('--languages', required=True, help='of the responses, separated by commas')
-  parser.add_argument(
-    '--output', required=True, metavar='STEM', help='of the files that are written'
-  )
-  parser.add_argument(
-    '--style', choices=rows_lib.STYLES, default='assistant', help='of the prompt (assistant)'
-  )
-  args = parser.parse_args(argv)
+  args = flags.translated_parser().parse_args(argv)
   languages, counts, aside = rows_lib.checked_languages(args.languages), {}, {}
   from crossin_jax.data.readers import find_files
 

@@ -12,7 +12,14 @@ import warnings
 import jax
 
 from crossin_jax import config
-from crossin_jax.checkpoints import exported_tokenizer, parameters, places, saved_model, wrapped
+from crossin_jax.checkpoints import (
+  exported_tokenizer,
+  flags,
+  parameters,
+  places,
+  saved_model,
+  wrapped,
+)
 from crossin_jax.checkpoints.saved_prompts import TOKENIZERS
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.errors import CrossinError
@@ -23,9 +30,6 @@ from crossin_jax.storage import mirror, remote
 from crossin_jax.storage.files import read_json, write_json, write_text
 from crossin_jax.training import state as train_state
 from crossin_jax.workflow import command_line
-
-FORMATS = ('full', 'merged', 'peft', 't5x')
-DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 class ConversionError(CrossinError, ValueError):
@@ -122,8 +126,8 @@ def export_hf(
       WrapperError: the multimodal directory is not there.
   """
   adapters = lora.of_model(model)
-  if format not in FORMATS:
-    raise ConversionError(f'--format {format} is not one of {", ".join(FORMATS)}')
+  if format not in flags.FORMATS:
+    raise ConversionError(f'--format {format} is not one of {", ".join(flags.FORMATS)}')
   if (format in ('merged', 'peft')) != (adapters is not None) and format != 't5x':
     raise ConversionError(
       f'--format {format} is for {"fully trained models" if adapters else "LoRA runs"}; this is a '
@@ -171,8 +175,8 @@ def _export(saved, output_dir: str, model, format: str, dtype: str | None, shard
   # transformers 4 also wrote 'torch.float16'.
   imported = str(imported).removeprefix('torch.') if imported else None
   dtype = dtype or ('float32' if is_adapter else imported or model.config.param_dtype)
-  if dtype not in DTYPES:
-    raise ConversionError(f'--dtype {dtype} is not one of {", ".join(DTYPES)}')
+  if dtype not in flags.DTYPES:
+    raise ConversionError(f'--dtype {dtype} is not one of {", ".join(flags.DTYPES)}')
   model = _with_exact_base(model)
   partition, chief = partitioner(), jax.process_index() == 0
   writing = f'{os.path.abspath(output_dir)}.writing'
@@ -271,18 +275,7 @@ def _stop_ids(trained: int, own: int | list[int] | None) -> int | list[int]:
 
 def import_main(argv: list[str]) -> int:
   """The command line of `crossin import-hf`."""
-  parser = command_line.Parser(
-    'import-hf',
-    'Write a Hugging Face directory (config.json, safetensors, tokenizer) as a checkpoint to '
-    'train from. Training can also begin from the directory itself: INITIAL_CHECKPOINT_PATH.',
-    'crossin import-hf models/gemma-2b --output_dir checkpoints/gemma-2b',
-    gin=True,
-  )
-  parser.add_argument('directory', help='with config.json and *.safetensors')
-  parser.add_argument(
-    '--output_dir', required=True, help='for checkpoint_0, config.gin and huggingface/'
-  )
-  args = parser.parse_args(argv)
+  args = flags.import_parser().parse_args(argv)
   config.parse(args)
   result = import_hf(args.directory, args.output_dir)
   print(
@@ -297,28 +290,7 @@ def import_main(argv: list[str]) -> int:
 
 def export_main(argv: list[str]) -> int:
   """The command line of `crossin export-hf`."""
-  parser = command_line.Parser(
-    'export-hf',
-    'Write a checkpoint as a directory that transformers, PEFT or T5X loads.',
-    'crossin export-hf runs/a --output_dir exported/a --format merged',
-    gin=True,
-  )
-  parser.add_argument('checkpoint', help='a MODEL_DIR, checkpoint_<step> or PEFT adapter')
-  parser.add_argument('--output_dir', required=True, help='must not exist, or be empty')
-  parser.add_argument('--format', choices=FORMATS, help='default: full, or merged of a LoRA run')
-  parser.add_argument(
-    '--dtype', choices=DTYPES, help='default: as imported, else that of the parameters'
-  )
-  parser.add_argument('--shard_gigabytes', type=float, default=5.0, help='largest file (default 5)')
-  parser.add_argument(
-    '--wrapper', choices=wrapped.CHOICES,
-    help='of a text model from a multimodal directory: keep = that directory with the new text '
-    'model (default), text = the text model alone',
-  )  # fmt: skip
-  parser.add_argument(
-    '--wrapper_directory', help='the multimodal directory (default: where it was)'
-  )
-  args = parser.parse_args(argv)
+  args = flags.export_parser().parse_args(argv)
   model = saved_model.SavedModel.open(args.checkpoint).module(args)
   result = export_hf(
       args.checkpoint, args.output_dir, model,

@@ -9,7 +9,6 @@ from crossin_jax.models.huggingface.declarations import WRAPPERS
 from crossin_jax.storage import remote
 from crossin_jax.storage.files import read_json, write_json
 
-CHOICES = ('keep', 'text')
 # In MODEL_DIR/huggingface: where the multimodal directory is.
 SOURCE = 'source.json'
 _EMBEDDING, _HEAD = 'model.embed_tokens.weight', 'lm_head.weight'

@@ -16,8 +16,8 @@ from crossin_jax import config
 from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.checkpoints.saved_prompts import Prompts
 from crossin_jax.data import conversations
+from crossin_jax.decoding import flags, nonfinite
 from crossin_jax.decoding import journal as journals
-from crossin_jax.decoding import nonfinite
 from crossin_jax.decoding.generation import Generator
 from crossin_jax.decoding.journal import Journal
 from crossin_jax.decoding.sampling import Sampling
@@ -286,22 +286,7 @@ def summary(output_path: str) -> dict:
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin generate`."""
-  parser = command_line.Parser(
-    'generate',
-    'Answer the rows of a JSONL file ({"prompt"}, or {"instruction", "input"}).',
-    'crossin generate --checkpoint runs/a --input questions.jsonl --output answers.jsonl '
-    '--gin.Sampling.temperature=0.7 --gin.Sampling.max_new_tokens=200 --gin.Generator.rows=128',
-    gin=True,
-    processes=True,
-  )
-  parser.add_argument(
-    '--checkpoint',
-    required=True,
-    help='a MODEL_DIR, one of its checkpoints, a Hugging Face directory, or a PEFT adapter',
-  )
-  parser.add_argument('--input', required=True, help='JSONL, one row a line')
-  parser.add_argument('--output', required=True, help='JSONL; appended to, and sorted at the end')
-  args = parser.parse_args(argv)
+  args = flags.parser().parse_args(argv)
   if not remote.exists(args.input):
     raise ValueError(f'{args.input} is not a file; give a JSONL file with --input')
   model = SavedModel.open(args.checkpoint).module(args)

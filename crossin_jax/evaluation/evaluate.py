@@ -13,7 +13,7 @@ import jax
 from crossin_jax import config
 from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.devices.partitioning import Partitioner
-from crossin_jax.evaluation import report
+from crossin_jax.evaluation import flags, report
 from crossin_jax.evaluation.answers import open_answers
 from crossin_jax.evaluation.answers.predictions import write_predictions
 from crossin_jax.evaluation.asking import (
@@ -254,46 +254,9 @@ def _split(text: str | None, kind=str) -> list | None:
   return [kind(part.strip()) for part in text.split(',')] if text else None
 
 
-def _parser() -> command_line.Parser:
-  parser = command_line.Parser(
-    'evaluate',
-    'Answer benchmarks with a checkpoint, by likelihood and by greedy generation, and compute '
-    'held-out loss.',
-    'crossin evaluate --checkpoint runs/a --benchmark cross_mmlu=data/cross_mmlu.json --benchmark '
-    'xcopa=data/xcopa --languages en,zh,vi --output_dir runs/a/eval',
-    gin=True,
-    processes=True,
-  )
-  add = parser.add_argument
-  add(
-    '--checkpoint',
-    required=True,
-    help='a MODEL_DIR, checkpoint_<step> (its config.gin is read first) or Hugging Face directory',
-  )
-  several = {'action': 'append', 'default': []}
-  names = ', '.join(BENCHMARKS)
-  add('--benchmark', metavar='NAME=PATH', help=f'can be repeated; {names}', **several)
-  add('--questions', help='question file (JSONL); can be repeated', **several)
-  add('--languages', help='codes, e.g. en,zh,vi,es (default: all of a benchmark)')
-  add('--prompts', help="a benchmark's prompt forms, e.g. 1,2 (default: all; figures are medians)")
-  add('--methods', help='likelihood,generate (default: both, if a benchmark has both)')
-  add('--split', help='part of the file names that selects one of several splits, e.g. test')
-  add(
-    '--confuse_choices',
-    action='store_true',
-    help='ask benchmarks with options again with right answers of other items in place of the '
-    'wrong options: a model that has memorised the answers, in any language, gains nothing',
-  )
-  add('--limit', type=int, help='number of items to ask of each')
-  add('--output_dir', required=True, help='for results.json, predictions/ and the pages')
-  add('--variant', help='name in results.json (default: name of the MODEL_DIR)')
-  add('--seed', type=int, help='seed of the run, for results.json')
-  return parser
-
-
 def main(argv: list[str]) -> int:
   """The command line of `crossin evaluate`."""
-  args = _parser().parse_args(argv)
+  args = flags.evaluate_parser().parse_args(argv)
   benchmarks, languages = _named_paths(args.benchmark), _split(args.languages)
   methods = _split(args.methods)
   if unknown := set(methods or ()) - set(METHODS):

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 import sys
 
-from crossin_jax.endpoint import flags
-from crossin_jax.evaluation import results
+from crossin_jax.endpoint import session as endpoint_session
+from crossin_jax.evaluation import flags, results
 from crossin_jax.evaluation.answers import extraction, open_answers
 from crossin_jax.evaluation.answers.draws import drawn_among, with_draws
 from crossin_jax.evaluation.answers.open_answers import OpenPredictions
@@ -24,45 +24,7 @@ TASK_ITEMS = {'cross_mmlu': 150, 'cross_logiqa': 176, 'cross_xquad': 1190}
 
 def main(argv: Sequence[str]) -> int:
   """The command line of `crossin score`."""
-  parser = command_line.Parser(
-    'score',
-    'Compute accuracy, consistency and AC3 from saved predictions.',
-    'crossin score --task cross_mmlu --predictions predictions/cross_mmlu.jsonl.gz --protocol '
-    'seaeval --json',
-  )
-  add = parser.add_argument
-  add('--task', required=True, help='benchmark, e.g. cross_mmlu, cross_logiqa, cross_xquad')
-  add(
-    '--predictions',
-    required=True,
-    metavar='FILE',
-    help="a line per item and language, or SeaEval's record per item; also .gz",
-  )
-  add(
-    '--protocol',
-    choices=[*extraction.PROTOCOLS, judge_choices.PROTOCOL, 'squad', 'mlqa', 'number'],
-    help='options: strict (default; unparsed and tied answers are wrong), seaeval (the published '
-    'rule, v0.1) or seaeval_v2 (a judge model reads the answers, as later versions do; its figures '
-    'cannot be compared with those of v0.1); spans: squad (default of xquad) or mlqa (default of '
-    'mlqa; the articles and punctuation of the language); mgsm: number',
-  )
-  add(
-    '--first_line',
-    action='store_true',
-    help='cut each prediction at its first newline (few-shot runs)',
-  )
-  add(
-    '--allow_partial',
-    action='store_true',
-    help='skip malformed lines and items that lack a language',
-  )
-  add('--prompt', type=int, default=1, help='number of the prompt; a seed of the draws of seaeval')
-  add('--variant', help='name of the model in the result (default: the file name)')
-  add('--seed', type=int, help='training seed of the model, copied to the result')
-  add('--judge_model', help='of seaeval_v2; published figures used Llama 3 70B Instruct')
-  add('--judge_seed', type=int, default=0, help='sent with each request of seaeval_v2 (0)')
-  flags.add_flags(parser, required=False)
-  options = parser.parse_args(argv)
+  options = flags.score_parser().parse_args(argv)
   options.variant = options.variant or Path(options.predictions).name.split('.')[0] or 'model'
   is_open = open_answers.benchmark_protocol(options.task) is not None
   if is_open or options.protocol != judge_choices.PROTOCOL:
@@ -135,7 +97,7 @@ def _judged(options: argparse.Namespace, predictions: Predictions) -> list:
   )
   directory, models = f'{options.predictions}.judged', [options.judge_model]
   what = f'{len(asked):,} answers'
-  with flags.session(options, models, directory, list(asked.values()), what) as session:
+  with endpoint_session.session(options, models, directory, list(asked.values()), what) as session:
     if options.dry_run:
       raise SystemExit(0)
     return judge_choices.judged(predictions, asked, session.endpoint, session.check)

@@ -163,6 +163,3 @@ def forms_of(kind: str, chance: float = 0.0) -> dict[str, Form]:
       span=SPAN,
     )
   return forms
-
-
-FORMS = tuple(forms_of('fraction'))  # their names, 'constant' first

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import math
 import statistics
 
-from crossin_jax.mixing_laws.forms import FORMS
+from crossin_jax.mixing_laws.flags import FORMS
 from crossin_jax.pages.words import aligned
 
 DASH = '\N{EM DASH}'

@@ -17,11 +17,11 @@ import jax
 from crossin_jax import config
 from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.data.pair_rows import Counts, write_pairs
-from crossin_jax.endpoint import flags as endpoint_flags
+from crossin_jax.endpoint import session as endpoint_session
 from crossin_jax.evaluation.answers.choices import LETTERS
 from crossin_jax.languages import code_of
 from crossin_jax.pages import words
-from crossin_jax.pairs import page, results
+from crossin_jax.pairs import flags, page, results
 from crossin_jax.pairs import scores as scores_lib
 from crossin_jax.pairs.answers import unknown_languages
 from crossin_jax.pairs.chunks import Chunks, Worker
@@ -34,11 +34,6 @@ from crossin_jax.processes import distributed
 from crossin_jax.storage.files import read_json, write_json
 from crossin_jax.workflow import command_line
 
-MODES = {
-  'pivot': 'chosen is nearest to the English answer that agrees most with the others (CM-Align)',
-  'implicit': 'chosen has the highest implicit reward behind the English prompt (ICR)',
-  'options': 'two options in two languages, chosen at random (DCO); needs no model',
-}
 # Flags that a mode does not read.
 _FOREIGN = {
   'pivot': ('reference', 'leave_out_answer', 'draws', 'seed'),
@@ -59,7 +54,7 @@ _DEFAULTS = {'draws': 1, 'seed': 0, 'round': 1, 'chunk': 16, 'share': '0/1'}
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin pairs`."""
-  args = _parser().parse_args(argv)
+  args = flags.parser().parse_args(argv)
   languages = _checked(args)
   directory = os.path.join(args.output_dir, f'round_{args.round}')
   _check_folder(directory, args.by)
@@ -78,49 +73,6 @@ def main(argv: list[str]) -> int:
     left_out = Counter({key: n for key, n in left_out.items() if key[0] != PIVOT})
   job = _Job(args, directory, questions, languages, left_out)
   return _by_endpoint(job) if args.endpoint else _by_checkpoint(job)
-
-
-def _parser() -> command_line.Parser:
-  parser = command_line.Parser(
-    'pairs',
-    'Make pairs of answers, one to prefer and one to avoid, from prompts that are asked in several '
-    'languages. The same command continues an interrupted run.',
-    'crossin pairs --by pivot --prompts data/prompts --languages en,zh,sw --checkpoint runs/a '
-    '--output_dir pairs --gin.Sampling.max_new_tokens=512',
-    gin=True,
-    processes=True,
-  )
-  add = parser.add_argument
-  modes = '; '.join(f'{mode}: {what}' for mode, what in MODES.items())
-  add('--by', required=True, choices=MODES, help=modes)
-  add(
-    '--prompts',
-    required=True,
-    help='stem NAME of files NAME.<language>.json or .jsonl, or one file whose rows have '
-    '"language"; any rows, or prompts without answers',
-  )
-  add('--languages', required=True, help='languages of the pairs, separated by commas')
-  add('--output_dir', required=True, help='gets round_1/pairs.jsonl, pairs.json and pairs.html')
-  add('--checkpoint', help='the model: a MODEL_DIR, a Hugging Face directory or an adapter')
-  add('--model', help='name of the model at --endpoint, which answers in place of --checkpoint')
-  add('--reference', help='implicit: what the model was tuned from; of a LoRA run it is its base')
-  add('--round', type=int, help='2: the model was trained on the pairs of round 1 (1)')
-  add(
-    '--length_control',
-    choices=('on', 'off'),
-    help='answers score less the longer they are, so that chosen and rejected ones are equally '
-    'long on average (implicit: on, pivot: off)',
-  )
-  add('--limit', type=int, help='the first prompts only')
-  add('--leave_out_answer', action='store_true', help='options: not the right one')
-  add('--draws', type=int, help='options: pairs of languages drawn for each prompt (1)')
-  add('--seed', type=int, help='options: of the draws (0)')
-  add('--chunk', type=int, help='prompts that are computed and saved together (16)')
-  add('--examples', type=int, default=3, help='examples of each language on the page')
-  command_line.add_share(parser)
-  endpoint_flags.add_flags(parser, required=False)
-  parser.set_defaults(share=None)
-  return parser
 
 
 def _checked(args: argparse.Namespace) -> list[str]:
@@ -293,7 +245,7 @@ def _by_endpoint(job: _Job) -> int:
       'questions with choices'
     )
   requests = requests_of(asked, sampling())
-  with endpoint_flags.session(args, [args.model], job.directory, requests) as session:
+  with endpoint_session.session(args, [args.model], job.directory, requests) as session:
     if args.dry_run:
       return command_line.finish(args, {'status': 0, **session.dry_run()})
     sampler = EndpointSampler(session.endpoint, sampling())

@@ -12,6 +12,7 @@ from crossin_jax import config
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder_config import DecoderConfig
+from crossin_jax.plan import flags
 from crossin_jax.plan import report as plan_report
 from crossin_jax.plan import search as plan_search
 from crossin_jax.plan import step as plan_step
@@ -162,63 +163,9 @@ def _decode(args: argparse.Namespace, asked: plan_search.Trial) -> dict | None:
   return plan_report.decode_json(asked, decoding)
 
 
-def parser() -> argparse.ArgumentParser:
-  """The flags of `crossin plan`."""
-  flags = command_line.Parser(
-    'plan',
-    'Compile the train step of gin files for a TPU slice without having it: memory of a chip, '
-    'least time of a step, and what to change if it does not fit. It allocates nothing and needs '
-    'no data.',
-    'crossin plan --topology v5e:4x4 --gin_file=gin_configs/models/llama3_8b.gin '
-    '--gin_file=gin_configs/runs/defaults.gin --gin.LENGTH=4096 --price_per_chip_hour 1.20',
-    gin=True,
-    statuses='0 it fits, 1 it does not, 2 usage, 75 interrupted',
-  )
-  flags.add_argument(
-    '--topology',
-    required=True,
-    metavar='NAME[,NAME]',
-    help=f'a slice, or several with --search: {plan_topology.EXAMPLES}',
-  )
-  flags.add_argument('--num_slices', type=int, default=1, help='number of these slices')
-  flags.add_argument('--decode', action='store_true', help='also compile the decode step')
-  flags.add_argument(
-    '--decode_rows', type=int, default=64, help='answers at a time (Generator.rows)'
-  )
-  flags.add_argument('--decode_tokens', type=int, default=1024, help='tokens of prompt and answer')
-  flags.add_argument(
-    '--price_per_chip_hour', type=float, help='dollars; gives the least cost of a million tokens'
-  )
-  flags.add_argument(
-    '--proofs',
-    type=int,
-    default=1,
-    help='number of settings that fit to find if this one does not; with --search, number of '
-    'meshes to compile and to rank by the time that XLA expects',
-  )
-  flags.add_argument(
-    '--search',
-    action='store_true',
-    help='rank meshes, microbatches and remat; compile the best (of --proofs meshes) and the next '
-    'smaller',
-  )
-  flags.add_argument(
-    '--smallest',
-    action='store_true',
-    help='the smallest of the topologies on which some setting fits',
-  )
-  flags.add_argument(
-    '--effort',
-    type=float,
-    default=0.0,
-    help="XLA's effort for speed, -1 to 1; -1 compiles in half the time, memory may differ",
-  )
-  return flags
-
-
 def main(argv: list[str]) -> int:
   """The command line of `crossin plan`."""
-  args = parser().parse_args(argv)
+  args = flags.parser().parse_args(argv)
   names = [name for name in args.topology.split(',') if name.strip()]
   if len(names) != 1 and not (args.search or args.smallest):
     raise config.ConfigError(f'--topology {args.topology}: give one, or --search among several')

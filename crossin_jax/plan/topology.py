@@ -12,8 +12,8 @@ import numpy as np
 
 from crossin_jax.devices import chips as devices_lib
 from crossin_jax.devices import meshes
+from crossin_jax.plan.flags import EXAMPLES
 
-EXAMPLES = 'v5e:4x4 or v5e-16 (16 chips), v5p:2x2x2 or v5p-16 (8 chips), v6e:8x8, v4:2x2x4, h100:8'
 # Slices that clouds offer, by chips. v4 and v5p also have other multiples of 4x4x4.
 FLAT = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
 CUBIC = {

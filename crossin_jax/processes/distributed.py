@@ -23,30 +23,6 @@ FOREIGN = 3.0  # seconds
 _call: RollCall | None = None
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Adds T5X's flags for several processes, and `--multihost` for clusters that JAX detects."""
-  group = parser.add_argument_group('several processes')
-  group.add_argument(
-    '--coordinator_address',
-    help='HOST:PORT of process 0 (PORT + 1 is used too); needs the next two flags',
-  )
-  group.add_argument(
-    '--process_count', type=int, help='number of processes; with --multihost: the required number'
-  )
-  group.add_argument('--process_index', type=int, help='number of this process, from 0')
-  group.add_argument(
-    '--multihost',
-    action='store_true',
-    help='detect the processes: TPU pod, SLURM, Open MPI, Kubernetes',
-  )
-  group.add_argument(
-    '--start_timeout',
-    type=float,
-    default=1800.0,
-    help='seconds until all processes must be connected',
-  )
-
-
 def initialize(args: argparse.Namespace) -> None:
   """Joins the run that the flags describe; without them the run has this process only.
 
@@ -183,4 +159,4 @@ def leave(status: int) -> None:
     roll_call.os._exit(status)
 
 
-__all__ = ['RollCallError', 'add_flags', 'barrier', 'call', 'initialize', 'leave', 'notify_failed']
+__all__ = ['RollCallError', 'barrier', 'call', 'initialize', 'leave', 'notify_failed']

@@ -20,13 +20,14 @@ import shlex
 import sys
 import time
 
-from crossin_jax import config
 from crossin_jax.evaluation import report as report_lib
 from crossin_jax.evaluation.answers.predictions import read_predictions
 from crossin_jax.evaluation.questions import read_questions
 from crossin_jax.evaluation.results import read_results, write_results
 from crossin_jax.languages import code_of
 from crossin_jax.progress import duration
+from crossin_jax.quickstart import flags
+from crossin_jax.quickstart.flags import ARMS, REPLAY
 from crossin_jax.quickstart.guessers import guessers
 from crossin_jax.storage.files import read_json, write_json
 from crossin_jax.storage.records import read_records
@@ -35,20 +36,6 @@ from crossin_jax.workflow.jobs import Jobs
 from crossin_jax.workflow.steps import Task, run_missing
 from crossin_jax.world.world import World
 
-# Arm -> components of its tuning mixture and their shares. Half of each mixture is replayed
-# reading, the same in every arm. The other half is English questions (Base), or a third of them
-# and two thirds of the rows that the arm adds; a tenth beside native questions and x2x, as in the
-# best mixture of docs/evidence/volume_and_ratio.md.
-REPLAY = {'tested': 0.2, 'shared': 0.3}
-ARMS = {
-  'Floor': {'base': 1.0},
-  'Base': {'base': 1.0},
-  'Mono': {'base': 1 / 3, 'mono': 2 / 3},
-  'x2x': {'base': 1 / 3, 'x2x': 2 / 3},
-  'Mono + x2x': {'base': 0.1, 'mono': 0.45, 'x2x': 0.45},
-  'x2x + Trans': {'base': 1 / 3, 'x2x': 1 / 3, 'trans': 1 / 3},
-}
-DEFAULT_ARMS = tuple(ARMS)[:-1]
 READING = {'tested': 0.2, 'shared': 0.5, 'base': 0.3}
 FORMS = ('untagged', 'tagged')
 
@@ -325,34 +312,7 @@ def _slug(arm: str) -> str:
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin quickstart`."""
-  parser = command_line.Parser(
-    'quickstart',
-    'Train on an invented world described in English, tune five arms, evaluate them in every '
-    'language and write a report.',
-    'crossin quickstart --languages en,vi,es --seeds 1 --output_dir runs/quickstart',
-  )
-  parser.add_argument('--output_dir', default='runs/quickstart', help='of all files')
-  parser.add_argument('--languages', default='en,vi,es', help='English first, of thirteen')
-  parser.add_argument(
-    '--arms',
-    default=','.join(DEFAULT_ARMS),
-    help=f'of: {", ".join(ARMS)} (default: all but the last)',
-  )
-  parser.add_argument('--seeds', type=int, default=1, help='runs of every arm (default: 1)')
-  parser.add_argument('--reading_steps', type=int, default=3000, help='')
-  parser.add_argument('--tuning_steps', type=int, default=600, help='')
-  parser.add_argument('--world_seed', type=int, default=0, help='of the world (default: 0)')
-  parser.add_argument(
-    '--vocabulary_size',
-    type=int,
-    help='pieces (default: 1500, plus 300 for each language after four)',
-  )
-  parser.add_argument(
-    '--jobs',
-    type=int,
-    default=len(os.sched_getaffinity(0)),
-    help='processes at a time (default: cores)',
-  )
+  parser = flags.parser()
   args, bindings = parser.parse_known_args(argv)
   if stray := [b for b in bindings if not b.startswith('--gin_bindings=')]:
     parser.error(f'unknown arguments: {" ".join(stray)}')
@@ -406,7 +366,3 @@ def _print_table(runs: list[dict], settings: Settings) -> None:
     cells = [mean(lambda r, l=l: r['accuracy_by_language'][l]) for l in settings.languages]
     cells += [mean(lambda r: r['consistency'][size]), mean(lambda r: r['ac3'][size])]
     print(f'{arm:14}' + ''.join(f'{cell:8.3f}' for cell in cells), file=sys.stderr)
-
-
-if __name__ == '__main__':
-  sys.exit(main(config.rewrite(sys.argv[1:])))

@@ -11,41 +11,9 @@ import sys
 from crossin_jax import config
 from crossin_jax.languages import code_of
 from crossin_jax.processes import host_memory
-from crossin_jax.serve import page, served
+from crossin_jax.serve import flags, page, served
+from crossin_jax.serve.flags import KEY
 from crossin_jax.workflow import command_line
-
-KEY = 'CROSSIN_API_KEY'
-LANGUAGES = 'en,zh,vi,es'
-
-
-def _parser() -> command_line.Parser:
-  parser = command_line.Parser(
-    'serve',
-    'Serve a checkpoint to every client of the OpenAI protocol, with a page to ask it in several '
-    f'languages. The environment variable {KEY} sets a key that clients must send.',
-    'crossin serve runs/a --compare runs/b --port 8000',
-    gin=True,
-    statuses='0 stopped by SIGTERM or SIGINT, 1 failed, 2 usage',
-  )
-  add = parser.add_argument
-  add(
-    'checkpoint',
-    help='a MODEL_DIR, one of its checkpoints, a Hugging Face directory, or an adapter',
-  )
-  add('--compare', metavar='CHECKPOINT', help='a second model, beside the first one on the page')
-  add('--name', help='of the model in the API (default: the last part of its folder)')
-  add('--compare_name', help='of the second model')
-  add('--host', default='127.0.0.1', help='address to listen at; 0.0.0.0 = every one')
-  add('--port', type=int, default=8000, help='0 = a free one')
-  add('--queue', type=int, default=256, help='answers that may wait for a row; more get status 429')
-  add(
-    '--max_length',
-    type=int,
-    help="tokens of prompt and answer (default: the model's, at most 4096)",
-  )
-  add('--drain_seconds', type=int, default=30, help='time that running answers have after SIGTERM')
-  add('--languages', default=LANGUAGES, help='codes or names of the languages on the page at first')
-  return parser
 
 
 def _check(args: argparse.Namespace) -> list[str]:
@@ -109,7 +77,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin serve`."""
-  args = _parser().parse_args(argv)
+  args = flags.parser().parse_args(argv)
   host_memory.keep_freed()  # before the devices are asked for
   languages = _check(args)
   try:

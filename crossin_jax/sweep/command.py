@@ -15,6 +15,7 @@ import shlex
 import sys
 
 from crossin_jax import config
+from crossin_jax.sweep import flags
 from crossin_jax.sweep.points import Settings, bound_names, make_points
 from crossin_jax.sweep.running import Sweep, exclusive
 from crossin_jax.workflow import command_line
@@ -44,50 +45,9 @@ def _search(args: argparse.Namespace) -> tuple[str, ...]:
   return tuple(path for path in args.gin_search_paths.split(',') if path)
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = command_line.Parser(
-    'sweep',
-    'Train and evaluate every combination of gin values; write one table with intervals and one '
-    'plot. A second start runs what is missing.',
-    'crossin sweep --gin_file=gin_configs/ablations/world_volume.gin --output_dir '
-    'runs/world_volume. A --gin flag that the file does not bind goes to training or to prepare: '
-    '--gin.TRAIN_STEPS=20',
-    gin=True,
-  )
-  parser.add_argument('--output_dir', default='runs/sweep', help='of all files')
-  parser.add_argument(
-    '--jobs',
-    type=int,
-    help='points at a time, each with a share of the cores, a queued resource, or a SLURM job '
-    '(default: 1; slurm: 16)',
-  )
-  parser.add_argument(
-    '--launcher',
-    choices=('local', 'tpu', 'slurm'),
-    default='local',
-    help='where points run (default: here)',
-  )
-  parser.add_argument(
-    '--launcher_args',
-    default='',
-    metavar='FLAGS',
-    help='of launch/tpu_train.sh ("--name sweep --zone Z --accelerator_type T --spot '
-    '--delete_when_done") or of sbatch '
-    '("--gpus-per-node=8 --time=8:00:00")',
-  )
-  parser.add_argument(
-    '--remote_dir', help='gs://BUCKET/FOLDER, which replaces --output_dir on TPUs'
-  )
-  parser.add_argument('--dry_run', action='store_true', help='print all commands and stop')
-  parser.add_argument(
-    '--fit', action='store_true', help='alias of `crossin fit OUTPUT_DIR`, whose flags it takes'
-  )
-  return parser
-
-
 def main(argv: list[str]) -> int:
   """The command line of `crossin sweep`."""
-  parser = _parser()
+  parser = flags.parser()
   args, others = parser.parse_known_args(argv)
   if args.fit:
     from crossin_jax.mixing_laws import fit
@@ -100,8 +60,8 @@ def main(argv: list[str]) -> int:
   args.jobs = (16 if args.launcher == 'slurm' else 1) if args.jobs is None else args.jobs
   if args.jobs < 1:
     parser.error('--jobs must be at least 1')
-  settings, flags = read_settings(args)
-  points = make_points(settings, flags, _search(args))
+  settings, forwarded = read_settings(args)
+  points = make_points(settings, forwarded, _search(args))
   jobs = Jobs(args.output_dir, args.jobs)
   launcher = make_launcher(args.launcher, jobs, args.launcher_args, args.remote_dir)
   sweep = Sweep(args.output_dir, settings, points, launcher, args.jobs, args.gin_search_paths)

@@ -135,6 +135,16 @@ class Bookkeeping:
       self._writer = metrics.MetricsWriter(
         self.files.path, self.step, self.run.evaluated, self.trackers
       )
+    self._next_rate = self._rate_of_next_line(self.step)
+
+  def _rate_of_next_line(self, step: int):
+    """The learning rate of the next line after a step, not waited for.
+
+    It is asked for a line ahead: behind a step that already runs, the host would wait for that one.
+    """
+    return self.learning_rate(
+      min(step + self.log_period - step % self.log_period, self.total_steps) - 1
+    )
 
   def finish(self, step: int, step_metrics) -> None:
     """Reads the metrics of a step, applies `nan_policy`, and writes a line at the end of a period.
@@ -159,9 +169,8 @@ class Bookkeeping:
 
   def _write_line(self, step: int) -> None:
     now = time.monotonic()
-    line = metrics.line(
-      self._period.sums, self._table, float(self.learning_rate(step - 1)), now - self._clock
-    )
+    line = metrics.line(self._period.sums, self._table, float(self._next_rate), now - self._clock)
+    self._next_rate = self._rate_of_next_line(step)
     line['mfu'] = self.utilisation(line['tokens_per_second'] or 0.0)
     self.files.check()
     if self._writer:

@@ -13,6 +13,7 @@ import sys
 import gin
 
 from crossin_jax.storage.files import read_json, write_json
+from crossin_jax.training.event_file import EventFile
 
 IDS = 'trackers.json'  # in MODEL_DIR: which run of a service this run is
 LOGIN_SECONDS = 30
@@ -24,18 +25,16 @@ class TensorBoard:
 
   def start(self, model_dir: str, resumed_step: int) -> None:
     """Opens a file; what a killed run wrote after `resumed_step` is not shown any more."""
-    from tensorboardX import SummaryWriter
-
-    self._board = SummaryWriter(os.path.join(model_dir, 'tensorboard'), purge_step=resumed_step + 1)
+    self._events = EventFile(os.path.join(model_dir, 'tensorboard'), resumed_step + 1)
 
   def log(self, scalars: Mapping[str, float], step: int) -> None:
     """Adds the figures of a step."""
-    for name, value in scalars.items():
-      self._board.add_scalar(name if '/' in name else f'train/{name}', value, step)
+    tag = lambda name: name if '/' in name else f'train/{name}'
+    self._events.log({tag(name): value for name, value in scalars.items()}, step)
 
   def close(self) -> None:
-    """Writes what is left."""
-    self._board.close()
+    """Closes the file."""
+    self._events.close()
 
 
 @gin.configurable

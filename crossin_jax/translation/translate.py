@@ -5,7 +5,6 @@ once, and replies need no parsing. In place of the context, a short field is sen
 instruction.
 """
 
-import argparse
 import collections
 from collections.abc import Callable, Sequence
 import hashlib
@@ -20,12 +19,13 @@ from typing import NamedTuple
 import gin
 
 from crossin_jax import config
-from crossin_jax.endpoint import flags as endpoint_flags
+from crossin_jax.endpoint import session as endpoint_session
 from crossin_jax.endpoint.client import Request, rough_tokens
 from crossin_jax.errors import Interrupted
 from crossin_jax.languages import code_of, english_name
 from crossin_jax.storage.files import write_json, write_jsonl, write_text
 from crossin_jax.storage.records import read_records
+from crossin_jax.translation import flags
 from crossin_jax.translation.masks import Masked, marker_problem, mask, unmask
 from crossin_jax.workflow import command_line
 
@@ -322,42 +322,6 @@ def write(args, job: Job, outcomes: Sequence[Outcome], made_by: dict) -> dict:
   return manifest
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = command_line.Parser(
-    'translate',
-    'Translate instruction rows into other languages: NAME_LANG.json for each, aligned with '
-    'NAME_en.json, which has the rows that could be translated into all languages. Code, URLs, '
-    'placeholders, tags and formulas stay unchanged, or the row is skipped. The same command '
-    'continues an interrupted run.',
-    'crossin translate --input rows.en.json --languages zh,vi --output_dir rows --endpoint '
-    'http://localhost:8000/v1 --model qwen3-8b; or --checkpoint DIR '
-    '--gin.Sampling.max_new_tokens=1024',
-    gin=True,
-  )
-  parser.add_argument(
-    '--input',
-    required=True,
-    help='rows {"instruction", "input", "output"}: .json, .jsonl, .parquet',
-  )
-  parser.add_argument('--languages', required=True, help='target languages, separated by commas')
-  parser.add_argument('--output_dir', required=True)
-  parser.add_argument('--name', help='NAME of the files (default: name of the input)')
-  parser.add_argument('--source_language', default='en', help='language of the input (en)')
-  parser.add_argument('--model', help='name of the model at the endpoint')
-  parser.add_argument(
-    '--checkpoint',
-    help='translate with a MODEL_DIR or a Hugging Face directory instead of an endpoint',
-  )
-  parser.add_argument(
-    '--length_ratio',
-    default='0.1,4',
-    metavar='LEAST,MOST',
-    help='characters of a translation per character of the text (0.1,4); Chinese has 0.3',
-  )
-  endpoint_flags.add_flags(parser, required=False)
-  return parser
-
-
 def _checked(args) -> list[str]:
   """The languages; sets the name and the ratio in `args`. Raises ValueError."""
   args.source_language = code_of(args.source_language)
@@ -388,8 +352,7 @@ def _checked(args) -> list[str]:
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin translate`."""
-  parser = _parser()
-  args = parser.parse_args(argv)
+  args = flags.parser().parse_args(argv)
   languages = _checked(args)
   job = Job(read(args.input), languages)
   print(f'{len(job.rows):,} rows, {len(languages)} language(s): {len(job.items):,} different '
@@ -399,7 +362,7 @@ def main(argv: list[str]) -> int:
   config.parse(args)
   requests, outcome = by_endpoint(job.items, args.source_language, args.ratio)
   outcomes = [Outcome(None, 'no reply')] * len(requests)
-  with endpoint_flags.session(args, [args.model], args.output_dir, requests) as session:
+  with endpoint_session.session(args, [args.model], args.output_dir, requests) as session:
     if args.dry_run:
       return command_line.finish(args, {'status': 0, 'rows': len(job.rows), **session.dry_run()})
     for reply in session.endpoint.complete(requests, progress='translate', check=session.check):

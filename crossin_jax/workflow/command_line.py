@@ -4,7 +4,8 @@ import argparse
 import json
 
 from crossin_jax import config
-from crossin_jax.processes import distributed, exit_status
+from crossin_jax.processes import exit_status
+from crossin_jax.processes import flags as process_flags
 
 STATUSES = '0 done, 75 interrupted (run it again to continue), 1 failed, 2 usage'
 
@@ -52,7 +53,7 @@ class Parser(argparse.ArgumentParser):
       '--json', action='store_true', help='print one JSON object as the last line of stdout'
     )
     if processes:
-      distributed.add_flags(self)
+      process_flags.add_flags(self)
     if gin:
       config.add_flags(self)
 

@@ -24,14 +24,8 @@ from crossin_jax.processes import interruption
 from crossin_jax.processes.exit_status import RESTART
 from crossin_jax.progress import Progress
 from crossin_jax.workflow import command_line
-from crossin_jax.xinstruction import levels
+from crossin_jax.xinstruction import flags, levels
 from crossin_jax.xinstruction import rows as rows_lib
-
-KINDS = {
-  'write': 'documents {"id", "text"} -> {"id", "instruction"}: the generator',
-  'respond': 'rows {"id", "instruction"} -> {"id", "output"}: a response model',
-  'rate': 'rows {"id", "instruction", "output", "language"} -> {"id", "score"}: the rater',
-}
 
 
 @config.configurable(commands=('chunks',))
@@ -166,19 +160,7 @@ def run(
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin xinstruction chunks`."""
-  parser = command_line.Parser(
-    'xinstruction chunks',
-    'A model over chunk files. ' + '; '.join(f'{kind}: {what}' for kind, what in KINDS.items()),
-    'example, on two hosts: crossin xinstruction chunks --kind rate --checkpoint '
-    'out/train-rater.0/model --input out/pairs --output out/rate.0 --share 0/2',
-    gin=True,
-  )
-  parser.add_argument('--kind', required=True, choices=KINDS)
-  parser.add_argument('--checkpoint', required=True, help='a MODEL_DIR or a Hugging Face directory')
-  parser.add_argument('--input', required=True, help='folder of <language>/00000.jsonl ...')
-  parser.add_argument('--output', required=True, help='folder that gets the same names')
-  command_line.add_share(parser)
-  args = parser.parse_args(argv)
+  args = flags.chunks_parser().parse_args(argv)
   share = command_line.share_of(args)
   model = SavedModel.open(args.checkpoint).module(args)
   return 0 if run(args.checkpoint, model, args.kind, args.input, args.output, share) else RESTART

@@ -13,14 +13,13 @@ published steps, docs/design/methods.md#c-13 and the following the decisions of 
 from collections.abc import Callable
 import dataclasses
 import functools
-import importlib
 import os
 import sys
 
 from crossin_jax import config
 from crossin_jax.workflow import command_line
 from crossin_jax.workflow.steps import Step, StepError, Steps
-from crossin_jax.xinstruction import forwarding
+from crossin_jax.xinstruction import flags, forwarding
 from crossin_jax.xinstruction.forwarding import ForwardedSettings
 from crossin_jax.xinstruction.run import Run
 from crossin_jax.xinstruction.settings import XInstruction
@@ -199,43 +198,9 @@ def _names(pipeline: Pipeline, command: str) -> list[str] | None:
   ]
 
 
-COMMANDS = (
-  'run', 'filter', 'seed', 'train-generator', 'generate', 'train-rater', 'rate', 'refine',
-  'diversify', 'export', 'train',
-  'statistics', 'status',
-)  # fmt: skip
-# Commands beside the steps -> module.
-OTHERS = {
-  'chunks': 'crossin_jax.xinstruction.chunk_worker',
-  'translated': 'seqio_tasks.translated',
-  'distill': 'crossin_jax.xinstruction.baselines.distill',
-  'quickstart': 'crossin_jax.xinstruction.quickstart.quickstart',
-}
-
-
 def main(argv: list[str]) -> int:
   """The command line of `crossin xinstruction`."""
-  if argv and argv[0] in OTHERS:
-    return importlib.import_module(OTHERS[argv[0]]).main(argv[1:])
-  parser = command_line.Parser(
-    'xinstruction',
-    'Instruction data from natural text: run = all steps; a step alone; status = what is done, '
-    'missing or stale; chunks = a share of the generation or rating, on any number of hosts; '
-    'translated, distill = rows to compare the set with; quickstart = all of it on the embedded '
-    'world.',
-    'crossin xinstruction run --gin_file=gin_configs/xinstruction/default.gin '
-    "--gin.LANGUAGES=\"('sw','ta')\" --gin.DOCUMENTS=\"'text/{language}.jsonl'\" "
-    '--gin.SEED="\'data/seed\'" --gin.VOCABULARY="\'tokenizer.model\'" --output_dir out',
-    gin=True,
-  )
-  parser.add_argument('command', choices=(*COMMANDS, *OTHERS))
-  parser.add_argument('--output_dir', required=True)
-  parser.add_argument(
-    '--redo',
-    action='store_true',
-    help='run stale steps again; their old folders are renamed, not deleted',
-  )
-  args = parser.parse_args(argv)
+  args = flags.parser().parse_args(argv)
   forwarding.make_known()
   config.parse(args)
   pipeline = Pipeline(args.output_dir, XInstruction(), ForwardedSettings.from_gin())

@@ -13,7 +13,7 @@ import sys
 from typing import NamedTuple
 
 from crossin_jax import config
-from crossin_jax.endpoint import flags as endpoint_flags
+from crossin_jax.endpoint import session as endpoint_session
 from crossin_jax.endpoint.client import Endpoint, Estimate, Request, stoppable
 from crossin_jax.endpoint.ledger import BudgetError
 from crossin_jax.endpoint.transport import Transport
@@ -185,7 +185,7 @@ class Teacher:
         try:
           self._answer(kind, chunks, endpoint, check)
         finally:
-          print(f'teacher {self.model}: {endpoint_flags.summary(endpoint)}', file=sys.stderr)
+          print(f'teacher {self.model}: {endpoint_session.summary(endpoint)}', file=sys.stderr)
         return endpoint.counts().as_json()
     except Interrupted:
       raise Interrupted(

@@ -40,17 +40,16 @@ SUFFIXES = ('gin', 'json', 'md', 'png', 'py', 'html')
 # What is known of the code, gathered in one process of its own: no other test has registered
 # anything there.
 GATHER = """
-import contextlib, importlib, inspect, io, json, re, sys
+import contextlib, inspect, io, json, re, sys
 sys.path[:0] = ['docs', '.']
 import generate_reference
 pages = {path.name: text for path, text in generate_reference.pages().items()}
 from crossin_jax import cli
 help_of = dict(zip(cli.COMMANDS, pages['commands.md'].split('\\n## crossin ')[1:], strict=True))
-module, function, _ = cli.COMMANDS['xinstruction']
 for name in re.search(r'\\{([a-z,-]+)\\}', help_of['xinstruction'])[1].split(','):
   printed = io.StringIO()
   with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-    getattr(importlib.import_module(module), function)([name, '--help'])
+    cli.main(['xinstruction', name, '--help'])
   help_of[f'xinstruction {name}'] = printed.getvalue()
 names = {}
 for name, found in generate_reference.configurables().items():

@@ -5,9 +5,14 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from crossin_jax.mixing_laws.forms import FORMS, forms_of
+from crossin_jax.mixing_laws.flags import FORMS
+from crossin_jax.mixing_laws.forms import forms_of
 
 numbers = st.floats(-1, 1, allow_subnormal=False)
+
+
+def test_names():
+  assert FORMS == tuple(forms_of('fraction'))
 
 
 @pytest.mark.parametrize('name', FORMS)

@@ -27,7 +27,7 @@ from crossin_jax.models.decoder import Decoder
 from crossin_jax.models.lora import LoraConfig
 from crossin_jax.t5x_bridge import data, model, summary, trainer
 from crossin_jax.t5x_bridge import optimizers as bridge_optimizers
-from crossin_jax.t5x_bridge.whole import write
+from crossin_jax.t5x_bridge.full_checkpoint import write
 from crossin_jax.training import optimizers
 from crossin_jax.training import state as train_state
 

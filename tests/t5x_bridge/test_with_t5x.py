@@ -40,7 +40,7 @@ from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder
 from crossin_jax.models.decoder_config import DecoderConfig
 from crossin_jax.models.lora import LoraConfig
-from crossin_jax.t5x_bridge import whole
+from crossin_jax.t5x_bridge.full_checkpoint import write
 from crossin_jax.training import losses
 from crossin_jax.training import state as train_state
 
@@ -273,7 +273,7 @@ def test_lora_has_the_same_losses_and_leaves_the_rest_alone(
 
   # Our adapters, with the model beneath them, under T5X again.
   model = Decoder(DecoderConfig(**MODEL, lora=LoraConfig(rank=4, alpha=8.0, base_dtype='float32')))
-  together = whole.write(run, str(tmp_path / 'whole'), model)
+  together = write(run, str(tmp_path / 'whole'), model)
   assert leaves(together).keys() == after.keys()
   more = {
     **LORA,

@@ -110,9 +110,33 @@ def test_a_resumed_run_continues_its_run_in_wandb_and_trackio(tmp_path):
     assert b'loss_by_language/vi' in content and b'train.seed = 3' in content
 
 
+READ = """
+import json, sys
+import tensorflow as tf
+events = []
+for event in tf.compat.v1.train.summary_iterator(sys.argv[1]):
+  values = {value.tag: value.simple_value for value in event.summary.value}
+  events.append([event.step, event.file_version, event.session_log.status, values])
+print(json.dumps(events))
+"""
+
+
 def test_tensorboard_hides_what_a_killed_run_wrote_later(tmp_path):
   board = TensorBoard()
   board.start(str(tmp_path), 7)
-  board.log({'loss': 1.0}, 8)
+  board.log({'loss': 1.0, 'eval/Übung': 0.25}, 8)
+  board.log({'loss': 1e300}, 300)
   board.close()
-  assert os.listdir(tmp_path / 'tensorboard')
+  (path,) = glob.glob(str(tmp_path / 'tensorboard' / '*tfevents*'))
+  # TensorFlow's reader checks the checksums.
+  done = subprocess.run(
+    [sys.executable, '-c', READ, path], capture_output=True, text=True,
+    env=os.environ | {'CUDA_VISIBLE_DEVICES': ''},
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert json.loads(done.stdout) == [
+    [8, 'brain.Event:2', 0, {}],
+    [8, '', 1, {}],  # START: what other files have of step 8 and later is dropped
+    [8, '', 0, {'train/loss': 1.0, 'eval/Übung': 0.25}],
+    [300, '', 0, {'train/loss': pytest.approx(3.4e38, rel=1e-2)}],
+  ]

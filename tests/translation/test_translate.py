@@ -155,9 +155,6 @@ def rows(n=12):
 @pytest.fixture(autouse=True)
 def _setting(monkeypatch):
   monkeypatch.setenv('OPENAI_API_KEY', KEY)
-  monkeypatch.setitem(
-    cli.COMMANDS, 'translate', ('crossin_jax.translation.translate', 'main', 'test')
-  )
 
 
 @pytest.fixture
@@ -258,7 +255,7 @@ def test_kill_9_and_again(source, tmp_path):
   with running(tmp_path, mode='translate') as server:
     assert cli.main(flags(source, server.url, alone)) == 0
   (tmp_path / 'slow').mkdir()
-  program = "import sys; from crossin_jax import cli; cli.COMMANDS['translate'] = ('crossin_jax.translation.translate', 'main', ''); sys.exit(cli.main(sys.argv[1:]))"
+  program = 'import sys; from crossin_jax import cli; sys.exit(cli.main(sys.argv[1:]))'
   out, environment = tmp_path / 'out', {**os.environ, 'PYTHONPATH': str(REPOSITORY)}
   cache = out / 'cache'
   with running(tmp_path / 'slow', mode='translate', slow=0.2, fail=0.2) as server:

@@ -6,10 +6,9 @@ returns an option, by the rule of the benchmark's published scorer.
 
 from collections.abc import Sequence
 
+from crossin_jax.evaluation.answers.protocols import PROTOCOLS
 from crossin_jax.evaluation.answers.seaeval import seaeval
 from crossin_jax.evaluation.answers.strict import strict
-
-PROTOCOLS = ('strict', 'seaeval')
 
 
 def first_line(prediction: str) -> str:

@@ -15,6 +15,7 @@ import unicodedata
 
 from crossin_jax.evaluation.answers.choices import LETTERS
 from crossin_jax.evaluation.benchmarks import files as benchmark_files
+from crossin_jax.evaluation.benchmarks import flags
 from crossin_jax.languages import code_of, english_name
 from crossin_jax.storage.files import write_json
 from crossin_jax.storage.records import RecordError
@@ -120,18 +121,7 @@ def _hash(*parts: str) -> bytes:
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin build-cross-xquad`."""
-  parser = command_line.Parser(
-    'build-cross-xquad',
-    'Rebuild Cross-XQuAD from XQuAD: four options per question, parallel in all languages.',
-    'crossin build-cross-xquad --xquad_dir data/xquad --languages en,zh,vi,es --output '
-    'cross_xquad.json',
-  )
-  add = parser.add_argument
-  add('--xquad_dir', required=True, help='folder of xquad.<language>.json')
-  add('--languages', default='en,zh,vi,es', help='codes of XQuAD; the default is that of CrossIn')
-  add('--output', default='cross_xquad.json', help="file to write, in SeaEval's format")
-  add('--split', help='part of the file names that selects one of several splits')
-  args = parser.parse_args(argv)
+  args = flags.parser().parse_args(argv)
   languages = [code_of(language) for language in args.languages.split(',')]
   built = build(args.xquad_dir, languages, args.split)
   write_json(args.output, built.records)

@@ -1,6 +1,5 @@
 """`crossin harness`: tasks of lm-evaluation-harness on a checkpoint."""
 
-import argparse
 import contextlib
 import importlib.util
 import json
@@ -15,7 +14,7 @@ import jax
 from crossin_jax import config
 from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.devices.partitioning import Partitioner
-from crossin_jax.evaluation.harness import answered, parallel, tasks
+from crossin_jax.evaluation.harness import answered, flags, parallel, tasks
 from crossin_jax.evaluation.harness.engine import Engine
 from crossin_jax.evaluation.harness.errors import HarnessError
 from crossin_jax.evaluation.results import write_results
@@ -25,48 +24,6 @@ from crossin_jax.workflow import command_line
 
 MARKERS = ('results.json',)  # uploaded last to a remote output directory
 BOOTSTRAPS = 100_000  # of the harness, for standard errors without a formula
-
-
-def _parser() -> command_line.Parser:
-  parser = command_line.Parser(
-    'harness',
-    'Run tasks of lm-evaluation-harness on a checkpoint, with its own results and with '
-    'consistency across languages.',
-    'crossin harness --checkpoint runs/a --tasks xcopa,belebele_est_Latn,mgsm_direct '
-    '--num_fewshot 0 --output_dir runs/a/harness',
-    gin=True,
-    processes=True,
-  )
-  add = parser.add_argument
-  add(
-    '--checkpoint',
-    required=True,
-    help='a MODEL_DIR, one of its checkpoints, a Hugging Face directory, or a PEFT adapter',
-  )
-  add('--tasks', required=True, help='names of tasks, groups or tags, with commas; * matches')
-  add('--include_path', help='a folder of YAML files with more tasks')
-  add('--output_dir', required=True, help='for all results; a killed run continues there')
-  add('--num_fewshot', type=int, help="examples in a prompt (default: each task's own)")
-  add('--limit', type=float, help='items of each task; below 1 a share')
-  add('--apply_chat_template', action='store_true', help='prompts are conversations')
-  add(
-    '--fewshot_as_multiturn',
-    action=argparse.BooleanOptionalAction,
-    help='examples are turns of the conversation (default: with --apply_chat_template)',
-  )
-  add('--system_instruction', help='system text of every prompt')
-  add('--gen_kwargs', help='settings of generation, e.g. max_gen_toks=64,temperature=0.7')
-  add('--max_length', type=int, help='most tokens the model reads (default: its own limit)')
-  add(
-    '--add_bos_token',
-    choices=('true', 'false'),
-    help="whether prompts start with BOS (default: the tokenizer's own)",
-  )
-  add('--seed', type=int, default=1234, help='of few-shot examples and sampled answers')
-  add('--log_samples', action='store_true', help='write samples_*.jsonl with every answer')
-  add('--variant', help='name in results.json (default: name of the MODEL_DIR)')
-  add('--run_unsafe_code', action='store_true', help='allow tasks that execute generated code')
-  return parser
 
 
 def require() -> None:
@@ -86,7 +43,7 @@ def require() -> None:
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin harness`."""
-  args = _parser().parse_args(argv)
+  args = flags.parser().parse_args(argv)
   require()
   if args.fewshot_as_multiturn and not args.apply_chat_template:
     raise config.ConfigError('--fewshot_as_multiturn needs --apply_chat_template')

@@ -13,12 +13,12 @@ import numpy as np
 
 from crossin_jax.endpoint.client import Endpoint, Request
 from crossin_jax.errors import CrossinError
-from crossin_jax.evaluation.answers import extraction
+from crossin_jax.evaluation.answers import extraction, protocols
 from crossin_jax.evaluation.answers.choices import LETTERS
 from crossin_jax.evaluation.answers.predictions import Predictions
 from crossin_jax.evaluation.answers.seaeval import draw
 
-PROTOCOL = 'seaeval_v2'
+PROTOCOL = protocols.JUDGED
 MARK = 'The model selected:'
 PROMPT = tomllib.loads(Path(__file__).with_suffix('.toml').read_text(encoding='utf-8'))['user']
 

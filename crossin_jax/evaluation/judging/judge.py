@@ -5,7 +5,6 @@ released code (docs/design/methods.md#b-8-evaluation); the aggregation is
 docs/design/methods.md#c-21, see `crossin_jax.evaluation.judging.verdicts`.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 import dataclasses
 import hashlib
@@ -19,11 +18,11 @@ import numpy as np
 
 from crossin_jax import config
 from crossin_jax.data.thoughts import without_thoughts
-from crossin_jax.endpoint import flags as endpoint_flags
+from crossin_jax.endpoint import session as endpoint_session
 from crossin_jax.endpoint.client import Endpoint, Request
 from crossin_jax.evaluation import record_fields
+from crossin_jax.evaluation.judging import flags, verdicts
 from crossin_jax.evaluation.judging import page as judge_page
-from crossin_jax.evaluation.judging import verdicts
 from crossin_jax.evaluation.judging.verdicts import CUT, NO_REPLY, NO_SCORES, Judgement, Pair
 from crossin_jax.languages import code_of
 from crossin_jax.pages.words import language_name
@@ -32,7 +31,7 @@ from crossin_jax.storage.files import write_json, write_jsonl
 from crossin_jax.workflow import command_line
 
 ORDERS = ('ab', 'ba')
-PARAMETERS = {'temperature': 0, 'top_p': 1, 'max_tokens': 256}  # as published
+PARAMETERS = {'temperature': 0, 'top_p': 1, 'max_tokens': flags.MAX_TOKENS}  # as published
 EXPECTED_TOKENS = 40  # two scores in their tags
 _PROMPT = tomllib.loads(Path(__file__).with_name('prompt.toml').read_text(encoding='utf-8'))
 SYSTEM, PROMPT = _PROMPT['system'], _PROMPT['user']
@@ -242,44 +241,6 @@ def _rows(pairs: Sequence[Pair], judgements: dict) -> Iterator[dict]:
       }
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = command_line.Parser(
-    'judge',
-    'Compare the answers of two systems pairwise, in both orders, by the scores of a judge model. '
-    'Writes judgements.jsonl, judge.json and judge.html. Replies are cached, so an interrupted run '
-    'continues where it stopped.',
-    'crossin judge ours.jsonl theirs.jsonl --endpoint https://api.openai.com/v1 --judge_model '
-    'gpt-4 --output_dir judged --price_in 30 --price_out 60 --budget 20',
-    gin=True,
-  )
-  add = parser.add_argument
-  add(
-    'answers_a',
-    metavar='A.jsonl',
-    help='answers of the system of interest: rows {"id", "language", "instruction", "output"}; '
-    'optional: "outputs", "category", "asked_in"',
-  )
-  add('answers_b', metavar='B.jsonl', help='answers of the system to compare with')
-  add('--judge_model', action='append', required=True, help='repeat it to measure their agreement')
-  add('--output_dir', required=True)
-  add('--name_a', help='name of A in tables (default: its file name)')
-  add('--name_b', help='name of B in tables (default: its file name)')
-  add('--languages', help='only these, separated by commas')
-  add('--longest', action='store_true', help='judge the longest of "outputs", not the shortest')
-  add('--allow_partial', action='store_true', help='skip malformed rows and rows without a partner')
-  add(
-    '--max_tokens',
-    type=int,
-    default=PARAMETERS['max_tokens'],
-    help='of a reply; reasoning judges need more',
-  )
-  add('--resamples', type=int, default=2000, help='of the bootstrap')
-  add('--seed', type=int, default=0, help='of the bootstrap (default: 0)')
-  add('--examples', type=int, default=3, help='pairs on the page for each language')
-  endpoint_flags.add_flags(parser)
-  return parser
-
-
 def _pairs(args) -> tuple[list[Pair], dict]:
   """The pairs to judge, and the numbers of skipped rows.
 
@@ -309,7 +270,7 @@ def _pairs(args) -> tuple[list[Pair], dict]:
 
 def main(argv: list[str]) -> int:
   """The command line of `crossin judge`."""
-  args = _parser().parse_args(argv)
+  args = flags.parser().parse_args(argv)
   config.parse(args)
   pairs, left_out = _pairs(args)
   models = list(dict.fromkeys(args.judge_model))
@@ -321,7 +282,7 @@ def main(argv: list[str]) -> int:
     for order in ORDERS
   ]
   what = f'{len(pairs):,} pairs, both orders, {len(models)} judge(s)'
-  with endpoint_flags.session(args, models, args.output_dir, requests, what) as session:
+  with endpoint_session.session(args, models, args.output_dir, requests, what) as session:
     if args.dry_run:
       result = {'status': 0, 'pairs': len(pairs), 'left_out': left_out, **session.dry_run()}
       return command_line.finish(args, result)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import sys
 
 from crossin_jax.evaluation import record_fields
+from crossin_jax.evaluation.responses import flags
 from crossin_jax.languages import code_of, english_name
 from crossin_jax.storage.files import write_jsonl
 from crossin_jax.storage.records import RecordError
@@ -131,25 +132,7 @@ def _response(record: dict) -> Response:
 
 def ask_main(argv: Sequence[str] | None = None) -> int:
   """`crossin ask`."""
-  parser = command_line.Parser(
-    'ask',
-    'Write prompts for the same questions in English ("Answer in Urdu.") and in the language of '
-    'the answer.',
-    'crossin ask --questions vicuna80.en.jsonl --questions_native vicuna80.ur.jsonl --language ur '
-    '--output asked.jsonl; then crossin generate --input asked.jsonl --output answers.jsonl; then '
-    'crossin responses answers.jsonl --questions asked.jsonl',
-  )
-  add = parser.add_argument
-  add('--questions', required=True, help='English questions, JSONL: {question_id, text, category}')
-  add('--questions_native', required=True, help='the same questions, by ID, in --language')
-  add('--language', required=True, help='code of the language of the answers, e.g. ur')
-  add('--output', required=True, help='JSONL for `crossin generate --input`')
-  add(
-    '--allow_partial',
-    action='store_true',
-    help='skip malformed lines and questions that one of the files lacks',
-  )
-  options = parser.parse_args(argv)
+  options = flags.ask_parser().parse_args(argv)
   language = code_of(options.language)
   if language == 'en':
     raise ValueError('--language en: English questions are always included; choose another')

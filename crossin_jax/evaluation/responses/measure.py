@@ -18,6 +18,7 @@ import numpy as np
 from crossin_jax import language_id
 from crossin_jax.data.thoughts import without_thoughts
 from crossin_jax.evaluation.measures import bootstrap, tables
+from crossin_jax.evaluation.responses import flags
 from crossin_jax.evaluation.responses.files import Response, read_responses
 from crossin_jax.languages import english_name
 from crossin_jax.pages import words
@@ -212,18 +213,7 @@ def _claim(
 
 def main(argv: Sequence[str] | None = None) -> int:
   """`crossin responses`."""
-  parser = command_line.Parser(
-    'responses',
-    'Measure fidelity (share in the requested language), repetition and length of open-ended '
-    'responses.',
-    'crossin responses answers.jsonl --questions asked.jsonl --output_dir figures',
-  )
-  add = parser.add_argument
-  add('answers', help='JSONL of `crossin generate`')
-  add('--questions', help='output of `crossin ask`, for answers without a field "language"')
-  add('--output_dir', help='for responses.json')
-  add('--resamples', type=int, default=2000, help='of the bootstrap')
-  options = parser.parse_args(argv)
+  options = flags.responses_parser().parse_args(argv)
   groups, claims = measure(read_responses(options.answers, options.questions), options.resamples)
   print('\n'.join(_lines(groups, claims)), file=sys.stderr)
   report = {

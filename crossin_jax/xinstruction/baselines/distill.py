@@ -4,7 +4,6 @@ Prompt and sampling follow the released code of X-Instruction for ChatGPT
 (docs/design/methods.md#b-8-evaluation), without the system message that it sends by mistake.
 """
 
-import argparse
 import collections
 from collections.abc import Sequence
 import dataclasses
@@ -13,13 +12,14 @@ import os
 import sys
 
 from crossin_jax import config
-from crossin_jax.endpoint import flags as endpoint_flags
+from crossin_jax.endpoint import session as endpoint_session
 from crossin_jax.endpoint.client import Request, rough_tokens
 from crossin_jax.languages import english_name
 from crossin_jax.storage.files import write_json
 from crossin_jax.translation import translate
 from crossin_jax.workflow import command_line
 from crossin_jax.xinstruction import rows as rows_lib
+from crossin_jax.xinstruction.baselines import flags
 
 PARAMETERS = {'temperature': 0.7, 'top_p': 1, 'max_tokens': 2048}  # as published
 PROMPT = """Given an instruction in English, please generate a response in {language}.
@@ -122,40 +122,9 @@ def write(
   return manifest
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = command_line.Parser(
-    'xinstruction distill',
-    'The baseline of a teacher: it answers English instructions in the language. Writes '
-    'STEM_LANG.json for --gin.DISTILLED of gin_configs/mixtures/xinstruction.gin. Replies are '
-    'kept: a run that was stopped or killed goes on where it was.',
-    'crossin xinstruction distill --input rows.en.json --languages sw,ta --output '
-    'baselines/distilled --endpoint https://api.openai.com/v1 --model gpt-4o-mini --price_in 0.15 '
-    '--price_out 0.6 --budget 10',
-    gin=True,
-  )
-  parser.add_argument(
-    '--input',
-    required=True,
-    help='rows {"instruction", "input", "output"}, the last unused: .json, .jsonl, .parquet',
-  )
-  parser.add_argument('--languages', required=True, help='to answer in, separated by commas')
-  parser.add_argument(
-    '--output', required=True, metavar='STEM', help='of the files that are written'
-  )
-  parser.add_argument('--model', required=True, help='name of the teacher at the endpoint')
-  parser.add_argument(
-    '--style',
-    choices=rows_lib.STYLES,
-    default='assistant',
-    help='of the prompt in the rows (assistant); the teacher is not shown it',
-  )
-  endpoint_flags.add_flags(parser)
-  return parser
-
-
 def main(argv: list[str]) -> int:
   """The command line of `crossin xinstruction distill`."""
-  args = _parser().parse_args(argv)
+  args = flags.parser().parse_args(argv)
   config.parse(args)
   languages = rows_lib.checked_languages(args.languages)
   args.output = rows_lib.checked_output(args.output, languages, [args.input])
@@ -166,7 +135,7 @@ def main(argv: list[str]) -> int:
   outcomes = dict.fromkeys(places, (None, 'no reply'))
   what = f'{len(asked):,} instructions, {len(languages)} language(s)'
   folder = os.path.dirname(args.output)
-  with endpoint_flags.session(args, [args.model], folder, requests, what) as session:
+  with endpoint_session.session(args, [args.model], folder, requests, what) as session:
     if args.dry_run:
       return _done(args, session.dry_run())
     for reply in session.endpoint.complete(requests, progress='distill', check=session.check):

@@ -17,7 +17,6 @@ import shlex
 import sys
 import time
 
-from crossin_jax import config
 from crossin_jax.data.prompts import TEMPLATES
 from crossin_jax.languages import code_of
 from crossin_jax.progress import duration
@@ -28,6 +27,8 @@ from crossin_jax.workflow.steps import Step, Steps
 from crossin_jax.xinstruction import rows as rows_lib
 from crossin_jax.xinstruction.filtering.filters import Filters
 from crossin_jax.xinstruction.pipeline import Pipeline
+from crossin_jax.xinstruction.quickstart import flags
+from crossin_jax.xinstruction.quickstart.settings import Settings
 from crossin_jax.xinstruction.settings import XInstruction
 from crossin_jax.xinstruction.steps import candidates
 
@@ -44,32 +45,6 @@ MODELS = {
   'seed and kept': ('pipeline/train', rows_lib.assistant),
 }
 FORMS = ('English', 'native')
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """Settings of a quickstart.
-
-  Attributes:
-    languages: output languages, of the world's twelve beside English.
-    entities: territories that the world tells of.
-    reading_steps: of the base model.
-    generator_epochs, response_epochs, rater_epochs: of each kind of model, over its rows; the
-      rater's in each round; set_epochs: of the models on a set alone.
-    keep_fraction, rounds: see `XInstruction`.
-    world_seed: another seed is another world.
-  """
-
-  languages: tuple[str, ...] = ('sw', 'ta', 'fi')
-  entities: int = 60
-  reading_steps: int = 1500
-  generator_epochs: float = 4.0
-  response_epochs: float = 2.0
-  rater_epochs: float = 1.5
-  set_epochs: float = 12.0
-  keep_fraction: float = 0.25
-  rounds: int = 2
-  world_seed: int = 0
 
 
 class WorldPipeline(Pipeline):
@@ -295,23 +270,7 @@ class Quickstart:
 def main(argv: Sequence[str]) -> int:
   """The command line of `crossin xinstruction quickstart`."""
   defaults = Settings()
-  parser = command_line.Parser(
-    'xinstruction quickstart',
-    'X-Instruction on the embedded world: reads, writes instructions for texts, refines them in '
-    'rounds, tunes, asks, and shows precision and recall of what was kept.',
-    'crossin xinstruction quickstart --languages sw,ta,fi --output_dir runs/xinstruction',
-  )
-  parser.add_argument('--output_dir', default='runs/xinstruction', help='for everything')
-  parser.add_argument('--languages', default=','.join(defaults.languages), help='output languages')
-  for name, what in (
-    ('entities', 'territories of the world'), ('reading_steps', 'of the base model'),
-    ('rounds', 'of refinement'),
-    ('world_seed', 'another seed is another world'),
-  ):  # fmt: skip
-    parser.add_argument(f'--{name}', type=int, default=getattr(defaults, name), help=f'{what}')
-  parser.add_argument(
-    '--redo', action='store_true', help='run steps again whose settings have changed'
-  )
+  parser = flags.parser()
   args = parser.parse_args(argv)
   try:
     languages = tuple(code_of(name.strip()) for name in args.languages.split(','))
@@ -332,7 +291,3 @@ def main(argv: Sequence[str]) -> int:
   page = os.path.abspath(os.path.join(args.output_dir, 'report.html'))
   print(f'\n{duration(time.monotonic() - started)}. Open {page}', file=sys.stderr)
   return command_line.finish(args, {'report': page, 'seconds': time.monotonic() - started} | report)
-
-
-if __name__ == '__main__':
-  sys.exit(main(config.rewrite(sys.argv[1:])))

@@ -35,9 +35,6 @@ ANSWERS = {'en': 'Wear wool. ', 'ur': 'اون پہنیں۔ ', 'ta': 'கம்�
 @pytest.fixture(autouse=True)
 def _setting(monkeypatch):
   monkeypatch.setenv('OPENAI_API_KEY', KEY)
-  monkeypatch.setitem(
-    cli.COMMANDS, 'judge', ('crossin_jax.evaluation.judging.judge', 'main', 'test')
-  )
 
 
 def rows(system, items=10, languages=('ur', 'ta'), quality=5):
@@ -95,7 +92,6 @@ def lines(out):
 PROGRAM = """
 import sys
 from crossin_jax import cli
-cli.COMMANDS['judge'] = ('crossin_jax.evaluation.judging.judge', 'main', 'test')
 sys.exit(cli.main(sys.argv[1:]))
 """
 
