@@ -221,11 +221,8 @@ class _Shard:
   def _log_z(self, chunks: '_Chunks', target_N):
     """Log-sum-exp over all words and the logit of the target, [N] each, and `_Kept.powers`."""
 
-    def step(carry, i):
-      gathered, highest_N, total_N, logit_N = carry
-      part = chunks.part(i) if gathered is None else gathered
-      # The next part is gathered during the products of this one.
-      gathered = chunks.part(i + 1) if self.width else None
+    def step(carry, i, part, _):
+      highest_N, total_N, logit_N = carry
       word_C, is_new_C = chunks.words(i)
       _, logits_NC = chunks.logits(i, part)
       new_N = jnp.maximum(highest_N, logits_NC.max(axis=-1))
@@ -237,21 +234,18 @@ class _Shard:
         # Without the barrier XLA computes the exponentials twice, for the sum and for the copy.
         powers_NC, total_N = jax.lax.optimization_barrier(
           (powers_NC.astype(chunks.x_NE.dtype), total_N)
-        )
+        )  # fmt: skip
         powers = powers_NC, safe_N
       column_N = target_N - word_C[0]
       clipped_N1 = jnp.clip(column_N, 0, chunks.size - 1)[:, None]
       here_N = jnp.take_along_axis(logits_NC, clipped_N1, axis=-1)[:, 0]
       # A word that the last two chunks share is in both, in the last one as -inf.
       is_here_N = (column_N >= 0) & (column_N < chunks.size) & is_new_C[clipped_N1[:, 0]]
-      return (gathered, new_N, total_N, jnp.where(is_here_N, here_N, logit_N)), powers
+      return (new_N, total_N, jnp.where(is_here_N, here_N, logit_N)), powers
 
     lowest_N = jnp.full(target_N.shape, -jnp.inf, chunks.accumulate)
-    start = (chunks.part(0) if self.width else None, lowest_N, jnp.zeros_like(lowest_N), lowest_N)
-    # In pairs, so that the part that is gathered needs no copy to take the place of the other.
-    (_, highest_N, total_N, logit_N), powers = jax.lax.scan(
-      step, start, jnp.arange(chunks.count), unroll=2 if self.width else 1
-    )
+    start = lowest_N, jnp.zeros_like(lowest_N), lowest_N
+    (highest_N, total_N, logit_N), powers = chunks.scan(step, start, ahead=True)
     if self.vocabulary:
       local_N, highest_N = highest_N, jax.lax.pmax(highest_N, self.vocabulary)
       scaled_N = total_N * jnp.exp(local_N - _finite(highest_N))
@@ -269,10 +263,8 @@ class _Shard:
       *(x.reshape(-1) for x in (targets_BL, log_z_BL, d_loss_BL, d_log_z_BL))
     )
 
-    def step(carry, i_and_powers):
-      i, powers = i_and_powers
+    def step(carry, i, part, powers):
       dx_NE, d_kernel = carry
-      part = chunks.part(i)
       d_NC = cotangents.of_logits(chunks, i, part, powers)
       if wanted[0]:
         dx_NE += chunks.product(f'nc,{chunks.layout}->ne', d_NC, part)
@@ -287,7 +279,8 @@ class _Shard:
       jnp.zeros(chunks.x_NE.shape, chunks.accumulate) if wanted[0] else None,
       jnp.zeros_like(kernel) if wanted[1] else None,
     )
-    dx_NE, d_kernel = jax.lax.scan(step, start, (jnp.arange(chunks.count), powers))[0]
+    # Where the kernel has a gradient, its products hide the gather of their own chunk.
+    (dx_NE, d_kernel), _ = chunks.scan(step, start, powers, ahead=not wanted[1])
     if wanted[0]:
       dx_NE = _over(jax.lax.psum, dx_NE, self.vocabulary).astype(x_BLE.dtype).reshape(x_BLE.shape)
     return dx_NE, d_kernel
@@ -343,6 +336,31 @@ class _Chunks:
     self.all_words = words * (jax.lax.psum(1, axes) if axes else 1)
     self.size = min(words, -(-words // -(-words // shard.chunk) // 128) * 128)
     self.count, self.overlap = -(-words // self.size), bool(words % self.size)
+
+  def scan(self, step, start, powers=None, *, ahead: bool):
+    """`jax.lax.scan` of step(carry, i, kernel of chunk i, powers of chunk i) over all chunks.
+
+    Args:
+      step, start: as of `jax.lax.scan`.
+      powers: `_Kept.powers`.
+      ahead: gather the kernel of a chunk during the step before; two are then held at a time.
+    """
+    ahead = ahead and bool(self.shard.width)
+
+    def one(carry_and_part, i_and_powers):
+      (carry, part), (i, powers) = carry_and_part, i_and_powers
+      following = self.part(i + 1) if ahead else None
+      carry, out = step(carry, i, part if ahead else self.part(i), powers)
+      return (carry, following), out
+
+    # In pairs, so that what is gathered needs no copy to take the place of what was used.
+    (carry, _), out = jax.lax.scan(
+      one,
+      (start, self.part(0) if ahead else None),
+      (jnp.arange(self.count), powers),
+      unroll=2 if ahead else 1,
+    )
+    return carry, out
 
   def start(self, i):
     """The first word of chunk i, counted on this device."""

@@ -13,7 +13,6 @@ import sys
 import gin
 
 from crossin_jax.storage.files import read_json, write_json
-from crossin_jax.training.event_file import EventFile
 
 IDS = 'trackers.json'  # in MODEL_DIR: which run of a service this run is
 LOGIN_SECONDS = 30
@@ -24,17 +23,25 @@ class TensorBoard:
   """Writes MODEL_DIR/tensorboard. Names without a slash get 'train/' in front."""
 
   def start(self, model_dir: str, resumed_step: int) -> None:
-    """Opens a file; what a killed run wrote after `resumed_step` is not shown any more."""
-    self._events = EventFile(os.path.join(model_dir, 'tensorboard'), resumed_step + 1)
+    """What a killed run wrote after `resumed_step` is not shown any more."""
+    self._place, self._board = (os.path.join(model_dir, 'tensorboard'), resumed_step + 1), None
 
   def log(self, scalars: Mapping[str, float], step: int) -> None:
     """Adds the figures of a step."""
-    tag = lambda name: name if '/' in name else f'train/{name}'
-    self._events.log({tag(name): value for name, value in scalars.items()}, step)
+    if self._board is None:
+      # Opened here: the first step of a run need not wait until the library is imported, which
+      # takes more than a second where torch is installed.
+      from tensorboardX import SummaryWriter
+
+      folder, first_step = self._place
+      self._board = SummaryWriter(folder, purge_step=first_step)
+    for name, value in scalars.items():
+      self._board.add_scalar(name if '/' in name else f'train/{name}', value, step)
 
   def close(self) -> None:
-    """Closes the file."""
-    self._events.close()
+    """Writes what is left."""
+    if self._board is not None:
+      self._board.close()
 
 
 @gin.configurable
