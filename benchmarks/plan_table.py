@@ -96,7 +96,7 @@ def times(model: str, kind: str, tuning: str) -> list[dict]:
   rows = []
   for name, slices in SLICES[kind]:
     topology = plan_topology.parse(name, slices)
-    setting, partitioner = setting_of(model, tuning, max(ROWS, topology.chips))
+    setting, partitioner = setting_of(model, tuning, max(ROWS, len(topology.devices)))
     trials = plan_search.ranked(plan_search.Planner(partitioner), setting, topology)
     if not trials:
       continue

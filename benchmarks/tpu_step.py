@@ -69,7 +69,7 @@ def setting_of(layers: int, tuning: str, topology, flags: list[str]) -> plan_ste
     '--gin_file=gin_configs/models/llama3_8b.gin',
     '--gin_file=gin_configs/runs/defaults.gin',
     f'--gin.LENGTH={LENGTH}',
-    f'--gin.BATCH_SIZE={topology.chips}',
+    f'--gin.BATCH_SIZE={len(topology.devices)}',
     f'--gin.DecoderConfig.num_layers={layers}',
     *(LORA if tuning == 'lora' else []),
     *flags,
@@ -80,7 +80,7 @@ def setting_of(layers: int, tuning: str, topology, flags: list[str]) -> plan_ste
 
 def compile_step(setting: plan_step.Setting, topology, options: dict[str, str]):
   """(text, facts, mesh) of our step on all chips as fsdp."""
-  partition = Partitioner(mesh_shape=(1, topology.chips, 1), devices=topology.devices)
+  partition = Partitioner(mesh_shape=(1, len(topology.devices), 1), devices=topology.devices)
   started = time.monotonic()
   lowered = plan_step.lowered_step(setting, partition)
   with partition.activate(), plan_step.announced(f'compiling for {topology}'):

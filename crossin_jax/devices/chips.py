@@ -10,7 +10,7 @@ GIB = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class DeviceKind:
-  """One kind of chip.
+  """One kind of chip, as JAX has it: one device.
 
   Attributes:
     name: substring of JAX's device_kind.
@@ -39,14 +39,16 @@ class DeviceKind:
 # state ICI in GB/s a chip, both directions (v5e 400, v5p 1,200, v6e 800), and the data centre's
 # network in Gbit/s a chip (v5p 50) or a pod of 256 (v5e 6,400, v6e 25,600). NVLink is stated for
 # both directions. `network` of GPUs is a 400 (A100: 200) Gbit/s adapter each, as in DGX. `clock` is
-# peak / (2 x multipliers): 4 units of 128 x 128 in v5e, 8 in v4 and v5p, 4 of 256 x 256 in v6e. The
-# first name that a device_kind contains applies.
+# peak / (2 x multipliers): 4 units of 128 x 128 in v5e, 8 in v4 and v5p, 4 of 256 x 256 in v6e. A
+# TPU7x chip is two devices for JAX, so its figures are those of half a chip; libtpu 0.0.52
+# estimates products as if a device had the units of a v6e. The first name that a device_kind
+# contains applies.
 KINDS = (
   DeviceKind('H200', 989e12, 141e9, 4.8e12, 450e9, 50e9),
   DeviceKind('H100', 989e12, 80e9, 3.35e12, 450e9, 50e9),
   DeviceKind('A100', 312e12, 80e9, 2.04e12, 300e9, 25e9),
   DeviceKind('L4', 121e12, 24e9, 0.3e12, 32e9, 1.6e9),
-  DeviceKind('TPU7x', 2307e12, 192e9, 7.37e12, 600e9, 12.5e9, 189.5 * GIB, None, True),
+  DeviceKind('TPU7x', 1153.5e12, 96 * GIB, 3.69e12, 300e9, 6.25e9, 94.75 * GIB, 2.2e9, True),
   DeviceKind('v6 lite', 918e12, 32 * GIB, 1.64e12, 400e9, 12.5e9, 31.25 * GIB, 1.75e9, True),
   DeviceKind('v6e', 918e12, 32 * GIB, 1.64e12, 400e9, 12.5e9, 31.25 * GIB, 1.75e9, True),
   DeviceKind('v5 lite', 197e12, 16 * GIB, 0.82e12, 200e9, 3.1e9, 15.75 * GIB, 1.5e9, False),

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 
+import gin
 import jax
 import jax.numpy as jnp
 
@@ -20,7 +21,7 @@ from crossin_jax.models.decoder_config import DecoderConfig
 from crossin_jax.plan.collectives import BETWEEN_SLICES
 from crossin_jax.plan.step import Setting, State
 from crossin_jax.plan.topology import Topology, lines
-from crossin_jax.training import losses
+from crossin_jax.training import chunked_loss, losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,7 @@ def bound(
     parts = [topology.fast_bandwidth(along[part]) for part in axis.split('+') if part in along]
     links[axis] = count / min(sum(parts) or topology.kind.links, topology.kind.links)
   return Bound(
-    figures.executed_flops / (topology.chips * topology.kind.flops),
+    figures.executed_flops / (len(topology.devices) * topology.kind.flops),
     figures.memory_bytes / topology.kind.bandwidth,
     links,
     network,
@@ -138,7 +139,9 @@ def figures(setting: Setting, mesh: tuple[int, ...], state: State, slices: int =
   # The current layer and its gradients; and gradients of logits, if logits are materialised.
   at_work = layer * (1 if config.remat == 'none' else 2) + full_logits / tensor
   model = flops.training_flops(config, setting.length) * tokens
-  recomputed = _recomputed(config, setting.length) + (0 if full_logits else 2 * _head(config))
+  # Logits are computed again where they are neither whole nor kept.
+  twice = not full_logits and not _settings_of_loss(setting.model, setting.length, rows)['keep']
+  recomputed = _recomputed(config, setting.length) + (2 * _head(config) if twice else 0)
   if config.scan_layers:
     recomputed += flops.unneeded_flops(config)
 
@@ -147,7 +150,7 @@ def figures(setting: Setting, mesh: tuple[int, ...], state: State, slices: int =
   passes = 3 if config.remat == 'full' else 2
   logits = rows * setting.length * config.padded_vocab_size * max(4, width) / tensor
   work = (2 if config.remat == 'none' else 4) * internal + 2 * kept
-  work += (3 if full_logits else 4) * logits
+  work += (4 if twice else 3) * logits
   if setting.objective.has_second_pass(setting.model):  # the reference, forward alone
     passes += 1
     model += flops.forward_flops(dataclasses.replace(config, lora=None), setting.length) * tokens
@@ -240,16 +243,14 @@ def _gathered(config: DecoderConfig, mesh) -> float:
   return max(_head(config), 2 * layer) * jnp.dtype(config.dtype).itemsize / mesh[2]
 
 
-@functools.lru_cache(maxsize=1024)
 def saved_bytes(model, length: int, rows: int) -> tuple[float, float]:
   """Bytes of the residuals of some rows: all of them, and those of materialised logits.
 
   These are the residuals of `jax.vjp` that depend on the number of rows. Logits are 0 if the loss
   does not materialise them.
   """
-  kept, other = _residuals(model, length, rows), _residuals(model, length, rows + 1)
-  if len(kept) != len(other):  # the loss has another structure for one row more
-    other = _residuals(model, length, max(1, rows - 1))
+  of_loss = _settings_of_loss(model, length, rows)
+  kept, other = (_residuals(model, length, n, **of_loss) for n in (rows, rows + 1))
   size = lambda leaf: math.prod(leaf.shape) * leaf.dtype.itemsize
   of_rows = [leaf for leaf, same in zip(kept, other) if leaf.shape != same.shape] if rows else []
   wide = [leaf for leaf in of_rows if leaf.shape[-1] == model.config.padded_vocab_size]
@@ -266,8 +267,21 @@ def internal_bytes(model, length: int) -> float:
   return (size(2) - size(1)) * config.num_layers / period
 
 
+def _settings_of_loss(model, length: int, rows: int) -> dict:
+  """Chunk and keep of `losses.cross_entropy` for this many rows; one more changes only sizes."""
+  config, bound = model.config, gin.get_bindings('cross_entropy')
+  chunk, keep = bound.get('chunk', 'auto'), bound.get('keep', 'auto')
+  dtype = jnp.dtype(config.dtype)
+  shape = (max(1, rows), length, config.padded_vocab_size)
+  if chunk == 'auto':
+    chunk = chunked_loss.auto_chunk(*shape, jnp.promote_types(dtype, jnp.float32).itemsize)
+  if keep == 'auto':
+    keep = chunked_loss.auto_keep(*shape, dtype.itemsize)
+  return {'chunk': chunk, 'keep': keep and config.logit_softcap is None}
+
+
 @functools.lru_cache(maxsize=512)
-def _residuals(model, length: int, rows: int) -> list[jax.ShapeDtypeStruct]:
+def _residuals(model, length: int, rows: int, chunk, keep) -> list[jax.ShapeDtypeStruct]:
   """Residuals of `jax.vjp` of the loss for some rows, including parameters."""
   batch = {name: jax.ShapeDtypeStruct((rows, length), dtype) for name, dtype in FEATURES.items()}
   tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
@@ -282,7 +296,11 @@ def _residuals(model, length: int, rows: int) -> list[jax.ShapeDtypeStruct]:
       lambda params: losses.batch_loss(model, lora.merge(params, frozen), batch, 1)[0], trained
     )[1]
 
-  return jax.tree.leaves(jax.eval_shape(kept, trained, frozen, batch))
+  with gin.unlock_config():
+    for name, value in (('chunk', chunk), ('keep', keep)):
+      gin.bind_parameter(f'residuals/cross_entropy.{name}', value)
+  with gin.config_scope('residuals'):
+    return jax.tree.leaves(jax.eval_shape(kept, trained, frozen, batch))
 
 
 def dollars_per_million_tokens(

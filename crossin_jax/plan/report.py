@@ -107,7 +107,7 @@ def as_text(trial: Trial, price: float | None = None) -> str:
   )
   parts = f'{setting.microbatches} microbatch{"es" if setting.microbatches > 1 else ""}'
   lines = [
-    f'{topology}: {topology.chips} chips ({topology.devices[0].device_kind}), '
+    f'{topology}: {topology.counted} ({topology.devices[0].device_kind}), '
     f'{_gib(topology.usable)} each for programs',
     f'mesh      {trial.why.removeprefix("mesh ") or mesh}',
     f'step      {setting.batch_size} rows of {setting.length:,} tokens, {parts}, remat '
@@ -231,7 +231,7 @@ def search_text(rows: list[tuple[str, Trial | None, object]], price: float | Non
     cost = f', ${_dollars(trial, price):,.4f} per million tokens' if price is not None else ''
     expects = f'XLA expects {_seconds(trial.expected.seconds)}, ' if trial.expected else ''
     lines.append(
-      f'{name:<13}{topology} ({topology.chips} chips): {expects}at least '
+      f'{name:<13}{topology} ({topology.counted}): {expects}at least '
       f'{_seconds(trial.bound.seconds)} a step ({trial.bound.binds}), MFU at most '
       f'{trial.utilisation:.0%}, {_gib(trial.peak)} of {_gib(topology.usable)}{cost}; '
       f'{how}\n{"":<13}{" ".join(trial.changes)}'

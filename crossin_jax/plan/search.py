@@ -93,7 +93,7 @@ class Trial:
   @property
   def utilisation(self) -> float:
     """MFU at the bound."""
-    peak = self.topology.chips * self.topology.kind.flops
+    peak = len(self.topology.devices) * self.topology.kind.flops
     return self.figures.model_flops / (peak * self.bound.seconds)
 
   @property
@@ -279,20 +279,20 @@ def _mesh_on(setting: Setting, topology: Topology) -> tuple[int, ...] | None:
 
 
 def meshes_for(setting: Setting, topology: Topology) -> list[tuple[int, ...]]:
-  """Sizes of data, fsdp and tensor that divide the chips, the batch and the model.
+  """Sizes of data, fsdp and tensor that divide the devices, the batch and the model.
 
   With experts, also those with a fourth axis over which the experts are sharded.
   """
-  config, chips, meshes = setting.model.config, topology.chips // topology.slices, []
-  for tensor in range(1, min(MOST_TENSOR, chips) + 1):
-    if chips % tensor or config.num_heads % tensor or config.mlp_dim % tensor:
+  config, devices, meshes = setting.model.config, len(topology.devices) // topology.slices, []
+  for tensor in range(1, min(MOST_TENSOR, devices) + 1):
+    if devices % tensor or config.num_heads % tensor or config.mlp_dim % tensor:
       continue
-    for fsdp in range(1, chips // tensor + 1):
-      rest = chips // tensor // fsdp
-      if chips // tensor % fsdp or config.embed_dim % fsdp:
+    for fsdp in range(1, devices // tensor + 1):
+      rest = devices // tensor // fsdp
+      if devices // tensor % fsdp or config.embed_dim % fsdp:
         continue
       for expert in range(1, rest + 1 if config.num_experts else 2):
-        mesh = (topology.chips // tensor // fsdp // expert, fsdp, tensor, expert)[
+        mesh = (len(topology.devices) // tensor // fsdp // expert, fsdp, tensor, expert)[
           : 3 + (expert > 1)
         ]
         divides = rest % expert == 0 and (expert == 1 or config.num_experts % expert == 0)

@@ -35,12 +35,14 @@ class Generation:
     largest: chips of the largest slice.
     names_count_cores: names of gcloud (v5p-16) count two cores for each chip.
     options: for libtpu, so that its description matches JAX's devices.
+    devices_per_chip: that JAX has.
   """
 
   slices: dict[int, str]
   largest: int
   names_count_cores: bool = False
   options: tuple = ()
+  devices_per_chip: int = 1
 
 
 GENERATIONS = {
@@ -48,6 +50,7 @@ GENERATIONS = {
   'v5e': Generation(FLAT, 256),
   'v5p': Generation(CUBIC, 6144, True),
   'v6e': Generation(FLAT, 256),
+  'tpu7x': Generation(CUBIC, 9216, True, devices_per_chip=2),
 }
 GPUS = ('h200', 'h100', 'a100', 'l4')
 
@@ -70,7 +73,7 @@ class Topology:
     name: of one slice.
     slices: number of slices, connected by the data centre's network.
     devices: of all slices, in the order of a mesh.
-    kind: data of one chip.
+    kind: data of one device.
     sides: chips along each side of a slice; for GPUs the number in a host.
   """
 
@@ -82,8 +85,15 @@ class Topology:
 
   @property
   def chips(self) -> int:
-    """Number of chips in all slices."""
-    return len(self.devices)
+    """Number of chips in all slices, as they are sold."""
+    generation = GENERATIONS.get(self.name.split(':')[0])
+    return len(self.devices) // (generation.devices_per_chip if generation else 1)
+
+  @property
+  def counted(self) -> str:
+    """The number of chips in words, with that of devices where it is another."""
+    more = '' if self.chips == len(self.devices) else f', {len(self.devices)} devices'
+    return f'{self.chips} chips{more}'
 
   @property
   def compiles(self) -> bool:

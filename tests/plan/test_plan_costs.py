@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +91,17 @@ def test_what_is_kept_for_the_backward_pass():
   assert deeper - full == 2 * 4 * 128 * 1024 * 2
   internal = 2 * costs.internal_bytes(Decoder(config), 128)
   assert 0.5 * none < internal < none
+
+
+def test_one_row_more_is_another_loss():
+  """With 1,024 tokens and 128k words one row has whole logits, and two are cut into chunks."""
+  config = dataclasses.replace(TWO_LAYERS, vocab_size=128_256, remat='full', dtype='bfloat16')
+  (one, logits), (two, none) = (costs.saved_bytes(Decoder(config), 1024, n) for n in (1, 2))
+  assert logits >= 1024 * 128_256 * 4 and none == 0
+  # What the chunks keep is bf16: for two rows as much as the logits of one in f32.
+  assert 2 * 1024 * 128_256 * 2 < two < one
+  gin.bind_parameter('cross_entropy.keep', False)
+  assert costs.saved_bytes(Decoder(config), 1024, 2)[0] < two / 10
 
 
 def test_bytes_of_a_state_are_cut_as_the_mesh_says():
