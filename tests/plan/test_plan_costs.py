@@ -99,7 +99,7 @@ def test_one_row_more_is_another_loss():
   (one, logits), (two, none) = (costs.saved_bytes(Decoder(config), 1024, n) for n in (1, 2))
   assert logits >= 1024 * 128_256 * 4 and none == 0
   # What the chunks keep is bf16: for two rows as much as the logits of one in f32.
-  assert 2 * 1024 * 128_256 * 2 < two < one
+  assert 2 * 1024 * 128_256 * 2 < two < 1.1 * one
   gin.bind_parameter('cross_entropy.keep', False)
   assert costs.saved_bytes(Decoder(config), 1024, 2)[0] < two / 10
 
