@@ -4,7 +4,7 @@ import argparse
 import json
 
 from crossin_jax import config
-from crossin_jax.processes import distributed, exit_status
+from crossin_jax.processes import exit_status
 
 STATUSES = '0 done, 75 interrupted (run it again to continue), 1 failed, 2 usage'
 
@@ -52,6 +52,9 @@ class Parser(argparse.ArgumentParser):
       '--json', action='store_true', help='print one JSON object as the last line of stdout'
     )
     if processes:
+      # Here, because it imports JAX: workers of `crossin prepare` could not be forked.
+      from crossin_jax.processes import distributed
+
       distributed.add_flags(self)
     if gin:
       config.add_flags(self)
