@@ -213,7 +213,7 @@ def test_decoding_logits_equal_full_ones_step_by_step(tiny):
   cache = empty_cache(model, params, 3, 9)
   for name, leaf in traverse_util.flatten_dict(cache['cache'], sep='/').items():
     shape = leaf.shape[1:]  # layers first: the module says scan_layers
-    assert shape == (() if name.endswith('cache_index') else (3, 2, 4, 9)), name
+    assert shape == (() if name.endswith('cache_index') else (3, 2, 9, 4)), name
   assert model.scan_layers
   logits, cache = jax.jit(lambda cache: model.apply(
       {'params': params, **cache}, decoder_input_tokens=tokens[:, :6],
