@@ -4,21 +4,26 @@ threads.
     python benchmarks/decode_speed.py [--threads 2] [--rounds 3] [--rows 64] [--kv_heads 8]
 
 A Llama of 58 million parameters (512 wide, 8 layers, 8 heads, 32,000 ids, f32), random weights, 64
-prompts whose lengths are those of English Alpaca prompts (41 to 130 tokens). Twice: every answer
-128 tokens long; and answers as long as Alpaca's, 6 to 300 tokens, median 48. transformers gets the
+prompts whose lengths are those of English Alpaca prompts (41 to 146 tokens). Twice: every answer
+128 tokens long; and answers as long as Alpaca's, 4 to 302 tokens, median 48. transformers gets the
 prompts as one left-padded batch with its cache; in the second case it goes on until the longest
 answer has ended, as a batch does, and only the tokens of each answer are counted, for both. Rounds
-alternate. Prints one JSON object: tokens/s of each, their ratio (above 1: this project is faster),
-in how many rows the tokens are equal. On a shared machine --threads 1 is the fairer comparison:
-torch's two threads wait for each other actively. Needs torch and transformers.
+alternate. Each library has a process of its own, with the memory settings that its users have:
+this project's commands keep freed memory. Prints one JSON object: tokens/s of each, their ratio
+(above 1: this project is faster) in wall-clock and in CPU time, and in how many rows the tokens are
+equal. On a shared machine --threads 1 is the fairer comparison: torch's two threads wait for each
+other actively, and the CPU time of one thread does not depend on who else is there. Needs torch and
+transformers.
 """
 
 import argparse
+import concurrent.futures
 import json
+import multiprocessing
 import os
-import statistics
 import sys
 import time
+from typing import Any
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
@@ -30,6 +35,7 @@ from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Prompt
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.decoder import Decoder, DecoderConfig
+from crossin_jax.processes import host_memory
 
 PROMPTS, NEW = 64, 128
 # Tokens of 2,000 English Alpaca rows (template 'alpaca', Mistral's tokenizer), at these quantiles.
@@ -115,6 +121,75 @@ def theirs(weights: dict, prompts, kv_heads: int, threads: int):
   return generate
 
 
+def workload(kv_heads: int) -> tuple[list[list[int]], dict[str, list[int]], dict]:
+  """Prompts, the length of each answer in both cases, and the weights; always the same."""
+  rng = np.random.default_rng(0)
+  prompts = [rng.integers(3, IDS, n).tolist() for n in lengths_at(PROMPT_LENGTHS, rng)]
+  lengths = {'equal': [NEW] * PROMPTS, 'alpaca': lengths_at(ANSWER_LENGTHS, rng)}
+  return prompts, lengths, random_weights(rng, kv_heads)
+
+
+def begin_theirs(kv_heads: int, threads: int) -> None:
+  """Starts the process of transformers."""
+  global _theirs  # set once in that process
+  prompts, _, weights = workload(kv_heads)
+  _theirs = theirs(weights, prompts, kv_heads, threads)
+
+
+def timed_theirs(new: int) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens, and seconds as in `timed`; in the process of transformers."""
+  return timed(lambda: _theirs(new))
+
+
+def timed(call) -> tuple[Any, np.ndarray]:
+  """The result of a call, and its seconds: wall clock, CPU."""
+  clocks = lambda: np.array([time.perf_counter(), time.process_time()])
+  started = clocks()
+  return call(), clocks() - started
+
+
+def our_generator(weights: dict, kv_heads: int, rows: int, partition: Partitioner) -> Generator:
+  """This project's generator of the model."""
+  config = DecoderConfig(
+    vocab_size=IDS, embed_dim=WIDTH, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=kv_heads,
+    mlp_dim=MLP, norm_epsilon=1e-5, rope_theta=10_000.0, scan_layers=False,
+  )  # fmt: skip
+  return Generator(
+    Decoder(config), jax.device_put(weights, partition.replicated), partition, bos_id=BOS,
+    stop_ids=(NEVER,), sampling=Sampling(max_new_tokens=NEW), rows=rows,
+  )  # fmt: skip
+
+
+def compared(generate: Generator, pool, prompts, wanted: list[int], report: dict) -> None:
+  """Lets both answer once and appends the seconds to `report`; the first time warms both up."""
+  asked = [Prompt(prompt, max_new_tokens=n) for prompt, n in zip(prompts, wanted)]
+  ours, our_seconds = timed(lambda: [answer.tokens for answer in generate(asked)])
+  other, their_seconds = pool.submit(timed_theirs, max(wanted)).result()
+  assert [len(row) for row in ours] == wanted
+  if not report:
+    report['first_call_seconds'] = {
+      'ours': round(our_seconds[0], 2), 'theirs': round(their_seconds[0], 2),
+    }  # fmt: skip
+    report['equal_rows'] = sum(row == other[i, : len(row)].tolist() for i, row in enumerate(ours))
+    report['seconds'] = []
+    return
+  report['seconds'].append([our_seconds, their_seconds])
+  print(f'ours {our_seconds.round(2)} s, theirs {their_seconds.round(2)} s', file=sys.stderr)
+
+
+def summary(report: dict, tokens: int) -> dict:
+  """The figures of one case; medians over rounds."""
+  seconds = np.array(report.pop('seconds'))  # [rounds, who, clock]
+  per_second = (tokens / np.median(seconds, axis=0)).round(1)
+  ratio = np.median(seconds[:, 1] / seconds[:, 0], axis=0).round(2)
+  clocks = lambda values: dict(zip(('wall', 'cpu'), values.tolist()))
+  return report | {
+    'tokens': tokens,
+    'tokens_per_second': {'ours': clocks(per_second[0]), 'theirs': clocks(per_second[1])},
+    'speed_of_ours_over_transformers': clocks(ratio),
+  }
+
+
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--threads', type=int, default=2)
@@ -127,68 +202,20 @@ def main() -> int:
   )
   args = parser.parse_args()
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-  rng = np.random.default_rng(0)
-  prompts = [rng.integers(3, IDS, n).tolist() for n in lengths_at(PROMPT_LENGTHS, rng)]
-  lengths = {'equal': [NEW] * PROMPTS, 'alpaca': lengths_at(ANSWER_LENGTHS, rng)}
-  weights = random_weights(rng, args.kv_heads)
-  hugging_face = theirs(weights, prompts, args.kv_heads, args.threads)
-  config = DecoderConfig(
-    vocab_size=IDS, embed_dim=WIDTH, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=args.kv_heads,
-    mlp_dim=MLP,
-    norm_epsilon=1e-5, rope_theta=10_000.0, scan_layers=False,
-  )  # fmt: skip
-  partition = Partitioner()
-  results = {}
-  with partition.activate():
-    generate = Generator(
-        Decoder(config), jax.device_put(weights, partition.replicated), partition,
-        bos_id=BOS, stop_ids=(NEVER,), sampling=Sampling(max_new_tokens=NEW), rows=args.rows,
-    )  # fmt: skip
-    seconds: dict[str, dict[str, list[float]]] = {
-      case: {'ours': [], 'theirs': []} for case in lengths
-    }
-    for round_ in range(args.rounds + 1):
-      for case, wanted in lengths.items():
-        asked = [Prompt(prompt, max_new_tokens=n) for prompt, n in zip(prompts, wanted)]
-        started = time.perf_counter()
-        ours = [answer.tokens for answer in generate(asked)]
-        middle = time.perf_counter()
-        other = hugging_face(max(wanted))
-        times = {'ours': middle - started, 'theirs': time.perf_counter() - middle}
-        assert [len(row) for row in ours] == wanted
-        if not round_:  # the first warms both up
-          results[case] = {
-            'first_call_seconds': {name: round(value, 2) for name, value in times.items()}
-          }
-          results[case]['equal_rows'] = sum(
-            row == list(other[i, : len(row)]) for i, row in enumerate(ours)
-          )
-          continue
-        for name, value in times.items():
-          seconds[case][name].append(value)
-        print(
-          f'round {round_} {case}: {times["ours"]:.2f} s, {times["theirs"]:.2f} s', file=sys.stderr
-        )
-  for case, wanted in lengths.items():
-    ratios = [b / a for a, b in zip(seconds[case]['ours'], seconds[case]['theirs'])]
-    per_second = {
-      name: round(sum(wanted) / statistics.median(times), 1)
-      for name, times in seconds[case].items()
-    }
-    results[case] |= {'tokens': sum(wanted), 'tokens_per_second': per_second}
-    results[case]['speed_of_ours_over_transformers'] = round(statistics.median(ratios), 2)
-  programs = len(generate.programs.compiled)
-  print(
-    json.dumps(
-      {
-        **results,
-        'rows': args.rows,
-        'programs': programs,
-        'threads': args.threads,
-        'load': os.getloadavg(),
-      }
-    )
-  )
+  context = multiprocessing.get_context('spawn')
+  begin = begin_theirs, (args.kv_heads, args.threads)
+  with concurrent.futures.ProcessPoolExecutor(1, context, *begin) as pool:
+    host_memory.keep_freed()  # as the commands do
+    prompts, lengths, weights = workload(args.kv_heads)
+    partition, reports = Partitioner(), {case: {} for case in lengths}
+    with partition.activate():
+      generate = our_generator(weights, args.kv_heads, args.rows, partition)
+      for _ in range(args.rounds + 1):
+        for case, wanted in lengths.items():
+          compared(generate, pool, prompts, wanted, reports[case])
+  results = {case: summary(report, sum(lengths[case])) for case, report in reports.items()}
+  results |= {'rows': args.rows, 'programs': len(generate.programs.compiled)}
+  print(json.dumps(results | {'threads': args.threads, 'load': os.getloadavg()}))
   return 0
 
 

@@ -3,7 +3,7 @@
 No TensorFlow here: worker processes of `prepare` import this module.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import itertools
@@ -23,6 +23,7 @@ from crossin_jax.data.prompts import (
   check_template,
   describe_template,
   render_example,
+  render_whole,
   stop_id,
 )
 from crossin_jax.data.vocabulary import Vocabulary
@@ -251,7 +252,7 @@ class TaskSpec:
       'output': answered['output'],
       'tag': tag,
     }
-    if any(part.get('messages') for part in (asked, answered, reasoned)):
+    if asked.get('messages') or answered.get('messages') or reasoned.get('messages'):
       fields['messages'] = conversations.between(asked, answered, reasoned, tag)
     return fields
 
@@ -278,6 +279,17 @@ class TaskSpec:
     if not cut.loss_weights.any():
       raise Rejected('prompt_too_long', f'no token of the response within {max_length}')
     return cut
+
+  def examples(
+    self, rows: Sequence[dict[str, Any]], max_length: int | None
+  ) -> Iterator[Example | Rejected]:
+    """`example` of many rows, and what it raises; faster."""
+    for row, whole in zip(rows, render_whole(self.vocabulary, self.template, rows)):
+      fits = whole is not None and (max_length is None or len(whole.tokens) <= max_length)
+      try:
+        yield whole if fits and self.mode != 'x2en2x' else self.example(row, max_length)
+      except Rejected as rejected:
+        yield rejected
 
   @property
   def info(self) -> dict[str, str]:

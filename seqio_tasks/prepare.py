@@ -36,6 +36,7 @@ from seqio_tasks.mixtures import MixtureSettings, mixture_entries
 from seqio_tasks.pair_files import PairFiles
 
 PART = 8192  # examples tokenised by one job and stored in one file
+TOGETHER = 256  # examples given to the tokenizer at once
 
 
 def prepare(
@@ -285,6 +286,7 @@ def _finished(base: str, fingerprint: str) -> bool:
 
 
 def _run_jobs(jobs, specs, max_length, workers) -> None:
+  os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')  # a process for each core is enough
   progress = Progress(sum(job[3] - job[2] for job in jobs), 'prepare: examples')
   progress.show(0)
   done = 0
@@ -328,17 +330,18 @@ def _tokenise_part(spec: TaskSpec, job, max_length: int) -> int:
   """Writes one part and its record; returns how many items it covered."""
   _, split, start, end, base, fingerprint = job
   examples, dropped, shortened = [], collections.Counter(), collections.Counter()
-  for rank, row in spec.items(split)[start:end].tolist():
-    fields = spec.fields(row)
-    try:
-      example = spec.example(fields, max_length)
-    except Rejected as rejected:
-      dropped[rejected.reason] += 1
-      continue
-    if example.shortened:
-      shortened[example.shortened] += 1
-    branches = () if example.branches is None else (example.branches,)
-    examples.append((fields['id'], rank, example.tokens, example.loss_weights, *branches))
+  items = spec.items(split)[start:end].tolist()
+  for first in range(0, len(items), TOGETHER):
+    some = items[first : first + TOGETHER]
+    rows = [spec.fields(row) for _, row in some]
+    for (rank, _), row, example in zip(some, rows, spec.examples(rows, max_length)):
+      if isinstance(example, Rejected):
+        dropped[example.reason] += 1
+        continue
+      if example.shortened:
+        shortened[example.shortened] += 1
+      branches = () if example.branches is None else (example.branches,)
+      examples.append((row['id'], rank, example.tokens, example.loss_weights, *branches))
   write_part(f'{base}.arrow', examples)
   write_json(
     f'{base}.json',
@@ -348,7 +351,7 @@ def _tokenise_part(spec: TaskSpec, job, max_length: int) -> int:
       'rows': end - start,
       'examples': len(examples),
       'tokens': int(sum(len(e[2]) for e in examples)),
-      'loss_tokens': float(np.sum([e[3].sum() for e in examples])),
+      'loss_tokens': float(np.concatenate([np.zeros(0), *(e[3] for e in examples)]).sum()),
       'dropped': dropped,
       'shortened': shortened,
     },

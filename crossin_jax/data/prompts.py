@@ -1,5 +1,6 @@
 """Prompts: from an instruction row to tokens and loss weights, for training and inference."""
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -227,6 +228,38 @@ def render_example(
   return _example(tokens, spans, shortened)
 
 
+def render_whole(
+  vocabulary: Vocabulary, template: str, rows: Sequence[dict[str, Any]]
+) -> list[Example | None]:
+  """`render_example` without a limit of many rows, whose texts are tokenised together.
+
+  Args:
+    vocabulary: the tokenizer.
+    template: one of TEMPLATES, or 'chat'.
+    rows: as in `render_example`, and 'tag'.
+
+  Returns:
+    The example of each row; None of a conversation, a chat prompt or an empty response.
+  """
+  has_prompt = lambda row: row['instruction'] or row['input'] or row['tag']
+  is_simple = lambda row: (
+    row['output'].strip() and not row.get('messages') and not (template == CHAT and has_prompt(row))
+  )
+  simple = list(filter(is_simple, rows))
+  prompts = [
+    render_prompt(template, row['instruction'], row['input'], row['tag']) for row in simple
+  ]
+  beginnings = [text.partition('{instruction}')[0] for text in TEMPLATES.get(template, ())]
+  prompts = vocabulary.encode_batch(prompts, beginnings)
+  responses = vocabulary.encode_batch([row['output'] for row in simple])
+  stop = stop_id(vocabulary, template)
+  examples = {}
+  for row, prompt, response in zip(simple, prompts, responses):
+    tokens = [*prompt, *response, stop]
+    examples[id(row)] = _example(tokens, [(len(prompt), len(tokens))], [])
+  return [examples.get(id(row)) for row in rows]
+
+
 def _render_conversation(vocabulary, template, messages, max_length, trained_turns) -> Example:
   """`render_example` of a row with messages; one that is too long loses its end."""
   if template != CHAT:
@@ -247,7 +280,8 @@ def _example(tokens, spans, shortened) -> Example:
   weights = np.zeros(len(tokens), np.float32)
   for start, end in spans:
     weights[start:end] = 1.0
-  return Example(np.asarray(tokens, np.int32), weights, '+'.join(shortened))
+  # fromiter is a third faster than asarray.
+  return Example(np.fromiter(tokens, np.int32, len(tokens)), weights, '+'.join(shortened))
 
 
 def _encode(vocabulary: Vocabulary, text: str) -> list[int]:

@@ -1,8 +1,8 @@
 """The KV cache as a tree: its shapes, its shardings, and functions that resize, fill and select it.
 
-Leaves are those of T5X: cached_key and cached_value [..., B, K, D, S], cache_index [..., B]. `...`
-is a layer axis where layers are scanned. A layer with a window has fewer slots S than the others;
-it stores position p in slot p mod S.
+Leaves are named as in T5X: cached_key and cached_value [..., B, K, S, D], cache_index [..., B].
+`...` is a layer axis where layers are scanned. A layer with a window has fewer slots S than the
+others; it stores position p in slot p mod S.
 """
 
 import functools
@@ -39,7 +39,7 @@ def shardings(partition: Partitioner, tree):
   """Shards rows over data and fsdp, and heads over tensor where its size divides them."""
 
   def of_leaf(path, leaf):
-    axes = ('batch',) if _is_index(path) else ('batch', 'heads', 'kv', 'length')
+    axes = ('batch',) if _is_index(path) else ('batch', 'heads', 'length', 'kv')
     spec = [*[None] * (leaf.ndim - len(axes)), *partition.sharding(axes).spec]
     return NamedSharding(partition.mesh, PartitionSpec(*partition.divisible(spec, leaf.shape)))
 

@@ -70,11 +70,11 @@ class Generator:
     stop_texts = bool(self.sampling.stop) if stop_texts is None else stop_texts
     if stop_texts and decode is None:
       raise ValueError('Sampling.stop needs a decode function, to find stop texts in the text')
-    self.model, self.params = unrolled(model, params)
+    self.model, self.params = unrolled(model, params, transposed=partition.on_cpu)
     self.partition, self._decode = partition, decode
     self._bos_id, self.stop_ids = bos_id, tuple(stop_ids)
     self._max_rows, self._prefill_tokens = rows, prefill_tokens
-    self._shrink = partition.mesh.devices.flat[0].platform == 'cpu' if shrink is None else shrink
+    self._shrink = partition.on_cpu if shrink is None else shrink
     chunk = CHUNK_WITH_STOP_TEXTS if stop_texts or by_row else CHUNK
     self.programs = slots_lib.programs(
       self.model, partition, self.sampling, self.stop_ids, chunk, by_row

@@ -126,6 +126,11 @@ class Partitioner:
       yield self
 
   @property
+  def on_cpu(self) -> bool:
+    """Whether the devices are CPUs."""
+    return self.mesh.devices.flat[0].platform == 'cpu'
+
+  @property
   def batch_ways(self) -> int:
     """Number of parts of a sharded batch."""
     return self._ways(dict(self.rules).get('batch'))

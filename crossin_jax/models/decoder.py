@@ -24,6 +24,7 @@ from crossin_jax.models.head import Head
 from crossin_jax.models.mlp import MLP
 from crossin_jax.models.norms import Norm
 from crossin_jax.models.parameter import parameter
+from crossin_jax.models.product import Transposed
 from crossin_jax.models.self_attention import SelfAttention, Tokens
 
 with_sharding_constraint = nn_partitioning.with_sharding_constraint
@@ -172,7 +173,10 @@ class DecoderStack(nn.Module):
         param_dtype,
         axes=('embed', 'vocab'),
       )
-    head = Head(kernel, config.tie_embeddings, config.logit_softcap, config.vocab_size)
+    tied = config.tie_embeddings
+    if isinstance(kernel, Transposed):
+      kernel, tied = kernel.kernel_FE, True
+    head = Head(kernel, tied, config.logit_softcap, config.vocab_size)
     if split:
       return x_BLE, head
     return with_sharding_constraint(head.logits(x_BLE), ('batch', 'length', 'vocab'))
@@ -312,7 +316,7 @@ def attention_kernel(model, length: int) -> str | None:
   return None
 
 
-def unrolled(model: Decoder, params: Any) -> tuple[Decoder, Any]:
+def unrolled(model: Decoder, params: Any, transposed: bool = False) -> tuple[Decoder, Any]:
   """The same model for decoding: layers unrolled, parameters in the compute dtype.
 
   A scan would copy the full cache at every step, and casts would be repeated.
@@ -320,6 +324,7 @@ def unrolled(model: Decoder, params: Any) -> tuple[Decoder, Any]:
   Args:
     model: a Decoder; anything else is returned as it is.
     params: its parameters, in their shards.
+    transposed: whether kernels become `product.Transposed`.
 
   Returns:
     A model without scan, and its parameters with unchanged shardings.
@@ -329,11 +334,18 @@ def unrolled(model: Decoder, params: Any) -> tuple[Decoder, Any]:
     return model, params
   plain = dataclasses.replace(config, scan_layers=False, remat='none')
 
+  is_whole = lambda leaf: not isinstance(leaf, dict)
+  # Parameters that this function made have transposed kernels already.
+  plainly = lambda leaf: (
+    leaf if isinstance(leaf, Transposed) else lora.dequantised(leaf, config.dtype)
+  )
+
+  def turned(path, leaf):
+    matrix = path[-1].key in ('kernel', 'lm_head') and getattr(leaf, 'ndim', None) == 2
+    return Transposed(leaf.T) if transposed and matrix else leaf
+
   def unstack(params):
-    is_whole = lambda leaf: not isinstance(leaf, dict)
-    params = jax.tree.map(
-      lambda leaf: lora.dequantised(leaf, config.dtype), params, is_leaf=is_whole
-    )
+    params = jax.tree.map(plainly, params, is_leaf=is_whole)
     stack = dict(params['decoder'])
     layers = {}
     for i in range(config.num_layers):
@@ -345,6 +357,7 @@ def unrolled(model: Decoder, params: Any) -> tuple[Decoder, Any]:
         node if index is None else jax.tree.map(lambda leaf: leaf[index], node)
       )
     rest = {key: value for key, value in stack.items() if not key.startswith(('layers', 'tail_'))}
-    return {'decoder': {**rest, **layers}}
+    params = {'decoder': {**rest, **layers}}
+    return jax.tree_util.tree_map_with_path(turned, params, is_leaf=is_whole)
 
   return Decoder(plain), jax.jit(unstack)(params)

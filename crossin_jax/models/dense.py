@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 from crossin_jax.models import lora
 from crossin_jax.models.decoder_config import DecoderConfig
-from crossin_jax.models.head import product
 from crossin_jax.models.parameter import parameter
+from crossin_jax.models.product import Transposed, product
 
 
 class Dense(nn.Module):
@@ -24,8 +24,10 @@ class Dense(nn.Module):
     fan_in = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
     shape = (x.shape[-1], self.features)
     kernel = parameter(self, 'kernel', fan_in, shape, param_dtype, axes=self.axes)
-    # The frozen kernel of a LoRA run may be quantised.
-    y = product(x, lora.dequantised(kernel, dtype))
+    if not isinstance(kernel, Transposed):
+      # The frozen kernel of a LoRA run may be quantised.
+      kernel = lora.dequantised(kernel, dtype)
+    y = product(x, kernel)
     if self.bias:
       bias = parameter(
         self, 'bias', nn.initializers.zeros, (self.features,), param_dtype, axes=self.axes[1:]

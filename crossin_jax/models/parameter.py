@@ -6,6 +6,8 @@ from flax import linen as nn
 from flax.linen import partitioning
 import jax
 
+from crossin_jax.models.product import Transposed
+
 
 def parameter(
   module: nn.Module,
@@ -29,7 +31,8 @@ def parameter(
     axes: logical name of every axis.
 
   Returns:
-    The value, constrained to its axes; a frozen kernel may be quantised.
+    The value, constrained to its axes; a frozen kernel may be quantised, or of a decoding model
+    `Transposed`.
 
   Raises:
     ValueError: the value that is there has another shape.
@@ -39,4 +42,6 @@ def parameter(
   value = module.get_variable('params', name)
   if isinstance(value, jax.Array) and value.shape != shape:
     raise ValueError(f'{module.name}/{name} has shape {value.shape}; the model needs {shape}')
+  if isinstance(value, Transposed):
+    axes = axes[::-1]
   return partitioning.with_sharding_constraint(value, jax.sharding.PartitionSpec(*axes))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crossin_jax.data import prompts
-from crossin_jax.data.prompts import Rejected, render_example, render_prompt
+from crossin_jax.data.prompts import Rejected, render_example, render_prompt, render_whole
 
 # The prompts of docs/design/methods.md, written out: the slot {output_lang} behind each of them is empty.
 WITH_INPUT = {
@@ -96,6 +96,24 @@ def test_unknown_template_names_the_legal_ones():
 
 def row(instruction='Where?', input='', output='There.'):
   return {'instruction': instruction, 'input': input, 'output': output}
+
+
+FIELD = st.sampled_from(('', ' ', 'Fry', 'the\nfry {input}'))
+ROWS = st.lists(
+  st.fixed_dictionaries(dict.fromkeys(('instruction', 'input', 'output', 'tag'), FIELD)), max_size=6
+)
+
+
+@hypothesis.given(TEMPLATE, ROWS)
+def test_many_rows_equal_one_by_one(tiny_vocabulary, template, rows):
+  for row, found in zip(rows, render_whole(tiny_vocabulary, template, rows), strict=True):
+    if not row['output'].strip():
+      assert found is None
+      continue
+    wanted = render_example(tiny_vocabulary, template, row, row['tag'], None)
+    np.testing.assert_array_equal(found.tokens, wanted.tokens)
+    np.testing.assert_array_equal(found.loss_weights, wanted.loss_weights)
+    assert found.tokens.dtype == np.int32 and found.shortened == ''
 
 
 def test_weights_are_zero_on_the_prompt_and_the_stop_token_is_trained(tiny_vocabulary):

@@ -6,6 +6,7 @@ import pickle
 import hypothesis
 from hypothesis import strategies as st
 import pytest
+import sentencepiece
 
 from crossin_jax.data.vocabulary import Vocabulary
 
@@ -85,6 +86,48 @@ def test_id_0_is_a_token(bpe):
 def test_a_batch_equals_one_by_one(bpe, tiny_vocabulary, texts):
   for vocabulary in (Vocabulary(str(bpe)), tiny_vocabulary):
     assert vocabulary.encode_batch(texts) == [vocabulary.encode(text) for text in texts]
+
+
+@hypothesis.given(
+  st.lists(
+    st.tuples(
+      st.sampled_from(('', 'Fry the\n', 'the fry: ', 'é\n\n', '\n')),
+      st.text(st.sampled_from('the fry\n\r\u0301 中é\u3000'), max_size=12),
+    ),
+    max_size=8,
+  )
+)
+def test_a_batch_with_beginnings_equals_one_by_one(bpe, tiny_vocabulary, unlike, texts):
+  texts, beginnings = [head + text for head, text in texts], [head for head, _ in texts]
+  for vocabulary in (Vocabulary(str(bpe)), tiny_vocabulary, *unlike):
+    found = vocabulary.encode_batch(texts, beginnings)
+    assert found == [vocabulary.encode(text) for text in texts]
+
+
+@pytest.fixture(scope='session')
+def unlike(tmp_path_factory):
+  """SentencePiece models that treat line ends in other ways: as text, as bytes, as a space, as
+  part of a piece.
+  """
+  folder, found = tmp_path_factory.mktemp('unlike'), []
+  text = ['the fry the', 'fry the fry', '中 é the'] * 30
+  bytes_ = {'byte_fallback': True, 'vocab_size': 290}
+  for number, options in enumerate((
+    {'normalization_rule_name': 'identity'},
+    {**bytes_, 'normalization_rule_name': 'identity'},
+    {**bytes_, 'model_type': 'unigram', 'normalization_rule_name': 'nmt_nfkc'},
+    {'user_defined_symbols': ['\n', '\n\n'], 'remove_extra_whitespaces': False},
+    {'user_defined_symbols': ['\n'], 'add_dummy_prefix': False},
+    {'user_defined_symbols': ['\n'], 'treat_whitespace_as_suffix': True},
+  )):  # fmt: skip
+    stem = str(folder / str(number))
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(text), model_prefix=stem, minloglevel=2, hard_vocab_limit=False,
+      **{'model_type': 'bpe', 'vocab_size': 24, 'character_coverage': 1.0, **options},
+    )  # fmt: skip
+    found.append(Vocabulary(f'{stem}.model'))
+  assert sum(vocabulary._backend._border is not None for vocabulary in found) >= 2
+  return found
 
 
 def test_special_tokens(bpe, tiny_vocabulary, tmp_path):

@@ -14,14 +14,16 @@ import pytest
 from crossin_jax.decoding.generation import greedy
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models.attention.attention import attention
-from crossin_jax.models.decoder import Decoder
+from crossin_jax.models.decoder import Decoder, unrolled
 from crossin_jax.models.decoder_config import REMAT_POLICIES, DecoderConfig
-from crossin_jax.training import losses
+from crossin_jax.models.lora import LoraConfig
+from crossin_jax.training import chunked_loss, losses
 
 # Two segments and padding; id 0 inside a segment is a token.
 TOKENS = np.array([[5, 0, 7, 9, 11, 0, 13, 2, 0, 0]])
 SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 2, 2, 0, 0]])
 POSITIONS = np.array([[0, 1, 2, 3, 0, 1, 2, 3, 0, 0]])
+GIVEN = TOKENS, SEGMENTS, POSITIONS
 
 
 def reaches():
@@ -211,7 +213,7 @@ def test_decoding_logits_equal_full_ones_step_by_step(tiny):
   cache = empty_cache(model, params, 3, 9)
   for name, leaf in traverse_util.flatten_dict(cache['cache'], sep='/').items():
     shape = leaf.shape[1:]  # layers first: the module says scan_layers
-    assert shape == (() if name.endswith('cache_index') else (3, 2, 4, 9)), name
+    assert shape == (() if name.endswith('cache_index') else (3, 2, 9, 4)), name
   assert model.scan_layers
   logits, cache = jax.jit(lambda cache: model.apply(
       {'params': params, **cache}, decoder_input_tokens=tokens[:, :6],
@@ -492,3 +494,31 @@ def test_logits_equal_transformers(tie):
     expected = theirs(torch.tensor(tokens)).logits.float().numpy()
   found = np.asarray(apply(model, params, tokens, None, None))
   assert np.abs(found - expected).max() < 2e-4
+
+
+@pytest.mark.parametrize(
+  'changes', [{}, {'tie_embeddings': True}, {'lora': LoraConfig(rank=2), 'vocab_multiple': 8}]
+)
+@pytest.mark.parametrize('mesh', [(1, 1, 1), (1, 2, 2)])
+def test_transposed_kernels_change_nothing(changes, mesh):
+  """Logits of one token and of several, and the loss from the head; nor does a second call."""
+  model = Decoder(tiny_config(**changes))
+  params = with_random(init_params(model))
+  partition = Partitioner(mesh, devices=jax.devices()[: np.prod(mesh)])
+  with partition.activate():
+    plain, straight = unrolled(model, params)
+    turned = unrolled(*unrolled(model, params, transposed=True), transposed=True)[1]
+    up = lambda params: params['decoder']['layers_0']['mlp']['up']['kernel']
+    assert up(turned).kernel_FE.shape == up(straight).T.shape
+    for length in (1, 10):
+      arrays = [np.repeat(x[:, :length], 1 if length == 1 else 4, axis=0) for x in GIVEN]
+      np.testing.assert_allclose(
+        apply(plain, turned, *arrays), apply(plain, straight, *arrays), atol=2e-5
+      )
+
+    @jax.jit
+    def loss(params):
+      hidden = plain.apply({'params': params}, *arrays, enable_dropout=False, method='hidden')
+      return chunked_loss.cross_entropy(*hidden, arrays[0], chunk=16)[0]
+
+    np.testing.assert_allclose(loss(turned), loss(straight), atol=2e-5)

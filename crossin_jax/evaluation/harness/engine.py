@@ -76,7 +76,9 @@ class Engine:
     with self._partition.activate():
       if not self._decodes:
         # Scoring can use these, too: the model is in memory once.
-        self._model, self._params = unrolled(self._model, self._params)
+        self._model, self._params = unrolled(
+          self._model, self._params, transposed=self._partition.on_cpu
+        )
         self._decodes = True
       generator = Generator(
         self._model, self._params, self._partition, bos_id=None,

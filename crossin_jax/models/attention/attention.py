@@ -152,8 +152,8 @@ def _check_heads(heads: int, key_heads: int) -> None:
 
 def cached_attention(
   q_BTHD: jax.Array,
-  k_BKDS: jax.Array,
-  v_BKDS: jax.Array,
+  k_BKSD: jax.Array,
+  v_BKSD: jax.Array,
   *,
   q_index_BT: jax.Array,
   k_index_BS: jax.Array,
@@ -166,7 +166,7 @@ def cached_attention(
 
   Args:
     q_BTHD: queries of the newest tokens.
-    k_BKDS, v_BKDS: the cache.
+    k_BKSD, v_BKSD: the cache.
     q_index_BT: int position of each query in its row.
     k_index_BS: int position in each slot of the cache ([B, S] or [1, S]); negative = empty.
     window, scale, softcap, sinks_H: as in `attention`.
@@ -174,9 +174,9 @@ def cached_attention(
   Returns:
     [B, T, H, D] in the dtype of q.
   """
-  _check_heads(q_BTHD.shape[2], k_BKDS.shape[1])
+  _check_heads(q_BTHD.shape[2], k_BKSD.shape[1])
   q_index_BT1, k_index_B1S = q_index_BT[:, :, None], k_index_BS[:, None]
   seen_BTS = (k_index_B1S <= q_index_BT1) & (k_index_B1S >= 0)
   if window is not None:
     seen_BTS &= q_index_BT1 - k_index_B1S < window
-  return attention_xla.over(q_BTHD, k_BKDS, v_BKDS, seen_BTS, scale, softcap, sinks_H, 'bkds')
+  return attention_xla.over(q_BTHD, k_BKSD, v_BKSD, seen_BTS, scale, softcap, sinks_H)

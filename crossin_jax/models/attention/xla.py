@@ -30,25 +30,23 @@ def attend(
     seen_BTS = mask.seen(start, stop - start, first, last - first)
     keys, values = k_BKSD[:, :, first:last], v_BKSD[:, :, first:last]
     queries = q_BTHD[:, start:stop]
-    outputs.append(over(queries, keys, values, seen_BTS, scale, softcap, sinks_H, 'bksd'))
+    outputs.append(over(queries, keys, values, seen_BTS, scale, softcap, sinks_H))
   return outputs[0] if blocks == 1 else jnp.concatenate(outputs, axis=1)
 
 
 def over(
-  q_BTHD, keys, values, seen_BTS, scale: float | None, softcap: float | None, sinks_H, layout: str
+  q_BTHD, k_BKSD, v_BKSD, seen_BTS, scale: float | None, softcap: float | None, sinks_H
 ) -> jax.Array:
-  """Attention of all queries over all keys; `layout` names the axes of keys and values."""
+  """Attention of all queries over all keys."""
   batch, queries, heads, size = q_BTHD.shape
-  key_heads = keys.shape[1]
+  key_heads = k_BKSD.shape[1]
   # Softmax in at least f32: bf16 sums over thousands of keys lose small terms.
   accumulate = jnp.promote_types(q_BTHD.dtype, jnp.float32)
   q_BKGTD = (q_BTHD * jnp.asarray(size**-0.5 if scale is None else scale, q_BTHD.dtype)).reshape(
     batch, queries, key_heads, heads // key_heads, size
   )
   q_BKGTD = q_BKGTD.transpose(0, 2, 3, 1, 4)
-  logits_BKGTS = jnp.einsum(
-    f'bkgtd,{layout}->bkgts', q_BKGTD, keys, preferred_element_type=accumulate
-  )
+  logits_BKGTS = jnp.einsum('bkgtd,bksd->bkgts', q_BKGTD, k_BKSD, preferred_element_type=accumulate)
   if softcap is not None:
     logits_BKGTS = softcap * jnp.tanh(logits_BKGTS / softcap)
   logits_BKGTS = jnp.where(seen_BTS[:, None, None], logits_BKGTS, jnp.finfo(accumulate).min)
@@ -62,10 +60,10 @@ def over(
   if sinks_H is not None:
     sums_BKGT1 += jnp.exp(sinks_KG11 - highest_BKGT1)
   out_BKGTD = jnp.einsum(
-    f'bkgts,{layout}->bkgtd',
-    weights_BKGTS.astype(values.dtype),
-    values,
+    'bkgts,bksd->bkgtd',
+    weights_BKGTS.astype(v_BKSD.dtype),
+    v_BKSD,
     preferred_element_type=accumulate,
   )
-  out_BKGTD = (out_BKGTD / sums_BKGT1).astype(values.dtype)
+  out_BKGTD = (out_BKGTD / sums_BKGT1).astype(v_BKSD.dtype)
   return out_BKGTD.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, size)

@@ -326,4 +326,4 @@ def test_scanned_forward_and_unrolled_cached_decoding_agree(saved, name):
       for path, leaf in traverse_util.flatten_dict(cache['cache']).items()
       if path[-1] == 'cached_key'
     ]
-    assert min(leaf.shape[-1] for leaf in local) == model.config.window
+    assert min(leaf.shape[-2] for leaf in local) == model.config.window
