@@ -21,6 +21,7 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 from crossin_jax import config
 from crossin_jax.devices.chips import GIB
 from crossin_jax.plan import command as plan_command
+from crossin_jax.plan import flags as plan_flags
 from crossin_jax.plan import search as plan_search
 from crossin_jax.plan import topology as plan_topology
 from crossin_jax.storage.json_rows import JsonRows
@@ -50,7 +51,7 @@ def setting_of(model: str, tuning: str, rows: int):
     f'--gin.BATCH_SIZE={rows}',
   ]
   arguments = ['--topology=v5e:2x2', *flags, *(LORA if tuning == 'lora' else [])]
-  plan_command.parse_gin(plan_command.parser().parse_args(config.rewrite(arguments)))
+  plan_command.parse_gin(plan_flags.parser().parse_args(config.rewrite(arguments)))
   return plan_command.plan_settings(**config.resolve(plan_command.shared_settings()))
 
 

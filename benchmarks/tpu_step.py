@@ -35,6 +35,7 @@ from crossin_jax import config
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.plan import command as plan_command
 from crossin_jax.plan import expected, work
+from crossin_jax.plan import flags as plan_flags
 from crossin_jax.plan import step as plan_step
 from crossin_jax.plan import topology as plan_topology
 from crossin_jax.training import compiled
@@ -74,7 +75,7 @@ def setting_of(layers: int, tuning: str, topology, flags: list[str]) -> plan_ste
     *(LORA if tuning == 'lora' else []),
     *flags,
   ]
-  plan_command.parse_gin(plan_command.parser().parse_args(config.rewrite(arguments)))
+  plan_command.parse_gin(plan_flags.parser().parse_args(config.rewrite(arguments)))
   return plan_command.plan_settings(**config.resolve(plan_command.shared_settings()))[0]
 
 

@@ -1,5 +1,6 @@
 """benchmarks/tpu_step.py on the saved text of a program."""
 
+import argparse
 import importlib.util
 import json
 import sys
@@ -24,12 +25,26 @@ ENTRY %main (a: bf16[4096,4096], b: bf16[1024,4096]) -> bf16[4096,4096] {
 """
 
 
-def test_a_saved_program(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def tpu_step():
   pytest.importorskip('libtpu', reason='descriptions of TPUs need libtpu, of the extra `test`')
   path = REPOSITORY / 'benchmarks' / 'tpu_step.py'
   spec = importlib.util.spec_from_file_location('tpu_step', path)
-  tpu_step = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(tpu_step)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_the_setting_and_its_options(tpu_step):
+  topology = tpu_step.plan_topology.parse('v5e:4x4')
+  setting = tpu_step.setting_of(4, 'lora', topology, ['--gin.cross_entropy.chunk=8192'])
+  assert (setting.batch_size, setting.length) == (16, 4096)
+  assert setting.model.config.num_layers == 4 and setting.model.config.lora.rank == 64
+  options = lambda text: tpu_step.options_of(argparse.Namespace(compiler_options=text), topology)
+  assert options('a=1,b=x') == {'a': '1', 'b': 'x'} and options('') == {} != options('auto')
+
+
+def test_a_saved_program(tpu_step, tmp_path, monkeypatch, capsys):
   text, output = tmp_path / 'other.hlo', tmp_path / 'rows.jsonl'
   text.write_text(PROGRAM)
   (tmp_path / 'other.hlo.json').write_text(
