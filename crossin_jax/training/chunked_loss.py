@@ -279,8 +279,8 @@ class _Shard:
       jnp.zeros(chunks.x_NE.shape, chunks.accumulate) if wanted[0] else None,
       jnp.zeros_like(kernel) if wanted[1] else None,
     )
-    # Where the kernel has a gradient, its products hide the gather of their own chunk.
-    (dx_NE, d_kernel), _ = chunks.scan(step, start, powers, ahead=not wanted[1])
+    # The products of the kernel's gradient hide the gather of their own chunk.
+    (dx_NE, d_kernel), _ = chunks.scan(step, start, powers, ahead=False)
     if wanted[0]:
       dx_NE = _over(jax.lax.psum, dx_NE, self.vocabulary).astype(x_BLE.dtype).reshape(x_BLE.shape)
     return dx_NE, d_kernel
