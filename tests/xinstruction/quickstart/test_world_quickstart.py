@@ -43,8 +43,6 @@ def test_a_small_one_from_text_to_page(tmp_path, monkeypatch, capsys):
     rounds=1,
   )
   monkeypatch.setattr(quickstart, 'Settings', lambda: small)
-  # As people run it: what one command has compiled is found by the next.
-  monkeypatch.setenv('JAX_ENABLE_COMPILATION_CACHE', 'true')
   command = ['xinstruction', 'quickstart', '--output_dir', str(tmp_path), '--json']
   for name in ('entities', 'reading_steps', 'rounds'):  # the flags have the full size as default
     command.append(f'--{name}={getattr(small, name)}')
