@@ -20,8 +20,12 @@ os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 for _name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
   os.environ.setdefault(_name, '1')
 # Four devices; and XLA's CPU compiler at its fastest, because tests compile much and compute
-# little.
-_FLAGS = ['--xla_force_host_platform_device_count=4', '--xla_backend_optimization_level=0']
+# little. Of a program in one piece it compiles the shared parts once.
+_FLAGS = [
+  '--xla_force_host_platform_device_count=4',
+  '--xla_backend_optimization_level=0',
+  '--xla_cpu_parallel_codegen_split_count=1',
+]
 if importlib.metadata.version('jax').startswith('0.10.'):
   # XLA aborts at a flag that it does not know (any more)
   _FLAGS.append('--xla_cpu_use_fusion_emitters=false')

@@ -76,7 +76,7 @@ class Quickstart:
   def run(self) -> str:
     """Runs what is missing; returns the path of the report."""
     self._save_settings()
-    run_missing(self._preparations())
+    run_missing(self._preparations(), self._jobs)
     run_missing(self._models(), self._jobs)
     return self._report()
 
@@ -104,12 +104,16 @@ class Quickstart:
     for folder, (shares, floor) in mixtures.items():
       prepare = functools.partial(self._prepare, folder, shares, floor)
       done = _exists(folder, 'mixtures', f'{self._mixture(shares)}.json')
-      tasks.append(Task(folder, prepare, done))
+      tasks.append(Task(folder, prepare, done, ('world',)))
     return tasks
 
   def _models(self) -> list[Task]:
-    """The readings of all seeds, then the arms, each of which needs its reading."""
-    tasks, arms = [], []
+    """The readings of all seeds, then the arms, each of which needs its reading, then their
+    evaluations.
+
+    Evaluations are short and nothing needs them, so they fill the cores that the last arms leave.
+    """
+    tasks, arms, evaluations = [], [], []
     for seed in range(self.settings.seeds):
       for floor in self._floors():
         folder = self._reading_dir(floor, seed)
@@ -121,8 +125,9 @@ class Quickstart:
         tune = functools.partial(self._tune, arm, seed)
         arms.append(Task(folder, tune, _exists(folder, 'finished'), (reading,)))
         evaluate = functools.partial(self._evaluate, arm, seed)
-        arms.append(Task(evaluation, evaluate, _exists(evaluation, 'results.json'), (folder,)))
-    return tasks + arms
+        done = _exists(evaluation, 'results.json')
+        evaluations.append(Task(evaluation, evaluate, done, (folder,)))
+    return tasks + arms + evaluations
 
   def _make_world(self) -> None:
     from crossin_jax.world import sources  # imports SentencePiece

@@ -31,7 +31,7 @@ class Jobs:
     self.output_dir, self.jobs, self.pass_fds = output_dir, jobs, ()
     self.environment = {
       'JAX_COMPILATION_CACHE_DIR': os.path.abspath(os.path.join(output_dir, 'compiled')),
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
       **(environment or {}),
     }
     cores = sorted(os.sched_getaffinity(0))

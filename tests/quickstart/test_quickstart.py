@@ -96,3 +96,13 @@ def test_every_arm_has_the_same_replay_and_shares_that_sum_to_one():
     shares = quickstart._tuning_shares(arm)
     assert abs(sum(shares.values()) - 1) < 1e-9
     assert all(shares[name] == share for name, share in quickstart.REPLAY.items())
+
+
+def test_evaluations_come_after_every_arm(tmp_path):
+  """They are short, so no core is left with an arm of its own at the end."""
+  languages, arms = ('en', 'vi'), ('Floor', 'Base', 'x2x')
+  settings = quickstart.Settings(languages, arms, 2, 6, 4, 0, 1500, ())
+  tasks = quickstart.Quickstart(str(tmp_path), settings, 2)._models()
+  names = [os.path.relpath(task.name, tmp_path / 'models') for task in tasks]
+  assert [name.endswith('evaluation') for name in names] == [False] * 10 + [True] * 6
+  assert names[:4] == ['read.0', 'read_floor.0', 'read.1', 'read_floor.1']

@@ -44,6 +44,8 @@ def test_a_small_one_from_text_to_page(tmp_path, monkeypatch, capsys):
   )
   monkeypatch.setattr(quickstart, 'Settings', lambda: small)
   command = ['xinstruction', 'quickstart', '--output_dir', str(tmp_path), '--json']
+  for name in ('entities', 'reading_steps', 'rounds'):  # the flags have the full size as default
+    command.append(f'--{name}={getattr(small, name)}')
   assert cli.main(command) == 0
   found = json.loads(capsys.readouterr().out.splitlines()[-1])
   (one,) = found['refinement']
