@@ -3,7 +3,10 @@
 from crossin_jax.workflow import command_line
 
 # Names of slices, for messages.
-EXAMPLES = 'v5e:4x4 or v5e-16 (16 chips), v5p:2x2x2 or v5p-16 (8 chips), v6e:8x8, v4:2x2x4, h100:8'
+EXAMPLES = (
+  'v5e:4x4 or v5e-16 (16 chips), v5p:2x2x2 or v5p-16 (8 chips), v6e:8x8, tpu7x:2x2x1, v4:2x2x4, '
+  'h100:8'
+)
 
 
 def parser() -> command_line.Parser:
