@@ -269,15 +269,9 @@ def internal_bytes(model, length: int) -> float:
 
 def _settings_of_loss(model, length: int, rows: int) -> dict:
   """Chunk and keep of `losses.cross_entropy` for this many rows; one more changes only sizes."""
-  config, bound = model.config, gin.get_bindings('cross_entropy')
-  chunk, keep = bound.get('chunk', 'auto'), bound.get('keep', 'auto')
-  dtype = jnp.dtype(config.dtype)
-  shape = (max(1, rows), length, config.padded_vocab_size)
-  if chunk == 'auto':
-    chunk = chunked_loss.auto_chunk(*shape, jnp.promote_types(dtype, jnp.float32).itemsize)
-  if keep == 'auto':
-    keep = chunked_loss.auto_keep(*shape, dtype.itemsize)
-  return {'chunk': chunk, 'keep': keep and config.logit_softcap is None}
+  bound = {'chunk': 'auto', 'keep': 'auto'} | gin.get_bindings('cross_entropy')
+  chunk, keep = chunked_loss.chosen(model.config, max(1, rows), length, **bound)
+  return {'chunk': chunk, 'keep': keep}
 
 
 @functools.lru_cache(maxsize=512)

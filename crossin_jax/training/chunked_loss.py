@@ -52,6 +52,22 @@ def auto_keep(rows: int, length: int, vocabulary: int, bytes_each: int) -> bool:
   return _bytes(rows, length, vocabulary, bytes_each) <= KEPT
 
 
+def chosen(config, rows: int, length: int, chunk, keep) -> tuple[int | None, bool]:
+  """`cross_entropy`'s chunk and keep where either is 'auto'.
+
+  Args:
+    config: a `DecoderConfig`.
+    rows, length: of the batch.
+    chunk, keep: of `losses.cross_entropy`.
+  """
+  shape, dtype = (rows, length, config.padded_vocab_size), jnp.dtype(config.dtype)
+  if chunk == 'auto':
+    chunk = auto_chunk(*shape, jnp.promote_types(dtype, jnp.float32).itemsize)
+  if keep == 'auto':
+    keep = auto_keep(*shape, dtype.itemsize)
+  return chunk, keep and config.logit_softcap is None
+
+
 def _bytes(rows: int, length: int, words: int, bytes_each: int) -> int:
   """Of an array [rows, length, words] on a device under the mesh in force."""
   mesh = mesh_in_force()

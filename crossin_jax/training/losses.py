@@ -127,14 +127,10 @@ def cross_entropy(
   config = getattr(model, 'config', None)
   if config is None or not hasattr(model, 'hidden'):
     chunk = None
-  elif chunk == 'auto':
-    width = jnp.promote_types(config.dtype, jnp.float32).itemsize
-    chunk = chunked_loss.auto_chunk(*targets_BL.shape, config.padded_vocab_size, width)
+  else:
+    chunk, keep = chunked_loss.chosen(config, *targets_BL.shape, chunk, keep)
   output, of_router = apply_model(model, params, batch, dropout_key, hidden=chunk is not None)
   if chunk is not None:
-    if keep == 'auto':
-      size = output[0].dtype.itemsize
-      keep = chunked_loss.auto_keep(*targets_BL.shape, config.padded_vocab_size, size)
     each = chunked_loss.cross_entropy(*output, targets_BL, chunk=chunk, keep=keep)
     return *each, of_router
   return *token_losses(output, targets_BL), of_router
