@@ -41,19 +41,20 @@ class ConfigError(CrossinError, ValueError):
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def configurable(*, commands: tuple[str, ...], **options) -> Callable:
+def configurable(name: str | None = None, *, commands: tuple[str, ...], **options) -> Callable:
   """`gin.configurable` for settings that a pipeline passes on to the commands it starts.
 
   Args:
-    commands: those of 'prepare', 'train' and 'chunks' that read the settings; the first one counts
-      when a pipeline decides which steps are stale. () = none. What is registered with
+    name: in gin files; None = that of the function or class.
+    commands: those of 'prepare', 'train', 'chunks' and 'evaluate' that read the settings; the first
+      one counts when a pipeline decides which steps are stale. () = none. What is registered with
       `gin.configurable` itself belongs to 'train'.
     **options: of `gin.configurable`.
   """
 
   def register(target):
     target.gin_commands = commands
-    return gin.configurable(**options)(target)
+    return gin.configurable(name, **options)(target)
 
   return register
 

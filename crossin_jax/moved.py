@@ -36,9 +36,9 @@ storage: evaluation.records mirror object_store=gcs remote seqio_tasks.json_rows
 sweep: sweep=command sweep_points=points sweep_table=table
 training: chunked_loss compiled losses metrics nonfinite optimizers train_state=state
 translation: translate translate_masks=masks
-workflow: jobs launchers xinstruction.steps
+workflow: jobs launchers xinstruction.forwarding xinstruction.handed_on=forwarding
+    xinstruction.steps
 world: seqio_tasks.world seqio_tasks.world_documents=documents seqio_tasks.world_sources=sources
-xinstruction: xinstruction.handed_on=forwarding
 xinstruction.baselines: xinstruction.distill
 xinstruction.diversity: xinstruction.diversification xinstruction.embeddings
 xinstruction.filtering: xinstruction.characters xinstruction.documents xinstruction.duplicates

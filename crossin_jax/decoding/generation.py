@@ -19,7 +19,7 @@ CHUNK_WITH_STOP_TEXTS = 8  # the host finds stop texts and discards what is gene
 FEWEST_ROWS = 8  # below that, one row costs as much as several
 
 
-@config.configurable(commands=('chunks',))
+@config.configurable(commands=('chunks', 'evaluate'))
 class Generator:
   """Generates answers to any number of prompts in a fixed number of rows.
 

@@ -23,7 +23,7 @@ _LOWEST_TEMPERATURE = 1e-5
 NO_TOKEN = -1  # of a row whose logits are not finite
 
 
-@config.configurable(commands=('chunks',))
+@config.configurable(commands=('chunks', 'evaluate'))
 @dataclasses.dataclass(frozen=True)
 class Sampling:
   """Sampling settings.

@@ -16,7 +16,7 @@ from crossin_jax.models.decoder_config import DecoderConfig
 MESH_AXES = (*meshes.AXES, meshes.EXPERT)
 
 
-@config.configurable(commands=('train', 'chunks'))
+@config.configurable(commands=('train', 'chunks', 'evaluate'))
 def standard_logical_axis_rules() -> tuple[tuple[str, object], ...]:
   """T5X's canonical logical axes on this project's mesh axes.
 
@@ -31,7 +31,7 @@ def standard_logical_axis_rules() -> tuple[tuple[str, object], ...]:
   )  # fmt: skip
 
 
-@config.configurable(commands=('train', 'chunks'))
+@config.configurable(commands=('train', 'chunks', 'evaluate'))
 class Partitioner:
   """A mesh over all devices of all processes, and its shardings.
 

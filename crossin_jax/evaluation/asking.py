@@ -4,9 +4,9 @@ from collections.abc import Sequence
 import dataclasses
 from dataclasses import dataclass
 
-import gin
 import numpy as np
 
+from crossin_jax import config
 from crossin_jax.checkpoints.saved_prompts import Prompts
 from crossin_jax.data.vocabulary import Vocabulary
 from crossin_jax.decoding import nonfinite
@@ -160,7 +160,7 @@ def generate_answers(
   return [[next(answers).text for _ in item] for item in questions.rows]
 
 
-@gin.configurable
+@config.configurable(commands=('train', 'evaluate'))
 def answer_questions(
   model,
   params,

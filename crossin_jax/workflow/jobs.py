@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import contextlib
+import json
 import os
 import queue
 import shlex
@@ -11,10 +12,19 @@ import sys
 import threading
 
 from crossin_jax.errors import CrossinError, Interrupted
+from crossin_jax.processes import exit_status
 
 
 class StepFailed(CrossinError, RuntimeError):
-  """A command failed; the message ends with the last lines of its log."""
+  """A command failed; the message names its log, or stands below the command's own message."""
+
+  def __init__(self, message: str, exit_status: int = 1):
+    """Args:
+    message: for the user.
+    exit_status: of the command.
+    """
+    super().__init__(message)
+    self.exit_status = exit_status
 
 
 class Jobs:
@@ -113,6 +123,47 @@ class Jobs:
       raise StepFailed(
         f'step {log} failed with status {status}; its log {path} ends:\n{self.log_end(log)}'
       )
+
+  def show(self, step: str, arguments: Sequence[str]) -> dict:
+    """Runs one command on every core, with its messages on the stderr of this process.
+
+    Args:
+      step: name of the step, for messages.
+      arguments: the command and its flags; `--json` is added.
+
+    Returns:
+      The JSON object that the command prints.
+
+    Raises:
+      StepFailed: the exit status is not 0. Interrupted: `stop` was called, or the command was
+        interrupted by itself.
+    """
+    command = self.command([*arguments, '--json'])
+    # Ctrl-C on a terminal reaches this process alone, which forwards it once.
+    with subprocess.Popen(
+      command, stdout=subprocess.PIPE, text=True, encoding='utf-8',
+      env=os.environ | self.environment, start_new_session=True,
+    ) as process:  # fmt: skip
+      self._running.add(process)
+      if self._stopped:
+        process.send_signal(signal.SIGTERM)
+      result = {}
+      for line in process.stdout:
+        try:
+          result = json.loads(line)
+        except ValueError:
+          print(line, end='', file=sys.stderr, flush=True)
+      status = process.wait()
+      self._running.discard(process)
+    if status and (self._stopped or status == exit_status.RESTART):
+      raise Interrupted(f'step {step} was interrupted')
+    if status:
+      raise StepFailed(
+        f'step {step} failed with status {status}, see above; correct it, and start the same '
+        'command again to continue',
+        status if status > 0 else 1,
+      )
+    return result
 
   def log_path(self, log: str) -> str:
     """Path of a log."""

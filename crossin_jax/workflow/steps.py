@@ -126,10 +126,14 @@ class Steps:
   Attributes:
     directory: its folders have the names of the steps.
     steps: name -> Step, in order.
+    elsewhere: how a user starts in another directory.
   """
 
-  def __init__(self, directory: str, steps: Sequence[Step]):
+  def __init__(
+    self, directory: str, steps: Sequence[Step], elsewhere: str = 'give another --output_dir'
+  ):
     self.directory, self.steps = directory, {step.name: step for step in steps}
+    self.elsewhere = elsewhere
 
   def folder(self, name: str) -> str:
     """The folder of a step."""
@@ -191,7 +195,7 @@ class Steps:
         listed = '\n  '.join(stale)
         raise StepError(
           f'settings or inputs have changed since these steps ran:\n  {listed}\nrun them again '
-          'with --redo, or give another --output_dir'
+          f'with --redo, or {self.elsewhere}'
         )
       run_missing(
         [

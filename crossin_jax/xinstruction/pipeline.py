@@ -17,14 +17,17 @@ import os
 import sys
 
 from crossin_jax import config
-from crossin_jax.workflow import command_line
+from crossin_jax.workflow import command_line, forwarding
+from crossin_jax.workflow.forwarding import ForwardedSettings
 from crossin_jax.workflow.steps import Step, StepError, Steps
-from crossin_jax.xinstruction import flags, forwarding
-from crossin_jax.xinstruction.forwarding import ForwardedSettings
+from crossin_jax.xinstruction import flags
 from crossin_jax.xinstruction.run import Run
 from crossin_jax.xinstruction.settings import XInstruction
 from crossin_jax.xinstruction.steps import candidates, export, seed
 from crossin_jax.xinstruction.steps import rounds as rounds_lib
+
+# Every step that trains has its own.
+SET_BY_STEPS = ('MODEL_DIR', 'DATA_DIR', 'MIXTURE_OR_TASK_NAME')
 
 
 class Pipeline:
@@ -201,9 +204,10 @@ def _names(pipeline: Pipeline, command: str) -> list[str] | None:
 def main(argv: list[str]) -> int:
   """The command line of `crossin xinstruction`."""
   args = flags.parser().parse_args(argv)
-  forwarding.make_known()
+  forwarding.make_known('crossin_jax.xinstruction.chunk_worker')
   config.parse(args)
-  pipeline = Pipeline(args.output_dir, XInstruction(), ForwardedSettings.from_gin())
+  forwarded = ForwardedSettings.from_gin(SET_BY_STEPS)
+  pipeline = Pipeline(args.output_dir, XInstruction(), forwarded)
   if args.command == 'status':
     states = {name: pipeline.steps.state(name) for name in pipeline.steps.steps}
     for name, (state, reason) in states.items():

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import os
 
+from crossin_jax.workflow.forwarding import ForwardedSettings
 from crossin_jax.workflow.jobs import Jobs
 from crossin_jax.workflow.steps import Steps
 from crossin_jax.xinstruction import rows as rows_lib
 from crossin_jax.xinstruction.filtering.filters import Filters
-from crossin_jax.xinstruction.forwarding import ForwardedSettings
 from crossin_jax.xinstruction.settings import XInstruction
 from crossin_jax.xinstruction.teacher import Teacher
 

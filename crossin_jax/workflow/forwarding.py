@@ -1,6 +1,6 @@
-"""Forwards gin settings of `crossin xinstruction` to prepare, train and chunks."""
+"""Forwards the gin settings of a pipeline to the commands of its steps."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 import importlib
 from typing import NamedTuple
 
@@ -15,10 +15,9 @@ UNCOUNTED = frozenset({
   'train.partitioner',
   'train.checkpoint_config',
 })  # fmt: skip
-SET_BY_STEPS = ('MODEL_DIR', 'DATA_DIR', 'MIXTURE_OR_TASK_NAME')
 _KNOWN = ('crossin_jax.train', 'crossin_jax.evaluation.heldout',
           'crossin_jax.evaluation.evaluators',
-          'crossin_jax.models.huggingface.families', 'crossin_jax.xinstruction.chunk_worker',
+          'crossin_jax.models.huggingface.families',
           'seqio_tasks.mixtures',
           'seqio_tasks.sources')  # fmt: skip
 
@@ -32,9 +31,13 @@ class _Binding(NamedTuple):
   commands: tuple[str, ...]
 
 
-def make_known() -> None:
-  """Imports all configurables, so that gin checks their names before the first step."""
-  for module in _KNOWN:
+def make_known(*modules: str) -> None:
+  """Imports all configurables, so that gin checks their names before the first step.
+
+  Args:
+    *modules: further ones, which only this pipeline runs.
+  """
+  for module in (*_KNOWN, *modules):
     importlib.import_module(module)
 
 
@@ -45,14 +48,17 @@ class ForwardedSettings:
     self._bindings = tuple(bindings)
 
   @classmethod
-  def from_gin(cls) -> 'ForwardedSettings':
+  def from_gin(cls, set_by_steps: Collection[str]) -> 'ForwardedSettings':
     """The settings in gin files and flags, except those of the pipeline itself.
+
+    Args:
+      set_by_steps: macros that the steps set.
 
     Raises:
       ConfigError: a setting that differs between the steps.
     """
     macros = config.macros()
-    if wrong := [name for name in SET_BY_STEPS if name in macros]:
+    if wrong := [name for name in set_by_steps if name in macros]:
       raise config.ConfigError(
         f'{wrong[0]} is another in every step of the pipeline; take it out (--output_dir says '
         'where)'
@@ -71,7 +77,7 @@ class ForwardedSettings:
       users = [commands for commands, names in used.items() if name in names]
       commands = {c for commands in users for c in commands} if users else set(MACROS)
       if commands:
-        order = tuple(c for c in (*MACROS, 'prepare') if c in commands)
+        order = tuple(c for c in (*MACROS, 'prepare', 'evaluate') if c in commands)
         forwarded.append(
           _Binding(name, value, tuple(sorted(_modules(config.references(value)))), order)
         )
@@ -86,10 +92,17 @@ class ForwardedSettings:
       f'--gin_bindings={b.name} = {b.value!r}' for b in bindings
     ]
 
+  def received(self, command: str) -> dict[str, str]:
+    """All settings that a command receives and its output depends on: name -> value as text."""
+    return _as_text(binding for binding in self._bindings if command in binding.commands)
+
   def counted(self, *commands: str) -> dict[str, str]:
     """Settings on which the output of commands depends: name -> value as text."""
-    bindings = [binding for binding in self._bindings if binding.commands[0] in commands]
-    return {b.name: repr(b.value) for b in bindings if not _names(b.name) & UNCOUNTED}
+    return _as_text(binding for binding in self._bindings if binding.commands[0] in commands)
+
+
+def _as_text(bindings: Iterable[_Binding]) -> dict[str, str]:
+  return {b.name: repr(b.value) for b in bindings if not _names(b.name) & UNCOUNTED}
 
 
 def _names(binding: str) -> set[str]:

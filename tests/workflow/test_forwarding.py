@@ -9,9 +9,9 @@ from conftest import REPOSITORY
 import pytest
 
 from crossin_jax import config
-from crossin_jax.xinstruction import forwarding
-from crossin_jax.xinstruction.forwarding import ForwardedSettings
-import crossin_jax.xinstruction.pipeline  # noqa: F401  # makes its own names known
+from crossin_jax.workflow import forwarding
+from crossin_jax.workflow.forwarding import ForwardedSettings
+from crossin_jax.xinstruction.pipeline import SET_BY_STEPS  # and its names are known
 
 FILE = """
 include 'gin_configs/xinstruction/default.gin'
@@ -32,13 +32,13 @@ OWN = (
 
 
 def parsed(*bindings, text=FILE, folder=None):
-  forwarding.make_known()
+  forwarding.make_known('crossin_jax.xinstruction.chunk_worker')
   files = []
   if folder is not None:
     (folder / 'own.gin').write_text(text)
     files = [str(folder / 'own.gin')]
   config.parse(argparse.Namespace(gin_file=files, gin_bindings=list(bindings), gin_search_paths=''))
-  return ForwardedSettings.from_gin()
+  return ForwardedSettings.from_gin(SET_BY_STEPS)
 
 
 def settings(found, command):
