@@ -18,12 +18,12 @@ from crossin_jax.data.stream import BatchStream, Loader, put_batch
 from crossin_jax.decoding.generation import Generator
 from crossin_jax.decoding.sampling import Sampling
 from crossin_jax.decoding.schedule import Prompt
-from crossin_jax.devices import flops
+from crossin_jax.devices import chips, flops
 from crossin_jax.devices.partitioning import Partitioner
 from crossin_jax.models import lora
 from crossin_jax.models.decoder import attention_kernel
 from crossin_jax.processes import distributed
-from crossin_jax.training import objectives, optimizers
+from crossin_jax.training import compiled, objectives, optimizers
 from crossin_jax.training import state as train_state
 from crossin_jax.training.losses import LossSums
 from crossin_jax.workflow import command_line, run_flags
@@ -54,7 +54,9 @@ def bench_train(
   Returns:
     {'tokens_per_second' (those that are not padding), 'seconds_per_step' (median), 'mfu' or None
     (without a second pass for the reference, as in metrics.jsonl), 'flops_per_step' (with it),
-    'compile_seconds', 'peak_bytes_per_device' or None, 'parameters', 'device', 'devices'}; of pairs
+    'compile_seconds', 'program_bytes_per_device' (of the step, by XLA), 'peak_bytes_per_device' or
+    None, 'device_bytes' (of one device; of CPUs the memory of the machine) or None, 'parameters',
+    'device', 'devices'}; of pairs
     also 'pairs_per_second', 'positions_used' and 'layout'.
 
   Raises:
@@ -75,7 +77,7 @@ def bench_train(
     )
   else:
     batch = random_batches.of_rows(*size)
-  compiled, seconds, sums, parameters = _timed_steps(
+  took, size_of_program, seconds, sums, parameters = _timed_steps(
     model, optimizer(total_steps=1000), objective, partition, batch, microbatches, steps
   )
   middle, tokens = statistics.median(seconds), int(sums.tokens)
@@ -96,7 +98,8 @@ def bench_train(
     'seconds_per_step': round(middle, 6),
     'mfu': flops.utilisation(model.config, length, tokens / middle),
     'flops_per_step': flops_per_token * tokens,
-    'compile_seconds': round(compiled, 1),
+    'compile_seconds': round(took, 1),
+    'program_bytes_per_device': size_of_program,
     **_machine(parameters),
   }
 
@@ -111,12 +114,12 @@ def _layout_of_pairs(model, length: int) -> str:
 
 def _timed_steps(
   model, optimizer, objective, partition: Partitioner, batch: dict, microbatches: int, steps: int
-) -> tuple[float, list[float], LossSums, dict]:
+) -> tuple[float, int | None, list[float], LossSums, dict]:
   """Runs the step of the training loop on one batch.
 
   Returns:
-    Seconds of the first step with its compilation, seconds of each timed step, the sums of the last
-    one, and the parameters.
+    Seconds of compilation and first step, bytes of the program, seconds of each timed step, the
+    sums of the last one, and the parameters.
   """
   shape = next(iter(batch.values())).shape
   with partition.activate():
@@ -128,13 +131,16 @@ def _timed_steps(
     step = train_state.jit_train_step(
       model, optimizer, state, tasks=1, microbatches=microbatches, objective=objective
     )
-    seconds = []
+    seconds, started, of_program = [], time.perf_counter(), None
+    if not compiled.refuses_ahead(model):
+      step = step.lower(state, on_mesh, threshold).compile()
+      of_program = compiled.program_bytes(step)
     for _ in range(steps + 2):
-      started = time.perf_counter()
       state, metrics = step(state, on_mesh, threshold)
       jax.block_until_ready(metrics)
       seconds.append(time.perf_counter() - started)
-    return seconds[0], seconds[2:], jax.device_get(metrics.sums), state.model_params
+      started = time.perf_counter()
+    return seconds[0], of_program, seconds[2:], jax.device_get(metrics.sums), state.model_params
 
 
 @gin.configurable
@@ -234,6 +240,7 @@ def _machine(params) -> dict:
   stats = jax.local_devices()[0].memory_stats() or {}
   return {
     'peak_bytes_per_device': stats.get('peak_bytes_in_use'),
+    'device_bytes': chips.room_of(jax.local_devices()[0]),
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
     'device': jax.devices()[0].device_kind,
     'devices': jax.device_count(),

@@ -28,6 +28,16 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+  'new': Command(
+    'write the file of a job for `crossin run`',
+    'crossin_jax.run.flags:new_parser',
+    'crossin_jax.run.new:main',
+  ),
+  'run': Command(
+    'one job from one file: prepare, evaluate, train, compare, export',
+    'crossin_jax.run.flags:run_parser',
+    'crossin_jax.run.command:main',
+  ),
   'quickstart': Command(
     'the method on an invented world: five ways of tuning, one report',
     'crossin_jax.quickstart.flags:parser',

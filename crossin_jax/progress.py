@@ -1,6 +1,8 @@
-"""Progress lines with rate and time left."""
+"""Progress lines with rate and time left, or with the time that one long call takes."""
 
+import contextlib
 import sys
+import threading
 import time
 
 
@@ -37,3 +39,27 @@ def duration(seconds: float) -> str:
   if seconds < 90:
     return f'{seconds:.0f} s'
   return f'{seconds / 60:.0f} min' if seconds < 5400 else f'{seconds / 3600:.1f} h'
+
+
+@contextlib.contextmanager
+def announced(what: str):
+  """Prints on stderr what runs and for how long: a compilation may take minutes."""
+  started, done = time.monotonic(), threading.Event()
+  live = sys.stderr.isatty()
+
+  def report():
+    period = 1 if live else 30
+    while not done.wait(period):
+      line = f'{what}: {time.monotonic() - started:.0f} s'
+      print(f'\r{line} ' if live else line, end='' if live else '\n', file=sys.stderr, flush=True)
+
+  print(f'{what} ...', end='' if live else '\n', file=sys.stderr, flush=True)
+  thread = threading.Thread(target=report, daemon=True, name='announced')
+  thread.start()
+  try:
+    yield
+  finally:
+    done.set()
+    thread.join()
+    if live:
+      print(f'\r{what}: {time.monotonic() - started:.0f} s', file=sys.stderr)

@@ -1,6 +1,7 @@
 """`crossin train`: one loop for every model, mesh and mixture."""
 
 from collections.abc import Callable
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -12,7 +13,7 @@ import warnings
 import gin
 import jax
 
-from crossin_jax import config
+from crossin_jax import config, progress
 from crossin_jax.checkpoints import manager, run_directory
 from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.data.prepared import PreparedMixture
@@ -25,7 +26,7 @@ from crossin_jax.models.decoder import attention_kernel
 from crossin_jax.processes import distributed, interruption
 from crossin_jax.processes.exit_status import DONE, RESTART
 from crossin_jax.storage.records import read_records
-from crossin_jax.training import compiled, nonfinite, objectives, optimizers
+from crossin_jax.training import compiled, messages, nonfinite, objectives, optimizers
 from crossin_jax.training import state as train_state
 from crossin_jax.training.bookkeeping import Bookkeeping, RunState, TrainingError
 from crossin_jax.workflow import command_line, run_flags
@@ -153,6 +154,7 @@ def train(
           print(f'nothing to do: step {step} is saved, {total_steps} are wanted', file=sys.stderr)
         run_directory.describe(files.path, prepared, gin.operative_config_str(), initial_checkpoint)
         files.push()  # evaluators read it on all hosts
+        messages.started(model_dir, model, state, stream, step, total_steps, partition)
       books = Bookkeeping(
         run, files, tasks, step, total_steps, os.path.basename(os.path.normpath(model_dir)),
         log_period, nan_policy, max_skipped_steps, spike_factor,
@@ -180,6 +182,13 @@ def train(
         books.evaluated(step, figures, keeping, early_stopping_patience)
         return figures
 
+      def measure_before() -> None:
+        distributed.barrier('the evaluation before training')
+        chosen = [one for one in evaluators if getattr(one, 'before_training', False)]
+        books.begun(dict(
+          pair for one in chosen for pair in one(model, state.model_params, partition)
+        ))  # fmt: skip
+
       def save(figures: dict) -> None:
         distributed.barrier(f'the save of step {step}', step)
         checkpoints.save(step, state, books.state(step).as_json(), figures)
@@ -192,6 +201,8 @@ def train(
       try:
         if step and evaluation_due() and books.run.evaluated < step:
           evaluate()  # the run was interrupted during this evaluation
+        elif not step and evaluation_period:
+          measure_before()
         if step < total_steps and not books.run.finished_early:
           step_fn = _compiled(step_fn, model, state, loader.peek(), threshold_of(step + 1))
         while step < total_steps and not books.run.finished_early:
@@ -224,6 +235,8 @@ def train(
         loader.close()
       checkpoints.close()
       books.close()
+      if jax.process_index() == 0:
+        messages.ended(model_dir, os.path.join(files.path, 'metrics.jsonl'), step)
       if stream.dropped and jax.process_index() == 0:
         warnings.warn(
           f'{stream.dropped} examples did not fit into their window or the next and were skipped'
@@ -316,15 +329,18 @@ def _restored(checkpoints, abstract, optimizer, objective: str):
 
 def _compiled(step_fn, model, state, batch, threshold):
   """The step compiled ahead of time, in a thread, so that signals are heard meanwhile."""
-  adapters = lora.of_model(model)
-  if adapters and adapters.base_dtype == 'nf4':
-    return step_fn  # a program compiled ahead of time refuses the layout of 4-bit arguments
+  if compiled.refuses_ahead(model):
+    return step_fn
   distributed.barrier('compiling')
   options = compiled.compiler_options(jax.devices()[0])
-  if options and jax.process_index() == 0:
+  chief = jax.process_index() == 0
+  if options and chief:
     told = ', '.join(f'{name}={value}' for name, value in options.items())
     print(f'compiling with {told}', file=sys.stderr)
-  step_fn = compiled.compile_with(step_fn.lower(state, batch, threshold), options)
+  with progress.announced('compiling the training step') if chief else contextlib.nullcontext():
+    step_fn = compiled.compile_with(step_fn.lower(state, batch, threshold), options)
+  if chief:
+    messages.compiled(step_fn)
   distributed.barrier('the first step')
   return step_fn
 

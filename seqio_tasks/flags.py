@@ -15,6 +15,11 @@ def prepare_parser() -> command_line.Parser:
   )
   parser.add_argument('--mixture', required=True, help='source.variant.volume.languages.preset')
   parser.add_argument('--output_dir', required=True, help='where tasks/ and mixtures/ are written')
+  parser.add_argument(
+    '--dry_run',
+    action='store_true',
+    help='count examples and estimate tokens from a sample, and write nothing',
+  )
   parser.add_argument('--workers', type=int, help='processes (default: all cores)')
   parser.add_argument('--overwrite', action='store_true', help='rewrite stale tasks')
   parser.add_argument(

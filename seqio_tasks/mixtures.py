@@ -11,6 +11,7 @@ from crossin_jax.data.vocabulary import Vocabulary
 from crossin_jax.languages import in_order
 from seqio_tasks.crossin import Preset, TaskSpec, language_pairs
 from seqio_tasks.pair_task import pair_tasks
+from seqio_tasks.sources import ParallelFiles
 
 RATES = ('counts', 'shares', 'temperature', 'epochs')
 
@@ -57,6 +58,8 @@ class MixtureSettings:
   epochs: dict[str, float] | None = None
 
   def __post_init__(self):
+    if isinstance(self.english, ParallelFiles) and self.english.path is None:
+      object.__setattr__(self, 'english', None)
     if self.rates not in RATES:
       raise ValueError(f'MixtureSettings.rates = {self.rates!r} is not one of {RATES}')
     if self.trained_turns not in ('all', 'last'):

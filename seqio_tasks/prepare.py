@@ -37,6 +37,13 @@ from seqio_tasks.pair_files import PairFiles
 
 PART = 8192  # examples tokenised by one job and stored in one file
 TOGETHER = 256  # examples given to the tokenizer at once
+# Values that a run needs; the file of a `crossin run` includes both.
+OF_RUNS = {
+  'MODEL_DIR': "'model'",
+  'DATA_DIR': "'prepared'",
+  'MIXTURE_OR_TASK_NAME': "'mixture'",
+  'TRAIN_STEPS': '1',
+}
 
 
 def prepare(
@@ -113,6 +120,40 @@ def prepare(
     'notes': notes,
     'seconds': round(time.monotonic() - started, 3),
   }
+
+
+def estimate(mixture: str, settings: MixtureSettings, sample: int = 256) -> dict:
+  """Counts examples, and tokens from the first examples of every Task; writes nothing.
+
+  Args:
+    mixture, settings: as in `prepare`.
+    sample: examples of each Task that are tokenised.
+
+  Returns:
+    {'mixture', 'tasks', 'examples', 'tokens', 'loss_tokens'}, those of examples that are not
+    dropped.
+
+  Raises:
+    PreparedDataError: no example is left. ValueError: see `mixture_entries`.
+  """
+  totals, dropped = collections.Counter(), collections.Counter()
+  entries = mixture_entries(MixtureName.parse(mixture), settings)
+  for entry in entries:
+    rows = [entry.task.fields(row) for _, row in entry.task.items('train')[:sample].tolist()]
+    made = []
+    for example in entry.task.examples(rows, settings.max_length):
+      if isinstance(example, Rejected):
+        dropped[example.reason] += 1
+      else:
+        made.append(example)
+    share = entry.examples / max(1, len(rows))
+    totals['examples'] += len(made) * share
+    totals['tokens'] += sum(len(example.tokens) for example in made) * share
+    totals['loss_tokens'] += float(sum(example.loss_weights.sum() for example in made)) * share
+  if not totals['examples']:
+    raise PreparedDataError(f'mixture {mixture} has no example left: {_reasons(dropped)} dropped')
+  counts = {name: round(totals[name]) for name in ('examples', 'tokens', 'loss_tokens')}
+  return {'mixture': mixture, 'tasks': len(entries), **counts}
 
 
 def _written(output_dir: str, specs: dict[str, TaskSpec]):
@@ -365,7 +406,14 @@ def main(argv: list[str]) -> int:
   if args.reference:
     # Models have settings too, which must be known before any is read.
     importlib.import_module('crossin_jax.decoding.reference')
-  config.parse(args)
+  config.parse_with(args, OF_RUNS)
+  if args.dry_run:
+    summary = estimate(args.mixture, MixtureSettings())
+    print(
+      f'{summary["mixture"]}: {summary["tasks"]} tasks, about {summary["examples"]:,} examples and '
+      f'{summary["tokens"]:,} tokens ({summary["loss_tokens"]:,} trained); nothing is written'
+    )
+    return command_line.finish(args, summary)
   summary = prepare(args.mixture, args.output_dir, MixtureSettings(), args.workers, args.overwrite)
   if args.reference:
     summary['reference'] = _store_reference(args)

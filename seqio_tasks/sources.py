@@ -204,6 +204,7 @@ class ParallelFiles(Rows):
     path: either the stem of one file per language, `/data/alpaca` for alpaca_en.json or
       alpaca.en.json, .jsonl or .parquet, the first two also .gz; or one file in long form, whose
       rows have ids and a field `language`. With one language it may be a file without `language`.
+      None = no rows: `MixtureSettings.english` leaves such a source out.
     languages: codes (or English names); 'en' first if there are several.
     align: 'id' = rows with the same id belong together, and rows not found in all languages are set
       aside; 'position' = row n belongs to row n, and the id of a row is its number in the file;
@@ -216,15 +217,15 @@ class ParallelFiles(Rows):
     SourceError: what was found where, and the remedy.
   """
 
-  path: str
+  path: str | None
   languages: tuple[str, ...] = ('en',)
   align: str = 'auto'
   name: str = ''
   max_characters: int = 200_000
 
   def __post_init__(self):
-    path = os.path.expanduser(os.fspath(self.path))
-    object.__setattr__(self, 'path', path)
+    path = os.path.expanduser(os.fspath(self.path or ''))
+    object.__setattr__(self, 'path', path or None)
     base = os.path.basename(path.rstrip('/'))
     self._check(base.removesuffix(extension(base) or ''))
     if self.align not in ('auto', 'id', 'position'):

@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 ORDER = (
   'errors languages language_id moved progress storage processes config workflow data world models '
   'devices training checkpoints decoding endpoint pages serve evaluation translation pairs plan '
-  'mixing_laws sweep xinstruction quickstart train bench seqio_tasks t5x_bridge cli'
+  'mixing_laws sweep xinstruction quickstart train bench seqio_tasks t5x_bridge run cli'
 ).split()
 HEAVY = ('tensorflow', 'seqio', 'tensorflow_datasets', 't5x', 'torch', 'transformers')
 

@@ -1,10 +1,11 @@
 """How a checkpoint is to be prompted: the template and the tokenizer that it was trained with."""
 
+import copy
 import functools
 import os
 
 from crossin_jax.data import conversations, tokenizer_config
-from crossin_jax.data.prompts import CHAT, prompt_tokens, response_tokens, stop_id
+from crossin_jax.data.prompts import CHAT, check_template, prompt_tokens, response_tokens, stop_id
 from crossin_jax.data.vocabulary import BESIDE, Vocabulary
 from crossin_jax.storage import remote
 from crossin_jax.storage.files import read_json
@@ -65,6 +66,18 @@ class Prompts:
     self.template, self.tags = prompts['template'], prompts.get('tags', False)
     self.stop_id = prompts.get('stop_id', self.vocabulary.eos_id)
     self.untaught = False
+
+  def with_template(self, template: str) -> 'Prompts':
+    """The same tokenizer with another template.
+
+    Raises:
+      ValueError: no such template. ChatTemplateError: 'chat' without a chat template.
+    """
+    other = copy.copy(self)
+    other.__dict__.pop('_templated', None)
+    other.template, other.untaught = check_template(template), False
+    other.stop_id = stop_id(self.vocabulary, template)
+    return other
 
   @functools.cached_property
   def _templated(self) -> Vocabulary:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import os
 
 import jax
 
@@ -71,6 +72,14 @@ def memory_of(device: jax.Device) -> float | None:
   except (RuntimeError, NotImplementedError, AttributeError, ValueError):
     limit = None  # an abstract device
   return limit or (kind.memory if (kind := kind_of(device)) else None)
+
+
+def room_of(device: jax.Device) -> float | None:
+  """As `memory_of`; of a CPU, its share of the memory of the machine."""
+  if device.platform != 'cpu':
+    return memory_of(device)
+  pages, size = os.sysconf('SC_PHYS_PAGES'), os.sysconf('SC_PAGE_SIZE')
+  return pages * size / max(1, jax.local_device_count())
 
 
 def slices_of(devices: Sequence[jax.Device]) -> int:

@@ -110,6 +110,7 @@ def evaluate(
   limit: int | None = None,
   methods: Sequence[str] | None = None,
   confuse_choices: bool = False,
+  template: str | None = None,
   model=gin.REQUIRED,
   evaluators: tuple = (),
   partitioner=Partitioner,
@@ -129,6 +130,7 @@ def evaluate(
     prompt_forms: numbers of the prompt forms, from 1; None = all.
     methods: of 'likelihood' and 'generate'; None = `answer_questions.methods`.
     confuse_choices: ask each benchmark again as NAME/confused, see `choice_confusion`.
+    template: of the prompts; None = that of the checkpoint.
     model: the model of the checkpoint.
     evaluators: as in training, for instance `HeldoutLoss`.
     partitioner: mesh and axis rules.
@@ -139,6 +141,8 @@ def evaluate(
   tasks = _tasks(question_files, benchmarks, languages, prompt_forms, split, limit, confuse_choices)
   source = SavedModel.open(checkpoint)
   prompts = source.prompts if tasks else None
+  if prompts and template:
+    prompts = prompts.with_template(template)
   partition, runs, correct = partitioner(), [], {}
   partition.suit(model, training=False)
   with partition.activate():
@@ -290,6 +294,7 @@ def main(argv: list[str]) -> int:
       args.limit,
       methods,
       args.confuse_choices,
+      args.template,
       model=config.resolve(config.bound('train.model')),
       evaluators=heldout,
     )

@@ -38,6 +38,11 @@ def evaluate_parser() -> command_line.Parser:
     'wrong options: a model that has memorised the answers, in any language, gains nothing',
   )
   add('--limit', type=int, help='number of items to ask of each')
+  add(
+    '--template',
+    help='of the prompts, as MixtureSettings.template (default: that of the training; of a Hugging '
+    'Face directory its chat template, else plain)',
+  )
   add('--output_dir', required=True, help='for results.json, predictions/ and the pages')
   add('--variant', help='name in results.json (default: name of the MODEL_DIR)')
   add('--seed', type=int, help='seed of the run, for results.json')

@@ -21,7 +21,10 @@ class HeldoutLoss:
 
   Attributes:
     name: prefix of the figures.
+    before_training: the training loop calls it before the first step too.
   """
+
+  before_training = True
 
   def __init__(
     self,

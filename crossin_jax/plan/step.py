@@ -1,17 +1,15 @@
 """Compiles the real train step and decode step for described chips, without allocation."""
 
-import contextlib
 import dataclasses
 import math
 import re
-import sys
-import threading
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from crossin_jax import progress
 from crossin_jax.data.stream import FEATURES
 from crossin_jax.decoding import slots as slots_lib
 from crossin_jax.decoding.generation import CHUNK
@@ -308,7 +306,7 @@ def _compiled(
   if effort:
     options = options | {'exec_time_optimization_effort': float(effort)}  # jax 0.12 has none
   refused, program = '', None
-  with announced(f'compiling {what}'):
+  with progress.announced(f'compiling {what}'):
     try:
       program = compilation.compile_with(lowered, options)
     except jax.errors.JaxRuntimeError as error:
@@ -323,15 +321,14 @@ def _compiled(
     )
   memory = program.memory_analysis()
   fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
-  code = memory.generated_code_size_in_bytes
-  peak = memory.argument_size_in_bytes + fresh + memory.temp_size_in_bytes + code
+  peak = compilation.program_bytes(program)
   mesh = partition.mesh
   return Compiled(
     peak <= topology.usable,
     peak,
     memory.argument_size_in_bytes + fresh,
     memory.temp_size_in_bytes,
-    code,
+    memory.generated_code_size_in_bytes,
     plan_expected.read(program.as_text(), topology, mesh.devices, mesh.axis_names),
     seconds,
   )
@@ -348,27 +345,3 @@ def requested_bytes(message: str) -> float:
     if match := re.search(pattern, message):
       return float(match[1]) * units[match[2]]
   return 0.0
-
-
-@contextlib.contextmanager
-def announced(what: str):
-  """Prints on stderr what runs and for how long, since a compilation may take minutes."""
-  started, done = time.monotonic(), threading.Event()
-  live = sys.stderr.isatty()
-
-  def report():
-    period = 1 if live else 30
-    while not done.wait(period):
-      line = f'{what}: {time.monotonic() - started:.0f} s'
-      print(f'\r{line} ' if live else line, end='' if live else '\n', file=sys.stderr, flush=True)
-
-  print(f'{what} ...', end='' if live else '\n', file=sys.stderr, flush=True)
-  thread = threading.Thread(target=report, daemon=True, name='announced')
-  thread.start()
-  try:
-    yield
-  finally:
-    done.set()
-    thread.join()
-    if live:
-      print(f'\r{what}: {time.monotonic() - started:.0f} s', file=sys.stderr)

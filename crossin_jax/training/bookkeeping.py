@@ -166,6 +166,14 @@ class Bookkeeping:
         )
     if step % self.log_period == 0 or step == self.total_steps:
       self._write_line(step)
+    elif self._writer:  # shown at most every 30 s, whatever the period is
+      self._progress.show(step)
+
+  def begun(self, figures: dict) -> None:
+    """Records figures of before the first step; they decide nothing."""
+    if self._writer and figures:
+      self._writer.write(0, figures)
+    self._clock = time.monotonic()
 
   def _write_line(self, step: int) -> None:
     now = time.monotonic()

@@ -17,6 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from crossin_jax.devices import chips
 from crossin_jax.errors import Interrupted
+from crossin_jax.models import lora
 from crossin_jax.processes import interruption
 from crossin_jax.storage import remote
 
@@ -164,6 +165,22 @@ def compile_with(lowered: jax.stages.Lowered, options: Mapping[str, object]) -> 
       if unknown is None or options.pop(unknown[1], None) is None:
         raise
       warnings.warn(f'this version of XLA has no compiler option {unknown[1]}; it is left out')
+
+
+def refuses_ahead(model) -> bool:
+  """Whether a program of this model cannot be compiled ahead of time: it would refuse the layout of
+  4-bit arguments.
+  """
+  adapters = lora.of_model(model)
+  return bool(adapters) and adapters.base_dtype == 'nf4'
+
+
+def program_bytes(program: jax.stages.Compiled) -> int:
+  """Bytes that a program holds on one device: arguments, new results, temporaries and code."""
+  memory = program.memory_analysis()
+  fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  parts = (memory.temp_size_in_bytes, memory.generated_code_size_in_bytes)
+  return memory.argument_size_in_bytes + fresh + sum(parts)
 
 
 def in_thread(function):

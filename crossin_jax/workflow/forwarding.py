@@ -48,20 +48,23 @@ class ForwardedSettings:
     self._bindings = tuple(bindings)
 
   @classmethod
-  def from_gin(cls, set_by_steps: Collection[str]) -> 'ForwardedSettings':
+  def from_gin(
+    cls, set_by_steps: Collection[str], placeholders: Collection[str] = ()
+  ) -> 'ForwardedSettings':
     """The settings in gin files and flags, except those of the pipeline itself.
 
     Args:
       set_by_steps: macros that the steps set.
+      placeholders: those of them that `config.parse_with` has set; they are left out.
 
     Raises:
       ConfigError: a setting that differs between the steps.
     """
-    macros = config.macros()
+    macros = {name: value for name, value in config.macros().items() if name not in placeholders}
     if wrong := [name for name in set_by_steps if name in macros]:
       raise config.ConfigError(
-        f'{wrong[0]} is another in every step of the pipeline; take it out (--output_dir says '
-        'where)'
+        f'{wrong[0]} is another in every step of the pipeline; take it out (the output '
+        'directory says where)'
       )
     forwarded, used = [], {(): set()}  # commands -> macros that their settings use
     for name, value, module, commands in config.bindings():

@@ -124,12 +124,13 @@ class Jobs:
         f'step {log} failed with status {status}; its log {path} ends:\n{self.log_end(log)}'
       )
 
-  def show(self, step: str, arguments: Sequence[str]) -> dict:
+  def show(self, step: str, arguments: Sequence[str], answers: Sequence[int] = ()) -> dict:
     """Runs one command on every core, with its messages on the stderr of this process.
 
     Args:
       step: name of the step, for messages.
       arguments: the command and its flags; `--json` is added.
+      answers: exit statuses besides 0 by which the command answers, where it prints an object.
 
     Returns:
       The JSON object that the command prints.
@@ -157,7 +158,7 @@ class Jobs:
       self._running.discard(process)
     if status and (self._stopped or status == exit_status.RESTART):
       raise Interrupted(f'step {step} was interrupted')
-    if status:
+    if status and not (status in answers and result):
       raise StepFailed(
         f'step {step} failed with status {status}, see above; correct it, and start the same '
         'command again to continue',

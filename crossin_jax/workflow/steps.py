@@ -237,7 +237,7 @@ class Steps:
     }
     write_json(os.path.join(folder, MANIFEST), manifest)
     shown = ', '.join(f'{k} {v}' for k, v in counts.items() if isinstance(v, (int, float, str)))
-    print(f'{name}: {shown} ({manifest["seconds"]:.0f} s)', file=sys.stderr, flush=True)
+    print(f'{name}: {shown or "done"} ({manifest["seconds"]:.0f} s)', file=sys.stderr, flush=True)
 
   def _rename(self, name: str) -> None:
     """NB: renamed, not deleted: the step may have taken hours."""
