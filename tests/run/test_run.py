@@ -82,10 +82,6 @@ def run(*words):
   return cli.main(['run', '--gin_file=job.gin', *words])
 
 
-def result(capsys):
-  return json.loads(capsys.readouterr().out.splitlines()[-1])
-
-
 @pytest.fixture(scope='module')
 def done(folder):
   """The job once, complete: its standard output."""
@@ -102,10 +98,16 @@ def contents(directory):
   for base, _, names in os.walk(directory):
     for name in names:
       path = os.path.join(base, name)
-      if name.endswith(('.safetensors', '.arrow')) or 'predictions' in base or '/ocdbt' in base:
+      if name.endswith(('.safetensors', '.arrow')) or 'predictions' in base:
         with open(path, 'rb') as f:
           found[os.path.relpath(path, directory)] = hashlib.sha256(f.read()).hexdigest()
   return found
+
+
+def losses(model_dir):
+  with open(os.path.join(model_dir, 'metrics.jsonl'), encoding='utf-8') as f:
+    rows = [json.loads(line) for line in f]
+  return [{k: row.get(k) for k in ('step', 'loss', 'eval/heldout/loss')} for row in rows]
 
 
 def test_a_new_file_is_short_and_fits_the_model(folder):
@@ -149,7 +151,7 @@ def test_new_says_what_is_wrong(capsys, tmp_path, change, said):
 
 
 def test_the_job_is_what_the_commands_give_by_hand(done, capsys):
-  """Bit for bit: token files, checkpoint, predictions and the exported model."""
+  """Bit for bit: token files, losses, predictions and the exported model."""
   capsys.readouterr()
   assert run('--dry_run', '--redo', "--gin.run.output_dir='runs/hand'") == 0
   printed = capsys.readouterr().out.splitlines()
@@ -161,6 +163,7 @@ def test_the_job_is_what_the_commands_give_by_hand(done, capsys):
     assert cli.main(shlex.split(command)[1:]) == 0, command
   one, other = contents('runs/job'), contents('runs/hand')
   assert one == other and len(one) > 10
+  assert losses('runs/job/train') == losses('runs/hand/train')
   assert any(path.startswith('export/merged/') for path in one)
 
 
@@ -214,11 +217,11 @@ def test_a_changed_file_makes_its_step_stale(done, capsys):
 def test_an_interrupted_job_continues(folder, capsys):
   words = [sys.executable, '-m', 'crossin_jax.cli', 'run', '--gin_file=job.gin',
            "--gin.run.output_dir='runs/cut'", '--gin.run.questions=()', '--gin.TRAIN_STEPS=400',
-           '--gin.train.evaluation_period=400', '--gin.CheckpointConfig.period=2']  # fmt: skip
+           '--gin.train.evaluation_period=400', '--gin.CheckpointConfig.period=40']  # fmt: skip
   environment = os.environ | {'PYTHONPATH': str(REPOSITORY)}
   process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
   deadline = time.monotonic() + 120
-  begun = lambda: process.poll() is not None or os.path.isdir('runs/cut/train/checkpoint_2')
+  begun = lambda: process.poll() is not None or os.path.isdir('runs/cut/train/checkpoint_40')
   while time.monotonic() < deadline and not begun():
     time.sleep(0.1)
   process.send_signal(signal.SIGTERM)
@@ -232,16 +235,16 @@ def test_an_interrupted_job_continues(folder, capsys):
   assert json.loads(process.stdout.splitlines()[-1])['training']['step'] == 400
 
 
-def test_a_dry_run_says_what_it_takes(capsys):
+def test_a_dry_run_says_what_it_takes(capfd):
   assert run('--dry_run', '--json', "--gin.run.output_dir='runs/dry'") == 0
-  found = result(capsys)
+  found = json.loads(capfd.readouterr().out.splitlines()[-1])
   assert found['steps']['prepare'] == 'missing' and not os.path.exists('runs/dry')
   assert found['training']['steps'] == 6 and found['training']['seconds_per_step'] > 0
   assert 0 < found['training']['bytes_per_device'] < found['training']['room_per_device']
   # 38 rows of English, and as many across languages; two of 40 are held out.
   assert found['prepared']['examples'] == 76 and found['prepared']['tokens'] > 1000
   assert run('--dry_run', '--gin.MixtureSettings.max_length=3') == 1
-  assert 'no example left' in capsys.readouterr().err
+  assert 'no example left' in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
