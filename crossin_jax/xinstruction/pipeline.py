@@ -202,6 +202,7 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin xinstruction`."""
   args = flags.parser().parse_args(argv)
   forwarding.make_known()
+  args.known_macros = forwarding.known_macros()
   config.parse(args)
   pipeline = Pipeline(args.output_dir, XInstruction(), ForwardedSettings.from_gin())
   if args.command == 'status':
