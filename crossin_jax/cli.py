@@ -215,11 +215,13 @@ def main(argv: list[str] | None = None) -> int:
   warnings.filterwarnings('ignore', category=DeprecationWarning)
 
   try:
-    remote.check_flags(argv[0], argv[1:])
     command, flags = _chosen(config.rewrite(argv))
     with gin.unlock_config():  # another command may have run in this process
       # Help and usage errors end here, before the heavy imports of the command.
-      _loaded(command.flags)().parse_known_args(flags)
+      parser = _loaded(command.flags)()
+      flags = parser.explicit(flags)
+      parser.parse_known_args(flags)
+      remote.check_flags(argv[0], flags)
       run = _loaded(command.run)
     status = run(flags)
   except Interrupted as reason:
@@ -238,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f'crossin {argv[0]}: interrupted', file=sys.stderr)
     return FAILED
   except Exception as error:  # the last place to report it without a traceback
-    return _failed(argv[0], error)
+    return _failed(argv[0], config.of_call(error) or error)
   return _leave(status)
 
 

@@ -121,14 +121,16 @@ def check_arguments(options: Options, shared: bool = True) -> None:
   """Rejects a run without flags and, if workers must share it, a MODEL_DIR lost with a worker."""
   if not options.arguments:
     usage_error(f'give the flags of crossin {options.command} after --')
-  pattern = re.compile(r'--gin(?:\.MODEL_DIR=|_bindings=MODEL_DIR = )[\'"]?(.+?)[\'"]?', re.S)
+  pattern = re.compile(
+    r'(?:MODEL_DIR=|--gin\.MODEL_DIR=|--gin_bindings=MODEL_DIR = )[\'"]?(.+?)[\'"]?', re.S
+  )
   found = [match[1] for match in map(pattern.fullmatch, options.arguments) if match]
   if not found or not shared or '://' in found[-1]:
     return
   if not found[-1].startswith('/'):
     usage_error(
       f'MODEL_DIR {found[-1]} would be a folder on each worker, lost with it; give '
-      '--gin.MODEL_DIR="\'gs://BUCKET/RUN\'" or an absolute path that all workers share'
+      'MODEL_DIR=gs://BUCKET/RUN or an absolute path that all workers share'
     )
   say(f'note: MODEL_DIR {found[-1]} must be one persistent folder that all workers share')
 
@@ -217,6 +219,8 @@ def pack(options: Options, path: str) -> None:
   for word, following in zip(options.arguments, [*options.arguments[1:], ''], strict=False):
     if word.startswith('--gin_file=') or word == '--gin_file':
       files.append(word.partition('=')[2] or following)
+    elif word.endswith('.gin'):
+      files.append(word)
   with tarfile.open(path, 'w:gz', compresslevel=6) as archive:
     for file in sorted(set(files)):
       if os.path.isfile(file) and not file.startswith(('/', '../')):

@@ -16,7 +16,7 @@ gcloud and xpk (pip install xpk).
 
   bash launch/gke_xpk.sh --cluster pods --workload first --zone us-west4-a --project my-project \\
     --tpu_type v5litepod-16 --image us-west4-docker.pkg.dev/my-project/images/crossin -- \\
-    --gin_file=... --gin.DATA_DIR="'gs://bucket/prepared'" --gin.MODEL_DIR="'gs://bucket/first'" ...
+    FILE.gin DATA_DIR=gs://bucket/prepared MODEL_DIR=gs://bucket/first ...
 
 To create a cluster:
   xpk cluster create --cluster pods --tpu-type v5litepod-16 --num-slices 2 --spot \\

@@ -10,8 +10,8 @@ from common import INTERRUPTED, say
 _HELP = f"""\
 Trains under SLURM, one process with all its GPUs on each node. From the folder of the project:
 
-  sbatch --nodes=4 --gpus-per-node=8 --time=24:00:00 launch/slurm_train.sbatch -- --gin_file=... \\
-    --gin.DATA_DIR="'/shared/prepared'" --gin.MODEL_DIR="'/shared/runs/first'" ...
+  sbatch --nodes=4 --gpus-per-node=8 --time=24:00:00 launch/slurm_train.sbatch -- FILE.gin \\
+    DATA_DIR=/shared/prepared MODEL_DIR=/shared/runs/first ...
 
 What follows -- goes to `crossin train`. Two minutes before the time limit, and on preemption, the
 run saves and stops, and the job is requeued and resumes. scancel ends it for good.

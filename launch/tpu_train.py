@@ -20,9 +20,9 @@ this working tree on every worker, starts `crossin train` on all of them, shows 
 and restarts the run after an interruption or a preemption.
 
   bash launch/tpu_train.sh --name pod --zone us-west4-a --accelerator_type v5litepod-16 --spot \\
-    --delete_when_done -- --gin_file=gin_configs/runs/crossin_60m.gin \\
-    --gin.DATA_DIR="'gs://bucket/prepared'" --gin.MODEL_DIR="'gs://bucket/first'" \\
-    --gin.MIXTURE_OR_TASK_NAME="'alpaca.base_x2x.all.en_zh_vi_es.default'"
+    --delete_when_done -- gin_configs/runs/crossin_60m.gin TRAIN_STEPS=1000 \\
+    DATA_DIR=gs://bucket/prepared MODEL_DIR=gs://bucket/first \\
+    MIXTURE_OR_TASK_NAME=alpaca.base_x2x.all.en_zh_vi_es.default
 
 What follows -- goes to `crossin train`. The same command follows a run that is running and resumes
 one that is not. Ctrl-C only stops following. The end reports what still exists and costs money.

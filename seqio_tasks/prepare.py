@@ -455,7 +455,10 @@ def _store_reference(args) -> dict:
   source = SavedModel.open(args.reference)
   # The gin files are those of the mixture, the configuration of the model is its own.
   own = argparse.Namespace(
-    gin_file=[], gin_search_paths=args.gin_search_paths, gin_bindings=list(args.gin_bindings)
+    gin_file=[],
+    gin_search_paths=args.gin_search_paths,
+    gin_bindings=list(args.gin_bindings),
+    known_macros=tuple(config.macros()),
   )
   return store_reference(mixture, source, source.module(own), Partitioner())
 

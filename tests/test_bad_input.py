@@ -53,7 +53,7 @@ def one_message(found, *parts, status=1):
 @pytest.mark.parametrize(
   'change, parts, status',
   [
-    ({'schedule.paek': 1.0}, ("parameter named 'paek'", 'Nearest known: peak'), 2),
+    ({'schedule.paek': 1.0}, ('schedule has no parameter paek; the nearest is peak',), 2),
     ({'BATCH_SIZE': 'eight'}, ("train.batch_size = 'eight' is a str, it must be int",), 2),
     ({'BATCH_SIZE': 5}, ('batch_size = 5', 'use a multiple of 2'), 1),
     ({'LENGTH': 16}, ('has an example of', 'rows have 16'), 1),
@@ -86,12 +86,73 @@ def test_missing_gin_file_and_missing_setting():
     crossin('train', '--gin_file=nowhere.gin'), "gin file 'nowhere.gin' does not exist", status=2
   )
   one_message(
-    crossin('train', '--gin_file=gin_configs/runs/world_tune.gin'),
-    'is not set: give --gin.',
+    crossin('train', 'gin_configs/runs/world_tune.gin'),
+    'crossin train: MODEL_DIR is not set (checkpoints and metrics): give',
+    '\nDATA_DIR is not set (--output_dir of `crossin prepare`): give',
+    '\nMIXTURE_OR_TASK_NAME is not set (a prepared mixture): give',
+    status=2,
+  )
+  one_message(
+    crossin('sweep', 'gin_configs/models/world_1m.gin'),
+    'sweep.axes is not set (axis -> its values): give sweep.axes=VALUE',
     status=2,
   )
   found = crossin('trian')
   assert found.returncode == 2 and 'did you mean train?' in found.stderr
+
+
+@pytest.mark.parametrize(
+  'words, parts',
+  [
+    (
+      ('train', 'gin_configs/runs/world_tune.gin', 'BATCHSIZE=2'),
+      ('BATCHSIZE=2: nothing uses BATCHSIZE here; the nearest is BATCH_SIZE\n',),
+    ),
+    (
+      ('train', 'gin_configs/runs/world_tune.gin', '--gin.INITIAL_CHECKPOINT="a"'),
+      ('INITIAL_CHECKPOINT="a": nothing uses', 'the nearest is INITIAL_CHECKPOINT_PATH\n'),
+    ),
+    (
+      (
+        'prepare',
+        'gin_configs/mixtures/alpaca.gin',
+        'TEMPLATE=chat',
+        '--mixture=a',
+        '--output_dir=b',
+      ),
+      ('TEMPLATE=chat: nothing uses TEMPLATE here',),
+    ),
+    (
+      (
+        'sweep',
+        'gin_configs/ablations/world_volume.gin',
+        'QUESTIONS=README.md',
+        'TRAINSTEPS=2',
+        '--dry_run',
+      ),
+      ('TRAINSTEPS=2: nothing uses TRAINSTEPS here; the nearest is TRAIN_STEPS\n',),
+    ),
+    (('quickstart', 'BATCHSIZE=2'), ('nothing uses BATCHSIZE here; the nearest is BATCH_SIZE\n',)),
+    (
+      (
+        'xinstruction',
+        'run',
+        'gin_configs/xinstruction/default.gin',
+        'LANGUAGE=sw',
+        '--output_dir=o',
+      ),
+      ('LANGUAGE=sw: nothing uses LANGUAGE here; the nearest is LANGUAGES\n',),
+    ),
+    (
+      ('train', 'gin_configs/runs/world_tune.gin', '--gin.MODEL_DIR=runs/a'),
+      ('--gin.MODEL_DIR=runs/a is not in gin', 'write MODEL_DIR=runs/a without --gin\n'),
+    ),
+    (('train', 'world_tune.gin'), ('do you mean gin_configs/runs/world_tune.gin?',)),
+    (('train', 'runs/a'), ("'runs/a' is not understood; settings are given as FILE.gin or NAME=",)),
+  ],
+)
+def test_misspelt_settings(words, parts):
+  one_message(crossin(*words), *parts, status=2)
 
 
 def prepare_flags(vocabulary, output_dir, mixture='world.base_x2x.all.en_zh.every', **values):

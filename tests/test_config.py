@@ -46,7 +46,7 @@ def test_an_unknown_name_is_an_error_with_the_nearest(binding, near):
   import crossin_jax.models.decoder
   import crossin_jax.train  # noqa: F401  # to be configured
 
-  with pytest.raises(config.ConfigError, match=rf'Nearest known: [\w., ]*\b{near}\b'):
+  with pytest.raises(config.ConfigError, match=rf'the nearest (is|are) [\w., ]*\b{near}\b'):
     parse(f'--gin.{binding}')
 
 

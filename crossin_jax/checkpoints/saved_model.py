@@ -250,9 +250,9 @@ class SavedModel:
     """gin text of the base of a PEFT adapter and of the adapter."""
     for binding in given:  # not parsed yet, and the settings of the adapter need its base
       if match := re.fullmatch(
-        r'from_huggingface\.directory\s*=\s*[\'"](.*)[\'"]', binding.strip()
+        r'from_huggingface\.directory\s*=\s*([\'"]?)(.*)\1', binding.strip()
       ):
-        self.__dict__['_below'] = remote.absolute(match.group(1))
+        self.__dict__['_below'] = remote.absolute(match.group(2))
     json_config = families.read_json_config(self._below)
     fields = families.decoder_fields(json_config, ignore=tuple(json_config))
     settings = self.adapter.settings(json_config['model_type'], DecoderConfig(**fields))

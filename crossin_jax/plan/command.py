@@ -77,7 +77,7 @@ def parse_gin(args: argparse.Namespace) -> None:
   Raises:
     ConfigError: as `config.parse`, and without a model.
   """
-  directory_missing = config.parse_with(args, PLACEHOLDERS).get('HF_DIR')
+  directory_missing = config.parse_with(args, PLACEHOLDERS, tuple(MACROS.values())).get('HF_DIR')
   # A later file of gin_configs/models may name another model, which needs no directory.
   if directory_missing and 'from_huggingface' in str(config.bound('Decoder.config')):
     raise directory_missing

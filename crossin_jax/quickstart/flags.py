@@ -27,6 +27,7 @@ def parser() -> command_line.Parser:
     'Train on an invented world described in English, tune five arms, evaluate them in every '
     'language and write a report.',
     'crossin quickstart --languages en,vi,es --seeds 1 --output_dir runs/quickstart',
+    gin='settings',
   )
   parser.add_argument('--output_dir', default='runs/quickstart', help='of all files')
   parser.add_argument('--languages', default='en,vi,es', help='English first, of thirteen')

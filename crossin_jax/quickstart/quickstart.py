@@ -20,6 +20,7 @@ import shlex
 import sys
 import time
 
+from crossin_jax import config
 from crossin_jax.evaluation import report as report_lib
 from crossin_jax.evaluation.answers.predictions import read_predictions
 from crossin_jax.evaluation.questions import read_questions
@@ -318,9 +319,12 @@ def _slug(arm: str) -> str:
 def main(argv: list[str]) -> int:
   """The command line of `crossin quickstart`."""
   parser = flags.parser()
-  args, bindings = parser.parse_known_args(argv)
-  if stray := [b for b in bindings if not b.startswith('--gin_bindings=')]:
-    parser.error(f'unknown arguments: {" ".join(stray)}')
+  args = parser.parse_args(argv)
+  bindings = list(map(config.argument, args.gin_bindings))
+  for binding in args.gin_bindings:
+    name, known = config.name_of(binding), config.shipped_macros('models', 'runs')
+    if '.' not in name and name not in known:
+      raise config.unknown_macro(binding, known)
   languages = tuple(code_of(code) for code in args.languages.split(','))
   arms = tuple(arm.strip() for arm in args.arms.split(','))
   if unknown := [arm for arm in arms if arm not in ARMS]:

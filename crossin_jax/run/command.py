@@ -105,12 +105,16 @@ class Job:
 
   def shown(self, step: str) -> str:
     """The command of a step as one would write it by hand, with the same result."""
-    arguments = self.arguments(step)
-    own = [f'--gin.{name}={value!r}' for name, value in self.values(step).items()]
+    arguments, settings = self.arguments(step), []
     if arguments[0] in ('prepare', 'train'):
-      return shlex.join(['crossin', *arguments, *self.words, *own])
-    own = self._forwarded.flags(arguments[0]) if arguments[0] == 'evaluate' else []
-    return shlex.join(['crossin', *arguments, *own])
+      settings = [*self.words, *(f'{name}={value}' for name, value in self.values(step).items())]
+    elif arguments[0] == 'evaluate':
+      settings = [
+        f'{name}={config.resolve(value)!r}'.replace(' ', '')
+        for name, value, _, commands in config.bindings()
+        if 'evaluate' in commands
+      ]
+    return shlex.join(['crossin', *arguments, *settings])
 
   def _steps(self) -> list[Step]:
     """The steps of this job, in order."""
@@ -190,8 +194,9 @@ def main(argv: list[str]) -> int:
     raise config.ConfigError(
       'give the file of the job: crossin run mine.gin; `crossin new` writes one'
     )
-  words = [*(f'--gin_file={path}' for path in args.gin_file), *_bindings(args)]
+  words = [*args.gin_file, *map(config.argument, args.gin_bindings)]
   forwarding.make_known('crossin_jax.run.settings')
+  args.known_macros = forwarding.known_macros()
   used = config.parse_with(args, PLACEHOLDERS)
   job = make_job(words, used)
   if args.dry_run:
@@ -222,7 +227,3 @@ def make_job(words: list[str], placeholders: Collection[str]) -> Job:
     )
   forwarded = ForwardedSettings.from_gin(PLACEHOLDERS, placeholders)
   return Job(RunSettings(), forwarded, words)
-
-
-def _bindings(args) -> list[str]:
-  return [f'--gin_bindings={binding}' for binding in args.gin_bindings]

@@ -117,18 +117,17 @@ def check_flags(command: str, argv: list[str]) -> None:
       argument.partition('=') if argument.startswith('--') else (flag, '', argument)
     )
     flag = name if argument.startswith('--') and not equals else ''
-    value = value.partition('=')[2] if name in ('--benchmark', '--gin_bindings') else value
+    if name in ('--gin_bindings', '--gin_setting'):  # NAME = VALUE
+      name, _, value = value.partition('=')
+      name = f'--gin.{name.strip()}'
+    value = value.partition('=')[2] if name == '--benchmark' else value
     if not is_remote(value.strip().strip('\'"()')):
       continue
     allowed = _TAKE.get(command, ())
-    if (
-      allowed is not None
-      and name not in allowed
-      and not (allowed and name.startswith(('--gin.', '--gin_bindings')))
-    ):
+    if allowed is not None and name not in allowed and not (allowed and name.startswith('--gin.')):
       raise ValueError(
-        f'{name or command}: {value} is remote, but `crossin {command}` needs a local path there; '
-        'copy it with `gcloud storage cp --recursive` and give the copy'
+        f'{name.removeprefix("--gin.") or command}: {value} is remote, but `crossin {command}` '
+        'needs a local path there; copy it with `gcloud storage cp --recursive` and give the copy'
       )
     filesystem()
   prepare(os.environ.get('JAX_COMPILATION_CACHE_DIR'))

@@ -16,7 +16,7 @@ import sys
 
 from crossin_jax import config
 from crossin_jax.sweep import flags
-from crossin_jax.sweep.points import Settings, bound_names, make_points
+from crossin_jax.sweep.points import Settings, bound_names, check_macros, make_points
 from crossin_jax.sweep.running import Sweep, exclusive
 from crossin_jax.workflow import command_line
 from crossin_jax.workflow.jobs import Jobs
@@ -31,14 +31,13 @@ def read_settings(args: argparse.Namespace) -> tuple[Settings, tuple[str, ...]]:
   bound = set().union(*[bound_names(path, _search(args)) for path in args.gin_file])
   of_sweep, others = [], []
   for flag in args.gin_bindings:
-    name = flag.split('=')[0].strip()
+    name = config.name_of(flag)
     (of_sweep if name in bound or name.startswith('sweep.') else others).append(flag)
   args.gin_bindings = of_sweep
   config.parse(args)
-  try:
-    return Settings(), tuple(others)
-  except RuntimeError as error:  # a required value is missing
-    raise config.ConfigError(f'{error}\n  Start from a file in gin_configs/ablations') from None
+  settings = Settings()
+  check_macros(settings, others, _search(args))
+  return settings, tuple(others)
 
 
 def _search(args: argparse.Namespace) -> tuple[str, ...]:
@@ -53,10 +52,9 @@ def main(argv: list[str]) -> int:
     from crossin_jax.mixing_laws import fit
 
     return fit.main([args.output_dir, *(['--json'] if args.json else []), *others])
-  if others:
-    parser.error(f'unrecognized arguments: {" ".join(others)}')
+  parser.refuse(others)
   if not args.gin_file:
-    parser.error('give the sweep as --gin_file, such as gin_configs/ablations/world_volume.gin')
+    parser.error('give the gin file of the sweep, such as gin_configs/ablations/world_volume.gin')
   args.jobs = (16 if args.launcher == 'slurm' else 1) if args.jobs is None else args.jobs
   if args.jobs < 1:
     parser.error('--jobs must be at least 1')

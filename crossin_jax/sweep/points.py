@@ -150,11 +150,11 @@ def make_points(
   bound = bound_names(settings.mixture_gin, search)
   of_mixture = lambda name: name in bound or name.rpartition('.')[0].split('/')[-1] in bound
   for flag in flags:
-    if flag.split('=')[0].strip() in settings.axes:
+    if config.name_of(flag) in settings.axes:
       raise config.ConfigError(f'{flag}: that is an axis of this sweep; change sweep.axes')
   extra = {True: [], False: []}
   for flag in flags:
-    extra[of_mixture(flag.split('=')[0].strip())].append(f'--gin_bindings={flag}')
+    extra[of_mixture(config.name_of(flag))].append(config.argument(flag))
   texts = {path: gin_text(path, search) for path in (settings.mixture_gin, settings.run_gin)}
   rates = (*_RATES, *_rate_macros(texts[settings.mixture_gin]))
   digests = {path: _digest(text) for path, text in texts.items()}
@@ -260,10 +260,10 @@ def _counted_shares(
   if not settings.equal_examples:
     return [0.0] * len(combinations)
   given = [{**(settings.run_values or {}), **values}.get('TRAIN_STEPS') for values in combinations]
-  named = {flag.split('=')[0].strip() for flag in flags}
+  named = {config.name_of(flag) for flag in flags}
   if other := sorted(named & {'MixtureSettings.rates', 'MixtureSettings.shares'}):
     raise config.ConfigError(
-      f'sweep.equal_examples reads the shares of sweep.shares_by_variant, and --gin.{other[0]} '
+      f'sweep.equal_examples reads the shares of sweep.shares_by_variant, and {other[0]} '
       'replaces them: change sweep.shares_by_variant instead'
     )
   if not all(isinstance(steps, int) for steps in given) or 'TRAIN_STEPS' in named:
@@ -379,6 +379,17 @@ def bound_names(path: str, search: tuple[str, ...] = ()) -> set[str]:
   """Macros and configurables that a gin file, or one it includes, binds."""
   names = re.findall(r'^([\w./]+)\s*=', gin_text(path, search), re.MULTILINE)
   return {name.rpartition('.')[0].split('/')[-1] or name for name in names}
+
+
+def check_macros(settings: Settings, flags: list[str], search: tuple[str, ...] = ()) -> None:
+  """Raises ConfigError for a macro of the command line that no gin file of the points uses."""
+  texts = [gin_text(path, search) for path in (settings.mixture_gin, settings.run_gin)]
+  every = '\n'.join(texts)
+  known = {*re.findall(r'(?m)^(\w+)\s*=', every), *re.findall(r'%(\w+)', every)}
+  for flag in flags:
+    name = config.name_of(flag)
+    if name and '.' not in name and name.split('/')[-1] not in known:
+      raise config.unknown_macro(flag, known)
 
 
 def _digest(value) -> str:

@@ -1,9 +1,11 @@
-"""What all command lines share: flags, their spelling, help, and JSON output."""
+"""What all command lines share: flags, their spelling, settings as words, help, and JSON output."""
 
 import argparse
+from collections.abc import Sequence
 import json
 
 from crossin_jax import config
+from crossin_jax.config import words
 from crossin_jax.processes import exit_status
 from crossin_jax.processes import flags as process_flags
 
@@ -21,7 +23,9 @@ class _Help(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-  """The flags of a command. `--some-flag` is accepted for `--some_flag`."""
+  """The flags of a command. `--some-flag` is accepted for `--some_flag`, and gin files and settings
+  as words: `crossin train FILE.gin MODEL_DIR=runs/a`.
+  """
 
   def __init__(
     self,
@@ -29,7 +33,7 @@ class Parser(argparse.ArgumentParser):
     description: str,
     example: str,
     *,
-    gin: bool = False,
+    gin: bool | str = False,
     processes: bool = False,
     statuses: str = STATUSES,
   ):
@@ -39,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     command: the words after `crossin`, or a full command that starts with 'python'.
     description: of the command.
     example: a complete command.
-    gin: add the gin flags.
+    gin: add the gin flags; 'settings' = without those of gin files.
     processes: add the flags of runs with several processes.
     statuses: the exit statuses.
     """
@@ -54,11 +58,39 @@ class Parser(argparse.ArgumentParser):
     )
     if processes:
       process_flags.add_flags(self)
+    self._gin = gin
     if gin:
-      config.add_flags(self)
+      config.add_flags(self, files=gin is True)
 
   def parse_known_args(self, args=None, namespace=None):
-    return super().parse_known_args([self._spelled(word) for word in args], namespace)
+    return super().parse_known_args(self.explicit(args), namespace)
+
+  def parse_args(self, args=None, namespace=None):
+    found, stray = self.parse_known_args(args, namespace)
+    self.refuse(stray)
+    return found
+
+  def refuse(self, stray: Sequence[str]) -> None:
+    """Exits with a usage error if there are any arguments that the command does not know."""
+    if stray and self._gin and not stray[0].startswith('-'):
+      form = 'NAME=VALUE' if self._gin == 'settings' else 'FILE.gin or NAME=VALUE'
+      self.error(f'{stray[0]!r} is not understood; settings are given as {form}')
+    if stray:
+      self.error(f'unrecognized arguments: {" ".join(stray)}')
+
+  def error(self, message: str):
+    """Exits with one line instead of argparse's usage, which is longer than the help is."""
+    self.exit(2, f'{self.prog}: error: {message} (see {self.prog} --help)\n')
+
+  def explicit(self, argv: Sequence[str]) -> list[str]:
+    """The arguments with the known spelling of flags, and words for gin as flags."""
+    argv = [self._spelled(word) for word in argv]
+    return words.explicit(argv, self._takes_value, self._gin is True) if self._gin else argv
+
+  def _takes_value(self, flag: str) -> bool:
+    known = self._option_string_actions
+    names = [flag] if flag in known else [name for name in known if name.startswith(flag)]
+    return any(known[name].nargs != 0 for name in names)
 
   def _spelled(self, word: str) -> str:
     name, equals, value = word.partition('=')

@@ -31,6 +31,13 @@ class _Binding(NamedTuple):
   commands: tuple[str, ...]
 
 
+def known_macros() -> set[str]:
+  """Macros of training and models, which a pipeline forwards although none of its settings use
+  them.
+  """
+  return config.shipped_macros('models', 'runs')
+
+
 def make_known(*modules: str) -> None:
   """Imports all configurables, so that gin checks their names before the first step.
 
@@ -78,7 +85,9 @@ class ForwardedSettings:
         )
     for name, value in macros.items():
       users = [commands for commands, names in used.items() if name in names]
-      commands = {c for commands in users for c in commands} if users else set(MACROS)
+      commands = {c for commands in users for c in commands}
+      if not users and name in known_macros():
+        commands = set(MACROS)
       if commands:
         order = tuple(c for c in (*MACROS, 'prepare', 'evaluate') if c in commands)
         forwarded.append(

@@ -323,7 +323,7 @@ def _refuse_local_folders(bindings: Sequence[str]) -> None:
     try:
       value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-      continue
+      value = text  # NAME=VALUE without quotes
     if isinstance(value, str) and os.sep in value and os.path.isdir(value) and not _tracked(value):
       raise config.ConfigError(
         f'{name} = {value!r} is a folder of this machine; copy it to a bucket and name that'

@@ -24,7 +24,7 @@ from crossin_jax.processes import interruption
 from crossin_jax.processes.exit_status import RESTART
 from crossin_jax.progress import Progress
 from crossin_jax.workflow import command_line
-from crossin_jax.xinstruction import flags, levels
+from crossin_jax.xinstruction import flags, forwarding, levels
 from crossin_jax.xinstruction import rows as rows_lib
 
 
@@ -161,6 +161,7 @@ def run(
 def main(argv: list[str]) -> int:
   """The command line of `crossin xinstruction chunks`."""
   args = flags.chunks_parser().parse_args(argv)
+  args.known_macros = forwarding.known_macros()
   share = command_line.share_of(args)
   model = SavedModel.open(args.checkpoint).module(args)
   return 0 if run(args.checkpoint, model, args.kind, args.input, args.output, share) else RESTART

@@ -205,6 +205,7 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin xinstruction`."""
   args = flags.parser().parse_args(argv)
   forwarding.make_known('crossin_jax.xinstruction.chunk_worker')
+  args.known_macros = forwarding.known_macros()
   config.parse(args)
   forwarded = ForwardedSettings.from_gin(SET_BY_STEPS)
   pipeline = Pipeline(args.output_dir, XInstruction(), forwarded)

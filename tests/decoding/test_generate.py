@@ -295,7 +295,7 @@ def test_a_malformed_row_is_named_before_anything_starts(
 def test_other_bad_arguments(model_dir, tmp_path, capsys):
   run = lambda *more: (cli.main(flags(model_dir, tmp_path, *more)), capsys.readouterr().err)
   status, said = run('--gin.Sampling.temprature=1.0')
-  assert status == 2 and 'Nearest known: temperature' in said
+  assert status == 2 and 'the nearest is temperature' in said
   status, said = run('--gin.Sampling.top_p=2.0')
   assert status == 1 and 'Sampling.top_p = 2.0 must be at least 0 and at most 1' in said
   status, said = run('--gin.DecoderConfig.vocab_size=1000')

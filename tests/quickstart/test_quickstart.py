@@ -70,7 +70,7 @@ def test_two_arms_end_to_end_and_again(tmp_path):
     (['--languages', 'en,xx'], 1, "unknown language 'xx'"),
     (['--languages', 'en,ar'], 1, "'ar'"),
     (['--seeds', '0'], 2, 'must be at least 1'),
-    (['--nonsense'], 2, 'unknown arguments: --nonsense'),
+    (['--nonsense'], 2, 'unrecognized arguments: --nonsense'),
   ],
 )
 def test_wrong_usage_is_said(flags, status, message, tmp_path):

@@ -79,13 +79,13 @@ def inside(folder, monkeypatch):
 
 
 def run(*words):
-  return cli.main(['run', '--gin_file=job.gin', *words])
+  return cli.main(['run', 'job.gin', *words])
 
 
 @pytest.fixture(scope='module')
 def done(folder):
   """The job once, complete: its standard output."""
-  words = [sys.executable, '-m', 'crossin_jax.cli', 'run', '--gin_file=job.gin', '--json']
+  words = [sys.executable, '-m', 'crossin_jax.cli', 'run', 'job.gin', '--json']
   environment = os.environ | {'PYTHONPATH': str(REPOSITORY)}
   process = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
   assert process.returncode == 0, process.stderr
@@ -153,7 +153,7 @@ def test_new_says_what_is_wrong(capsys, tmp_path, change, said):
 def test_the_job_is_what_the_commands_give_by_hand(done, capsys):
   """Bit for bit: token files, losses, predictions and the exported model."""
   capsys.readouterr()
-  assert run('--dry_run', '--redo', "--gin.run.output_dir='runs/hand'") == 0
+  assert run('--dry_run', '--redo', 'run.output_dir=runs/hand') == 0
   printed = capsys.readouterr().out.splitlines()
   commands = [line.strip() for line in printed if line.strip().startswith('crossin ')]
   assert [shlex.split(line)[1] for line in commands] == [
@@ -188,14 +188,14 @@ def test_transformers_loads_the_export(done):
 
 
 def test_what_is_done_is_skipped_on_any_mesh(done, capsys):
-  assert run('--gin.MESH_SHAPE=(1,1,1)', '--json') == 0
+  assert run('MESH_SHAPE=1,1,1', '--json') == 0
   captured = capsys.readouterr()
   assert captured.err.count(': done') == 6 and 'starts' not in captured.err
   assert json.loads(captured.out.splitlines()[-1])['training'] == done['training']
 
 
 def test_stale_steps_are_named_before_anything_runs(done, capsys):
-  assert run('--gin.schedule.peak=5e-3') == 1
+  assert run('schedule.peak=5e-3') == 1
   message = capsys.readouterr().err
   assert "train: schedule.peak was '0.01', is '0.005'" in message
   assert 'prepare:' not in message and 'before:' not in message
@@ -215,9 +215,9 @@ def test_a_changed_file_makes_its_step_stale(done, capsys):
 
 
 def test_an_interrupted_job_continues(folder, capsys):
-  words = [sys.executable, '-m', 'crossin_jax.cli', 'run', '--gin_file=job.gin',
-           "--gin.run.output_dir='runs/cut'", '--gin.run.questions=()', '--gin.TRAIN_STEPS=400',
-           '--gin.train.evaluation_period=400', '--gin.CheckpointConfig.period=40']  # fmt: skip
+  words = [sys.executable, '-m', 'crossin_jax.cli', 'run', 'job.gin',
+           'run.output_dir=runs/cut', 'run.questions=()', 'TRAIN_STEPS=400',
+           'train.evaluation_period=400', 'CheckpointConfig.period=40']  # fmt: skip
   environment = os.environ | {'PYTHONPATH': str(REPOSITORY)}
   process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
   deadline = time.monotonic() + 120
@@ -236,14 +236,14 @@ def test_an_interrupted_job_continues(folder, capsys):
 
 
 def test_a_dry_run_says_what_it_takes(capfd):
-  assert run('--dry_run', '--json', "--gin.run.output_dir='runs/dry'") == 0
+  assert run('--dry_run', '--json', 'run.output_dir=runs/dry') == 0
   found = json.loads(capfd.readouterr().out.splitlines()[-1])
   assert found['steps']['prepare'] == 'missing' and not os.path.exists('runs/dry')
   assert found['training']['steps'] == 6 and found['training']['seconds_per_step'] > 0
   assert 0 < found['training']['bytes_per_device'] < found['training']['room_per_device']
   # 38 rows of English, and as many across languages; two of 40 are held out.
   assert found['prepared']['examples'] == 76 and found['prepared']['tokens'] > 1000
-  assert run('--dry_run', '--gin.MixtureSettings.max_length=3') == 1
+  assert run('--dry_run', 'MixtureSettings.max_length=3') == 1
   assert 'no example left' in capfd.readouterr().err
 
 
@@ -251,11 +251,11 @@ def test_a_dry_run_says_what_it_takes(capfd):
   'words, said',
   [
     (['run'], 'give the file of the job'),
-    (['run', '--gin_file=none.gin'], "'none.gin' does not exist"),
-    (['run', '--gin_file=job.gin', "--gin.MODEL_DIR='x'"], 'MODEL_DIR is another in every step'),
-    (['run', '--gin_file=job.gin', "--gin.run.benchmarks=('x',)"], "'x' is not NAME=PATH"),
-    (['run', '--gin_file=job.gin', "--gin.run.export='ful'"], 'none of auto, merged'),
-    (['run', '--gin_file=gin_configs/runs/crossin_lora.gin'], 'is not set'),
+    (['run', 'none.gin'], "'none.gin' does not exist"),
+    (['run', 'job.gin', 'MODEL_DIR=x'], 'MODEL_DIR is another in every step'),
+    (['run', 'job.gin', 'run.benchmarks=x'], "'x' is not NAME=PATH"),
+    (['run', 'job.gin', 'run.export=ful'], 'none of auto, merged'),
+    (['run', 'gin_configs/runs/crossin_lora.gin'], 'is not set'),
   ],
 )
 def test_run_says_what_is_wrong(capsys, words, said):
