@@ -107,6 +107,20 @@ def gcs(tmp_path, monkeypatch):
   return server
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+  """An empty cache of huggingface_hub in its offline mode, see `hub_cache.Cache`."""
+  constants = pytest.importorskip('huggingface_hub.constants')
+  from hub_cache import Cache
+
+  monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+  monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+  cache = Cache(tmp_path / 'hub')
+  cache.forget()
+  yield cache
+  cache.forget()
+
+
 @pytest.fixture(scope='session')
 def tiny_world():
   """18 entities, four languages, ten relations."""
