@@ -16,6 +16,7 @@ sys.modules.setdefault('conftest', sys.modules[__name__])
 os.environ['JAX_PLATFORMS'] = os.environ.get('CROSSIN_TEST_PLATFORMS', 'cpu')
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
 # Small matrices; threads that wait for each other on two cores take longer than one.
 for _name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
   os.environ.setdefault(_name, '1')

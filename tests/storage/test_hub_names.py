@@ -187,7 +187,7 @@ def test_a_hub(tmp_path):
   threading.Thread(target=server.serve_forever, daemon=True).start()
   environment = {
     **os.environ, 'HF_HOME': str(tmp_path), 'PYTHONPATH': str(REPOSITORY),
-    'HF_ENDPOINT': f'http://127.0.0.1:{server.server_port}', 'HF_HUB_DISABLE_XET': '1',
+    'HF_ENDPOINT': f'http://127.0.0.1:{server.server_port}', 'HF_HUB_DISABLE_XET': '1', 'HF_HUB_OFFLINE': '0',
   }  # fmt: skip
 
   def ask(name, **more):
