@@ -25,6 +25,7 @@ from crossin_jax.models import lora
 from crossin_jax.models.decoder import attention_kernel
 from crossin_jax.processes import distributed, interruption
 from crossin_jax.processes.exit_status import DONE, RESTART
+from crossin_jax.storage import hub_names
 from crossin_jax.storage.records import read_records
 from crossin_jax.training import compiled, messages, nonfinite, objectives, optimizers
 from crossin_jax.training import state as train_state
@@ -81,7 +82,7 @@ def train(
     seed: of initialisation, dropout and row order.
     z_loss: factor on log(Z)^2; 0 = none.
     initial_checkpoint: parameters to start from: a checkpoint or MODEL_DIR (ours or T5X's), a
-      Hugging Face directory, or a PEFT adapter; None = fresh.
+      Hugging Face directory or a PEFT adapter, also by its name on the hub; None = fresh.
     evaluators: each called with (model, params, partitioner), yields (name, value). One with a
       method `figures` returns the names of its numbers there, or raises if it cannot evaluate; it
       is called before the first step. One with `for_objective` learns the objective of the run.
@@ -139,7 +140,8 @@ def train(
       evaluators = _for_objective(evaluators, objective, stream.reference)
     _check_fit(model, prepared, partition, batch_size, microbatches)
     _check_evaluation(evaluators, evaluation_period, keeping, early_stopping_patience)
-    of_all = _must_be_equal((model, objective), partition, stream, total_steps)
+    begun_from = source.path if source and hub_names.is_name(source.path) else None
+    of_all = _must_be_equal((model, objective, begun_from), partition, stream, total_steps)
     distributed.barrier('the start', of_all)
     tasks = [task.info for task in prepared.tasks]
     with partition.activate():
@@ -152,7 +154,8 @@ def train(
       if jax.process_index() == 0:
         if step > total_steps:
           print(f'nothing to do: step {step} is saved, {total_steps} are wanted', file=sys.stderr)
-        run_directory.describe(files.path, prepared, gin.operative_config_str(), initial_checkpoint)
+        described = hub_names.recorded(gin.operative_config_str())
+        run_directory.describe(files.path, prepared, described, initial_checkpoint)
         files.push()  # evaluators read it on all hosts
         messages.started(model_dir, model, state, stream, step, total_steps, partition)
       books = Bookkeeping(
@@ -416,6 +419,7 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin train`."""
   args = run_flags.train_parser().parse_args(argv)
   config.parse(args)
+  run_directory.keep_names(config.resolve(config.bound('train.model_dir')))
   distributed.initialize(args)
   status = train()
   last = {}

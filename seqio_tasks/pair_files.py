@@ -14,6 +14,8 @@ from crossin_jax.data.pair_rows import PairRow, instances, read_pairs
 from crossin_jax.data.readers import extension
 from crossin_jax.data.source_errors import SourceError
 from crossin_jax.languages import code_of, in_order
+from crossin_jax.storage import hub_names
+from seqio_tasks.sources import rows_path
 
 Instance = tuple[PairRow, ...]  # a pair, or the two halves of a row of direct consistency
 
@@ -43,10 +45,10 @@ class PairFiles:
 
   def __post_init__(self):
     given = (self.path,) if isinstance(self.path, (str, os.PathLike)) else tuple(self.path)
-    paths = tuple(os.path.expanduser(os.fspath(path)) for path in given)
+    paths = tuple(map(rows_path, given))
     if not paths:
       raise SourceError('PairFiles.path = (): name at least one file')
-    base = os.path.basename(paths[0].rstrip('/'))
+    base = os.path.basename(hub_names.title(paths[0].rstrip('/')))
     name = self.name or re.sub(r'[^\w.]', '_', base.removesuffix(extension(base) or ''))
     if not re.fullmatch(r'[\w.]+', name):
       raise SourceError(

@@ -27,8 +27,8 @@ from crossin_jax.data.prepared import (
 )
 from crossin_jax.data.prompts import CHAT, Rejected, stop_id
 from crossin_jax.progress import Progress
-from crossin_jax.storage import mirror, remote
-from crossin_jax.storage.files import write_json
+from crossin_jax.storage import hub_names, mirror, remote
+from crossin_jax.storage.files import load_json, write_json
 from crossin_jax.workflow import command_line
 from seqio_tasks import flags
 from seqio_tasks.crossin import TaskSpec
@@ -414,6 +414,9 @@ def main(argv: list[str]) -> int:
       f'{summary["tokens"]:,} tokens ({summary["loss_tokens"]:,} trained); nothing is written'
     )
     return command_line.finish(args, summary)
+  described = os.path.join(args.output_dir, 'mixtures', f'{args.mixture}.json')
+  if not args.overwrite and remote.exists(described):  # names on the hub mean what they did
+    hub_names.keep(' '.join(load_json(described).get('hub', ())))
   summary = prepare(args.mixture, args.output_dir, MixtureSettings(), args.workers, args.overwrite)
   if args.reference:
     summary['reference'] = _store_reference(args)

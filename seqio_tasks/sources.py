@@ -27,6 +27,7 @@ from crossin_jax.data.readers import (
 )
 from crossin_jax.data.source_errors import SourceError
 from crossin_jax.languages import code_of, english_name
+from crossin_jax.storage import hub_names
 from seqio_tasks.alignment import Table, aligned
 from seqio_tasks.columns import Column
 from seqio_tasks.tfds_rows import read_tfds
@@ -204,6 +205,7 @@ class ParallelFiles(Rows):
     path: either the stem of one file per language, `/data/alpaca` for alpaca_en.json or
       alpaca.en.json, .jsonl or .parquet, the first two also .gz; or one file in long form, whose
       rows have ids and a field `language`. With one language it may be a file without `language`.
+      Both also on the Hugging Face hub: hf:datasets/ORG/NAME[@REVISION]/PATH.
       None = no rows: `MixtureSettings.english` leaves such a source out.
     languages: codes (or English names); 'en' first if there are several.
     align: 'id' = rows with the same id belong together, and rows not found in all languages are set
@@ -224,9 +226,9 @@ class ParallelFiles(Rows):
   max_characters: int = 200_000
 
   def __post_init__(self):
-    path = os.path.expanduser(os.fspath(self.path or ''))
+    path = rows_path(self.path) if self.path else ''
     object.__setattr__(self, 'path', path or None)
-    base = os.path.basename(path.rstrip('/'))
+    base = os.path.basename(hub_names.title(path.rstrip('/')))
     self._check(base.removesuffix(extension(base) or ''))
     if self.align not in ('auto', 'id', 'position'):
       raise SourceError(f"ParallelFiles.align = {self.align!r}: must be 'auto', 'id' or 'position'")
@@ -247,6 +249,12 @@ class ParallelFiles(Rows):
         columns[language].add(row)
       columns[language].seal()
     return columns, self.align
+
+
+def rows_path(path: str | os.PathLike) -> str:
+  """A path of rows as a source keeps it: a name on the hub with its commit."""
+  path = os.path.expanduser(os.fspath(path))
+  return hub_names.pinned(path) if hub_names.is_name(path) else path
 
 
 @config.configurable(commands=('prepare',))

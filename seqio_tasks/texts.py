@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 from crossin_jax import config
 from crossin_jax.data.readers import Row, extension
 from crossin_jax.data.source_errors import SourceError, at, first_line
+from crossin_jax.storage import hub_names, remote
 from crossin_jax.storage.json_rows import JsonRows, describe
 from seqio_tasks.columns import Column
-from seqio_tasks.sources import Rows, one_language_files
+from seqio_tasks.sources import Rows, one_language_files, rows_path
 
 
 @config.configurable(commands=('prepare',))
@@ -29,7 +30,8 @@ class TextFiles(Rows):
 
   Attributes:
     path: a .jsonl, .json (a list) or .parquet file, the first two also .gz, or a folder of such
-      files, which are read in the order of their names.
+      files, which are read in the order of their names; or such a name on the hub, see
+      `ParallelFiles.path`.
     languages: the code of its language.
     column: the field with the text; others are ignored.
     part_characters: most characters of a row. As many as MixtureSettings.max_length tokens have:
@@ -49,9 +51,9 @@ class TextFiles(Rows):
   max_characters: int = 10_000_000
 
   def __post_init__(self):
-    path = os.path.expanduser(os.fspath(self.path))
+    path = rows_path(self.path)
     object.__setattr__(self, 'path', path)
-    base = os.path.basename(path.rstrip('/'))
+    base = os.path.basename(hub_names.title(path.rstrip('/')))
     self._check(base.removesuffix(extension(base) or ''))
     if len(self.languages) != 1:
       raise SourceError(f'TextFiles.languages = {self.languages!r}: name one language')
@@ -75,9 +77,10 @@ class TextFiles(Rows):
     return {self.languages[0]: column.seal()}, 'position'
 
   def _files(self) -> list[str]:
-    if not os.path.isdir(self.path):
-      return [self.path]
-    found = [os.path.join(self.path, name) for name in sorted(os.listdir(self.path))]
+    path = remote.fetched(self.path) if hub_names.is_name(self.path) else self.path
+    if not os.path.isdir(path):
+      return [path]
+    found = [os.path.join(path, name) for name in sorted(os.listdir(path))]
     if not (files := [path for path in found if extension(path)]):
       raise SourceError(
         f'{self.path}: no file that ends in .jsonl, .json or .parquet; correct the path'

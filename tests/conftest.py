@@ -16,6 +16,7 @@ sys.modules.setdefault('conftest', sys.modules[__name__])
 os.environ['JAX_PLATFORMS'] = os.environ.get('CROSSIN_TEST_PLATFORMS', 'cpu')
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
 # Small matrices; threads that wait for each other on two cores take longer than one.
 for _name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
   os.environ.setdefault(_name, '1')
@@ -105,6 +106,20 @@ def gcs(tmp_path, monkeypatch):
   server.reset()
   monkeypatch.setenv('CROSSIN_CACHE', str(tmp_path / 'cache'))
   return server
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+  """An empty cache of huggingface_hub in its offline mode, see `hub_cache.Cache`."""
+  constants = pytest.importorskip('huggingface_hub.constants')
+  from hub_cache import Cache
+
+  monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+  monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+  cache = Cache(tmp_path / 'hub')
+  cache.forget()
+  yield cache
+  cache.forget()
 
 
 @pytest.fixture(scope='session')

@@ -26,7 +26,7 @@ from crossin_jax.errors import CrossinError
 from crossin_jax.models import lora
 from crossin_jax.models.decoder import Decoder
 from crossin_jax.models.huggingface import declarations, families, peft, tensor_files, weights
-from crossin_jax.storage import mirror, remote
+from crossin_jax.storage import hub_names, mirror, remote
 from crossin_jax.storage.files import read_json, write_json, write_text
 from crossin_jax.training import state as train_state
 from crossin_jax.workflow import command_line
@@ -41,7 +41,7 @@ def import_hf(directory: str, output_dir: str, model=None, partitioner=Partition
   own files beside it.
 
   Args:
-    directory: config.json, safetensors and tokenizer.
+    directory: config.json, safetensors and tokenizer; or its name on the hub.
     output_dir: made; must not hold a checkpoint yet.
     model: a Decoder; None = as config.json says, with what gin binds.
     partitioner: mesh and axis rules.
@@ -53,6 +53,7 @@ def import_hf(directory: str, output_dir: str, model=None, partitioner=Partition
     ConversionError, CheckpointError: output_dir holds a checkpoint already, or part of one.
       ArchitectureError, WeightsError: see there.
   """
+  directory = hub_names.pinned(directory)
   if places.steps_in(output_dir):
     raise ConversionError(f'{output_dir} holds a checkpoint already; give another --output_dir')
   places.check_room(output_dir, 0)  # before the weights are read

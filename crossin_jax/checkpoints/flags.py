@@ -16,7 +16,9 @@ def import_parser() -> command_line.Parser:
     'crossin import-hf models/gemma-2b --output_dir checkpoints/gemma-2b',
     gin=True,
   )
-  parser.add_argument('directory', help='with config.json and *.safetensors')
+  parser.add_argument(
+    'directory', help='with config.json and *.safetensors, or ORG/NAME on the Hugging Face hub'
+  )
   parser.add_argument(
     '--output_dir', required=True, help='for checkpoint_0, config.gin and huggingface/'
   )

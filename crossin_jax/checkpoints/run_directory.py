@@ -12,7 +12,7 @@ from crossin_jax.checkpoints.saved_model import COMPANIONS, SavedModel
 from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.errors import CrossinError
 from crossin_jax.models.huggingface import tensor_files
-from crossin_jax.storage import lease, locks, mirror, remote
+from crossin_jax.storage import hub_names, lease, locks, mirror, remote
 from crossin_jax.storage.files import write_json, write_text
 
 
@@ -76,6 +76,13 @@ def _remote_files(model_dir: str):
   ):
     files.check = lock.check
     yield files
+
+
+def keep_names(model_dir: str) -> None:
+  """Makes names on the hub mean what they did when the run in `model_dir` began, if one did."""
+  if remote.exists(path := os.path.join(model_dir, 'config.gin')):
+    with open(remote.fetched(path), encoding='utf-8') as file:
+      hub_names.keep(file.read())
 
 
 def describe(

@@ -19,7 +19,7 @@ from crossin_jax.models.decoder_config import DecoderConfig
 from crossin_jax.models.huggingface import families, tensor_files, weights
 from crossin_jax.models.huggingface.adapter import Adapter, is_adapter
 from crossin_jax.models.huggingface.peft import CONFIG, WEIGHTS
-from crossin_jax.storage import files, remote
+from crossin_jax.storage import files, hub_names, remote
 
 COMPANIONS = 'huggingface'  # folder in MODEL_DIR with config.json and tokenizer
 
@@ -27,7 +27,7 @@ COMPANIONS = 'huggingface'  # folder in MODEL_DIR with config.json and tokenizer
 @dataclasses.dataclass(frozen=True)
 class SavedModel:
   """A checkpoint of this project or of T5X, a Hugging Face directory, or a PEFT adapter, here or on
-  gs://.
+  gs://; the latter two also by their name on the hub.
 
   Attributes:
     path: absolute: a `checkpoint_<step>` directory, or the directory of Hugging Face or PEFT.
@@ -41,10 +41,14 @@ class SavedModel:
   def open(cls, path: str) -> 'SavedModel':
     """The model at a path: a MODEL_DIR means its latest checkpoint.
 
+    Args:
+      path: of any of these kinds, or ORG/NAME on the hub, see `hub_names.pinned`.
+
     Raises:
       CheckpointError: the path is none of a checkpoint, a MODEL_DIR, a Hugging Face directory and
-        an adapter, or both of the latter.
+        an adapter, or both of the latter. HubError: no such name.
     """
+    path = hub_names.pinned(path)
     if is_adapter(path):
       whole = (tensor_files.SINGLE, tensor_files.INDEX)
       if both := [name for name in whole if remote.exists(os.path.join(path, name))]:
@@ -54,6 +58,8 @@ class SavedModel:
       return cls(remote.absolute(path), True)
     if tensor_files.is_directory(path):
       return cls(remote.absolute(path), True)
+    if hub_names.is_name(path):
+      raise CheckpointError(f'{path} has neither config.json nor {CONFIG}: it is no model')
     return cls(places.latest_checkpoint(path), False)
 
   @property
@@ -64,7 +70,7 @@ class SavedModel:
   @property
   def name(self) -> str:
     """The last part of the folder, for tables."""
-    return os.path.basename(self.folder)
+    return os.path.basename(hub_names.title(self.folder))
 
   @functools.cached_property
   def adapter(self) -> Adapter | None:
@@ -78,13 +84,22 @@ class SavedModel:
     Raises:
       CheckpointError: neither the adapter nor gin names one that is here.
     """
-    name, given = self.adapter.base_name, config.bound('from_huggingface.directory')
-    for path in (name, name and os.path.join(self.path, name), config.resolve(given)):
-      if path and tensor_files.is_directory(path):
-        return remote.absolute(path)
+    name = self.adapter.base_name
+    given = config.resolve(config.bound('from_huggingface.directory'))
+    for path in filter(None, (name, name and os.path.join(self.path, name), given)):
+      path = hub_names.pinned(path) if path == given else path
+      if tensor_files.is_directory(path):
+        return remote.absolute(hub_names.pinned(path))
+    problem = 'which is not a directory here'
+    revision = f'@{self.adapter.base_revision}' if self.adapter.base_revision else ''
+    try:
+      if name and hub_names.is_name(found := hub_names.pinned(name + revision)):
+        return found
+    except hub_names.HubError as error:
+      problem = f'and {error}'
     raise CheckpointError(
-      f'{os.path.join(self.path, CONFIG)} names the base model {name!r}, which is not a directory '
-      'here. Download it, and write its path into base_model_name_or_path or give '
+      f'{os.path.join(self.path, CONFIG)} names the base model {name!r}, {problem}.\nGive its '
+      'directory in base_model_name_or_path, or with '
       '--gin.from_huggingface.directory="\'PATH\'"'
     )
 
@@ -199,7 +214,8 @@ class SavedModel:
     """Identifies the parameters wherever they are stored, with the base of a LoRA run."""
     parts = [self.base['digest']]
     if self.has_adapters:
-      of_files = digests.file_digests(self.path)
+      is_named = hub_names.is_name(self.path)
+      of_files = digests.file_digests(self.adapter.directory if is_named else self.path)
       if self.adapter:
         of_files = {name: of_files[name] for name in (CONFIG, WEIGHTS) if name in of_files}
       parts.append(json.dumps(of_files, sort_keys=True))
@@ -252,7 +268,7 @@ class SavedModel:
       if match := re.fullmatch(
         r'from_huggingface\.directory\s*=\s*([\'"]?)(.*)\1', binding.strip()
       ):
-        self.__dict__['_below'] = remote.absolute(match.group(2))
+        self.__dict__['_below'] = remote.absolute(hub_names.pinned(match.group(2)))
     json_config = families.read_json_config(self._below)
     fields = families.decoder_fields(json_config, ignore=tuple(json_config))
     settings = self.adapter.settings(json_config['model_type'], DecoderConfig(**fields))

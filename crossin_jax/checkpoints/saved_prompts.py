@@ -6,11 +6,9 @@ import os
 
 from crossin_jax.data import conversations, tokenizer_config
 from crossin_jax.data.prompts import CHAT, check_template, prompt_tokens, response_tokens, stop_id
-from crossin_jax.data.vocabulary import BESIDE, Vocabulary
+from crossin_jax.data.vocabulary import BESIDE, TOKENIZERS, Vocabulary
 from crossin_jax.storage import remote
 from crossin_jax.storage.files import read_json
-
-TOKENIZERS = ('tokenizer.json', 'tokenizer.model')
 
 
 class Prompts:
@@ -32,7 +30,7 @@ class Prompts:
     Raises:
       PreparedDataError: neither prompts.json nor a tokenizer is there.
     """
-    if remote.is_remote(directory):
+    if remote.is_elsewhere(directory):
       directory = _fetched(directory)
     own = [os.path.join(directory, name) for name in TOKENIZERS]
     own += [os.path.join(directory, 'huggingface', name) for name in TOKENIZERS]

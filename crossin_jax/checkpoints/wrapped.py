@@ -6,7 +6,7 @@ import os
 from crossin_jax.errors import CrossinError
 from crossin_jax.models.huggingface import families, tensor_files
 from crossin_jax.models.huggingface.declarations import WRAPPERS
-from crossin_jax.storage import remote
+from crossin_jax.storage import hub_names, remote
 from crossin_jax.storage.files import read_json, write_json
 
 # In MODEL_DIR/huggingface: where the multimodal directory is.
@@ -66,6 +66,7 @@ class Wrapper:
       WrapperError: it is not there, or is another model. WeightsError: its files are damaged.
     """
     self._config = json_config(companions)
+    directory = hub_names.pinned(directory) if directory else None
     kind, directory = self._config['model_type'], directory or _directory(companions)
     if directory is None or not tensor_files.is_directory(directory):
       where = 'of unknown place' if directory is None else f'that was {directory}, and is not there'

@@ -4,7 +4,8 @@ D/tasks/<task>/manifest.json            fingerprint, counts, dropped rows by rea
 D/tasks/<task>/<split>-00000.arrow      id, rank, tokens, loss_weights; one record batch a file;
                                         a Task of pairs has `branches` too, see `data.pair_layout`
 D/tasks/<task>/reference-<digest>/      log-probabilities of pairs, see `data.references`
-D/mixtures/<mixture>.json               tasks with rate and volume, max_length, prompts, vocabulary
+D/mixtures/<mixture>.json               tasks with rate and volume, max_length, prompts, vocabulary,
+                                        hub (names that were read, with their commits)
 D/vocabularies/<digest>.<suffix>        the tokenizer
 """
 
@@ -21,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from crossin_jax.errors import CrossinError
-from crossin_jax.storage import files, remote
+from crossin_jax.storage import files, hub_names, remote
 
 FORMAT = 1  # increase when the files change their meaning; readers refuse other formats
 SCHEMA = pa.schema(
@@ -133,6 +134,8 @@ def write_mixture(directory: str, name: str, tasks: list[dict], vocabulary, **mo
     'bos_token': '' if vocabulary.bos_id is None else vocabulary.token_text(vocabulary.bos_id),
     'eos_token': vocabulary.token_text(vocabulary.eos_id),
   }
+  if read := hub_names.read_so_far():
+    more['hub'] = read
   mixture = {'format': FORMAT, 'name': name, 'tasks': tasks, **more, 'vocabulary': description}
   files.write_json(os.path.join(directory, 'mixtures', f'{name}.json'), mixture)
 

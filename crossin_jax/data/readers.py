@@ -10,6 +10,7 @@ from crossin_jax.data import conversations, tables
 from crossin_jax.data.conversations import Message
 from crossin_jax.data.source_errors import SourceError, at, naming
 from crossin_jax.languages import code_of
+from crossin_jax.storage import hub_names, remote
 from crossin_jax.storage.json_rows import JsonRows, describe, is_gzip
 
 EXTENSIONS = ('.json', '.json.gz', '.jsonl', '.jsonl.gz', '.parquet')
@@ -76,12 +77,13 @@ def read_fields(
   """The rows of one file unchecked, as (number from 0, line from 1 or None, JSON value).
 
   Args:
-    path: see `read_rows`.
+    path: see `read_rows`; or hf:datasets/ORG/NAME/FILE on the hub.
     columns: of a table, to read where they exist; None = those of an instruction row.
 
   Raises:
     SourceError: missing, empty or unreadable file; invalid JSON, UTF-8, gzip or Parquet.
   """
+  path = remote.fetched(path) if hub_names.is_name(path) else path
   saved, ext = tables.is_saved(path), extension(path)
   if not saved:
     _check_file(path, ext)
@@ -105,7 +107,8 @@ def read_fields(
 
 def is_rows(path: str) -> bool:
   """Whether a path is a file with one of EXTENSIONS, or a saved dataset."""
-  return os.path.isfile(path) and extension(path) is not None or tables.is_saved(path)
+  is_file = remote.exists(path) if hub_names.is_name(path) else os.path.isfile(path)
+  return is_file and extension(path) is not None or tables.is_saved(path)
 
 
 def _check_file(path: str, ext: str | None) -> None:
@@ -131,12 +134,14 @@ def find_files(stem: str, languages: Sequence[str]) -> dict[str, str]:
       find_files('/data/alpaca', ('en', 'zh')) ==
           {'en': '/data/alpaca_en.json', 'zh': '/data/alpaca.zh.jsonl.gz'}
 
+  Files of a stem hf:datasets/ORG/NAME/STEM are downloaded.
+
   Raises:
     SourceError: a language has no file, or several; or the path is not a stem.
   """
   directory, base = os.path.split(stem)
   try:
-    present = sorted(os.listdir(directory or '.'))
+    present = _beside(stem)
   except OSError as error:
     raise SourceError(
       f'{stem}: cannot list {directory or "."} ({error.strerror}); correct the path'
@@ -153,7 +158,8 @@ def find_files(stem: str, languages: Sequence[str]) -> dict[str, str]:
       )
     if not matches:
       raise _no_file(stem, language, present)
-    files[language] = os.path.join(directory, matches[0])
+    file = os.path.join(directory, matches[0])
+    files[language] = remote.fetched(file) if hub_names.is_name(stem) else file
   return files
 
 
@@ -162,7 +168,7 @@ def other_files(stem: str, languages: Sequence[str]) -> dict[str, str]:
   directory, base = os.path.split(stem)
   pattern = re.compile(re.escape(base) + r'[_.]([A-Za-z]{2,3})(\.[\w.]+)?')
   found = {}
-  for name in sorted(os.listdir(directory or '.')):
+  for name in _beside(stem):
     match = pattern.fullmatch(name)
     if not match or match[1] in languages:
       continue
@@ -173,6 +179,16 @@ def other_files(stem: str, languages: Sequence[str]) -> dict[str, str]:
       except ValueError:
         pass  # no language
   return found
+
+
+def _beside(stem: str) -> list[str]:
+  """The names in the folder of a stem."""
+  directory = os.path.dirname(stem)
+  return (
+    hub_names.listing(directory)
+    if hub_names.is_name(stem)
+    else sorted(os.listdir(directory or '.'))
+  )
 
 
 def _unknown_kind(path: str) -> SourceError:

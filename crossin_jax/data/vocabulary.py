@@ -12,8 +12,9 @@ import warnings
 from crossin_jax import config
 from crossin_jax.data import chat, tokenizer_config, tokenizer_files
 from crossin_jax.data.conversations import REASONING, REASONING_FIELDS, Message
-from crossin_jax.storage import files, remote
+from crossin_jax.storage import files, hub_names, remote
 
+TOKENIZERS = ('tokenizer.json', 'tokenizer.model')  # the first that a folder has is read
 # Other files read from the folder of a tokenizer.
 BESIDE = tokenizer_config.FILES
 
@@ -41,7 +42,8 @@ class Vocabulary:
   """Text to ids and back. Pickles as its path, so that worker processes open the file again.
 
   Attributes:
-    path: a SentencePiece model (`*.model`) or a tokenizers file (`*.json`).
+    path: a SentencePiece model (`*.model`), a tokenizers file (`*.json`), a folder with one, or
+      ORG/NAME or hf:ORG/NAME@REVISION on the Hugging Face hub.
     bos_token: first token of every sequence; '' = none; None = what the tokenizer itself puts
       there (of 'chat', what its template writes there), which is nothing for Qwen.
     eos_token: the stop token, trained at the end of every response; None = that of the file.
@@ -68,15 +70,11 @@ class Vocabulary:
       )
     # Pairs, so that a Vocabulary has a hash.
     object.__setattr__(self, 'chat_options', tuple(sorted(dict(self.chat_options or {}).items())))
-    if remote.is_remote(self.path):
-      folder, name = self.path.rsplit('/', 1)
-      here = remote.fetched(folder, [name])
-      remote.fetched(folder, BESIDE, optional=True)
-      object.__setattr__(self, 'path', os.path.join(here, name))
+    object.__setattr__(self, 'path', _local_file(self.path))
     if not os.path.isfile(self.path):
       raise FileNotFoundError(
-        f'vocabulary {self.path!r} is not a file; set Vocabulary.path to a SentencePiece .model '
-        'or a tokenizer.json'
+        f'vocabulary {self.path!r} is not a file; set Vocabulary.path to a SentencePiece .model, '
+        'a tokenizer.json, or ORG/NAME on the Hugging Face hub'
       )
 
   def __getstate__(self):
@@ -463,3 +461,18 @@ class Vocabulary:
   def piece(self, index: int) -> str:
     """One token as text, for display."""
     return self._backend.piece(int(index))
+
+
+def _local_file(path: str) -> str:
+  """The tokenizer file on this machine, downloaded with those that are read beside it."""
+  is_file = path.endswith(('.json', '.model'))
+  path = hub_names.pinned(path) if not is_file or hub_names.is_name(path) else path
+  if is_file and remote.is_elsewhere(path):
+    folder, name = path.rsplit('/', 1)
+    here = remote.fetched(folder, [name])
+    remote.fetched(folder, BESIDE, optional=True)
+    return os.path.join(here, name)
+  if hub_names.is_name(path):
+    path = remote.fetched(path, (*TOKENIZERS, *BESIDE), optional=True)
+  names = (os.path.join(path, name) for name in TOKENIZERS)
+  return next(filter(os.path.isfile, names), path)

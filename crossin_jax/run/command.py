@@ -17,7 +17,7 @@ import shutil
 from crossin_jax import config
 from crossin_jax.run import estimate, flags, page
 from crossin_jax.run.settings import RunSettings
-from crossin_jax.storage import remote
+from crossin_jax.storage import hub_names, remote
 from crossin_jax.workflow import command_line, forwarding
 from crossin_jax.workflow.forwarding import ForwardedSettings
 from crossin_jax.workflow.jobs import Jobs
@@ -119,7 +119,7 @@ class Job:
   def _steps(self) -> list[Step]:
     """The steps of this job, in order."""
     measures, received = self.settings.measures, self._forwarded.received
-    base = {'base': _stamps(self.base)} if self.base else {}
+    base = {'base': _stamps(hub_names.pinned(self.base))} if self.base else {}
     measured = {
       'flags': self.settings.evaluate_flags(),
       'files': [_stamps(path) for path in self.settings.measured_files()],
@@ -178,7 +178,7 @@ def _texts(value) -> set[str]:
 
 def _stamps(path: str) -> list:
   """Stamps of a file, of the files in a folder, or of those that a stem names (`STEM.en.json`)."""
-  if remote.is_remote(path):
+  if remote.is_remote(path) or hub_names.is_name(path):
     return [path]
   if os.path.isdir(path):
     found = [os.path.join(path, name) for name in os.listdir(path)]

@@ -1,4 +1,5 @@
-"""Remote storage: `gs://` paths, through gcsfs and never through TensorFlow.
+"""Remote storage: `gs://` paths, through gcsfs and never through TensorFlow; and hub names, which
+are only read (`hub_names.py`).
 
 Files are read through a local cache (`fetched`): $CROSSIN_CACHE, else ~/.cache/crossin_jax. It has
 files/BUCKET/NAME for every object that was read and mirrors/ for folders that are written
@@ -17,7 +18,7 @@ import shutil
 import sys
 import tempfile
 
-from crossin_jax.storage import locks
+from crossin_jax.storage import gcs, hub_names, locks
 from crossin_jax.storage.gcs import (
   Entry,
   Limit,
@@ -26,7 +27,6 @@ from crossin_jax.storage.gcs import (
   RemoteError,
   call,
   crc32c,
-  exists,
   explained,
   explaining,
   filesystem,
@@ -48,8 +48,18 @@ _WRITING = '.writing-'  # prefix of copies in progress
 
 
 def absolute(path: str) -> str:
-  """`os.path.abspath` of a local path; a URL without its trailing slash."""
-  return path.rstrip('/') if is_remote(path) else os.path.abspath(path)
+  """`os.path.abspath` of a local path; a URL or a hub name without its trailing slash."""
+  return path.rstrip('/') if is_elsewhere(path) else os.path.abspath(path)
+
+
+def is_elsewhere(path: str) -> bool:
+  """Whether a path must be `fetched` to be read: a URL or a hub name."""
+  return is_remote(path) or hub_names.is_name(path)
+
+
+def exists(path: str) -> bool:
+  """Whether a file exists: here, as an object, or in a repository of the hub."""
+  return hub_names.exists(path) if hub_names.is_name(path) else gcs.exists(path)
 
 
 def cache(*parts: str) -> str:
@@ -149,7 +159,10 @@ def fetched(path: str, names: Iterable[str] | None = None, *, optional: bool = F
 
   Raises:
     NotThere: no such file or folder. RemoteError: no bucket, permission, network or room.
+      HubError: the same of a hub name.
   """
+  if hub_names.is_name(path):
+    return hub_names.fetched(path, names, optional=optional)
   if not is_remote(path):
     return path
   filesystem()

@@ -182,7 +182,10 @@ def edit(folder, **changes):
     ({'fan_in_fan_out': True}, 'fan_in_fan_out = True'),
     ({'layer_replication': [[0, 1]]}, 'layer_replication'),
     ({'init_lora_weights': 'pissa_niter_4'}, "'pissa_niter_4' changes the base model too"),
-    ({'base_model_name_or_path': 'meta-llama/Nowhere'}, "'meta-llama/Nowhere', which is not a dir"),
+    (
+      {'base_model_name_or_path': 'meta-llama/Nowhere'},
+      "'meta-llama/Nowhere', and meta-llama/Nowhere: no such folder",
+    ),
     ({'base_model_name_or_path': None}, 'names the base model None'),
   ],
   ids=str,

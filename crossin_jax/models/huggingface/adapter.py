@@ -91,6 +91,11 @@ class Adapter:
     """Path or name of the base model, as PEFT wrote it."""
     return self._config.get('base_model_name_or_path')
 
+  @property
+  def base_revision(self) -> str | None:
+    """Of a base on the hub: a branch, tag or commit."""
+    return self._config.get('revision')
+
   @functools.cached_property
   def _tensors(self) -> Mapping[str, np.ndarray]:
     """Name in the base model, without `.weight` -> {'lora_A', 'lora_B', 'weight'} -> tensor."""

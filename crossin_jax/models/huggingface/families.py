@@ -25,7 +25,7 @@ from crossin_jax.models.huggingface.declarations import (
 from crossin_jax.models.huggingface.json_keys import ArchitectureError
 from crossin_jax.models.huggingface.rope_settings import rope_fields
 from crossin_jax.models.huggingface.unsupported import REFUSED
-from crossin_jax.storage import remote
+from crossin_jax.storage import hub_names, remote
 
 
 def read_json_config(directory: str) -> dict:
@@ -40,7 +40,7 @@ def read_json_config(directory: str) -> dict:
       json_config = json.load(f)
   except FileNotFoundError:
     raise ArchitectureError(
-      f'{directory} has no config.json; give a Hugging Face model directory'
+      f'{directory} has no config.json; give a Hugging Face model directory, or ORG/NAME on the hub'
     ) from None
   except ValueError as error:
     raise ArchitectureError(f'{path} is not JSON ({error}); copy it again') from None
@@ -73,12 +73,13 @@ def from_huggingface(directory: str = gin.REQUIRED, ignore: tuple[str, ...] = ()
   the mean of the old ones at first, and trained, also by a LoRA run.
 
   Args:
-    directory: has config.json.
+    directory: has config.json; or ORG/NAME or hf:ORG/NAME@REVISION on the Hugging Face hub.
     ignore: unknown fields of config.json that have no effect.
 
   Raises:
-    ArchitectureError: an unsupported field.
+    ArchitectureError: an unsupported field. HubError: no such name.
   """
+  directory = hub_names.pinned(directory)
   json_config = read_json_config(directory)
   try:
     fields = decoder_fields(json_config, ignore)

@@ -8,6 +8,7 @@ import numpy as np
 from crossin_jax.models.decoder_config import DecoderConfig
 from crossin_jax.models.huggingface import peft_parameters, weights
 from crossin_jax.models.huggingface.leaves import leaf_shape, tensor_leaves, tensor_shape
+from crossin_jax.storage import hub_names
 
 WEIGHTS = 'adapter_model.safetensors'
 CONFIG = 'adapter_config.json'
@@ -92,7 +93,7 @@ def adapter_config(model_type: str, config: DecoderConfig, base: str) -> dict:
     config: the model.
     base: path or name of the base model, for PEFT.
   """
-  lora = config.lora
+  lora, named = config.lora, hub_names.parsed(base) if hub_names.is_name(base) else None
   parts: dict[str, int] = {}
   parameters = set()  # those of `parts` that are not modules with a weight
   for name, leaves in tensor_leaves(model_type, config).items():
@@ -107,7 +108,9 @@ def adapter_config(model_type: str, config: DecoderConfig, base: str) -> dict:
   return {
     'peft_type': 'LORA',
     'task_type': 'CAUSAL_LM',
-    'base_model_name_or_path': base,
+    # A name on the hub as the library has it.
+    'base_model_name_or_path': named['repo'] if named else base,
+    **({'revision': named['revision']} if named else {}),
     'r': lora.rank,
     'lora_alpha': lora.alpha,
     'lora_dropout': lora.dropout,

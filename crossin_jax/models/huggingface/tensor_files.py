@@ -227,7 +227,7 @@ def _listed_files(directory: str) -> tuple[dict[str, str] | None, list[str]]:
 
 def _fetched(directory: str) -> str:
   """The local directory of the safetensors; downloads remote ones."""
-  if not remote.is_remote(directory):
+  if not remote.is_elsewhere(directory):
     return directory
   here = remote.fetched(directory, [INDEX], optional=True)
   try:

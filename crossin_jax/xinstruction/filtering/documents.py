@@ -18,6 +18,7 @@ from typing import BinaryIO
 import zlib
 
 from crossin_jax import config
+from crossin_jax.storage import hub_names, remote
 from crossin_jax.storage.json_rows import skip_mark
 
 # reason -> why a record of a file is not a document
@@ -102,7 +103,8 @@ def find_files(paths: str | Sequence[str]) -> dict[str, str]:
   """Finds files; folders are searched at any depth, hidden files and folders are skipped.
 
   Args:
-    paths: files, folders and globs ('texts/**/*.jsonl.gz').
+    paths: files, folders and globs ('texts/**/*.jsonl.gz'), or files and folders of
+      hf:datasets/ORG/NAME.
 
   Returns:
     source -> path of each file, sorted by path.
@@ -112,7 +114,7 @@ def find_files(paths: str | Sequence[str]) -> dict[str, str]:
   """
   files: dict[str, None] = {}
   for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
-    path = os.fspath(path)
+    path = remote.fetched(hub_names.pinned(path)) if hub_names.is_name(path) else os.fspath(path)
     if os.path.isfile(path):
       names = [path]
     elif os.path.isdir(path):
