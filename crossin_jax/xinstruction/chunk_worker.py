@@ -23,8 +23,8 @@ from crossin_jax.errors import Interrupted
 from crossin_jax.processes import interruption
 from crossin_jax.processes.exit_status import RESTART
 from crossin_jax.progress import Progress
-from crossin_jax.workflow import command_line
-from crossin_jax.xinstruction import flags, forwarding, levels
+from crossin_jax.workflow import command_line, forwarding
+from crossin_jax.xinstruction import flags, levels
 from crossin_jax.xinstruction import rows as rows_lib
 
 
