@@ -20,7 +20,7 @@ class ConfigError(CrossinError, ValueError):
     self.missing = missing
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.7) -> list[str]:
   """At most three known names that are like a wrong one, the nearest first; case does not count.
 
   nearest('BATCHSIZE', ['BATCH_SIZE', 'LENGTH']) == ['BATCH_SIZE']

@@ -37,7 +37,9 @@ def parsed(*bindings, text=FILE, folder=None):
   if folder is not None:
     (folder / 'own.gin').write_text(text)
     files = [str(folder / 'own.gin')]
-  config.parse(argparse.Namespace(gin_file=files, gin_bindings=list(bindings), gin_search_paths=''))
+  args = argparse.Namespace(gin_file=files, gin_bindings=list(bindings), gin_search_paths='')
+  args.known_macros = forwarding.known_macros()
+  config.parse(args)
   return ForwardedSettings.from_gin(SET_BY_STEPS)
 
 
@@ -82,11 +84,14 @@ def test_nothing_is_forwarded_that_was_not_given(tmp_path):
 @pytest.mark.parametrize('command', ['train', 'chunks', 'prepare'])
 def test_a_command_that_has_not_loaded_a_name_can_read_it(tmp_path, command):
   found = parsed(*OWN, 'a/Sampling.stop = ("x\\n", "\'")', 'Vocabulary.bos_token = "<s>"', 'ChunkWorker.rows = 3',
-                 'lora_targets = ("q",)', folder=tmp_path)  # fmt: skip
+                 folder=tmp_path, text=f'{FILE}mine = 3\n')  # fmt: skip
+  assert 'mine = 3' not in settings(found, command)  # nothing uses it
   program = (
     'import argparse, sys, gin; from crossin_jax import config\n'
     'bindings = [flag.removeprefix("--gin_bindings=") for flag in sys.argv[1:]]\n'
-    'config.parse(argparse.Namespace(gin_file=[], gin_bindings=bindings, gin_search_paths=""))\n'
+    'args = argparse.Namespace(gin_file=[], gin_bindings=bindings, gin_search_paths="")\n'
+    'args.known_macros = ("BATCH_SIZE", "OPTIMIZER")  # of the gin files of the command\n'
+    'config.parse(args)\n'
     'print(gin.config_str())\n'
   )
   environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY)}
