@@ -51,8 +51,9 @@ for name in re.search(r'\\{([a-z,-]+)\\}', help_of['xinstruction'])[1].split(','
   with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
     cli.main(['xinstruction', name, '--help'])
   help_of[f'xinstruction {name}'] = printed.getvalue()
+from crossin_jax.workflow import settings
 names = {}
-for name, found in generate_reference.configurables().items():
+for name, found in settings.configurables().items():
   names[name] = sorted({*inspect.signature(found.wrapped).parameters, *dir(found.wrapped)})
 print(json.dumps({'pages': pages, 'help': help_of, 'configurables': names}))
 """
