@@ -85,7 +85,7 @@ class SavedModel:
     raise CheckpointError(
       f'{os.path.join(self.path, CONFIG)} names the base model {name!r}, which is not a directory '
       'here. Download it, and write its path into base_model_name_or_path or give '
-      '--gin.from_huggingface.directory="\'PATH\'"'
+      'from_huggingface.directory=PATH'
     )
 
   @property
@@ -242,8 +242,7 @@ class SavedModel:
     config.parse(args)
     if config.macro('MODEL') is None:
       raise config.ConfigError(
-        f'{self.folder}/config.gin does not define MODEL; give the gin file of the model with '
-        '--gin_file'
+        f'{self.folder}/config.gin does not define MODEL; give the gin file of the model'
       )
 
   def _adapted_config(self, given: list[str]) -> str:
