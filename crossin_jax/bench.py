@@ -275,7 +275,7 @@ def main(argv: list[str]) -> int:
   }
   if args.what != 'data' and config.bound(f'{name}.model') is None:
     if config.macro('MODEL') is None:
-      raise config.ConfigError('no model: give a file of gin_configs/models with --gin_file')
+      raise config.ConfigError('no model: give a file of gin_configs/models')
     shared['model'] = config.macro('MODEL')
   result = BENCHES[args.what](**config.resolve(shared))
   print(', '.join(f'{key} {value}' for key, value in result.items()), file=sys.stderr)

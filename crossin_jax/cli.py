@@ -158,6 +158,11 @@ COMMANDS = {
     'crossin_jax.mixing_laws.flags:parser',
     'crossin_jax.mixing_laws.fit:main',
   ),
+  'settings': Command(
+    'list what can be set as NAME=VALUE',
+    'crossin_jax.workflow.settings_flags:parser',
+    'crossin_jax.workflow.settings:main',
+  ),
 }
 # Commands of two words that have flags and a module of their own.
 NESTED = {

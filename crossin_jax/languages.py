@@ -135,7 +135,7 @@ def code_of(language: str) -> str:
   near = difflib.get_close_matches(key, [*known, *codes], n=3)
   hint = f'; did you mean {" or ".join(near)}?' if near else '.'
   raise ValueError(
-    f"unknown language {language!r}{hint} Add it with --gin.languages.added=\"{{'CODE': {{'name': "
+    f"unknown language {language!r}{hint} Add it with languages.added=\"{{'CODE': {{'name': "
     f"'English name'}}}}\"; known codes: {', '.join(sorted(known))}"
   )
 

@@ -370,7 +370,7 @@ def _check_fit(model, prepared, partition, batch_size, microbatches) -> None:
   if model_size is not None and model_size < prepared.vocabulary_size:
     raise TrainingError(
       f'the model has {model_size} ids, the vocabulary of mixture {prepared.name} has '
-      f'{prepared.vocabulary_size}; --gin.DecoderConfig.vocab_size={prepared.vocabulary_size} adds '
+      f'{prepared.vocabulary_size}; DecoderConfig.vocab_size={prepared.vocabulary_size} adds '
       'rows for the new tokens'
     )
 

@@ -9,7 +9,8 @@ def prepare_parser() -> command_line.Parser:
   parser = command_line.Parser(
     'prepare',
     'Tokenise the tasks of a mixture into Arrow files that training reads.',
-    'crossin prepare --gin_file=gin_configs/mixtures/alpaca.gin --mixture '
+    'crossin prepare gin_configs/mixtures/alpaca.gin PARALLEL=data/alpaca '
+    'ENGLISH=data/platypus.en.json VOCABULARY=tokenizer.model LANGUAGES=en,zh,vi --mixture '
     'alpaca.base_x2x.3000.en_zh_vi.default --output_dir prepared',
     gin=True,
   )
@@ -35,7 +36,7 @@ def translated_parser() -> command_line.Parser:
   parser = command_line.Parser(
     'xinstruction translated',
     'The baseline of translated data: English instruction, response in the language, from aligned '
-    'rows. Writes STEM_LANG.json for --gin.TRANSLATED of gin_configs/mixtures/xinstruction.gin.',
+    'rows. Writes STEM_LANG.json for TRANSLATED of gin_configs/mixtures/xinstruction.gin.',
     'crossin translate --input rows.en.json --languages sw,ta --output_dir tr --endpoint URL '
     '--model NAME; crossin xinstruction translated --rows tr/rows --languages sw,ta --output '
     'baselines/translated',

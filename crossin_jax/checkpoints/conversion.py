@@ -282,8 +282,8 @@ def import_main(argv: list[str]) -> int:
   print(
     f'{result["model_type"]}, {result["parameters"]:,} parameters: {result["checkpoint"]}. Train '
     'from it with '
-    f'--gin_file={os.path.join(args.output_dir, "config.gin")} '
-    f'--gin.INITIAL_CHECKPOINT_PATH="\'{args.output_dir}\'"',
+    f'{os.path.join(args.output_dir, "config.gin")} '
+    f'INITIAL_CHECKPOINT_PATH={args.output_dir}',
     file=sys.stderr,
   )
   return command_line.finish(args, result)

@@ -114,7 +114,7 @@ class OptimizerStateError(CheckpointError):
     )
     super().__init__(
       f'{cause}, or start another MODEL_DIR from the parameters of the checkpoint: '
-      f'--gin.INITIAL_CHECKPOINT_PATH="\'{path}\'". The checkpoint is complete, but the states of '
+      f'INITIAL_CHECKPOINT_PATH={path}. The checkpoint is complete, but the states of '
       f'the optimizers differ: {structure}'
     )
 

@@ -99,8 +99,7 @@ class SavedModel:
       problem = f'and {error}'
     raise CheckpointError(
       f'{os.path.join(self.path, CONFIG)} names the base model {name!r}, {problem}.\nGive its '
-      'directory in base_model_name_or_path, or with '
-      '--gin.from_huggingface.directory="\'PATH\'"'
+      'directory in base_model_name_or_path, or with from_huggingface.directory=PATH'
     )
 
   @property
@@ -258,8 +257,7 @@ class SavedModel:
     config.parse(args)
     if config.macro('MODEL') is None:
       raise config.ConfigError(
-        f'{self.folder}/config.gin does not define MODEL; give the gin file of the model with '
-        '--gin_file'
+        f'{self.folder}/config.gin does not define MODEL; give the gin file of the model'
       )
 
   def _adapted_config(self, given: list[str]) -> str:

@@ -360,7 +360,7 @@ def _validation_remedy(manifests: list[dict]) -> str:
     else 'because MixtureSettings.validation_rows = 0. Prepare it with more, from sources of at '
     'least 20 rows'
   )
-  return f', {why}, or train without held-out loss: --gin.train.evaluators="()"'
+  return f', {why}, or train without held-out loss: train.evaluators="()"'
 
 
 def _parts(manifest: dict, split: str) -> list[dict]:

@@ -451,5 +451,5 @@ def check_resume(saved: dict, now: dict, new_stream: bool = False) -> None:
   more = f'; and {len(changed) - 6} more' if len(changed) > 6 else ''
   raise ValueError(
     f'the data of this run have changed since its checkpoint: {differences}{more}. Undo the '
-    'change, use another MODEL_DIR, or continue with a new stream: --gin.train.new_stream=True'
+    'change, use another MODEL_DIR, or continue with a new stream: train.new_stream=True'
   )

@@ -9,7 +9,7 @@ def parser() -> command_line.Parser:
     'generate',
     'Answer the rows of a JSONL file ({"prompt"}, or {"instruction", "input"}).',
     'crossin generate --checkpoint runs/a --input questions.jsonl --output answers.jsonl '
-    '--gin.Sampling.temperature=0.7 --gin.Sampling.max_new_tokens=200 --gin.Generator.rows=128',
+    'Sampling.temperature=0.7 Sampling.max_new_tokens=200 Generator.rows=128',
     gin=True,
     processes=True,
   )

@@ -174,7 +174,7 @@ def check_vocabulary(model, vocabulary) -> None:
   if size is not None and size < vocabulary.size:
     raise ValueError(
       f'{vocabulary.path} has {vocabulary.size} ids, the model {size}. Give the tokenizer of the '
-      f'model; or, where it has new tokens, --gin.DecoderConfig.vocab_size={vocabulary.size} adds '
+      f'model; or, where it has new tokens, DecoderConfig.vocab_size={vocabulary.size} adds '
       'rows for them (untrained: the mean of the others)'
     )
 

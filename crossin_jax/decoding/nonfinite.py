@@ -8,7 +8,7 @@ from crossin_jax.errors import CrossinError
 
 _REMEDY = (
   'The weights are damaged, or they overflow in the precision of the model: try '
-  '--gin.DecoderConfig.dtype="\'float32\'"'
+  'DecoderConfig.dtype=float32'
 )
 
 

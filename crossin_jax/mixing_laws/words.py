@@ -29,7 +29,7 @@ def amount(value: float | None, kind: str, signed: bool = False) -> str:
 
 
 def gin_line(proposal: Mapping | None) -> str | None:
-  """`SHARES = {...}` for a gin file or `--gin.SHARES`."""
+  """`SHARES = {...}` for a gin file or `SHARES=...`."""
   if not proposal or not proposal['shares']:
     return None
   shares = ', '.join(f'{name!r}: {round(share, 4):g}' for name, share in proposal['shares'].items())

@@ -241,7 +241,7 @@ def _by_endpoint(job: _Job) -> int:
   ):
     raise config.ConfigError(
       'an endpoint gives no hidden states to compare answers by: set nearness.embedder '
-      '(--gin.nearness.embedder="@SentenceEmbedder()" with SentenceEmbedder.name), or ask '
+      '(nearness.embedder="@SentenceEmbedder()" with SentenceEmbedder.name), or ask '
       'questions with choices'
     )
   requests = requests_of(asked, sampling())

@@ -17,7 +17,7 @@ def parser() -> command_line.Parser:
     'Make pairs of answers, one to prefer and one to avoid, from prompts that are asked in several '
     'languages. The same command continues an interrupted run.',
     'crossin pairs --by pivot --prompts data/prompts --languages en,zh,sw --checkpoint runs/a '
-    '--output_dir pairs --gin.Sampling.max_new_tokens=512',
+    '--output_dir pairs Sampling.max_new_tokens=512',
     gin=True,
     processes=True,
   )

@@ -130,7 +130,7 @@ def _unit(vectors_ND: np.ndarray) -> np.ndarray:
   if not np.isfinite(vectors_ND).all():
     raise ValueError(
       'vectors of answers are not finite: the weights are damaged, or they overflow in the '
-      'precision of the model or embedder; try --gin.DecoderConfig.dtype="\'float32\'"'
+      'precision of the model or embedder; try DecoderConfig.dtype=float32'
     )
   norms = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
   return np.divide(vectors_ND, norms, out=np.zeros_like(vectors_ND), where=norms > 1e-9)

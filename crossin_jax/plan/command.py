@@ -82,9 +82,7 @@ def parse_gin(args: argparse.Namespace) -> None:
   if directory_missing and 'from_huggingface' in str(config.bound('Decoder.config')):
     raise directory_missing
   if 'model' not in shared_settings() and config.bound('plan_settings.model') is None:
-    raise config.ConfigError(
-      'no model: give a file of gin_configs/models or gin_configs/runs with --gin_file'
-    )
+    raise config.ConfigError('no model: give a file of gin_configs/models or gin_configs/runs')
 
 
 def shared_settings() -> dict:

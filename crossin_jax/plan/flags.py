@@ -16,8 +16,8 @@ def parser() -> command_line.Parser:
     'Compile the train step of gin files for a TPU slice without having it: memory of a chip, '
     'least time of a step, and what to change if it does not fit. It allocates nothing and needs '
     'no data.',
-    'crossin plan --topology v5e:4x4 --gin_file=gin_configs/models/llama3_8b.gin '
-    '--gin_file=gin_configs/runs/defaults.gin --gin.LENGTH=4096 --price_per_chip_hour 1.20',
+    'crossin plan --topology v5e:4x4 gin_configs/models/llama3_8b.gin '
+    'gin_configs/runs/defaults.gin LENGTH=4096 --price_per_chip_hour 1.20',
     gin=True,
     statuses='0 it fits, 1 it does not, 2 usage, 75 interrupted',
   )

@@ -20,7 +20,7 @@ from crossin_jax.plan.topology import Topology, smaller
 TRUST = 0.93  # part of the usable memory up to which an estimate is worth a compilation
 MOST_TENSOR = 8  # with more, the shards of matrices get too thin
 TRIES = 3  # compilations of one kind of change before the next kind
-_FULL_REMAT = '--gin.DecoderConfig.remat="\'full\'"'
+_FULL_REMAT = 'DecoderConfig.remat=full'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Planner:
     except ValueError as error:
       raise ValueError(
         f'{str(error).splitlines()[0]}; or let the plan choose the mesh: '
-        '--gin.Partitioner.mesh_shape="\'auto\'", or --search'
+        'Partitioner.mesh_shape=auto, or --search'
       ) from None
     why = partition.suit(setting.model, batch_size=setting.batch_size // setting.microbatches)
     plan_step.check_rows(setting, partition)
@@ -222,7 +222,7 @@ def _divided(setting: Setting, ways: int) -> Iterator[int]:
 def _microbatches(asked: Trial):
   for parts in _divided(asked.setting, asked.partition.batch_ways):
     setting = asked.setting.replace(microbatches=parts)
-    yield setting, asked.mesh, (f'--gin.train.microbatches={parts}',)
+    yield setting, asked.mesh, (f'train.microbatches={parts}',)
 
 
 def _remat(asked: Trial):
@@ -230,7 +230,7 @@ def _remat(asked: Trial):
     yield asked.setting.replace(remat='full'), asked.mesh, (_FULL_REMAT,)
     for parts in _divided(asked.setting, asked.partition.batch_ways):
       setting = asked.setting.replace(parts, remat='full')
-      yield setting, asked.mesh, (_FULL_REMAT, f'--gin.train.microbatches={parts}')
+      yield setting, asked.mesh, (_FULL_REMAT, f'train.microbatches={parts}')
 
 
 def _mesh(asked: Trial):
@@ -244,21 +244,21 @@ def _mesh(asked: Trial):
   ]
   # tensor last: it sends activations.
   for mesh in sorted(more, key=lambda mesh: (mesh[2], mesh[1])):
-    flag = f'--gin.Partitioner.mesh_shape="{mesh}"'.replace(' ', '')
+    flag = f'Partitioner.mesh_shape={",".join(map(str, mesh))}'
     yield full, mesh, (flag, *remat)
     for parts in _divided(dataclasses.replace(full, microbatches=1), batch_ways(mesh)):
-      yield full.replace(parts), mesh, (flag, *remat, f'--gin.train.microbatches={parts}')
+      yield full.replace(parts), mesh, (flag, *remat, f'train.microbatches={parts}')
 
 
 def _adapters(asked: Trial):
   if asked.setting.model.config.lora is None:
-    flag = '--gin.DecoderConfig.lora=@LoraConfig()'
+    flag = 'DecoderConfig.lora="@LoraConfig()"'
     for remat in dict.fromkeys((asked.setting.model.config.remat, 'full')):
       flags = (flag,) if remat == asked.setting.model.config.remat else (flag, _FULL_REMAT)
       setting = asked.setting.replace(lora=LoraConfig(), remat=remat)
       yield setting, asked.mesh, flags
       for parts in _divided(setting, asked.partition.batch_ways):
-        yield setting.replace(parts), asked.mesh, (*flags, f'--gin.train.microbatches={parts}')
+        yield setting.replace(parts), asked.mesh, (*flags, f'train.microbatches={parts}')
 
 
 def _larger(asked: Trial):
@@ -309,9 +309,9 @@ def ranked(planner: Planner, setting: Setting, topology: Topology) -> list[Trial
     while setting.batch_size % (ways * parts) == 0:
       for remat in ('none', 'minimal', 'full'):
         flags = (
-          f'--gin.Partitioner.mesh_shape="{mesh}"'.replace(' ', ''),
-          f'--gin.train.microbatches={parts}',
-          f'--gin.DecoderConfig.remat="\'{remat}\'"',
+          f'Partitioner.mesh_shape={",".join(map(str, mesh))}',
+          f'train.microbatches={parts}',
+          f'DecoderConfig.remat={remat}',
         )
         trials.append(planner.trial(setting.replace(parts, remat=remat), topology, mesh, flags))
       parts *= 2

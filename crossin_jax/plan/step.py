@@ -157,7 +157,7 @@ def check_rows(setting: Setting, partition: Partitioner) -> None:
     raise ValueError(
       f'batch_size = {setting.batch_size} does not divide into {partition.batch_ways} parts of '
       f'the mesh {dict(partition.mesh.shape)} times {setting.microbatches} microbatches; use a '
-      f'multiple of {rows} (--gin.train.batch_size)'
+      f'multiple of {rows} (train.batch_size)'
     )
 
 

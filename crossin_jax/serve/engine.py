@@ -22,7 +22,7 @@ PAUSE, LONGEST_PAUSE = 0.1, 0.02  # of the seconds of a chunk, and seconds
 NOT_FINITE = 'logits_not_finite'
 _DAMAGED = (
   'the logits of the model are not finite for this request: the weights are damaged, or they '
-  "overflow in the model's precision; serve with --gin.DecoderConfig.dtype=\"'float32'\""
+  "overflow in the model's precision; serve with DecoderConfig.dtype=float32"
 )
 
 

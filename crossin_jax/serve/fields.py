@@ -27,7 +27,7 @@ FIELDS = {
   'chat': _SHARED | {'messages', 'top_logprobs', 'max_completion_tokens'},
 }
 # Fields that are legal only with values that ask for nothing, and why.
-_NO_PENALTY = 'this server has no such penalty; start it with --gin.Sampling.repetition_penalty'
+_NO_PENALTY = 'this server has no such penalty; start it with Sampling.repetition_penalty=VALUE'
 _NO_TOOLS = 'tools and functions are not supported'
 NEUTRAL: Mapping[str, tuple[tuple, str]] = {
   'presence_penalty': ((0,), _NO_PENALTY),

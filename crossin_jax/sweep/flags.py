@@ -9,9 +9,9 @@ def parser() -> command_line.Parser:
     'sweep',
     'Train and evaluate every combination of gin values; write one table with intervals and one '
     'plot. A second start runs what is missing.',
-    'crossin sweep --gin_file=gin_configs/ablations/world_volume.gin --output_dir '
-    'runs/world_volume. A --gin flag that the file does not bind goes to training or to prepare: '
-    '--gin.TRAIN_STEPS=20',
+    'crossin sweep gin_configs/ablations/world_volume.gin --output_dir '
+    'runs/world_volume. A setting that the file does not bind goes to training or to prepare: '
+    'TRAIN_STEPS=20',
     gin=True,
   )
   parser.add_argument('--output_dir', default='runs/sweep', help='of all files')

@@ -14,7 +14,7 @@ def parser() -> command_line.Parser:
     'continues an interrupted run.',
     'crossin translate --input rows.en.json --languages zh,vi --output_dir rows --endpoint '
     'http://localhost:8000/v1 --model qwen3-8b; or --checkpoint DIR '
-    '--gin.Sampling.max_new_tokens=1024',
+    'Sampling.max_new_tokens=1024',
     gin=True,
   )
   parser.add_argument(

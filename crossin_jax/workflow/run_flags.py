@@ -10,7 +10,8 @@ def train_parser() -> command_line.Parser:
   parser = command_line.Parser(
     'train',
     'Train, or resume, in MODEL_DIR.',
-    'crossin train --gin_file=gin_configs/runs/world_tune.gin --gin.MODEL_DIR="\'runs/a\'"',
+    'crossin train gin_configs/runs/world_tune.gin MODEL_DIR=runs/a DATA_DIR=prepared '
+    'MIXTURE_OR_TASK_NAME=world.base.all.en_zh.every',
     gin=True,
     processes=True,
   )
@@ -22,8 +23,7 @@ def bench_parser() -> command_line.Parser:
   parser = command_line.Parser(
     'bench',
     'Measured throughput on this machine: training steps, generation, or the loader.',
-    'crossin bench train --gin_file=gin_configs/models/llama_60m.gin '
-    '--gin.bench_train.batch_size=4',
+    'crossin bench train gin_configs/models/llama_60m.gin bench_train.batch_size=4',
     gin=True,
     processes=True,
   )

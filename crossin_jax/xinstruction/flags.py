@@ -24,9 +24,8 @@ def parser() -> command_line.Parser:
     'missing or stale; chunks = a share of the generation or rating, on any number of hosts; '
     'translated, distill = rows to compare the set with; quickstart = all of it on the embedded '
     'world.',
-    'crossin xinstruction run --gin_file=gin_configs/xinstruction/default.gin '
-    "--gin.LANGUAGES=\"('sw','ta')\" --gin.DOCUMENTS=\"'text/{language}.jsonl'\" "
-    '--gin.SEED="\'data/seed\'" --gin.VOCABULARY="\'tokenizer.model\'" --output_dir out',
+    'crossin xinstruction run gin_configs/xinstruction/default.gin LANGUAGES=sw,ta '
+    'DOCUMENTS=text/{language}.jsonl SEED=data/seed VOCABULARY=tokenizer.model --output_dir out',
     gin=True,
   )
   parser.add_argument('command', choices=(*COMMANDS, *OTHERS))

@@ -122,8 +122,8 @@ class Teacher:
     if not (self.url and self.model):
       raise ValueError(
         'a teacher needs Teacher.url and Teacher.model: give '
-        '--gin_file=gin_configs/xinstruction/teacher.gin with '
-        '--gin.ENDPOINT="\'https://.../v1\'" and --gin.TEACHER="\'its name there\'"'
+        'gin_configs/xinstruction/teacher.gin with '
+        'ENDPOINT=https://.../v1 and TEACHER=NAME, its name there'
       )
     if config.bound('Endpoint.parameters') is not None:
       raise ValueError(
@@ -193,8 +193,8 @@ class Teacher:
       ) from None
     except BudgetError as error:
       raise StepError(
-        f'teacher {self.model}: {error}. Here the flags are --gin.Endpoint.budget=USD and '
-        '--gin.Endpoint.budget_requests=N; '
+        f'teacher {self.model}: {error}. Here the settings are Endpoint.budget=USD and '
+        'Endpoint.budget_requests=N; '
         'replies and finished chunks are kept'
       ) from None
 

@@ -15,6 +15,8 @@ import sys
 
 import pytest
 
+from crossin_jax.sweep.points import gin_text
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 GENERATED = {'docs/reference/commands.md', 'docs/reference/settings.md'}
 PAGES = ['README.md', 'CONTRIBUTING.md', 'WORKSPACE.md']
@@ -51,8 +53,9 @@ for name in re.search(r'\\{([a-z,-]+)\\}', help_of['xinstruction'])[1].split(','
   with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
     cli.main(['xinstruction', name, '--help'])
   help_of[f'xinstruction {name}'] = printed.getvalue()
+from crossin_jax.workflow import settings
 names = {}
-for name, found in generate_reference.configurables().items():
+for name, found in settings.configurables().items():
   names[name] = sorted({*inspect.signature(found.wrapped).parameters, *dir(found.wrapped)})
 print(json.dumps({'pages': pages, 'help': help_of, 'configurables': names}))
 """
@@ -174,6 +177,42 @@ def unknown_gin(name: str) -> bool:
   return parameter not in known()['configurables'].get(owner.split('.')[-1], ())
 
 
+# What stands before = in code and is no setting: environment variables, columns of formulas.
+NO_SETTINGS = re.compile(r'NAME|[A-Z0-9_]*(?:HOME|CACHE|DIR_CACHE|PLATFORMS|FLAGS|KEY|TRACEBACK)')
+SETTING = re.compile(r'((?:\w+/)*(?:[A-Z][A-Z_]+|\w+(?:\.\w+)+))=')
+
+
+def settings_of(page: str) -> list[list[str]]:
+  """The names in words NAME=VALUE: those of each command, and those of inline code."""
+  found = []
+  for statement in statements(page):
+    words = shlex.split(statement, comments=True)
+    start = words.index('crossin') if 'crossin' in words else len(words)
+    if any(word.startswith('launch/') for word in words) and '--' in words:
+      start = words.index('--')
+    found.append([match[1] for word in words[start:] if (match := SETTING.match(word))])
+  code = [re.split(r'\s+(?=[\w/.]+=)', text) for text in inline(page)]
+  found += [
+    [m[1] for word in words if (m := SETTING.match(word)) and not NO_SETTINGS.fullmatch(m[1])]
+    for words in code
+  ]
+  return [names for names in found if names]
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_macros_are_of_the_gin_files_of_their_command(page):
+  """The command would refuse them otherwise."""
+  for statement in statements(page):
+    words = shlex.split(statement, comments=True)
+    files = [word for word in words if word.startswith('gin_configs/') and word.endswith('.gin')]
+    if words[:1] != ['crossin'] or words[1] in ('sweep', 'xinstruction') or not files:
+      continue
+    text = '\n'.join(gin_text(file, (str(REPOSITORY),)) for file in files)
+    known = {*re.findall(r'(?m)^(\w+) *=', text), *re.findall(r'%(\w+)', text)}
+    given = {m[1] for word in words if (m := re.match(r'([A-Z_]+)=', word))}
+    assert given <= known, f'{statement}: no gin file uses {sorted(given - known)}'
+
+
 @pytest.mark.parametrize('page', PAGES)
 def test_paths_exist(page):
   text = re.sub(r'https?://\S+', '', read(page))
@@ -239,6 +278,7 @@ def test_commands_and_flags_exist(page):
 def test_gin_names_exist(page):
   text = read(page)
   names = set(re.findall(r'--gin\.([\w/.]+?)(?==)', text)) - {'NAME', 'NAME.PARAMETER'}
+  names |= {name for words in settings_of(page) for name in words}
   owners = known()['configurables']
   names |= {
     match[0]

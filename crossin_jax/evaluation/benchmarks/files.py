@@ -95,7 +95,7 @@ def language_files(
   if unknown and notes is not None:
     notes.append(
       f'{folder}: not read, since no known language is in the name: {", ".join(unknown[:8])}'
-      f'{", ..." if len(unknown) > 8 else ""}. A language is added with --gin.languages.added'
+      f'{", ..." if len(unknown) > 8 else ""}. A language is added with languages.added'
     )
   return {language: files[language] for language in in_order(files)}
 

@@ -227,7 +227,7 @@ class Adapter:
       or (wanted['train_embeddings'] and not own.train_embeddings)
     ):
       names = ('rank', 'alpha', 'targets', 'train_embeddings')
-      flags = ' '.join(f'--gin.LoraConfig.{name}="{wanted[name]!r}"' for name in names)
+      flags = ' '.join(f'LoraConfig.{name}="{wanted[name]!r}"' for name in names)
       raise AdapterError(
         f'{self.path} is an adapter of rank {wanted["rank"]} on {", ".join(wanted["targets"])}'
         f'{" with trained embeddings" if wanted["train_embeddings"] else ""}, the model has rank '

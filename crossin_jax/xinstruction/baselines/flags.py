@@ -10,7 +10,7 @@ def parser() -> command_line.Parser:
   parser = command_line.Parser(
     'xinstruction distill',
     'The baseline of a teacher: it answers English instructions in the language. Writes '
-    'STEM_LANG.json for --gin.DISTILLED of gin_configs/mixtures/xinstruction.gin. Replies are '
+    'STEM_LANG.json for DISTILLED of gin_configs/mixtures/xinstruction.gin. Replies are '
     'kept: a run that was stopped or killed goes on where it was.',
     'crossin xinstruction distill --input rows.en.json --languages sw,ta --output '
     'baselines/distilled --endpoint https://api.openai.com/v1 --model gpt-4o-mini --price_in 0.15 '

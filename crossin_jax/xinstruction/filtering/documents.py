@@ -220,8 +220,7 @@ class Reader:
       names = file.schema_arrow.names
       if self._reading.field not in names:
         raise ValueError(
-          f'no column {self._reading.field!r} (columns: {", ".join(names)}); set '
-          '--gin.Reading.field'
+          f'no column {self._reading.field!r} (columns: {", ".join(names)}); set Reading.field=NAME'
         )
       wanted = dict.fromkeys((self._reading.field, self._reading.id_field))
       rows = 0

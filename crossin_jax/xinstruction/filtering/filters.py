@@ -166,7 +166,7 @@ def check_language(language: str, filters: Filters) -> None:
     raise ValueError(
       f'language identification does not know {language!r} (it knows '
       f'{", ".join(language_id.CANDIDATES)}); '
-      'set --gin.Filters.least_confidence=0 to take all documents for that language'
+      'set Filters.least_confidence=0 to take all documents for that language'
     )
 
 

@@ -206,7 +206,7 @@ def _require_texts(tally: Counter, reader: Reader, reading: Reading) -> None:
     raise ValueError(
       f'none of {tally["read"]:,} records has a text under {reading.field!r} '
       f'({tally["invalid_json"]:,} are not valid JSON); '
-      'name the field of the texts with --gin.Reading.field="\'NAME\'"'
+      'name the field of the texts with Reading.field=NAME'
     )
   if not tally['read'] and reader.problems:
     source, problem = next(iter(reader.problems.items()))

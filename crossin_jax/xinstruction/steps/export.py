@@ -11,12 +11,12 @@ from crossin_jax.xinstruction.settings import XInstruction
 
 MIXTURE = """# The mixture of this instruction set and its seed, written by `crossin xinstruction`.
 #
-#   crossin prepare --gin_file={path} --mixture {mixture} --output_dir prepared
+#   crossin prepare {path} --mixture {mixture} --output_dir prepared
 #
 # Component `rows` has the plain prompt, `seed` the assistant-style one. Beside them, for \
 comparison, `translated` and `distilled`:
-# --gin.TRANSLATED="'stem'" of `crossin xinstruction translated`, \
---gin.DISTILLED="'stem'" of `crossin xinstruction distill`.
+# TRANSLATED=stem of `crossin xinstruction translated`, \
+DISTILLED=stem of `crossin xinstruction distill`.
 # With SeqIO: parse this file, then seqio_tasks.register('{mixture}').
 include 'gin_configs/mixtures/xinstruction.gin'
 
