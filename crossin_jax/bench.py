@@ -2,7 +2,6 @@
 
 import dataclasses
 import statistics
-import sys
 import time
 from typing import Any
 
@@ -278,5 +277,5 @@ def main(argv: list[str]) -> int:
       raise config.ConfigError('no model: give a file of gin_configs/models')
     shared['model'] = config.macro('MODEL')
   result = BENCHES[args.what](**config.resolve(shared))
-  print(', '.join(f'{key} {value}' for key, value in result.items()), file=sys.stderr)
+  print(', '.join(f'{key} {value}' for key, value in result.items()))
   return command_line.finish(args, result)

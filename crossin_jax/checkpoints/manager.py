@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import re
 import warnings
 
 from flax import serialization, traverse_util
@@ -38,6 +39,12 @@ from crossin_jax.storage import remote
 from crossin_jax.storage.files import write_json
 from crossin_jax.training.state import TrainState
 
+# Words in the names of figures.
+_BETTER = {
+  'min': r'loss|perplexity|error|unparsed',
+  'max': r'accuracy|f1|consistency|ac3|^c_\d|margin|reward|right|rankc|exact|score',
+}
+
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
@@ -50,18 +57,23 @@ class CheckpointConfig:
     keep_period: checkpoints at multiples of it are kept for ever; None = none.
     best_metric: evaluation figure ('eval/heldout/loss', 'eval/questions/ac3_3' ...) whose best
       checkpoint is kept too, among the steps that are both evaluated and saved.
-    best_mode: 'min' or 'max'.
+    best_mode: 'min' or 'max'; None = by the name of the metric: 'min' of losses, 'max' of
+      accuracies, F1, consistency, AC3, margins and rewards.
   """
 
   period: int = 1000
   keep: int = 2
   keep_period: int | None = None
   best_metric: str | None = None
-  best_mode: str = 'min'
+  best_mode: str | None = None
 
   def __post_init__(self):
-    if self.best_mode not in ('min', 'max'):
-      raise ValueError(f"CheckpointConfig.best_mode = {self.best_mode!r} is not 'min' or 'max'")
+    if self.best_mode not in ('min', 'max', None):
+      raise ValueError(
+        f"CheckpointConfig.best_mode = {self.best_mode!r} is not 'min', 'max' or None"
+      )
+    if self.best_metric and self.best_mode is None:
+      object.__setattr__(self, 'best_mode', mode_of(self.best_metric))
     if self.period < 0 or self.keep < 1:
       raise ValueError(
         f'CheckpointConfig.period = {self.period} must not be negative, keep = {self.keep} at '
@@ -71,6 +83,24 @@ class CheckpointConfig:
   def is_due(self, step: int) -> bool:
     """Whether the checkpoint period ends at this step."""
     return bool(self.period) and step % self.period == 0
+
+
+def mode_of(metric: str) -> str:
+  """'min' or 'max', whichever is better of an evaluation figure.
+
+  mode_of('eval/heldout/loss') == 'min' and mode_of('eval/questions/ac3_3') == 'max'
+
+  Raises:
+    ValueError: its name does not say.
+  """
+  name = metric.rsplit('/', 1)[-1].lower()
+  for mode, words in _BETTER.items():
+    if re.search(words, name):
+      return mode
+  raise ValueError(
+    f'CheckpointConfig.best_metric = {metric!r} does not say which of its values is best: set '
+    "CheckpointConfig.best_mode to 'min' or 'max'"
+  )
 
 
 def to_tree(state: TrainState) -> dict:

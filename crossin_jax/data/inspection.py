@@ -173,7 +173,7 @@ def main(argv: list[str]) -> int:
   report = inspect(
     mixture, batch_size=args.batch_size, length=args.length, seed=args.seed, steps=args.steps
   )
-  show = lambda text: print(text, file=sys.stderr)
+  show = print
   show(f'{report["mixture"]}: {report["steps"]} batches of {args.batch_size} x {args.length}')
   show(table(report))
   words = mixture.description['vocabulary']

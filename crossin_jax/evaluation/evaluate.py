@@ -301,7 +301,7 @@ def main(argv: list[str]) -> int:
   if not chief:
     return 0
   for line in (*(f'{name}: {value}' for name, value in figures.items()), *map(_sentence, runs)):
-    _log(line)
+    print(line)
   if not runs and not figures:
     _log(
       'warning: nothing was measured: give --benchmark or --questions, or train with '

@@ -66,7 +66,7 @@ class BenchmarkEvaluator:
   The first evaluation of a process asks slices of the items, in an order drawn by the seed, until
   the budget is spent (compilation included). This fixes the items of later evaluations, so their
   figures are of the same items; `eval/NAME/items` is their number. To keep the checkpoint with the
-  best AC3, set `CheckpointConfig.best_metric = 'eval/cross_mmlu/ac3_3'` and `best_mode = 'max'`.
+  best AC3, set `CheckpointConfig.best_metric = 'eval/cross_mmlu/ac3_3'`.
   """
 
   def __init__(

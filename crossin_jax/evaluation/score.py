@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-import sys
 
 from crossin_jax.endpoint import session as endpoint_session
 from crossin_jax.evaluation import flags, results
@@ -39,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     protocol=options.protocol,
     method='generate',
   )
-  print('\n'.join([*table(run, predictions), *warning]), file=sys.stderr)
+  print('\n'.join([*table(run, predictions), *warning]))
   return command_line.finish(options, run)
 
 

@@ -8,7 +8,6 @@ It reads only OUT, so it can run while the sweep runs.
 
 from collections.abc import Mapping
 import os
-import sys
 
 import numpy as np
 
@@ -193,5 +192,5 @@ def main(argv: list[str]) -> int:
 
   path = os.path.join(args.output_dir, 'fit.html')
   page.write(path, result)
-  print(f'{words.terminal(result)}\nPage: {path}', file=sys.stderr)
+  print(f'{words.terminal(result)}\nPage: {path}')
   return command_line.finish(args, result)

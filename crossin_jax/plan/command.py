@@ -109,7 +109,7 @@ def plan(args: argparse.Namespace, topologies: list[plan_topology.Topology]) -> 
       rows = [('smallest', trial, trial.topology if trial else topologies[-1])]
     else:
       rows = plan_search.search(planner, setting, topologies, args.proofs)
-    print(plan_report.search_text(rows, price), file=sys.stderr)
+    print(plan_report.search_text(rows, price))
     first = rows[0][1]
     result = plan_report.as_json(first, price) if first else {'fits': False}
     result['ranking'] = []
@@ -125,12 +125,12 @@ def plan(args: argparse.Namespace, topologies: list[plan_topology.Topology]) -> 
       file=sys.stderr,
     )
   asked = planner.prove(asked)
-  print(plan_report.as_text(asked, price), file=sys.stderr)
+  print(plan_report.as_text(asked, price))
   result = plan_report.as_json(asked, price)
   if not asked.fits:
     trials = plan_search.nearest(planner, asked, args.proofs) if args.proofs else []
     if args.proofs:
-      print(plan_report.nearest_text(asked, trials), file=sys.stderr)
+      print(plan_report.nearest_text(asked, trials))
     result['what_fits'] = [plan_report.as_json(trial, price) for trial in trials]
   if args.decode:
     result['decode'] = _decode(args, asked)
@@ -157,7 +157,7 @@ def _decode(args: argparse.Namespace, asked: plan_search.Trial) -> dict | None:
     sampling=Sampling(),
     effort=args.effort,
   )
-  print(plan_report.decode_text(asked, decoding), file=sys.stderr)
+  print(plan_report.decode_text(asked, decoding))
   return plan_report.decode_json(asked, decoding)
 
 

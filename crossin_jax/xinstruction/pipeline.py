@@ -212,7 +212,7 @@ def main(argv: list[str]) -> int:
   if args.command == 'status':
     states = {name: pipeline.steps.state(name) for name in pipeline.steps.steps}
     for name, (state, reason) in states.items():
-      print(f'{name:<18} {state}{f" ({reason})" if reason else ""}', file=sys.stderr)
+      print(f'{name:<18} {state}{f" ({reason})" if reason else ""}')
     return command_line.finish(args, {name: state for name, (state, _) in states.items()})
   with pipeline.jobs.stopping_on_signals():
     done = pipeline.steps.run(_names(pipeline, args.command), args.redo)

@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     protocol=options.protocol,
     first_line=options.first_line,
   )
-  print('\n'.join(sentences(result)), file=sys.stderr)
+  print('\n'.join(sentences(result)))
   if options.output_dir:
     from crossin_jax.evaluation.comparison import page as compare_page
 
@@ -132,5 +132,5 @@ def main(argv: Sequence[str] | None = None) -> int:
       write_json(os.path.join(files.path, 'compare.json'), result.as_json())
       path = os.path.join(files.path, 'compare.html')
       compare_page.write(path, result, pairs, options.examples, command)
-    print(os.path.join(options.output_dir, 'compare.html'), file=sys.stderr)
+    print(os.path.join(options.output_dir, 'compare.html'))
   return command_line.finish(options, result.as_json())

@@ -304,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     'benchmarks': rows,
     'matches': len(matches),
   }
-  print('\n'.join(_lines(report, matches, options.shown)), file=sys.stderr)
+  print('\n'.join(_lines(report, matches, options.shown)))
   if options.output_dir:
     write_json(os.path.join(options.output_dir, 'contamination.json'), report)
     write_jsonl(os.path.join(options.output_dir, 'matches.jsonl'), matches)

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import logging
 import os
-import sys
 import tempfile
 from typing import Any
 
@@ -82,7 +81,7 @@ def main(argv: list[str]) -> int:
     if runs:
       write_results(os.path.join(output_dir, 'results.json'), runs)
   for line in (*skipped, *map(parallel.sentence, benchmarks)):
-    print(line, file=sys.stderr)
+    print(line)
   figures = json.loads(json.dumps(results['results'], default=str))
   return command_line.finish(args, {'runs': runs, 'results': figures})
 

@@ -294,7 +294,7 @@ def main(argv: list[str]) -> int:
   write_jsonl(directory / 'judgements.jsonl', _rows(pairs, judgements))
   judge_page.write_page(directory / 'judge.html', result, pairs, judgements, args.examples)
   write_json(directory / 'judge.json', content, allow_nan=False)
-  print('\n'.join(_summary(result, directory, args.max_tokens)), file=sys.stderr)
+  print('\n'.join(_summary(result, directory, args.max_tokens)))
   judged = any(judge.overall.judged for judge in result.judges)
   status = exit_status.DONE if judged else exit_status.FAILED
   return command_line.finish(args, {'status': status, **content, 'endpoint': used}, status)

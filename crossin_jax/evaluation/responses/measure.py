@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 import itertools
 import os
 import re
-import sys
 
 import numpy as np
 
@@ -215,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """`crossin responses`."""
   options = flags.responses_parser().parse_args(argv)
   groups, claims = measure(read_responses(options.answers, options.questions), options.resamples)
-  print('\n'.join(_lines(groups, claims)), file=sys.stderr)
+  print('\n'.join(_lines(groups, claims)))
   report = {
     'groups': [asdict(group) for group in groups],
     'claims': [asdict(claim) for claim in claims],
