@@ -71,9 +71,9 @@ def test_the_command_prints_them(tiny_prepared, capsys):
   assert (
     inspection.main(['--mixture', name, '--data_dir', directory, '--length', '64', '--json']) == 0
   )
-  out, err = capsys.readouterr()
+  out, _ = capsys.readouterr()
   rows = json.loads(out.splitlines()[-1])['languages']
-  assert {row['language'] for row in rows} == {'en', 'zh', 'vi', 'es'} and 'per word' in err
+  assert {row['language'] for row in rows} == {'en', 'zh', 'vi', 'es'} and 'per word' in out
   assert all(
     0 < row['vocabulary_share'] < 1 and 0 < row['tokens_per_character'] < 1.5 for row in rows
   )

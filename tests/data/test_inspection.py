@@ -53,9 +53,9 @@ def test_command_prints_json(tiny_prepared, capsys):
   assert (
     inspection.main(['--mixture', name, '--data_dir', directory, '--length', '64', '--json']) == 0
   )
-  out, err = capsys.readouterr()
+  out, _ = capsys.readouterr()
   assert json.loads(out.splitlines()[-1])['mixture'] == name
-  assert 'packing:' in err and '⏎stop' in err
+  assert 'packing:' in out and '⏎stop' in out
 
 
 def test_every_trained_turn_of_a_conversation_is_marked(tmp_path):

@@ -607,8 +607,8 @@ def test_the_command(asked, tmp_path, capsys):
   assert found['asked']['terms'] == {'accuracy/vi': 1.0, 'accuracy/zh': 2.0}
   assert found['asked']['default_shares'] == pytest.approx(mixtures(9)[3])
   assert (
-    found['gin'] in printed.err
-    and 'accuracy/zh' in printed.err
+    found['gin'] in printed.out
+    and 'accuracy/zh' in printed.out
     and os.path.exists(os.path.join(out, 'fit.html'))
   )
   for wrong, message in (('--margin=7', 'between 0 and 1'), ('--resamples=2', 'at least 20')):

@@ -44,7 +44,7 @@ def crossin_plan(capsys, *arguments, status=0):
   """(JSON, what people saw) of a plan that ends with this status."""
   assert plan_command.main(config.rewrite(['--json', '--effort=-1', *MODEL, *arguments])) == status
   out, err = capsys.readouterr()
-  return json.loads(out.splitlines()[-1]), err
+  return json.loads(out.splitlines()[-1]), out + err
 
 
 @pytest.mark.parametrize('topology, chips, usable, more', [
@@ -334,7 +334,7 @@ def test_a_checkpoint_of_hugging_face_says_what_the_model_is(tmp_path, capsys):
     f'--gin.HF_DIR="{tmp_path}"',
   ]
   assert plan_command.main(config.rewrite(arguments)) == 0
-  found = json.loads(capsys.readouterr().out)
+  found = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert (found['length'], found['lora_rank'], found['batch_size']) == (4096, 64, 16)
 
 
@@ -345,7 +345,7 @@ def test_a_checkpoint_of_hugging_face_says_what_the_model_is(tmp_path, capsys):
   (['--topology=h100:8', '--gin_file=gin_configs/runs/crossin_lora.gin'], 'HF_DIR is not set'),
   (['--topology=h100:8', '--effort=3', *MODEL], 'between -1 and 1'),
   (['--topology=h100:8', '--gin.BATCH_SIZE=9', *MODEL], 'use a multiple of 8'),
-  (['--topology=h100:8', '--gin.MESH_SHAPE=(3,1,1)', *MODEL], "'auto'"),
+  (['--topology=h100:8', '--gin.MESH_SHAPE=(3,1,1)', *MODEL], 'mesh_shape=auto'),
 ])  # fmt: skip
 def test_what_is_wrong_is_said(arguments, said):
   with pytest.raises(ValueError, match=said):

@@ -177,7 +177,7 @@ def test_settings_reach_the_commands_that_know_them(undisturbed, material, tiny_
       == 0
     )
     said = capsys.readouterr()
-    return json.loads(said.out.splitlines()[-1]), said.err
+    return json.loads(said.out.splitlines()[-1]), said.out
 
   # What only makes it faster changes nothing.
   fast = (

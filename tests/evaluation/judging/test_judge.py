@@ -167,7 +167,7 @@ def test_thoughts_that_use_up_the_tokens_are_named_and_not_repeated(files, tmp_p
     spoken = capsys.readouterr()
     found = json.loads(spoken.out.splitlines()[-1])
     assert found['judges'][0]['overall']['unjudged'] == {'no_reply': 0, 'no_scores': 0, 'cut': 40}
-    assert 'cut off at --max_tokens 256' in spoken.err and 'No pair' in spoken.err
+    assert 'cut off at --max_tokens 256' in spoken.out + spoken.err and 'No pair' in spoken.out
     assert len(server.log()) == 80
     more = flags(files, server.url, tmp_path / 'out', '--json', '--max_tokens', '4096')
     assert cli.main(more) == 0

@@ -95,7 +95,7 @@ def test_judged_choices_and_draws(path, capsys):
     assert score(path, url) == 0
     assert len(bodies) == 4  # equal answers are asked once, empty ones never
     assert all(body['seed'] == 0 and body['max_tokens'] == 512 for body in bodies)
-    out, err = capsys.readouterr()
+    out = capsys.readouterr().out
     assert score(path, url) == 0 and len(bodies) == 4  # the replies are stored
     assert capsys.readouterr().out == out
   run = json.loads(out.splitlines()[-1])
@@ -103,7 +103,7 @@ def test_judged_choices_and_draws(path, capsys):
   assert run['drawn']['items'] == 2 and run['drawn']['by_language'] == {'en': 2, 'zh': 2}
   low, high = run['drawn']['accuracy']
   assert 0.4 <= low <= run['accuracy'] <= high <= 0.8 and low < high
-  assert 'drawn at random: answers to 2 items' in err
+  assert 'drawn at random: answers to 2 items' in out
   content = bodies[0]['messages'][0]['content']
   assert '(D) west\n\n        [Task]\n' in content and content.startswith(
     '        [Model Prediction]'

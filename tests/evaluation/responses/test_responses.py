@@ -184,7 +184,7 @@ def test_ask_then_generate_then_responses(tmp_path, capsys):
     ('en', 0.0),
     ('sw', 1.0),
   ]
-  assert found['claims'][0]['real'] and found['claims'][0]['sentence'] in printed.err
+  assert found['claims'][0]['real'] and found['claims'][0]['sentence'] in printed.out
   with pytest.raises(RecordError, match='give the prompts of `crossin ask` with --questions'):
     responses.main([answers])
 
