@@ -296,8 +296,9 @@ _GIN_NOTE = '\n  In call to configurable'
 def _help() -> str:
   width = max(map(len, COMMANDS))
   lines = [f'  {name:<{width}}  {command.what}' for name, command in COMMANDS.items()]
-  return 'usage: crossin <command> [flags]; crossin <command> --help for each\n\n' + '\n'.join(
-    lines
+  return (
+    'usage: crossin <command> [FILE.gin] [NAME=VALUE] [flags]\n'
+    'crossin <command> --help for each\n\n' + '\n'.join(lines)
   )
 
 

@@ -435,7 +435,7 @@ def test_what_would_go_wrong_is_refused_before_anything_is_compiled(tiny_prepare
   small = Decoder(tiny_config(vocab_size=1000, num_layers=1))
   with pytest.raises(
     TrainingError,
-    match=r'the model has 1000 ids, the vocabulary .* has 1200; --gin.DecoderConfig.vocab_size=1200',
+    match=r'the model has 1000 ids, the vocabulary .* has 1200; DecoderConfig.vocab_size=1200',
   ):
     train(**arguments(tiny_prepared, tmp_path, model=small))
   four = lambda: Partitioner(mesh_shape=(1, -1, 1))

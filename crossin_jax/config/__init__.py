@@ -18,7 +18,7 @@ import gin
 from crossin_jax import moved
 from crossin_jax.config import messages, registry, types, words
 from crossin_jax.config.errors import ConfigError
-from crossin_jax.config.messages import REPOSITORY, of_call, shipped_macros, unknown_macro
+from crossin_jax.config.messages import REPOSITORY, shipped_macros, unknown_macro
 from crossin_jax.config.registry import Binding, bindings, is_macro, macros, references
 from crossin_jax.config.words import argument, name_of
 from crossin_jax.storage import remote
@@ -275,6 +275,11 @@ def _check_types() -> None:
           f'{selector.split(".")[-1]}.{name} = {value!r} is a {type(value).__name__}, it must be '
           f'{types.in_words(annotations[name])}'
         )
+
+
+def of_call(error: Exception) -> ConfigError | None:
+  """What a call of a configurable lacked, with what it means; None = another error."""
+  return messages.of_call(error, files=bool(_texts))
 
 
 def macro(name: str):

@@ -79,6 +79,7 @@ def missing(names: Sequence[str], texts: Mapping[str, str]) -> ConfigError:
 
 def _sentence(name: str, meaning: str, texts: Mapping[str, str]) -> str:
   example = example_of(name, texts)
+  meaning = meaning.split('; ')[0]
   return f'{name} is not set{f" ({meaning})" if meaning else ""}: ' + (
     f'give it, for example {name}={example}' if example else f'give {name}=VALUE'
   )
@@ -96,7 +97,7 @@ def example_of(name: str, texts: Mapping[str, str]) -> str:
   """The value that a setting has in the commands at the head of gin files; '' = in none."""
   for text in (*texts.values(), *shipped_texts().values()):
     comments = '\n'.join(re.findall(r'(?m)^#.*$', text))
-    if match := re.search(rf'(?<![\w./]){re.escape(name)}=("[^"]*"|[^\s,;]*[^\s,;.)])', comments):
+    if match := re.search(rf'(?<![\w./]){re.escape(name)}=("[^"]*"|[^\s;]*[^\s,;.)])', comments):
       return match[1]
   return ''
 
@@ -123,8 +124,12 @@ def shipped_macros(*folders: str) -> set[str]:
   return set(re.findall(r'(?m)^([A-Za-z_]\w*)[ ]*=', every))
 
 
-def of_call(error: Exception) -> ConfigError | None:
+def of_call(error: Exception, files: bool = True) -> ConfigError | None:
   """What a call of a configurable lacked, from gin's or Python's error; None = another error.
+
+  Args:
+    error: of the call.
+    files: whether gin files were read.
 
   gin: "Required bindings for `sweep` not provided in config: ['axes', 'mixture']". Python:
   "Vocabulary.__init__() missing 1 required positional argument: 'path'".
@@ -149,6 +154,8 @@ def of_call(error: Exception) -> ConfigError | None:
   sentences = [
     _sentence(f'{owner.split(".")[-1]}.{name}', registry.meaning(found, name), {}) for name in names
   ]
+  if not files:
+    sentences.append('A gin file sets most of what a command needs: see gin_configs')
   return ConfigError('\n'.join(sentences))
 
 

@@ -160,7 +160,7 @@ def trained(directory, prepared, model_dir, *more):
 def test_the_message_says_which_setting_helps(directory, prepared, tmp_path, capsys):
   assert trained(directory, prepared, tmp_path / 'run') == 1
   size = directory[2] + len(TAGS)
-  assert f'--gin.DecoderConfig.vocab_size={size} adds rows' in capsys.readouterr().err
+  assert f'DecoderConfig.vocab_size={size} adds rows' in capsys.readouterr().err
   # Asking such a directory says the same.
   mixed = shutil.copytree(directory[0], tmp_path / 'mixed')
   shutil.copy(directory[1] / 'tokenizer.json', mixed)
@@ -168,7 +168,7 @@ def test_the_message_says_which_setting_helps(directory, prepared, tmp_path, cap
   ask = ('generate', '--checkpoint', mixed, '--input', tmp_path / 'q.jsonl', '--output',
          tmp_path / 'a.jsonl', '--gin.Sampling.max_new_tokens=2')  # fmt: skip
   assert crossin(*ask) == 1
-  assert f'--gin.DecoderConfig.vocab_size={size} adds' in capsys.readouterr().err
+  assert f'DecoderConfig.vocab_size={size} adds' in capsys.readouterr().err
   assert crossin(*ask, f'--gin.DecoderConfig.vocab_size={size}') == 0
 
 

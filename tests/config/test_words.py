@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import pytest
 
 from crossin_jax import config
-from crossin_jax.config import words
+from crossin_jax.config import messages, words
 from crossin_jax.workflow import command_line
 
 GIN = """
@@ -251,7 +251,7 @@ def test_what_a_call_lacks_has_a_sentence(tmp_path):
 
   with pytest.raises(RuntimeError) as error:
     needs()
-  assert str(config.of_call(error.value)) == (
+  assert str(messages.of_call(error.value)) == (
     'needs.here is not set (The first place): give needs.here=VALUE\n'
     'needs.there is not set (the second): give needs.there=VALUE'
   )
@@ -259,8 +259,11 @@ def test_what_a_call_lacks_has_a_sentence(tmp_path):
   with pytest.raises(TypeError) as error:
     settings_of_words()
   text = 'settings_of_words.text is not set (A place): give settings_of_words.text=VALUE'
-  assert str(config.of_call(error.value)) == text
-  assert config.of_call(TypeError('settings_of_words() is no number')) is None
+  assert str(messages.of_call(error.value)) == text
+  assert str(messages.of_call(error.value, files=False)) == (
+    f'{text}\nA gin file sets most of what a command needs: see gin_configs'
+  )
+  assert messages.of_call(TypeError('settings_of_words() is no number')) is None
 
 
 def test_an_unused_macro_of_ones_own_file_is_a_warning(parse, tmp_path):

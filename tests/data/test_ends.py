@@ -81,7 +81,7 @@ def test_no_validation_rows_say_what_gives_them(tmp_path, parts, advice):
   manifest.write_text(json.dumps({**saved, 'fingerprint_parts': parts}))
   with pytest.raises(PreparedDataError, match=advice) as error:
     PreparedMixture(str(tmp_path), name, 'validation')
-  assert '--gin.train.evaluators="()"' in str(error.value)
+  assert 'train.evaluators="()"' in str(error.value)
 
 
 @pytest.mark.parametrize('packing, slack', [('in_order', 2), ('first_fit', 128)])

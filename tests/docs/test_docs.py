@@ -98,7 +98,7 @@ def statements(page: str) -> list[str]:
   blocks += [
     '\n'.join(
       re.findall(
-        r'(?m)^    ((?:python|crossin|bash) .*(?:\n +--.*)*)',
+        r'(?m)^    ((?:python|crossin|bash) (?:.*\\\n)*.*(?:\n +--.*)*)',
         re.sub(r'(?ms)^```.*?^```', '', read(page)),
       )
     )
@@ -177,8 +177,10 @@ def unknown_gin(name: str) -> bool:
   return parameter not in known()['configurables'].get(owner.split('.')[-1], ())
 
 
-# What stands before = in code and is no setting: environment variables, columns of formulas.
-NO_SETTINGS = re.compile(r'NAME|[A-Z0-9_]*(?:HOME|CACHE|DIR_CACHE|PLATFORMS|FLAGS|KEY|TRACEBACK)')
+# What stands before = in code and is no setting: environment variables, folders.
+NO_SETTINGS = re.compile(
+  r'NAME|PYTHON|ALLOW_MULTIPLE_LIBTPU_LOAD|[A-Z0-9_]*_(?:HOME|PLATFORMS|FLAGS|KEY|TRACEBACK)|points/.*'
+)
 SETTING = re.compile(r'((?:\w+/)*(?:[A-Z][A-Z_]+|\w+(?:\.\w+)+))=')
 
 

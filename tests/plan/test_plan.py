@@ -167,7 +167,7 @@ def test_what_is_too_large_and_what_fits_instead(capsys):
   assert found['memory_per_chip']['parameters'] == found['parameter_bytes'] > 1.2 * 4e9
   instead = found['what_fits'][0]
   assert instead['fits'] and instead['compiled'] and instead['mesh']['fsdp'] > 1
-  flag = '--gin.Partitioner.mesh_shape="({data},{fsdp},{tensor})"'.format(**instead['mesh'])
+  flag = 'Partitioner.mesh_shape={data},{fsdp},{tensor}'.format(**instead['mesh'])
   assert flag in instead['changes'] and 'what fits:' in seen
   assert instead['memory_per_chip']['parameters'] == pytest.approx(
     found['parameter_bytes'] / instead['mesh']['fsdp'], rel=0.01
@@ -243,7 +243,7 @@ def test_search_prints_three(by_hand, capsys):
   assert best.rank <= second.rank and best.bound.seconds < less.bound.seconds
   assert best.mesh[0] * best.mesh[1] * best.mesh[2] == 8 and best.peak <= best.topology.usable
   text = plan_report.search_text(rows, 2.0)
-  assert text.count('v5p:2x2x') == 3 and '--gin.Partitioner.mesh_shape="(' in text
+  assert text.count('v5p:2x2x') == 3 and '  Partitioner.mesh_shape=' in text
   least = plan_search.smallest(
     planner, large(), [plan_topology.parse(n) for n in ('v5p:2x2x1', 'v5p:2x2x2')]
   )
@@ -345,7 +345,7 @@ def test_a_checkpoint_of_hugging_face_says_what_the_model_is(tmp_path, capsys):
   (['--topology=h100:8', '--gin_file=gin_configs/runs/crossin_lora.gin'], 'HF_DIR is not set'),
   (['--topology=h100:8', '--effort=3', *MODEL], 'between -1 and 1'),
   (['--topology=h100:8', '--gin.BATCH_SIZE=9', *MODEL], 'use a multiple of 8'),
-  (['--topology=h100:8', '--gin.MESH_SHAPE=(3,1,1)', *MODEL], 'mesh_shape=auto'),
+  (['--topology=h100:8', 'MESH_SHAPE=3,1,1', *MODEL], 'mesh_shape=auto, or --search'),
 ])  # fmt: skip
 def test_what_is_wrong_is_said(arguments, said):
   with pytest.raises(ValueError, match=said):

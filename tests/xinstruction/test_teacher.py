@@ -207,9 +207,7 @@ def test_the_budget_holds_over_starts(undisturbed, material, tmp_path, monkeypat
     assert run('generate', *prices, '--gin.BUDGET=3') == 1  # the estimate is more
     said = capsys.readouterr().err
     assert (
-      'over the budget of 3.00 USD' in said
-      and '--gin.Endpoint.budget=USD' in said
-      and not server.log()
+      'over the budget of 3.00 USD' in said and 'Endpoint.budget=USD' in said and not server.log()
     )
     few = ('--gin.Endpoint.budget_requests=17',)
     # An estimate that is too low: the budget is used up on the way.
