@@ -222,7 +222,7 @@ def main(argv: list[str] | None = None) -> int:
       print(json.dumps({'status': RESTART}))
     status = RESTART
   except config.ConfigError as error:
-    print(f'crossin {argv[0]}: {error}', file=sys.stderr)
+    print(f'crossin {argv[0]}: {str(error).split(_GIN_NOTE)[0]}', file=sys.stderr)
     return error.exit_status
   except KeyboardInterrupt:
     print(f'crossin {argv[0]}: interrupted', file=sys.stderr)
