@@ -9,6 +9,7 @@ from typing import NamedTuple
 import warnings
 
 from crossin_jax.errors import CrossinError, Interrupted
+from crossin_jax.processes import platforms
 from crossin_jax.processes.exit_status import FAILED, RESTART
 
 
@@ -247,6 +248,7 @@ def _loaded(name: str) -> Callable:
 
 def _failed(command: str, error: Exception) -> int:
   """Reports an error; a bug, whose message was not written for the user, with its traceback."""
+  error = platforms.explained(error) or error
   expected = isinstance(error, (CrossinError, ValueError, OSError))
   if os.environ.get('CROSSIN_TRACEBACK') or not expected:
     import traceback
