@@ -9,6 +9,7 @@ from typing import NamedTuple
 import warnings
 
 from crossin_jax.errors import CrossinError, Interrupted
+from crossin_jax.processes import platforms
 from crossin_jax.processes.exit_status import FAILED, RESTART
 
 
@@ -239,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
       print(json.dumps({'status': RESTART}))
     status = RESTART
   except config.ConfigError as error:
-    print(f'crossin {argv[0]}: {error}', file=sys.stderr)
+    print(f'crossin {argv[0]}: {str(error).split(_GIN_NOTE)[0]}', file=sys.stderr)
     return error.exit_status
   except KeyboardInterrupt:
     print(f'crossin {argv[0]}: interrupted', file=sys.stderr)
@@ -264,6 +265,7 @@ def _loaded(name: str) -> Callable:
 
 def _failed(command: str, error: Exception) -> int:
   """Reports an error; a bug, whose message was not written for the user, with its traceback."""
+  error = platforms.explained(error) or error
   expected = isinstance(error, (CrossinError, ValueError, OSError))
   if os.environ.get('CROSSIN_TRACEBACK') or not expected:
     import traceback

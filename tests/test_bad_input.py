@@ -65,7 +65,7 @@ def one_message(found, *parts, status=1):
     ),
     ({'schedule.decay': 'sine'}, ("'sine' is not one of",), 1),
     ({'MESH_SHAPE': (3, 1, 1)}, ('(3, 1, 1) does not fit 2 cpu devices',), 1),
-    ({'Partitioner.platform': 'tpu'}, ('no device of platform tpu',), 1),
+    ({'Partitioner.platform': 'tpu'}, ("Partitioner.platform = 'tpu': no such device",), 1),
     ({'INITIAL_CHECKPOINT_PATH': '/nowhere'}, ('/nowhere is neither a checkpoint_<step>',), 1),
     ({'train.epochs': 1.0}, ('set one of train.total_steps',), 1),
     (

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 
 import flax.core
 from flax.linen import partitioning as nn_partitioning
@@ -12,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from crossin_jax import config
 from crossin_jax.devices import chips, meshes
 from crossin_jax.models.decoder_config import DecoderConfig
+from crossin_jax.processes import platforms
 
 MESH_AXES = (*meshes.AXES, meshes.EXPERT)
 
@@ -51,17 +51,15 @@ class Partitioner:
       platform: 'cpu', 'gpu' or 'tpu' to require it; None = JAX's default.
 
     Raises:
-      ValueError: no device of that platform, sizes that do not multiply to the number of devices,
+      NoDevice: of that platform. ValueError: sizes that do not multiply to the number of devices,
         or a rule that names no mesh axis.
     """
     try:
       devices = list(jax.devices(platform) if devices is None else devices)
-    except RuntimeError as error:
-      wanted = platform or os.environ.get('JAX_PLATFORMS', 'any')
-      raise ValueError(
-        f'no device of platform {wanted}: {str(error).splitlines()[0]} Install its extra (pip '
-        "install 'crossin-jax[tpu]' or '[cuda]'), or unset JAX_PLATFORMS and Partitioner.platform"
-      ) from None
+    except (RuntimeError, AssertionError) as error:
+      if platform is None:
+        raise platforms.explained(error) or error from None
+      raise platforms.NoDevice(f'Partitioner.platform = {platform!r}', platform) from None
     self._devices, self._auto = devices, mesh_shape == 'auto'
     if self._auto:
       slices = chips.slices_of(devices)

@@ -92,6 +92,7 @@ class Tpu(Launcher):
       raise config.ConfigError(
         '--launcher tpu needs --launcher_args="--name NAME --zone ZONE --accelerator_type TYPE ..."'
       )
+    self._launch = _launch_script('tpu_train.sh')
     self.remote_dir = remote_dir.rstrip('/')
     self._delete = known.delete_when_done
     self._location = [
@@ -130,8 +131,7 @@ class Tpu(Launcher):
     return [*script, '--', *jobs_lib.flags(arguments[1:], values, bindings)]
 
   def _script(self, name: str, *flags: str) -> list[str]:
-    script = os.path.join(ROOT, 'launch', 'tpu_train.sh')
-    return ['bash', script, '--name', name, *self._location, *flags]
+    return ['bash', self._launch, '--name', name, *self._location, *flags]
 
   def _portable(self, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Arguments with the paths of question files on the workers, and these files, to be copied."""
@@ -201,7 +201,7 @@ class Slurm(Launcher):
 
   def __init__(self, jobs: Jobs, flags: Sequence[str]):
     super().__init__(jobs)
-    self.flags = list(flags)
+    self.flags, self._launch = list(flags), _launch_script('slurm_train.sbatch')
     self._poll = float(os.environ.get('CROSSIN_POLL_SECONDS', 30))
 
   def run(self, log, arguments, values, bindings):
@@ -232,10 +232,9 @@ class Slurm(Launcher):
   def command(self, log, arguments, values, bindings):
     path = os.path.abspath(self.jobs.log_path(log))
     submit = ['sbatch', '--parsable', f'--chdir={ROOT}', f'--job-name={log}', f'--output={path}']
-    script = os.path.join(ROOT, 'launch', 'slurm_train.sbatch')
     arguments = [re.sub('^(--questions|--gin_file)=(.*)', _absolute, word) for word in arguments]
     words = jobs_lib.flags(arguments[1:], values, bindings)
-    return [*submit, *self.flags, script, '--command', arguments[0], '--', *words]
+    return [*submit, *self.flags, self._launch, '--command', arguments[0], '--', *words]
 
   def remote_path(self, path):
     return os.path.abspath(path)
@@ -328,6 +327,16 @@ def _refuse_local_folders(bindings: Sequence[str]) -> None:
       raise config.ConfigError(
         f'{name} = {value!r} is a folder of this machine; copy it to a bucket and name that'
       )
+
+
+def _launch_script(name: str) -> str:
+  """The path of a script of launch/, which the wheel does not have."""
+  if not os.path.isfile(path := os.path.join(ROOT, 'launch', name)):
+    raise config.ConfigError(
+      f'this launcher needs launch/{name}, and {ROOT} is not a clone of the project; clone it, '
+      '`pip install --editable` it, and start the sweep again'
+    )
+  return path
 
 
 def _tracked(path: str) -> bool:
