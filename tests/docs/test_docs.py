@@ -179,7 +179,7 @@ def unknown_gin(name: str) -> bool:
 
 # What stands before = in code and is no setting: environment variables, folders.
 NO_SETTINGS = re.compile(
-  r'NAME|PYTHON|ALLOW_MULTIPLE_LIBTPU_LOAD|[A-Z0-9_]*_(?:HOME|PLATFORMS|FLAGS|KEY|TRACEBACK)|points/.*'
+  r'NAME|PYTHON|ALLOW_MULTIPLE_LIBTPU_LOAD|[A-Z0-9_]*_(?:HOME|OFFLINE|PLATFORMS|FLAGS|KEY|TRACEBACK)|points/.*'
 )
 SETTING = re.compile(r'((?:\w+/)*(?:[A-Z][A-Z_]+|\w+(?:\.\w+)+))=')
 
