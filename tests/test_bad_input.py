@@ -60,7 +60,7 @@ def one_message(found, *parts, status=1):
     ({'DecoderConfig.vocab_size': 100}, ('the model has 100 ids', 'vocab_size'), 1),
     (
       {'MIXTURE_OR_TASK_NAME': 'world.base.all.en_zh.every'},
-      ('does not exist', 'crossin prepare --mixture'),
+      ('does not exist', 'crossin prepare FILE.gin --mixture'),
       1,
     ),
     ({'schedule.decay': 'sine'}, ("'sine' is not one of",), 1),

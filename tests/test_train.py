@@ -368,7 +368,7 @@ def test_evaluators_that_are_not_called_in_training_are_mentioned(tiny_prepared,
     (dict(), 'eval/heldout/loss_by_language', 'none of the numbers'),
     (dict(name='mine'), 'eval/heldout/loss', 'eval/mine/loss'),
     (dict(length=8), None, 'HeldoutLoss.length = 8 is too short for the validation rows of task'),
-    (dict(mixture='nothing'), None, 'crossin prepare --mixture nothing'),
+    (dict(mixture='nothing'), None, 'crossin prepare FILE.gin --mixture nothing'),
   ],
 )
 def test_held_out_loss_is_checked_before_the_first_step(
@@ -448,7 +448,7 @@ def test_what_would_go_wrong_is_refused_before_anything_is_compiled(tiny_prepare
       train(**arguments(tiny_prepared, tmp_path, **changes))
   with pytest.raises(ValueError, match="nan_policy = 'ignore'"):
     train(**arguments(tiny_prepared, tmp_path, nan_policy='ignore'))
-  with pytest.raises(ValueError, match='crossin prepare --mixture nothing'):
+  with pytest.raises(ValueError, match='crossin prepare FILE.gin --mixture nothing'):
     train(**arguments(tiny_prepared, tmp_path, mixture='nothing'))
   for changes in ({'total_steps': None}, {'epochs': 2.0}):
     with pytest.raises(ValueError, match='total_steps'):

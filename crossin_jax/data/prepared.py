@@ -277,7 +277,7 @@ class PreparedMixture:
     self.directory, self.name = directory, name
     path = os.path.join(directory, 'mixtures', f'{name}.json')
     self.description = _read_json(
-      path, f'run `crossin prepare --mixture {name} --output_dir {directory}`'
+      path, f'run `crossin prepare FILE.gin --mixture {name} --output_dir {directory}`'
     )
     self.split, self.tasks, manifests = split, [], []
     here = _fetched(directory, self.description, split)
@@ -286,7 +286,7 @@ class PreparedMixture:
       if task.manifest['fingerprint'] != entry['fingerprint']:
         raise PreparedDataError(
           f'mixture {name} in {directory} was written for another version of task {entry["task"]}; '
-          f'run `crossin prepare --mixture {name} --output_dir {directory}` again'
+          f'run the same `crossin prepare` again: --mixture {name} --output_dir {directory}'
         )
       manifests.append(task.manifest)
       count = task.first(entry['volume'] if split == 'train' else None)

@@ -408,3 +408,24 @@ def test_digests_are_sha256_of_every_file(tmp_path, adamw):
 def test_config_refuses_what_cannot_be(change):
   with pytest.raises(ValueError, match='CheckpointConfig'):
     CheckpointConfig(**change)
+
+
+@pytest.mark.parametrize(
+  'metric, mode',
+  [
+    ('eval/heldout/loss', 'min'),
+    ('eval/heldout/preference/margin', 'max'),
+    ('eval/cross_mmlu/ac3_3', 'max'),
+    ('eval/questions/accuracy_en', 'max'),
+    ('eval/questions/consistency_3', 'max'),
+    ('eval/questions/unparsed_rate', 'min'),
+  ],
+)
+def test_the_name_of_a_metric_says_what_is_best(metric, mode):
+  assert CheckpointConfig(best_metric=metric).best_mode == mode
+  assert CheckpointConfig(best_metric=metric, best_mode='min').best_mode == 'min'
+
+
+def test_a_metric_whose_name_does_not_say_what_is_best():
+  with pytest.raises(ValueError, match="best_mode to 'min' or 'max'"):
+    CheckpointConfig(best_metric='eval/own/x')

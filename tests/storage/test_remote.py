@@ -69,7 +69,7 @@ def test_what_is_wrong_is_said(url, words):
 
 def test_prepared_data_that_is_not_there_names_the_command():
   with pytest.raises(
-    PreparedDataError, match='crossin prepare --mixture m --output_dir gs://bucket/data'
+    PreparedDataError, match='crossin prepare FILE.gin --mixture m --output_dir gs://bucket/data'
   ):
     PreparedMixture('gs://bucket/data', 'm')
 

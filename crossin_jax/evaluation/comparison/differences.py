@@ -5,6 +5,7 @@ import dataclasses
 from dataclasses import dataclass
 import itertools
 from math import comb
+import statistics
 
 import numpy as np
 
@@ -198,7 +199,7 @@ def compare_pair(
     languages=languages,
     items=max(map(len, pair.ids.values())),
     s=s if with_s else None,
-    notes=pair.notes,
+    notes=[*pair.notes, *_medians(choices, pair.answers(), languages, measures)],
     measures=measures,
     by_language=by_language,
     language_sentence=_language_sentence(by_language, names),
@@ -208,6 +209,28 @@ def compare_pair(
     pairwise_consistency=pairwise or None,
     flipped=flipped(pair, flips),
   )
+
+
+def _medians(choices, answers, languages: Sequence[str], measures: Mapping) -> list[str]:
+  """One note on the medians over prompts, which `crossin evaluate` reports, beside these means."""
+  if not choices or len(choices[0]) < 2:
+    return []
+  summaries = [
+    [consistency.summarise(chosen_NL, answers, languages) for chosen_NL in side] for side in choices
+  ]
+  parts, turned = [], []
+  for title, measure in measures.items():
+    kind, _, s = title.partition('_')
+    read = {'accuracy': lambda one: one.accuracy, 'C': lambda one: one.consistency[s]}.get(
+      kind, lambda one: one.ac3[s]
+    )
+    a, b = (statistics.median(map(read, side)) for side in summaries)
+    parts.append(f'{title} {words.points(b - a)}')
+    if (b - a) * measure.difference.value < 0:
+      turned.append(title)
+  note = f'differences of the medians over prompts, as crossin evaluate reports: {", ".join(parts)}'
+  more = f'; of {", ".join(turned)} with the other sign than the means here' if turned else ''
+  return [note + more]
 
 
 def _sentence(names: tuple[str, str], title: str, gain: bootstrap.Interval, verdict: str) -> str:

@@ -364,3 +364,14 @@ def test_page(tmp_path, capsys):
   assert text.count('<table class="heat">') == 2
   for row in found['comparisons'][0]['flipped']:
     assert row['answer'] in text
+
+
+def test_medians_with_the_other_sign_are_named(tmp_path, capsys):
+  """One prompt that the second model cannot read turns the mean and not the median."""
+  better, worse = dict.fromkeys(WORDS, 0.6), dict.fromkeys(WORDS, 0.0)
+  a = {f'x.p{n}.generate.jsonl': _predictions(EVEN, seed=n) for n in (1, 2, 3)}
+  b = {f'x.p{n}.generate.jsonl': _predictions(better, seed=n) for n in (1, 2)}
+  b['x.p3.generate.jsonl'] = _predictions(worse, seed=3)
+  (own,) = _run(capsys, _directory(tmp_path / 'a', a), _directory(tmp_path / 'b', b))['comparisons']
+  assert own['measures']['accuracy']['difference']['value'] < 0
+  assert 'accuracy +' in own['notes'][-1] and 'with the other sign' in own['notes'][-1]
