@@ -14,7 +14,7 @@ import gin
 import jax
 
 from crossin_jax import config, progress
-from crossin_jax.checkpoints import manager, run_directory
+from crossin_jax.checkpoints import manager, run_directory, tokenizer_check
 from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.data.prepared import PreparedMixture
 from crossin_jax.data.stream import BatchStream, Loader, check_resume, fingerprint
@@ -59,6 +59,7 @@ def train(
   spike_factor: float | None = None,
   max_skipped_steps: int = 10,
   new_stream: bool = False,
+  check_tokenizer: bool = True,
   checkpoint_config: Callable = manager.CheckpointConfig,
   partitioner: Callable = Partitioner,
 ) -> int:
@@ -99,6 +100,8 @@ def train(
       None = none does.
     max_skipped_steps: that many in a row end the run under 'skip' too.
     new_stream: resume with other data settings than the checkpoint's, on purpose.
+    check_tokenizer: refuse a mixture that was prepared with another tokenizer than that of
+      `initial_checkpoint`, where that has one.
     checkpoint_config: when to save, what to keep.
     partitioner: mesh and axis rules.
 
@@ -110,6 +113,7 @@ def train(
       evaluators or a `best_metric` that would never be evaluated.
     ValueError: invalid settings, or changed data on resume.
     RollCallError: processes that differ in data, model, mesh or number of steps; they are named.
+    TokenizerDiffers: see `check_tokenizer`.
     RunError, CheckpointError, PreparedDataError: see there.
   """
   _check_settings(nan_policy, total_steps, epochs)
@@ -121,6 +125,8 @@ def train(
     partition = partitioner()
     prepared = PreparedMixture(data_dir, mixture)
     source = SavedModel.open(initial_checkpoint) if initial_checkpoint else None
+    if source and check_tokenizer:
+      tokenizer_check.check_tokenizer(source, prepared)
     objective = objective or objectives.LIKELIHOOD
     objective.check(prepared, z_loss)
     stream = BatchStream(

@@ -232,7 +232,7 @@ def test_training_goes_on_from_a_peft_adapter(hf, peft_adapter, tiny_prepared, t
   assert 'train.total_steps was 3, now 6' in capsys.readouterr().err
   metrics = [json.loads(line) for line in open(os.path.join(run, 'metrics.jsonl'))]
   losses = [line['eval/heldout/loss'] for line in metrics if 'eval/heldout/loss' in line]
-  assert len(losses) == 2 and losses[-1] < losses[0]
+  assert len(losses) == 3 and losses[-1] < losses[0]
   assert cli.main(['export-hf', run, '--output_dir', str(tmp_path / 'm')]) == 0
 
 
@@ -246,7 +246,7 @@ def test_adapter_settings_that_do_not_fit_are_named(
   assert train('crossin_lora', hf, tiny_prepared, run, *flags, steps=1) == 1
   said = capsys.readouterr().err
   assert 'is an adapter of rank 4 on query, key, value, out, gate, up, down' in said
-  given = shlex.split(said[said.index('--gin.LoraConfig') :])
+  given = shlex.split(said[said.index('LoraConfig.') :])
   assert train('crossin_lora', hf, tiny_prepared, run, *flags, *given, steps=1) == 0
 
 
