@@ -206,7 +206,9 @@ def main(argv: list[str] | None = None) -> int:
 
     near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
     hint = f'; did you mean {near[0]}?' if near else ''
-    print(f'{_help()}\n\ncrossin: no command {argv[0]!r}{hint}', file=sys.stderr)
+    print(
+      f'crossin: no command {argv[0]!r}{hint or "; crossin --help lists them"}', file=sys.stderr
+    )
     return 2
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   from absl import logging

@@ -178,7 +178,8 @@ def _tasks(component, name, settings, preset) -> list[TaskSpec]:
     if missing:
       raise ValueError(
         f'source {source.name} has no rows in {", ".join(sorted(missing))}; it has '
-        f'{", ".join(source.languages)}'
+        f'{", ".join(source.languages)}. Add the language to those of the source (LANGUAGES), or '
+        'take it out of the name of the mixture'
       )
     tasks.append(
       TaskSpec(

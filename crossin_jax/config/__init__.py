@@ -197,7 +197,7 @@ def _check_macros(args: argparse.Namespace, of_files: set[str], read: set[str]) 
   for binding in args.gin_bindings:
     name = name_of(binding).split('/')[-1]
     if name and '.' not in name and name not in legal:
-      raise unknown_macro(binding, legal)
+      raise unknown_macro(binding, legal, bool(args.gin_file))
   for path, text in _texts.items():
     for name in re.findall(r'(?m)^([A-Za-z_]\w*)[ ]*=', text):
       # The config.gin of a run is gin's own list of what the run read.

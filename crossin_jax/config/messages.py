@@ -47,11 +47,12 @@ def explained(error: Exception, binding: str = '') -> ConfigError:
   return ConfigError(re.sub(r'\n\s*', '; ', message.strip()))
 
 
-def unknown_macro(binding: str, known: Iterable[str]) -> ConfigError:
+def unknown_macro(binding: str, known: Iterable[str], files: bool = True) -> ConfigError:
   """A macro of the command line that nothing uses, with the nearest that something does."""
   name = words.name_of(binding)
+  without = '' if files else ', where no gin file is given'
   return ConfigError(
-    f'{name}={binding.partition("=")[2].strip()}: nothing uses {name} here'
+    f'{name}={binding.partition("=")[2].strip()}: nothing uses {name} here{without}'
     + hint(name, set(known) - {name}, '; `crossin settings` lists what can be set')
   )
 
@@ -74,7 +75,8 @@ def missing(names: Sequence[str], texts: Mapping[str, str]) -> ConfigError:
       sentences.append(_sentence(name, meaning, texts))
     else:  # `%NAME`, and no file sets it
       sentences.append(_sentence(name, meaning, texts) + hint(name, registry.macros()))
-  return ConfigError('\n'.join(sentences), missing=tuple(names))
+  # A message has at most three lines.
+  return ConfigError(('\n' if len(names) <= 3 else '; ').join(sentences), missing=tuple(names))
 
 
 def _sentence(name: str, meaning: str, texts: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ the chat template of the model. The others use the prompts of lm-evaluation-harn
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 import itertools
+import os
 import re
 
 from crossin_jax.evaluation.answers.choices import LETTERS
@@ -235,6 +236,8 @@ class LoadedBenchmark:
     if name not in BENCHMARKS:
       raise ValueError(f'no benchmark {name!r}; choose one of {", ".join(BENCHMARKS)}')
     self.name, self.declaration = name, BENCHMARKS[name]
+    if not os.path.exists(path) and not remote.is_remote(path):
+      raise RecordError(files.ABSENT.format(path))
     supported = self.declaration.prompt_languages
     if supported is not None:
       supported = supported | files.words_of(name).keys()

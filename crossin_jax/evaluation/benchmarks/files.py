@@ -49,6 +49,7 @@ class Items:
 
 
 # ---- finding files ----
+ABSENT = '{} does not exist; give the downloaded folder or file of the benchmark'
 
 
 def words_of(name: str) -> dict[str, Sequence[str]]:
@@ -72,7 +73,7 @@ def language_files(
     RecordError: no file, or two files of one language (the message names both).
   """
   if not os.path.exists(path):
-    raise RecordError(f'{path} does not exist; give the downloaded folder or file of the benchmark')
+    raise RecordError(ABSENT.format(path))
   folder, single = (path, None) if os.path.isdir(path) else os.path.split(path)
   files: dict[str, str] = {}
   unknown = []
