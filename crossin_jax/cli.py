@@ -1,6 +1,7 @@
 """`crossin <command>`: every command, its flags and the function that runs it."""
 
 from collections.abc import Callable
+import functools
 import importlib
 import json
 import os
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import warnings
 
 from crossin_jax.errors import CrossinError, Interrupted
-from crossin_jax.processes import platforms
+from crossin_jax.processes import platforms, signals
 from crossin_jax.processes.exit_status import FAILED, RESTART
 
 
@@ -192,6 +193,7 @@ NESTED = {
 
 def main(argv: list[str] | None = None) -> int:
   """Runs a command and returns its exit status, see `processes.exit_status`."""
+  is_process = argv is None
   argv = list(sys.argv[1:] if argv is None else argv)
   if not argv or argv[0] in ('-h', '--help'):
     print(_help(), file=sys.stdout if argv else sys.stderr)
@@ -230,26 +232,30 @@ def main(argv: list[str] | None = None) -> int:
       flags = parser.explicit(flags)
       parser.parse_known_args(flags)
       remote.check_flags(argv[0], flags)
-      run = _loaded(command.run)
-    status = run(flags)
+      # Only of a process that runs this command alone: it may end the process.
+      with signals.Watch(functools.partial(_say_interrupted, argv), is_process) as watch:
+        status = watch.status = _loaded(command.run)(flags)
   except Interrupted as reason:
-    detail = f' ({reason})' if str(reason) else ''
-    print(
-      f'crossin {argv[0]}: interrupted{detail}; start the same command again to continue',
-      file=sys.stderr,
-    )
-    if '--json' in argv:
-      print(json.dumps({'status': RESTART}))
-    status = RESTART
+    status = _say_interrupted(argv, RESTART, str(reason))
   except config.ConfigError as error:
     print(f'crossin {argv[0]}: {str(error).split(_GIN_NOTE)[0]}', file=sys.stderr)
     return error.exit_status
   except KeyboardInterrupt:
-    print(f'crossin {argv[0]}: interrupted', file=sys.stderr)
-    return FAILED
+    return _say_interrupted(argv, FAILED)
   except Exception as error:  # the last place to report it without a traceback
     return _failed(argv[0], config.of_call(error) or error)
   return _leave(status)
+
+
+def _say_interrupted(argv: list[str], status: int, reason: str = '') -> int:
+  """Reports an interruption; returns the exit status."""
+  detail = f' ({reason})' if reason else ''
+  if status == RESTART:
+    detail += '; start the same command again to continue'
+    if '--json' in argv:
+      print(json.dumps({'status': status}))
+  print(f'crossin {argv[0]}: interrupted{detail}', file=sys.stderr)
+  return status
 
 
 def _chosen(argv: list[str]) -> tuple[Command, list[str]]:

@@ -120,7 +120,7 @@ def train(
   with (
     run_directory.exclusive(model_dir) as files,
     compiled.compiled_programs(model_dir),
-    interruption.StopSignal() as stop,
+    interruption.StopSignal(True, 'the step that runs is finished and saved first') as stop,
   ):
     partition = partitioner()
     prepared = PreparedMixture(data_dir, mixture)
@@ -206,7 +206,7 @@ def train(
       evaluation_due = lambda: (
         evaluation_period and (step % evaluation_period == 0 or step == total_steps)
       )
-      pending = None
+      pending, begun = None, step
       try:
         if step and evaluation_due() and books.run.evaluated < step:
           evaluate()  # the run was interrupted during this evaluation
@@ -220,25 +220,26 @@ def train(
             state, step_metrics = step_fn(state, batch, threshold)
           if pending:
             books.finish(*pending)  # step n runs while the metrics of step n - 1 are read
+            stop.at_once = False  # from now on there is something to save
           step += 1
           pending = (step, step_metrics)
 
           stopping, last = stop.requested(), step == total_steps
           if evaluation_due() or stopping or last or keeping.is_due(step):
             books.finish(*pending)
-            pending = None
+            pending, stop.at_once = None, False
             figures = evaluate() if evaluation_due() and not stopping else {}
             if stopping or last or books.run.finished_early or keeping.is_due(step):
               save(figures)
           if stopping and not last:
             raise Interrupted
       except Interrupted:
-        save({})
+        kept = 'nothing was done yet'
+        if step > begun:
+          save({})
+          kept = f'saved step {step}'
         checkpoints.close()
-        print(
-          f'interrupted: saved step {step}; start the same command again to continue',
-          file=sys.stderr,
-        )
+        print(f'interrupted: {kept}; start the same command again to continue', file=sys.stderr)
         return RESTART
       finally:
         loader.close()

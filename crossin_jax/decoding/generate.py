@@ -140,7 +140,7 @@ def generate(
   settings = lambda: _run_settings(input_path, source, sampling, tags)
   with (
     _local_output(output_path) as (local_path, check_lock),
-    interruption.StopSignal(),
+    interruption.StopSignal(at_once=True),
     journals.on_chief(local_path, output_path, settings) as journal,
   ):
     done = _finished_answers(journal, len(rows), sampling.samples)

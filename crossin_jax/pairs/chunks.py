@@ -96,7 +96,7 @@ class Chunks:
 
     if is_chief:
       progress.show(done, force=True)
-    with interruption.StopSignal():
+    with interruption.StopSignal(at_once=True):
       for number in (i for i in assigned if i in missing):
         interruption.check()
         if work is None:

@@ -175,6 +175,6 @@ def main(argv: list[str]) -> int:
   except ValueError as error:
     raise config.ConfigError(str(error)) from None
   parse_gin(args)
-  with interruption.StopSignal():
+  with interruption.StopSignal(at_once=True):
     result = plan(args, topologies)
   return command_line.finish(args, result, 0 if result['fits'] else 1)

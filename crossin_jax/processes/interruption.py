@@ -4,20 +4,28 @@ import signal
 import threading
 
 from crossin_jax.errors import Interrupted
-from crossin_jax.processes import distributed
+from crossin_jax.processes import distributed, signals
 
 _current: 'StopSignal | None' = None
 
 
 class StopSignal:
-  """Records SIGTERM and SIGINT inside its block; a second SIGINT raises KeyboardInterrupt."""
+  """Records SIGTERM and SIGINT inside its block; a second SIGINT raises KeyboardInterrupt.
 
-  def __init__(self):
+  Attributes:
+    at_once: nothing is lost if the process ends now: `signals.Watch` ends it where it does not
+      look at its signals for seconds, if it is alone.
+    promise: for the user, what is done before the process ends if not at once.
+  """
+
+  def __init__(self, at_once: bool = False, promise: str = ''):
+    self.at_once, self.promise = at_once, promise
     self._flag, self._notified, self._previous, self._outer = False, False, {}, None
 
   def __enter__(self):
     global _current  # signals are global as well
     self._outer, _current = _current, self
+    signals.current = self
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
         self._previous[number] = signal.signal(number, self._hear)
@@ -25,7 +33,7 @@ class StopSignal:
 
   def __exit__(self, *_):
     global _current
-    _current = self._outer
+    _current = signals.current = self._outer
     for number, handler in self._previous.items():
       signal.signal(number, handler)
 
@@ -33,6 +41,10 @@ class StopSignal:
     if self._flag and number == signal.SIGINT:
       raise KeyboardInterrupt
     self._flag = True
+
+  def may_end(self) -> bool:
+    """Whether nothing is lost if the process ends now."""
+    return self.at_once and distributed.call() is None
 
   def received(self) -> bool:
     """Whether this process received a signal."""

@@ -139,7 +139,7 @@ def run(
   progress = Progress(len(assigned), f'{kind} {os.path.basename(output_dir)}: chunk')
   progress.show(len(assigned) - len(todo), force=True)
   try:
-    with interruption.StopSignal():
+    with interruption.StopSignal(at_once=True):
       worker, started, done = None, time.monotonic(), 0
       for number, name in enumerate(todo):
         interruption.check()

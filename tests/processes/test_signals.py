@@ -1,0 +1,74 @@
+"""Signals while the main thread is in native code: the process ends within seconds, or says when."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from conftest import REPOSITORY
+import pytest
+
+from crossin_jax.processes.exit_status import FAILED, RESTART
+
+# A command whose main thread computes for minutes, as a compilation or a step does.
+SCRIPT = """
+import contextlib, sys
+import jax, jax.numpy as jnp
+from crossin_jax.processes import interruption, signals
+
+stage = {
+  'nothing to lose': interruption.StopSignal(at_once=True),
+  'a step that is saved': interruption.StopSignal(False, 'the step is finished first'),
+  'no stage': contextlib.nullcontext(),
+}[sys.argv[1]]
+compute = jax.jit(lambda x: jax.lax.fori_loop(0, 10**9, lambda i, x: jnp.sin(x) + 1e-3, x))
+with signals.Watch(lambda status: print('ends with', status, file=sys.stderr, flush=True)), stage:
+  print('ready', flush=True)
+  jax.block_until_ready(compute(jnp.ones(8)))
+"""
+
+
+def started(stage):
+  process = subprocess.Popen(
+    [sys.executable, '-c', SCRIPT, stage],
+    env=os.environ | {'PYTHONPATH': str(REPOSITORY), 'JAX_PLATFORMS': 'cpu'},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == 'ready\n'
+  time.sleep(1)  # now it computes
+  return process
+
+
+def ended(process):
+  try:
+    return process.communicate(timeout=20)[1]  # seconds; the computation takes minutes
+  finally:
+    process.kill()
+
+
+@pytest.mark.parametrize(
+  'stage, number, status',
+  [
+    ('nothing to lose', signal.SIGINT, RESTART),
+    ('nothing to lose', signal.SIGTERM, RESTART),
+    ('no stage', signal.SIGINT, FAILED),
+  ],
+)
+def test_it_ends_where_nothing_is_lost(stage, number, status):
+  process = started(stage)
+  process.send_signal(number)
+  assert f'ends with {status}' in ended(process) and process.returncode == status
+
+
+def test_a_step_is_awaited_and_the_second_ctrl_c_ends_at_once():
+  process = started('a step that is saved')
+  process.send_signal(signal.SIGINT)
+  time.sleep(4)
+  assert process.poll() is None
+  process.send_signal(signal.SIGINT)
+  said = ended(process)
+  assert 'the step is finished first; Ctrl-C again ends at once' in said
+  assert process.returncode == FAILED
