@@ -218,8 +218,8 @@ def main(argv: list[str]) -> int:
     done = pipeline.steps.run(_names(pipeline, args.command), args.redo)
   if args.command in ('run', 'export') and not done['export']['counts']['rows']:
     raise StepError(
-      f'no row is left in {pipeline.steps.folder("export")}: the counts of filter, generate and keep '
-      'above say where they went. Give more documents, or lower the levels of Filters and '
+      f'no row is left in {pipeline.steps.folder("export")}: the counts of filter, generate and '
+      'keep above say where they went. Give more documents, or lower the levels of Filters and '
       'XInstruction'
     )
   return command_line.finish(args, {name: manifest['counts'] for name, manifest in done.items()})
