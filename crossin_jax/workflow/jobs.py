@@ -14,6 +14,8 @@ import threading
 from crossin_jax.errors import CrossinError, Interrupted
 from crossin_jax.processes import exit_status
 
+PERIOD = 30.0  # seconds between two lines about a command that runs
+
 
 class StepFailed(CrossinError, RuntimeError):
   """A command failed; the message names its log, or stands below the command's own message."""
@@ -112,7 +114,7 @@ class Jobs:
         os.sched_setaffinity(process.pid, share)
         if self._stopped:  # `stop` was called since the check above
           process.send_signal(signal.SIGTERM)
-        status = process.wait()
+        status = self._wait(process, log)
         self._running.discard(process)
     finally:
       if cores is None:
@@ -123,6 +125,15 @@ class Jobs:
       raise StepFailed(
         f'step {log} failed with status {status}; its log {path} ends:\n{self.log_end(log)}'
       )
+
+  def _wait(self, process: subprocess.Popen, log: str) -> int:
+    """Waits for a command, and prints the last line of its log every `PERIOD` seconds."""
+    while True:
+      try:
+        return process.wait(timeout=PERIOD)
+      except subprocess.TimeoutExpired:
+        if line := self.log_end(log).rstrip().rpartition('\n')[2]:
+          print(f'{log}: {line}', file=sys.stderr, flush=True)
 
   def show(self, step: str, arguments: Sequence[str], answers: Sequence[int] = ()) -> dict:
     """Runs one command on every core, with its messages on the stderr of this process.

@@ -1,9 +1,11 @@
 """The engine that runs what is missing."""
 
+import sys
 import threading
 
 import pytest
 
+from crossin_jax.workflow import jobs as jobs_lib
 from crossin_jax.workflow.steps import Task, run_missing
 
 
@@ -58,3 +60,11 @@ def test_jobs_run_at_the_same_time_and_one_job_in_this_thread():
   here = Task('c', lambda: threads.append(threading.current_thread()), lambda: bool(threads))
   run_missing([here])
   assert threads == [threading.current_thread()]
+
+
+def test_a_long_command_is_heard_of(tmp_path, monkeypatch, capsys):
+  """The last line of its log, now and then."""
+  monkeypatch.setattr(jobs_lib, 'PERIOD'', 0.3)
+  script = 'import time; print("step 3/7", flush=True); time.sleep(1)'
+  jobs_lib.Jobs(str(tmp_path)).execute('reading', [sys.executable, '-c', script])
+  assert 'reading: step 3/7\n' in capsys.readouterr().err
