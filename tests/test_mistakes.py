@@ -7,7 +7,6 @@ import re
 import shlex
 
 from conftest import REPOSITORY
-from conftest import REPOSITORY
 import pytest
 import small_models
 

@@ -64,7 +64,7 @@ def test_jobs_run_at_the_same_time_and_one_job_in_this_thread():
 
 def test_a_long_command_is_heard_of(tmp_path, monkeypatch, capsys):
   """The last line of its log, now and then."""
-  monkeypatch.setattr(jobs_lib, 'PERIOD'', 0.3)
+  monkeypatch.setattr(jobs_lib, 'PERIOD', 0.3)
   script = 'import time; print("step 3/7", flush=True); time.sleep(1)'
   jobs_lib.Jobs(str(tmp_path)).execute('reading', [sys.executable, '-c', script])
   assert 'reading: step 3/7\n' in capsys.readouterr().err
