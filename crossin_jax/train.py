@@ -411,6 +411,11 @@ def _check_evaluation(evaluators, period: int, keeping, patience: int | None) ->
       f'CheckpointConfig.best_metric = {metric!r} is none of the numbers of the evaluators: '
       f'{", ".join(names)}'
     )
+  if metric is not None and keeping.best_mode is None:
+    raise TrainingError(
+      f'the name of CheckpointConfig.best_metric = {metric!r} does not say which values are best: '
+      "set CheckpointConfig.best_mode to 'min' or 'max'"
+    )
 
 
 def _must_be_equal(trained, partition, stream, total_steps: int) -> str:
@@ -426,12 +431,13 @@ def main(argv: list[str]) -> int:
   """The command line of `crossin train`."""
   args = run_flags.train_parser().parse_args(argv)
   config.parse(args)
-  run_directory.keep_names(config.resolve(config.bound('train.model_dir')))
+  model_dir = config.resolve(config.bound('train.model_dir'))
+  if model_dir is not None:
+    run_directory.keep_names(model_dir)
   distributed.initialize(args)
   status = train()
   last = {}
   if args.json:
-    model_dir = config.resolve(config.bound('train.model_dir'))
     for _, row in read_records(os.path.join(model_dir, 'metrics.jsonl')):
       last |= row
     last |= {'model_dir': model_dir, 'status': status}

@@ -385,7 +385,7 @@ def test_held_out_loss_is_checked_before_the_first_step(
 
 @pytest.mark.slow
 def test_an_evaluator_that_names_no_numbers_is_called_as_before(tiny_prepared, tmp_path):
-  bindings("CheckpointConfig.best_metric = 'fake/typo'")
+  bindings("CheckpointConfig.best_metric = 'fake/typo'\nCheckpointConfig.best_mode = 'min'")
   evaluator = lambda model, params, partition: [('fake/x', 1.0)]
   with pytest.raises(TrainingError, match="'fake/typo' is none of the evaluators' figures"):
     train(
@@ -403,7 +403,7 @@ def test_early_stopping_and_the_best_checkpoint(tiny_prepared, tmp_path):
     yield 'fake/x', seen[-1]
     yield 'fake/by_language', {'en': 1.0}
 
-  bindings("CheckpointConfig.best_metric = 'fake/x'")
+  bindings("CheckpointConfig.best_metric = 'fake/x'\nCheckpointConfig.best_mode = 'min'")
   gin.bind_parameter('CheckpointConfig.period', 2)
   gin.bind_parameter('CheckpointConfig.keep', 1)
   run = arguments(

@@ -107,8 +107,8 @@ def test_held_out_pairs_choose_the_best_checkpoint(mixture, start, tmp_path):
   bindings()  # without an evaluation nothing of them is needed
   assert train(**{**run, 'model_dir': str(tmp_path / 'one'), 'evaluation_period': 0}) == 0
   trained, *_ = lines(tmp_path / 'run')
-  found = [line for line in lines(tmp_path / 'run') if 'eval/heldout/loss' in line]
-  assert [line['step'] for line in found] == [4, 8]
+  before, *found = [line for line in lines(tmp_path / 'run') if 'eval/heldout/loss' in line]
+  assert before['step'] == 0 and [line['step'] for line in found] == [4, 8]
   names = {key.rpartition('/')[2] for key in found[0] if '/preference/' in key}
   assert names == {'loss', *trained['preference']}
   by_language = found[0]['eval/heldout/preference_by_language']

@@ -85,22 +85,13 @@ class CheckpointConfig:
     return bool(self.period) and step % self.period == 0
 
 
-def mode_of(metric: str) -> str:
-  """'min' or 'max', whichever is better of an evaluation figure.
+def mode_of(metric: str) -> str | None:
+  """'min' or 'max', whichever is better of an evaluation figure; None = its name does not say.
 
   mode_of('eval/heldout/loss') == 'min' and mode_of('eval/questions/ac3_3') == 'max'
-
-  Raises:
-    ValueError: its name does not say.
   """
   name = metric.rsplit('/', 1)[-1].lower()
-  for mode, words in _BETTER.items():
-    if re.search(words, name):
-      return mode
-  raise ValueError(
-    f'CheckpointConfig.best_metric = {metric!r} does not say which of its values is best: set '
-    "CheckpointConfig.best_mode to 'min' or 'max'"
-  )
+  return next((mode for mode, words in _BETTER.items() if re.search(words, name)), None)
 
 
 def to_tree(state: TrainState) -> dict:

@@ -427,5 +427,4 @@ def test_the_name_of_a_metric_says_what_is_best(metric, mode):
 
 
 def test_a_metric_whose_name_does_not_say_what_is_best():
-  with pytest.raises(ValueError, match="best_mode to 'min' or 'max'"):
-    CheckpointConfig(best_metric='eval/own/x')
+  assert CheckpointConfig(best_metric='eval/own/x').best_mode is None  # `train` refuses it

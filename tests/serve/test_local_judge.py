@@ -126,7 +126,7 @@ def test_a_judge_without_a_score_fails(server, files, tmp_path, capsys):
   found = json.loads(said.out.splitlines()[-1])
   unjudged = found['judges'][0]['overall']['unjudged']
   assert unjudged['no_reply'] == 0 and sum(unjudged.values()) == len(PAIRS)
-  assert 'No pair of a and b was judged.' in said.err
+  assert 'No pair of a and b was judged.' in said.out
 
 
 def test_a_prompt_that_does_not_fit_is_named(server, files, tmp_path, capsys):

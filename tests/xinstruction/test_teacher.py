@@ -277,7 +277,7 @@ def test_another_teacher_makes_its_steps_stale(undisturbed, material, capsys):
   # the URL is another
   assert states['generate'] == states['rate.0'] == 'stale' and states['filter'] == 'done'
   assert (
-    "'url': 'http://127.0.0.1:9/v1'" in said.err
+    "'url': 'http://127.0.0.1:9/v1'" in said.out
     and 'train-generator' not in states
     and 'rate.1' not in states
   )

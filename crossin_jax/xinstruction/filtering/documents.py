@@ -114,7 +114,8 @@ def find_files(paths: str | Sequence[str]) -> dict[str, str]:
   """
   files: dict[str, None] = {}
   for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
-    path = remote.fetched(hub_names.pinned(path)) if hub_names.is_name(path) else os.fspath(path)
+    path = os.fspath(path)
+    path = remote.fetched(hub_names.pinned(path)) if hub_names.is_name(path) else path
     if os.path.isfile(path):
       names = [path]
     elif os.path.isdir(path):
