@@ -106,7 +106,7 @@ def test_held_out_pairs_choose_the_best_checkpoint(mixture, start, tmp_path):
     train(**{**run, 'model_dir': str(tmp_path / 'none')})
   bindings()  # without an evaluation nothing of them is needed
   assert train(**{**run, 'model_dir': str(tmp_path / 'one'), 'evaluation_period': 0}) == 0
-  trained, *_ = lines(tmp_path / 'run')
+  trained, *_ = [line for line in lines(tmp_path / 'run') if 'preference' in line]
   before, *found = [line for line in lines(tmp_path / 'run') if 'eval/heldout/loss' in line]
   assert before['step'] == 0 and [line['step'] for line in found] == [4, 8]
   names = {key.rpartition('/')[2] for key in found[0] if '/preference/' in key}
