@@ -4,7 +4,7 @@ import os
 
 from crossin_jax.checkpoints.saved_model import SavedModel
 from crossin_jax.evaluation import results
-from crossin_jax.pages import page
+from crossin_jax.pages import page, words
 from crossin_jax.storage.files import read_json
 from crossin_jax.storage.records import read_records
 
@@ -41,7 +41,8 @@ def write(job) -> dict:
       for name, manifest in manifests.items()
     ],
   }
-  page.write(path, 'run.html.j2', values, number=lambda value: f'{value:,.4g}')
+  number = lambda value: f'{value:,.4g}'
+  page.write(path, 'run.html.j2', values, number=number, language=words.language_name)
   return {
     'page': path,
     'model_dir': job.folder('train'),
