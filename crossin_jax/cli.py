@@ -241,7 +241,10 @@ def main(argv: list[str] | None = None) -> int:
     print(f'crossin {argv[0]}: {str(error).split(_GIN_NOTE)[0]}', file=sys.stderr)
     return error.exit_status
   except KeyboardInterrupt:
-    return _say_interrupted(argv, FAILED)
+    status = _say_interrupted(argv, FAILED)
+    if is_process:  # the interpreter's own exit would wait for the step that XLA computes
+      signals.end(status)
+    return status
   except Exception as error:  # the last place to report it without a traceback
     return _failed(argv[0], config.of_call(error) or error)
   return _leave(status)

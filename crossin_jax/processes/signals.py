@@ -30,6 +30,15 @@ class Stage(Protocol):
 current: Stage | None = None
 
 
+def end(status: int) -> None:
+  """Ends the process and its workers now, without the clean-up of the interpreter."""
+  for child in multiprocessing.active_children():
+    child.kill()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
+
+
 class Watch:
   """Hears signals inside its block, in the main thread; elsewhere it does nothing."""
 
@@ -98,8 +107,4 @@ class Watch:
   def _end(self, status: int) -> None:
     if self.status is None:  # else it is said
       self._say(status)
-    for child in multiprocessing.active_children():
-      child.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    end(status)
