@@ -13,10 +13,11 @@ from crossin_jax.processes.exit_status import FAILED, RESTART
 
 # A command whose main thread computes for minutes, as a compilation or a step does.
 SCRIPT = """
-import contextlib, sys
+import contextlib, signal, sys
 import jax, jax.numpy as jnp
 from crossin_jax.processes import interruption, signals
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 stage = {
   'nothing to lose': interruption.StopSignal(at_once=True),
   'a step that is saved': interruption.StopSignal(False, 'the step is finished first'),
@@ -25,7 +26,7 @@ stage = {
 compute = jax.jit(lambda x: jax.lax.fori_loop(0, 10**9, lambda i, x: jnp.sin(x) + 1e-3, x))
 with signals.Watch(lambda status: print('ends with', status, file=sys.stderr, flush=True)), stage:
   print('ready', flush=True)
-  jax.block_until_ready(compute(jnp.ones(8)))
+  jax.block_until_ready(compute(jnp.ones(4096)))
 """
 
 
