@@ -23,10 +23,10 @@ stage = {
   'a step that is saved': interruption.StopSignal(False, 'the step is finished first'),
   'no stage': contextlib.nullcontext(),
 }[sys.argv[1]]
-compute = jax.jit(lambda x: jax.lax.fori_loop(0, 10**9, lambda i, x: jnp.sin(x) + 1e-3, x))
+compute = jax.jit(lambda x: jax.lax.fori_loop(0, 2 * 10**9, lambda i, x: jnp.sin(x) + 1e-3, x))
 with signals.Watch(lambda status: print('ends with', status, file=sys.stderr, flush=True)), stage:
   print('ready', flush=True)
-  jax.block_until_ready(compute(jnp.ones(4096)))
+  jax.block_until_ready(compute(jnp.ones(8)))
 """
 
 
