@@ -24,15 +24,20 @@ stage = {
   'no stage': contextlib.nullcontext(),
 }[sys.argv[1]]
 compute = jax.jit(lambda x: jax.lax.fori_loop(0, 2 * 10**9, lambda i, x: jnp.sin(x) + 1e-3, x))
-with signals.Watch(lambda status: print('ends with', status, file=sys.stderr, flush=True)), stage:
-  print('ready', flush=True)
-  jax.block_until_ready(compute(jnp.ones(8)))
+say = lambda status: print('ends with', status, file=sys.stderr, flush=True)
+try:
+  with signals.Watch(say), stage:
+    print('ready', flush=True)
+    jax.block_until_ready(compute(jnp.ones(int(sys.argv[2]))))
+except KeyboardInterrupt:  # as `cli.main`: the interpreter's own exit would wait for XLA
+  say(1)
+  signals.end(1)
 """
 
 
-def started(stage):
+def started(stage, size):
   process = subprocess.Popen(
-    [sys.executable, '-c', SCRIPT, stage],
+    [sys.executable, '-c', SCRIPT, stage, str(size)],
     env=os.environ | {'PYTHONPATH': str(REPOSITORY), 'JAX_PLATFORMS': 'cpu'},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -50,6 +55,11 @@ def ended(process):
     process.kill()
 
 
+# 8 numbers are computed while they are dispatched, 4,096 while the main thread waits for them.
+sizes = pytest.mark.parametrize('size', [8, 4096])
+
+
+@sizes
 @pytest.mark.parametrize(
   'stage, number, status',
   [
@@ -58,14 +68,15 @@ def ended(process):
     ('no stage', signal.SIGINT, FAILED),
   ],
 )
-def test_it_ends_where_nothing_is_lost(stage, number, status):
-  process = started(stage)
+def test_it_ends_where_nothing_is_lost(stage, number, status, size):
+  process = started(stage, size)
   process.send_signal(number)
   assert f'ends with {status}' in ended(process) and process.returncode == status
 
 
-def test_a_step_is_awaited_and_the_second_ctrl_c_ends_at_once():
-  process = started('a step that is saved')
+@sizes
+def test_a_step_is_awaited_and_the_second_ctrl_c_ends_at_once(size):
+  process = started('a step that is saved', size)
   process.send_signal(signal.SIGINT)
   time.sleep(4)
   assert process.poll() is None
